@@ -237,7 +237,7 @@ def _processor() -> str:
 
 
 def current_environment(*packages: str) -> Environment:
-    """Describe this machine and the versions of twoscale, torch, numpy and ``packages`` that are installed."""
+    """Describe this machine, and the installed versions of twoscale, torch, numpy and ``packages``."""
     versions = {}
     for package in ("twoscale", "torch", "numpy", *packages):
         try:
