@@ -1,0 +1,28 @@
+"""Named data sets as uint8 arrays in memory, checked by content hash; shuffling, batches, normalization.
+
+Nothing here needs torch, except that tensors may be given where arrays may.
+"""
+
+from twoscale.data.cache import cache_dir
+from twoscale.data.dataset import CIFAR10_MEAN, CIFAR10_STD, LAB_MEAN, LAB_STD, Dataset, Split
+from twoscale.data.pipeline import batches, epoch_order, normalize, random_crop_flip
+from twoscale.data.registry import Description, describe, fetch, load, names
+
+__all__ = [
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
+    "LAB_MEAN",
+    "LAB_STD",
+    "Dataset",
+    "Description",
+    "Split",
+    "batches",
+    "cache_dir",
+    "describe",
+    "epoch_order",
+    "fetch",
+    "load",
+    "names",
+    "normalize",
+    "random_crop_flip",
+]

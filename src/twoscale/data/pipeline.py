@@ -1,0 +1,200 @@
+"""From uint8 pixels to the network's input: order, batches, normalization, augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale.errors import ConfigurationError, DataError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["batches", "epoch_order", "normalize", "random_crop_flip"]
+
+_Images = TypeVar("_Images", NDArray[Any], "torch.Tensor")
+_Labels = TypeVar("_Labels", NDArray[Any], "torch.Tensor")
+
+
+@overload
+def normalize(
+    images: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]
+) -> NDArray[np.float32]: ...
+@overload
+def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor: ...
+def normalize(
+    images: NDArray[np.uint8] | torch.Tensor, mean: Sequence[float], std: Sequence[float]
+) -> NDArray[np.float32] | torch.Tensor:
+    """Return (images / 255 - mean) / std in float32, each of the three steps rounded once.
+
+    NumPy and torch, on whatever device, give the same bits (eager; a compiler may contract the steps).
+
+    Args:
+        images: uint8, (..., C, H, W).
+        mean: per channel, of pixels / 255.
+        std: per channel, of pixels / 255, positive.
+
+    Returns:
+        float32 of the same shape; of the same kind and on the same device as ``images``.
+
+    Raises:
+        DataError: the images are not uint8, or have another number of channels than mean and std.
+        ConfigurationError: an entry of std is not positive.
+    """
+    if not str(images.dtype).endswith("uint8") or images.ndim < 3:
+        raise DataError(f"normalize got {images.dtype}{tuple(images.shape)}, expected uint8 (..., C, H, W)")
+    if not images.shape[-3] == len(mean) == len(std):
+        raise DataError(
+            f"normalize got images of {images.shape[-3]} channels with {len(mean)} means and "
+            f"{len(std)} standard deviations, expected one of each per channel"
+        )
+    if not all(s > 0 for s in std):
+        raise ConfigurationError(f"std is {tuple(std)}: expected positive numbers")
+    if isinstance(images, np.ndarray):
+        x = images.astype(np.float32)
+        x /= np.float32(255)
+        x -= np.array(mean, np.float32)[:, None, None]
+        x /= np.array(std, np.float32)[:, None, None]
+        return x
+    return _normalize_torch(images, mean, std)
+
+
+def _normalize_torch(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    import torch
+
+    def per_channel(values: Sequence[float]) -> torch.Tensor:
+        # Filled on the device: a copy from the host would wait for it and could not be captured in a graph.
+        filled = [torch.full((1, 1), value, dtype=torch.float32, device=images.device) for value in values]
+        return torch.stack(filled)
+
+    # Divisors are tensors: by a plain number CUDA multiplies with the reciprocal, which rounds differently.
+    return images.float().div_(per_channel([255.0])).sub_(per_channel(mean)).div_(per_channel(std))
+
+
+def epoch_order(n: int, *, seed: int, epoch: int, shuffle: bool = True) -> NDArray[np.int64]:
+    """Return the order in which an epoch visits ``n`` samples.
+
+    It depends on (n, seed, epoch) only: sorting the raw 64-bit output of PCG64, which NumPy promises never
+    to change (NEP 19), unlike the permutations of its generators.
+
+    Args:
+        n: number of samples, at least 0.
+        seed: at least 0.
+        epoch: at least 0.
+        shuffle: False gives 0, 1, ..., n - 1.
+
+    Returns:
+        A permutation of 0..n-1.
+
+    Raises:
+        ConfigurationError: a negative argument.
+    """
+    if min(n, seed, epoch) < 0:
+        raise ConfigurationError(f"epoch_order got n={n}, seed={seed}, epoch={epoch}: none may be negative")
+    if not shuffle:
+        return np.arange(n, dtype=np.int64)
+    # The epoch as spawn key: as a second seed word, (5 + 7 * 2**32, 0) would be the same as (5, 7).
+    source = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(epoch,)))
+    return np.argsort(source.random_raw(n), kind="stable").astype(np.int64, copy=False)
+
+
+def batches(
+    images: _Images,
+    labels: _Labels,
+    batch_size: int,
+    order: NDArray[np.int64] | None = None,
+    drop_last: bool = False,
+) -> Iterator[tuple[_Images, _Labels]]:
+    """Give (images, labels) of at most ``batch_size`` samples at a time.
+
+    Args:
+        images: (N, ...), NumPy array or torch tensor on any device.
+        labels: (N,), likewise.
+        batch_size: at least 1.
+        order: which samples, in which order (``epoch_order``); None: all as they lie, without copying.
+        drop_last: leave out a last batch that is smaller.
+
+    Raises:
+        ConfigurationError: the batch size is less than 1.
+        DataError: not as many labels as images, or an order that points outside.
+    """
+    if batch_size < 1:
+        raise ConfigurationError(f"batch size {batch_size}: expected at least 1")
+    if len(images) != len(labels):
+        raise DataError(f"{len(images)} images with {len(labels)} labels: expected one label per image")
+    n = len(images)
+    if order is not None:
+        if len(order) and not 0 <= order.min() <= order.max() < n:
+            raise DataError(f"the order points at {order.min()}..{order.max()}, expected 0..{n - 1}")
+        n = len(order)
+    return _batches(images, labels, batch_size, order, n - n % batch_size if drop_last else n)
+
+
+def _batches(
+    images: _Images, labels: _Labels, batch_size: int, order: NDArray[np.int64] | None, stop: int
+) -> Iterator[tuple[_Images, _Labels]]:
+    image_order, label_order = _index_for(images, order), _index_for(labels, order)
+    for start in range(0, stop, batch_size):
+        here = slice(start, min(start + batch_size, stop))
+        if order is None:
+            yield images[here], labels[here]
+        else:
+            yield images[image_order[here]], labels[label_order[here]]
+
+
+def _index_for(values: object, order: NDArray[np.int64] | None) -> Any:
+    """Return ``order`` as an index that lies where ``values`` lie, so that it is copied there once."""
+    if order is None or isinstance(values, np.ndarray):
+        return order
+    import torch
+
+    assert isinstance(values, torch.Tensor)
+    return torch.from_numpy(order).to(values.device)
+
+
+def random_crop_flip(images_nchw: torch.Tensor, generator: torch.Generator, padding: int = 4) -> torch.Tensor:
+    """Shift each image by up to ``padding`` pixels and mirror half of them: the usual CIFAR augmentation.
+
+    As padding every side with 0, cropping to the old size at a random place, and flipping left to right with
+    probability 1/2, drawn for each image. 0 is black in uint8, the mean after normalization.
+
+    Args:
+        images_nchw: (N, C, H, W), uint8 or floating point, on any device.
+        generator: its state advances by the same draws whatever the device of the images, so that a CPU
+            generator gives the same augmentation everywhere.
+        padding: pixels on each side, at least 0.
+
+    Returns:
+        A new tensor like ``images_nchw``.
+
+    Raises:
+        ConfigurationError: padding is negative.
+        DataError: the images do not have four axes.
+    """
+    import torch
+
+    if padding < 0:
+        raise ConfigurationError(f"padding {padding}: expected at least 0")
+    if images_nchw.ndim != 4:
+        raise DataError(f"random_crop_flip got a shape of {tuple(images_nchw.shape)}, expected (N, C, H, W)")
+    n, channels, height, width = images_nchw.shape
+    device = images_nchw.device
+
+    def draw(stop: int) -> torch.Tensor:
+        drawn = torch.randint(stop, (n, 1), generator=generator, device=generator.device)
+        return drawn.to(device, non_blocking=True)
+
+    top, left, flip = draw(2 * padding + 1), draw(2 * padding + 1), draw(2)
+    row = torch.arange(height, device=device) + top
+    column = torch.arange(width, device=device)
+    column = torch.where(flip.bool(), width - 1 - column, column) + left
+    padded = torch.nn.functional.pad(images_nchw, (padding,) * 4)
+    return padded[
+        torch.arange(n, device=device)[:, None, None, None],
+        torch.arange(channels, device=device)[:, None, None],
+        row[:, None, :, None],
+        column[:, None, None, :],
+    ]

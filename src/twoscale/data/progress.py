@@ -1,0 +1,79 @@
+"""Progress on standard error, only where that is a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+__all__ = ["Bar", "Reporter"]
+
+
+class Bar:
+    """A download's bar with the four members that pooch drives: total, update, reset, close."""
+
+    def __init__(self, progress: Progress, description: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(description, total=None)
+
+    @property
+    def total(self) -> float | None:
+        """Bytes expected; None while unknown."""
+        return self._progress.tasks[self._progress.task_ids.index(self._task)].total
+
+    @total.setter
+    def total(self, value: float) -> None:
+        # A server that sends no length makes pooch report 0, which would draw as finished.
+        self._progress.update(self._task, total=value or None)
+
+    def update(self, n: int) -> None:
+        """Add ``n`` bytes."""
+        self._progress.advance(self._task, n)
+
+    def reset(self) -> None:
+        """Start again at 0."""
+        self._progress.update(self._task, completed=0)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._progress.remove_task(self._task)
+
+
+class Reporter:
+    """Draws what a fetch does; silent with ``enabled=False`` or where standard error is no terminal."""
+
+    def __init__(self, *, enabled: bool = True) -> None:
+        console = Console(stderr=True)
+        self._disable = not (enabled and console.is_terminal)
+        self._console = console
+
+    @contextlib.contextmanager
+    def downloading(self, description: str) -> Iterator[Bar]:
+        """Draw a bar of bytes while the block runs."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console, disable=self._disable, transient=True) as progress:
+            yield Bar(progress, description)
+
+    @contextlib.contextmanager
+    def working(self, description: str) -> Iterator[None]:
+        """Draw a spinner while the block runs."""
+        columns = (SpinnerColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=self._console, disable=self._disable, transient=True) as progress:
+            progress.add_task(description, total=None)
+            yield
