@@ -1,0 +1,125 @@
+"""The integer contract on Python integers: the definition that every executor is compared with.
+
+Equation numbers are those of docs/arithmetic.md. RNE(v) is the nearest integer, ties to even. Nothing here
+depends on an array library or on the machine: Python integers do not overflow.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+__all__ = [
+    "ADD_SHIFT",
+    "MULTIPLIER_LIMIT",
+    "REQUANTIZE_SHIFT",
+    "accumulate",
+    "accumulator_bound",
+    "add",
+    "clamp",
+    "float32",
+    "multiply",
+    "quantize_input",
+    "requantize",
+    "requantize_with_residual",
+    "rne_ratio",
+    "rne_shift",
+]
+
+REQUANTIZE_SHIFT = 16
+"""Requantization multipliers count 2**-16ths, equation (3)."""
+
+ADD_SHIFT = 14
+"""Multipliers of an addition count 2**-14ths, equation (7): every partial sum is then exact in float32."""
+
+MULTIPLIER_LIMIT = 1 << 24
+"""Multipliers are below 2**24, so that they are exact in float32."""
+
+
+def rne_shift(value: int, shift: int) -> int:
+    """Return RNE(value / 2**shift); ``shift`` ≥ 1."""
+    half = 1 << (shift - 1)
+    floor = value >> shift  # Python's shift rounds towards minus infinity
+    rest = value - (floor << shift)
+    return floor + (rest > half or (rest == half and floor & 1))
+
+
+def rne_ratio(numerator: int, denominator: int) -> int:
+    """Return RNE(numerator / denominator); ``denominator`` > 0."""
+    floor, rest = divmod(numerator, denominator)
+    return floor + (2 * rest > denominator or (2 * rest == denominator and floor & 1))
+
+
+def clamp(value: int, lo: int, hi: int) -> int:
+    """Return ``value`` saturated to [lo, hi]."""
+    return min(max(value, lo), hi)
+
+
+def float32(value: float) -> float:
+    """Return ``value`` rounded to the nearest float32 (ties to even)."""
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])
+
+
+def accumulate(q_x: Sequence[int], z_x: int, q_w: Sequence[int], bias: int) -> int:
+    """Return Σ (q_x − z_x)·q_w + bias, equation (2)."""
+    return sum((x - z_x) * w for x, w in zip(q_x, q_w, strict=True)) + bias
+
+
+def requantize(acc: int, multiplier: int, zero_point: int, lo: int, hi: int) -> int:
+    """Return clamp(z + RNE(acc · m / 2**16), lo, hi), equation (3)."""
+    return clamp(zero_point + rne_shift(acc * multiplier, REQUANTIZE_SHIFT), lo, hi)
+
+
+def add(
+    q_a: int,
+    z_a: int,
+    multiplier_a: int,
+    q_b: int,
+    z_b: int,
+    multiplier_b: int,
+    zero_point: int,
+    lo: int,
+    hi: int,
+) -> int:
+    """Return clamp(z + RNE(((q_a − z_a)·m_a + (q_b − z_b)·m_b) / 2**14), lo, hi), equation (7)."""
+    total = (q_a - z_a) * multiplier_a + (q_b - z_b) * multiplier_b
+    return clamp(zero_point + rne_shift(total, ADD_SHIFT), lo, hi)
+
+
+def requantize_with_residual(
+    acc: int,
+    multiplier: int,
+    q_s: int,
+    z_s: int,
+    multiplier_s: int,
+    zero_point: int,
+    lo: int,
+    hi: int,
+) -> int:
+    """Return clamp(z + RNE((acc·m + (q_s − z_s)·m_s) / 2**14), lo, hi), equation (7b)."""
+    total = acc * multiplier + (q_s - z_s) * multiplier_s
+    return clamp(zero_point + rne_shift(total, ADD_SHIFT), lo, hi)
+
+
+def multiply(q_a: int, z_a: int, q_b: int, z_b: int, multiplier: int, zero_point: int, lo: int, hi: int) -> int:
+    """Return the product of two activations: equation (3) with acc = (q_a − z_a)·(q_b − z_b)."""
+    return requantize((q_a - z_a) * (q_b - z_b), multiplier, zero_point, lo, hi)
+
+
+def quantize_input(value: float, scale: float, zero_point: int, lo: int, hi: int) -> int:
+    """Return clamp(RNE(fl(x / s)) + z, lo, hi) with an IEEE float32 division, equation (11).
+
+    Dividing in double and rounding to float32 gives the float32 quotient: 53 ≥ 2·24 + 2 bits
+    (Figueroa, "When is double rounding innocuous?", 1995).
+    """
+    quotient = float32(value) / float32(scale)
+    if quotient >= 2.0**31:  # beyond every clamp bound, and perhaps beyond float32
+        return hi
+    if quotient <= -(2.0**31):
+        return lo
+    return clamp(round(float32(quotient)) + zero_point, lo, hi)
+
+
+def accumulator_bound(weights: Sequence[int], bias: int, z_x: int, lo: int, hi: int) -> int:
+    """Return Σ|q_w|·max(z_x − lo, hi − z_x) + |bias|: no input gives a larger |accumulator|, equation (13)."""
+    return sum(abs(w) for w in weights) * max(z_x - lo, hi - z_x) + abs(bias)

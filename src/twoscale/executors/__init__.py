@@ -1,0 +1,90 @@
+"""Executors: each computes an integer network with one framework, and knows nothing of the others.
+
+An executor is made from a network and runs float images to integers. Adding one is one file with a class of
+this interface, and one line in ``EXECUTORS``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale.errors import ConfigurationError, UnknownNameError
+from twoscale.network.network import IntegerNetwork
+
+__all__ = ["EXECUTORS", "Executor", "check_images", "create", "run_logits"]
+
+EXECUTORS = {
+    "reference": "twoscale.executors.reference:ReferenceExecutor",
+    "torch": "twoscale.executors.torch:TorchExecutor",
+}
+
+
+class Executor(Protocol):
+    """What verify asks of an executor."""
+
+    name: str
+
+    def __init__(self, network: IntegerNetwork) -> None: ...
+
+    def run(self, images_nchw: NDArray[np.float32], keep: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+        """Compute a batch.
+
+        Args:
+            images_nchw: float32 images (N, C, H, W), normalized as the network was calibrated.
+            keep: layers whose integers to return; by default only the output's.
+
+        Returns:
+            Layer name to integers, (N, ...) in the dtype of the layer's spec.
+        """
+        ...
+
+
+def create(name: str, network: IntegerNetwork) -> Executor:
+    """Make the executor of that name.
+
+    Raises:
+        UnknownNameError: there is no such executor.
+        ExecutorError: it cannot run here, e.g. a package is missing.
+    """
+    if name not in EXECUTORS:
+        raise UnknownNameError("executor", name, EXECUTORS)
+    module, attribute = EXECUTORS[name].split(":")
+    executor: Executor = getattr(importlib.import_module(module), attribute)(network)
+    return executor
+
+
+def check_images(network: IntegerNetwork, images: Any) -> NDArray[np.float32]:
+    """Return images as a float32 array that fits the network.
+
+    Raises:
+        ConfigurationError: wrong shape, or NaN or infinity among the values.
+    """
+    array = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images, dtype=np.float32)
+    expected = network.input.output.shape
+    if array.ndim != 1 + len(expected) or array.shape[1:] != expected:
+        raise ConfigurationError(
+            f"{network.name} takes images of shape (N, {', '.join(map(str, expected))}), got {array.shape}"
+        )
+    if not np.isfinite(array).all():
+        bad = np.argwhere(~np.isfinite(array))
+        raise ConfigurationError(
+            f"the images hold {len(bad)} values that are NaN or infinite, the first in image {bad[0][0]}; "
+            "expected finite, normalized pixels"
+        )
+    return array
+
+
+def run_logits(network: IntegerNetwork, images: Any, executor: str = "reference") -> Any:
+    """Return float32 logits (N, classes) of images, as the kind of array the images are."""
+    array = check_images(network, images)
+    result = network.logits(create(executor, network).run(array)[network.output])
+    if hasattr(images, "detach"):
+        import torch
+
+        return torch.from_numpy(result).to(images.device)
+    return result

@@ -1,0 +1,724 @@
+"""nn.Module → FloatGraph, through torch.export in eval mode with a dynamic batch dimension.
+
+Every ATen operator that a FloatGraph can hold has one handler here, found by the operator's name. In-place
+forms (relu_, add_) share the handler of the plain one: after them the name of the changed tensor stands for
+the result, which is what the user's program sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from twoscale.errors import CaptureError, UnsupportedOperatorError
+from twoscale.graph.nodes import (
+    Add,
+    AveragePool2d,
+    ChannelAffine,
+    Clamp,
+    Concat,
+    Conv2d,
+    Elementwise,
+    FloatGraph,
+    Input,
+    Linear,
+    MaxPool2d,
+    Mul,
+    Node,
+    Pad,
+    Padding,
+    Permute,
+    Reshape,
+    Slice,
+)
+
+__all__ = ["capture", "supported_operators"]
+
+Handler = Callable[["_Capture", fx.Node, dict[str, Any]], None]
+_HANDLERS: dict[str, Handler] = {}
+
+# Operators that only compute shapes, or check them: their results are read from the exported metadata.
+_SHAPE_ONLY = ("sym_size", "_assert", "sym_constrain", "_check")
+
+
+def supported_operators() -> tuple[str, ...]:
+    """Names of the ATen operators that can be captured."""
+    return tuple(sorted(_HANDLERS))
+
+
+def _handles(*names: str) -> Callable[[Handler], Handler]:
+    def register(handler: Handler) -> Handler:
+        for name in names:
+            _HANDLERS[name] = handler
+        return handler
+
+    return register
+
+
+@contextlib.contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module into eval mode, and back: the user's model is left as it was."""
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in training:
+            module.training = was_training
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep torch.export's own warnings and logs away: what matters of them is in the error we raise."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def capture(model: nn.Module, example_nchw: torch.Tensor, *, name: str | None = None) -> FloatGraph:
+    """Capture an image classifier.
+
+    Args:
+        model: maps (N, C, H, W) float images to (N, classes) logits; its mode and weights are left alone.
+        example_nchw: a batch of one image or more; only its shape, type and device matter.
+        name: of the graph; the class's name by default.
+
+    Raises:
+        CaptureError: torch.export cannot follow the model, or it is no classifier of single images.
+        UnsupportedOperatorError: an operator has no integer form; names it and the user's line.
+    """
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"expected a torch.nn.Module, got {type(model).__name__}; pass the model itself")
+    if example_nchw.ndim != 4 or example_nchw.shape[0] < 1:
+        raise CaptureError(
+            f"expected a batch of images of shape (N, C, H, W), got {tuple(example_nchw.shape)}; "
+            "add the missing dimensions, e.g. images[None]"
+        )
+    parameter = next(model.parameters(), None)
+    device = parameter.device if parameter is not None else example_nchw.device
+    # Two images: torch.export takes a dimension of size 1 for a constant.
+    example = example_nchw[:1].to(device).float().expand(2, -1, -1, -1).contiguous()
+    with _in_eval_mode(model), torch.no_grad(), _quietly():
+        try:
+            exported = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        except Exception as error:  # torch.export raises many unrelated types
+            reason = str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
+            raise CaptureError(
+                f"torch.export cannot capture {type(model).__name__}: {reason}; the forward pass must be a fixed "
+                "sequence of tensor operations for any batch size (no branches on values, no Python state)"
+            ) from error
+    return _Capture(exported, name or type(model).__name__).graph()
+
+
+class _Capture:
+    """Walks an exported program once and collects the nodes."""
+
+    def __init__(self, exported: torch.export.ExportedProgram, name: str) -> None:
+        self.name = name
+        self.exported = exported
+        self.nodes: list[Node] = []
+        self.taken: set[str] = set()
+        self.tensors: dict[fx.Node, str] = {}  # activations: exported node → our node's name
+        self.constants: dict[fx.Node, torch.Tensor] = {}
+        self.batch: Any = None  # the symbol of the batch dimension
+
+    def graph(self) -> FloatGraph:
+        signature = self.exported.graph_signature
+        state = {**self.exported.state_dict, **self.exported.constants}
+        targets = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        for node in self.exported.graph.nodes:
+            if node.op == "placeholder":
+                if node.name in targets:
+                    self.constants[node] = state[targets[node.name]].detach()
+                else:
+                    self._input(node)
+            elif node.op == "get_attr":
+                self.constants[node] = getattr(self.exported.graph_module, str(node.target)).detach()
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                return FloatGraph(name=self.name, nodes=tuple(self.nodes), output=self._output(node))
+        raise CaptureError(f"{self.name} returns nothing; expected logits of shape (N, classes)")
+
+    def _input(self, node: fx.Node) -> None:
+        value = node.meta["val"]
+        self.batch = value.shape[0]
+        if isinstance(self.batch, int):
+            raise CaptureError(
+                f"{self.name} works only for a batch of {self.batch}; write the batch size as x.shape[0] or -1"
+            )
+        self.nodes.append(Input(name="input", inputs=(), shape=tuple(int(n) for n in value.shape[1:])))
+        self.taken.add("input")
+        self.tensors[node] = "input"
+
+    def _output(self, node: fx.Node) -> str:
+        (results,) = node.args
+        if not isinstance(results, (tuple, list)) or len(results) != 1:
+            raise CaptureError(f"{self.name} returns several values; expected one tensor of logits (N, classes)")
+        result = results[0]
+        if not isinstance(result, fx.Node) or result not in self.tensors:
+            raise CaptureError(f"{self.name} returns something that does not depend on the images")
+        name = self.tensors[result]
+        shape = next(n.shape for n in self.nodes if n.name == name)
+        if len(shape) != 1:
+            raise CaptureError(
+                f"{self.name} returns a tensor of shape (N, {', '.join(map(str, shape))}); expected logits (N, classes)"
+            )
+        return name
+
+    def _call(self, node: fx.Node) -> None:
+        if node in self.tensors:  # a part of a split, made with it
+            return
+        target = str(getattr(node.target, "_opname", None) or getattr(node.target, "__name__", node.target))
+        if target == "getitem":  # the first of several results is the tensor itself
+            source, index = node.args[0], node.args[1]
+            if isinstance(source, fx.Node) and source in self.tensors and index == 0:
+                self.tensors[node] = self.tensors[source]
+                return
+        if any(mark in target for mark in _SHAPE_ONLY) or not self._is_tensor(node):
+            return
+        inputs = [argument for argument in node.all_input_nodes if argument in self.tensors]
+        if not inputs:
+            self._fold_constant(node)
+            return
+        handler = _HANDLERS.get(target.rstrip("_"))
+        if handler is None:
+            raise UnsupportedOperatorError(
+                f"operator {node.target} at {self.source(node) or 'an unknown line'} has no integer form here; "
+                "replace it by supported operators (twoscale.graph.capture.supported_operators() lists them) "
+                "or move it out of the model"
+            )
+        handler(self, node, self._arguments(node))
+        if target.endswith("_") and node in self.tensors:
+            self.tensors[inputs[0]] = self.tensors[node]
+
+    @staticmethod
+    def _is_tensor(node: fx.Node) -> bool:
+        value = node.meta.get("val")
+        if isinstance(value, (tuple, list)):
+            value = value[0] if value else None
+        return isinstance(value, torch.Tensor)
+
+    def _fold_constant(self, node: fx.Node) -> None:
+        """Compute what depends on weights only (a weight that is normalized, masked or transposed)."""
+
+        def value(argument: Any) -> Any:
+            return self.constants[argument] if isinstance(argument, fx.Node) else argument
+
+        try:
+            with torch.no_grad():
+                self.constants[node] = node.target(  # type: ignore[operator]
+                    *fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value)
+                )
+        except KeyError:
+            raise CaptureError(
+                f"{node.target} at {self.source(node)} makes a tensor from the batch size; "
+                "expected every image to be computed alone"
+            ) from None
+
+    @staticmethod
+    def _arguments(node: fx.Node) -> dict[str, Any]:
+        """Name every argument as in the operator's schema, defaults included."""
+        values: dict[str, Any] = {}
+        for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+            if position < len(node.args):
+                values[argument.name] = node.args[position]
+            elif argument.name in node.kwargs:
+                values[argument.name] = node.kwargs[argument.name]
+            else:
+                values[argument.name] = argument.default_value
+        return values
+
+    # What handlers use.
+
+    def source(self, node: fx.Node) -> str:
+        """Return the user's line that made this node, as "file:line: code"."""
+        lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]
+        frames = [index for index, line in enumerate(lines) if line.startswith("File ")]
+        # The innermost frame outside torch: inside nn.Conv2d.forward nobody finds the line to change.
+        own = [index for index in frames if f"{os.sep}torch{os.sep}" not in lines[index]] or frames
+        if not own:
+            return ""
+        file, number, *_ = lines[own[-1]].removeprefix("File ").split(", ")
+        code = lines[own[-1] + 1] if own[-1] + 1 < len(lines) else ""
+        return f"{file.strip(chr(34))}:{number.removeprefix('line ')}: {code}"
+
+    def new_name(self, node: fx.Node) -> str:
+        """Return a name in the user's terms: the module's path, or the function's name under it."""
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        path, kind = stack[-1] if stack else ("", "")
+        path = str(path).removeprefix("L['self'].").removeprefix("L['self']")
+        kind = str(getattr(kind, "__name__", kind))
+        if not (kind.startswith("torch.nn.modules") and "container" not in kind):
+            # A function called in the forward of a user's module.
+            function = str(getattr(node.target, "_opname", node.name)).strip("_")
+            path = f"{path}.{function}" if path else function
+        name, count = path, 1
+        while name in self.taken:
+            count += 1
+            name = f"{path}_{count}"
+        self.taken.add(name)
+        return name
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Return the shape of the node's result without the batch."""
+        value = node.meta["val"]
+        value = value[0] if isinstance(value, (tuple, list)) else value
+        sizes = tuple(value.shape)
+        if not sizes or not self._is_batch(sizes[0]):
+            raise CaptureError(
+                f"{node.target} at {self.source(node)} mixes the images of a batch (result {sizes}); "
+                "expected the first dimension to stay the batch"
+            )
+        return tuple(int(n) for n in sizes[1:])
+
+    def _is_batch(self, size: Any) -> bool:
+        return not isinstance(size, int) and bool(str(size) == str(self.batch))
+
+    def input(self, argument: Any) -> str:
+        """Return the name of an argument that must be an activation."""
+        if isinstance(argument, fx.Node) and argument in self.tensors:
+            return self.tensors[argument]
+        raise CaptureError(f"expected an activation, got a constant or a number: {argument}")
+
+    def is_activation(self, argument: Any) -> bool:
+        """Tell whether an argument depends on the images."""
+        return isinstance(argument, fx.Node) and argument in self.tensors
+
+    def array(self, argument: Any) -> NDArray[np.float32] | None:
+        """Return a constant argument as a float32 array; None stays None."""
+        if argument is None:
+            return None
+        tensor = self.constants[argument] if isinstance(argument, fx.Node) else torch.as_tensor(argument)
+        array = tensor.detach().cpu().to(torch.float32).numpy().copy()
+        if not np.isfinite(array).all():
+            count = int((~np.isfinite(array)).sum())
+            raise CaptureError(
+                f"{getattr(argument, 'name', 'a constant')} has {count} values that are NaN or infinite; "
+                "retrain, or load a checkpoint that is whole"
+            )
+        return np.asarray(array, dtype=np.float32)
+
+    def input_shape(self, argument: fx.Node) -> tuple[int, ...]:
+        """Return the shape of an activation argument without the batch."""
+        name = self.tensors[argument]
+        return next(node.shape for node in self.nodes if node.name == name)
+
+    def add(self, node: fx.Node, made: Node) -> None:
+        """Append a node and let the exported node's name stand for it."""
+        self.nodes.append(made)
+        self.tensors[node] = made.name
+
+    def same(self, node: fx.Node, argument: Any) -> None:
+        """Let a node stand for its argument: it changes nothing in eval mode."""
+        self.tensors[node] = self.input(argument)
+
+    def common(self, node: fx.Node, *inputs: Any) -> dict[str, Any]:
+        """Return the fields that every node has."""
+        return {
+            "name": self.new_name(node),
+            "inputs": tuple(self.input(argument) for argument in inputs),
+            "shape": self.shape(node),
+            "source": self.source(node),
+        }
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    values = [int(v) for v in value] if isinstance(value, (list, tuple)) else [int(value)]
+    return (values[0], values[-1])
+
+
+def _symmetric(padding: tuple[int, int]) -> Padding:
+    return (padding[0], padding[1], padding[0], padding[1])
+
+
+def _unsupported(c: _Capture, node: fx.Node, what: str, remedy: str) -> UnsupportedOperatorError:
+    return UnsupportedOperatorError(f"{node.target} at {c.source(node)}: {what} has no integer form here; {remedy}")
+
+
+@_handles("conv2d", "convolution")
+def _conv2d(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    weight = c.array(a["weight"])
+    if weight is None or c.is_activation(a["weight"]) or weight.ndim != 4 or a.get("transposed"):
+        raise _unsupported(c, node, "a transposed or one-dimensional convolution", "use Conv2d")
+    bias = c.array(a["bias"])
+    stride, dilation = _pair(a["stride"]), _pair(a["dilation"])
+    if a["padding"] == "valid":
+        padding = (0, 0, 0, 0)
+    elif a["padding"] == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        padding = (total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2)
+    else:
+        padding = _symmetric(_pair(a["padding"]))
+    c.add(
+        node,
+        Conv2d(
+            **c.common(node, a["input"]),
+            weight_oihw=weight,
+            bias_o=np.zeros(weight.shape[0], np.float32) if bias is None else bias,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=int(a["groups"]),
+        ),
+    )
+
+
+@_handles("linear")
+def _linear(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    weight, bias = c.array(a["weight"]), c.array(a["bias"])
+    assert weight is not None
+    if len(c.input_shape(a["input"])) != 1:
+        raise _unsupported(c, node, "a linear layer on more than one dimension", "flatten first, or use a 1x1 Conv2d")
+    c.add(
+        node,
+        Linear(
+            **c.common(node, a["input"]),
+            weight_oi=weight,
+            bias_o=np.zeros(weight.shape[0], np.float32) if bias is None else bias,
+        ),
+    )
+
+
+@_handles("batch_norm", "_native_batch_norm_legit_no_training")
+def _batch_norm(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    mean, variance = c.array(a["running_mean"]), c.array(a["running_var"])
+    if mean is None or variance is None:
+        raise _unsupported(c, node, "a batch norm without running statistics", "set track_running_stats=True")
+    gamma, beta = c.array(a["weight"]), c.array(a["bias"])
+    # float64: folding must not add error of its own.
+    scale = 1.0 / np.sqrt(variance.astype(np.float64) + float(a["eps"]))
+    if gamma is not None:
+        scale = scale * gamma
+    shift = -mean * scale if beta is None else beta - mean * scale
+    c.add(
+        node,
+        ChannelAffine(
+            **c.common(node, a["input"]),
+            scale_c=scale.astype(np.float32),
+            shift_c=shift.astype(np.float32),
+        ),
+    )
+
+
+@_handles("relu")
+def _relu(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    c.add(node, Clamp(**c.common(node, a["self"]), bounds=(0.0, math.inf)))
+
+
+@_handles("relu6")
+def _relu6(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    c.add(node, Clamp(**c.common(node, a["self"]), bounds=(0.0, 6.0)))
+
+
+@_handles("hardtanh", "clamp", "clamp_min", "clamp_max")
+def _clamp(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    lo = a.get("min_val", a.get("min"))
+    hi = a.get("max_val", a.get("max"))
+    if isinstance(lo, fx.Node) or isinstance(hi, fx.Node):
+        raise _unsupported(c, node, "a clamp with tensor bounds", "use numbers")
+    bounds = (-math.inf if lo is None else float(lo), math.inf if hi is None else float(hi))
+    c.add(node, Clamp(**c.common(node, a["self"]), bounds=bounds))
+
+
+def _binary(c: _Capture, node: fx.Node, a: dict[str, Any], kind: type[Add] | type[Mul]) -> None:
+    left, right = a["self"], a["other"]
+    if not c.is_activation(left):
+        left, right = right, left
+    if not c.is_activation(right):
+        _affine_by_constant(c, node, left, right, kind, a)
+        return
+    if a.get("alpha", 1) != 1:
+        raise _unsupported(c, node, "a sum with alpha", "multiply before adding")
+    if kind is Add and c.input_shape(left) != c.input_shape(right):
+        raise _unsupported(c, node, "a sum of tensors of different shapes", "make the shapes equal")
+    c.add(node, kind(**c.common(node, left, right)))
+
+
+def _affine_by_constant(
+    c: _Capture, node: fx.Node, left: fx.Node, constant: Any, kind: type[Add] | type[Mul], a: dict[str, Any]
+) -> None:
+    """x + c and x · c with a number or one value a channel are an affine map per channel."""
+    value = c.array(constant)
+    assert value is not None
+    shape = c.input_shape(left)
+    channels = shape[0]
+    full = (1,) * (1 + len(shape) - value.ndim) + value.shape
+    if len(full) != 1 + len(shape) or any(n != 1 for i, n in enumerate(full) if i != 1) or full[1] not in (1, channels):
+        raise _unsupported(c, node, f"a constant of shape {value.shape}", "use one value, or one a channel")
+    per_channel = np.broadcast_to(value.reshape(-1), (channels,)).astype(np.float32)
+    if kind is Add:
+        scale, shift = np.ones(channels, np.float32), per_channel * np.float32(a.get("alpha", 1))
+    else:
+        scale, shift = per_channel, np.zeros(channels, np.float32)
+    c.add(node, ChannelAffine(**c.common(node, left), scale_c=scale, shift_c=shift))
+
+
+@_handles("add")
+def _add(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    _binary(c, node, a, Add)
+
+
+@_handles("mul")
+def _mul(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    _binary(c, node, a, Mul)
+
+
+@_handles("sub")
+def _sub(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    value = None if c.is_activation(a["other"]) else c.array(a["other"])
+    if value is None or not c.is_activation(a["self"]):
+        raise _unsupported(c, node, "a difference of activations", "write it as a sum")
+    _affine_by_constant(c, node, a["self"], -value * np.float32(a.get("alpha", 1)), Add, {"alpha": 1})
+
+
+@_handles("div")
+def _div(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    value = None if c.is_activation(a["other"]) else c.array(a["other"])
+    if value is None or not c.is_activation(a["self"]) or a.get("rounding_mode"):
+        raise _unsupported(c, node, "a quotient of activations", "divide by a constant")
+    _affine_by_constant(c, node, a["self"], np.float32(1) / value, Mul, a)
+
+
+@_handles("cat", "concat")
+def _cat(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    tensors = a["tensors"]
+    axis = _axis(c, node, a["dim"])
+    c.add(node, Concat(**c.common(node, *tensors), axis=axis))
+
+
+def _axis(c: _Capture, node: fx.Node, dim: Any) -> int:
+    rank = len(node.meta["val"].shape)
+    axis = int(dim) % rank
+    if axis == 0:
+        raise CaptureError(f"{node.target} at {c.source(node)} works along the batch; expected images to stay apart")
+    return axis - 1
+
+
+@_handles("max_pool2d", "max_pool2d_with_indices")
+def _max_pool2d(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    kernel = _pair(a["kernel_size"])
+    stride = _pair(a["stride"]) if a["stride"] else kernel
+    padding = _symmetric(_pair(a["padding"]))
+    fields = c.common(node, a["self"])
+    if a["ceil_mode"]:
+        padding = _ceil_padding(
+            c.input_shape(a["self"]), fields["shape"], kernel, stride, padding, _pair(a["dilation"])
+        )
+    c.add(
+        node,
+        MaxPool2d(**fields, kernel=kernel, stride=stride, padding=padding, dilation=_pair(a["dilation"])),
+    )
+
+
+def _ceil_padding(
+    shape: tuple[int, ...],
+    out: tuple[int, ...],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: Padding,
+    dilation: tuple[int, int] = (1, 1),
+) -> Padding:
+    """Return the padding that gives ceil mode's output size without it."""
+    more = [
+        max(
+            0,
+            (out[i + 1] - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1 - shape[i + 1] - 2 * padding[i],
+        )
+        for i in (0, 1)
+    ]
+    return (padding[0], padding[1], padding[0] + more[0], padding[1] + more[1])
+
+
+@_handles("avg_pool2d")
+def _avg_pool2d(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    kernel = _pair(a["kernel_size"])
+    stride = _pair(a["stride"]) if a["stride"] else kernel
+    padding = _pair(a["padding"])
+    fields = c.common(node, a["self"])
+    if a["divisor_override"] or (any(padding) and not a["count_include_pad"]):
+        raise _unsupported(
+            c, node, "an average pool whose divisor varies or is overridden", "use count_include_pad=True"
+        )
+    if a["ceil_mode"] and any(
+        (fields["shape"][i + 1] - 1) * stride[i] + kernel[i] > c.input_shape(a["self"])[i + 1] + 2 * padding[i]
+        for i in (0, 1)
+    ):
+        raise _unsupported(c, node, "an average pool in ceil mode with partial windows", "use ceil_mode=False")
+    c.add(node, AveragePool2d(**fields, kernel=kernel, stride=stride, padding=_symmetric(padding)))
+
+
+@_handles("adaptive_avg_pool2d", "_adaptive_avg_pool2d")
+def _adaptive_avg_pool2d(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    kernel = _adaptive_kernel(c, node, a["self"])
+    c.add(node, AveragePool2d(**c.common(node, a["self"]), kernel=kernel, stride=kernel))
+
+
+@_handles("adaptive_max_pool2d")
+def _adaptive_max_pool2d(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    kernel = _adaptive_kernel(c, node, a["self"])
+    c.add(node, MaxPool2d(**c.common(node, a["self"]), kernel=kernel, stride=kernel))
+
+
+def _adaptive_kernel(c: _Capture, node: fx.Node, argument: fx.Node) -> tuple[int, int]:
+    (_, h, w), (_, out_h, out_w) = c.input_shape(argument), c.shape(node)
+    if h % out_h or w % out_w:
+        raise _unsupported(
+            c, node, f"adaptive pooling of {h}x{w} to {out_h}x{out_w}", "choose sizes that divide evenly"
+        )
+    return (h // out_h, w // out_w)
+
+
+@_handles("mean")
+def _mean(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    shape = c.input_shape(a["self"])
+    dims = sorted(int(d) % (1 + len(shape)) for d in (a.get("dim") or ()))
+    if len(shape) != 3 or dims != [2, 3]:
+        raise _unsupported(c, node, f"a mean over dimensions {a.get('dim')}", "take the mean over height and width")
+    kernel = (shape[1], shape[2])
+    fields = c.common(node, a["self"])
+    pooled = (shape[0], 1, 1)
+    if fields["shape"] == pooled:
+        c.add(node, AveragePool2d(**fields, kernel=kernel, stride=kernel))
+        return
+    pool = AveragePool2d(**{**fields, "shape": pooled}, kernel=kernel, stride=kernel)
+    c.add(node, pool)
+    name = f"{pool.name}.flatten"
+    c.taken.add(name)
+    c.add(node, Reshape(name=name, inputs=(pool.name,), shape=fields["shape"], source=pool.source))
+
+
+@_handles("view", "_unsafe_view", "reshape", "flatten", "unsqueeze", "squeeze", "unflatten")
+def _reshape(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    argument = a["self"]
+    if c.shape(node) == c.input_shape(argument):
+        c.same(node, argument)
+        return
+    c.add(node, Reshape(**c.common(node, argument)))
+
+
+@_handles("permute", "transpose")
+def _permute(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    rank = 1 + len(c.input_shape(a["self"]))
+    if "dims" in a:
+        order = [int(d) % rank for d in a["dims"]]
+    else:
+        order = list(range(rank))
+        i, j = int(a["dim0"]) % rank, int(a["dim1"]) % rank
+        order[i], order[j] = order[j], order[i]
+    if order[0] != 0:
+        raise CaptureError(
+            f"{node.target} at {c.source(node)} moves the batch; expected it to stay the first dimension"
+        )
+    c.add(node, Permute(**c.common(node, a["self"]), axes=tuple(d - 1 for d in order[1:])))
+
+
+@_handles("slice")
+def _slice(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    shape = c.input_shape(a["self"])
+    dim = int(a["dim"]) % (1 + len(shape))
+    if c.shape(node) == shape and int(a["step"]) == 1:
+        c.same(node, a["self"])
+        return
+    axis = _axis(c, node, dim)
+    start, stop, step = slice(a["start"], a["end"], a["step"]).indices(shape[axis])
+    c.add(node, Slice(**c.common(node, a["self"]), axis=axis, start=start, stop=stop, step=step))
+
+
+@_handles("select")
+def _select(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    raise _unsupported(c, node, "taking one index of a dimension", "slice with start:stop, then flatten")
+
+
+@_handles("chunk", "split", "split_with_sizes")
+def _split(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    """Each part that is read is a slice of the whole."""
+    parts = node.meta["val"]
+    rank = 1 + len(c.input_shape(a["self"]))
+    dim = int(a["dim"]) % rank
+    if dim == 0:
+        raise CaptureError(f"{node.target} at {c.source(node)} splits the batch; expected images to stay apart")
+    starts = np.cumsum([0, *(int(part.shape[dim]) for part in parts)])
+    for user in list(node.users):
+        index = int(user.args[1])  # type: ignore[arg-type]
+        made = Slice(
+            **c.common(user, a["self"]),
+            axis=dim - 1,
+            start=int(starts[index]),
+            stop=int(starts[index + 1]),
+            step=1,
+        )
+        c.add(user, made)
+
+
+@_handles("pad", "constant_pad_nd")
+def _pad(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    if a.get("mode", "constant") != "constant" or float(a.get("value") or 0.0) != 0.0:
+        raise _unsupported(c, node, "padding with anything but zeros", "pad with zeros")
+    argument = a["self"] if "self" in a else a["input"]
+    rank = len(c.input_shape(argument))
+    flat = [int(n) for n in a["pad"]]
+    widths = [(0, 0)] * rank
+    for i in range(len(flat) // 2):  # torch lists the last dimension first
+        if i >= rank and (flat[2 * i] or flat[2 * i + 1]):
+            raise CaptureError(f"{node.target} at {c.source(node)} pads the batch; expected images to stay apart")
+        widths[rank - 1 - i] = (flat[2 * i], flat[2 * i + 1])
+    if any(n < 0 for pair in widths for n in pair):
+        raise _unsupported(c, node, "negative padding", "slice instead")
+    c.add(node, Pad(**c.common(node, argument), widths=tuple(widths)))
+
+
+@_handles(
+    "dropout", "dropout2d", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout",
+    "contiguous", "clone", "identity", "detach", "alias", "lift_fresh_copy",
+)  # fmt: skip
+def _identity(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    c.same(node, a["self"] if "self" in a else a["input"])
+
+
+@_handles("_to_copy", "to", "type_as")
+def _to(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    value = node.meta["val"]
+    if value.dtype != torch.float32:
+        raise _unsupported(c, node, f"a conversion to {value.dtype}", "keep the model in float32")
+    c.same(node, a["self"])
+
+
+def _function(name: str, parameter: str | None = None) -> Handler:
+    def handler(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+        parameters = () if parameter is None else (float(a[parameter]),)
+        c.add(node, Elementwise(**c.common(node, a["self"]), function=name, parameters=parameters))
+
+    return handler
+
+
+for _name in ("sigmoid", "hardsigmoid", "hardswish", "silu", "tanh"):
+    _HANDLERS[_name] = _function(_name)
+_HANDLERS["leaky_relu"] = _function("leaky_relu", "negative_slope")
+_HANDLERS["elu"] = _function("elu", "alpha")
+
+
+@_handles("gelu")
+def _gelu(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    function = "gelu_tanh" if a.get("approximate") == "tanh" else "gelu"
+    c.add(node, Elementwise(**c.common(node, a["self"]), function=function))

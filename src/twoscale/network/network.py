@@ -1,0 +1,202 @@
+"""IntegerNetwork: layers in order, what they promise, and the bounds that prove it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale.errors import QuantizationError
+from twoscale.network import layers as n
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["AccumulatorBound", "IntegerNetwork"]
+
+
+@dataclass(frozen=True)
+class AccumulatorBound:
+    """What is proved about one layer's accumulators from its weights, equation (13)."""
+
+    layer: str
+    bound: int
+    """Largest |accumulator| over channels."""
+    float32_exact: bool
+    """Below 2**24: a float32 convolution on these integers is exact in any order of summation."""
+    pair_saturation_safe: bool
+    """|w0| + |w1| ≤ 128 for all neighbours in memory order: 16-bit pair sums (vpmaddubsw) cannot saturate."""
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerNetwork:
+    """An image classifier of integers: 8-bit activations and weights, 32-bit biases and accumulators.
+
+    Called with float32 images (N, C, H, W), NumPy or torch, it returns float32 logits (N, classes), computed
+    by the NumPy reference. The first layer is QuantizeInput; the output is ``output``'s integers times its
+    scale, equation (12).
+    """
+
+    name: str
+    layers: tuple[n.Layer, ...]
+    output: str
+    scheme: str = "default"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Where it comes from: plain values that survive JSON."""
+
+    def __post_init__(self) -> None:
+        """Check what every executor relies on.
+
+        Raises:
+            QuantizationError: an accumulator could overflow int32, or tensors do not fit together.
+        """
+        self._check()
+
+    def __iter__(self) -> Iterator[n.Layer]:
+        return iter(self.layers)
+
+    def __getitem__(self, name: str) -> n.Layer:
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, n.Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    @property
+    def input(self) -> n.Layer:
+        """The layer that quantizes the images."""
+        return self.layers[0]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self[self.output].output.shape[0]
+
+    def spec(self, name: str) -> n.TensorSpec:
+        """Return how the named tensor is quantized."""
+        return self._by_name[name].output
+
+    @cached_property
+    def on_grid(self) -> bool:
+        """Whether every multiplier is a whole number of 2**-16ths (additions: 2**-14ths), equation (4).
+
+        Then every executor gives the same integers; off the grid, verify measures how many differ.
+        """
+        return all(m.shift is not None for layer in self.layers for m in multipliers(layer)) and all(
+            layer.output.zero_point % 2 == 0 for layer in self.layers
+        )
+
+    @cached_property
+    def bounds(self) -> tuple[AccumulatorBound, ...]:
+        """Bounds of every layer with weights, equation (13)."""
+        found = []
+        for layer in self.layers:
+            if isinstance(layer, n.Accumulating):
+                bound = int(layer.partial_bound(self.spec(layer.inputs[0])).max(initial=0))
+                found.append(AccumulatorBound(layer.name, bound, bound < 2**24, _pairs_are_safe(layer.weight)))
+        return tuple(found)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights and biases."""
+        return sum(
+            layer.weight.size + int(np.count_nonzero(layer.bias_o))
+            for layer in self.layers
+            if isinstance(layer, n.Accumulating)
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides the output bits, as 64 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for layer in self.layers:
+            for attribute in dataclasses.fields(layer):
+                _feed(digest.update, getattr(layer, attribute.name))
+        digest.update(self.output.encode())
+        return digest.hexdigest()
+
+    def logits(self, integers: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the real logits of output integers, (N, classes): scale · (q − z)."""
+        spec = self.spec(self.output)
+        return ((integers.astype(np.float64) - spec.zero_point) * spec.scale).astype(np.float32)
+
+    def __call__(self, images_nchw: Any) -> Any:
+        """Return the logits of float images; the same kind of array comes back (NumPy or torch)."""
+        from twoscale.executors import run_logits
+
+        return run_logits(self, images_nchw)
+
+    def save(self, path: str | Path) -> None:
+        """Write the network as an ONNX file of standard integer operators, all of it or nothing."""
+        from twoscale.network.onnx_file import save
+
+        save(self, Path(path))
+
+    def _repr_html_(self) -> str:
+        from twoscale.report.notebook import network_html
+
+        return str(network_html(self))
+
+    def _check(self) -> None:
+        seen: set[str] = set()
+        for layer in self.layers:
+            for name in layer.inputs:
+                if name not in seen:
+                    raise QuantizationError(f"layer {layer.name} reads {name}, which no earlier layer makes")
+            if layer.name in seen:
+                raise QuantizationError(f"two layers are named {layer.name}; names must differ")
+            seen.add(layer.name)
+            spec = layer.output
+            if not (spec.lo <= spec.zero_point <= spec.hi and np.isfinite(spec.scale) and spec.scale > 0):
+                raise QuantizationError(
+                    f"layer {layer.name}: scale {spec.scale} and zero point {spec.zero_point} in "
+                    f"[{spec.lo}, {spec.hi}] cannot represent zero; expected a positive scale and lo ≤ zero ≤ hi"
+                )
+            if isinstance(layer, n.Accumulating):
+                bounds = layer.partial_bound(self.spec(layer.inputs[0]))
+                worst = int(bounds.argmax())
+                if bounds[worst] >= 2**31:
+                    raise QuantizationError(
+                        f"layer {layer.name}, channel {worst}: accumulators can reach {bounds[worst]}, beyond int32; "
+                        "use fewer weight bits there, or split the layer"
+                    )
+        if self.output not in seen:
+            raise QuantizationError(f"the output {self.output} is made by no layer")
+
+
+def multipliers(layer: n.Layer) -> tuple[n.Multiplier, ...]:
+    """Return every multiplier of a layer."""
+    found: list[n.Multiplier] = []
+    for attribute in dataclasses.fields(layer):
+        value = getattr(layer, attribute.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, n.Multiplier):
+                found.append(item)
+    return tuple(found)
+
+
+def _pairs_are_safe(weight: NDArray[np.int8]) -> bool:
+    flat = np.abs(weight.astype(np.int64)).reshape(weight.shape[0], -1)
+    pairs = flat[:, : flat.shape[1] // 2 * 2].reshape(flat.shape[0], -1, 2).sum(2)
+    return bool(pairs.max(initial=0) <= 128)
+
+
+def _feed(update: Callable[[bytes], None], value: Any) -> None:
+    """Hash a value with its type and shape, so that neighbours cannot be confused."""
+    if isinstance(value, np.ndarray):
+        update(f"{value.dtype.str}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, n.Multiplier):
+        update(f"m{value.shift}".encode() + value.values.astype("<f4").tobytes())
+    elif isinstance(value, tuple):
+        update(f"({len(value)}".encode())
+        for item in value:
+            _feed(update, item)
+    else:
+        update(repr(value).encode() + b";")
