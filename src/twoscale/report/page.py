@@ -1,0 +1,368 @@
+"""The page of the lab: its sections in the order of the lab's questions, and the files they become."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+
+from twoscale.files import write_text
+from twoscale.records import LabNetwork, LabResults, StageResult
+from twoscale.report import findings, plots, tables
+from twoscale.report.numbers import count, joined
+from twoscale.report.svg import DARK, LIGHT, Drawing, palette_variables, style_rules
+
+__all__ = ["render_report", "stages_html", "write_plots", "write_report"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with the name of its file, without the ending."""
+
+    name: str
+    drawing: Drawing
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Part of a section: findings, charts and tables that belong together."""
+
+    title: str = ""
+    findings: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[tables.Table] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question of the lab: how to read the answer, then the answer."""
+
+    id: str
+    title: str
+    intro: Sequence[str]
+    groups: Sequence[Group]
+    lead: str = ""
+    """The answer in a sentence, above everything else."""
+    findings: Sequence[str] = ()
+
+
+def render_report(results: LabResults) -> str:
+    """Return the self-contained page of ``results``: no scripts, no requests, light and dark."""
+    return (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            title=f"twoscale lab: {results.data}",
+            subtitle=(
+                f"{joined(network.name for network in results.networks) if results.networks else 'No network'}, "
+                f"from float to 8-bit integers, on {count(results.test_samples)} test images"
+            ),
+            sections=_sections(results),
+            date=results.environment.date,
+            version=results.environment.versions.get("twoscale", ""),
+            light=Markup(palette_variables(LIGHT)),
+            dark=Markup(palette_variables(DARK)),
+            plot_rules=Markup(style_rules({name: f"var(--{name})" for name in LIGHT})),
+        )
+    )
+
+
+def write_plots(results: LabResults, folder: Path) -> tuple[Path, ...]:
+    """Write every chart of the page into ``folder`` as an SVG file; return the paths in page order.
+
+    Raises:
+        TwoscaleError: the folder cannot be written.
+    """
+    paths = []
+    for figure in _figures(_sections(results)):
+        path = folder / f"{figure.name}.svg"
+        write_text(path, figure.drawing.standalone())
+        paths.append(path)
+    return tuple(paths)
+
+
+def write_report(results: LabResults, out: Path) -> tuple[Path, ...]:
+    """Write ``out``/report.html and ``out``/plots/*.svg; return the paths, the page first.
+
+    Raises:
+        TwoscaleError: the folder cannot be written; each file is whole or is not there.
+    """
+    page = out / "report.html"
+    write_text(page, render_report(results))
+    return page, *write_plots(results, out / "plots")
+
+
+def stages_html(stages: Sequence[StageResult], caption: str = "") -> str:
+    """Return a small HTML table of ``stages`` for a notebook, in the notebook's own colours."""
+    table = tables.stages_table(stages, caption)
+    return _environment().get_template("fragment.html.jinja").render(table=table).strip()
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("twoscale.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["relative_url"] = _relative_url
+    return environment
+
+
+def _relative_url(name: str) -> str:
+    """Return a link to a file beside the page; never one with a scheme."""
+    return "./" + quote(name.lstrip("/"))
+
+
+def _figures(sections: Sequence[Section]) -> list[Figure]:
+    """Return the charts of the page, with names that are unique."""
+    taken: dict[str, int] = {}
+    figures = []
+    for figure in (f for section in sections for group in section.groups for f in group.figures):
+        taken[figure.name] = taken.get(figure.name, 0) + 1
+        suffix = f"-{taken[figure.name]}" if taken[figure.name] > 1 else ""
+        figures.append(Figure(figure.name + suffix, figure.drawing))
+    return figures
+
+
+def _named(*parts: str) -> str:
+    """Return a file name of lower-case letters, digits and hyphens."""
+    return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") or "x" for part in parts)
+
+
+def _figure(drawing: Drawing | None, *name: str, wide: bool = False) -> list[Figure]:
+    return [] if drawing is None else [Figure(_named(*name), drawing, wide)]
+
+
+def _sections(results: LabResults) -> list[Section]:
+    schemes = plots.schemes_of(results)
+    networks = results.networks
+    return [
+        _summary(results, schemes),
+        _training(results),
+        Section(
+            "weights",
+            "1 Weights",
+            (
+                "How the trained weights of each layer are distributed. Above each histogram, the solid line "
+                "spans the total range from the smallest to the largest weight, the second line spans three "
+                "standard deviations on both sides of the mean (the dot).",
+                "Eight bits have to cover whatever range is chosen: the total range loses no weight but has "
+                "coarser steps, a narrower one has finer steps and clips the few weights outside.",
+            ),
+            [_weights(network) for network in networks],
+        ),
+        Section(
+            "quantized-weights",
+            "2 Quantize weights",
+            (
+                "Each weight becomes an integer q that stands for scale × q. A layer has one scale, or one for "
+                "each output channel. The histograms show how often each integer occurs: the more of the "
+                "allowed range is in use, the finer the steps. Accuracy is measured with only the weights "
+                "quantized; activations are still float.",
+            ),
+            [_quantized_weights(network, schemes) for network in networks],
+        ),
+        Section(
+            "activations",
+            "3 Activations",
+            (
+                f"How the input and the output of each layer are distributed over "
+                f"{count(results.calibration_samples)} calibration images. After a ReLU there is nothing below "
+                "zero, and many values are exactly zero. The count axis is logarithmic, so that the few large "
+                "values that decide the range are visible beside the many small ones.",
+            ),
+            [_activations(network) for network in networks],
+        ),
+        Section(
+            "quantized-activations",
+            "4 Quantize activations",
+            (
+                "Each activation becomes an integer q that stands for scale × (q − zero point). SQNR compares "
+                "the tensor with the rounding error made on it, in decibels: 6 dB are one bit. Saturated is the "
+                "share of a layer's outputs that end at a limit of the integer range, the zeros of a ReLU not "
+                "counted.",
+            ),
+            [_quantized_activations(network, schemes) for network in networks],
+        ),
+        _biases(results, schemes),
+        Section(
+            "verify",
+            "6 Verify",
+            (
+                "The integer network is computed by several independent programs, the executors, and every "
+                "integer of every layer is compared. On the 65536ths grid, where every multiplier is a whole "
+                "number of 65536ths, they must agree exactly. SQNR compares each layer's output with the float "
+                "network's; it counts the noise of all layers before it too.",
+                "The accumulator bound is the largest sum that any input at all could produce, proved from the "
+                "weights. Below 2²⁴ a float32 computes every sum exactly; below 2³¹ it fits into 32 bits.",
+            ),
+            [_verify(network, schemes) for network in networks],
+        ),
+        Section(
+            "making",
+            "7 How it was made",
+            ("Everything needed to repeat this: the same data, recipe, seed and versions.",),
+            [Group(tables=tables.details_tables(results))],
+        ),
+    ]
+
+
+def _summary(results: LabResults, schemes: Sequence[str]) -> Section:
+    intro = [
+        "Each row is one way to compute a trained network: in float, with some of its tensors rounded to "
+        "8-bit integers, or all in integers. Top-1 is the share of test images classified correctly, agreement "
+        "the share given the class that the float network gives. Logit SQNR compares the float network's "
+        "outputs with the error made on them; 6 dB more halve the error. Differing integers are those on which "
+        "two executors disagree.",
+    ]
+    if results.test_samples:
+        intro.append(f"One image of {count(results.test_samples)} is {100 / results.test_samples:.2g} points.")
+    groups = [
+        Group(
+            network.name,
+            figures=_figure(plots.stages_plot(network, schemes), network.name, "stages")
+            if network.stages
+            else [],
+            tables=[
+                tables.stages_table(
+                    network.stages,
+                    f"Accuracy of {network.name} ({count(network.parameters)} parameters) at each stage",
+                )
+            ]
+            if network.stages
+            else [],
+        )
+        for network in results.networks
+    ]
+    return Section(
+        "summary", "Summary", intro, groups, findings.headline(results), findings.verdict(results)
+    )
+
+
+def _training(results: LabResults) -> Section:
+    drawn = any(network.train_loss for network in results.networks)
+    return Section(
+        "training",
+        "Training",
+        (
+            "The networks are trained in float first. Each point is the mean loss over the mini-batches since "
+            "the point before it, so the first one is already lower than the loss of an untrained network.",
+        ),
+        [
+            Group(
+                findings=findings.loss_finding(results),
+                figures=_figure(plots.loss_plot(results), "training-loss", wide=True) if drawn else [],
+            )
+        ],
+    )
+
+
+def _weights(network: LabNetwork) -> Group:
+    return Group(
+        network.name,
+        findings.weight_findings(network),
+        [
+            Figure(_named(network.name, one.kind, one.name), plots.values_histogram(one, log=False))
+            for one in network.weights
+        ],
+        [tables.statistics_table(network.weights, f"Weights of {network.name}", zeros=False)]
+        if network.weights
+        else [],
+    )
+
+
+def _quantized_weights(network: LabNetwork, schemes: Sequence[str]) -> Group:
+    figures, made = [], []
+    for scheme in schemes:
+        ranges = [one for one in network.ranges.get(scheme, ()) if one.kind == "weight"]
+        for one in ranges:
+            drawing = plots.integers_histogram(one, log=False, remark=scheme)
+            figures += _figure(drawing, network.name, scheme, "weight-integers", one.name)
+        if ranges:
+            caption = f"Weights of {network.name} in integers, scheme “{scheme}”"
+            made.append(tables.weight_ranges_table(ranges, caption))
+    made += _stages_of(network, "weights", "only the weights quantized")
+    return Group(network.name, findings.weight_range_findings(network, schemes), figures, made)
+
+
+def _activations(network: LabNetwork) -> Group:
+    return Group(
+        network.name,
+        findings.activation_findings(network),
+        [
+            Figure(_named(network.name, "activation", one.name), plots.values_histogram(one, log=True))
+            for one in network.activations
+        ],
+        [tables.statistics_table(network.activations, f"Activations of {network.name}", zeros=True)]
+        if network.activations
+        else [],
+    )
+
+
+def _quantized_activations(network: LabNetwork, schemes: Sequence[str]) -> Group:
+    kinds = ("input", "activation")
+    drawing = plots.tensor_sqnr_plot(network, schemes, kinds)
+    figures, made = _figure(drawing, network.name, "tensor-sqnr"), []
+    for scheme in schemes:
+        ranges = [one for one in network.ranges.get(scheme, ()) if one.kind in kinds]
+        for one in ranges:
+            histogram = plots.integers_histogram(one, log=True, remark=scheme)
+            figures += _figure(histogram, network.name, scheme, "activation-integers", one.name)
+        if ranges:
+            caption = f"Activations of {network.name} in integers, scheme “{scheme}”"
+            made.append(tables.activation_ranges_table(ranges, network.verify.get(scheme), caption))
+    made += _stages_of(network, "activations", "weights and activations quantized")
+    return Group(network.name, findings.activation_range_findings(network, schemes), figures, made)
+
+
+def _biases(results: LabResults, schemes: Sequence[str]) -> Section:
+    groups = []
+    for network in results.networks:
+        rows = [stage for stage in network.stages if stage.stage in ("float", "bias-real", "integer")]
+        if any(stage.stage == "bias-real" for stage in rows):
+            caption = f"{network.name}: what becomes of the bias"
+            groups.append(
+                Group(
+                    network.name,
+                    findings.bias_findings(network, schemes),
+                    tables=[tables.stages_table(rows, caption)],
+                )
+            )
+    intro = [
+        "A layer adds its bias to the sum of input × weight. With integers this sum counts in units of "
+        "input scale × weight scale, a small number, so the bias has to be divided by it before it is rounded. "
+        "Left in real units, the same bias is added as if it were thousands of times smaller than it is.",
+    ]
+    if not groups:
+        intro.append("No network of this run was measured with its bias left in real units.")
+    return Section("quantized-biases", "5 Quantize biases", intro, groups)
+
+
+def _verify(network: LabNetwork, schemes: Sequence[str]) -> Group:
+    checks = [network.verify[scheme] for scheme in schemes if scheme in network.verify]
+    made = [tables.verify_table(checks, f"Executors of {network.name}, compared")] if checks else []
+    made += [
+        tables.layers_table(check, f"Layers of {network.name}, scheme “{check.scheme}”")
+        for check in checks
+        if check.layers
+    ]
+    figures = [
+        *_figure(plots.layer_sqnr_plot(network, schemes), network.name, "layer-sqnr"),
+        *_figure(plots.bounds_plot(network, schemes), network.name, "accumulator-bounds"),
+    ]
+    return Group(network.name, findings.verify_findings(network, schemes), figures, made)
+
+
+def _stages_of(network: LabNetwork, key: str, what: str) -> list[tables.Table]:
+    rows = [stage for stage in network.stages if stage.stage in ("float", key)]
+    if not any(stage.stage == key for stage in rows):
+        return []
+    return [tables.stages_table(rows, f"Accuracy of {network.name} with {what}")]
