@@ -1,0 +1,26 @@
+"""Calibration: which range of real values the integers of each tensor represent.
+
+    values -> StatisticsAccumulator -> TensorStatistics -> choose_range -> RealRange -> affine_parameters
+
+in one streaming pass with bounded memory; weights, which are at hand whole, go through
+``choose_weight_scales``. NumPy only.
+"""
+
+from twoscale.calibration.affine import RealRange, affine_parameters
+from twoscale.calibration.methods import RangeMethod
+from twoscale.calibration.ranges import choose_range
+from twoscale.calibration.squared_error import expected_squared_error
+from twoscale.calibration.statistics import StatisticsAccumulator, TensorStatistics, to_summary
+from twoscale.calibration.weights import choose_weight_scales
+
+__all__ = [
+    "RangeMethod",
+    "RealRange",
+    "StatisticsAccumulator",
+    "TensorStatistics",
+    "affine_parameters",
+    "choose_range",
+    "choose_weight_scales",
+    "expected_squared_error",
+    "to_summary",
+]

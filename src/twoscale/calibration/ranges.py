@@ -1,0 +1,90 @@
+"""The range of real values that the integers of a tensor represent, from its statistics."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale.calibration.affine import RealRange
+from twoscale.calibration.entropy import least_divergence_range
+from twoscale.calibration.methods import RangeMethod
+from twoscale.calibration.squared_error import least_squared_error_range
+from twoscale.calibration.statistics import TensorStatistics
+
+__all__ = ["choose_range"]
+
+
+def choose_range(
+    stats: TensorStatistics,
+    method: RangeMethod,
+    *,
+    lo: int,
+    hi: int,
+    symmetric: bool,
+    even_zero_point: bool = True,
+) -> RealRange:
+    """Return the range of real values to be represented by the integers lo..hi.
+
+    It contains 0. minmax, sigma, percentile and entropy never exceed what was seen (for a symmetric quantizer,
+    its largest magnitude), and leave the lower or upper end at 0 where nothing was seen on that side; mse gives
+    exactly what scale and zero point represent. All zeros give (0, 0). A percentile that would leave no range,
+    since nearly everything is 0, is taken as minmax.
+
+    Args:
+        stats: what was seen.
+        method: how to choose.
+        lo: smallest integer, e.g. 0 or -127.
+        hi: largest integer, e.g. 255 or 127.
+        symmetric: zero point 0, and a range of equal magnitudes on both sides (with lo = 0, from 0).
+        even_zero_point: as for ``affine_parameters``.
+
+    Raises:
+        ConfigurationError: the integers are too few, or symmetric with lo = 0 for negative values.
+    """
+    seen = RealRange(min(stats.min, 0.0), max(stats.max, 0.0))
+    if method.kind == "mse":
+        return least_squared_error_range(stats, lo=lo, hi=hi, symmetric=symmetric, even_zero_point=even_zero_point)
+    if method.kind == "entropy":
+        found = least_divergence_range(stats, lo=lo, hi=hi, symmetric=symmetric, even_zero_point=even_zero_point)
+    elif method.kind == "sigma" and method.value is not None:
+        reach = method.value * stats.std
+        found = _within(seen, stats.mean - reach, stats.mean + reach)
+    elif method.kind == "percentile" and method.value is not None:
+        found = _percentile_range(stats, seen, method.value / 100, symmetric=symmetric)
+    else:
+        found = seen
+    if symmetric:
+        magnitude = max(-found.lo, found.hi)
+        return RealRange(-magnitude if lo < 0 else 0.0, magnitude)
+    return found
+
+
+def _within(seen: RealRange, lo: float, hi: float) -> RealRange:
+    """Return what of lo..hi was seen, widened to contain 0; all that was seen if nothing is left."""
+    found = RealRange(max(seen.lo, min(lo, 0.0)), min(seen.hi, max(hi, 0.0)))
+    return seen if found.lo == found.hi else found
+
+
+def _percentile_range(stats: TensorStatistics, seen: RealRange, fraction: float, *, symmetric: bool) -> RealRange:
+    if not symmetric:
+        lower, upper = _quantiles(stats.edges, stats.nonzero_counts, stats.zeros, (1 - fraction, fraction))
+        return _within(seen, lower, upper)
+    below = -stats.first_bin
+    negative, positive = stats.nonzero_counts[:below][::-1], stats.nonzero_counts[below:]
+    magnitudes = np.zeros(max(negative.size, positive.size), np.int64)
+    magnitudes[: negative.size] += negative
+    magnitudes[: positive.size] += positive
+    edges = np.arange(magnitudes.size + 1, dtype=np.float64) * stats.bin_width
+    (reach,) = _quantiles(edges, magnitudes, stats.zeros, (fraction,))
+    return _within(seen, -reach, reach)
+
+
+def _quantiles(
+    edges: NDArray[np.float64], counts: NDArray[np.int64], zeros: int, fractions: tuple[float, ...]
+) -> list[float]:
+    """Values below which these fractions of all lie: uniform within a bin, with ``zeros`` exactly at 0."""
+    at_zero = int(np.searchsorted(edges, 0.0))
+    ranks = np.concatenate([[0.0], np.cumsum(counts, dtype=np.float64)])
+    ranks = np.concatenate([ranks[: at_zero + 1], ranks[at_zero:] + zeros])
+    values = np.insert(edges, at_zero, 0.0)
+    return [float(v) for v in np.interp(np.array(fractions) * ranks[-1], ranks, values)]
