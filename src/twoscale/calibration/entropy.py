@@ -7,6 +7,11 @@ seen within [-t, t]; P is the histogram within it, with everything outside added
 what the levels keep of it, each level's mass spread evenly over those of its bins that P does not leave empty.
 The threshold with the least divergence of Q from P wins, the widest of equals. Exact zeros are lossless and
 take no part.
+
+Random counts alone add (bins - levels) / (2 * values) to a divergence, on average (Miller and Madow, 1955). That
+is taken off: else tensors of some ten thousand values would be clipped to where fewer bins are noisy, with many
+times the error of min-max. With fewer than 4 values a bin there is nothing to go by, and the range is what was
+seen.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from twoscale.calibration.statistics import TensorStatistics
 __all__ = ["least_divergence_range"]
 
 _CANDIDATES = 128
+_FEWEST_PER_BIN = 4
 
 
 def least_divergence_range(
@@ -29,6 +35,8 @@ def least_divergence_range(
     counts = stats.nonzero_counts.astype(np.float64)
     below, above = -stats.first_bin, stats.first_bin + counts.size
     best, least = seen, np.inf
+    if counts.sum() < _FEWEST_PER_BIN * counts.size:
+        return seen
     widest = max(below, above)
     for threshold in np.unique(np.linspace(widest, 1, _CANDIDATES).round().astype(int))[::-1]:
         reach = threshold * stats.bin_width
@@ -55,8 +63,6 @@ def least_divergence_range(
         if not q.all():  # nothing was seen where the clipped values would go
             continue
         divergence = float(np.sum(p * np.log(p / q)) / p.sum() - np.log(p.sum() / q.sum()))
-        # What the noise of counting alone adds on average (Miller and Madow, 1955): without this, tensors of
-        # some thousand values would be clipped to where fewer bins are noisy.
         divergence -= (p.size - np.count_nonzero(shared_by)) / (2 * p.sum())
         if divergence < least:
             best, least = range_, divergence

@@ -65,8 +65,9 @@ class RangeMethod:
             ConfigurationError: its number is outside its range.
         """
         word = text.strip().lower()
-        if word == "minmax" or word == "mse" or word == "entropy":
-            return RangeMethod(word)
+        for kind in ("minmax", "mse", "entropy"):
+            if word == kind:
+                return RangeMethod(kind)
         number = r"(\d+\.?\d*|\.\d+)"
         if match := re.fullmatch(rf"{number}-sigma|sigma-{number}", word):
             return RangeMethod("sigma", float(match[1] or match[2]))

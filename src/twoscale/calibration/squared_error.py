@@ -135,8 +135,9 @@ class _Tail:
         edge = np.minimum(np.searchsorted(self._edges, c), self._edges.size - 1)
         rest = np.maximum(self._edges[edge] - c, 0.0)
         third = rest * self._density[edge] / 3
-        moment: NDArray[np.float64] = self._second[edge]
-        return moment + rest * (2 * self._first[edge] + rest * (self._mass[edge] + third))
+        moment: NDArray[np.float64] = rest * (2 * self._first[edge] + rest * (self._mass[edge] + third))
+        moment += self._second[edge]
+        return moment
 
 
 def _rounding_integral(x: NDArray[np.float64], s: NDArray[np.float64]) -> NDArray[np.float64]:
