@@ -37,16 +37,9 @@ class TorchExecutor:
     def __init__(self, network: IntegerNetwork, device: str | torch.device = "cpu") -> None:
         self.network = network
         self.device = torch.device(device)
-        exact = {bound.layer: bound.float32_exact for bound in network.bounds}
-        self._sum_type = {name: torch.float32 if is_exact else torch.float64 for name, is_exact in exact.items()}
-        self._arrays: dict[tuple[str, str], torch.Tensor] = {}
-        for layer in network:
-            if isinstance(layer, n.Accumulating):
-                kind = self._sum_type[layer.name]
-                self._arrays[layer.name, "weight"] = self._tensor(layer.weight).to(kind)
-                self._arrays[layer.name, "bias"] = self._tensor(layer.bias_o).to(kind)
-            if isinstance(layer, n.Table):
-                self._arrays[layer.name, "table"] = self._tensor(layer.table).float()
+        # Made when a layer is first computed; layers are equal only to themselves.
+        self._weights: dict[n.Accumulating, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._tables: dict[n.Table, torch.Tensor] = {}
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.array(array)).to(self.device)
@@ -84,9 +77,12 @@ class TorchExecutor:
 
     def accumulate(self, layer: n.Accumulating, x: torch.Tensor) -> torch.Tensor:
         """Return the accumulators of equation (2) from q − z, in float32 if exact, else float64."""
-        kind = self._sum_type[layer.name]
-        weight, bias = self._arrays[layer.name, "weight"], self._arrays[layer.name, "bias"]
-        x = x.to(kind)
+        if layer not in self._weights:
+            bound = int(layer.partial_bound(self.network.spec(layer.inputs[0])).max(initial=0))
+            kind = torch.float32 if bound < 2**24 else torch.float64
+            self._weights[layer] = self._tensor(layer.weight).to(kind), self._tensor(layer.bias_o).to(kind)
+        weight, bias = self._weights[layer]
+        x = x.to(weight.dtype)
         if isinstance(layer, n.Conv2d):
             return self._convolve(layer, x, weight, bias)
         return F.linear(x, weight, bias)
@@ -187,7 +183,9 @@ def _pad_layer(e: TorchExecutor, layer: n.Pad, x: list[torch.Tensor]) -> torch.T
 
 def _table(e: TorchExecutor, layer: n.Table, x: list[torch.Tensor]) -> torch.Tensor:
     lowest = int(np.iinfo(e.network.spec(layer.inputs[0]).dtype).min)
-    return e._arrays[layer.name, "table"][x[0].long() - lowest]
+    if layer not in e._tables:
+        e._tables[layer] = e._tensor(layer.table).float()
+    return e._tables[layer][x[0].long() - lowest]
 
 
 _RUN: dict[type[n.Layer], _Run] = {

@@ -1,0 +1,137 @@
+"""Corrections that raise accuracy after nearest rounding, with the network's scales left alone.
+
+Both walk the layers once, in order, with the integer and the float network side by side over a few hundred
+calibration images, so that each layer is corrected for what reaches it from the corrected layers before.
+
+- Error feedback: weights are rounded one input after the other, each error pushed onto the weights not yet
+  rounded so that the layer's *output* error is least (Frantar et al., "GPTQ", 2022; it is the closed form of
+  Hassibi and Stork's optimal brain surgeon for rounding).
+- Bias correction: the mean output error that is left in each channel goes into its bias (Nagel et al.,
+  "Data-free quantization through weight equalization and bias correction", 2019; here measured, not assumed).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from twoscale.executors.torch import TorchExecutor
+from twoscale.graph import nodes as g
+from twoscale.graph.evaluate import GraphModule
+from twoscale.network import layers as n
+from twoscale.network.network import IntegerNetwork
+from twoscale.quantization.build import quantize_bias, weight_scales
+from twoscale.quantization.plan import Plan
+
+__all__ = ["correct"]
+
+Float64 = NDArray[np.float64]
+
+_DAMPING = 0.01
+"""Added to the diagonal of the second moments, relative to its mean: few images do not decide everything."""
+
+_CHUNK = 64
+"""Images whose patches are held at a time."""
+
+
+def correct(network: IntegerNetwork, plan: Plan, samples_nchw: NDArray[np.float32]) -> IntegerNetwork:
+    """Return the network with the corrections that the plan's scheme asks for.
+
+    Args:
+        network: from ``build`` with the same plan.
+        plan: what it was built from.
+        samples_nchw: calibration images, float32 (N, C, H, W), all held in memory with the tensors between layers.
+    """
+    scheme = plan.scheme
+    if not (scheme.error_feedback or scheme.bias_correction) or not len(samples_nchw):
+        return network
+    module, executor = GraphModule(plan.graph), TorchExecutor(network)
+    images = torch.from_numpy(np.ascontiguousarray(samples_nchw))
+    real: dict[str, torch.Tensor] = {}
+    integer: dict[str, torch.Tensor] = {}
+    last = {name: layer.name for layer in network for name in layer.inputs}
+    corrected: list[n.Layer] = []
+    with torch.no_grad():
+        for layer in network:
+            node = plan.graph[layer.name]
+            x_real = [real[name] for name in layer.inputs]
+            x_integer = [integer[name] for name in layer.inputs]
+            if isinstance(layer, n.Accumulating) and isinstance(node, g.Conv2d | g.Linear):
+                shifted = executor.shifted(layer, x_integer)
+                scales = weight_scales(layer, network.spec(layer.inputs[0]))
+                if scheme.error_feedback:
+                    layer = _with_error_feedback(layer, node, scales, shifted, scheme.weight_limit)
+                if scheme.bias_correction:
+                    unbounded = dataclasses.replace(node, bounds=g.UNBOUNDED)
+                    target = _channel_means(module.compute(unbounded, x_real))
+                    found = _channel_means(executor.accumulate(layer, shifted))
+                    unit = network.spec(layer.inputs[0]).scale * scales
+                    bias = quantize_bias(layer.name, (target - found * unit) + layer.bias_o * unit, unit)
+                    layer = dataclasses.replace(layer, bias_o=bias)
+            corrected.append(layer)
+            real[layer.name] = module.compute(node, x_real) if x_real else images
+            integer[layer.name] = executor.compute(layer, x_integer or [images])
+            for name in set(layer.inputs):
+                if last[name] == layer.name:
+                    del real[name], integer[name]
+    return dataclasses.replace(network, layers=tuple(corrected))
+
+
+def _channel_means(x: torch.Tensor) -> Float64:
+    means: Float64 = x.double().mean([0, *range(2, x.ndim)]).numpy()
+    return means
+
+
+def _with_error_feedback(
+    layer: n.Accumulating, node: g.Conv2d | g.Linear, scales: Float64, shifted: torch.Tensor, limit: int
+) -> n.Accumulating:
+    weight = node.weight_oihw if isinstance(node, g.Conv2d) else node.weight_oi
+    groups = node.groups if isinstance(node, g.Conv2d) else 1
+    moments = _second_moments(layer, shifted)
+    rows = weight.reshape(groups, weight.shape[0] // groups, -1).astype(np.float64)
+    steps = np.broadcast_to(scales, layer.bias_o.shape).reshape(groups, -1)
+    rounded = np.concatenate([_feed_back(rows[i] / steps[i][:, None], moments[i], limit) for i in range(groups)])
+    return dataclasses.replace(layer, weight=rounded.astype(np.int8).reshape(weight.shape))
+
+
+def _second_moments(layer: n.Accumulating, shifted: torch.Tensor) -> Float64:
+    """Return Σ x·xᵀ over all images and positions, (groups, K, K), of the inputs that meet K weights."""
+    if not isinstance(layer, n.Conv2d):
+        x = shifted.double()
+        return (x.T @ x).numpy()[None]
+    size = layer.weight[0].size
+    total = torch.zeros(layer.groups, size, size, dtype=torch.float64)
+    top, left, bottom, right = layer.padding
+    for part in shifted.split(_CHUNK):
+        padded = F.pad(part, (left, right, top, bottom))
+        columns = F.unfold(padded, layer.weight.shape[2:], layer.dilation, 0, layer.stride)  # (N, G·K, positions)
+        grouped = columns.double().reshape(len(part), layer.groups, size, -1).permute(1, 2, 0, 3).flatten(2)
+        total += grouped @ grouped.mT
+    return total.numpy()
+
+
+def _feed_back(rows: Float64, moments: Float64, limit: int) -> Float64:
+    """Round (O, K) weights in units of their steps, feeding each error back into the weights to come.
+
+    With H the damped second moments and U the upper Cholesky factor of its inverse, rounding weight i with error
+    e changes the others by −e · U[i, i+1:] / U[i, i] (Frantar et al. 2022, algorithm 1). Inputs with the largest
+    second moment go first: their errors matter most and can still be made good.
+    """
+    size = rows.shape[1]
+    diagonal = np.diag(moments)
+    order = np.argsort(-diagonal, kind="stable")
+    damped = moments[np.ix_(order, order)] + np.eye(size) * (_DAMPING * diagonal.mean() + 1e-9)
+    upper = np.linalg.cholesky(np.linalg.inv(damped)).T
+    work = rows[:, order].copy()
+    result = np.empty_like(work)
+    for i in range(size):
+        result[:, i] = np.clip(np.rint(work[:, i]), -limit, limit)
+        error = (work[:, i] - result[:, i]) / upper[i, i]
+        work[:, i + 1 :] -= error[:, None] * upper[i, i + 1 :]
+    back = np.empty_like(result)
+    back[:, order] = result
+    return back

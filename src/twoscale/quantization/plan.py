@@ -1,0 +1,80 @@
+"""FloatGraph and statistics → how every tensor is quantized."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from twoscale.calibration import RangeMethod, TensorStatistics, affine_parameters, choose_range
+from twoscale.calibration.profile import moves_values
+from twoscale.graph import nodes as g
+from twoscale.network.layers import TensorSpec
+from twoscale.quantization.scheme import Scheme
+
+__all__ = ["Plan", "make_plan"]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Which integers stand for which reals, before any weight is rounded."""
+
+    graph: g.FloatGraph
+    scheme: Scheme
+    specs: Mapping[str, TensorSpec]
+    """Node name to the quantization of its output; the head's is a placeholder until its weights are chosen."""
+    head: str
+    """The layer whose int32 accumulators are the logits; "" if the network ends in something else."""
+
+
+def make_plan(graph: g.FloatGraph, statistics: Mapping[str, TensorStatistics], scheme: Scheme) -> Plan:
+    """Choose scale and zero point of every activation.
+
+    Args:
+        graph: folded.
+        statistics: of every node that does not only move values.
+        scheme: how.
+    """
+    lo, hi = scheme.activation_limits
+    method = RangeMethod.parse(scheme.activation_range)
+    head = _head(graph)
+    specs: dict[str, TensorSpec] = {}
+    for node in graph:
+        if node.name == head:
+            specs[node.name] = TensorSpec(node.shape, "int32", 1.0)
+            continue
+        if moves_values(node):
+            source = specs[node.inputs[0]]
+            bounds = node.bounds if isinstance(node, g.Clamp) else g.UNBOUNDED
+            specs[node.name] = _bounded(source, node.shape, bounds)
+            continue
+        stats = statistics[node.name]
+        range_ = choose_range(stats, method, lo=lo, hi=hi, symmetric=scheme.signed_activations)
+        scale, zero_point = affine_parameters(range_, lo=lo, hi=hi, symmetric=scheme.signed_activations)
+        spec = TensorSpec(node.shape, scheme.activation_dtype, scale, zero_point, lo, hi)
+        specs[node.name] = _bounded(spec, node.shape, getattr(node, "bounds", g.UNBOUNDED))
+    return Plan(graph, scheme, specs, head)
+
+
+def _head(graph: g.FloatGraph) -> str:
+    """Find the layer with weights that makes the logits, if nothing but reshaping comes after it."""
+    node = graph[graph.output]
+    while isinstance(node, g.Reshape) and len(graph.users[node.inputs[0]]) == 1:
+        node = graph[node.inputs[0]]
+    is_head = isinstance(node, g.Conv2d | g.Linear) and node.bounds == g.UNBOUNDED
+    alone = len(graph.users[node.name]) == (0 if node.name == graph.output else 1)
+    return node.name if is_head and alone else ""
+
+
+def _bounded(spec: TensorSpec, shape: tuple[int, ...], bounds: g.Bounds) -> TensorSpec:
+    """Return ``spec`` for another shape, its integers limited to real bounds (a ReLU's zero, a ReLU6's six)."""
+
+    def integer(real: float, default: int) -> int:
+        if math.isinf(real):
+            return default
+        return int(np.clip(np.rint(real / spec.scale) + spec.zero_point, spec.lo, spec.hi))
+
+    lo, hi = integer(bounds[0], spec.lo), integer(bounds[1], spec.hi)
+    return TensorSpec(shape, spec.dtype, spec.scale, spec.zero_point, lo, hi)

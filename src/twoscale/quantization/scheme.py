@@ -1,0 +1,93 @@
+"""How a network is quantized, as a value: the command line's options and the record of a result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twoscale.calibration import RangeMethod
+from twoscale.errors import ConfigurationError, UnknownNameError
+
+__all__ = ["COURSE", "DEFAULT", "SCHEMES", "Scheme", "scheme"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Everything that decides the integers, given a float network and its calibration.
+
+    Raises:
+        ConfigurationError: bits outside 2..8 (activations: 4..8).
+        UnknownNameError: no such range method.
+    """
+
+    name: str = "default"
+    weight_range: str = "mse"
+    """Range method of weights: minmax, 3-sigma, percentile-99.99, mse, entropy."""
+    weight_bits: int = 8
+    per_channel: bool = True
+    """One weight scale per output channel, or one per layer. The last layer has one: its integers are compared."""
+    activation_range: str = "mse"
+    """Range method of activations."""
+    activation_bits: int = 8
+    signed_activations: bool = False
+    """Symmetric int8 with zero point 0, instead of uint8 with an even zero point."""
+    on_grid: bool = True
+    """Multipliers are whole numbers of 65536ths: the same bits everywhere, equation (4)."""
+    error_feedback: bool = True
+    """Round weights so that their errors cancel over the calibration images (GPTQ), not each to the nearest."""
+    bias_correction: bool = True
+    """Add to each bias the mean error that quantization leaves in its channel."""
+
+    def __post_init__(self) -> None:
+        RangeMethod.parse(self.weight_range)
+        RangeMethod.parse(self.activation_range)
+        if not 2 <= self.weight_bits <= 8:
+            raise ConfigurationError(f"weight_bits is {self.weight_bits}; expected 2 to 8")
+        if not 4 <= self.activation_bits <= 8:
+            raise ConfigurationError(f"activation_bits is {self.activation_bits}; expected 4 to 8")
+
+    @property
+    def weight_limit(self) -> int:
+        """Largest weight: weights are in [-limit, limit]."""
+        return int(2 ** (self.weight_bits - 1) - 1)
+
+    @property
+    def activation_limits(self) -> tuple[int, int]:
+        """Smallest and largest integer of an activation."""
+        if self.signed_activations:
+            half = 2 ** (self.activation_bits - 1)
+            return -half, half - 1
+        return 0, 2**self.activation_bits - 1
+
+    @property
+    def activation_dtype(self) -> str:
+        """Type that holds the activations."""
+        return "int8" if self.signed_activations else "uint8"
+
+
+DEFAULT = Scheme()
+"""uint8 activations with even zero points, a weight scale per channel, multipliers on the grid."""
+
+COURSE = Scheme(
+    name="course",
+    weight_range="minmax",
+    per_channel=False,
+    activation_range="minmax",
+    signed_activations=True,
+    on_grid=False,
+    error_feedback=False,
+    bias_correction=False,
+)
+"""What the course lab asks for: symmetric int8, one scale per layer, free float multipliers."""
+
+SCHEMES = {scheme.name: scheme for scheme in (DEFAULT, COURSE)}
+
+
+def scheme(name: str) -> Scheme:
+    """Return the scheme of that name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if name not in SCHEMES:
+        raise UnknownNameError("scheme", name, SCHEMES)
+    return SCHEMES[name]
