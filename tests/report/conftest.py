@@ -169,8 +169,7 @@ def _network(name: str, seed: int) -> LabNetwork:
         activations[layer] = values.astype(np.float32)
     summaries = {key: _summary(key, "weight", values) for key, values in weights.items()}
     outputs = {
-        key: _summary(key, "input" if key == "input" else "activation", values)
-        for key, values in activations.items()
+        key: _summary(key, "input" if key == "input" else "activation", values) for key, values in activations.items()
     }
     steps = np.arange(2000, 25_001, 2000)
     loss = 1.18 + 1.1 * np.exp(-steps / 5200) + rng.normal(0, 0.012, steps.size)

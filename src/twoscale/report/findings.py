@@ -82,28 +82,29 @@ def _described(difference: Change) -> str:
 
 
 def headline(results: LabResults) -> str:
-    """Say in one sentence, or one a scheme, whether the integer networks kept their accuracy."""
-    sentences = []
-    for scheme in schemes_of(results):
-        kept, lost, gained = [], [], []
-        for network in results.networks:
-            stage, base = _stage(network, scheme, "integer"), _float(network)
+    """Say in one sentence which integer networks lost accuracy."""
+    outcomes: dict[str, Change] = {}
+    for network in results.networks:
+        base = _float(network)
+        for scheme in schemes_of(results):
+            stage = _stage(network, scheme, "integer")
             if stage and base:
-                difference = change(stage, base)
-                group = lost if difference.lost else gained if difference.significant else kept
-                group.append(network.name)
-        parts = [
-            f"{joined(names)} {verb if len(names) > 1 else verb_of_one}"
-            for names, verb, verb_of_one in (
-                (lost, "lose accuracy", "loses accuracy"),
-                (kept, "keep their accuracy", "keeps its accuracy"),
-                (gained, "gain accuracy", "gains accuracy"),
-            )
-            if names
-        ]
-        if parts:
-            sentences.append(f"All in integers, scheme “{scheme}”: {joined(parts)}.")
-    return " ".join(sentences) or "No network was run all in integers."
+                outcomes[f"{network.name} ({scheme})"] = change(stage, base)
+    if not outcomes:
+        return "No network was run all in integers."
+    lost = [name for name, one in outcomes.items() if one.lost]
+    gained = [name for name, one in outcomes.items() if one.significant and one.points > 0]
+    if not lost:
+        text = "All in integers, no network loses more accuracy than chance explains"
+    else:
+        text = f"All in integers, {joined(lost)} {'loses' if len(lost) == 1 else 'lose'} more accuracy than "
+        text += "chance explains"
+        kept = [name for name in outcomes if name not in lost and name not in gained]
+        if kept:
+            text += f"; {joined(kept)} {'does' if len(kept) == 1 else 'do'} not"
+    if gained:
+        text += f"; {joined(gained)} {'gains' if len(gained) == 1 else 'gain'} more than chance explains"
+    return text + "."
 
 
 def verdict(results: LabResults) -> list[str]:
@@ -116,13 +117,9 @@ def verdict(results: LabResults) -> list[str]:
             if stage is None or base is None:
                 continue
             text = (
-                f"{network.name}, {scheme}: {percent(stage.top1)} % of {count(stage.samples)} test images "
-                f"all in integers, {percent(base.top1)} % in float: {_described(change(stage, base))}."
+                f"{network.name}, scheme “{scheme}”: top-1 {percent(stage.top1)} % all in integers, "
+                f"{percent(base.top1)} % in float: {_described(change(stage, base))}."
             )
-            if stage.agreement is not None:
-                text += f" Both give the same class for {percent(stage.agreement)} % of the images."
-            if stage.sqnr_db is not None:
-                text += f" Logit SQNR {fixed(stage.sqnr_db, 1)} dB."
             sentences.append(text)
     return sentences + _equality(results.networks)
 
@@ -139,7 +136,7 @@ def _equality(networks: Iterable[LabNetwork]) -> list[str]:
         if on_grid:
             text += ", as promised." if wrong == 0 else ", though none should: this is a fault."
         else:
-            text += "; none is promised there, so this is a measurement."
+            text += "; there equality is measured, not promised."
         sentences.append(text)
     return sentences
 
@@ -205,20 +202,23 @@ def activation_findings(network: LabNetwork) -> list[str]:
 
 
 def activation_range_findings(network: LabNetwork, schemes: Sequence[str]) -> list[str]:
-    """Say what quantizing the activations too did, which tensor suffers most, and whether all is in range."""
+    """Say what quantizing the activations too did, which tensors fare worst, and whether all is in range."""
     sentences = _stage_sentences(network, schemes, "activations")
     kinds = ("input", "activation")
     for scheme in schemes:
-        measured = {
-            one.name: one.sqnr_db
-            for one in network.ranges.get(scheme, ())
-            if one.kind in kinds and one.sqnr_db is not None
-        }
+        ranges = [one for one in network.ranges.get(scheme, ()) if one.kind in kinds]
+        if not ranges:
+            continue
+        idle = min(ranges, key=lambda one: (one.seen_hi - one.seen_lo) / max(1, one.hi - one.lo))
+        text = (
+            f"Scheme “{scheme}”: {idle.name} uses the smallest part of its integers, "
+            f"{count(idle.seen_lo)} to {count(idle.seen_hi)} of {count(idle.lo)} to {count(idle.hi)}"
+        )
+        measured = {one.name: one.sqnr_db for one in ranges if one.sqnr_db is not None}
         if measured:
             worst = min(measured, key=measured.__getitem__)
-            sentences.append(
-                f"The noisiest tensor in scheme “{scheme}” is {worst}, {fixed(measured[worst], 1)} dB."
-            )
+            text += f"; the noisiest tensor is {worst}, {fixed(measured[worst], 1)} dB"
+        sentences.append(text + ".")
     return sentences + _in_range(network, schemes, kinds)
 
 
@@ -280,7 +280,8 @@ def _bound_sentence(bounds: dict[str, int | None]) -> str:
     if any(bound >= 2**31 for bound in known.values()):
         return text + ": it does not fit into 32 bits."
     if above:
-        return text + f"; beyond 2²⁴, where float32 is no longer exact, are {joined(above)}."
+        verb = "are" if len(above) > 1 else "is"
+        return text + f"; beyond 2²⁴, where float32 is no longer exact, {verb} {joined(above)}."
     return text + "; all are below 2²⁴, so even float32 computes them exactly."
 
 
@@ -300,9 +301,7 @@ def _in_range(network: LabNetwork, schemes: Sequence[str], kinds: Sequence[str])
     ranges = [(s, one) for s in schemes for one in network.ranges.get(s, ()) if one.kind in kinds]
     if not ranges:
         return []
-    outside = [
-        f"{one.name} ({scheme})" for scheme, one in ranges if one.seen_lo < one.lo or one.seen_hi > one.hi
-    ]
+    outside = [f"{one.name} ({scheme})" for scheme, one in ranges if one.seen_lo < one.lo or one.seen_hi > one.hi]
     if outside:
         return [f"Integers outside their allowed range occurred in {joined(outside)}: this is a fault."]
     return [f"In all {len(ranges)} quantized tensors, every integer is inside its allowed range."]

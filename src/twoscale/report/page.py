@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from twoscale.files import write_text
-from twoscale.records import LabNetwork, LabResults, StageResult
+from twoscale.records import LabNetwork, LabResults, RangeRecord, StageResult
 from twoscale.report import findings, plots, tables
 from twoscale.report.numbers import count, joined
 from twoscale.report.svg import DARK, LIGHT, Drawing, palette_variables, style_rules
@@ -26,7 +26,6 @@ class Figure:
 
     name: str
     drawing: Drawing
-    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class Group:
     findings: Sequence[str] = ()
     figures: Sequence[Figure] = ()
     tables: Sequence[tables.Table] = ()
+    level: int = 3
+    """Of the heading: 3 for a network, 4 for a scheme of it."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,8 @@ def _named(*parts: str) -> str:
     return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") or "x" for part in parts)
 
 
-def _figure(drawing: Drawing | None, *name: str, wide: bool = False) -> list[Figure]:
-    return [] if drawing is None else [Figure(_named(*name), drawing, wide)]
+def _figure(drawing: Drawing | None, *name: str) -> list[Figure]:
+    return [] if drawing is None else [Figure(_named(*name), drawing)]
 
 
 def _sections(results: LabResults) -> list[Section]:
@@ -151,9 +152,9 @@ def _sections(results: LabResults) -> list[Section]:
             "weights",
             "1 Weights",
             (
-                "How the trained weights of each layer are distributed. Above each histogram, the solid line "
-                "spans the total range from the smallest to the largest weight, the second line spans three "
-                "standard deviations on both sides of the mean (the dot).",
+                "How the trained weights of each layer are distributed: the height of a bar is the number of "
+                "weights in it. Above the bars, the line marked range goes from the smallest to the largest "
+                "weight, the line marked 3σ three standard deviations to both sides of the mean (its dot).",
                 "Eight bits have to cover whatever range is chosen: the total range loses no weight but has "
                 "coarser steps, a narrower one has finer steps and clips the few weights outside.",
             ),
@@ -168,7 +169,7 @@ def _sections(results: LabResults) -> list[Section]:
                 "allowed range is in use, the finer the steps. Accuracy is measured with only the weights "
                 "quantized; activations are still float.",
             ),
-            [_quantized_weights(network, schemes) for network in networks],
+            [group for network in networks for group in _quantized_weights(network, schemes)],
         ),
         Section(
             "activations",
@@ -190,7 +191,7 @@ def _sections(results: LabResults) -> list[Section]:
                 "share of a layer's outputs that end at a limit of the integer range, the zeros of a ReLU not "
                 "counted.",
             ),
-            [_quantized_activations(network, schemes) for network in networks],
+            [group for network in networks for group in _quantized_activations(network, schemes)],
         ),
         _biases(results, schemes),
         Section(
@@ -202,7 +203,8 @@ def _sections(results: LabResults) -> list[Section]:
                 "number of 65536ths, they must agree exactly. SQNR compares each layer's output with the float "
                 "network's; it counts the noise of all layers before it too.",
                 "The accumulator bound is the largest sum that any input at all could produce, proved from the "
-                "weights. Below 2²⁴ a float32 computes every sum exactly; below 2³¹ it fits into 32 bits.",
+                "weights. Below 2²⁴ a float32 computes every sum exactly; below 2³¹ it fits into 32 bits. Pair sums are "
+                "safe where x86 processors that add neighbouring products in 16 bits cannot saturate.",
             ),
             [_verify(network, schemes) for network in networks],
         ),
@@ -225,26 +227,21 @@ def _summary(results: LabResults, schemes: Sequence[str]) -> Section:
     ]
     if results.test_samples:
         intro.append(f"One image of {count(results.test_samples)} is {100 / results.test_samples:.2g} points.")
-    groups = [
-        Group(
-            network.name,
-            figures=_figure(plots.stages_plot(network, schemes), network.name, "stages")
-            if network.stages
-            else [],
-            tables=[
-                tables.stages_table(
-                    network.stages,
-                    f"Accuracy of {network.name} ({count(network.parameters)} parameters) at each stage",
-                )
-            ]
-            if network.stages
-            else [],
-        )
-        for network in results.networks
-    ]
-    return Section(
-        "summary", "Summary", intro, groups, findings.headline(results), findings.verdict(results)
+    staged = [network for network in results.networks if network.stages]
+    group = Group(
+        figures=[
+            figure
+            for network in staged
+            for figure in _figure(plots.stages_plot(network, schemes), network.name, "stages")
+        ],
+        tables=[
+            tables.stages_table(
+                network.stages, f"{network.name}, {count(network.parameters)} parameters: accuracy at each stage"
+            )
+            for network in staged
+        ],
     )
+    return Section("summary", "Summary", intro, [group], findings.headline(results), findings.verdict(results))
 
 
 def _training(results: LabResults) -> Section:
@@ -259,7 +256,7 @@ def _training(results: LabResults) -> Section:
         [
             Group(
                 findings=findings.loss_finding(results),
-                figures=_figure(plots.loss_plot(results), "training-loss", wide=True) if drawn else [],
+                figures=_figure(plots.loss_plot(results), "training-loss") if drawn else [],
             )
         ],
     )
@@ -279,18 +276,17 @@ def _weights(network: LabNetwork) -> Group:
     )
 
 
-def _quantized_weights(network: LabNetwork, schemes: Sequence[str]) -> Group:
-    figures, made = [], []
+def _quantized_weights(network: LabNetwork, schemes: Sequence[str]) -> list[Group]:
+    accuracy = _stages_of(network, "weights", "only the weights quantized")
+    groups = [Group(network.name, findings.weight_range_findings(network, schemes), tables=accuracy)]
     for scheme in schemes:
         ranges = [one for one in network.ranges.get(scheme, ()) if one.kind == "weight"]
-        for one in ranges:
-            drawing = plots.integers_histogram(one, log=False, remark=scheme)
-            figures += _figure(drawing, network.name, scheme, "weight-integers", one.name)
         if ranges:
             caption = f"Weights of {network.name} in integers, scheme “{scheme}”"
-            made.append(tables.weight_ranges_table(ranges, caption))
-    made += _stages_of(network, "weights", "only the weights quantized")
-    return Group(network.name, findings.weight_range_findings(network, schemes), figures, made)
+            made = [tables.weight_ranges_table(ranges, caption)]
+            figures = _integers(network, scheme, ranges, log=False)
+            groups.append(Group(_titled(network, scheme), (), figures, made, level=4))
+    return groups
 
 
 def _activations(network: LabNetwork) -> Group:
@@ -307,20 +303,39 @@ def _activations(network: LabNetwork) -> Group:
     )
 
 
-def _quantized_activations(network: LabNetwork, schemes: Sequence[str]) -> Group:
+def _quantized_activations(network: LabNetwork, schemes: Sequence[str]) -> list[Group]:
     kinds = ("input", "activation")
     drawing = plots.tensor_sqnr_plot(network, schemes, kinds)
-    figures, made = _figure(drawing, network.name, "tensor-sqnr"), []
+    groups = [
+        Group(
+            network.name,
+            findings.activation_range_findings(network, schemes),
+            _figure(drawing, network.name, "tensor-sqnr"),
+            _stages_of(network, "activations", "weights and activations quantized"),
+        )
+    ]
     for scheme in schemes:
         ranges = [one for one in network.ranges.get(scheme, ()) if one.kind in kinds]
-        for one in ranges:
-            histogram = plots.integers_histogram(one, log=True, remark=scheme)
-            figures += _figure(histogram, network.name, scheme, "activation-integers", one.name)
         if ranges:
             caption = f"Activations of {network.name} in integers, scheme “{scheme}”"
-            made.append(tables.activation_ranges_table(ranges, network.verify.get(scheme), caption))
-    made += _stages_of(network, "activations", "weights and activations quantized")
-    return Group(network.name, findings.activation_range_findings(network, schemes), figures, made)
+            made = [tables.activation_ranges_table(ranges, network.verify.get(scheme), caption)]
+            figures = _integers(network, scheme, ranges, log=True)
+            groups.append(Group(_titled(network, scheme), (), figures, made, level=4))
+    return groups
+
+
+def _integers(network: LabNetwork, scheme: str, ranges: Sequence[RangeRecord], *, log: bool) -> list[Figure]:
+    return [
+        figure
+        for one in ranges
+        for figure in _figure(
+            plots.integers_histogram(one, log=log), network.name, scheme, f"{one.kind}-integers", one.name
+        )
+    ]
+
+
+def _titled(network: LabNetwork, scheme: str) -> str:
+    return f"{network.name}, scheme “{scheme}”"
 
 
 def _biases(results: LabResults, schemes: Sequence[str]) -> Section:
@@ -338,8 +353,8 @@ def _biases(results: LabResults, schemes: Sequence[str]) -> Section:
             )
     intro = [
         "A layer adds its bias to the sum of input × weight. With integers this sum counts in units of "
-        "input scale × weight scale, a small number, so the bias has to be divided by it before it is rounded. "
-        "Left in real units, the same bias is added as if it were thousands of times smaller than it is.",
+        "input scale × weight scale, so the bias has to be divided by that before it is rounded. A bias left in "
+        "real units is added to a sum that counts in other units, as if it had been multiplied by their size.",
     ]
     if not groups:
         intro.append("No network of this run was measured with its bias left in real units.")
@@ -348,9 +363,9 @@ def _biases(results: LabResults, schemes: Sequence[str]) -> Section:
 
 def _verify(network: LabNetwork, schemes: Sequence[str]) -> Group:
     checks = [network.verify[scheme] for scheme in schemes if scheme in network.verify]
-    made = [tables.verify_table(checks, f"Executors of {network.name}, compared")] if checks else []
+    made = [tables.verify_table(checks, f"{network.name}: executors compared")] if checks else []
     made += [
-        tables.layers_table(check, f"Layers of {network.name}, scheme “{check.scheme}”")
+        tables.layers_table(check, f"{network.name}, scheme “{check.scheme}”: each layer")
         for check in checks
         if check.layers
     ]

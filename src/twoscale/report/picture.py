@@ -27,9 +27,7 @@ def picture(results: LabResults) -> Drawing:
     """
     whole = [one for one in results.networks if one.weights and one.activations and one.stages]
     if not whole:
-        raise TwoscaleError(
-            "there is nothing to draw: no network of these results has weights, activations and stages"
-        )
+        raise TwoscaleError("there is nothing to draw: no network of these results has weights, activations and stages")
     network = max(whole, key=lambda one: len(one.stages))
     weight = max(network.weights, key=lambda one: one.count)
     layer = weight.name.removesuffix(".weight")

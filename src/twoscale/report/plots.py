@@ -41,11 +41,12 @@ def stages_plot(network: LabNetwork, schemes: Sequence[str]) -> Drawing:
     found = {(stage.scheme, stage.stage): 100 * stage.top1 for stage in network.stages}
     floats = [100 * stage.top1 for stage in network.stages if stage.stage == "float"]
     return dot_plot(
-        network.name,
+        "Top-1 by stage",
         [_STAGES.get(key, key) for key in keys],
         [Series(scheme, tuple(found.get((scheme, key)) for key in keys)) for scheme in schemes],
         references=[Reference(top1, f"float {fixed(top1, 2)}") for top1 in floats],
         label=f"Top-1 accuracy of {network.name} at each stage: {_spoken(network.stages)}",
+        note=network.name,
         x_label="top-1, %",
         least_span=2.0,
     )
@@ -54,11 +55,7 @@ def stages_plot(network: LabNetwork, schemes: Sequence[str]) -> Drawing:
 def loss_plot(results: LabResults) -> Drawing:
     """Draw the training loss of every network."""
     lines = [(network.name, network.train_loss) for network in results.networks]
-    ends = [
-        f"{name} from {fixed(points[0][1], 3)} to {fixed(points[-1][1], 3)}"
-        for name, points in lines
-        if points
-    ]
+    ends = [f"{name} from {fixed(points[0][1], 3)} to {fixed(points[-1][1], 3)}" for name, points in lines if points]
     return line_plot(
         "Training loss",
         lines,
@@ -72,9 +69,7 @@ def values_histogram(summary: TensorSummary, *, log: bool) -> Drawing:
     """Draw a tensor's real values with its total range and its 3-sigma range."""
     lo, hi = summary.three_sigma
     zeros = summary.zeros / summary.count if summary.count else 0.0
-    note = (
-        f"{count(summary.count)} values" if summary.count < 100_000 else f"{_million(summary.count)} values"
-    )
+    note = f"{count(summary.count)} values" if summary.count < 100_000 else f"{_million(summary.count)} values"
     if zeros >= 0.001:
         note += f", {percent(zeros, 1)} % zero"
     decimals = 3
@@ -92,32 +87,28 @@ def values_histogram(summary: TensorSummary, *, log: bool) -> Drawing:
             f"{fixed(summary.max, decimals)}, mean {fixed(summary.mean, decimals)}, "
             f"3-sigma range {fixed(lo, decimals)} to {fixed(hi, decimals)}"
         ),
-        x_label=f"{summary.kind} value" + (" (count axis is logarithmic)" if log else ""),
+        x_label=f"{summary.kind} value" + (", counts on a log axis" if log else ""),
         note=note,
         log=log,
     )
 
 
-def integers_histogram(one: RangeRecord, *, log: bool, remark: str = "") -> Drawing | None:
-    """Draw how often each integer occurs, with the allowed and the seen range; None where not kept.
-
-    ``remark`` stands beside the number of scales.
-    """
+def integers_histogram(one: RangeRecord, *, log: bool) -> Drawing | None:
+    """Draw how often each integer occurs, with the allowed and the seen range; None where not kept."""
     if one.histogram is None:
         return None
-    scales = "one scale" if len(one.scales) == 1 else f"{count(len(one.scales))} scales"
     return histogram(
         one.name,
         one.histogram.counts,
         one.histogram.lo,
         one.histogram.hi,
-        brackets=[Bracket("may", one.lo, one.hi), Bracket("seen", one.seen_lo, one.seen_hi)],
+        brackets=[Bracket("allowed", one.lo, one.hi), Bracket("seen", one.seen_lo, one.seen_hi)],
         label=(
             f"Histogram of the integers of {one.name}: {count(one.seen_lo)} to {count(one.seen_hi)} seen, "
             f"{count(one.lo)} to {count(one.hi)} allowed"
         ),
-        x_label="integer" + (" (count axis is logarithmic)" if log else ""),
-        note=f"{remark}, {scales}" if remark else scales,
+        x_label="integer" + (", counts on a log axis" if log else ""),
+        note="one scale" if len(one.scales) == 1 else f"{count(len(one.scales))} scales",
         log=log,
     )
 
@@ -128,9 +119,8 @@ def tensor_sqnr_plot(network: LabNetwork, schemes: Sequence[str], kinds: Sequenc
         scheme: {one.name: one.sqnr_db for one in network.ranges.get(scheme, ()) if one.kind in kinds}
         for scheme in schemes
     }
-    return _sqnr_plot(
-        network.name, by_scheme, f"SQNR of each tensor of {network.name} alone", "tensor SQNR, dB"
-    )
+    label = f"SQNR of each tensor of {network.name} alone"
+    return _sqnr_plot("Each tensor alone", network.name, by_scheme, label)
 
 
 def layer_sqnr_plot(network: LabNetwork, schemes: Sequence[str]) -> Drawing | None:
@@ -142,19 +132,17 @@ def layer_sqnr_plot(network: LabNetwork, schemes: Sequence[str]) -> Drawing | No
         for scheme in schemes
     }
     label = f"SQNR of each layer's output in the integer form of {network.name}"
-    return _sqnr_plot(network.name, by_scheme, label, "SQNR against float, dB")
+    return _sqnr_plot("Layer outputs", network.name, by_scheme, label)
 
 
-def _sqnr_plot(
-    title: str, by_scheme: dict[str, dict[str, float | None]], label: str, x_label: str
-) -> Drawing | None:
+def _sqnr_plot(title: str, note: str, by_scheme: dict[str, dict[str, float | None]], label: str) -> Drawing | None:
     rows = list(dict.fromkeys(name for values in by_scheme.values() for name in values))
     series = [Series(scheme, tuple(values.get(row) for row in rows)) for scheme, values in by_scheme.items()]
     measured = [value for one in series for value in one.values if value is not None]
     if not measured:
         return None
     label += f": {fixed(min(measured), 1)} to {fixed(max(measured), 1)} dB"
-    return dot_plot(title, rows, series, label=label, x_label=x_label, least_span=6.0)
+    return dot_plot(title, rows, series, label=label, note=note, x_label="SQNR, dB", least_span=6.0)
 
 
 def bounds_plot(network: LabNetwork, schemes: Sequence[str]) -> Drawing | None:
@@ -172,9 +160,10 @@ def bounds_plot(network: LabNetwork, schemes: Sequence[str]) -> Drawing | None:
     series = [Series(scheme, tuple(values.get(row) for row in rows)) for scheme, values in by_scheme.items()]
     largest = max(value for one in series for value in one.values if value is not None)
     return dot_plot(
-        network.name,
+        "Accumulator bounds",
         rows,
         series,
+        note=network.name,
         label=f"Accumulator bounds of {network.name}: at most {fixed(largest, 1)} bits",
         x_label="log₂ of the largest possible |accumulator|",
         references=[Reference(24, "2²⁴"), Reference(31, "2³¹")],

@@ -1,6 +1,6 @@
 """Small charts as SVG: histograms, dot plots and lines that one reads on a phone and in the dark.
 
-A chart is 360 units wide, so that its 11-unit text stays legible in a phone's column; lists of layers
+A chart is 320 units wide, so that its 11-unit text is 11 pixels high in a phone's column; lists of layers
 grow downwards, never sideways. Colours come from style sheet classes: inside the page they follow its
 variables, and a file of its own carries both palettes. Nothing here is random or dated: the same numbers
 give the same bytes.
@@ -33,7 +33,7 @@ __all__ = [
     "style_rules",
 ]
 
-WIDTH = 360
+WIDTH = 320
 _TEXT = 11
 _CHARACTER = 0.58 * _TEXT  # mean advance of a character in the usual sans-serif faces
 
@@ -176,7 +176,7 @@ def histogram(
     note: str = "",
     brackets: Sequence[Bracket] = (),
     log: bool = False,
-    height: float = 212,
+    height: float = 204,
 ) -> Drawing:
     """Draw counts in equal bins over [lo, hi].
 
@@ -200,7 +200,7 @@ def histogram(
     ends = [edges[0], edges[-1], *(end for b in brackets for end in (b.lo, b.hi))]
     x_lo, x_hi = _widened(min(ends), max(ends))
     labels = [compact(tick) for tick in vertical.ticks]
-    left = max(38.0, 8 + _CHARACTER * max(map(len, labels)))
+    left = 10 + _CHARACTER * max(map(len, [*labels, *(bracket.label for bracket in brackets)]))
     right, bottom, top = WIDTH - 8.0, height - 36.0, 38.0 + 13 * len(brackets)
 
     def across(value: float) -> float:
@@ -261,7 +261,7 @@ def dot_plot(
         row_height: units.
     """
     names = [_shortened(row) for row in rows]
-    left = min(170.0, 12 + _CHARACTER * max(map(len, names), default=0))
+    left = min(150.0, 12 + _CHARACTER * max(map(len, names), default=0))
     right = WIDTH - 14.0
     top = 26.0 + (16 if len(series) > 1 else 0) + (14 if references else 0)
     bottom = top + row_height * len(rows)
@@ -304,7 +304,7 @@ def line_plot(
     label: str,
     x_label: str,
     y_label: str,
-    height: float = 240,
+    height: float = 220,
 ) -> Drawing:
     """Draw named lines through (x, y) points; they are told apart by their dashes.
 
@@ -371,23 +371,21 @@ class _LogScale:
 
 
 def _bars(counts: Sequence[int], lo: float, hi: float) -> tuple[list[float], list[float]]:
-    """Return edges and heights of the bars: no empty ones at the ends, as many as the values allow.
+    """Return edges and counts of equal bars: no empty ones at the ends, as many as the values allow.
 
-    A bar of fewer bins than the others (the last one) is narrower, and as high as its density asks.
+    The last bar may reach beyond ``hi``, where there are no values, so that it is as wide as the others.
     """
     array = np.asarray(counts, dtype=np.float64)
     used = np.flatnonzero(array)
     if used.size == 0:
         return [lo, hi], [0.0]
     width = (hi - lo) / array.size
-    first, stop = int(used[0]), int(used[-1]) + 1
-    array = array[first:stop]
-    wanted = min(128.0, max(24.0, 4 * float(array.sum()) ** (1 / 3)))
+    first = int(used[0])
+    array = array[first : int(used[-1]) + 1]
+    wanted = min(128.0, max(24.0, 5 * float(array.sum()) ** (1 / 3)))
     group = math.ceil(array.size / wanted)
-    starts = np.arange(0, array.size, group)
-    sizes = np.diff(np.append(starts, array.size))
-    heights = np.add.reduceat(array, starts) / sizes * group
-    edges = [lo + width * (first + int(start)) for start in starts] + [lo + width * stop]
+    heights = np.add.reduceat(array, np.arange(0, array.size, group))
+    edges = [lo + width * (first + group * index) for index in range(heights.size + 1)]
     return edges, [float(value) for value in heights]
 
 
@@ -425,7 +423,7 @@ def _tick_decimals(ticks: Sequence[float]) -> int:
 
 def _horizontal_axis(lo: float, hi: float, left: float, right: float, y: float, label: str) -> str:
     """Draw the x axis at height ``y``; tick labels under it, then what it measures."""
-    ticks = _ticks(lo, hi, max(2, round((right - left) / 62)))
+    ticks = _ticks(lo, hi, max(2, round((right - left) / 52)))
     decimals = _tick_decimals(ticks)
     parts = [_path(f"M{_point(left, y)}H{_number(right)}", "axis")]
     for tick in ticks:
@@ -438,7 +436,7 @@ def _horizontal_axis(lo: float, hi: float, left: float, right: float, y: float, 
 
 
 def _title(title: str, note: str) -> str:
-    body = _text(0, 13, title, "title")
+    body = _text(0, 13, _shortened(title) if note else title, "title")
     return body + (_text(WIDTH - 8, 13, note, "end") if note else "")
 
 
@@ -461,13 +459,11 @@ def _marker(index: int, x: float, y: float, kind: str) -> str:
     if index % 3 == 0:
         return f'<circle class="{kind}" cx="{_number(x)}" cy="{_number(y)}" r="3.5"/>\n'
     if index % 3 == 1:
-        return (
-            f'<rect class="{kind}" x="{_number(x - 3.2)}" y="{_number(y - 3.2)}" width="6.4" height="6.4"/>\n'
-        )
+        return f'<rect class="{kind}" x="{_number(x - 3.2)}" y="{_number(y - 3.2)}" width="6.4" height="6.4"/>\n'
     return _path(f"M{_point(x, y - 4.5)}l4.5 4.5l-4.5 4.5l-4.5-4.5Z", kind)
 
 
-def _shortened(name: str, longest: int = 24) -> str:
+def _shortened(name: str, longest: int = 20) -> str:
     """Return ``name``, without its beginning where it is too long: layers differ at the end."""
     return name if len(name) <= longest else "…" + name[1 - longest :]
 

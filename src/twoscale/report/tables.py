@@ -64,11 +64,11 @@ def stages_table(stages: Sequence[StageResult], caption: str) -> Table:
     """Return one row a stage; the change is against the float row of the same network."""
     several = len({stage.network for stage in stages}) > 1
     floats = {stage.network: stage.top1 for stage in stages if stage.stage == "float"}
-    rows = []
+    rows: list[list[str | Cell]] = []
     for stage in stages:
         base = floats.get(stage.network)
         change = None if base is None or stage.stage == "float" else 100 * (stage.top1 - base)
-        row = [
+        row: list[str | Cell] = [
             Cell(stage.title, stage.note),
             MISSING if stage.stage == "float" else stage.scheme,
             percent(stage.top1),
@@ -137,9 +137,7 @@ def weight_ranges_table(ranges: Sequence[RangeRecord], caption: str) -> Table:
     return _table(caption, columns, rows)
 
 
-def activation_ranges_table(
-    ranges: Sequence[RangeRecord], verify: VerifyResult | None, caption: str
-) -> Table:
+def activation_ranges_table(ranges: Sequence[RangeRecord], verify: VerifyResult | None, caption: str) -> Table:
     """Return scale, zero point and use of the integers, one row an activation tensor."""
     saturated = {layer.name: layer.saturated for layer in verify.layers} if verify else {}
     decimals = decimals_for(scale for one in ranges for scale in one.scales)
@@ -171,9 +169,9 @@ def activation_ranges_table(
 
 def verify_table(results: Sequence[VerifyResult], caption: str) -> Table:
     """Return one row a scheme: who computed, how much was compared, how much differed."""
-    rows = [
+    rows: list[list[str | Cell]] = [
         [
-            Cell(result.scheme, result.first_divergence or ""),
+            result.scheme,
             Cell(", ".join(result.executors), _by_executor(result)),
             yes_no(result.on_grid),
             count(result.samples),
@@ -256,7 +254,7 @@ def details_tables(results: LabResults) -> tuple[Table, ...]:
     seconds = {name: fixed(value, 2) for name, value in results.seconds.items()}
     tables = [
         _pairs("Data", data),
-        _pairs("Training recipe, as it ran", {name: _plain(value) for name, value in results.recipe.items()}),
+        _pairs("Training recipe", {name: _plain(value) for name, value in results.recipe.items()}),
         _pairs("Machine and versions", machine),
         replace(_pairs("Time", seconds), columns=(_text("Step"), Column("Wall clock", "s"))),
     ]
@@ -285,7 +283,7 @@ def _plain(value: Any) -> str:
 
 def _by_executor(result: VerifyResult) -> str:
     """Return who differed, where somebody did."""
-    differing = [f"{name}: {count(n)}" for name, n in result.mismatches_by_executor.items() if n]
+    differing = [f"{name} {count(n)}" for name, n in result.mismatches_by_executor.items() if n]
     return "differing: " + ", ".join(differing) if differing else ""
 
 
