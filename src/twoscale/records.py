@@ -160,6 +160,12 @@ class LayerCheck:
     """Whether no 16-bit pair sum of AVX2's vpmaddubsw can saturate with these weights."""
     saturated: float | None = None
     """Fraction of outputs at a clamp bound that is not a ReLU's zero."""
+    seen_lo: int | None = None
+    """Smallest integer that occurred."""
+    seen_hi: int | None = None
+    """Largest integer that occurred."""
+    outside: int = 0
+    """Outputs that are no integers in [lo, hi]; 0 proves that every value is."""
 
 
 @dataclass(frozen=True)
