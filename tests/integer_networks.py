@@ -1,0 +1,571 @@
+"""Random integer networks for tests: every layer type, small, with integers at the edges of what is allowed.
+
+    network = random_network(np.random.default_rng(7), operators={"conv", "linear"}, length=5)
+    images = random_images(np.random.default_rng(8), network, 10)
+
+Equal generators give equal networks. ``networks(...)`` is the same as a hypothesis strategy. A test that
+supports fewer layer types names those it supports; ``extreme=False`` keeps multipliers to what trained
+networks have, ``on_grid=False`` makes free float32 multipliers and odd zero points.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection
+from typing import Literal
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from twoscale.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
+from twoscale.network import IntegerNetwork
+from twoscale.network import layers as n
+
+__all__ = ["OPERATORS", "networks", "random_images", "random_network"]
+
+OPERATORS = (
+    "add",
+    "average_pool",
+    "clamp",
+    "concat",
+    "conv",
+    "depthwise",
+    "linear",
+    "max_pool",
+    "mul",
+    "pad",
+    "permute",
+    "reshape",
+    "residual",
+    "slice",
+    "table",
+)
+"""What ``operators`` may hold. A flatten and the final layer are there always."""
+
+ActivationType = Literal["uint8", "int8", "mixed"]
+Output = Literal["accumulators", "tensor"]
+Shape = tuple[int, ...]
+
+_MOST_VALUES = 600  # of a tensor, so that scalar oracles stay fast
+
+
+def random_network(
+    rng: np.random.Generator,
+    *,
+    operators: Collection[str] = OPERATORS,
+    length: int = 8,
+    dtype: ActivationType | None = None,
+    bits: int | None = None,
+    on_grid: bool = True,
+    extreme: bool = True,
+    output: Output | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    classes: int | None = None,
+    name: str = "random",
+) -> IntegerNetwork:
+    """Make a network.
+
+    Args:
+        rng: decides everything that the other arguments leave open.
+        operators: of OPERATORS, what the network may be made of.
+        length: how many operators to draw; a few more layers result.
+        dtype: of the activations; None draws "uint8" or "int8" for the whole network, "mixed" for each tensor.
+        bits: of every activation's range, 2..8; None draws 4..8 for each, mostly 8.
+        on_grid: whether multipliers are whole numbers of 2**-16ths (additions 2**-14ths) and zero points even.
+        extreme: whether weights of ±127 only, biases beyond 2**24 and the smallest and largest multipliers occur.
+        output: int32 accumulators or an 8-bit tensor; None draws.
+        image_shape: (C, H, W); None draws up to (4, 8, 8).
+        classes: number of outputs; None draws 2..10.
+        name: of the network.
+    """
+    unknown = set(operators) - set(OPERATORS)
+    if unknown:
+        raise ValueError(f"no such operators: {sorted(unknown)}; there are {', '.join(OPERATORS)}")
+    maker = _Maker(rng, dtype or ("uint8", "int8")[rng.integers(2)], bits, on_grid, extreme)
+    maker.quantize_input(image_shape or (_int(rng, 1, 4), _int(rng, 4, 8), _int(rng, 4, 8)))
+    choices = sorted(operators)
+    for _ in range(length):
+        for operator in rng.permutation(choices):
+            if _MAKE[operator](maker):
+                break
+    final = maker.finish(classes or _int(rng, 2, 10), output, "conv" in operators)
+    return IntegerNetwork(
+        name=name, layers=tuple(maker.layers), output=final, scheme="test", metadata={"made by": "tests"}
+    )
+
+
+def random_images(rng: np.random.Generator, network: IntegerNetwork, count: int) -> NDArray[np.float32]:
+    """Make ``count`` images (N, C, H, W) that reach the whole input range and beyond, with many exact ties."""
+    spec = network.input.output
+    steps = rng.uniform(spec.lo - 8, spec.hi + 8, (count, *spec.shape)) - spec.zero_point
+    kind = rng.random(steps.shape)
+    steps = np.where(kind < 0.25, np.round(steps) + 0.5, steps)
+    steps = np.where(kind > 0.95, 0.0, steps)
+    return (steps * spec.scale).astype(np.float32)
+
+
+def networks(
+    *,
+    operators: Collection[str] = OPERATORS,
+    longest: int = 10,
+    dtype: ActivationType | None = None,
+    bits: int | None = None,
+    on_grid: bool = True,
+    extreme: bool = True,
+    output: Output | None = None,
+) -> st.SearchStrategy[IntegerNetwork]:
+    """Return a hypothesis strategy for random networks; it shrinks towards few layers."""
+
+    def make(length: int, seed: int) -> IntegerNetwork:
+        return random_network(
+            np.random.default_rng(seed), operators=operators, length=length, dtype=dtype, bits=bits,
+            on_grid=on_grid, extreme=extreme, output=output, name=f"random-{length}-{seed}",
+        )  # fmt: skip
+
+    return st.builds(make, st.integers(0, longest), st.integers(0, 2**32 - 1))
+
+
+def _int(rng: np.random.Generator, lowest: int, highest: int) -> int:
+    return int(rng.integers(lowest, highest + 1))
+
+
+def _reach(spec: n.TensorSpec) -> int:
+    """Return the largest |q − z|."""
+    return max(spec.hi - spec.zero_point, spec.zero_point - spec.lo)
+
+
+class _Maker:
+    """Collects layers; each make-method appends some, or returns False where it does not apply."""
+
+    def __init__(
+        self, rng: np.random.Generator, dtype: ActivationType, bits: int | None, on_grid: bool, extreme: bool
+    ) -> None:
+        self.rng = rng
+        self.dtype = dtype
+        self.bits = bits
+        self.on_grid = on_grid
+        self.extreme = extreme
+        self.layers: list[n.Layer] = []
+
+    # Choices.
+
+    def chance(self, probability: float) -> bool:
+        return bool(self.rng.random() < probability)
+
+    def tensor(self, suits: Callable[[Shape], bool] = lambda shape: True) -> n.Layer | None:
+        """Return a layer whose output suits: mostly the newest, so that networks get deep, else any."""
+        found = [layer for layer in self.layers if suits(layer.output.shape)]
+        if not found:
+            return None
+        return found[-1] if self.chance(0.7) else found[_int(self.rng, 0, len(found) - 1)]
+
+    def image(self) -> n.Layer | None:
+        return self.tensor(lambda shape: len(shape) == 3)
+
+    def spec(self, shape: Shape) -> n.TensorSpec:
+        """Draw a quantization: full or narrow range, zero point at an end or inside, a ReLU or ReLU6 or none."""
+        rng = self.rng
+        dtype: str = self.dtype if self.dtype != "mixed" else ("uint8", "int8")[rng.integers(2)]
+        bits = self.bits or int(rng.choice([4, 5, 6, 7, 8, 8, 8, 8]))
+        lo, hi = (0, 2**bits - 1) if dtype == "uint8" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        if dtype == "int8" and self.chance(0.3):
+            lo += 1  # symmetric
+        kind = rng.random()
+        zero = lo if kind < 0.3 else (lo + hi) // 2 if kind < 0.5 else hi if kind < 0.55 else _int(rng, lo, hi)
+        if self.on_grid and zero % 2:
+            zero += 1 if zero < hi else -1
+        if self.chance(0.3):
+            lo = zero
+        if zero < hi and self.chance(0.2):
+            hi = _int(rng, zero + 1, hi)
+        return n.TensorSpec(shape, dtype, float(np.float32(2.0 ** rng.uniform(-9, 1))), zero, lo, hi)
+
+    def multiplier(self, ratios: NDArray[np.float64], shift: int = REQUANTIZE_SHIFT) -> n.Multiplier:
+        """Return multipliers near the ratios; some are powers of two, which make ties."""
+        rng = self.rng
+        ratios = np.asarray(ratios, np.float64) * 2.0 ** rng.uniform(-2, 1, np.shape(ratios))
+        powers = rng.random(ratios.shape) < 0.25
+        ratios = np.where(powers, 2.0 ** np.round(np.log2(ratios)), ratios)
+        if not self.on_grid:
+            return n.Multiplier(ratios.astype(np.float32), None)
+        integers = np.clip(np.round(np.ldexp(ratios, shift)), 1, MULTIPLIER_LIMIT - 1).astype(np.int64)
+        if self.extreme:
+            edges = np.array([1, 2, 3, MULTIPLIER_LIMIT - 1, MULTIPLIER_LIMIT - 2, 65535, 65536, 65537])
+            integers = np.where(rng.random(integers.shape) < 0.04, rng.choice(edges, integers.shape), integers)
+        return n.Multiplier.on_grid(integers, shift)
+
+    def weights(self, shape: Shape) -> NDArray[np.int8]:
+        """Draw weights, output channel first: of 2..8 bits, some channels all ±127, some all zero."""
+        rng = self.rng
+        limit = int(rng.choice([1, 7, 31, 127, 127, 127]))
+        weights = rng.integers(-limit, limit + 1, shape)
+        if self.extreme:
+            for channel in range(shape[0]):
+                kind = rng.random()
+                if kind < 0.06:
+                    weights[channel] = rng.choice([-127, 127], shape[1:])
+                elif kind < 0.09:
+                    weights[channel] = 127 if kind < 0.075 else -127
+                elif kind < 0.11:
+                    weights[channel] = 0
+        return weights.astype(np.int8)
+
+    def weighted(self, x: n.TensorSpec, weight: NDArray[np.int8]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Return biases and the size that accumulators will have, (O,) each."""
+        flat = weight.reshape(len(weight), -1).astype(np.float64)
+        mean, variance = (x.lo + x.hi) / 2 - x.zero_point, (x.hi - x.lo + 1) ** 2 / 12
+        size = np.sqrt((flat.sum(1) * mean) ** 2 + (flat**2).sum(1) * variance) + 1
+        bias = np.zeros(len(weight)) if self.chance(0.2) else self.rng.normal(size=len(weight)) * size
+        if self.extreme and self.chance(0.1):
+            bias += self.rng.choice([-1, 1], len(bias)) * (2.0**24 + self.rng.integers(-1000, 1000, len(bias)))
+        return bias.astype(np.int32), size + np.abs(bias) / 2
+
+    # Making layers.
+
+    def add_layer(self, layer: n.Layer) -> bool:
+        self.layers.append(layer)
+        return True
+
+    def new_name(self, kind: str) -> str:
+        return f"{kind}{len(self.layers)}"
+
+    def quantize_input(self, shape: Shape) -> None:
+        self.add_layer(n.QuantizeInput(name="input", inputs=(), output=self.spec(shape)))
+
+    def flat(self) -> n.Layer:
+        """Return the newest tensor as a vector, flattened if need be."""
+        x = self.layers[-1]
+        if len(x.output.shape) != 1:
+            spec = dataclasses.replace(x.output, shape=(math.prod(x.output.shape),))
+            self.add_layer(n.Reshape(name=self.new_name("flatten"), inputs=(x.name,), output=spec))
+        return self.layers[-1]
+
+    def finish(self, classes: int, output: Output | None, may_convolve: bool) -> str:
+        """Append the last layers; return the output's name."""
+        output = output or ("accumulators" if self.chance(0.7) else "tensor")
+        x = self.flat()
+        features = x.output.shape[0]
+        convolve = may_convolve and self.chance(0.2)
+        shape = (classes, features, 1, 1) if convolve else (classes, features)
+        if convolve:
+            spec = dataclasses.replace(x.output, shape=(features, 1, 1))
+            x = n.Reshape(name=self.new_name("unflatten"), inputs=(x.name,), output=spec)
+            self.add_layer(x)
+        weight = self.weights(shape)
+        bias, size = self.weighted(x.output, weight)
+        out_shape = (classes, 1, 1) if convolve else (classes,)
+        if output == "accumulators":
+            spec = n.TensorSpec(out_shape, "int32", float(np.float32(2.0 ** self.rng.uniform(-16, -8))))
+            multiplier = None
+        else:
+            spec = self.spec(out_shape)
+            multiplier = self.multiplier((spec.hi - spec.lo) / 2 / size)
+        kind = n.Conv2d if convolve else n.Linear
+        self.add_layer(
+            kind(
+                name="logits", inputs=(x.name,), output=spec, multiplier=multiplier, weight=weight, bias_o=bias,
+            )
+        )  # fmt: skip
+        return self.flat().name
+
+    def conv(self, depthwise: bool = False) -> bool:
+        x = self.image()
+        if x is None:
+            return False
+        rng = self.rng
+        channels, *size = x.output.shape
+        groups = channels if depthwise else int(rng.choice([g for g in range(1, channels + 1) if channels % g == 0]))
+        if not depthwise and self.chance(0.6):
+            groups = 1
+        out = groups * _int(rng, 1, max(1, 6 // groups))
+        dilation = (_int(rng, 1, 2), _int(rng, 1, 2)) if self.chance(0.3) else (1, 1)
+        stride = (_int(rng, 1, 3), _int(rng, 1, 3)) if self.chance(0.4) else (1, 1)
+        kernel = (_int(rng, 1, 3), _int(rng, 1, 3))
+        padding = self.padding(kernel, dilation)
+        out_size = _pooled(size, kernel, stride, padding, dilation)
+        if min(out_size) < 1 or out * math.prod(out_size) > _MOST_VALUES:
+            return False
+        weight = self.weights((out, channels // groups, *kernel))
+        bias, acc = self.weighted(x.output, weight)
+        spec = self.spec((out, *out_size))
+        ratios = (spec.hi - spec.lo) / 2 / acc
+        multiplier = self.multiplier(ratios if self.chance(0.7) else np.exp(np.log(ratios).mean(keepdims=True)))
+        return self.add_layer(
+            n.Conv2d(
+                name=self.new_name("depthwise" if depthwise else "conv"), inputs=(x.name,), output=spec,
+                multiplier=multiplier, weight=weight, bias_o=bias, stride=stride, padding=padding,
+                dilation=dilation, groups=groups,
+            )
+        )  # fmt: skip
+
+    def padding(self, kernel: tuple[int, int], dilation: tuple[int, int] = (1, 1)) -> n.Padding:
+        """Draw a padding, smaller than the window: none, symmetric, or different on each side."""
+        if self.chance(0.3):
+            return (0, 0, 0, 0)
+        most = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        top, left = _int(self.rng, 0, most[0]), _int(self.rng, 0, most[1])
+        if self.chance(0.5):
+            return (top, left, top, left)
+        return (top, left, _int(self.rng, 0, most[0]), _int(self.rng, 0, most[1]))
+
+    def residual(self) -> bool:
+        """Append a convolution that an earlier tensor joins, equation (7b)."""
+        rng = self.rng
+        skip = self.image()
+        if skip is None:
+            return False
+        channels, *size = skip.output.shape
+        x = self.tensor(lambda shape: len(shape) == 3 and shape[1:] == tuple(size))
+        assert x is not None
+        radius = _int(rng, 0, 1)
+        kernel = 2 * radius + 1
+        weight = self.weights((channels, x.output.shape[0], kernel, kernel))
+        bias, acc = self.weighted(x.output, weight)
+        spec = self.spec(skip.output.shape)
+        joined = self.multiplier(np.array([(spec.hi - spec.lo) / 2 / _reach(skip.output)]), ADD_SHIFT)
+        if self.on_grid:
+            largest = 3 * 2**22 // _reach(skip.output)
+            joined = n.Multiplier.on_grid(
+                np.array([largest]) if self.extreme and self.chance(0.1) else np.minimum(joined.integers, largest),
+                ADD_SHIFT,
+            )
+        return self.add_layer(
+            n.Conv2d(
+                name=self.new_name("residual"), inputs=(x.name, skip.name), output=spec, weight=weight, bias_o=bias,
+                multiplier=self.multiplier((spec.hi - spec.lo) / 2 / acc, ADD_SHIFT),
+                residual_multiplier=joined, padding=(radius,) * 4,
+            )
+        )  # fmt: skip
+
+    def linear(self) -> bool:
+        x = self.tensor(lambda shape: len(shape) == 1)
+        if x is None:
+            return False
+        weight = self.weights((_int(self.rng, 1, 12), x.output.shape[0]))
+        bias, acc = self.weighted(x.output, weight)
+        spec = self.spec((len(weight),))
+        return self.add_layer(
+            n.Linear(
+                name=self.new_name("linear"), inputs=(x.name,), output=spec, weight=weight, bias_o=bias,
+                multiplier=self.multiplier((spec.hi - spec.lo) / 2 / acc),
+            )
+        )  # fmt: skip
+
+    def add(self) -> bool:
+        a = self.tensor()
+        assert a is not None
+        wanted = a.output.shape
+        b = self.tensor(lambda shape: shape == wanted)
+        assert b is not None
+        spec = self.spec(a.output.shape)
+        reaches = [_reach(x.output) for x in (a, b)]
+        m_a, m_b = (self.multiplier(np.array([(spec.hi - spec.lo) / 2 / r]), ADD_SHIFT) for r in reaches)
+        if self.on_grid:
+            # Below the limits of float32 sums: both products at most 2**24, or the smaller at most 3·2**22.
+            limit = 2**24 if self.chance(0.5) else 3 * 2**22
+            largest = [limit // reaches[0], (2**24 if limit == 2**24 else MULTIPLIER_LIMIT * 255) // reaches[1]]
+            largest = [min(m, MULTIPLIER_LIMIT - 1) for m in largest]
+            at_limit = self.extreme and self.chance(0.15)
+            m_a, m_b = (
+                n.Multiplier.on_grid(np.array([most]) if at_limit else np.minimum(m.integers, most), ADD_SHIFT)
+                for m, most in zip((m_a, m_b), largest, strict=True)
+            )
+        if self.chance(0.5):
+            a, b, m_a, m_b = b, a, m_b, m_a
+        return self.add_layer(
+            n.Add(name=self.new_name("add"), inputs=(a.name, b.name), output=spec, multipliers=(m_a, m_b))
+        )
+
+    def mul(self) -> bool:
+        """Append a product: of equal shapes, or with a gate whose dimensions of size 1 broadcast."""
+        a = self.tensor()
+        assert a is not None
+        shape = a.output.shape
+        gates = [x for x in self.layers if len(x.output.shape) == len(shape)]
+        gates = [x for x in gates if all(q in (1, p) for p, q in zip(shape, x.output.shape, strict=True))]
+        b = gates[_int(self.rng, 0, len(gates) - 1)]
+        if len(shape) == 3 and self.chance(0.5):
+            b = self.layers[-1] if self.pool_whole(a) else b
+        spec = self.spec(shape)
+        ratio = (spec.hi - spec.lo) / (_reach(a.output) * _reach(b.output))
+        inputs = (a.name, b.name) if self.chance(0.7) else (b.name, a.name)
+        return self.add_layer(
+            n.Mul(name=self.new_name("mul"), inputs=inputs, output=spec, multiplier=self.multiplier(np.array([ratio])))
+        )
+
+    def pool_whole(self, x: n.Layer) -> bool:
+        """Append the mean over height and width."""
+        kernel = (x.output.shape[1], x.output.shape[2])
+        return self.average(x, kernel, kernel, (0, 0, 0, 0))
+
+    def average(self, x: n.Layer, kernel: tuple[int, int], stride: tuple[int, int], padding: n.Padding) -> bool:
+        channels, *size = x.output.shape
+        out_size = _pooled(size, kernel, stride, padding)
+        if min(out_size) < 1:
+            return False
+        spec = self.spec((channels, *out_size))
+        ratio = (spec.hi - spec.lo) / (_reach(x.output) * math.prod(kernel))
+        return self.add_layer(
+            n.AveragePool2d(
+                name=self.new_name("average_pool"), inputs=(x.name,), output=spec, kernel=kernel, stride=stride,
+                padding=padding, multiplier=self.multiplier(np.array([ratio])),
+            )
+        )  # fmt: skip
+
+    def average_pool(self) -> bool:
+        x = self.image()
+        if x is None:
+            return False
+        if self.chance(0.2):
+            return self.pool_whole(x)
+        kernel = (_int(self.rng, 1, 3), _int(self.rng, 1, 3))
+        stride = kernel if self.chance(0.5) else (_int(self.rng, 1, 2), _int(self.rng, 1, 2))
+        return self.average(x, kernel, stride, self.padding(kernel))
+
+    def max_pool(self) -> bool:
+        x = self.image()
+        if x is None:
+            return False
+        channels, *size = x.output.shape
+        kernel = (_int(self.rng, 1, 3), _int(self.rng, 1, 3))
+        dilation = (_int(self.rng, 1, 2), _int(self.rng, 1, 2)) if self.chance(0.2) else (1, 1)
+        stride = kernel if self.chance(0.5) else (_int(self.rng, 1, 2), _int(self.rng, 1, 2))
+        # At most one step of padding, so that every window sees a value.
+        padding = tuple(min(p, (kernel[i % 2] - 1) * dilation[i % 2], 1) for i, p in enumerate(self.padding((2, 2))))
+        top, left, bottom, right = padding
+        out_size = _pooled(size, kernel, stride, (top, left, bottom, right), dilation)
+        if min(out_size) < 1 or min(size) < 2:
+            return False
+        spec = dataclasses.replace(x.output, shape=(channels, *out_size))
+        return self.add_layer(
+            n.MaxPool2d(
+                name=self.new_name("max_pool"), inputs=(x.name,), output=spec, kernel=kernel, stride=stride,
+                padding=(top, left, bottom, right), dilation=dilation,
+            )
+        )  # fmt: skip
+
+    def concat(self) -> bool:
+        a = self.tensor()
+        assert a is not None
+        shape = a.output.shape
+        axis = _int(self.rng, 0, len(shape) - 1)
+        fitting = [
+            x
+            for x in self.layers
+            if len(x.output.shape) == len(shape)
+            and all(p == q for i, (p, q) in enumerate(zip(shape, x.output.shape, strict=True)) if i != axis)
+        ]
+        parts = [a, *(fitting[_int(self.rng, 0, len(fitting) - 1)] for _ in range(_int(self.rng, 1, 2)))]
+        out = list(shape)
+        out[axis] = sum(x.output.shape[axis] for x in parts)
+        if math.prod(out) > _MOST_VALUES:
+            return False
+        copied = self.chance(0.5)  # the first operand gives the common scale
+        spec = dataclasses.replace(a.output, shape=tuple(out)) if copied else self.spec(tuple(out))
+        multipliers = tuple(
+            None if copied and x is a else self.multiplier(np.array([(spec.hi - spec.lo + 1) / 2 / _reach(x.output)]))
+            for x in parts
+        )
+        return self.add_layer(
+            n.Concat(
+                name=self.new_name("concat"), inputs=tuple(x.name for x in parts), output=spec, axis=axis,
+                multipliers=multipliers,
+            )
+        )  # fmt: skip
+
+    def reshape(self) -> bool:
+        x = self.tensor()
+        assert x is not None
+        count = math.prod(x.output.shape)
+        if len(x.output.shape) == 3 and self.chance(0.3):
+            shape: Shape = (count,)
+        else:
+            divisors = [d for d in range(1, 9) if count % d == 0]
+            height = int(self.rng.choice(divisors))
+            width = int(self.rng.choice([d for d in divisors if count // height % d == 0]))
+            if count // height // width > 64:
+                return False
+            shape = (count // height // width, height, width)
+        spec = dataclasses.replace(x.output, shape=shape)
+        return self.add_layer(n.Reshape(name=self.new_name("reshape"), inputs=(x.name,), output=spec))
+
+    def permute(self) -> bool:
+        x = self.image()
+        if x is None:
+            return False
+        axes = tuple(int(axis) for axis in self.rng.permutation(3))
+        spec = dataclasses.replace(x.output, shape=tuple(x.output.shape[axis] for axis in axes))
+        return self.add_layer(n.Permute(name=self.new_name("permute"), inputs=(x.name,), output=spec, axes=axes))
+
+    def slice(self) -> bool:
+        x = self.tensor(lambda shape: max(shape) > 1)
+        if x is None:
+            return False
+        shape = list(x.output.shape)
+        axis = int(self.rng.choice([i for i, size in enumerate(shape) if size > 1]))
+        start = _int(self.rng, 0, shape[axis] // 2)
+        stop = _int(self.rng, start + 1, shape[axis])
+        step = _int(self.rng, 1, 3)
+        shape[axis] = len(range(start, stop, step))
+        spec = dataclasses.replace(x.output, shape=tuple(shape))
+        return self.add_layer(
+            n.Slice(
+                name=self.new_name("slice"), inputs=(x.name,), output=spec, axis=axis, start=start, stop=stop,
+                step=step,
+            )
+        )  # fmt: skip
+
+    def pad(self) -> bool:
+        x = self.tensor()
+        assert x is not None
+        widths = tuple((_int(self.rng, 0, 2), _int(self.rng, 0, 2)) for _ in x.output.shape)
+        shape = tuple(size + sum(pair) for size, pair in zip(x.output.shape, widths, strict=True))
+        if math.prod(shape) > _MOST_VALUES:
+            return False
+        spec = dataclasses.replace(x.output, shape=shape)
+        return self.add_layer(n.Pad(name=self.new_name("pad"), inputs=(x.name,), output=spec, widths=widths))
+
+    def clamp(self) -> bool:
+        x = self.tensor()
+        assert x is not None
+        old = x.output
+        spec = dataclasses.replace(
+            old, lo=_int(self.rng, old.lo, old.zero_point), hi=_int(self.rng, old.zero_point, old.hi)
+        )
+        if spec.lo == spec.hi:
+            return False
+        return self.add_layer(n.Clamp(name=self.new_name("clamp"), inputs=(x.name,), output=spec))
+
+    def table(self) -> bool:
+        x = self.tensor()
+        assert x is not None
+        spec = self.spec(x.output.shape)
+        table = self.rng.integers(spec.lo, spec.hi + 1, 256)
+        if self.chance(0.5):
+            table = np.sort(table)  # a function that rises, as most are
+        return self.add_layer(
+            n.Table(name=self.new_name("table"), inputs=(x.name,), output=spec, table=table.astype(np.int16))
+        )
+
+
+_MAKE: dict[str, Callable[[_Maker], bool]] = {
+    **{name: getattr(_Maker, name) for name in OPERATORS if name != "depthwise"},
+    "depthwise": lambda maker: maker.conv(depthwise=True),
+}
+
+
+def _pooled(
+    size: Collection[int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: n.Padding,
+    dilation: tuple[int, int] = (1, 1),
+) -> tuple[int, int]:
+    """Return the output height and width; below 1 where the window does not fit."""
+    height, width = (
+        (s + padding[i] + padding[i + 2] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i, s in enumerate(size)
+    )
+    return (height, width)
