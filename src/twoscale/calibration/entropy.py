@@ -59,9 +59,8 @@ def least_divergence_range(
         mass = np.bincount(levels, weights=kept, minlength=hi - lo + 1)
         shared_by = np.bincount(levels, weights=occupied, minlength=hi - lo + 1)
         levels, p = levels[occupied], p[occupied]
-        q = mass[levels] / shared_by[levels]
-        if not q.all():  # nothing was seen where the clipped values would go
-            continue
+        # A level without mass of its own, where only clipped values go, counts as half a value.
+        q = np.maximum(mass[levels], 0.5) / shared_by[levels]
         divergence = float(np.sum(p * np.log(p / q)) / p.sum() - np.log(p.sum() / q.sum()))
         divergence -= (p.size - np.count_nonzero(shared_by)) / (2 * p.sum())
         if divergence < least:

@@ -68,7 +68,7 @@ class RangeMethod:
         for kind in ("minmax", "mse", "entropy"):
             if word == kind:
                 return RangeMethod(kind)
-        number = r"(\d+\.?\d*|\.\d+)"
+        number = r"((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)"
         if match := re.fullmatch(rf"{number}-sigma|sigma-{number}", word):
             return RangeMethod("sigma", float(match[1] or match[2]))
         if match := re.fullmatch(rf"percentile-{number}", word):
@@ -79,5 +79,5 @@ class RangeMethod:
         """The name that ``parse`` reads back."""
         if self.value is None:
             return self.kind
-        number = f"{self.value:.17f}".rstrip("0").rstrip(".") if self.value < 1e-4 else f"{self.value!r}"
+        number = repr(self.value).removesuffix(".0")
         return f"{number}-sigma" if self.kind == "sigma" else f"{self.kind}-{number}"

@@ -29,6 +29,8 @@ _ZOOMS = 2
 _SMALLEST_RATIO = 2.0**-7
 # Smallest width of a bin cut at the smallest or largest value, in bin widths: a density needs some width.
 _NARROWEST = 2.0**-10
+# What counts as a smaller error, so that rounding in the sums does not move a range for nothing.
+_BETTER = 1 - 1e-9
 
 
 def expected_squared_error(stats: TensorStatistics, *, scale: float, zero_point: int, lo: int, hi: int) -> float:
@@ -63,7 +65,7 @@ def least_squared_error_range(
         scales = np.minimum(scale * ratios, widest)
         found = errors(scales, zero_points, lo=lo, hi=hi)
         i, j = np.unravel_index(np.argmin(found), found.shape)
-        if found[i, j] < least:
+        if found[i, j] < least * _BETTER:
             least, scale, zero_point = found[i, j], float(scales[i]), int(zero_points[j])
         ratios = np.geomspace(1.0 / step, step, 2 * _FINE + 1)
         step **= 1.0 / _FINE
