@@ -19,6 +19,7 @@ from twoscale.network.network import IntegerNetwork
 __all__ = ["EXECUTORS", "Executor", "check_images", "create", "run_logits"]
 
 EXECUTORS = {
+    "onnxruntime": "twoscale.executors.onnxruntime:OnnxRuntimeExecutor",
     "reference": "twoscale.executors.reference:ReferenceExecutor",
     "torch": "twoscale.executors.torch:TorchExecutor",
 }
