@@ -53,12 +53,10 @@ def check(arrays: Arrays, shapes: Sequence[tuple[int, ...]], digests: Digests, o
         what = field.replace("_", " ")
         if array.dtype != np.uint8 or array.shape != shape:
             raise DataError(
-                f"{origin} is damaged or altered: its {what} are {array.dtype}{array.shape}, "
-                f"expected uint8{shape}"
+                f"{origin} is damaged or altered: its {what} are {array.dtype}{array.shape}, expected uint8{shape}"
             )
         found = sha256(array)
         if found != expected:
             raise DataError(
-                f"{origin} is damaged or altered: its {what} have SHA-256 {found[:16]}..., "
-                f"expected {expected[:16]}..."
+                f"{origin} is damaged or altered: its {what} have SHA-256 {found[:16]}..., expected {expected[:16]}..."
             )

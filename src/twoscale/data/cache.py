@@ -104,10 +104,10 @@ def exclusive(name: str) -> Iterator[None]:
             except BlockingIOError:
                 _log.warning("another process is fetching %s; waiting for it", name)
                 fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:
-                pass  # a file system without locks
-            else:
-                _remove_leftovers(name)
+            except OSError:  # a file system without locks
+                yield
+                return
+            _remove_leftovers(name)
         yield
 
 
@@ -123,7 +123,5 @@ def _remove_leftovers(name: str) -> None:
 @contextlib.contextmanager
 def scratch_folder(name: str) -> Iterator[Path]:
     """Give a folder for downloads inside the cache folder (/tmp may be small); it is removed afterwards."""
-    with tempfile.TemporaryDirectory(
-        prefix=f".{name}.", dir=cache_dir(), ignore_cleanup_errors=True
-    ) as folder:
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=cache_dir(), ignore_cleanup_errors=True) as folder:
         yield Path(folder)

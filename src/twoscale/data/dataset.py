@@ -86,8 +86,8 @@ class Dataset:
             channels = split.images.shape[1]
             if not channels == len(self.mean) == len(self.std):
                 raise DataError(
-                    f"{self.name}: {split_name} has {channels} channels, but there are {len(self.mean)} means "
-                    f"and {len(self.std)} standard deviations"
+                    f"{self.name}: {split_name} has {channels} channels, but there are "
+                    f"{len(self.mean)} means and {len(self.std)} standard deviations"
                 )
 
     def __repr__(self) -> str:

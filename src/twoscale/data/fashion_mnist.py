@@ -129,7 +129,7 @@ def _decompressed(content: bytes, shape: tuple[int, ...]) -> bytes:
 
 
 def _from_idx(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Decode an IDX file of uint8: two zero bytes, type 8, number of axes, each length big-endian, the values."""
+    """Decode an IDX file of uint8: bytes 0, 0, 8, number of axes, each length big-endian, then the values."""
     lengths = (shape[0], *shape[2:])  # a file has no channel axis
     header = bytes([0, 0, 8, len(lengths)]) + b"".join(n.to_bytes(4, "big") for n in lengths)
     if content[: len(header)] != header:

@@ -20,9 +20,7 @@ _Labels = TypeVar("_Labels", NDArray[Any], "torch.Tensor")
 
 
 @overload
-def normalize(
-    images: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]
-) -> NDArray[np.float32]: ...
+def normalize(images: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]: ...
 @overload
 def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor: ...
 def normalize(
@@ -44,7 +42,7 @@ def normalize(
         DataError: the images are not uint8, or have another number of channels than mean and std.
         ConfigurationError: an entry of std is not positive.
     """
-    if not str(images.dtype).endswith("uint8") or images.ndim < 3:
+    if str(images.dtype).removeprefix("torch.") != "uint8" or images.ndim < 3:
         raise DataError(f"normalize got {images.dtype}{tuple(images.shape)}, expected uint8 (..., C, H, W)")
     if not images.shape[-3] == len(mean) == len(std):
         raise DataError(

