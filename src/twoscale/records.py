@@ -195,6 +195,11 @@ class VerifyResult:
         """No integer differed."""
         return self.mismatches == 0
 
+    def _repr_html_(self) -> str:
+        from twoscale.report.networks import verify_html
+
+        return verify_html(self)
+
 
 @dataclass(frozen=True)
 class LabNetwork:
@@ -230,6 +235,11 @@ class LabResults:
     environment: Environment
     seconds: dict[str, float]
     """Stage to wall-clock seconds."""
+
+    def _repr_html_(self) -> str:
+        from twoscale.report import stages_html
+
+        return stages_html([stage for network in self.networks for stage in network.stages], self.data)
 
 
 def _processor() -> str:

@@ -17,7 +17,7 @@ from twoscale.records import TensorSummary
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Profile", "image_batches", "profile"]
+__all__ = ["Profile", "image_batches", "moves_values", "profile", "weight_summaries"]
 
 KEEP_SAMPLES = 512
 """Images that are kept for the corrections after calibration: enough for stable means, little memory."""
@@ -112,3 +112,16 @@ def profile(graph: g.FloatGraph, batches: Iterable[Any], *, device: str | torch.
     if not images:
         raise CalibrationError("calibration got no images; pass at least one batch (a few hundred images are good)")
     return Profile({name: a.finish() for name, a in accumulators.items()}, np.concatenate(kept), images)
+
+
+def weight_summaries(graph: g.FloatGraph) -> tuple[TensorSummary, ...]:
+    """Return a record of every weight tensor of a graph, and of every bias that is not all zeros."""
+    summaries = []
+    for node in graph:
+        for field, value in vars(node).items():
+            if isinstance(value, np.ndarray) and (field != "bias_o" or value.any()):
+                is_bias = field == "bias_o"
+                accumulator = StatisticsAccumulator(f"{node.name}.bias" if is_bias else node.name)
+                accumulator.update(value)
+                summaries.append(to_summary(accumulator.finish(), "bias" if is_bias else "weight"))
+    return tuple(summaries)

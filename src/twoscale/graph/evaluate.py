@@ -65,9 +65,18 @@ class GraphModule:
         return self.run(x_nchw)[self.graph.output]
 
     def run(
-        self, x_nchw: torch.Tensor, visit: Callable[[g.Node, torch.Tensor], None] | None = None
+        self,
+        x_nchw: torch.Tensor,
+        visit: Callable[[g.Node, torch.Tensor], None] | None = None,
+        replace: Callable[[g.Node, torch.Tensor], torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Compute every node, showing each output to ``visit`` as it is made; return what nobody reads."""
+        """Compute every node; return what nobody reads, the logits among it.
+
+        Args:
+            x_nchw: images, (N, C, H, W).
+            visit: is shown each output as it is made.
+            replace: gives what is to be used instead of an output, e.g. its quantized values.
+        """
         values: dict[str, torch.Tensor] = {}
         with torch.no_grad():
             for node in self.graph:
@@ -75,6 +84,8 @@ class GraphModule:
                     values[node.name] = x_nchw.to(self.device, self.dtype)
                 else:
                     values[node.name] = self.compute(node, [values[name] for name in node.inputs])
+                if replace is not None:
+                    values[node.name] = replace(node, values[node.name])
                 if visit is not None:
                     visit(node, values[node.name])
                 for name in set(node.inputs):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale.errors import QuantizationError
+from twoscale.network import checks
 from twoscale.network import layers as n
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class IntegerNetwork:
         """Check what every executor relies on.
 
         Raises:
-            QuantizationError: an accumulator could overflow int32, or tensors do not fit together.
+            QuantizationError: an accumulator could overflow int32, or layers do not fit together.
         """
-        self._check()
+        checks.check(self)
 
     def __iter__(self) -> Iterator[n.Layer]:
         return iter(self.layers)
@@ -84,14 +84,18 @@ class IntegerNetwork:
         return self._by_name[name].output
 
     @cached_property
-    def on_grid(self) -> bool:
-        """Whether every multiplier is a whole number of 2**-16ths (additions: 2**-14ths), equation (4).
+    def off_grid(self) -> tuple[str, ...]:
+        """One line for everything for which executors do not promise the same integers; empty on the grid."""
+        return checks.off_grid(self)
 
-        Then every executor gives the same integers; off the grid, verify measures how many differ.
+    @property
+    def on_grid(self) -> bool:
+        """Whether every executor provably gives the same integers, equations (4), (5) and (7c).
+
+        Every multiplier is a whole number of 2**-16ths (additions: 2**-14ths), every zero point is even, and
+        additions stay where float32 is exact. Off the grid, verify measures how many integers differ.
         """
-        return all(m.shift is not None for layer in self.layers for m in multipliers(layer)) and all(
-            layer.output.zero_point % 2 == 0 for layer in self.layers
-        )
+        return not self.off_grid
 
     @cached_property
     def bounds(self) -> tuple[AccumulatorBound, ...]:
@@ -117,6 +121,7 @@ class IntegerNetwork:
         """SHA-256 over everything that decides the output bits, as 64 hexadecimal digits."""
         digest = hashlib.sha256()
         for layer in self.layers:
+            _feed(digest.update, layer.op)
             for attribute in dataclasses.fields(layer):
                 _feed(digest.update, getattr(layer, attribute.name))
         digest.update(self.output.encode())
@@ -140,46 +145,9 @@ class IntegerNetwork:
         save(self, Path(path))
 
     def _repr_html_(self) -> str:
-        from twoscale.report.notebook import network_html
+        from twoscale.report.networks import network_html
 
-        return str(network_html(self))
-
-    def _check(self) -> None:
-        seen: set[str] = set()
-        for layer in self.layers:
-            for name in layer.inputs:
-                if name not in seen:
-                    raise QuantizationError(f"layer {layer.name} reads {name}, which no earlier layer makes")
-            if layer.name in seen:
-                raise QuantizationError(f"two layers are named {layer.name}; names must differ")
-            seen.add(layer.name)
-            spec = layer.output
-            if not (spec.lo <= spec.zero_point <= spec.hi and np.isfinite(spec.scale) and spec.scale > 0):
-                raise QuantizationError(
-                    f"layer {layer.name}: scale {spec.scale} and zero point {spec.zero_point} in "
-                    f"[{spec.lo}, {spec.hi}] cannot represent zero; expected a positive scale and lo ≤ zero ≤ hi"
-                )
-            if isinstance(layer, n.Accumulating):
-                bounds = layer.partial_bound(self.spec(layer.inputs[0]))
-                worst = int(bounds.argmax())
-                if bounds[worst] >= 2**31:
-                    raise QuantizationError(
-                        f"layer {layer.name}, channel {worst}: accumulators can reach {bounds[worst]}, beyond int32; "
-                        "use fewer weight bits there, or split the layer"
-                    )
-        if self.output not in seen:
-            raise QuantizationError(f"the output {self.output} is made by no layer")
-
-
-def multipliers(layer: n.Layer) -> tuple[n.Multiplier, ...]:
-    """Return every multiplier of a layer."""
-    found: list[n.Multiplier] = []
-    for attribute in dataclasses.fields(layer):
-        value = getattr(layer, attribute.name)
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, n.Multiplier):
-                found.append(item)
-    return tuple(found)
+        return network_html(self)
 
 
 def _pairs_are_safe(weight: NDArray[np.int8]) -> bool:
@@ -189,14 +157,25 @@ def _pairs_are_safe(weight: NDArray[np.int8]) -> bool:
 
 
 def _feed(update: Callable[[bytes], None], value: Any) -> None:
-    """Hash a value with its type and shape, so that neighbours cannot be confused."""
+    """Hash a value with its type and shape, so that neighbours cannot be confused.
+
+    Numbers count by value: a NumPy scalar hashes like the Python number that a saved file gives back.
+    """
     if isinstance(value, np.ndarray):
-        update(f"{value.dtype.str}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
+        little = value.astype(value.dtype.newbyteorder("<"), copy=False)
+        update(f"a{little.dtype.str}{value.shape}".encode() + little.tobytes())
     elif isinstance(value, n.Multiplier):
-        update(f"m{value.shift}".encode() + value.values.astype("<f4").tobytes())
+        update(f"m{value.shift}".encode())
+        _feed(update, value.values)
+    elif isinstance(value, n.TensorSpec):
+        _feed(update, tuple(getattr(value, attribute.name) for attribute in dataclasses.fields(value)))
     elif isinstance(value, tuple):
         update(f"({len(value)}".encode())
         for item in value:
             _feed(update, item)
+    elif isinstance(value, float | np.floating):
+        update(f"f{float(value).hex()};".encode())
+    elif isinstance(value, int | np.integer):
+        update(f"i{int(value)};".encode())
     else:
         update(repr(value).encode() + b";")

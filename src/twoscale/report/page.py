@@ -17,7 +17,7 @@ from twoscale.report import findings, plots, tables
 from twoscale.report.numbers import count, joined
 from twoscale.report.svg import DARK, LIGHT, Drawing, palette_variables, style_rules
 
-__all__ = ["render_report", "stages_html", "write_plots", "write_report"]
+__all__ = ["render_report", "stages_html", "table_html", "write_plots", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,11 @@ def write_report(results: LabResults, out: Path) -> tuple[Path, ...]:
 
 def stages_html(stages: Sequence[StageResult], caption: str = "") -> str:
     """Return a small HTML table of ``stages`` for a notebook, in the notebook's own colours."""
-    table = tables.stages_table(stages, caption)
+    return table_html(tables.stages_table(stages, caption))
+
+
+def table_html(table: tables.Table) -> str:
+    """Return a small HTML table for a notebook, in the notebook's own colours."""
     return _environment().get_template("fragment.html.jinja").render(table=table).strip()
 
 
@@ -203,8 +207,8 @@ def _sections(results: LabResults) -> list[Section]:
                 "number of 65536ths, they must agree exactly. SQNR compares each layer's output with the float "
                 "network's; it counts the noise of all layers before it too.",
                 "The accumulator bound is the largest sum that any input at all could produce, proved from the "
-                "weights. Below 2²⁴ a float32 computes every sum exactly; below 2³¹ it fits into 32 bits. Pair sums are "
-                "safe where x86 processors that add neighbouring products in 16 bits cannot saturate.",
+                "weights. Below 2²⁴ a float32 computes every sum exactly; below 2³¹ it fits into 32 bits. Pair sums "
+                "are safe where x86 processors that add neighbouring products in 16 bits cannot saturate.",
             ),
             [_verify(network, schemes) for network in networks],
         ),

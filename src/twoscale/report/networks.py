@@ -1,0 +1,153 @@
+"""Integer networks and their verification as tables, for terminals and notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from twoscale.network import layers as n
+from twoscale.network.network import IntegerNetwork
+from twoscale.records import TensorSummary, VerifyResult
+from twoscale.report import tables
+from twoscale.report.numbers import MISSING, count, fixed, percent
+from twoscale.report.page import table_html
+
+__all__ = [
+    "network_html",
+    "network_table",
+    "rich_table",
+    "statistics_table",
+    "verify_html",
+    "verify_tables",
+]
+
+
+def rich_table(table: tables.Table) -> RichTable:
+    """Draw a table for a terminal: units under the heads, numbers to the right."""
+    drawn = RichTable(
+        box=box.SIMPLE_HEAD, title=Text(table.caption), title_style="bold", title_justify="left", pad_edge=False
+    )
+    for column in table.columns:
+        head = f"{column.label}\n{column.unit}" if column.unit else column.label
+        drawn.add_column(head, justify="right" if column.numeric else "left", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*(Text(cell.text) for cell in row))
+    return drawn
+
+
+def _network(network: IntegerNetwork) -> tables.Table:
+    bounds = {bound.layer: bound.bound for bound in network.bounds}
+    rows = []
+    for layer in network:
+        spec = layer.output
+        weights = layer.weight.size if isinstance(layer, n.Accumulating) else None
+        is_accumulator = spec.dtype == "int32"
+        rows.append(
+            (
+                layer.name,
+                layer.op,
+                "×".join(map(str, spec.shape)),
+                count(weights) if weights is not None else MISSING,
+                spec.dtype,
+                f"{spec.scale:.4g}",
+                MISSING if is_accumulator else str(spec.zero_point),
+                MISSING if is_accumulator else f"{spec.lo}..{spec.hi}",
+                fixed(tables.bits(bounds.get(layer.name)), 1),
+            )
+        )
+    columns = (
+        tables.Column("layer", numeric=False),
+        tables.Column("operator", numeric=False),
+        tables.Column("output"),
+        tables.Column("weights"),
+        tables.Column("type", numeric=False),
+        tables.Column("scale"),
+        tables.Column("zero"),
+        tables.Column("range"),
+        tables.Column("bound", "bits"),
+    )
+    grid = "on the grid: the same bits in every executor" if network.on_grid else "off the grid: bits may differ"
+    caption = f"{network.name}, scheme {network.scheme}, {count(network.parameters)} parameters, {grid}"
+    return tables.Table(caption, columns, tuple(tuple(tables.Cell(text) for text in row) for row in rows))
+
+
+def network_table(network: IntegerNetwork) -> RenderableType:
+    """Return the layers of a network for a terminal."""
+    return rich_table(_network(network))
+
+
+def network_html(network: IntegerNetwork) -> str:
+    """Return the layers of a network for a notebook."""
+    return table_html(_network(network))
+
+
+def statistics_table(title: str, summaries: Sequence[TensorSummary]) -> RenderableType:
+    """Return mean, deviation and ranges of tensors for a terminal."""
+    zeros = any(summary.zeros for summary in summaries)
+    return rich_table(tables.statistics_table(summaries, title, zeros=zeros))
+
+
+def _layers(result: VerifyResult) -> tables.Table:
+    rows = [
+        (
+            layer.name,
+            layer.op,
+            count(layer.mismatches),
+            fixed(layer.sqnr_db, 1),
+            MISSING if layer.seen_lo is None else f"{layer.seen_lo}..{layer.seen_hi}",
+            percent(layer.saturated, 3),
+            fixed(tables.bits(layer.accumulator_bound), 1),
+        )
+        for layer in result.layers
+    ]
+    columns = (
+        tables.Column("layer", numeric=False),
+        tables.Column("operator", numeric=False),
+        tables.Column("differing"),
+        tables.Column("SQNR", "dB"),
+        tables.Column("integers"),
+        tables.Column("clipped", "%"),
+        tables.Column("bound", "bits"),
+    )
+    return tables.Table("Layers", columns, tuple(tuple(tables.Cell(text) for text in row) for row in rows))
+
+
+def _summary(result: VerifyResult) -> list[str]:
+    promise = "on the grid, 0 promised" if result.on_grid else "off the grid, measured"
+    lines = [
+        f"{result.network}, scheme {result.scheme}: {count(result.mismatches)} of {count(result.compared)} integers "
+        f"differ ({promise}) between {', '.join(result.executors)} over {count(result.samples)} images"
+    ]
+    lines += [f"  {name}: {count(number)} differ" for name, number in result.mismatches_by_executor.items() if number]
+    if result.first_divergence is not None:
+        lines.append(f"first: {result.first_divergence}")
+    parts = []
+    if result.top1 is not None:
+        parts.append(f"top-1 {percent(result.top1)} %")
+    if result.agreement is not None:
+        parts.append(f"agreement with float {percent(result.agreement)} %")
+    if result.sqnr_db is not None:
+        parts.append(f"logit SQNR {fixed(result.sqnr_db, 1)} dB")
+    if parts:
+        lines.append(", ".join(parts))
+    outside = sum(layer.outside for layer in result.layers)
+    lines.append(
+        "every value is an integer in its range" if not outside else f"{count(outside)} values are outside their range"
+    )
+    return lines
+
+
+def verify_tables(result: VerifyResult) -> tuple[RenderableType, ...]:
+    """Return what verify found for a terminal: a summary and a row for each layer."""
+    summary = Group(*(Text(line) for line in _summary(result)))
+    return rich_table(_layers(result)), summary
+
+
+def verify_html(result: VerifyResult) -> str:
+    """Return what verify found for a notebook."""
+    table = _layers(result)
+    return table_html(tables.Table("; ".join(_summary(result)), table.columns, table.rows))
