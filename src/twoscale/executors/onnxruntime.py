@@ -54,8 +54,6 @@ class OnnxRuntimeExecutor:
         self._options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[optimization])
         if threads is not None:
             self._options.intra_op_num_threads = threads
-        # Without VNNI, x86 kernels for uint8 × int8 saturate 16-bit sums; this makes them take another way.
-        self._options.add_session_config_entry("session.x64quantprecision", "1")
         self._sessions: dict[frozenset[str], Any] = {}
 
     def run(self, images_nchw: NDArray[np.float32], keep: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
