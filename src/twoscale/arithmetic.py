@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 __all__ = [
     "ADD_SHIFT",
+    "FLOAT32_LIMIT",
     "MULTIPLIER_LIMIT",
     "REQUANTIZE_SHIFT",
     "accumulate",
@@ -24,6 +25,7 @@ __all__ = [
     "requantize_with_residual",
     "rne_ratio",
     "rne_shift",
+    "sum_is_exact",
 ]
 
 REQUANTIZE_SHIFT = 16
@@ -34,6 +36,9 @@ ADD_SHIFT = 14
 
 MULTIPLIER_LIMIT = 1 << 24
 """Multipliers are below 2**24, so that they are exact in float32."""
+
+FLOAT32_LIMIT = 1 << 24
+"""Every integer of magnitude up to 2**24 is a float32."""
 
 
 def rne_shift(value: int, shift: int) -> int:
@@ -99,6 +104,17 @@ def requantize_with_residual(
     """Return clamp(z + RNE((acc·m + (q_s − z_s)·m_s) / 2**14), lo, hi), equation (7b)."""
     total = acc * multiplier + (q_s - z_s) * multiplier_s
     return clamp(zero_point + rne_shift(total, ADD_SHIFT), lo, hi)
+
+
+def sum_is_exact(bound_a: int, bound_b: int) -> bool:
+    """Tell whether float32 evaluates (7) or (7b) without error wherever it matters, condition (7c).
+
+    Args:
+        bound_a: largest |first product|, an integer count of 2**-14ths: (q_a − z_a)·m_a, or acc·m.
+        bound_b: largest |second product|.
+    """
+    saturating = 1 << (8 + ADD_SHIFT)  # a sum of 256 or more is beyond every clamp bound
+    return max(bound_a, bound_b) <= FLOAT32_LIMIT or min(bound_a, bound_b) <= FLOAT32_LIMIT - saturating
 
 
 def multiply(q_a: int, z_a: int, q_b: int, z_b: int, multiplier: int, zero_point: int, lo: int, hi: int) -> int:
