@@ -22,7 +22,7 @@ __all__ = ["ReferenceExecutor", "quantize_input", "requantize"]
 Int64 = NDArray[np.int64]
 _Run = Callable[[Any, list[n.TensorSpec], list[NDArray[Any]]], NDArray[Any]]
 
-_CHUNK_BYTES = 1 << 26  # of a convolution's patches, so that memory stays bounded for any batch
+_CHUNK_BYTES = 1 << 22  # of a convolution's patches: they stay in the cache, and memory is bounded for any batch
 
 
 class ReferenceExecutor:
@@ -63,11 +63,13 @@ def quantize_input(x: NDArray[np.float32], spec: n.TensorSpec) -> NDArray[Any]:
 
 def rne_shift(value: Int64, shift: int) -> Int64:
     """Return RNE(value / 2**shift) of int64 values below 2**62."""
-    floor = value >> shift
-    rest = value - (floor << shift)
-    half = 1 << (shift - 1)
-    floor += (rest > half) | ((rest == half) & ((floor & 1) == 1))
-    return floor
+    # A half is added less one, or all of it where the floor is odd: then ties go to the even neighbour.
+    rounded = value >> shift
+    rounded &= 1
+    rounded += (1 << (shift - 1)) - 1
+    rounded += value
+    rounded >>= shift
+    return rounded
 
 
 def requantize(acc: Int64, multiplier: n.Multiplier, spec: n.TensorSpec) -> Int64:
@@ -82,7 +84,8 @@ def requantize(acc: Int64, multiplier: n.Multiplier, spec: n.TensorSpec) -> Int6
 
 
 def _saturate(rounded: Int64, spec: n.TensorSpec) -> Int64:
-    return np.clip(rounded + spec.zero_point, spec.lo, spec.hi)
+    rounded += spec.zero_point  # in place: it is always a fresh array
+    return np.clip(rounded, spec.lo, spec.hi, out=rounded)
 
 
 def _per_channel(values: NDArray[Any], ndim: int) -> NDArray[Any]:
@@ -114,27 +117,20 @@ def _conv2d(layer: n.Conv2d, specs: list[n.TensorSpec], inputs: list[NDArray[Any
     out, per_group, kh, kw = layer.weight.shape
     groups = layer.groups
     _, out_h, out_w = layer.output.shape
-    weight = layer.weight.astype(np.float64).reshape(groups, out // groups, per_group * kh * kw).transpose(0, 2, 1)
+    weight = layer.weight.astype(np.float64).reshape(groups, out // groups, per_group * kh * kw)
+    acc = np.empty((len(inputs[0]), *layer.output.shape), np.int64)
     chunk = max(1, _CHUNK_BYTES // (8 * out_h * out_w * per_group * groups * kh * kw))
-    results: list[Int64] = []
-    for start in range(0, len(inputs[0]), chunk):
+    for start in range(0, len(acc), chunk):
         x = _padded(inputs[0][start : start + chunk], specs[0], layer.padding, 0)
-        count = len(x)
-        patches = _windows(x, (kh, kw), layer.stride, layer.dilation)
-        columns = (
-            patches.reshape(count, groups, per_group, out_h, out_w, kh, kw)
-            .transpose(1, 0, 3, 4, 2, 5, 6)
-            .astype(np.float64)
-            .reshape(groups, count * out_h * out_w, per_group * kh * kw)
-        )
-        product = (columns @ weight).astype(np.int64)
-        results.append(
-            product.reshape(groups, count, out_h, out_w, out // groups)
-            .transpose(1, 0, 4, 2, 3)
-            .reshape(count, out, out_h, out_w)
-        )
-    empty = np.empty((0, *layer.output.shape), np.int64)
-    acc = np.concatenate(results or [empty]) + _per_channel(layer.bias_o.astype(np.int64), 4)
+        windows = _windows(x, (kh, kw), layer.stride, layer.dilation)
+        # (N, C, kernel_h, kernel_w, out_h, out_w): rows are copied whole, and the product needs no transpose.
+        columns = np.empty((len(x), groups * per_group, kh, kw, out_h, out_w))
+        for i in range(kh):
+            for j in range(kw):
+                columns[:, :, i, j] = windows[..., i, j]
+        product = weight @ columns.reshape(len(x), groups, per_group * kh * kw, out_h * out_w)
+        acc[start : start + chunk] = product.reshape(len(x), *layer.output.shape)
+    acc += _per_channel(layer.bias_o.astype(np.int64), 4)
     if layer.residual_multiplier is None:
         return _finish(acc, layer)
     return _join_residual(layer, acc, specs[1], inputs[1])
