@@ -147,8 +147,11 @@ def loss_finding(results: LabResults) -> list[str]:
     for network in results.networks:
         if network.train_loss:
             (_, first), (batches, last) = network.train_loss[0], network.train_loss[-1]
-            verb = "fell" if last < first else "rose" if last > first else "stayed"
-            text = f"{network.name}: the loss {verb} from {fixed(first, 3)} to {fixed(last, 3)}"
+            if len(network.train_loss) == 1:
+                text = f"{network.name}: the mean loss was {fixed(last, 3)}"
+            else:
+                verb = "fell" if last < first else "rose" if last > first else "went"
+                text = f"{network.name}: the loss {verb} from {fixed(first, 3)} to {fixed(last, 3)}"
             base = _float(network)
             text += f" over {count(batches)} mini-batches"
             text += f"; top-1 on the test images {percent(base.top1)} %." if base else "."
@@ -262,6 +265,11 @@ def verify_findings(network: LabNetwork, schemes: Sequence[str]) -> list[str]:
         )
         if check.first_divergence:
             text += f" First difference: {check.first_divergence}."
+        outside = [layer.name for layer in check.layers if layer.outside]
+        if outside:
+            text += f" Values outside the allowed integers occurred in {joined(outside)}: this is a fault."
+        elif check.layers:
+            text += " Every output of every layer is an integer inside its range."
         measured = {layer.name: layer.sqnr_db for layer in check.layers if layer.sqnr_db is not None}
         if measured:
             worst = min(measured, key=measured.__getitem__)
@@ -281,7 +289,8 @@ def _bound_sentence(bounds: dict[str, int | None]) -> str:
         return text + ": it does not fit into 32 bits."
     if above:
         verb = "are" if len(above) > 1 else "is"
-        return text + f"; beyond 2²⁴, where float32 is no longer exact, {verb} {joined(above)}."
+        which = joined(above) if len(above) <= 4 else f"{len(above)} of {len(known)} layers"
+        return text + f"; beyond 2²⁴, where float32 is no longer exact, {verb} {which}."
     return text + "; all are below 2²⁴, so even float32 computes them exactly."
 
 

@@ -118,12 +118,18 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["relative_url"] = _relative_url
+    environment.filters["unbroken"] = _unbroken
     return environment
 
 
 def _relative_url(name: str) -> str:
     """Return a link to a file beside the page; never one with a scheme."""
     return "./" + quote(name.lstrip("/"))
+
+
+def _unbroken(sentence: str) -> str:
+    """Return ``sentence`` with no line break between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=%|dB|bits|points)", "\N{NO-BREAK SPACE}", sentence)
 
 
 def _figures(sections: Sequence[Section]) -> list[Figure]:

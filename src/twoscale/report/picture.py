@@ -16,6 +16,8 @@ from twoscale.records import LabResults, read_record
 from twoscale.report.plots import schemes_of, stages_plot, values_histogram
 from twoscale.report.svg import DARK, LIGHT, Drawing, side_by_side
 
+_WIDTH = 272  # three of them fit a README's column without shrinking
+
 __all__ = ["picture", "write_picture"]
 
 
@@ -32,13 +34,12 @@ def picture(results: LabResults) -> Drawing:
     weight = max(network.weights, key=lambda one: one.count)
     layer = weight.name.removesuffix(".weight")
     activation = next((one for one in network.activations if one.name == layer), network.activations[-1])
-    stages = stages_plot(network, schemes_of(results))
     drawings = [
-        values_histogram(weight, log=False),
-        values_histogram(activation, log=True),
-        stages,
+        values_histogram(weight, log=False, title=f"Weights of {layer}", width=_WIDTH),
+        values_histogram(activation, log=True, title=f"Outputs of {activation.name}", width=_WIDTH),
+        stages_plot(network, schemes_of(results), width=_WIDTH, row_height=28),
     ]
-    label = f"{drawings[0].label}. {drawings[1].label}. {stages.label}."
+    label = f"{drawings[0].label}. {drawings[1].label}. {drawings[2].label}."
     return side_by_side(drawings, label)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from twoscale.records import LabNetwork, LabResults, RangeRecord, StageResult, TensorSummary
 from twoscale.report.numbers import compact, count, fixed, joined, percent
-from twoscale.report.svg import Bracket, Drawing, Reference, Series, dot_plot, histogram, line_plot
+from twoscale.report.svg import WIDTH, Bracket, Drawing, Reference, Series, dot_plot, histogram, line_plot
 from twoscale.report.tables import bits
 
 __all__ = [
@@ -35,7 +35,9 @@ def schemes_of(results: LabResults) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name != "float"))
 
 
-def stages_plot(network: LabNetwork, schemes: Sequence[str]) -> Drawing:
+def stages_plot(
+    network: LabNetwork, schemes: Sequence[str], *, width: float = WIDTH, row_height: float = 22
+) -> Drawing:
     """Draw top-1 of every quantized stage against that of the float network."""
     keys = list(dict.fromkeys(stage.stage for stage in network.stages if stage.stage != "float"))
     found = {(stage.scheme, stage.stage): 100 * stage.top1 for stage in network.stages}
@@ -49,6 +51,9 @@ def stages_plot(network: LabNetwork, schemes: Sequence[str]) -> Drawing:
         note=network.name,
         x_label="top-1, %",
         least_span=2.0,
+        limits=(0.0, 100.0),
+        row_height=row_height,
+        width=width,
     )
 
 
@@ -65,8 +70,11 @@ def loss_plot(results: LabResults) -> Drawing:
     )
 
 
-def values_histogram(summary: TensorSummary, *, log: bool) -> Drawing:
-    """Draw a tensor's real values with its total range and its 3-sigma range."""
+def values_histogram(summary: TensorSummary, *, log: bool, title: str = "", width: float = WIDTH) -> Drawing:
+    """Draw a tensor's real values with its total range and its 3-sigma range.
+
+    A ``title`` replaces the tensor's name and the number of its values.
+    """
     lo, hi = summary.three_sigma
     zeros = summary.zeros / summary.count if summary.count else 0.0
     note = f"{count(summary.count)} values" if summary.count < 100_000 else f"{_million(summary.count)} values"
@@ -74,7 +82,7 @@ def values_histogram(summary: TensorSummary, *, log: bool) -> Drawing:
         note += f", {percent(zeros, 1)} % zero"
     decimals = 3
     return histogram(
-        summary.name,
+        title or summary.name,
         summary.histogram.counts,
         summary.histogram.lo,
         summary.histogram.hi,
@@ -88,7 +96,8 @@ def values_histogram(summary: TensorSummary, *, log: bool) -> Drawing:
             f"3-sigma range {fixed(lo, decimals)} to {fixed(hi, decimals)}"
         ),
         x_label=f"{summary.kind} value" + (", counts on a log axis" if log else ""),
-        note=note,
+        note="" if title else note,
+        width=width,
         log=log,
     )
 

@@ -21,6 +21,7 @@ from twoscale.report.numbers import compact, fixed
 __all__ = [
     "DARK",
     "LIGHT",
+    "WIDTH",
     "Bracket",
     "Drawing",
     "Reference",
@@ -116,16 +117,16 @@ class Drawing:
             )
         else:
             rules = style_rules(palette)
-        return self._element(f"<style>\n{rules}</style>\n") + "\n"
+        return self._element(f"<style>\n{rules}</style>\n", margin=8) + "\n"
 
     def __html__(self) -> str:
         """Return the inline element; templates take this as safe."""
         return self.inline()
 
-    def _element(self, head: str) -> str:
-        size = f"{_number(self.width)} {_number(self.height)}"
+    def _element(self, head: str, margin: float = 0) -> str:
+        box = (-margin, -margin, self.width + 2 * margin, self.height + 2 * margin)
         return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {size}" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="{" ".join(map(_number, box))}" '
             f'role="img" aria-label="{escape(self.label)}">\n{head}{self.body}</svg>'
         )
 
@@ -177,6 +178,7 @@ def histogram(
     brackets: Sequence[Bracket] = (),
     log: bool = False,
     height: float = 204,
+    width: float = WIDTH,
 ) -> Drawing:
     """Draw counts in equal bins over [lo, hi].
 
@@ -193,6 +195,7 @@ def histogram(
         brackets: at most two ranges to draw above the bars.
         log: draw counts on a logarithmic axis, from 1.
         height: of the chart, units.
+        width: of the chart, units.
     """
     edges, heights = _bars(counts, lo, hi)
     peak = float(max(heights, default=0.0))
@@ -201,7 +204,7 @@ def histogram(
     x_lo, x_hi = _widened(min(ends), max(ends))
     labels = [compact(tick) for tick in vertical.ticks]
     left = 10 + _CHARACTER * max(map(len, [*labels, *(bracket.label for bracket in brackets)]))
-    right, bottom, top = WIDTH - 8.0, height - 36.0, 38.0 + 13 * len(brackets)
+    right, bottom, top = width - 8.0, height - 36.0, 38.0 + 13 * len(brackets)
 
     def across(value: float) -> float:
         return left + (value - x_lo) / (x_hi - x_lo) * (right - left)
@@ -209,7 +212,7 @@ def histogram(
     def up(value: float) -> float:
         return bottom - vertical.position(value) * (bottom - top)
 
-    parts = [_title(title, note)]
+    parts = [_title(title, note, width)]
     for row, bracket in enumerate(brackets):
         y = 32.0 + 13 * row
         start, stop = across(bracket.lo), across(bracket.hi)
@@ -230,7 +233,7 @@ def histogram(
         outline.append(f"V{_number(up(value))}H{_number(across(edge))}")
     parts.append(_path("".join(outline) + f"V{_number(bottom)}Z", "area"))
     parts.append(_horizontal_axis(x_lo, x_hi, left, right, bottom, x_label))
-    return Drawing(WIDTH, height, label, "".join(parts))
+    return Drawing(width, height, label, "".join(parts))
 
 
 def dot_plot(
@@ -244,7 +247,9 @@ def dot_plot(
     references: Sequence[Reference] = (),
     span: tuple[float, float] | None = None,
     least_span: float = 1.0,
+    limits: tuple[float, float] = (-math.inf, math.inf),
     row_height: float = 22,
+    width: float = WIDTH,
 ) -> Drawing:
     """Draw one row a name, with a marker of each series at its value.
 
@@ -258,21 +263,24 @@ def dot_plot(
         references: vertical lines.
         span: ends of the axis; by default what the values need, and at least ``least_span``.
         least_span: so that differences which mean nothing do not look large.
+        limits: of what is possible; the axis ends there.
         row_height: units.
+        width: of the chart, units.
     """
     names = [_shortened(row) for row in rows]
     left = min(150.0, 12 + _CHARACTER * max(map(len, names), default=0))
-    right = WIDTH - 14.0
+    right = width - 14.0
     top = 26.0 + (16 if len(series) > 1 else 0) + (14 if references else 0)
     bottom = top + row_height * len(rows)
     values = [value for one in series for value in one.values if value is not None]
     values += [reference.value for reference in references]
     x_lo, x_hi = span or _padded(values, least_span)
+    x_lo, x_hi = max(x_lo, limits[0]), min(x_hi, limits[1])
 
     def across(value: float) -> float:
         return left + (value - x_lo) / (x_hi - x_lo) * (right - left)
 
-    parts = [_title(title, note)]
+    parts = [_title(title, note, width)]
     if len(series) > 1:
         parts.append(_legend([one.name for one in series], left, markers=True))
     for row, name in enumerate(names):
@@ -284,7 +292,7 @@ def dot_plot(
         x = across(reference.value)
         parts.append(_path(f"M{_point(x, top - 4)}V{_number(bottom)}", "reference"))
         half = _CHARACTER * len(reference.label) / 2
-        middle = max(min(max(x, left + half - 8), WIDTH - half - 2), taken + half)
+        middle = max(min(max(x, left + half - 8), width - half - 2), taken + half)
         taken = middle + half + 6
         parts.append(_text(middle, top - 8, reference.label, "middle"))
     for index, one in enumerate(series):
@@ -294,7 +302,7 @@ def dot_plot(
                 y = top + row_height * (row + 0.5) + shift
                 parts.append(_marker(index, across(value), y, f"mark{index % 3}"))
     parts.append(_horizontal_axis(x_lo, x_hi, left, right, bottom, x_label))
-    return Drawing(WIDTH, bottom + 36, label, "".join(parts))
+    return Drawing(width, bottom + 36, label, "".join(parts))
 
 
 def line_plot(
@@ -319,26 +327,30 @@ def line_plot(
     points = [point for _, line in lines for point in line] or [(0.0, 0.0)]
     x_lo, x_hi = _widened(min(0.0, *(x for x, _ in points)), max(x for x, _ in points))
     y_lo, y_hi = _padded([y for _, y in points], 0.1)
+    if min(y for _, y in points) >= 0:
+        y_lo = max(y_lo, 0.0)
     ticks = _ticks(y_lo, y_hi, 5)
     decimals = _tick_decimals(ticks)
     labels = [fixed(tick, decimals) for tick in ticks]
     left = max(30.0, 12 + _CHARACTER * max(map(len, labels), default=0))
     right, top, bottom = WIDTH - 14.0, 44.0, height - 36.0
 
-    def at(x: float, y: float) -> str:
-        return _point(
-            left + (x - x_lo) / (x_hi - x_lo) * (right - left),
-            bottom - (y - y_lo) / (y_hi - y_lo) * (bottom - top),
-        )
+    def across(value: float) -> float:
+        return left + (value - x_lo) / (x_hi - x_lo) * (right - left)
 
-    parts = [_title(title, y_label), _legend([name for name, _ in lines], left, markers=False)]
+    def up(value: float) -> float:
+        return bottom - (value - y_lo) / (y_hi - y_lo) * (bottom - top)
+
+    parts = [_title(title, y_label, WIDTH), _legend([name for name, _ in lines], left, markers=False)]
     for tick, text in zip(ticks, labels, strict=True):
-        parts.append(_path(f"M{at(x_lo, tick)}H{_number(right)}", "grid"))
-        y = bottom - (tick - y_lo) / (y_hi - y_lo) * (bottom - top)
-        parts.append(_text(left - 6, y + 3.5, text, "end"))
+        parts.append(_path(f"M{_point(left, up(tick))}H{_number(right)}", "grid"))
+        parts.append(_text(left - 6, up(tick) + 3.5, text, "end"))
     for index, (_, line) in enumerate(lines):
-        if line:
-            parts.append(_path("M" + "L".join(at(x, y) for x, y in line), f"line line{index % 3}"))
+        if len(line) == 1:
+            parts.append(_marker(index, across(line[0][0]), up(line[0][1]), "mark"))
+        elif line:
+            corners = "L".join(_point(across(x), up(y)) for x, y in line)
+            parts.append(_path(f"M{corners}", f"line line{index % 3}"))
     parts.append(_horizontal_axis(x_lo, x_hi, left, right, bottom, x_label))
     return Drawing(WIDTH, height, label, "".join(parts))
 
@@ -423,21 +435,25 @@ def _tick_decimals(ticks: Sequence[float]) -> int:
 
 def _horizontal_axis(lo: float, hi: float, left: float, right: float, y: float, label: str) -> str:
     """Draw the x axis at height ``y``; tick labels under it, then what it measures."""
-    ticks = _ticks(lo, hi, max(2, round((right - left) / 52)))
-    decimals = _tick_decimals(ticks)
+    for about in range(8, 1, -1):  # as many as fit beside each other
+        ticks = _ticks(lo, hi, about)
+        decimals = _tick_decimals(ticks)
+        labels = [compact(tick) if abs(tick) >= 10000 else fixed(tick, decimals) for tick in ticks]
+        if (_CHARACTER * max(map(len, labels), default=0) + 12) * len(labels) <= right - left:
+            break
     parts = [_path(f"M{_point(left, y)}H{_number(right)}", "axis")]
-    for tick in ticks:
+    for tick, text in zip(ticks, labels, strict=True):
         x = left + (tick - lo) / (hi - lo) * (right - left)
-        text = compact(tick) if abs(tick) >= 10000 else fixed(tick, decimals)
         parts.append(_path(f"M{_point(x, y)}v4", "axis"))
         parts.append(_text(x, y + 15, text, "middle"))
-    parts.append(_text((left + right) / 2, y + 31, label, "middle"))
+    middle = min((left + right) / 2, right + 10 - _CHARACTER * len(label) / 2)
+    parts.append(_text(middle, y + 31, label, "middle"))
     return "".join(parts)
 
 
-def _title(title: str, note: str) -> str:
+def _title(title: str, note: str, width: float) -> str:
     body = _text(0, 13, _shortened(title) if note else title, "title")
-    return body + (_text(WIDTH - 8, 13, note, "end") if note else "")
+    return body + (_text(width - 8, 13, _shortened(note, 26), "end") if note else "")
 
 
 def _legend(names: Sequence[str], left: float, *, markers: bool) -> str:
