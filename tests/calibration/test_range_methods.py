@@ -54,6 +54,7 @@ def sample(kind: str, size: int = 40_000, seed: int = 0) -> Doubles:
         "negative": -rng.gamma(2.0, size=size),
         "heavy": rng.standard_t(3, size=size),
         "shifted": rng.normal(10, 0.5, size=size),
+        "box": np.append(rng.uniform(0, 1, size), [3.0]),
         "outlier": np.append(rng.normal(size=size), 100.0),
     }
     return drawn[kind].astype(np.float32).astype(np.float64)
@@ -149,7 +150,7 @@ def test_scale_is_the_smallest_that_covers_the_range(
                 Fraction(above) / (hi - z) if above else Fraction(0),
             )
         )
-    assert scale == pytest.approx(max(float(min(needed)), 2.0**-126), rel=1e-7)
+    assert scale == pytest.approx(max(float(min(needed)), 2.0**-126), rel=1e-7, abs=0)
     # Not clipped: each end is at most rounded, half a step off.
     for end in (-below, above):
         assert abs(float(represented(np.array(end), scale, zero_point, lo, hi)) - end) <= scale * 0.50001
@@ -393,7 +394,7 @@ def migacz(counts: NDArray[np.int64], levels: int, width: float) -> tuple[int, l
     return best, [divergences[best], min(divergences.values())]
 
 
-@pytest.mark.parametrize("kind", ["relu", "skewed"])
+@pytest.mark.parametrize("kind", ["relu", "skewed", "box"])
 def test_entropy_is_the_published_search(kind: str) -> None:
     x = np.abs(sample(kind, 30_000))
     x[0] = 2.5 * x.max()  # an outlier, so that there is something to clip
