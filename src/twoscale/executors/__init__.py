@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from twoscale.errors import ConfigurationError, UnknownNameError
 from twoscale.network.network import IntegerNetwork
 
-__all__ = ["EXECUTORS", "Executor", "check_images", "create", "run_logits"]
+__all__ = ["EXECUTORS", "Executor", "check_images", "create", "layers_to_keep", "run_logits"]
 
 EXECUTORS = {
     "onnxruntime": "twoscale.executors.onnxruntime:OnnxRuntimeExecutor",
@@ -41,6 +41,10 @@ class Executor(Protocol):
 
         Returns:
             Layer name to integers, (N, ...) in the dtype of the layer's spec.
+
+        Raises:
+            ConfigurationError: images of another shape, or NaN or infinity among them.
+            UnknownNameError: ``keep`` names a layer that the network does not have.
         """
         ...
 
@@ -65,7 +69,11 @@ def check_images(network: IntegerNetwork, images: Any) -> NDArray[np.float32]:
     Raises:
         ConfigurationError: wrong shape, or NaN or infinity among the values.
     """
-    array = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images, dtype=np.float32)
+    array = np.asarray(images.detach().cpu().float() if hasattr(images, "detach") else images)
+    if array.dtype.kind not in "fiub":
+        raise ConfigurationError(f"images are arrays of numbers, got {type(images).__name__} of {array.dtype}")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported below
+        array = array.astype(np.float32, copy=False)
     expected = network.input.output.shape
     if array.ndim != 1 + len(expected) or array.shape[1:] != expected:
         raise ConfigurationError(
@@ -78,6 +86,21 @@ def check_images(network: IntegerNetwork, images: Any) -> NDArray[np.float32]:
             "expected finite, normalized pixels"
         )
     return array
+
+
+def layers_to_keep(network: IntegerNetwork, keep: Collection[str] | None) -> set[str]:
+    """Return the layers whose integers ``Executor.run`` returns: those in ``keep``, or the output's.
+
+    Raises:
+        UnknownNameError: the network has no layer of such a name.
+    """
+    if keep is None:
+        return {network.output}
+    names = [layer.name for layer in network]
+    for name in keep:
+        if name not in names:
+            raise UnknownNameError("layer", name, names)
+    return set(keep)
 
 
 def run_logits(network: IntegerNetwork, images: Any, executor: str = "reference") -> Any:

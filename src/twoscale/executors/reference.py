@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoscale.arithmetic import ADD_SHIFT
+from twoscale.executors import check_images, layers_to_keep
 from twoscale.network import layers as n
 from twoscale.network.network import IntegerNetwork
 
@@ -35,12 +36,13 @@ class ReferenceExecutor:
 
     def run(self, images_nchw: NDArray[np.float32], keep: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
         """Compute a batch; see Executor.run."""
-        wanted = {self.network.output} if keep is None else set(keep)
+        wanted = layers_to_keep(self.network, keep)
+        images = check_images(self.network, images_nchw)
         values: dict[str, NDArray[Any]] = {}
         last = {name: layer.name for layer in self.network for name in layer.inputs}
         for layer in self.network:
             values[layer.name] = self.compute(
-                layer, [images_nchw] if not layer.inputs else [values[name] for name in layer.inputs]
+                layer, [images] if not layer.inputs else [values[name] for name in layer.inputs]
             )
             for name in set(layer.inputs):
                 if last[name] == layer.name and name not in wanted:
@@ -58,7 +60,8 @@ def quantize_input(x: NDArray[np.float32], spec: n.TensorSpec) -> NDArray[Any]:
     """Return clamp(RNE(fl(x / s)) + z, lo, hi), equation (11)."""
     with np.errstate(over="ignore"):  # a quotient beyond float32 saturates, as it should
         quotient = np.rint(np.asarray(x, np.float32) / np.float32(spec.scale))
-    return np.clip(quotient + np.float32(spec.zero_point), spec.lo, spec.hi).astype(spec.dtype)
+    result: NDArray[Any] = np.clip(quotient + np.float32(spec.zero_point), spec.lo, spec.hi).astype(spec.dtype)
+    return result
 
 
 def rne_shift(value: Int64, shift: int) -> Int64:

@@ -1,14 +1,16 @@
 """The torch executor: the same integers, carried in floating point at full speed.
 
 A sum of products whose bound, equation (13), is below 2**24 is exact in float32 in any order of summation;
-the others run in float64. Requantization is exact in float32 by equation (5). On a CUDA device convolutions
-are unfolded into matrix products, since cuDNN may choose a transform (Winograd, FFT) that is not exact.
+the others run in float64. Requantization is exact in float32 by equation (5), sums of products where (7c)
+holds. On a CUDA device convolutions are unfolded into matrix products, since cuDNN may choose a transform
+(Winograd, FFT) that is not exact; reduced precision and autocast are off while a network runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,30 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from twoscale.executors import check_images, layers_to_keep
 from twoscale.network import layers as n
 from twoscale.network.network import IntegerNetwork
 
 __all__ = ["TorchExecutor"]
+
+# Where torch may take float32 products in fewer bits, if its user allows it.
+_MKLDNN: Any = torch.backends.mkldnn
+_PRECISIONS: tuple[Any, ...] = (torch.backends.cuda.matmul, _MKLDNN.matmul, _MKLDNN.conv)
+
+
+@contextlib.contextmanager
+def _exact_arithmetic(device: torch.device) -> Iterator[None]:
+    """Keep off what a user may have switched on and what is not exact: TF32, bfloat16, autocast, NNPACK's Winograd."""
+    before = [place.fp32_precision for place in _PRECISIONS]
+    try:
+        for place in _PRECISIONS:
+            place.fp32_precision = "ieee"
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.backends.nnpack.flags(enabled=False):
+            yield
+    finally:
+        for place, precision in zip(_PRECISIONS, before, strict=True):
+            place.fp32_precision = precision
+
 
 _Run = Callable[["TorchExecutor", Any, list[torch.Tensor]], torch.Tensor]
 
@@ -46,7 +68,7 @@ class TorchExecutor:
 
     def run(self, images_nchw: NDArray[np.float32], keep: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
         """Compute a batch; see Executor.run."""
-        images = torch.from_numpy(np.ascontiguousarray(images_nchw, dtype=np.float32)).to(self.device)
+        images = torch.from_numpy(np.ascontiguousarray(check_images(self.network, images_nchw))).to(self.device)
         return {
             name: value.cpu().numpy().astype(self.network.spec(name).dtype)
             for name, value in self.run_tensors(images, keep).items()
@@ -54,13 +76,13 @@ class TorchExecutor:
 
     def run_tensors(self, images: torch.Tensor, keep: Collection[str] | None = None) -> dict[str, torch.Tensor]:
         """Compute a batch on the device; integers come back in float tensors (accumulators in float64)."""
-        wanted = {self.network.output} if keep is None else set(keep)
+        wanted = layers_to_keep(self.network, keep)
         values: dict[str, torch.Tensor] = {}
         last = {name: layer.name for layer in self.network for name in layer.inputs}
-        with torch.no_grad():
+        with _exact_arithmetic(self.device):
             for layer in self.network:
                 inputs = [images] if not layer.inputs else [values[name] for name in layer.inputs]
-                values[layer.name] = self.compute(layer, inputs)
+                values[layer.name] = _RUN[type(layer)](self, layer, inputs)
                 for name in set(layer.inputs):
                     if last[name] == layer.name and name not in wanted:
                         del values[name]
@@ -68,7 +90,8 @@ class TorchExecutor:
 
     def compute(self, layer: n.Layer, inputs: list[torch.Tensor]) -> torch.Tensor:
         """Compute one layer from its inputs."""
-        return _RUN[type(layer)](self, layer, inputs)
+        with _exact_arithmetic(self.device):
+            return _RUN[type(layer)](self, layer, inputs)
 
     def shifted(self, layer: n.Layer, inputs: list[torch.Tensor], index: int = 0) -> torch.Tensor:
         """Return q − z of an input."""
