@@ -23,7 +23,7 @@ __all__ = ["load", "save", "to_model"]
 
 
 def to_model(network: IntegerNetwork) -> onnx.ModelProto:
-    """Return the network as an ONNX model of standard integer operators, opset 13, with its metadata."""
+    """Return the network as an ONNX model of standard integer operators, opset 18, with its metadata."""
     from twoscale.network.onnx_file import writing
 
     return writing.to_model(network)

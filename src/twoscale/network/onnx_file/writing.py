@@ -10,6 +10,7 @@ Forms were chosen so that no optimization of a runtime can change a bit:
 - Accumulators that need more than that go ConvInteger or MatMulInteger → Add (bias) → Cast → Mul → QuantizeLinear.
 - An addition is DequantizeLinear ×2 → Add → QuantizeLinear, exact in float32 by (7), fused or not.
 - No DequantizeLinear is followed by QuantizeLinear alone: runtimes drop such pairs and merge their scales.
+- A Pad names all axes, and so is never fused into a MaxPool, which pads with another value.
 - Bounds narrower than the type are a Clip on integers, after the rounding, where it commutes with everything.
 """
 
@@ -34,9 +35,9 @@ __all__ = ["FORMAT", "describe", "to_model"]
 FORMAT = 1
 """Version of the metadata and of the graph that belongs to it."""
 
-# Opset 13 is the oldest with everything needed, so the oldest runtimes read it; IR version 7 belongs to it.
-OPSET = 13
-IR_VERSION = 7
+# Opset 18 is the oldest with everything needed, so the oldest runtimes read it; IR version 8 belongs to it.
+OPSET = 18
+IR_VERSION = 8
 
 UNIT = "unit"
 _TYPES = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8, "int32": TensorProto.INT32}
@@ -204,6 +205,17 @@ class GraphWriter:
         if narrow:
             self.clip(layer, output, q(layer.name))
 
+    def pad(self, layer: n.Layer, x: str, value: str, widths: Sequence[Sequence[int]], output: str) -> str:
+        """Return x with a value around, (before, after) for each dimension but the batch.
+
+        All axes are named, in order. ONNX Runtime fuses a Pad that names none into a MaxPool, whatever its value,
+        and moves transpositions across one that names some as if it had named all.
+        """
+        before, after = zip((0, 0), *widths, strict=True)
+        pads = self.constant(f"{layer.name}/widths", (*before, *after), np.int64)
+        axes = self.constant(f"{layer.name}/axes", range(len(before)), np.int64)
+        return self.node("Pad", [x, pads, value, axes], output)
+
     def write_logits(self) -> None:
         """Write the way back to reals: logits = s · (q − z), equation (12)."""
         name = self.network.output
@@ -321,8 +333,14 @@ def _average_pool(w: GraphWriter, layer: n.AveragePool2d) -> None:
 
 
 def _max_pool(w: GraphWriter, layer: n.MaxPool2d) -> None:
-    window = _window(layer.kernel, layer.stride, layer.padding, dilations=list(layer.dilation))
-    w.node("MaxPool", [q(layer.inputs[0])], q(layer.name), **window)
+    x, padding = q(layer.inputs[0]), layer.padding
+    if any(pad >= layer.kernel[i % 2] for i, pad in enumerate(padding)):
+        # ONNX Runtime wants padding below the kernel's size; the type's minimum never wins either.
+        lowest = w.constant(f"{layer.name}/lowest", np.iinfo(layer.output.dtype).min, layer.output.dtype)
+        x = w.pad(layer, x, lowest, ((0, 0), padding[::2], padding[1::2]), f"{layer.name}/padded")
+        padding = (0, 0, 0, 0)
+    window = _window(layer.kernel, layer.stride, padding, dilations=list(layer.dilation))
+    w.node("MaxPool", [x], q(layer.name), **window)
 
 
 def _concat(w: GraphWriter, layer: n.Concat) -> None:
@@ -354,9 +372,8 @@ def _slice(w: GraphWriter, layer: n.Slice) -> None:
 
 
 def _pad(w: GraphWriter, layer: n.Pad) -> None:
-    before, after = zip(*layer.widths, strict=True)
-    widths = w.constant(f"{layer.name}/widths", (0, *before, 0, *after), np.int64)
-    w.node("Pad", [q(layer.inputs[0]), widths, w.zero_point(layer.inputs[0])], q(layer.name))
+    x = layer.inputs[0]
+    w.pad(layer, q(x), w.zero_point(x), layer.widths, q(layer.name))
 
 
 def _clamp(w: GraphWriter, layer: n.Clamp) -> None:
