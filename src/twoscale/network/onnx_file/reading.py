@@ -22,7 +22,8 @@ from onnx import numpy_helper
 from twoscale.errors import NetworkFileError, QuantizationError
 from twoscale.network import layers as n
 from twoscale.network.network import IntegerNetwork
-from twoscale.network.onnx_file.writing import FORMAT, to_model
+from twoscale.network.onnx_file.builder import FORMAT
+from twoscale.network.onnx_file.writing import to_model
 
 __all__ = ["load", "read_model"]
 
