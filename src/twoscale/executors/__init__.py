@@ -19,6 +19,7 @@ from twoscale.network.network import IntegerNetwork
 __all__ = ["EXECUTORS", "Executor", "check_images", "create", "layers_to_keep", "run_logits"]
 
 EXECUTORS = {
+    "c": "twoscale.executors.c:CExecutor",
     "onnxruntime": "twoscale.executors.onnxruntime:OnnxRuntimeExecutor",
     "reference": "twoscale.executors.reference:ReferenceExecutor",
     "torch": "twoscale.executors.torch:TorchExecutor",

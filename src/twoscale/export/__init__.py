@@ -1,0 +1,1 @@
+"""Integer networks turned into source code: one package a language."""

@@ -1,0 +1,6 @@
+/* Saturate to [lo, hi]: a ReLU of its own. The result may take the place of x. */
+static void clamp(const uint8_t *x, uint8_t *y, int32_t count, uint8_t lo, uint8_t hi)
+{
+    for (int32_t i = 0; i < count; i++)
+        y[i] = x[i] < lo ? lo : x[i] > hi ? hi : x[i];
+}

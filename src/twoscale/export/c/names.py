@@ -1,0 +1,61 @@
+"""Names that users gave, as C identifiers, as file names, and inside comments and strings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+__all__ = ["Identifiers", "identifier", "network_identifier", "printable"]
+
+_KEYWORDS = """
+    auto break case char const continue default do double else enum extern float for goto if inline int long
+    register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
+    alignas alignof and asm bool catch class constexpr delete explicit export false friend mutable namespace new
+    not nullptr operator or private protected public template this throw true try typename using virtual xor
+"""
+_HEADERS = """
+    assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdarg stdbool stddef
+    stdint stdio stdlib string tgmath time wchar wctype
+"""
+_LONGEST = 40  # C99 promises 63 significant characters; endings are added
+
+
+def identifier(name: str) -> str:
+    """Return ``name`` as a C identifier: other characters become underscores; empty if none is left."""
+    plain = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")[:_LONGEST].rstrip("_")
+    return f"n{plain}" if plain[:1].isdigit() else plain
+
+
+def network_identifier(name: str) -> str:
+    """Return the prefix of a network's public names, which is also the name of its files.
+
+    It is no word of C or C++, and no file of that name hides a standard header.
+    """
+    plain = identifier(name) or "network"
+    return f"net_{plain}" if plain.lower() in (_KEYWORDS + _HEADERS).split() else plain
+
+
+def printable(text: str) -> str:
+    """Return ``text`` as it can stand in any comment or string of C: plain ASCII, no quotes, no comment marks."""
+    return re.sub(r"[^A-Za-z0-9 _.,:;()\[\]<>+=@#-]", "_", text)
+
+
+class Identifiers:
+    """Gives each name an identifier of its own.
+
+    Args:
+        taken: identifiers that are not to be given.
+    """
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._taken = set(taken)
+
+    def of(self, name: str) -> str:
+        """Return an identifier for ``name`` that was not given before."""
+        base = identifier(name) or "layer"
+        found, number = base, 1
+        while found in self._taken:
+            number += 1
+            found = f"{base}_{number}"
+        self._taken.add(found)
+        return found
