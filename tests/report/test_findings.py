@@ -126,6 +126,7 @@ def test_the_loss_rises_falls_or_is_one_number(results: LabResults) -> None:
     for losses, words in (
         (((10, 2.0), (20, 1.0)), "the loss fell from 2.000 to 1.000 over 20 mini-batches"),
         (((10, 1.0), (20, 2.0)), "the loss rose from 1.000 to 2.000 over 20 mini-batches"),
+        (((10, 2.0), (20, 0.00042)), "the loss fell from 2.00000 to 0.00042 over 20 mini-batches"),
         (((10, 1.0),), "the mean loss was 1.000 over 10 mini-batches"),
     ):
         (text,) = findings.loss_finding(replace(results, networks=(replace(network, train_loss=losses),)))
@@ -147,6 +148,15 @@ def test_zeros_are_counted_over_all_layers(results: LabResults) -> None:
     layers = [one for one in network.activations if one.name != "input"]
     share = 100 * sum(one.zeros for one in layers) / sum(one.count for one in layers)
     assert findings.activation_findings(network)[0].startswith(f"{share:.1f} % of all layer outputs are exact zeros")
+
+
+def test_the_tensor_that_uses_least_of_its_integers_is_named(results: LabResults) -> None:
+    network = results.networks[0]
+    text = " ".join(findings.activation_range_findings(network, ("course",)))
+    assert "uses the smallest part of its integers, 0 to 127 of −127 to 127; the noisiest tensor is " in text
+    full = tuple(replace(one, seen_lo=one.lo, seen_hi=one.hi) for one in network.ranges["course"])
+    text = " ".join(findings.activation_range_findings(replace(network, ranges={"course": full}), ("course",)))
+    assert "every tensor reaches both ends of its integers; the noisiest tensor is " in text
 
 
 def test_integers_outside_their_range_are_a_fault(results: LabResults) -> None:

@@ -17,6 +17,7 @@ from twoscale.errors import TwoscaleError
 from twoscale.records import Histogram, LabNetwork, LabResults, StageResult, write_record
 from twoscale.report import render_report, stages_html, write_plots, write_report
 from twoscale.report.picture import main, write_picture
+from twoscale.report.plots import stages_plot
 
 Expected = str | int | float | bool | None | tuple[int, int]
 
@@ -246,6 +247,12 @@ def test_the_comparison_would_see_a_wrong_number(results: LabResults) -> None:
     assert len(_differences(render_report(other), results)) == 2  # the accuracy and its change
 
 
+def test_each_network_s_own_recipe_is_a_column(results: LabResults) -> None:
+    recipe = {"net": {"lr": 0.001, "nesterov": False}, "net-with-bias": {"lr": 0.002, "seed": [1, 2]}}
+    rows = Page(render_report(replace(results, recipe=recipe))).tables["Training recipe"]
+    assert rows == [["lr", "0.001", "0.002"], ["nesterov", "no", "–"], ["seed", "–", "1, 2"]]
+
+
 def test_missing_values_are_dashes(results: LabResults) -> None:
     network = results.networks[0]
     stages = tuple(replace(one, agreement=None, sqnr_db=None, mismatches=None) for one in network.stages)
@@ -331,6 +338,14 @@ def test_the_page_is_whole_and_asks_for_nothing(results: LabResults) -> None:
     assert [address for address in addresses if not address.startswith(("#", "./", "data:,"))] == []
     targets = {value for _, name, value in page.attributes if name == "id"}
     assert {address[1:] for address in addresses if address.startswith("#")} <= targets
+
+
+def test_stages_are_drawn_in_the_order_of_the_lab(results: LabResults) -> None:
+    network = results.networks[1]
+    shuffled = replace(network, stages=network.stages[:1] + network.stages[:0:-1])
+    drawing = stages_plot(shuffled, ("default", "course"))
+    rows = re.findall(r'class="end row">(.*?)<', drawing.body)
+    assert rows == ["weights", "+ activations", "bias in real units", "all integer"]
 
 
 def test_every_chart_says_what_it_shows(results: LabResults) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from twoscale.records import LabNetwork, LabResults, StageResult, TensorSummary
-from twoscale.report.numbers import count, fixed, joined, percent, signed
+from twoscale.report.numbers import count, decimals_for, fixed, joined, percent, signed
 from twoscale.report.plots import schemes_of
 from twoscale.report.tables import bits
 
@@ -147,11 +147,12 @@ def loss_finding(results: LabResults) -> list[str]:
     for network in results.networks:
         if network.train_loss:
             (_, first), (batches, last) = network.train_loss[0], network.train_loss[-1]
+            decimals = min(6, max(3, decimals_for((first, last), significant=2)))
             if len(network.train_loss) == 1:
-                text = f"{network.name}: the mean loss was {fixed(last, 3)}"
+                text = f"{network.name}: the mean loss was {fixed(last, decimals)}"
             else:
                 verb = "fell" if last < first else "rose" if last > first else "went"
-                text = f"{network.name}: the loss {verb} from {fixed(first, 3)} to {fixed(last, 3)}"
+                text = f"{network.name}: the loss {verb} from {fixed(first, decimals)} to {fixed(last, decimals)}"
             base = _float(network)
             text += f" over {count(batches)} mini-batches"
             text += f"; top-1 on the test images {percent(base.top1)} %." if base else "."
@@ -213,10 +214,13 @@ def activation_range_findings(network: LabNetwork, schemes: Sequence[str]) -> li
         if not ranges:
             continue
         idle = min(ranges, key=lambda one: (one.seen_hi - one.seen_lo) / max(1, one.hi - one.lo))
-        text = (
-            f"Scheme “{scheme}”: {idle.name} uses the smallest part of its integers, "
-            f"{count(idle.seen_lo)} to {count(idle.seen_hi)} of {count(idle.lo)} to {count(idle.hi)}"
-        )
+        if (idle.seen_lo, idle.seen_hi) == (idle.lo, idle.hi):
+            text = f"Scheme “{scheme}”: every tensor reaches both ends of its integers"
+        else:
+            text = (
+                f"Scheme “{scheme}”: {idle.name} uses the smallest part of its integers, "
+                f"{count(idle.seen_lo)} to {count(idle.seen_hi)} of {count(idle.lo)} to {count(idle.hi)}"
+            )
         measured = {one.name: one.sqnr_db for one in ranges if one.sqnr_db is not None}
         if measured:
             worst = min(measured, key=measured.__getitem__)

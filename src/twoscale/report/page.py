@@ -199,7 +199,7 @@ def _sections(results: LabResults) -> list[Section]:
                 "Each activation becomes an integer q that stands for scale × (q − zero point). SQNR compares "
                 "the tensor with the rounding error made on it, in decibels: 6 dB are one bit. Saturated is the "
                 "share of a layer's outputs that end at a limit of the integer range, the zeros of a ReLU not "
-                "counted.",
+                "counted; black and white pixels of the input are there by nature.",
             ),
             [group for network in networks for group in _quantized_activations(network, schemes)],
         ),

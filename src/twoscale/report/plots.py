@@ -39,7 +39,8 @@ def stages_plot(
     network: LabNetwork, schemes: Sequence[str], *, width: float = WIDTH, row_height: float = 22
 ) -> Drawing:
     """Draw top-1 of every quantized stage against that of the float network."""
-    keys = list(dict.fromkeys(stage.stage for stage in network.stages if stage.stage != "float"))
+    present = dict.fromkeys(stage.stage for stage in network.stages if stage.stage != "float")
+    keys = [key for key in _STAGES if key in present] + [key for key in present if key not in _STAGES]
     found = {(stage.scheme, stage.stage): 100 * stage.top1 for stage in network.stages}
     floats = [100 * stage.top1 for stage in network.stages if stage.stage == "float"]
     return dot_plot(

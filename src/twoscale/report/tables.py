@@ -254,7 +254,7 @@ def details_tables(results: LabResults) -> tuple[Table, ...]:
     seconds = {name: fixed(value, 2) for name, value in results.seconds.items()}
     tables = [
         _pairs("Data", data),
-        _pairs("Training recipe", {name: _plain(value) for name, value in results.recipe.items()}),
+        _recipe(results.recipe),
         _pairs("Machine and versions", machine),
         replace(_pairs("Time", seconds), columns=(_text("Step"), Column("Wall clock", "s"))),
     ]
@@ -264,6 +264,15 @@ def details_tables(results: LabResults) -> tuple[Table, ...]:
 
 def _pairs(caption: str, values: dict[str, str]) -> Table:
     return _table(caption, [_text("What"), _text("Value")], values.items())
+
+
+def _recipe(recipe: dict[str, Any]) -> Table:
+    """Return one row an option; a column a network, where each has a recipe of its own."""
+    if not recipe or not all(isinstance(value, dict) for value in recipe.values()):
+        return _pairs("Training recipe", {name: _plain(value) for name, value in recipe.items()})
+    options = dict.fromkeys(option for one in recipe.values() for option in one)
+    rows = [[option, *(_plain(one.get(option)) for one in recipe.values())] for option in options]
+    return _table("Training recipe", [_text("What"), *map(_text, recipe)], rows)
 
 
 def _files(network: LabNetwork) -> Table:

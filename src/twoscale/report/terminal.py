@@ -23,7 +23,7 @@ def summary_table(results: LabResults) -> Table:
     )
     table.add_column("stage", max_width=33, overflow="fold")
     table.add_column("scheme", max_width=12, overflow="fold")
-    for head in ("top-1\n%", "agree\n%", "SQNR\ndB", "integers\ndiffering"):
+    for head in ("top-1\n%", "agree\n%", "SQNR\ndB", "integers\ndiffer"):
         table.add_column(head, justify="right", no_wrap=True)
     for index, network in enumerate(results.networks):
         if index:
