@@ -16,6 +16,12 @@ __all__ = ["create", "names"]
 _MODELS = {
     "net": ("net", "Net"),
     "net-with-bias": ("net", "NetWithBias"),
+    "resnet18": ("resnet", "ResNet18"),
+    "resnet8": ("resnet", "ResNet8"),
+    "resnet20": ("resnet", "resnet20"),
+    "resnet32": ("resnet", "resnet32"),
+    "resnet44": ("resnet", "resnet44"),
+    "resnet56": ("resnet", "resnet56"),
 }
 
 
