@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from twoscale.errors import ExecutorError
 from twoscale.executors import check_images, layers_to_keep
 from twoscale.network import layers as n
 from twoscale.network.network import IntegerNetwork
@@ -52,23 +53,28 @@ class TorchExecutor:
     Args:
         network: what to run.
         device: "cpu", "cuda", "cuda:1", …
+
+    Raises:
+        ExecutorError: torch has no such device here.
     """
 
     name = "torch"
 
     def __init__(self, network: IntegerNetwork, device: str | torch.device = "cpu") -> None:
         self.network = network
-        self.device = torch.device(device)
+        self.device = _usable(device)
+        self._unfolds = self.device.type != "cpu"
         # Made when a layer is first computed; layers are equal only to themselves.
         self._weights: dict[n.Accumulating, tuple[torch.Tensor, torch.Tensor]] = {}
         self._tables: dict[n.Table, torch.Tensor] = {}
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(np.array(array)).to(self.device)
+        return torch.from_numpy(np.array(array, order="C")).to(self.device)
 
     def run(self, images_nchw: NDArray[np.float32], keep: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
         """Compute a batch; see Executor.run."""
-        images = torch.from_numpy(np.ascontiguousarray(check_images(self.network, images_nchw))).to(self.device)
+        # A copy: torch warns of arrays that cannot be written, and refuses negative strides.
+        images = self._tensor(check_images(self.network, images_nchw))
         return {
             name: value.cpu().numpy().astype(self.network.spec(name).dtype)
             for name, value in self.run_tensors(images, keep).items()
@@ -112,7 +118,7 @@ class TorchExecutor:
 
     def _convolve(self, layer: n.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         x = _pad(x, layer.padding, 0.0)
-        if self.device.type == "cpu":
+        if not self._unfolds:
             return F.conv2d(x, weight, bias, layer.stride, 0, layer.dilation, layer.groups)
         out, out_h, out_w = layer.output.shape
         columns = F.unfold(x, weight.shape[2:], layer.dilation, 0, layer.stride)
@@ -133,6 +139,14 @@ class TorchExecutor:
         if layer.multiplier is None:
             return acc.double()
         return self.requantize(acc, layer.multiplier, layer.output)
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by what is missing
+        reason = str(error).split("\n", 1)[0][:200]
+        raise ExecutorError(f"the torch executor cannot use device '{device}': {reason}; use device='cpu'") from error
 
 
 def _saturate(product: torch.Tensor, spec: n.TensorSpec) -> torch.Tensor:
