@@ -1,30 +1,35 @@
-"""Image classifiers, by name or by class.
+"""Image classifiers, by name or by class, and the files of their weights.
 
-``names()`` and ``create(name)`` work on the registry; ``load(name, path)`` reads weights from a file.
-Importing this package does not import torch.
+``names()`` and ``create(name)`` work on the registry; ``load(name, path)`` reads weights of any origin,
+``load_checkpoint(path)`` a file of this library. Importing this package does not import torch.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
+from twoscale.models.files import ModelInfo, load, load_checkpoint, save_model
 from twoscale.models.registry import create, names
 
 if TYPE_CHECKING:
     from twoscale.models.net import Net, NetWithBias
 
-__all__ = ["Net", "NetWithBias", "create", "names"]
+__all__ = [
+    "ModelInfo",
+    "Net",
+    "NetWithBias",
+    "create",
+    "load",
+    "load_checkpoint",
+    "names",
+    "save_model",
+]
 
-_LAZY = {"Net": "twoscale.models.net", "NetWithBias": "twoscale.models.net"}
+_CLASSES = ("Net", "NetWithBias")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _CLASSES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    import importlib
-
-    return getattr(importlib.import_module(_LAZY[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return getattr(importlib.import_module("twoscale.models.net"), name)

@@ -1,0 +1,59 @@
+"""What the benchmarks share: paired runs of two sides, and the file a result is written to."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twoscale.records import current_environment, write_record
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two sides measured in turn.
+
+    The ratio is of a's median to b's; its spread is the smallest and the largest of the ratios of
+    neighbouring runs, which shared whatever else the machine was doing.
+    """
+
+    a: tuple[float, ...]
+    b: tuple[float, ...]
+    median_a: float
+    median_b: float
+    ratio: float
+    ratio_spread: tuple[float, float]
+
+
+def paired(run_a: Callable[[], float], run_b: Callable[[], float], repeats: int) -> Pair:
+    """Run a and b in turn, ``repeats`` times each, the first of a pair alternating; each returns its figure."""
+    runs: tuple[list[float], list[float]] = ([], [])
+    for i in range(repeats):
+        for side in (0, 1) if i % 2 == 0 else (1, 0):
+            runs[side].append((run_a, run_b)[side]())
+    a, b = runs
+    ratios = [x / y for x, y in zip(a, b, strict=True)]
+    median_a, median_b = statistics.median(a), statistics.median(b)
+    spread = (min(ratios), max(ratios))
+    return Pair(tuple(a), tuple(b), median_a, median_b, median_a / median_b, spread)
+
+
+def write_result(name: str, payload: Any, *packages: str) -> Path:
+    """Write ``results/<name>.json``: the payload, a dict or a dataclass, with machine, versions, date and load.
+
+    Args:
+        name: of the benchmark.
+        payload: its figures.
+        packages: whose versions matter besides twoscale, torch and numpy.
+    """
+    content = dataclasses.asdict(payload) if dataclasses.is_dataclass(payload) else dict(payload)  # type: ignore[arg-type]
+    path = RESULTS / f"{name}.json"
+    load = tuple(round(value, 2) for value in os.getloadavg())
+    write_record(path, {**content, "load_average_at_end": load, "environment": current_environment(*packages)})
+    return path

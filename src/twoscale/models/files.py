@@ -1,0 +1,108 @@
+"""Model files: trained weights with what they are, and weights of any origin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from twoscale import __version__
+from twoscale.errors import CheckpointError
+from twoscale.models.registry import create, names
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["ModelInfo", "load", "load_checkpoint", "save_model"]
+
+_KEY = "twoscale.model"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file says about itself."""
+
+    model: str
+    """Name in the registry, or the class of a model that is not in it."""
+    data: str
+    """Data set it was trained on."""
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    """Per channel, of pixels / 255; normalization is part of the model's input."""
+    std: tuple[float, ...]
+    """Per channel, of pixels / 255."""
+    seed: int
+    epochs: int
+    test_accuracy: float | None
+    """Fraction right of the whole test set, 0..1."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of :func:`twoscale.models.create`."""
+    version: str = __version__
+    """Of twoscale, when it was written."""
+
+
+def save_model(path: Path, model: nn.Module, info: ModelInfo) -> None:
+    """Write the model's parameters and buffers, with ``info`` as metadata, all of it or nothing.
+
+    Raises:
+        TwoscaleError: the folder cannot be written, or the disk is full.
+    """
+    from twoscale.models.tensorfile import write_tensors
+
+    write_tensors(path, model.state_dict(), {_KEY: msgspec.json.encode(info).decode()})
+
+
+def load_checkpoint(path: Path | str) -> tuple[nn.Module, ModelInfo]:
+    """Load a model file that :func:`save_model` wrote; it says which model it is.
+
+    Returns:
+        The model, on the CPU and in evaluation mode, and what the file says about it.
+
+    Raises:
+        CheckpointError: missing, damaged, of another origin, or it does not fit the model.
+    """
+    from twoscale.models.tensorfile import fit, read_tensors
+
+    path = Path(path)
+    content = read_tensors(path)
+    if _KEY not in content.metadata:
+        raise CheckpointError(f"{path} does not say which model it is; name it (--model), one of: {', '.join(names())}")
+    try:
+        info = msgspec.json.decode(content.metadata[_KEY], type=ModelInfo)
+    except msgspec.MsgspecError as error:
+        raise CheckpointError(f"{path} describes its model in a form that is not known here: {error}") from error
+    if info.model not in names():
+        raise CheckpointError(
+            f"{path} holds the model '{info.model}', which is not one of {', '.join(names())}; "
+            "make it yourself and load its state dict"
+        )
+    model = create(info.model, **info.options)
+    fit(model, content.tensors, str(path))
+    return model.eval(), info
+
+
+def load(name: str | None, path: Path | str, **options: Any) -> nn.Module:
+    """Load weights from a file of any origin into the model ``name``.
+
+    Args:
+        name: one of :func:`twoscale.models.names`; None: the file says it (:func:`load_checkpoint`).
+        path: a safetensors file, or one of ``torch.save`` that holds a state dict. Common wrappers around it
+            ("state_dict", "model") and prefixes of its names ("module.") are taken off. Nothing in it is executed.
+        options: the model's own, as for :func:`twoscale.models.create`.
+
+    Returns:
+        The model, on the CPU and in evaluation mode.
+
+    Raises:
+        UnknownNameError: there is no such model.
+        CheckpointError: missing, damaged, or it does not fit the model; names the tensors.
+    """
+    if name is None:
+        return load_checkpoint(path)[0]
+    from twoscale.models.tensorfile import fit, read_tensors
+
+    model = create(name, **options)
+    fit(model, read_tensors(Path(path)).tensors, str(path))
+    return model.eval()
