@@ -12,40 +12,61 @@ network are in the file's metadata, from which ``load`` gives back an equal netw
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from twoscale.errors import UnknownNameError
+from twoscale.files import write_bytes
 
 if TYPE_CHECKING:
     import onnx
 
     from twoscale.network.network import IntegerNetwork
 
-__all__ = ["load", "save", "to_model"]
+__all__ = ["Form", "load", "save", "to_model"]
+
+Form = Literal["integer", "qdq"]
+"""Of the graph: operators on integers, or floating-point operators between quantize and dequantize nodes."""
 
 
-def to_model(network: IntegerNetwork) -> onnx.ModelProto:
-    """Return the network as an ONNX model of standard integer operators, opset 18, with its metadata."""
-    from twoscale.network.onnx_file import writing
+def to_model(network: IntegerNetwork, form: Form = "integer") -> onnx.ModelProto:
+    """Return the network as an ONNX model with its metadata: standard operators, opset 18, dynamic batch "N".
 
-    return writing.to_model(network)
+    Args:
+        network: what to write.
+        form: "integer", the form that is read back and gives the reference's integers, or "qdq" for runtimes that
+            fuse that form themselves.
+
+    Raises:
+        UnknownNameError: there is no such form.
+    """
+    from twoscale.network.onnx_file import qdq, writing
+
+    forms = {qdq.FORM: qdq.to_model, writing.FORM: writing.to_model}
+    if form not in forms:
+        raise UnknownNameError("form of ONNX file", form, forms)
+    return forms[form](network)
 
 
-def save(network: IntegerNetwork, path: str | Path) -> None:
+def save(network: IntegerNetwork, path: str | Path, form: Form = "integer") -> None:
     """Write the network as an ONNX file, all of it or nothing.
 
     Args:
         network: what to save.
         path: the file, by custom ending in ".onnx"; folders on the way are made.
+        form: see ``to_model``; only the integer form is read back.
 
     Raises:
+        UnknownNameError: there is no such form.
         TwoscaleError: the file cannot be written; what was there before is unchanged.
     """
-    from twoscale.files import write_bytes
-
-    write_bytes(Path(path), to_model(network).SerializeToString(deterministic=True))
+    write_bytes(Path(path), to_model(network, form).SerializeToString(deterministic=True))
 
 
 def load(path: str | Path) -> IntegerNetwork:
-    """Read a network that ``save`` wrote; its fingerprint is that of the network that was saved.
+    """Read an integer network.
+
+    A file that ``save`` wrote gives back a network of the same fingerprint, with its metadata. Other tools' files of
+    QLinear operators are read where they fit; their networks have the scheme "foreign" and are off the grid.
 
     Raises:
         NetworkFileError: the file is missing, damaged, altered, or not an integer network.

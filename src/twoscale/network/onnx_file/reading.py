@@ -22,8 +22,9 @@ from onnx import numpy_helper
 from twoscale.errors import NetworkFileError, QuantizationError
 from twoscale.network import layers as n
 from twoscale.network.network import IntegerNetwork
+from twoscale.network.onnx_file import foreign
 from twoscale.network.onnx_file.builder import FORMAT
-from twoscale.network.onnx_file.writing import to_model
+from twoscale.network.onnx_file.writing import FORM, to_model
 
 __all__ = ["load", "read_model"]
 
@@ -53,8 +54,13 @@ def load(path: Path) -> IntegerNetwork:
     model = read_model(path)
     properties = {entry.key: entry.value for entry in model.metadata_props}
     if "twoscale.format" not in properties:
-        raise NetworkFileError(f"{path} is an ONNX file, but not one that twoscale saved")
+        return foreign.read(path, model)
     _check_format(path, properties["twoscale.format"])
+    if properties.get("twoscale.form") != FORM:
+        raise NetworkFileError(
+            f"{path} holds the network in '{properties.get('twoscale.form')}' form, which is written for other "
+            "runtimes and not read back; load the file that was saved without a form"
+        )
     try:
         network = _network(properties, {t.name: numpy_helper.to_array(t) for t in model.graph.initializer})
     except QuantizationError as error:
