@@ -176,7 +176,7 @@ class _Maker:
         zero = lo if kind < 0.3 else (lo + hi) // 2 if kind < 0.5 else hi if kind < 0.55 else _int(rng, lo, hi)
         if self.on_grid and zero % 2:
             zero += 1 if zero < hi else -1
-        if self.chance(0.3):
+        if zero < hi and self.chance(0.3):
             lo = zero
         if zero < hi and self.chance(0.2):
             hi = _int(rng, zero + 1, hi)
