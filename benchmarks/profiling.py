@@ -1,6 +1,6 @@
 """Profiling activations: time and peak memory of the streaming pass against the course lab's way.
 
-    python benchmarks/profiling.py [--counts 400 4000 40000] [--repeats 3] [--limit 120]
+    python -m benchmarks.profiling [--counts 400 4000 40000] [--repeats 3] [--limit 120]
 
 Both sides profile the same uint8 images through the same network, each run in a fresh process, the sides in
 turn. Peak memory is the process's largest resident set less what it held when the clock started (imports,
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,14 +31,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from benchmarks.common import Pair, paired, write_result
 from twoscale.calibration.profile import profile
 from twoscale.data import LAB_MEAN, LAB_STD, load, normalize
 from twoscale.errors import TwoscaleError
 from twoscale.graph import capture
 from twoscale.models import Net
-from twoscale.records import Environment, current_environment, write_record
 
-RESULTS = Path(__file__).parent / "results" / "profiling.json"
 LAB_BATCH = 4
 BATCH = 500
 
@@ -64,22 +62,20 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both sides over so many images."""
+    """The lab's way (a) and the streaming pass (b) over so many images."""
 
     images: int
-    lab_seconds: tuple[float, ...]
-    streaming_seconds: tuple[float, ...]
-    lab_peak_bytes: tuple[int, ...]
-    streaming_peak_bytes: tuple[int, ...]
     lab_finished: bool
     lab_images_done: tuple[int, ...]
     """Images the lab's way got through before the limit, each run."""
-    speedup: float | None
-    """Median of the lab's seconds over median of streaming; None where the lab's way did not finish."""
-    memory_ratio: float | None
-    """The same of peak bytes."""
+    seconds: Pair
+    """The ratio is that of whole passes only where the lab's way finished; else it is a lower bound."""
+    peak_bytes: Pair
+    """Likewise."""
     lab_values_kept: dict[str, float]
     streaming_values_seen: dict[str, float]
+    largest_difference: float
+    """Of mean, std, min and max of the input between the sides, in standard deviations (0 if not finished)."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +88,8 @@ class Results:
     streaming_batch: int
     limit_seconds: float
     comparisons: tuple[Comparison, ...]
-    agreement: str
-    """How far the two sides' statistics are apart where both kept every value."""
-    load_average: tuple[float, ...]
-    """Of 1, 5 and 15 minutes, before the first run; other work on the machine would show here."""
-    environment: Environment
+    load_average_at_start: tuple[float, ...]
+    """Of 1, 5 and 15 minutes; other work on the machine would show here."""
 
 
 def lab_hooks(model: nn.Module) -> dict[str, NDArray[np.float64]]:
@@ -193,55 +186,51 @@ SIDES: dict[str, Callable[[NDArray[np.uint8], float], Run]] = {"lab": run_lab, "
 
 def fresh(side: str, images: Path, count: int, limit: float) -> Run:
     """Run one side in a process of its own."""
-    command = [sys.executable, __file__, "--side", side, "--images", str(images), "--limit", str(limit)]
+    arguments = ["--side", side, "--images", str(images), "--limit", str(limit), "--counts", str(count)]
     done = subprocess.run(
-        [*command, "--counts", str(count)], check=True, capture_output=True, text=True, timeout=10 * limit + 600
+        [sys.executable, "-m", "benchmarks.profiling", *arguments],
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+        timeout=10 * limit + 600,
     )
     return msgspec.json.decode(done.stdout.splitlines()[-1], type=Run)
 
 
-def compare(images: Path, count: int, repeats: int, limit: float) -> tuple[Comparison, list[float]]:
-    """Run both sides in turn; also return the differences of their statistics, relative to the deviation."""
+def compare(images: Path, count: int, repeats: int, limit: float) -> Comparison:
+    """Run both sides in turn."""
     runs: dict[str, list[Run]] = {side: [] for side in SIDES}
-    for i in range(repeats):
-        for side in SIDES if i % 2 == 0 else reversed(SIDES):
-            if side == "lab" and runs[side] and not runs[side][0].finished:
-                continue  # it would only run into the limit again
-            run = fresh(side, images, count, limit)
-            runs[side].append(run)
-            print(
-                f"{count:>6} images  {side:<10} {run.seconds:8.2f} s  {run.peak_bytes / 2**20:8.0f} MiB"
-                + ("" if run.finished else f"  stopped at the limit, {run.images_done} images done"),
-                flush=True,
-            )
+
+    def seconds(side: str) -> float:
+        run = fresh(side, images, count, limit)
+        runs[side].append(run)
+        print(
+            f"{count:>6} images  {side:<10} {run.seconds:8.2f} s  {run.peak_bytes / 2**20:8.0f} MiB"
+            + ("" if run.finished else f"  stopped at the limit, {run.images_done} images done"),
+            flush=True,
+        )
+        return run.seconds
+
+    def next_peak(side: str) -> Callable[[], float]:
+        peaks = iter([float(run.peak_bytes) for run in runs[side]])
+        return lambda: next(peaks)
+
+    times = paired(lambda: seconds("lab"), lambda: seconds("streaming"), repeats)
     lab, streaming = runs["lab"], runs["streaming"]
     finished = all(run.finished for run in lab)
-    apart = []
-    if finished:
-        # Where pooling only picks values, or ReLU comes between, the graph's tensors differ from the lab's.
-        a, b = lab[0].tensors["input"], streaming[0].tensors["input"]
-        apart = [abs(a[key] - b[key]) / b["std"] for key in ("mean", "std", "min", "max")]
-
-    def median_ratio(a: list[float], b: list[float]) -> float | None:
-        return statistics.median(a) / statistics.median(b) if finished else None
-
-    return (
-        Comparison(
-            images=count,
-            lab_seconds=tuple(run.seconds for run in lab),
-            streaming_seconds=tuple(run.seconds for run in streaming),
-            lab_peak_bytes=tuple(run.peak_bytes for run in lab),
-            streaming_peak_bytes=tuple(run.peak_bytes for run in streaming),
-            lab_finished=finished,
-            lab_images_done=tuple(run.images_done for run in lab),
-            speedup=median_ratio([run.seconds for run in lab], [run.seconds for run in streaming]),
-            memory_ratio=median_ratio(
-                [float(run.peak_bytes) for run in lab], [float(run.peak_bytes) for run in streaming]
-            ),
-            lab_values_kept={name: t["count"] for name, t in lab[0].tensors.items()},
-            streaming_values_seen={name: t["count"] for name, t in streaming[0].tensors.items()},
-        ),
-        apart,
+    # Of the other tensors the lab sees the pooled form, or a part.
+    a, b = lab[0].tensors["input"], streaming[0].tensors["input"]
+    apart = [abs(a[key] - b[key]) / b["std"] for key in ("mean", "std", "min", "max")] if finished else [0.0]
+    return Comparison(
+        images=count,
+        lab_finished=finished,
+        lab_images_done=tuple(run.images_done for run in lab),
+        seconds=times,
+        peak_bytes=paired(next_peak("lab"), next_peak("streaming"), repeats),
+        lab_values_kept={name: t["count"] for name, t in lab[0].tensors.items()},
+        streaming_values_seen={name: t["count"] for name, t in streaming[0].tensors.items()},
+        largest_difference=max(apart),
     )
 
 
@@ -260,7 +249,7 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[400, 4_000, 40_000], help="numbers of images")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side (default 3)")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds after which the lab's way is stopped")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="where to write the results")
+    parser.add_argument("--name", default="profiling", help="of the file in benchmarks/results")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--images", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -269,31 +258,22 @@ def main() -> None:
         run = SIDES[arguments.side](images.reshape(-1, 3, 32, 32), arguments.limit)
         print(msgspec.json.encode(run).decode())
         return
-    load_average = os.getloadavg()
-    comparisons, apart = [], []
+    load_average = tuple(round(value, 2) for value in os.getloadavg())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.u8"
         images, origin = training_images(max(arguments.counts))
         images.tofile(path)
-        for count in arguments.counts:
-            comparison, differences = compare(path, count, arguments.repeats, arguments.limit)
-            comparisons.append(comparison)
-            apart += differences
-    write_record(
-        arguments.output,
-        Results(
-            network="Net, random weights (seed 0)",
-            images=origin,
-            lab_batch=LAB_BATCH,
-            streaming_batch=BATCH,
-            limit_seconds=arguments.limit,
-            comparisons=tuple(comparisons),
-            agreement=f"input mean, std, min and max: at most {max(apart, default=0.0):.1e} standard deviations",
-            load_average=tuple(round(v, 2) for v in load_average),
-            environment=current_environment(),
-        ),
+        comparisons = tuple(compare(path, count, arguments.repeats, arguments.limit) for count in arguments.counts)
+    results = Results(
+        network="Net, random weights (seed 0)",
+        images=origin,
+        lab_batch=LAB_BATCH,
+        streaming_batch=BATCH,
+        limit_seconds=arguments.limit,
+        comparisons=comparisons,
+        load_average_at_start=load_average,
     )
-    print(f"wrote {arguments.output}")
+    print(f"wrote {write_result(arguments.name, results)}")
 
 
 if __name__ == "__main__":
