@@ -15,7 +15,7 @@ from safetensors.torch import save
 from twoscale.errors import CheckpointError
 from twoscale.files import write_bytes
 
-__all__ = ["TensorFile", "fit", "read_tensors", "write_tensors"]
+__all__ = ["TensorFile", "copy_into", "fit", "read_tensors", "write_tensors"]
 
 _DIGEST = "twoscale.sha256"
 # What training scripts put around a state dict, and in front of its names.
@@ -78,13 +78,18 @@ def read_tensors(path: Path) -> TensorFile:
 
 
 def fit(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
-    """Copy ``tensors`` into the model's parameters and buffers.
+    """Copy ``tensors`` into the model's parameters and buffers, as :func:`copy_into` does."""
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    copy_into(own, tensors, origin, type(model).__name__)
+
+
+def copy_into(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], origin: str, owner: str) -> None:
+    """Copy ``tensors`` into those of the same names.
 
     Raises:
         CheckpointError: a tensor is missing, left over, of another shape, or has NaN or infinity in it; names
-            the tensors. The model is unchanged then.
+            the tensors. Nothing was changed then.
     """
-    own = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     faults = [f"missing {', '.join(missing)}"] if (missing := sorted(own.keys() - tensors.keys())) else []
     faults += [f"unexpected {', '.join(extra)}"] if (extra := sorted(tensors.keys() - own.keys())) else []
     faults += [
@@ -93,9 +98,9 @@ def fit(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], origin: str
         if name in tensors and tensors[name].shape != value.shape
     ]
     if faults:
-        raise CheckpointError(f"{origin} does not fit {type(model).__name__}: {'; '.join(faults)}")
+        raise CheckpointError(f"{origin} does not fit {owner}: {'; '.join(faults)}")
     for name, value in own.items():
-        # In the model's own type: a float64 value may be too large for it.
+        # In its own type: a float64 value may be too large for float32.
         bad = int((~torch.isfinite(tensors[name].to(value.dtype))).sum())
         if bad:
             raise CheckpointError(

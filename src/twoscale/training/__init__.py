@@ -1,0 +1,44 @@
+"""Training and evaluating float models.
+
+``train(TrainConfig(...), dataset, out=folder)`` trains and writes checkpoints; ``evaluate(model, split, mean, std)``
+gives accuracy. Importing this package does not import torch; using what trains does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from twoscale.models.files import ModelInfo, load_checkpoint
+from twoscale.training.config import TrainConfig
+from twoscale.training.record import RunRecord
+
+if TYPE_CHECKING:
+    from twoscale.training.evaluate import evaluate
+    from twoscale.training.loop import TrainingInterrupted, TrainResult, train
+
+__all__ = [
+    "ModelInfo",
+    "RunRecord",
+    "TrainConfig",
+    "TrainResult",
+    "TrainingInterrupted",
+    "evaluate",
+    "load_checkpoint",
+    "train",
+]
+
+_LAZY = {
+    "TrainResult": "loop",
+    "TrainingInterrupted": "loop",
+    "evaluate": "evaluate",
+    "train": "loop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value  # over the module of the same name, which the import has put here
+    return value

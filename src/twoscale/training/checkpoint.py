@@ -1,0 +1,110 @@
+"""The state of a run, in one file: everything from which it goes on to the same weights, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import torch
+
+from twoscale.errors import CheckpointError, ConfigurationError
+from twoscale.models.tensorfile import copy_into, fit, read_tensors, write_tensors
+from twoscale.training.config import TrainConfig
+
+__all__ = ["STATE_FILE", "Position", "check_continues", "read_state", "write_state"]
+
+STATE_FILE = "training-state.safetensors"
+_KEY = "twoscale.training"
+# Fields that may differ between the sessions of a run without changing what it computes.
+_FREE = frozenset({"epochs", "checkpoint_every", "step", "threads"})
+
+
+@dataclass
+class Position:
+    """How far a run has come; all that is neither weight nor optimizer state."""
+
+    config: TrainConfig
+    labels: int
+    """CRC-32 of the training labels: another data set of the same name is noticed."""
+    done: int = 0
+    """Mini-batches."""
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    """(mini-batches done, mean loss since the entry before)."""
+    epoch_accuracy: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    """Of training alone."""
+
+
+def write_state(
+    path: Path,
+    position: Position,
+    model: torch.nn.Module,
+    optimizer: dict[str, torch.Tensor],
+    recent_losses: torch.Tensor,
+) -> None:
+    """Write the state of a run, all of it or nothing.
+
+    Args:
+        path: the file.
+        position: how far it has come.
+        model: its parameters and buffers are written.
+        optimizer: name to state.
+        recent_losses: (k,), of the mini-batches since the last entry of ``position.losses``.
+
+    Raises:
+        TwoscaleError: the folder cannot be written, or the disk is full.
+    """
+    tensors = {
+        **{f"model.{name}": value for name, value in model.state_dict().items()},
+        **{f"optimizer.{name}": value for name, value in optimizer.items()},
+        "recent_losses": recent_losses,
+        "random_state": torch.get_rng_state(),
+    }
+    write_tensors(path, tensors, {_KEY: msgspec.json.encode(position).decode()})
+
+
+def read_state(path: Path, model: torch.nn.Module, optimizer: dict[str, torch.Tensor]) -> tuple[Position, torch.Tensor]:
+    """Put the state of a run into ``model`` and ``optimizer``, and into torch's random state.
+
+    Returns:
+        How far the run had come, and the losses since the last entry.
+
+    Raises:
+        CheckpointError: missing, damaged, not the state of a run, or it does not fit.
+    """
+    content = read_tensors(path)
+    try:
+        position = msgspec.json.decode(content.metadata[_KEY], type=Position)
+        recent = content.tensors.pop("recent_losses")
+        random_state = content.tensors.pop("random_state")
+    except (KeyError, msgspec.MsgspecError) as error:
+        raise CheckpointError(f"{path} is not the state of a training run ({error}); start anew") from error
+
+    def part(prefix: str) -> dict[str, torch.Tensor]:
+        return {name.removeprefix(prefix): value for name, value in content.tensors.items() if name.startswith(prefix)}
+
+    copy_into(optimizer, part("optimizer."), str(path), "the optimizer")
+    fit(model, part("model."), str(path))
+    torch.set_rng_state(random_state)
+    return position, recent
+
+
+def check_continues(found: Position, position: Position, path: Path) -> None:
+    """Check that the run found in ``path`` is the one that is to be continued.
+
+    Raises:
+        ConfigurationError: it computes something else, or has already gone further; names what differs.
+    """
+    differences = [
+        f"{name} was {getattr(found.config, name)}, is {getattr(position.config, name)}"
+        for name in found.config.__dataclass_fields__
+        if name not in _FREE and getattr(found.config, name) != getattr(position.config, name)
+    ]
+    if not differences and found.labels != position.labels:
+        differences = ["the training labels are others"]
+    if differences:
+        raise ConfigurationError(
+            f"{path.parent} holds another run: {'; '.join(differences)}; continue it with its own options, "
+            "or choose another folder"
+        )

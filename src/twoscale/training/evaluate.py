@@ -1,0 +1,83 @@
+"""Accuracy of a float model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from twoscale.data import Split, batches, normalize
+from twoscale.errors import ConfigurationError, DataError
+
+__all__ = ["check_takes", "evaluate"]
+
+
+def evaluate(
+    model: torch.nn.Module,
+    split: Split,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    batch_size: int = 100,
+    max_samples: int | None = None,
+) -> float:
+    """Return the fraction of images whose largest logit is their class, 0..1, each image counted once.
+
+    Args:
+        model: maps normalized images (N, C, H, W) to logits (N, classes), on any device. It is run in evaluation
+            mode, and left in the mode it was in.
+        split: images and labels.
+        mean: per channel, of pixels / 255.
+        std: per channel, of pixels / 255.
+        batch_size: images at a time; the result does not depend on it, but for the last bit of a logit.
+        max_samples: use only the first images; all, where there are fewer.
+
+    Raises:
+        ConfigurationError: ``max_samples`` is less than 1.
+        DataError: no images, or not of a shape that the model takes.
+    """
+    if max_samples is not None:
+        if max_samples < 1:
+            raise ConfigurationError(f"max_samples is {max_samples}; expected at least 1")
+        split = split.head(max_samples)
+    check_takes(model, split, mean, std)
+    tensor = next(iter(model.parameters()), torch.empty(0))
+    was_training = model.training
+    model.eval()
+    right = 0
+    try:
+        with torch.inference_mode():
+            for images, labels in batches(split.images, split.labels, batch_size):
+                logits = model(normalize(torch.from_numpy(images).to(tensor.device), mean, std))
+                right += int((logits.argmax(1) == torch.from_numpy(labels).to(tensor.device)).sum())
+    finally:
+        model.train(was_training)
+    return right / len(split)
+
+
+def check_takes(model: torch.nn.Module, split: Split, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Run one image through the model, in evaluation mode.
+
+    Raises:
+        DataError: there is no image, the model does not take it, or has too few outputs for the labels.
+    """
+    if not len(split):
+        raise DataError("there are no images: expected at least 1")
+    tensor = next(iter(model.parameters()), torch.empty(0))
+    was_training = model.training
+    model.eval()
+    shape = " x ".join(map(str, split.images.shape[1:]))
+    try:
+        with torch.inference_mode():
+            logits = model(normalize(torch.from_numpy(split.images[:1]).to(tensor.device), mean, std))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{type(model).__name__} does not take images of {shape} ({reason})") from error
+    finally:
+        model.train(was_training)
+    outputs = tuple(logits.shape)
+    if len(outputs) != 2 or outputs[0] != 1 or outputs[1] <= int(split.labels.max()):
+        raise DataError(
+            f"{type(model).__name__} gives an output of shape {outputs} for one image of {shape}; expected "
+            f"(1, classes) with at least {int(split.labels.max()) + 1} classes"
+        )

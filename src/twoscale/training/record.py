@@ -1,0 +1,35 @@
+"""What a training run leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twoscale.records import Environment
+from twoscale.training.config import TrainConfig
+
+__all__ = ["RunRecord"]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """run.json: a training run as it ran, or as far as it has come."""
+
+    config: TrainConfig
+    """With every default filled in."""
+    finished: bool
+    parameters: int
+    mini_batches: int
+    """Done so far."""
+    losses: tuple[tuple[int, float], ...]
+    """(mini-batches done, mean loss since the entry before)."""
+    epoch_accuracy: tuple[float, ...]
+    """Fraction of the test images right after each epoch, 0..1."""
+    test_accuracy: float | None
+    """The last of those, of the weights that were saved; None before the first epoch's end."""
+    seconds: float
+    """Of training alone: no start-up, evaluation or checkpoints; over all sessions of a resumed run."""
+    steps_per_second: float | None
+    """Mini-batches a second in those."""
+    notes: tuple[str, ...]
+    """How the steps ran, and anything that did not go as asked."""
+    environment: Environment

@@ -1,0 +1,168 @@
+"""One training step: forward, loss, backward, update; as it is written, or recorded once and replayed.
+
+At a mini-batch of 4 most of an eager step is not arithmetic but Python modules, autograd's bookkeeping and the
+optimizer's. A recorded step is the same sequence of ATen operations, so the same bits, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from twoscale.training.optimizers import Optimizer
+
+__all__ = ["Step", "numerics"]
+
+_NATIVE_CONVOLUTION_BATCH = 8
+
+
+@contextlib.contextmanager
+def numerics(*, threads: int, batch_size: int) -> Iterator[None]:
+    """Set what decides how kernels compute, and so the last bits, for the time of the block.
+
+    Up to a batch of 8 oneDNN's convolutions lose to torch's own (measured: 15 to 40% of the whole step): they
+    reorder weights and gradients for every call.
+    """
+    threads_before, onednn = torch.get_num_threads(), bool(torch.backends.mkldnn.enabled)
+    torch.set_num_threads(threads)
+    torch.backends.mkldnn.enabled = onednn and batch_size > _NATIVE_CONVOLUTION_BATCH  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads_before)
+        torch.backends.mkldnn.enabled = onednn  # type: ignore[assignment]
+
+
+class Step:
+    """A step of training ``model`` in place.
+
+    Args:
+        model: any module that maps images to logits. Recording it assumes that its forward does the same
+            operations for every batch of one size; Python side effects in it are not repeated.
+        optimizer: the update rule.
+        how: "eager", "captured" or "compiled".
+    """
+
+    def __init__(self, model: torch.nn.Module, optimizer: Optimizer, how: str) -> None:
+        self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self.state = optimizer.state_for(self.parameters)
+        self.notes: list[str] = []
+        """How it runs, and why not as asked."""
+        self._model = model
+        self._optimizer = optimizer
+        self._how = how
+        self._graphs: dict[int, Callable[..., Any]] = {}
+        fixed = {name: value for name, value in model.named_parameters() if not value.requires_grad}
+        self._other = {**fixed, **dict(model.named_buffers())}
+        self._tensors = tuple(
+            value.detach() for value in (*self.parameters.values(), *self._other.values(), *self.state.values())
+        )
+
+    def prepare(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Record the step for batches of this size; no tensor of the model is changed.
+
+        What cannot be recorded or compiled runs in the next simpler way, and ``notes`` says so.
+        """
+        if self._how == "eager":
+            return
+        loss = torch.zeros((), device=images.device)
+        arguments = [value.clone() for value in (*self._tensors, images, labels, loss)]
+        # Recording runs the step once, and any random numbers in it are drawn.
+        with torch.random.fork_rng(devices=[]):
+            try:
+                graph = _without_detach(make_fx(self._functional)(*arguments))
+            except Exception as error:  # whatever the module's own code raises when its tensors are traced
+                self._fall_back("eager", "the model cannot be recorded", error)
+                return
+            if self._how == "compiled":
+                try:
+                    compiled = torch.compile(graph, fullgraph=True, dynamic=False)
+                    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+                        compiled(*arguments)
+                    self._graphs[len(images)] = compiled
+                    return
+                except Exception as error:  # a missing C++ compiler, or a bug of the compiler's
+                    self._fall_back("captured", "torch.compile failed", error)
+        self._graphs[len(images)] = graph.forward
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> None:
+        """Take one step.
+
+        Args:
+            images: (N, C, H, W), normalized float32.
+            labels: (N,), int64.
+            loss: 0-dimensional; the mean loss of the batch, before the update, is written here.
+        """
+        if self._how == "eager":
+            with torch.enable_grad():
+                self._run(
+                    self._model, tuple(self.parameters.values()), tuple(self.state.values()), images, labels, loss
+                )
+            return
+        graph = self._graphs.get(len(images))
+        if graph is None:
+            self.prepare(images, labels)
+            self(images, labels, loss)
+            return
+        with torch.no_grad():
+            graph(*self._tensors, images, labels, loss)
+
+    def describe(self) -> str:
+        """Return one line on how steps run."""
+        return {
+            "eager": "steps run eagerly",
+            "captured": "steps are recorded once and replayed without autograd",
+            "compiled": "steps are recorded once and compiled",
+        }[self._how]
+
+    def _fall_back(self, how: str, what: str, error: Exception) -> None:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        self.notes.append(f"{what} ({reason}): it runs {how} instead")
+        self._how = how
+        self._graphs.clear()
+
+    def _functional(self, *tensors: torch.Tensor) -> None:
+        """The step as a function of every tensor in it."""
+        count, others = len(self.parameters), len(self._other)
+        parameters = [value.detach().requires_grad_() for value in tensors[:count]]
+        named = dict(zip((*self.parameters, *self._other), (*parameters, *tensors[count:]), strict=False))
+
+        def forward(images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = torch.func.functional_call(self._model, named, (images,))
+            return logits
+
+        with torch.enable_grad():
+            self._run(forward, parameters, tensors[count + others : -3], *tensors[-3:])
+
+    def _run(
+        self,
+        forward: Callable[[torch.Tensor], torch.Tensor],
+        parameters: Sequence[torch.Tensor],
+        state: Sequence[torch.Tensor],
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        loss: torch.Tensor,
+    ) -> None:
+        value = F.cross_entropy(forward(images), labels)
+        # Parameters that the forward does not use get zeros, so that momentum and weights stay as they are.
+        gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
+        with torch.no_grad():
+            self._optimizer.update([p.detach() for p in parameters], gradients, state)
+            loss.copy_(value)
+
+
+def _without_detach(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Take out aliases that only autograd needed."""
+    for node in list(graph.graph.nodes):
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.graph.lint()
+    graph.recompile()
+    return graph
