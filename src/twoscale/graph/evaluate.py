@@ -115,7 +115,7 @@ def _zero_pad(x: torch.Tensor, padding: g.Padding, value: float = 0.0) -> torch.
 def _conv2d(node: g.Conv2d, m: GraphModule, x: list[torch.Tensor]) -> torch.Tensor:
     top, left, bottom, right = node.padding
     symmetric = top == bottom and left == right
-    return F.conv2d(
+    out = F.conv2d(
         x[0] if symmetric else _zero_pad(x[0], node.padding),
         m.weight(node, "weight_oihw"),
         m.weight(node, "bias_o"),
@@ -124,6 +124,7 @@ def _conv2d(node: g.Conv2d, m: GraphModule, x: list[torch.Tensor]) -> torch.Tens
         node.dilation,
         node.groups,
     )
+    return out + x[1] if len(x) == 2 else out
 
 
 def _affine(node: g.ChannelAffine, m: GraphModule, x: list[torch.Tensor]) -> torch.Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 
 from twoscale.graph.nodes import (
     UNBOUNDED,
+    Add,
     AveragePool2d,
     Bounded,
     ChannelAffine,
@@ -28,12 +29,40 @@ from twoscale.graph.nodes import (
 __all__ = ["fold"]
 
 
-def fold(graph: FloatGraph) -> FloatGraph:
-    """Apply every pass; the result computes the same function to float32 rounding."""
+def fold(graph: FloatGraph, *, join_residuals: bool = True) -> FloatGraph:
+    """Apply every pass; the result computes the same function to float32 rounding.
+
+    Args:
+        graph: from ``capture``.
+        join_residuals: let additions join the convolution before them, where its sum is read by nothing else: in
+            integers that is one rounding fewer, equation (7b) instead of (3) and (7).
+    """
     graph = _merge(graph, _affine_into_producer)
     graph = _merge(graph, _padding_into_consumer)
     graph = _merge(graph, _clamp_into_producer)
-    return graph.replaced({node.name: _as_depthwise(node) for node in graph if isinstance(node, ChannelAffine)})
+    graph = graph.replaced({node.name: _as_depthwise(node) for node in graph if isinstance(node, ChannelAffine)})
+    return _with_residuals_joined(graph) if join_residuals else graph
+
+
+def _with_residuals_joined(graph: FloatGraph) -> FloatGraph:
+    """Turn convolution and addition into a convolution with a second input; it keeps the convolution's name."""
+    nodes = list(graph.nodes)
+    renamed: dict[str, str] = {}
+    for node in graph:
+        if not isinstance(node, Add) or node.inputs[0] == node.inputs[1]:
+            continue
+        for name, other in (node.inputs, node.inputs[::-1]):
+            conv = next(made for made in nodes if made.name == renamed.get(name, name))
+            alone = len(graph.users[name]) == 1 and name != graph.output
+            if isinstance(conv, Conv2d) and len(conv.inputs) == 1 and conv.bounds == UNBOUNDED and alone:
+                joint = dataclasses.replace(conv, inputs=(*conv.inputs, renamed.get(other, other)), bounds=node.bounds)
+                # In the addition's place: both of its inputs have been made there.
+                nodes[next(i for i, made in enumerate(nodes) if made.name == node.name)] = joint
+                nodes.remove(conv)
+                renamed[node.name] = conv.name
+                nodes = [_renamed_input(made, node.name, conv.name) for made in nodes]
+                break
+    return dataclasses.replace(graph, nodes=tuple(nodes), output=renamed.get(graph.output, graph.output))
 
 
 def _merge(graph: FloatGraph, rule: Callable[[Node, Node], Node | None]) -> FloatGraph:

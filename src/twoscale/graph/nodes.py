@@ -74,7 +74,10 @@ class Bounded(Node):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Conv2d(Bounded):
-    """Two-dimensional convolution (cross-correlation, as everywhere in deep learning)."""
+    """Two-dimensional convolution (cross-correlation, as everywhere in deep learning).
+
+    A second input, of the output's shape, is added before the bounds apply.
+    """
 
     weight_oihw: Float32
     bias_o: Float32

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from twoscale.quantization.scheme import COURSE, DEFAULT, SCHEMES, Scheme, scheme
+from twoscale.quantization.scheme import scheme as scheme_named
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,12 +44,13 @@ def quantize(
     from twoscale.graph.capture import capture
     from twoscale.graph.folding import fold
 
+    how = scheme_named(scheme) if isinstance(scheme, str) else scheme
     images = iter(image_batches(batches))
     first = next(images, None)
     if first is None:
         raise CalibrationError("calibration got no images; pass at least one batch (a few hundred images are good)")
-    graph = fold(capture(model, torch.from_numpy(first), name=name))
-    return quantize_graph(graph, profile(graph, itertools.chain([first], images)), scheme)
+    graph = fold(capture(model, torch.from_numpy(first), name=name), join_residuals=how.join_residuals)
+    return quantize_graph(graph, profile(graph, itertools.chain([first], images)), how)
 
 
 def quantize_graph(graph: FloatGraph, found: Profile, how: Scheme | str = DEFAULT) -> IntegerNetwork:

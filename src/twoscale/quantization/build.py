@@ -98,9 +98,10 @@ class _Builder:
             scales, multiplier = wanted, None
             y = n.TensorSpec(node.shape, "int32", float(x.scale * wanted[0]))
         elif self.scheme.on_grid:
-            step = y.scale / (2**REQUANTIZE_SHIFT * x.scale)
+            shift = REQUANTIZE_SHIFT if len(node.inputs) == 1 else ADD_SHIFT  # (3) or (7b)
+            step = y.scale / (2**shift * x.scale)
             integers = _nearest_on_grid(rows, wanted / step, step, limit)
-            scales, multiplier = integers * step, n.Multiplier.on_grid(integers)
+            scales, multiplier = integers * step, n.Multiplier.on_grid(integers, shift)
         else:
             scales, multiplier = wanted, n.Multiplier((x.scale * wanted / y.scale).astype(np.float32), None)
         return {
@@ -135,8 +136,12 @@ def _nearest_on_grid(rows: Float64, wanted: Float64, step: float, limit: int) ->
 
 
 def _conv2d(b: _Builder, node: g.Conv2d, common: dict[str, Any]) -> n.Layer:
+    residual = None
+    if len(node.inputs) == 2:
+        residual = b.multiplier(b.specs[node.inputs[1]].scale / b.specs[node.name].scale, ADD_SHIFT)
     return n.Conv2d(
         **b.accumulating(node, node.weight_oihw, common),
+        residual_multiplier=residual,
         stride=node.stride,
         padding=node.padding,
         dilation=node.dilation,

@@ -13,6 +13,7 @@ calibration images, so that each layer is corrected for what reaches it from the
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import torch
@@ -34,8 +35,12 @@ Float64 = NDArray[np.float64]
 _DAMPING = 0.01
 """Added to the diagonal of the second moments, relative to its mean: few images do not decide everything."""
 
-_CHUNK = 64
+_CHUNK = 32
 """Images whose patches are held at a time."""
+
+_LEAST_COLUMNS = 1 << 14
+_COLUMNS_PER_WEIGHT = 64
+"""Columns (image positions) over which second moments are taken: at least, and for each of the K weights."""
 
 
 def correct(network: IntegerNetwork, plan: Plan, samples_nchw: NDArray[np.float32]) -> IntegerNetwork:
@@ -68,6 +73,10 @@ def correct(network: IntegerNetwork, plan: Plan, samples_nchw: NDArray[np.float3
                 if scheme.bias_correction:
                     unbounded = dataclasses.replace(node, bounds=g.UNBOUNDED)
                     target = _channel_means(module.compute(unbounded, x_real))
+                    if len(layer.inputs) == 2:  # the accumulators are to make good what the residual lacks too
+                        target -= (
+                            _channel_means(executor.shifted(layer, x_integer, 1)) * network.spec(layer.inputs[1]).scale
+                        )
                     found = _channel_means(executor.accumulate(layer, shifted))
                     unit = network.spec(layer.inputs[0]).scale * scales
                     bias = quantize_bias(layer.name, (target - found * unit) + layer.bias_o * unit, unit)
@@ -99,18 +108,27 @@ def _with_error_feedback(
 
 
 def _second_moments(layer: n.Accumulating, shifted: torch.Tensor) -> Float64:
-    """Return Σ x·xᵀ over all images and positions, (groups, K, K), of the inputs that meet K weights."""
+    """Return Σ x·xᵀ of the inputs that meet K weights, (groups, K, K).
+
+    A convolution's positions are thinned out to what estimates K×K moments well: neighbours say nearly the same.
+    """
     if not isinstance(layer, n.Conv2d):
         x = shifted.double()
         return (x.T @ x).numpy()[None]
     size = layer.weight[0].size
-    total = torch.zeros(layer.groups, size, size, dtype=torch.float64)
     top, left, bottom, right = layer.padding
-    for part in shifted.split(_CHUNK):
-        padded = F.pad(part, (left, right, top, bottom))
-        columns = F.unfold(padded, layer.weight.shape[2:], layer.dilation, 0, layer.stride)  # (N, G·K, positions)
-        grouped = columns.double().reshape(len(part), layer.groups, size, -1).permute(1, 2, 0, 3).flatten(2)
-        total += grouped @ grouped.mT
+    positions = layer.output.shape[1] * layer.output.shape[2]
+    wanted = max(_LEAST_COLUMNS, _COLUMNS_PER_WEIGHT * size) / len(shifted)
+    thin = max(1, int(math.sqrt(positions / wanted)))
+    stride = (layer.stride[0] * thin, layer.stride[1] * thin)
+    total = torch.zeros(layer.groups, size, size, dtype=torch.float64)
+    for index, part in enumerate(shifted.split(_CHUNK)):
+        # Each chunk starts elsewhere in the grid, so that no position is left out by all.
+        down, across = layer.stride[0] * (index % thin), layer.stride[1] * (index // thin % thin)
+        padded = F.pad(part, (left, right, top, bottom))[:, :, down:, across:]
+        columns = F.unfold(padded, layer.weight.shape[2:], layer.dilation, 0, stride)  # (N, G·K, positions)
+        grouped = columns.reshape(len(part), layer.groups, size, -1).permute(1, 2, 0, 3).flatten(2)
+        total += (grouped @ grouped.mT).double()
     return total.numpy()
 
 

@@ -32,6 +32,8 @@ class Scheme:
     """Symmetric int8 with zero point 0, instead of uint8 with an even zero point."""
     on_grid: bool = True
     """Multipliers are whole numbers of 65536ths: the same bits everywhere, equation (4)."""
+    join_residuals: bool = True
+    """Add residuals before requantization, equation (7b), instead of after it, (7): one rounding fewer a block."""
     error_feedback: bool = True
     """Round weights so that their errors cancel over the calibration images (GPTQ), not each to the nearest."""
     bias_correction: bool = True
@@ -74,6 +76,7 @@ COURSE = Scheme(
     activation_range="minmax",
     signed_activations=True,
     on_grid=False,
+    join_residuals=False,
     error_feedback=False,
     bias_correction=False,
 )

@@ -131,7 +131,7 @@ def verify(
     for images, labels in labelled(batches):
         images = check_images(network, images)
         if graph_module is None and model is not None:
-            graph_module = _float_side(model, images)
+            graph_module = _float_side(network, model, images)
         expected = made[0].run(images, tallies)
         for name, tally in tallies.items():
             tally.count(expected[name])
@@ -199,7 +199,7 @@ def accuracy(
     return correct / samples, samples
 
 
-def _float_side(model: nn.Module | FloatGraph, images: NDArray[np.float32]) -> Any:
+def _float_side(network: IntegerNetwork, model: nn.Module | FloatGraph, images: NDArray[np.float32]) -> Any:
     """Return the float network in the folded form whose nodes have the integer layers' names."""
     try:
         import torch
@@ -210,8 +210,10 @@ def _float_side(model: nn.Module | FloatGraph, images: NDArray[np.float32]) -> A
     from twoscale.graph.folding import fold
     from twoscale.graph.nodes import FloatGraph
 
-    graph = model if isinstance(model, FloatGraph) else fold(capture(model, torch.from_numpy(images[:1])))
-    return GraphModule(graph)
+    if isinstance(model, FloatGraph):
+        return GraphModule(model)
+    joined = any(isinstance(layer, n.Conv2d) and len(layer.inputs) == 2 for layer in network)
+    return GraphModule(fold(capture(model, torch.from_numpy(images[:1])), join_residuals=joined))
 
 
 def _compare_with_float(
