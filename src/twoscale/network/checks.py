@@ -247,7 +247,7 @@ def _windows(
 
 def _conv2d(layer: n.Conv2d, inputs: list[n.TensorSpec]) -> Shape:
     out, per_group, *kernel = layer.weight.shape
-    if layer.groups < 1 or out % layer.groups or per_group * layer.groups != inputs[0].shape[0]:
+    if len(kernel) != 2 or layer.groups < 1 or out % layer.groups or per_group * layer.groups != inputs[0].shape[0]:
         raise ValueError(f"weights {layer.weight.shape} in {layer.groups} groups")
     shape = _windows(layer, inputs[0], kernel, out, layer.dilation)
     if len(inputs) == 2 and inputs[1].shape != shape:
