@@ -62,7 +62,7 @@ def quantize_command(
         "per_channel": per_channel,
     }
     how = replace(
-        quantization.scheme(scheme), **{option: value for option, value in chosen.items() if value is not None}
+        quantization.find_scheme(scheme), **{option: value for option, value in chosen.items() if value is not None}
     )
     loaded = load_model(checkpoint, model)
     dataset = data_room.load(data)

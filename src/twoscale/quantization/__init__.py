@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from twoscale.quantization.scheme import COURSE, DEFAULT, SCHEMES, Scheme, scheme
-from twoscale.quantization.scheme import scheme as scheme_named
+from twoscale.quantization.scheme import COURSE, DEFAULT, SCHEMES, Scheme, find_scheme
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from twoscale.graph.nodes import FloatGraph
     from twoscale.network.network import IntegerNetwork
 
-__all__ = ["COURSE", "DEFAULT", "SCHEMES", "Scheme", "quantize", "quantize_graph", "scheme"]
+__all__ = ["COURSE", "DEFAULT", "SCHEMES", "Scheme", "find_scheme", "quantize", "quantize_graph"]
 
 
 def quantize(
@@ -44,7 +43,7 @@ def quantize(
     from twoscale.graph.capture import capture
     from twoscale.graph.folding import fold
 
-    how = scheme_named(scheme) if isinstance(scheme, str) else scheme
+    how = find_scheme(scheme) if isinstance(scheme, str) else scheme
     images = iter(image_batches(batches))
     first = next(images, None)
     if first is None:
@@ -59,5 +58,5 @@ def quantize_graph(graph: FloatGraph, found: Profile, how: Scheme | str = DEFAUL
     from twoscale.quantization.corrections import correct
     from twoscale.quantization.plan import make_plan
 
-    plan = make_plan(graph, found.statistics, scheme(how) if isinstance(how, str) else how)
+    plan = make_plan(graph, found.statistics, find_scheme(how) if isinstance(how, str) else how)
     return correct(build(plan), plan, found.samples_nchw)

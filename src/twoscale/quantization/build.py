@@ -184,7 +184,7 @@ def _table(b: _Builder, node: g.Elementwise, common: dict[str, Any]) -> n.Layer:
     x, y = b.specs[node.inputs[0]], b.specs[node.name]
     info = np.iinfo(x.dtype)
     codes = np.clip(np.arange(info.min, info.max + 1), x.lo, x.hi)
-    real = functions.evaluate(node.function, node.parameters, x.scale * (codes - x.zero_point))
+    real = functions.evaluate(node.function, node.parameters, x.scale * (codes - x.zero_point).astype(np.float64))
     table = np.clip(np.rint(real / y.scale) + y.zero_point, y.lo, y.hi)
     return n.Table(**common, table=table.astype(np.int16))
 

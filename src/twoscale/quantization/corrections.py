@@ -122,7 +122,7 @@ def _second_moments(layer: n.Accumulating, shifted: torch.Tensor) -> Float64:
     thin = max(1, int(math.sqrt(positions / wanted)))
     stride = (layer.stride[0] * thin, layer.stride[1] * thin)
     total = torch.zeros(layer.groups, size, size, dtype=torch.float64)
-    for index, part in enumerate(shifted.split(_CHUNK)):
+    for index, part in enumerate(torch.split(shifted, _CHUNK)):
         # Each chunk starts elsewhere in the grid, so that no position is left out by all.
         down, across = layer.stride[0] * (index % thin), layer.stride[1] * (index // thin % thin)
         padded = F.pad(part, (left, right, top, bottom))[:, :, down:, across:]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from twoscale.calibration import RangeMethod
 from twoscale.errors import ConfigurationError, UnknownNameError
 
-__all__ = ["COURSE", "DEFAULT", "SCHEMES", "Scheme", "scheme"]
+__all__ = ["COURSE", "DEFAULT", "SCHEMES", "Scheme", "find_scheme"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ COURSE = Scheme(
 SCHEMES = {scheme.name: scheme for scheme in (DEFAULT, COURSE)}
 
 
-def scheme(name: str) -> Scheme:
+def find_scheme(name: str) -> Scheme:
     """Return the scheme of that name.
 
     Raises:

@@ -43,6 +43,7 @@ RECORD_FILE = "run.json"
 
 _GATHER = 256
 """Images that are gathered and normalized at once: they stay in the processor's cache."""
+_EVALUATION_BATCH = 100
 _LOOK_EVERY = 64
 """Mini-batches between looks at the clock and at Ctrl-C."""
 _WORTH_RECORDING = 10_000
@@ -196,7 +197,10 @@ class _Run:
             self._checked_losses()
         self.telling.advance(done, done / position.seconds if position.seconds else 0.0)
         if epoch_ends:
-            accuracy = evaluate(self.model, self.dataset.test, self.dataset.mean, self.dataset.std)
+            with numerics(threads=self.threads, batch_size=_EVALUATION_BATCH):
+                accuracy = evaluate(
+                    self.model, self.dataset.test, self.dataset.mean, self.dataset.std, batch_size=_EVALUATION_BATCH
+                )
             position.epoch_accuracy.append(accuracy)
             self.telling.accuracy(done // self.per_epoch, self.epochs, accuracy)
         if saves:

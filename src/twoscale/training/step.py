@@ -29,14 +29,17 @@ def numerics(*, threads: int, batch_size: int) -> Iterator[None]:
     Up to a batch of 8 oneDNN's convolutions lose to torch's own (measured: 15 to 40% of the whole step): they
     reorder weights and gradients for every call.
     """
-    threads_before, onednn = torch.get_num_threads(), bool(torch.backends.mkldnn.enabled)
-    torch.set_num_threads(threads)
-    torch.backends.mkldnn.enabled = onednn and batch_size > _NATIVE_CONVOLUTION_BATCH  # type: ignore[assignment]
+    before = torch.get_num_threads(), bool(torch.backends.mkldnn.enabled)
+
+    def put(threads: int, onednn: bool) -> None:
+        torch.set_num_threads(threads)
+        torch.backends.mkldnn.enabled = onednn  # type: ignore[assignment]
+
+    put(threads, torch.backends.mkldnn.is_available() and batch_size > _NATIVE_CONVOLUTION_BATCH)
     try:
         yield
     finally:
-        torch.set_num_threads(threads_before)
-        torch.backends.mkldnn.enabled = onednn  # type: ignore[assignment]
+        put(*before)
 
 
 class Step:

@@ -37,7 +37,7 @@ class GraphBuilder:
     """Collects the nodes and initializers of one graph; the same calls give the same bytes."""
 
     def __init__(self, network: IntegerNetwork) -> None:
-        self.network = network
+        self.network = dataclasses.replace(network, layers=tuple(_python_numbers(layer) for layer in network))
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
 
@@ -147,6 +147,18 @@ def is_narrow(spec: n.TensorSpec) -> bool:
 def window(kernel: Sequence[int], stride: Sequence[int], padding: n.Padding, **more: Any) -> dict[str, Any]:
     """Return the attributes of a convolution or a pool."""
     return {"kernel_shape": list(kernel), "strides": list(stride), "pads": list(padding), **more}
+
+
+def _python_numbers(value: Any) -> Any:
+    """Return a layer whose NumPy scalars are Python numbers, which protobuf and JSON want."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, tuple):
+        return tuple(_python_numbers(item) for item in value)
+    if isinstance(value, n.Layer | n.TensorSpec):
+        fields = {field.name: _python_numbers(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return type(value)(**fields)
+    return value
 
 
 def _describe(layer: n.Layer) -> dict[str, Any]:

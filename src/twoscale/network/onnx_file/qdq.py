@@ -33,9 +33,9 @@ FORM = "qdq"
 def to_model(network: IntegerNetwork) -> onnx.ModelProto:
     """Return the network as a model in QDQ form."""
     writer = QdqWriter(network)
-    for layer in network:
+    for layer in writer.network:
         _WRITE[type(layer)](writer, layer)
-    writer.node("Identity", [writer.real(network.output)], "logits")
+    writer.node("Identity", [writer.real(writer.network.output)], "logits")
     return writer.model(FORM)
 
 

@@ -33,7 +33,7 @@ FORM = "integer"
 def to_model(network: IntegerNetwork) -> onnx.ModelProto:
     """Return the network as a model; the same network always gives the same bytes."""
     writer = IntegerWriter(network)
-    for layer in network:
+    for layer in writer.network:
         _WRITE[type(layer)](writer, layer)
     writer.write_logits()
     return writer.model(FORM)
