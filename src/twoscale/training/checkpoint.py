@@ -12,9 +12,8 @@ from twoscale.errors import CheckpointError, ConfigurationError
 from twoscale.models.tensorfile import copy_into, fit, read_tensors, write_tensors
 from twoscale.training.config import TrainConfig
 
-__all__ = ["STATE_FILE", "Position", "check_continues", "read_state", "write_state"]
+__all__ = ["Position", "check_continues", "read_state", "write_state"]
 
-STATE_FILE = "training-state.safetensors"
 _KEY = "twoscale.training"
 # Fields that may differ between the sessions of a run without changing what it computes.
 _FREE = frozenset({"epochs", "checkpoint_every", "step", "threads"})

@@ -48,9 +48,8 @@ class TrainConfig:
     checkpoint_every: int | None = None
     """Mini-batches between checkpoints, besides those at the end of each epoch."""
     step: Literal["auto", "captured", "compiled", "eager"] = "auto"
-    """How a step runs. eager: module, autograd, update, op by op. captured: those ops recorded once and replayed
-    without Python modules and autograd, the same bits. compiled: the record through torch.compile, which takes
-    tens of seconds. auto: captured where the model allows it, else eager."""
+    """How steps run. eager: op by op, through module and autograd. captured: the ops recorded once, then replayed
+    alone, the same bits. compiled: the record compiled, which takes tens of seconds. auto: captured in long runs."""
     threads: int | None = None
     """Threads of each operation. Default: 1 for mini-batches below 16, else all cores."""
 

@@ -28,18 +28,15 @@ from twoscale.data import Dataset, epoch_order, normalize
 from twoscale.errors import ConfigurationError, TwoscaleError
 from twoscale.models import ModelInfo, save_model
 from twoscale.records import current_environment, write_record
-from twoscale.training.checkpoint import STATE_FILE, Position, check_continues, read_state, write_state
+from twoscale.training.checkpoint import Position, check_continues, read_state, write_state
 from twoscale.training.config import TrainConfig
 from twoscale.training.evaluate import check_takes, evaluate
 from twoscale.training.optimizers import SGD
 from twoscale.training.progress import Reporter, reporter
-from twoscale.training.record import RunRecord
+from twoscale.training.record import MODEL_FILE, RECORD_FILE, STATE_FILE, RunRecord
 from twoscale.training.step import Step, numerics
 
-__all__ = ["MODEL_FILE", "RECORD_FILE", "TrainResult", "TrainingInterrupted", "train"]
-
-MODEL_FILE = "model.safetensors"
-RECORD_FILE = "run.json"
+__all__ = ["TrainResult", "TrainingInterrupted", "train"]
 
 _GATHER = 256
 """Images that are gathered and normalized at once: they stay in the processor's cache."""

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from twoscale.records import Environment
 from twoscale.training.config import TrainConfig
 
-__all__ = ["RunRecord"]
+__all__ = ["MODEL_FILE", "RECORD_FILE", "STATE_FILE", "RunRecord"]
+
+# A run's folder.
+MODEL_FILE = "model.safetensors"
+RECORD_FILE = "run.json"
+STATE_FILE = "training-state.safetensors"
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def numerics(*, threads: int, batch_size: int) -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.backends.mkldnn.enabled = onednn  # type: ignore[assignment]
 
-    put(threads, torch.backends.mkldnn.is_available() and batch_size > _NATIVE_CONVOLUTION_BATCH)
+    available = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    put(threads, available and batch_size > _NATIVE_CONVOLUTION_BATCH)
     try:
         yield
     finally:
