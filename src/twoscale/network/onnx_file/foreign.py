@@ -40,11 +40,6 @@ def read(path: Path, model: onnx.ModelProto) -> IntegerNetwork:
     Raises:
         NetworkFileError: it does not fit the subset; names the node, its operator and the reason.
     """
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise NetworkFileError(f"{path} is not a valid ONNX model: {reason}") from error
     reader = _Reader(path, model.graph)
     for node in model.graph.node:
         try:
@@ -92,7 +87,8 @@ class _Reader:
     # What every operator needs.
 
     def refuse(self, node: onnx.NodeProto, reason: str) -> NoReturn:
-        raise NetworkFileError(f"{self.path}: node {node.name or node.output[0]} ({node.op_type}): {reason}")
+        name = node.name or next(iter(node.output), "without a name")
+        raise NetworkFileError(f"{self.path}: node {name} ({node.op_type}): {reason}")
 
     def refuse_operator(self, node: onnx.NodeProto) -> NoReturn:
         self.refuse(
@@ -134,9 +130,9 @@ class _Reader:
 
     def integers(self, node: onnx.NodeProto, index: int) -> n.Layer:
         """Return the layer that makes an input."""
-        name = node.input[index]
+        name = node.input[index] if self.has(node, index) else ""
         if name not in self._made:
-            self.refuse(node, f"its input {name} is not made of the quantized images")
+            self.refuse(node, f"its input {index} ({name or 'missing'}) is not made of the quantized images")
         return self._made[name]
 
     def operand(self, node: onnx.NodeProto, index: int) -> n.Layer:
