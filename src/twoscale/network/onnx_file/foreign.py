@@ -477,7 +477,7 @@ class _Reader:
         if known.count(-1) == 1 and batch != -1:
             known[known.index(-1)] = count // max(1, -math.prod(known))
         if batch not in (-1, 0, 1) or math.prod(known) != count:
-            self.refuse(node, f"it reshapes (N, {x.output.shape}) to {[batch, *target]}; the batch must stay")
+            self.refuse(node, f"it reshapes {('N', *x.output.shape)} to {(batch, *target)}; the batch must stay")
         self.move(node, n.Reshape(name=node.output[0], inputs=(x.name,), output=_reshaped(x, known)))
 
     def flatten(self, node: onnx.NodeProto) -> None:
