@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -85,9 +86,10 @@ class _Builder:
         x, y = self.specs[node.inputs[0]], self.specs[node.name]
         is_head = node.name == self.plan.head
         limit = self.scheme.weight_limit
+        method = RangeMethod.parse(self.scheme.weight_range)
         wanted = choose_weight_scales(
             weight,
-            RangeMethod.parse(self.scheme.weight_range),
+            method,
             hi=limit,
             per_channel=self.scheme.per_channel and not is_head,
             name=f"{node.name}.weight",
@@ -100,7 +102,7 @@ class _Builder:
         elif self.scheme.on_grid:
             shift = REQUANTIZE_SHIFT if len(node.inputs) == 1 else ADD_SHIFT  # (3) or (7b)
             step = y.scale / (2**shift * x.scale)
-            integers = _nearest_on_grid(rows, wanted / step, step, limit)
+            integers = _nearest_on_grid(rows, wanted / step, step, limit, may_clip=method.kind == "mse")
             scales, multiplier = integers * step, n.Multiplier.on_grid(integers, shift)
         else:
             scales, multiplier = wanted, n.Multiplier((x.scale * wanted / y.scale).astype(np.float32), None)
@@ -117,19 +119,23 @@ def _rounded(rows: Float64, scales: Float64, limit: int) -> Float64:
     return np.clip(np.rint(rows / scales[:, None]), -limit, limit)
 
 
-def _nearest_on_grid(rows: Float64, wanted: Float64, step: float, limit: int) -> NDArray[np.int64]:
-    """Return the multipliers near ``wanted`` (in units of 2**-16) whose weights have the least squared error.
+def _nearest_on_grid(rows: Float64, wanted: Float64, step: float, limit: int, *, may_clip: bool) -> NDArray[np.int64]:
+    """Return the multipliers near ``wanted`` (in units of the grid) whose weights have the least squared error.
 
-    Rounding up clips no weight that the range method kept; the neighbours are tried too.
+    Rounding up clips no weight that the range method kept; the neighbours are tried too, but unless ``may_clip``
+    only where that holds for them as well.
     """
     up = np.ceil(wanted)
     best = np.clip(up, 1, MULTIPLIER_LIMIT - 1)
     least = np.full(best.shape, np.inf)
+    widest = np.abs(rows).max(1) if len(best) > 1 else np.abs(rows).max(keepdims=True)[0]
+    kept = 0.0 if may_clip else np.minimum(widest, wanted * step * limit)
     for offset in (0, -1, 1, -2):
         candidate = np.clip(up + offset, 1, MULTIPLIER_LIMIT - 1)
         scales = candidate * step
         error = ((_rounded(rows, scales, limit) * scales[:, None] - rows) ** 2).sum(1)
         error = error if len(best) > 1 else error.sum(keepdims=True)
+        error = np.where((offset < 0) & (kept > (limit + 0.5) * scales), np.inf, error)
         better = error < least
         best, least = np.where(better, candidate, best), np.where(better, error, least)
     return best.astype(np.int64)
@@ -180,6 +186,12 @@ def _concat(b: _Builder, node: g.Concat, common: dict[str, Any]) -> n.Layer:
     return n.Concat(**common, axis=node.axis, multipliers=multipliers)
 
 
+def _reshape(b: _Builder, node: g.Reshape, common: dict[str, Any]) -> n.Layer:
+    # The plan does not know the scale of a head, which may be a convolution that is flattened.
+    spec = dataclasses.replace(b.specs[node.inputs[0]], shape=node.shape)
+    return n.Reshape(**{**common, "output": spec})
+
+
 def _table(b: _Builder, node: g.Elementwise, common: dict[str, Any]) -> n.Layer:
     x, y = b.specs[node.inputs[0]], b.specs[node.name]
     info = np.iinfo(x.dtype)
@@ -200,7 +212,7 @@ _MAKE: dict[type[g.Node], _Make] = {
         **common, kernel=node.kernel, stride=node.stride, padding=node.padding, dilation=node.dilation
     ),
     g.Concat: _concat,
-    g.Reshape: lambda b, node, common: n.Reshape(**common),
+    g.Reshape: _reshape,
     g.Permute: lambda b, node, common: n.Permute(**common, axes=node.axes),
     g.Slice: lambda b, node, common: n.Slice(
         **common, axis=node.axis, start=node.start, stop=node.stop, step=node.step

@@ -10,6 +10,7 @@ import numpy as np
 
 from twoscale.calibration import RangeMethod, TensorStatistics, affine_parameters, choose_range
 from twoscale.calibration.profile import moves_values
+from twoscale.errors import QuantizationError
 from twoscale.graph import nodes as g
 from twoscale.network.layers import TensorSpec
 from twoscale.quantization.scheme import Scheme
@@ -36,6 +37,9 @@ def make_plan(graph: g.FloatGraph, statistics: Mapping[str, TensorStatistics], s
         graph: folded.
         statistics: of every node that does not only move values.
         scheme: how.
+
+    Raises:
+        QuantizationError: an output is clamped to a range without 0.
     """
     lo, hi = scheme.activation_limits
     method = RangeMethod.parse(scheme.activation_range)
@@ -45,16 +49,20 @@ def make_plan(graph: g.FloatGraph, statistics: Mapping[str, TensorStatistics], s
         if node.name == head:
             specs[node.name] = TensorSpec(node.shape, "int32", 1.0)
             continue
+        bounds = getattr(node, "bounds", g.UNBOUNDED)
+        if not bounds[0] <= 0.0 <= bounds[1]:
+            raise QuantizationError(
+                f"layer {node.name}: its output is clamped to [{bounds[0]:g}, {bounds[1]:g}], which leaves out 0, "
+                "and integers must represent 0; clamp to bounds with 0 between them"
+            )
         if moves_values(node):
-            source = specs[node.inputs[0]]
-            bounds = node.bounds if isinstance(node, g.Clamp) else g.UNBOUNDED
-            specs[node.name] = _bounded(source, node.shape, bounds)
+            specs[node.name] = _bounded(specs[node.inputs[0]], node.shape, bounds)
             continue
         stats = statistics[node.name]
         range_ = choose_range(stats, method, lo=lo, hi=hi, symmetric=scheme.signed_activations)
         scale, zero_point = affine_parameters(range_, lo=lo, hi=hi, symmetric=scheme.signed_activations)
         spec = TensorSpec(node.shape, scheme.activation_dtype, scale, zero_point, lo, hi)
-        specs[node.name] = _bounded(spec, node.shape, getattr(node, "bounds", g.UNBOUNDED))
+        specs[node.name] = _bounded(spec, node.shape, bounds)
     return Plan(graph, scheme, specs, head)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SignalToNoise", "accuracy", "labelled", "verify"]
 
-Batch = tuple[NDArray[np.float32], NDArray[Any] | None]
+Batch = tuple[NDArray[Any], NDArray[Any] | None]
 
 
 class SignalToNoise:
@@ -46,11 +46,33 @@ class SignalToNoise:
 
 
 def labelled(batches: Iterable[Any]) -> Iterable[Batch]:
-    """Yield (images, labels or None) from tensors, arrays, or tuples (images, labels, …)."""
-    for batch in batches:
-        parts = batch if isinstance(batch, tuple | list) else (batch,)
-        arrays = [np.asarray(part.detach().cpu() if hasattr(part, "detach") else part) for part in parts[:2]]
-        yield arrays[0].astype(np.float32, copy=False), arrays[1] if len(arrays) > 1 else None
+    """Yield (images, labels or None) from tensors, arrays, or tuples (images, labels, …); empty batches are left out.
+
+    Raises:
+        ConfigurationError: images of uint8 pixels, or labels that are not one class index an image.
+    """
+    for index, batch in enumerate(batches):
+        images, *rest = batch if isinstance(batch, tuple | list) and len(batch) else (batch,)
+        images = _array(images)
+        if images.dtype == np.uint8:
+            raise ConfigurationError(
+                f"batch {index} holds uint8 pixels; expected the normalized float images the network takes"
+            )
+        labels = None if not rest or rest[0] is None else _array(rest[0])
+        if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]):
+            raise ConfigurationError(
+                f"batch {index} has images {images.shape} with labels {labels.dtype}{labels.shape}; "
+                "expected one class index for each image"
+            )
+        if images.shape[:1] != (0,):
+            yield images, labels
+
+
+def _array(value: Any) -> NDArray[Any]:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value  # NumPy has no bfloat16
+    return np.asarray(value)
 
 
 class _LayerTally:
@@ -116,10 +138,12 @@ def verify(
         for each layer mismatches, SQNR, accumulator bound, saturation.
 
     Raises:
-        ConfigurationError: no images, wrong shapes, NaN among them, fewer than one executor.
+        ConfigurationError: no images, wrong shapes, NaN among them, labels that are not class indices, fewer than
+            one executor, or the model of another network.
         ExecutorError: an executor cannot run here.
     """
-    made = [create(e, network) if isinstance(e, str) else e for e in executors]
+    wanted = [executors] if isinstance(executors, str) else executors
+    made = [create(e, network) if isinstance(e, str) else e for e in wanted]
     if not made:
         raise ConfigurationError("verify needs at least one executor, e.g. reference")
     tallies = {layer.name: _LayerTally(layer) for layer in network}
@@ -154,8 +178,6 @@ def verify(
             logit_noise.update(real, logits)
             agreeing += int(np.count_nonzero(real.argmax(1) == predicted))
         if labels is not None:
-            if len(labels) != len(images):
-                raise ConfigurationError(f"a batch has {len(images)} images and {len(labels)} labels; expected as many")
             labels_seen += len(labels)
             correct += int(np.count_nonzero(predicted == labels))
         samples += len(images)
@@ -182,7 +204,11 @@ def verify(
 def accuracy(
     network: IntegerNetwork, batches: Iterable[Any], *, executor: str = "torch", max_samples: int | None = None
 ) -> tuple[float, int]:
-    """Return (top-1 fraction, images used) of labelled batches, each image counted once."""
+    """Return (top-1 fraction, images used) of labelled batches, each image counted once.
+
+    Raises:
+        ConfigurationError: no images, no labels, or as for ``verify``.
+    """
     running = create(executor, network)
     correct = samples = 0
     for images, labels in labelled(batches):
@@ -210,10 +236,24 @@ def _float_side(network: IntegerNetwork, model: nn.Module | FloatGraph, images: 
     from twoscale.graph.folding import fold
     from twoscale.graph.nodes import FloatGraph
 
-    if isinstance(model, FloatGraph):
-        return GraphModule(model)
-    joined = any(isinstance(layer, n.Conv2d) and len(layer.inputs) == 2 for layer in network)
-    return GraphModule(fold(capture(model, torch.from_numpy(images[:1])), join_residuals=joined))
+    graph = model
+    if not isinstance(graph, FloatGraph):
+        joined = any(isinstance(layer, n.Conv2d) and len(layer.inputs) == 2 for layer in network)
+        graph = fold(capture(graph, torch.from_numpy(images[:1])), join_residuals=joined)
+    nodes = {node.name: node for node in graph}
+    for layer in network:
+        node = nodes.get(layer.name)
+        if node is not None and (node.inputs, node.shape) != (layer.inputs, layer.output.shape):
+            raise ConfigurationError(
+                f"{layer.name} makes {node.shape} of {', '.join(node.inputs)} in the model, but {layer.output.shape} "
+                f"of {', '.join(layer.inputs)} in the network; pass the model that the network was made from"
+            )
+    if nodes[graph.output].shape != (network.classes,):
+        raise ConfigurationError(
+            f"the model has {nodes[graph.output].shape[0]} classes and the network {network.classes}; "
+            "pass the model that the network was made from"
+        )
+    return GraphModule(graph)
 
 
 def _compare_with_float(
