@@ -55,7 +55,8 @@ def image_batches(batches: Iterable[Any]) -> Iterable[NDArray[np.float32]]:
     for index, batch in enumerate(batches):
         images = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
         if hasattr(images, "detach"):
-            images = images.detach().cpu().numpy()
+            images = images.detach().cpu()
+            images = (images.float() if images.is_floating_point() else images).numpy()  # NumPy has no bfloat16
         if not isinstance(images, np.ndarray):
             raise CalibrationError(
                 f"calibration batch {index} is a {type(batch).__name__}; expected images (N, C, H, W) as a tensor or "
@@ -66,9 +67,10 @@ def image_batches(batches: Iterable[Any]) -> Iterable[NDArray[np.float32]]:
                 f"calibration batch {index} has shape {images.shape}; expected images (N, C, H, W)"
                 + ("; pass batches, not single images" if images.ndim == 3 else "")
             )
-        if images.dtype == np.uint8:
+        if images.dtype == np.uint8 or images.dtype.kind not in "fiu":
+            kind = "uint8 pixels" if images.dtype == np.uint8 else str(images.dtype)
             raise CalibrationError(
-                f"calibration batch {index} holds uint8 pixels; expected the normalized float images the model takes"
+                f"calibration batch {index} holds {kind}; expected the normalized float images the model takes"
             )
         if len(images):
             yield np.ascontiguousarray(images, np.float32)
