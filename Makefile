@@ -1,29 +1,33 @@
-# Two commands for a fresh machine: `make lab` and `make test`. Each makes its own virtual environment.
+# Two commands for a fresh machine: `make lab` and `make test`. Either makes the virtual environment it needs;
+# after the first time neither installs anything again until what it should hold has changed.
 PYTHON ?= python3
-LAB_VENV := .venv
-TEST_VENV := .venv
+VENV ?= .venv
+OUT ?= lab
 
-.PHONY: lab test check clean
+PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# A virtual environment is rebuilt when what it should hold has changed.
-$(LAB_VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(LAB_VENV)
-	$(LAB_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+.PHONY: lab test clean
+
+lab: $(VENV)/installed
+	$(VENV)/bin/twoscale lab --out $(OUT)
+
+test: $(VENV)/installed-test
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (once; a few minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --editable .
 	touch $@
 
-$(TEST_VENV)/installed-test: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(TEST_VENV)
-	$(TEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+# On top of the other, so that `make lab` has nothing left to do after `make test`, and needs no network.
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP_INSTALL) --editable '.[test]'
 	touch $@
 
-lab: $(LAB_VENV)/installed
-	$(LAB_VENV)/bin/twoscale lab --out lab
-
-test: $(TEST_VENV)/installed-test
-	$(TEST_VENV)/bin/ruff format --check .
-	$(TEST_VENV)/bin/ruff check .
-	$(TEST_VENV)/bin/mypy
-	$(TEST_VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 clean:
-	rm -rf $(LAB_VENV) lab build dist
+	rm -rf .venv lab build dist

@@ -247,7 +247,7 @@ def _one_scheme(
         if has_bias and not scheme.per_channel:
             unscaled = judge.run(GraphModule(simulate.with_bias_in_real_units(graph, network)))
             note = "Integer weights with the bias left in real units: it should have been divided by s_x·s_w."
-            rows.append(judge.stage(scheme.name, "bias-real", "weights int8, bias in real units", unscaled, note))
+            rows.append(judge.stage(scheme.name, "bias-real", "weights int8, bias unscaled", unscaled, note))
     with clock.stage(f"verify ({scheme.name})", name):
         check = verify(network, judge.batches, model=graph)
     rows.append(

@@ -4,64 +4,101 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from twoscale.cli.common import File, batches_of, console, load_model, print_json, require_file
+from twoscale.cli.common import (
+    Channels,
+    DataName,
+    File,
+    ModelName,
+    at_least_one,
+    batches_of,
+    console,
+    dataset_for,
+    load_float,
+    print_json,
+    recorded,
+    require_file,
+)
 
 __all__ = ["inspect_command"]
 
 
 def inspect_command(
     file: File,
-    data: str | None = None,
-    model: str | None = None,
+    activations: bool = False,
+    data: DataName = None,
     images: int = 1000,
+    model: ModelName = None,
+    mean: Channels = None,
+    std: Channels = None,
     json: bool = False,
 ) -> None:
-    """Show a network's weights, its activations over images, or the layers of an integer network.
+    """Show the weights of a float network, its activations over images, or the layers of an integer network.
+
+    Of each tensor: mean, standard deviation, smallest and largest value, total range, mean ± 3 standard deviations.
 
     Args:
-        file: A checkpoint (.safetensors, .pt, .pth) or an integer network (.onnx).
-        data: Data set whose training images the activations are profiled over; without it only weights are shown.
-        model: Model of the checkpoint, where the checkpoint does not say it.
-        images: How many images to profile.
+        file: Weights (.safetensors, .pt, .pth) or integer network (.onnx).
+        activations: Show the input and every layer's output too, over training images.
+        data: Data set of those images. Default: the one the network was trained on, where its file says so; else
+            digits.
+        images: How many of them.
+        model: Model of the weights, where the file does not say it.
+        mean: Mean of pixels / 255 that images are normalized with. Default: what the file says, else 0.5.
+        std: Standard deviation likewise.
         json: Print JSON for programs, histograms included, instead of tables.
     """
-    from twoscale.report import networks
-
-    require_file(file, "a checkpoint (.safetensors, .pt, .pth) or an integer network (.onnx)")
+    at_least_one("--images", images)
+    require_file(file, "weights (.safetensors, .pt, .pth) or an integer network (.onnx)")
     if file.suffix == ".onnx":
-        from twoscale import network as network_room
-
-        network = network_room.load(Path(file))
-        if json:
-            print_json({"name": network.name, "scheme": network.scheme, "on_grid": network.on_grid,
-                        "fingerprint": network.fingerprint, "parameters": network.parameters,
-                        "layers": [{"name": layer.name, "op": layer.op, "inputs": layer.inputs, "output": layer.output}
-                                   for layer in network],
-                        "bounds": network.bounds, "metadata": dict(network.metadata)})  # fmt: skip
-        else:
-            console().print(networks.network_table(network))
+        _integer(file, json)
         return
-    from twoscale import data as data_room
     from twoscale.calibration.profile import profile, weight_summaries
     from twoscale.graph.capture import capture
     from twoscale.graph.folding import fold
+    from twoscale.report.networks import statistics_table
 
-    loaded = load_model(file, model)
-    dataset = data_room.load(data or "digits", fetch=data is not None)
-    first, _ = next(iter(batches_of(dataset.train, dataset, limit=1)))
+    network, info = load_float(file, model)
+    dataset = dataset_for(data, recorded(info), mean, std)
     import torch
 
-    graph = fold(capture(loaded, torch.from_numpy(first)))
+    example, _ = next(batches_of(dataset.train, dataset, limit=1))
+    graph = fold(capture(network, torch.from_numpy(example)))
     weights = weight_summaries(graph)
-    activations = (
-        ()
-        if data is None
-        else profile(graph, batches_of(dataset.train, dataset, batch_size=100, limit=max(1, images))).summaries()
+    seen = min(images, len(dataset.train))
+    outputs = (
+        profile(graph, batches_of(dataset.train, dataset, batch_size=100, limit=seen)).summaries()
+        if activations
+        else ()
     )
     if json:
-        print_json({"name": graph.name, "weights": weights, "activations": activations})
+        print_json({"name": graph.name, "weights": weights, "activations": outputs})
         return
     printer = console()
-    printer.print(networks.statistics_table("Weights", weights))
+    printer.print(statistics_table(f"{graph.name}: weights", weights))
     if activations:
-        printer.print(networks.statistics_table(f"Activations over {images} images of {data}", activations))
+        printer.print(
+            statistics_table(f"{graph.name}: activations over {seen:,} training images of {dataset.name}", outputs)
+        )
+
+
+def _integer(file: Path, json: bool) -> None:
+    from twoscale.network import load
+    from twoscale.report.networks import network_table
+
+    network = load(file)
+    if not json:
+        console().print(network_table(network))
+        return
+    layers = [{"name": layer.name, "op": layer.op, "inputs": layer.inputs, "output": layer.output} for layer in network]
+    print_json(
+        {
+            "name": network.name,
+            "scheme": network.scheme,
+            "on_grid": network.on_grid,
+            "fingerprint": network.fingerprint,
+            "parameters": network.parameters,
+            "layers": layers,
+            "bounds": network.bounds,
+            "metadata": dict(network.metadata),
+        }
+    )

@@ -2,84 +2,129 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from twoscale.cli.common import File, batches_of, console, load_model, print_json
+from twoscale.cli.common import (
+    Channels,
+    DataName,
+    File,
+    ModelName,
+    at_least_one,
+    batches_of,
+    console,
+    dataset_for,
+    load_float,
+    print_json,
+    recorded,
+)
 from twoscale.errors import ConfigurationError
 
-__all__ = ["quantize_command"]
+__all__ = ["QuantizeRecord", "quantize_command"]
+
+Method = Annotated[str | None, tyro.conf.arg(metavar="METHOD")]
+
+
+@dataclass(frozen=True)
+class QuantizeRecord:
+    """What ``twoscale quantize --json`` prints."""
+
+    file: str
+    name: str
+    scheme: str
+    on_grid: bool
+    """Whether every executor provably gives the same integers."""
+    fingerprint: str
+    """SHA-256 over everything that decides the integers."""
+    parameters: int
+    data: str
+    calibration_samples: int
+    bounds: tuple[Any, ...]
+    """Of each layer with weights: layer, bound, float32_exact, pair_saturation_safe."""
 
 
 def quantize_command(
-    checkpoint: File,
-    out: Annotated[Path, tyro.conf.arg(aliases=("-o",))],
-    data: str = "digits",
-    model: str | None = None,
+    file: File,
+    out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="FILE.onnx")],
+    data: DataName = None,
+    calibration_images: int = 1000,
+    model: ModelName = None,
+    mean: Channels = None,
+    std: Channels = None,
     scheme: Literal["default", "course"] = "default",
-    weight_range: str | None = None,
-    activation_range: str | None = None,
+    weight_range: Method = None,
+    activation_range: Method = None,
     weight_bits: int | None = None,
     activation_bits: int | None = None,
-    per_channel: bool | None = None,
-    calibration_images: int = 1000,
+    weight_scales: Literal["per-channel", "per-layer"] | None = None,
     json: bool = False,
 ) -> None:
     """Turn a trained network into an integer-only one, and save it as ONNX.
 
-    Ranges: minmax, 3-sigma (any number), percentile-99.99 (any number), mse, entropy.
+    A range METHOD says which real values the integers of a tensor stand for: minmax (all that were seen), 3-sigma (mean
+    ± 3 standard deviations; any number), percentile-99.99 (any number), mse (least squared error) or entropy.
 
     Args:
-        checkpoint: Weights: .safetensors, .pt or .pth.
-        out: The ONNX file to write.
-        data: Data set whose training images calibrate the activations.
-        model: Model of the checkpoint, where the checkpoint does not say it.
-        scheme: default: uint8, one weight scale per channel, the same bits everywhere. course: symmetric int8, one
-            scale per layer.
+        file: Weights: .safetensors, .pt or .pth.
+        out: The file to write.
+        data: Data set whose training images calibrate the activations. Default: the one the network was trained on,
+            where its file says so; else digits.
+        calibration_images: How many of them.
+        model: Model of the weights, where the file does not say it.
+        mean: Mean of pixels / 255 that images are normalized with. Default: what the file says, else 0.5.
+        std: Standard deviation likewise.
+        scheme: default is uint8 activations, a weight scale per channel, mse ranges, rounding errors fed back, and the
+            same integers in every executor. course is symmetric int8, one weight scale per layer, minmax ranges.
         weight_range: Range method of the weights, instead of the scheme's.
         activation_range: Range method of the activations, instead of the scheme's.
         weight_bits: 2 to 8, instead of the scheme's 8.
         activation_bits: 4 to 8, instead of the scheme's 8.
-        per_channel: One weight scale per output channel, or one per layer.
-        calibration_images: How many training images to calibrate with.
-        json: Print JSON for programs instead of text.
+        weight_scales: One for each output channel or one for all, instead of the scheme's.
+        json: Print JSON for programs instead of a table.
     """
-    from twoscale import data as data_room
     from twoscale import quantization
 
     if out.suffix != ".onnx":
         raise ConfigurationError(f"--out is {out}; expected a file name that ends in .onnx")
-    if calibration_images < 1:
-        raise ConfigurationError(f"--calibration-images is {calibration_images}; expected at least 1")
+    at_least_one("--calibration-images", calibration_images)
     chosen = {
         "weight_range": weight_range,
         "activation_range": activation_range,
         "weight_bits": weight_bits,
         "activation_bits": activation_bits,
-        "per_channel": per_channel,
+        "per_channel": None if weight_scales is None else weight_scales == "per-channel",
     }
-    how = replace(
-        quantization.find_scheme(scheme), **{option: value for option, value in chosen.items() if value is not None}
-    )
-    loaded = load_model(checkpoint, model)
-    dataset = data_room.load(data)
+    given: dict[str, Any] = {option: value for option, value in chosen.items() if value is not None}
+    how = replace(quantization.SCHEMES[scheme], **given)
+    network_float, info = load_float(file, model)
+    dataset = dataset_for(data, recorded(info), mean, std)
     network = quantization.quantize(
-        loaded, batches_of(dataset.train, dataset, batch_size=100, limit=calibration_images), scheme=how
+        network_float, batches_of(dataset.train, dataset, batch_size=100, limit=calibration_images), scheme=how
     )
-    network = replace(
-        network, metadata={**network.metadata, "data": data, "mean": list(dataset.mean), "std": list(dataset.std)}
-    )
+    samples = min(calibration_images, len(dataset.train))
+    origin = {"data": dataset.name, "mean": list(dataset.mean), "std": list(dataset.std), "options": given}
+    network = replace(network, metadata={**network.metadata, **origin, "calibration_samples": samples})
     network.save(out)
     if json:
-        print_json({"file": str(out), "name": network.name, "scheme": network.scheme, "on_grid": network.on_grid,
-                    "fingerprint": network.fingerprint, "parameters": network.parameters,
-                    "bounds": network.bounds})  # fmt: skip
+        print_json(
+            QuantizeRecord(
+                file=str(out),
+                name=network.name,
+                scheme=network.scheme,
+                on_grid=network.on_grid,
+                fingerprint=network.fingerprint,
+                parameters=network.parameters,
+                data=dataset.name,
+                calibration_samples=samples,
+                bounds=network.bounds,
+            )
+        )
         return
     from twoscale.report.networks import network_table
 
     printer = console()
     printer.print(network_table(network))
-    printer.print(f"\nWrote {out}. Check it: twoscale verify {out} --data {data}", soft_wrap=True)
+    printer.print(f"Wrote {out}. Check it: twoscale verify {out} --checkpoint {file}", soft_wrap=True, markup=False)

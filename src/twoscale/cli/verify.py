@@ -3,46 +3,59 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from twoscale.cli.common import File, batches_of, console, load_model, print_json, require_file
-from twoscale.errors import ConfigurationError
+import tyro
+
+from twoscale.cli.common import (
+    DataName,
+    File,
+    ModelName,
+    at_least_one,
+    batches_of,
+    console,
+    dataset_for,
+    load_model,
+    print_json,
+    recorded,
+    require_file,
+)
 
 __all__ = ["verify_command"]
 
 
 def verify_command(
-    network: File,
-    data: str = "digits",
-    executors: str = "reference,torch",
-    checkpoint: Path | None = None,
-    model: str | None = None,
+    file: File,
+    executors: Annotated[str, tyro.conf.arg(metavar="NAME,NAME,...")] = "reference,torch",
+    checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    model: ModelName = None,
+    data: DataName = None,
     max_samples: int | None = None,
     json: bool = False,
 ) -> int:
-    """Run an integer network in every executor over the whole test set and compare all integers.
+    """Run an integer network in several executors over all test images, and compare every integer of every layer.
 
-    Exit code 1 if any integer differs.
+    Exit code 1 if any integer differs. On the grid none may; off the grid (the course's scheme) the number is what was
+    measured.
 
     Args:
-        network: Integer network (.onnx).
-        data: Data set whose test images are used.
-        executors: Names with commas between; the first is what the others are compared with.
-        checkpoint: Weights of the float network, for agreement and SQNR.
-        model: Model of the checkpoint, where the checkpoint does not say it.
+        file: Integer network (.onnx).
+        executors: The first is what the others are compared with. There are reference (NumPy), torch, onnxruntime, c.
+        checkpoint: Weights of the float network: gives agreement, and signal to noise of every layer.
+        model: Model of those weights, where their file does not say it.
+        data: Data set. Default: the one the network was calibrated with.
         max_samples: Use only the first images.
         json: Print JSON for programs instead of a table.
     """
-    from twoscale import data as data_room
     from twoscale import network as network_room
     from twoscale.verification import verify
 
-    if max_samples is not None and max_samples < 1:
-        raise ConfigurationError(f"--max-samples is {max_samples}; expected at least 1")
-    loaded = network_room.load(require_file(network, "an integer network (.onnx)"))
+    at_least_one("--max-samples", max_samples)
+    network = network_room.load(require_file(file, "an integer network (.onnx)"))
     float_model = None if checkpoint is None else load_model(checkpoint, model)
-    dataset = data_room.load(data)
+    dataset = dataset_for(data, recorded(network))
     result = verify(
-        loaded,
+        network,
         batches_of(dataset.test, dataset, limit=max_samples),
         executors=[name.strip() for name in executors.split(",") if name.strip()],
         model=float_model,

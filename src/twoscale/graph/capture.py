@@ -8,9 +8,12 @@ the result, which is what the user's program sees.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import math
 import os
+import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from twoscale.errors import CaptureError, UnsupportedOperatorError
+from twoscale.graph.evaluate import GraphModule
 from twoscale.graph.nodes import (
     Add,
     AveragePool2d,
@@ -46,6 +50,9 @@ __all__ = ["capture", "supported_operators"]
 
 Handler = Callable[["_Capture", fx.Node, dict[str, Any]], None]
 _HANDLERS: dict[str, Handler] = {}
+
+# Operators that return the very tensor they get (in eval mode), though their schema does not say so.
+_RETURN_THEIR_INPUT = ("getitem", "dropout", "dropout2d", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 
 # Operators that only compute shapes, or check them: their results are read from the exported metadata.
 _SHAPE_ONLY = ("sym_size", "_assert", "sym_constrain", "_check")
@@ -79,16 +86,31 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep torch.export's own warnings and logs away: what matters of them is in the error we raise."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Keep torch.export's warnings, logs and graph dumps away: what matters of them is in the error we raise.
+
+    What the model itself writes to stderr comes out at the end, unless the capture fails.
+    """
+    handlers = {
+        handler
+        for name, logger in logging.root.manager.loggerDict.items()
+        if name.split(".")[0] == "torch" and isinstance(logger, logging.Logger)
+        for handler in logger.handlers
+    }
+
+    def reject(record: logging.LogRecord) -> bool:
+        return False
+
+    written = io.StringIO()
+    for handler in handlers:
+        handler.addFilter(reject)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(written):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for handler in handlers:
+            handler.removeFilter(reject)
+    sys.stderr.write(written.getvalue())
 
 
 def capture(model: nn.Module, example_nchw: torch.Tensor, *, name: str | None = None) -> FloatGraph:
@@ -118,12 +140,68 @@ def capture(model: nn.Module, example_nchw: torch.Tensor, *, name: str | None = 
         try:
             exported = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
         except Exception as error:  # torch.export raises many unrelated types
-            reason = str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
-            raise CaptureError(
-                f"torch.export cannot capture {type(model).__name__}: {reason}; the forward pass must be a fixed "
-                "sequence of tensor operations for any batch size (no branches on values, no Python state)"
-            ) from error
-    return _Capture(exported, name or type(model).__name__).graph()
+            raise CaptureError(_export_failure(model, error)) from error
+        try:
+            graph = _Capture(exported, name or type(model).__name__).graph()
+        except _ViewChanged:
+            exported = exported.run_decompositions({})  # the same program without in-place operators; takes longer
+            graph = _Capture(exported, name or type(model).__name__).graph()
+        _check_captured(graph, model, example)
+    return graph
+
+
+def _export_failure(model: nn.Module, error: Exception) -> str:
+    """Say in one line what torch.export could not follow, and where."""
+    reason = str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
+    if reason.startswith("Constraints violated"):
+        reason = "it works only for some batch sizes, expected any; write the batch size as x.shape[0] or -1"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f"{os.sep}torch{os.sep}" not in f.filename and f.filename != __file__]
+    where = f" at {own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
+    return (
+        f"torch.export cannot capture {type(model).__name__}{where}: {reason}; the forward pass must be a fixed "
+        "sequence of tensor operations for any batch size (no branches on values, no Python state)"
+    )
+
+
+def _check_captured(graph: FloatGraph, model: nn.Module, example: torch.Tensor) -> None:
+    """Run both on random images: a capture that computes anything else than the model must never get further.
+
+    Raises:
+        CaptureError: they differ by more than rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(tuple(example.shape), generator=generator)
+    expected = model(images.to(example.device))
+    while not isinstance(expected, torch.Tensor):  # (logits,) or {"logits": logits}
+        expected = next(iter(expected.values() if isinstance(expected, dict) else expected))
+    expected = expected.cpu().double()
+    error = (GraphModule(graph, dtype=torch.float64)(images) - expected).abs().max()
+    tolerance = 1e-3 if example.device.type == "cpu" else 2e-2  # accelerators may use TF32
+    if not error <= tolerance * expected.abs().max() + 1e-6:
+        raise CaptureError(
+            f"the captured graph of {graph.name} does not compute what the model does (logits differ by {error:.2g}); "
+            "look for randomness, for state, and for tensors changed in place while other views of them are in use"
+        )
+
+
+def _storages(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Return, for every node, the node that made the memory which it uses."""
+    storages: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        first = node.args[0] if node.args else None
+        storages[node] = node
+        if node.op == "call_function" and isinstance(first, fx.Node):
+            schema = getattr(node.target, "_schema", None)
+            name = str(getattr(node.target, "_opname", None) or getattr(node.target, "__name__", node.target))
+            shares = schema is not None and any(result.alias_info is not None for result in schema.returns)
+            if shares or name in _RETURN_THEIR_INPUT:
+                storages[node] = storages[first]
+    return storages
+
+
+class _ViewChanged(Exception):
+    """A tensor is changed in place while another view of it is known under another name."""
 
 
 class _Capture:
@@ -136,6 +214,7 @@ class _Capture:
         self.taken: set[str] = set()
         self.tensors: dict[fx.Node, str] = {}  # activations: exported node → our node's name
         self.constants: dict[fx.Node, torch.Tensor] = {}
+        self.storages = _storages(exported.graph)
         self.batch: Any = None  # the symbol of the batch dimension
 
     def graph(self) -> FloatGraph:
@@ -173,7 +252,10 @@ class _Capture:
 
     def _output(self, node: fx.Node) -> str:
         (results,) = node.args
-        if not isinstance(results, (tuple, list)) or len(results) != 1:
+        assert isinstance(results, (tuple, list))
+        # Without in-place operators, tensors that the model changes are results too: the last are the user's.
+        results = results[len(results) - len(self.exported.graph_signature.user_outputs) :]
+        if len(results) != 1:
             raise CaptureError(f"{self.name} returns several values; expected one tensor of logits (N, classes)")
         result = results[0]
         if not isinstance(result, fx.Node) or result not in self.tensors:
@@ -210,7 +292,15 @@ class _Capture:
             )
         handler(self, node, self._arguments(node))
         if target.endswith("_") and node in self.tensors:
-            self.tensors[inputs[0]] = self.tensors[node]
+            self._changed_in_place(inputs[0], self.tensors[node])
+
+    def _changed_in_place(self, node: fx.Node, new: str) -> None:
+        """Let everything that shares the memory of ``node`` stand for its new value."""
+        sharing = [other for other in self.tensors if self.storages[other] is self.storages[node]]
+        if len({self.tensors[other] for other in sharing} - {new}) > 1:
+            raise _ViewChanged
+        for other in sharing:
+            self.tensors[other] = new
 
     @staticmethod
     def _is_tensor(node: fx.Node) -> bool:
@@ -221,6 +311,11 @@ class _Capture:
 
     def _fold_constant(self, node: fx.Node) -> None:
         """Compute what depends on weights only (a weight that is normalized, masked or transposed)."""
+
+        if torch.Tag.nondeterministic_seeded in node.target.tags:  # type: ignore[union-attr]
+            raise CaptureError(
+                f"{node.target} at {self.source(node)} is random; expected the same logits for the same images"
+            )
 
         def value(argument: Any) -> Any:
             return self.constants[argument] if isinstance(argument, fx.Node) else argument
@@ -405,6 +500,8 @@ def _batch_norm(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
     mean, variance = c.array(a["running_mean"]), c.array(a["running_var"])
     if mean is None or variance is None:
         raise _unsupported(c, node, "a batch norm without running statistics", "set track_running_stats=True")
+    if a.get("training"):
+        raise _unsupported(c, node, "a batch norm on the statistics of the batch", "pass training=self.training")
     gamma, beta = c.array(a["weight"]), c.array(a["bias"])
     # float64: folding must not add error of its own.
     scale = 1.0 / np.sqrt(variance.astype(np.float64) + float(a["eps"]))
@@ -441,63 +538,83 @@ def _clamp(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
     c.add(node, Clamp(**c.common(node, a["self"]), bounds=bounds))
 
 
-def _binary(c: _Capture, node: fx.Node, a: dict[str, Any], kind: type[Add] | type[Mul]) -> None:
-    left, right = a["self"], a["other"]
-    if not c.is_activation(left):
-        left, right = right, left
-    if not c.is_activation(right):
-        _affine_by_constant(c, node, left, right, kind, a)
-        return
-    if a.get("alpha", 1) != 1:
-        raise _unsupported(c, node, "a sum with alpha", "multiply before adding")
-    if kind is Add and c.input_shape(left) != c.input_shape(right):
-        raise _unsupported(c, node, "a sum of tensors of different shapes", "make the shapes equal")
-    c.add(node, kind(**c.common(node, left, right)))
+def _affine(c: _Capture, node: fx.Node, x: fx.Node, scale: Any, shift: Any) -> None:
+    """Add scale · x + shift, each a number or one value a channel."""
+    channels = c.input_shape(x)[0]
+    c.add(
+        node,
+        ChannelAffine(
+            **c.common(node, x),
+            scale_c=np.broadcast_to(scale, (channels,)).astype(np.float32),
+            shift_c=np.broadcast_to(shift, (channels,)).astype(np.float32),
+        ),
+    )
 
 
-def _affine_by_constant(
-    c: _Capture, node: fx.Node, left: fx.Node, constant: Any, kind: type[Add] | type[Mul], a: dict[str, Any]
-) -> None:
-    """x + c and x · c with a number or one value a channel are an affine map per channel."""
+def _per_channel(c: _Capture, node: fx.Node, x: fx.Node, constant: Any) -> NDArray[np.float64]:
+    """Return a constant operand as (1,) or (channels,) values; float64, so that folding adds no error."""
     value = c.array(constant)
     assert value is not None
-    shape = c.input_shape(left)
-    channels = shape[0]
+    shape = c.input_shape(x)
     full = (1,) * (1 + len(shape) - value.ndim) + value.shape
-    if len(full) != 1 + len(shape) or any(n != 1 for i, n in enumerate(full) if i != 1) or full[1] not in (1, channels):
+    if len(full) != 1 + len(shape) or any(n != 1 for i, n in enumerate(full) if i != 1) or full[1] not in (1, shape[0]):
         raise _unsupported(c, node, f"a constant of shape {value.shape}", "use one value, or one a channel")
-    per_channel = np.broadcast_to(value.reshape(-1), (channels,)).astype(np.float32)
-    if kind is Add:
-        scale, shift = np.ones(channels, np.float32), per_channel * np.float32(a.get("alpha", 1))
+    return value.reshape(-1).astype(np.float64)
+
+
+def _sum(c: _Capture, node: fx.Node, left: Any, right: Any, left_factor: float, right_factor: float) -> None:
+    """Add left_factor · left + right_factor · right, where at least one is an activation."""
+    if not c.is_activation(right):
+        _affine(c, node, left, left_factor, right_factor * _per_channel(c, node, left, right))
+    elif not c.is_activation(left):
+        _affine(c, node, right, right_factor, left_factor * _per_channel(c, node, right, left))
+    elif (left_factor, right_factor) != (1, 1):
+        raise _unsupported(c, node, "a difference or weighted sum of activations", "scale one before adding")
+    elif c.input_shape(left) != c.input_shape(right):
+        raise _unsupported(c, node, "a sum of tensors of different shapes", "make the shapes equal")
     else:
-        scale, shift = per_channel, np.zeros(channels, np.float32)
-    c.add(node, ChannelAffine(**c.common(node, left), scale_c=scale, shift_c=shift))
+        c.add(node, Add(**c.common(node, left, right)))
 
 
 @_handles("add")
 def _add(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
-    _binary(c, node, a, Add)
-
-
-@_handles("mul")
-def _mul(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
-    _binary(c, node, a, Mul)
+    _sum(c, node, a["self"], a["other"], 1, a.get("alpha", 1))
 
 
 @_handles("sub")
 def _sub(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
-    value = None if c.is_activation(a["other"]) else c.array(a["other"])
-    if value is None or not c.is_activation(a["self"]):
-        raise _unsupported(c, node, "a difference of activations", "write it as a sum")
-    _affine_by_constant(c, node, a["self"], -value * np.float32(a.get("alpha", 1)), Add, {"alpha": 1})
+    _sum(c, node, a["self"], a["other"], 1, -a.get("alpha", 1))
 
 
-@_handles("div")
+@_handles("rsub")
+def _rsub(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    _sum(c, node, a["other"], a["self"], 1, -a.get("alpha", 1))
+
+
+@_handles("neg", "negative")
+def _neg(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    _affine(c, node, a["self"], -1.0, 0.0)
+
+
+@_handles("mul", "multiply")
+def _mul(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    left, right = a["self"], a["other"]
+    if not c.is_activation(left):
+        left, right = right, left
+    if c.is_activation(right):
+        c.add(node, Mul(**c.common(node, left, right)))
+    else:
+        _affine(c, node, left, _per_channel(c, node, left, right), 0.0)
+
+
+@_handles("div", "divide", "true_divide")
 def _div(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
-    value = None if c.is_activation(a["other"]) else c.array(a["other"])
-    if value is None or not c.is_activation(a["self"]) or a.get("rounding_mode"):
+    if c.is_activation(a["other"]) or a.get("rounding_mode"):
         raise _unsupported(c, node, "a quotient of activations", "divide by a constant")
-    _affine_by_constant(c, node, a["self"], np.float32(1) / value, Mul, a)
+    divisor = _per_channel(c, node, a["self"], a["other"])
+    if not divisor.all():
+        raise CaptureError(f"{node.target} at {c.source(node)} divides by zero")
+    _affine(c, node, a["self"], 1.0 / divisor, 0.0)
 
 
 @_handles("cat", "concat")
@@ -693,6 +810,8 @@ def _pad(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
     "contiguous", "clone", "identity", "detach", "alias", "lift_fresh_copy",
 )  # fmt: skip
 def _identity(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    if a.get("train"):
+        raise _unsupported(c, node, "a dropout that is on in eval mode", "pass training=self.training")
     c.same(node, a["self"] if "self" in a else a["input"])
 
 

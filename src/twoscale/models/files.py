@@ -67,6 +67,8 @@ def load_checkpoint(path: Path | str) -> tuple[nn.Module, ModelInfo]:
 
     path = Path(path)
     content = read_tensors(path)
+    if any(key.startswith("twoscale.training") for key in content.metadata):
+        raise CheckpointError(f"{path} is what a run goes on from; its weights are beside it once it has finished")
     if _KEY not in content.metadata:
         raise CheckpointError(f"{path} does not say which model it is; name it (--model), one of: {', '.join(names())}")
     try:

@@ -67,8 +67,11 @@ def read_tensors(path: Path) -> TensorFile:
             metadata = dict(opened.metadata() or {})
             tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
     except safetensors.SafetensorError as error:
-        what = "is truncated or damaged" if head[8:] == b"{" else "is neither a safetensors nor a torch file"
-        raise CheckpointError(f"{path} {what} ({error}); restore it from a copy, or train again") from error
+        if head[8:] == b"{":
+            message = f"{path} is truncated or damaged ({error}); restore it from a copy, or train again"
+        else:
+            message = f"{path} is neither a safetensors nor a torch file; expected a .safetensors, .pt or .pth file"
+        raise CheckpointError(message) from error
     expected = metadata.pop(_DIGEST, None)
     if expected is not None and expected != _digest(tensors):
         raise CheckpointError(
@@ -78,8 +81,15 @@ def read_tensors(path: Path) -> TensorFile:
 
 
 def fit(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
-    """Copy ``tensors`` into the model's parameters and buffers, as :func:`copy_into` does."""
-    own = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    """Copy ``tensors`` into the model's parameters and buffers, as :func:`copy_into` does.
+
+    BatchNorm's count of batches, which files of parameters leave out and nothing is computed from, may be missing.
+    """
+    own = {
+        name: value
+        for name, value in model.state_dict().items()
+        if isinstance(value, torch.Tensor) and (name in tensors or not name.endswith(".num_batches_tracked"))
+    }
     copy_into(own, tensors, origin, type(model).__name__)
 
 

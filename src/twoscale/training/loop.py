@@ -145,7 +145,7 @@ class _Run:
             else:
                 if resume:
                     self.telling.say(f"nothing to resume in {self.out}: it begins at the beginning")
-                _remove(state)
+                self._save()  # also shows that the folder can be written, before time is spent
         self.model.train()
         if self.position.done < self.total:
             for size in {min(self.config.batch_size, len(self.labels)), len(self.labels) % self.config.batch_size}:

@@ -16,7 +16,7 @@ from twoscale.files import write_text
 from twoscale.network.network import IntegerNetwork
 from twoscale.records import record_to_json
 
-__all__ = ["ExportResult", "LayerSize", "SizeReport", "export_c"]
+__all__ = ["ExportResult", "LayerSize", "SizeReport", "default_images", "export_c"]
 
 _MAKEFILE = "Makefile"
 
@@ -59,7 +59,7 @@ def export_c(
     """
     program = lower(network)
     source = Source(program, network.name if name is None else name)
-    report = size_report(program)
+    report = size_report(program, source.name)
     prefix = source.prefix
     texts = {
         f"{prefix}.h": source.header(),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 __all__ = ["Buffer", "MemoryPlan", "plan_memory"]
@@ -33,34 +34,44 @@ class MemoryPlan:
     """No plan is smaller: the most bytes that one step needs."""
 
 
-_ORDERS: tuple[Callable[[Buffer], tuple[int, ...]], ...] = (
-    lambda b: (-b.size, b.first),
-    lambda b: (-b.size * (b.last - b.first + 1), b.first),
-    lambda b: (b.first - b.last, -b.size),
-    lambda b: (b.first, -b.size),
-)
+_TRIES = 500
 
 
 def plan_memory(buffers: Sequence[Buffer]) -> MemoryPlan:
     """Place buffers so that those needed at one step do not overlap.
 
     Greedy: one after the other, each into the smallest gap that is large enough between the buffers placed
-    before that it meets (best fit). This is done for several orders, by size first; the smallest plan is kept.
+    before that it meets (best fit). The order decides how well that goes: by size is nearly always best; where it
+    misses the bound, others are tried, many of them at random (seeded), until one reaches it.
     """
     bound = max((_live(buffers, step) for step in {b.first for b in buffers}), default=0)
-    plans = []
-    for order in _ORDERS:
-        offsets = _place(buffers, sorted(range(len(buffers)), key=lambda i, order=order: order(buffers[i])))  # type: ignore[misc]
-        size = max((offsets[i] + b.size for i, b in enumerate(buffers)), default=0)
-        plans.append(MemoryPlan(tuple(offsets[i] for i in range(len(buffers))), size, bound))
-    return min(plans, key=lambda plan: plan.size)
+    best = MemoryPlan((), -1, bound)
+    for order in _orders(buffers):
+        offsets = _place(buffers, order)
+        size = max((offset + b.size for offset, b in zip(offsets, buffers, strict=True)), default=0)
+        if best.size < 0 or size < best.size:
+            best = MemoryPlan(offsets, size, bound)
+        if best.size == bound:
+            break
+    return best
+
+
+def _orders(buffers: Sequence[Buffer]) -> Iterator[list[int]]:
+    order = list(range(len(buffers)))
+    yield sorted(order, key=lambda i: (-buffers[i].size, buffers[i].first))
+    yield sorted(order, key=lambda i: (buffers[i].first - buffers[i].last, -buffers[i].size))
+    yield sorted(order, key=lambda i: (buffers[i].first, -buffers[i].size))
+    rng = random.Random(0)
+    for _ in range(_TRIES):
+        rng.shuffle(order)
+        yield order
 
 
 def _live(buffers: Sequence[Buffer], step: int) -> int:
     return sum(b.size for b in buffers if b.first <= step <= b.last)
 
 
-def _place(buffers: Sequence[Buffer], order: Sequence[int]) -> dict[int, int]:
+def _place(buffers: Sequence[Buffer], order: Sequence[int]) -> tuple[int, ...]:
     offsets: dict[int, int] = {}
     for index in order:
         buffer = buffers[index]
@@ -72,4 +83,4 @@ def _place(buffers: Sequence[Buffer], order: Sequence[int]) -> dict[int, int]:
                 best, best_gap = end, gap
             end = max(end, stop)
         offsets[index] = end if best is None else best
-    return offsets
+    return tuple(offsets[i] for i in range(len(buffers)))

@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from twoscale.errors import ConfigurationError
 from twoscale.executors.reference import ReferenceExecutor
 from twoscale.export.c.names import printable
-from twoscale.export.c.source import Source, number_lines
+from twoscale.export.c.source import Source, rows
 from twoscale.network.network import IntegerNetwork
 
 __all__ = ["default_images", "self_test"]
 
 
-def default_images(network: IntegerNetwork, seed: int = 0) -> NDArray[Any]:
-    """Return quantized images (4, C, H, W): two at random, one all lowest and one all highest."""
+def default_images(network: IntegerNetwork, count: int = 4) -> NDArray[Any]:
+    """Return quantized images (count, C, H, W): random; of three or more, the last two are all lowest, all highest."""
     spec = network.input.output
-    rng = np.random.default_rng(seed)
-    images = rng.integers(spec.lo, spec.hi, (4, *spec.shape), endpoint=True)
-    images[2], images[3] = spec.lo, spec.hi
+    images = np.random.default_rng(0).integers(spec.lo, spec.hi, (count, *spec.shape), endpoint=True)
+    if count > 2:
+        images[-2], images[-1] = spec.lo, spec.hi
     return images.astype(spec.dtype)
 
 
@@ -49,9 +49,9 @@ def self_test(source: Source, images: NDArray[Any]) -> str:
     return source.render(
         "selftest.c.jinja",
         count=len(images),
-        images=_rows(list(shown_input)),
-        expected=_rows(list(shown_output)),
-        crc=_rows(crc),
+        images=rows(list(shown_input)),
+        expected=rows(list(shown_output)),
+        crc=rows(crc),
         layer_names=[printable(layer.name) for layer in program.network],
     )
 
@@ -78,9 +78,3 @@ def _all_layers(network: IntegerNetwork, images: NDArray[Any]) -> dict[str, NDAr
     for layer in network.layers[1:]:
         values[layer.name] = reference.compute(layer, [values[name] for name in layer.inputs])
     return values
-
-
-def _rows(rows: list[Any]) -> str:
-    return ",\n".join(
-        "    {\n" + "\n".join("    " + line for line in number_lines(row).splitlines()) + "\n    }" for row in rows
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from twoscale.export.c.lowering import Program
+from twoscale.export.c.pixels import pixel_table
 from twoscale.export.c.storage import memory_axes
 
 __all__ = ["LayerSize", "SizeReport", "size_report", "size_table"]
@@ -22,7 +23,7 @@ class LayerSize:
     macs: int
     """Multiply-adds of weights for one image."""
     constant_bytes: int
-    """Weights, biases, multipliers and tables: flash."""
+    """Weights, biases, multipliers and tables (for the input, that of pixels): flash."""
     output_bytes: int
     where: str
     """"image" or "output" (the caller's memory), or "arena"."""
@@ -54,8 +55,10 @@ class SizeReport:
     layers: tuple[LayerSize, ...]
 
 
-def size_report(program: Program) -> SizeReport:
-    """Return what a program costs."""
+def size_report(program: Program, name: str) -> SizeReport:
+    """Return what a program costs; ``name`` is what it is to be called."""
+    table = pixel_table(program.network)
+    pixels = 0 if table is None else table.size
     layers = []
     for step, live in zip(program.steps, program.live_bytes, strict=True):
         tensor = program.tensors[step.layer.name]
@@ -67,7 +70,7 @@ def size_report(program: Program) -> SizeReport:
                 op=step.layer.op,
                 shape=step.layer.output.shape,
                 macs=step.macs,
-                constant_bytes=sum(constant.size for constant in step.constants),
+                constant_bytes=sum(constant.size for constant in step.constants) + (0 if step.index else pixels),
                 output_bytes=tensor.size,
                 where=place.where,
                 arena_offset=place.offset if place.where == "arena" else None,
@@ -75,7 +78,7 @@ def size_report(program: Program) -> SizeReport:
             )
         )
     return SizeReport(
-        name=program.network.name,
+        name=name,
         fingerprint=program.network.fingerprint,
         parameters=program.network.parameters,
         macs=sum(layer.macs for layer in layers),

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from twoscale.arithmetic import ADD_SHIFT
 from twoscale.export.c.lowering import Call, Constant, Operand, Program, Step, Tensor
 from twoscale.export.c.names import Identifiers, network_identifier, printable
+from twoscale.export.c.pixels import pixel_table
 from twoscale.export.c.storage import memory_axes
 from twoscale.network import layers as n
+from twoscale.network.network import IntegerNetwork
 
-__all__ = ["Source"]
+__all__ = ["Source", "number_lines", "rows"]
 
 _WIDTH = 118
 
@@ -77,6 +79,11 @@ class Source:
         """C type of the output's elements."""
         return _ctype(self.program.output)
 
+    @cached_property
+    def pixels(self) -> NDArray[Any] | None:
+        """The integers of 8-bit pixels, (C, 256), where the network says how it normalizes."""
+        return None if self.compact else pixel_table(self.program.network)
+
     def header(self) -> str:
         """Return the text of the header."""
         program = self.program
@@ -97,7 +104,7 @@ class Source:
             fingerprint=program.network.fingerprint,
             layers=len(program.steps),
             tensor_table=_tensor_table(program),
-            signed=str,
+            normalization=None if self.pixels is None else _normalization(program.network),
         )
 
     def source(self) -> str:
@@ -124,6 +131,8 @@ class Source:
             kernels=_kernels(self._used()),
             constants=constants,
             steps=steps,
+            last=len(steps) - 1,
+            pixels=None if self.pixels is None else rows(list(self.pixels)),
             output_count=len(self.program.output.order),
         )
 
@@ -148,8 +157,9 @@ class Source:
     @cached_property
     def stamp(self) -> str:
         """What tells files of one export from those of another."""
-        told = f"{self.program.network.fingerprint} {metadata.version('twoscale')} {self.program.arena_bytes}"
-        return hashlib.sha256(told.encode()).hexdigest()[:12]
+        pixels = b"" if self.pixels is None else self.pixels.tobytes()
+        told = f"{self.program.network.fingerprint} {metadata.version('twoscale')} {self.program.arena_bytes} "
+        return hashlib.sha256(told.encode() + pixels).hexdigest()[:12]
 
     def _used(self) -> set[str]:
         used = {call.kernel for step in self.program.steps for call in step.calls} & set(_NEEDS)
@@ -202,6 +212,11 @@ class Source:
 
 def _ctype(tensor: Tensor) -> str:
     return f"{tensor.spec.dtype}_t"
+
+
+def _normalization(network: IntegerNetwork) -> str:
+    mean, std = ([f"{value:.6g}" for value in network.metadata[key]] for key in ("mean", "std"))
+    return f"mean {', '.join(mean)} and std {', '.join(std)}"
 
 
 def _layout(tensor: Tensor) -> str:
@@ -339,6 +354,12 @@ def number_lines(values: Iterable[Any] | NDArray[Any]) -> str:
     texts = [str(value) for value in (values.tolist() if isinstance(values, np.ndarray) else values)]
     per_line = max(1, (_WIDTH - 3) // (max(map(len, texts)) + 2))
     return ",\n".join("    " + ", ".join(texts[start : start + per_line]) for start in range(0, len(texts), per_line))
+
+
+def rows(values: Iterable[Any]) -> str:
+    """Return the rows of a two-dimensional initializer."""
+    texts = (number_lines(row).replace("\n", "\n    ") for row in values)
+    return ",\n".join(f"    {{\n    {text}\n    }}" for text in texts)
 
 
 def _strings(values: NDArray[Any]) -> str:
