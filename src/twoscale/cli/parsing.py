@@ -1,0 +1,178 @@
+"""tyro for one verb: help without noise, and every mistake as one line with exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import inspect
+import re
+import shutil
+import sys
+import textwrap
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any
+
+import docstring_parser
+import tyro
+
+from twoscale.errors import ConfigurationError
+
+__all__ = ["UsageError", "bind", "nearest"]
+
+
+class UsageError(ConfigurationError):
+    """Arguments that the verb does not take; the message says which and what it takes instead."""
+
+
+def bind(function: Callable[..., Any], prog: str, arguments: Sequence[str]) -> Callable[[], Any]:
+    """Return ``function`` with the options that ``arguments`` say; nothing of it has run yet.
+
+    Raises:
+        UsageError: arguments that do not fit.
+        SystemExit: help was asked for, and has been printed.
+    """
+    if not {"-h", "--help"}.isdisjoint(arguments):
+        sys.stdout.write(f"{_description(function)}\n\n")
+    options = _options(function)
+    with _one_line_errors(prog, [f"--{name.replace('_', '-')}" for name in options]):
+        bound: Callable[[], Any] = tyro.cli(
+            _binder(function, options),
+            prog=prog,
+            args=list(arguments),
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+        )
+    return bound
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Return a question that names the nearest right word, or nothing."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def _binder(function: Callable[..., Any], options: dict[str, inspect.Parameter]) -> Callable[..., Any]:
+    """Return a function of the options that does not call ``function``, but gives it back with them bound."""
+
+    def binder(**given: Any) -> Any:
+        bound = {}
+        for name, (_, kind) in _parameters(function).items():
+            if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+                bound[name] = kind(**{field.name: given.pop(field.name) for field in dataclasses.fields(kind)})
+        return functools.partial(function, **given, **bound)
+
+    binder.__signature__ = inspect.Signature(list(options.values()))  # type: ignore[attr-defined]
+    binder.__annotations__ = {name: option.annotation for name, option in options.items()}
+    return binder
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, tuple[inspect.Parameter, Any]]:
+    """Return each parameter with its type."""
+    kinds = typing.get_type_hints(function)
+    return {name: (parameter, kinds[name]) for name, parameter in inspect.signature(function).parameters.items()}
+
+
+def _options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return a verb's options as tyro shall see them: fields of dataclasses beside the others, texts in one piece.
+
+    An option that is off or unset by default does not say "(default: False)" or "(default: None)": its text does.
+    """
+    found: dict[str, inspect.Parameter] = {}
+
+    def add(name: str, hint: Any, default: Any, text: str) -> None:
+        quiet = "" if default is None or default is False else None
+        hint = Annotated[hint, tyro.conf.arg(help=" ".join(text.split()), help_behavior_hint=quiet)]
+        found[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+
+    hints = typing.get_type_hints(function, include_extras=True)
+    texts = _texts(docstring_parser.parse(function.__doc__ or ""))
+    for name, (parameter, kind) in _parameters(function).items():
+        if not (dataclasses.is_dataclass(kind) and isinstance(kind, type)):
+            add(name, hints[name], parameter.default, texts.get(name, ""))
+            continue
+        inner = typing.get_type_hints(kind, include_extras=True)
+        about: dict[str, str] = {}
+        for base in reversed(kind.__mro__[:-1]):
+            about |= _texts(docstring_parser.parse_from_object(base))
+        for field in dataclasses.fields(kind):
+            default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+            add(field.name, inner[field.name], default, about.get(field.name, ""))
+    return found
+
+
+def _texts(docstring: docstring_parser.Docstring) -> dict[str, str]:
+    return {entry.arg_name: entry.description or "" for entry in docstring.params}
+
+
+def _description(function: Callable[..., Any]) -> str:
+    """Return what the docstring says before its sections, wrapped to the terminal at words."""
+    text = (inspect.getdoc(function) or "").split("\n\nArgs:")[0]
+    width = min(shutil.get_terminal_size().columns, 100)
+    return "\n\n".join(textwrap.fill(" ".join(paragraph.split()), width) for paragraph in text.split("\n\n"))
+
+
+@contextlib.contextmanager
+def _one_line_errors(prog: str, known: Sequence[str]) -> Iterator[None]:
+    """Raise UsageError where tyro would draw a box.
+
+    The hook is not part of tyro's public interface; a tyro without it draws its box and exits with the same code.
+    """
+    try:
+        from tyro import _errors as hooks
+    except ImportError:  # pragma: no cover
+        yield
+        return
+
+    def reject(event: hooks.ParseErrorEvent) -> None:
+        message = " ".join(_message(event, known).split())
+        raise UsageError(f"{message}; see {prog} --help")
+
+    with hooks.on_parse_error(reject):
+        yield
+
+
+def _message(event: Any, known: Sequence[str]) -> str:
+    kind = type(event).__name__
+    if kind == "UnrecognizedArgs":
+        return _unrecognized(event.tokens, known)
+    if kind == "MissingArgs":
+        if event.unrecognized_tokens:  # a mistyped option makes its value, or itself, look missing
+            return _unrecognized(event.unrecognized_tokens, known)
+        missing = [_display(context.arg) for context in event.missing_arguments]
+        return f"missing {' and '.join(missing)}"
+    if kind == "InvalidChoice":
+        choices = [str(choice) for choice in event.choices]
+        return (
+            f"{_display(event.argument)} is {event.value}{nearest(event.value, choices)} expected {', '.join(choices)}"
+        ).replace("? expected", "? Expected")
+    if kind == "BadValue":
+        return f"{_display(event.argument)} needs a value"
+    if kind == "InstantiationFailure" and event.argument is not None:
+        return f"{_display(event.argument)}: {_plain(event.message)}"
+    return getattr(event, "message", "") or "the arguments do not fit together"
+
+
+def _plain(message: str) -> str:
+    """Say what Python says of a number that is none, for people."""
+    for pattern, expected in ((r"invalid literal for int.*: (.*)", "a whole number"),
+                              (r"could not convert string to float: (.*)", "a number")):  # fmt: skip
+        if match := re.fullmatch(pattern, message):
+            return f"{match[1]} is not {expected}"
+    return message
+
+
+def _display(argument: Any) -> str:
+    """Return an argument as the user writes it: FILE, or its longest option."""
+    if argument.is_positional():
+        return str(argument.lowered.metavar)
+    return max((str(flag) for flag in argument.lowered.name_or_flags), key=len)
+
+
+def _unrecognized(tokens: Sequence[str], known: Sequence[str]) -> str:
+    options = [token for token in tokens if token.startswith("-")]
+    if not options:
+        return f"unexpected {' '.join(tokens)}"
+    option = options[0].split("=")[0]
+    return f"unknown option {option}{nearest(option, [*known, '--help'])}"
