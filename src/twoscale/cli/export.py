@@ -1,0 +1,107 @@
+"""``twoscale export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from twoscale.cli.common import File, batches_of, console, print_json, require_file
+from twoscale.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from twoscale.export.c import SizeReport
+
+__all__ = ["export_command"]
+
+
+def export_command(
+    network: File,
+    out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="DIR")],
+    to: Literal["c"] = "c",
+    name: str | None = None,
+    data: str | None = None,
+    images: int = 4,
+    json: bool = False,
+) -> None:
+    """Write an integer network as source code: C99 for any target, without heap, libm or floating point.
+
+    The folder gets NAME.h, NAME.c, a self-test with expected outputs and a checksum of every layer, a Makefile
+    ("make test", "make size") and a report of flash, RAM and multiply-adds.
+
+    Args:
+        network: Integer network (.onnx).
+        out: Folder to write to.
+        to: Language.
+        name: What files and public names begin with; the network's own name by default.
+        data: Data set whose first test images the self-test uses, instead of made-up ones.
+        images: How many.
+        json: Print JSON for programs instead of a table.
+    """
+    from twoscale import data as data_room
+    from twoscale import network as network_room
+    from twoscale.executors.reference import quantize_input
+    from twoscale.export.c import default_images, export_c
+
+    if images < 1:
+        raise ConfigurationError(f"--images is {images}; expected at least 1")
+    loaded = network_room.load(require_file(network, "an integer network (.onnx)"))
+    if data is None:
+        inputs = default_images(loaded, images)
+    else:
+        dataset = data_room.load(data)
+        real, _ = next(batches_of(dataset.test, dataset, batch_size=images, limit=images))
+        inputs = quantize_input(real, loaded.input.output)
+    result = export_c(loaded, out, name=name, inputs=inputs)
+    if json:
+        print_json(result)
+        return
+    printer = console()
+    printer.print(_table(result.sizes))
+    printer.print(_totals(result.sizes), markup=False, soft_wrap=True)
+    printer.print(
+        f"\nWrote {result.folder}: {', '.join(result.files)}\nCheck it: make -C {result.folder} test",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _table(sizes: SizeReport) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from twoscale.export.c.storage import memory_axes
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=Text(f"{sizes.name}: {sizes.parameters:,} parameters, {sizes.macs:,} multiply-adds an image"),
+        title_style="bold",
+        title_justify="left",
+        pad_edge=False,
+    )
+    for head in ("layer", "kind"):
+        table.add_column(head, overflow="fold")
+    for head in ("H×W×C", "multiply-\nadds", "flash\nbytes", "arena\nin use"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for layer in sizes.layers:
+        table.add_row(
+            Text(layer.name),
+            layer.op,
+            "×".join(str(layer.shape[axis]) for axis in memory_axes(len(layer.shape))),
+            f"{layer.macs:,}" if layer.macs else "",
+            f"{layer.constant_bytes:,}" if layer.constant_bytes else "",
+            f"{layer.live_bytes:,}",
+        )
+    return table
+
+
+def _totals(sizes: SizeReport) -> str:
+    return (
+        f"Flash: {sizes.constant_bytes:,} bytes of constants, and the code (make size).\n"
+        f"RAM:   {sizes.arena_bytes:,} bytes of arena (the hungriest layer alone needs {sizes.arena_bound_bytes:,}; "
+        f"without sharing {sizes.unshared_bytes:,}), image {sizes.input_bytes:,}, output {sizes.output_bytes:,}."
+    )
