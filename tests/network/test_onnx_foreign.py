@@ -319,7 +319,7 @@ def test_a_float_model(tmp_path: Path) -> None:
         (lambda d: (d.conv(), d.constants.pop("ws")), "its input 4 (ws) must be a constant"),
         (lambda d: d.node("MaxPool", ["x"], "y", kernel_shape=[2, 2], ceil_mode=1), "ceil_mode = 1 is not supported"),
         (lambda d: d.node("MaxPool", ["x"], "y", kernel_shape=[2]), "expected height and width"),
-        (lambda d: d.node("MaxPool", ["elsewhere"], "y", kernel_shape=[2, 2]), "its input 0 (elsewhere) is not made of"),
+        (lambda d: d.node("MaxPool", ["elsewhere"], "y", kernel_shape=[2, 2]), "its input 0 (elsewhere) is not made"),
         (lambda d: d.node("Transpose", ["x"], "y", perm=[1, 0, 2, 3]), "perm = [1, 0, 2, 3] moves the batch"),
         (lambda d: d.node("Flatten", ["x"], "y", axis=2), "axis = 2 is not supported, only 1"),
         (

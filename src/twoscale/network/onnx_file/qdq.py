@@ -3,7 +3,7 @@
 Every layer is the floating-point operator between a DequantizeLinear of its inputs and weights and a QuantizeLinear of
 its output, with real scales: r = s · (q − z). A runtime either computes that in floating point or fuses it into its
 own integer kernels; which rounding it then uses is its own affair. The integers are therefore near those of the
-network, not promised to be equal: see tests/network/test_onnx_qdq.py for how many differ. The form is written for others,
+network, not promised to be equal: tests/network/test_onnx_qdq.py says how many differ. The form is written for others,
 and not read back.
 
 Scales are those that the multipliers define. The weights' is s_w = m · s_y / (2**16 · s_x), equation (4); where tensors
