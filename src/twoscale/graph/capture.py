@@ -53,7 +53,7 @@ Handler = Callable[["_Capture", fx.Node, dict[str, Any]], None]
 _HANDLERS: dict[str, Handler] = {}
 
 # Operators that return the very tensor they get (in eval mode), though their schema does not say so.
-_RETURN_THEIR_INPUT = ("getitem", "dropout", "dropout2d", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+_RETURN_THEIR_INPUT = ("getitem", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 
 # Operators that only compute shapes, or check them: their results are read from the exported metadata.
 _SHAPE_ONLY = ("sym_size", "_assert", "sym_constrain", "_check")
@@ -212,6 +212,7 @@ class _Capture:
         self.taken: set[str] = set()
         self.tensors: dict[fx.Node, str] = {}  # activations: exported node → our node's name
         self.constants: dict[fx.Node, torch.Tensor] = {}
+        exported.graph.eliminate_dead_code()  # the second results of pools, heads that are used in training only
         self.storages = _storages(exported.graph)
         self.batch: Any = None  # the symbol of the batch dimension
 
@@ -234,8 +235,16 @@ class _Capture:
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
-                return FloatGraph(name=self.name, nodes=tuple(self.nodes), output=self._output(node))
+                output = self._output(node)
+                return FloatGraph(name=self.name, nodes=self._needed_for(output), output=output)
         raise CaptureError(f"{self.name} returns nothing; expected logits of shape (N, classes)")
+
+    def _needed_for(self, output: str) -> tuple[Node, ...]:
+        needed = {output, "input"}
+        for node in reversed(self.nodes):
+            if node.name in needed:
+                needed.update(node.inputs)
+        return tuple(node for node in self.nodes if node.name in needed)
 
     def _input(self, node: fx.Node) -> None:
         value = node.meta["val"]
@@ -363,8 +372,9 @@ class _Capture:
         path = str(path).removeprefix("L['self'].").removeprefix("L['self']")
         kind = str(getattr(kind, "__name__", kind))
         if not (kind.startswith("torch.nn.modules") and "container" not in kind):
-            # A function called in the forward of a user's module.
-            function = str(getattr(node.target, "_opname", node.name)).strip("_")
+            # A function called in the forward of a user's module; a part of a split is named after the split.
+            target = node.target if hasattr(node.target, "_opname") else node.all_input_nodes[0].target
+            function = str(getattr(target, "_opname", node.name)).strip("_")
             path = f"{path}.{function}" if path else function
         name, count = path, 1
         while name in self.taken:
@@ -804,8 +814,8 @@ def _pad(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
 
 
 @_handles(
-    "dropout", "dropout2d", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout",
-    "contiguous", "clone", "identity", "detach", "alias", "lift_fresh_copy",
+    "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout",
+    "contiguous", "clone", "detach", "alias", "lift_fresh_copy",
 )  # fmt: skip
 def _identity(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
     if a.get("train"):
