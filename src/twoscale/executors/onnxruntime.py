@@ -6,7 +6,7 @@ for each set of layers.
 x86 processors without VNNI multiply uint8 by int8 with vpmaddubsw, whose 16-bit pair sums saturate. Where ONNX
 Runtime does that (it is tried out once), the executor gives it the same weights as uint8 with the zero point 128:
 slower kernels, the right integers. For a program that runs the saved file on such a processor, ONNX Runtime's session
-option "session.x64quantprecision" = "1" does the same to uint8 networks, save for their ConvInteger operators.
+option "session.x64quantprecision" = "1" does the same to networks of uint8 activations.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ LEVELS = {
 }
 """Graph optimization levels, by ONNX Runtime's names."""
 
-_WEIGHT_INPUTS = {"ConvInteger": (1, 3), "MatMulInteger": (1, 3), "QLinearConv": (3, 5)}
-"""Where an operator takes its weights, and their zero point."""
+_WEIGHT_INPUTS = {"MatMulInteger": (1, 3), "QLinearConv": (3, 5)}
+"""Where an operator takes its weights, and their zero point; those of ConvInteger are uint8 in the file."""
 
 
 class OnnxRuntimeExecutor:
@@ -94,10 +94,8 @@ def with_unsigned_weights(model: onnx.ModelProto, network: IntegerNetwork) -> No
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def shift(name: str) -> None:
-        array = numpy_helper.to_array(initializers[name])
-        if array.dtype == np.int8:
-            shifted = (array.astype(np.int16) + 128).astype(np.uint8)
-            initializers[name].CopyFrom(numpy_helper.from_array(shifted, name))
+        shifted = (numpy_helper.to_array(initializers[name]).astype(np.int16) + 128).astype(np.uint8)
+        initializers[name].CopyFrom(numpy_helper.from_array(shifted, name))
 
     for node in model.graph.node:
         weight, zero_point = _WEIGHT_INPUTS.get(node.op_type, (0, 0))

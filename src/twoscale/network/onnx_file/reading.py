@@ -127,6 +127,8 @@ def _layer(plain: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> n.Layer
     for field in dataclasses.fields(kind):
         if field.name in ("weight", "bias_o", "table"):
             values[field.name] = arrays[f"{name}/{field.name.removesuffix('_o')}"]
+    if issubclass(kind, n.Accumulating) and values["weight"].dtype == np.uint8:
+        values["weight"] = (values["weight"].astype(np.int16) - 128).astype(np.int8)
     if kind is n.Linear:
         values["weight"] = np.ascontiguousarray(values["weight"].T)
     if issubclass(kind, n.Accumulating):

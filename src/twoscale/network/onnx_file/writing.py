@@ -91,27 +91,33 @@ class IntegerWriter(GraphBuilder):
         self.quantize(layer, self.node("Mul", [real, factors], f"{layer.name}/product"))
 
     def conv_integer(
-        self, layer: n.Requantize, weight: str, bias: NDArray[np.int32] | None, attributes: dict[str, Any]
+        self, layer: n.Requantize, weight: NDArray[np.int8], bias: NDArray[np.int32], attributes: dict[str, Any]
     ) -> str:
-        """Write equation (2) and return the accumulators, the layer's integers if it has no multiplier."""
+        """Write equation (2) and return the accumulators, the layer's integers if it has no multiplier.
+
+        The weights are uint8 with the zero point 128: ConvInteger is several times slower with int8.
+        """
         x = layer.inputs[0]
         acc = q(layer.name) if layer.multiplier is None else f"{layer.name}/acc"
-        products = f"{layer.name}/products" if bias is not None else acc
-        self.node("ConvInteger", [q(x), weight, self.zero_point(x)], products, **attributes)
-        if bias is not None:
-            self.node("Add", [products, self.constant(f"{layer.name}/bias", bias.reshape(-1, 1, 1), np.int32)], acc)
-        return acc
+        unsigned = self.constant(f"{layer.name}/weight", weight.astype(np.int16) + 128, np.uint8)
+        weight_zero = self.constant(f"{layer.name}/weight_zero_point", 128, np.uint8)
+        inputs = [q(x), unsigned, self.zero_point(x), weight_zero]
+        products = self.node("ConvInteger", inputs, f"{layer.name}/products", **attributes)
+        return self.node("Add", [products, self.constant(f"{layer.name}/bias", bias.reshape(-1, 1, 1), np.int32)], acc)
 
-    def qlinear_conv(self, layer: n.Requantize, weight: str, bias: str | None, attributes: dict[str, Any]) -> None:
+    def qlinear_conv(
+        self, layer: n.Requantize, weight: NDArray[np.int8], bias: NDArray[np.int32], attributes: dict[str, Any]
+    ) -> None:
         """Write equations (2) and (3) as one QLinearConv."""
         assert layer.multiplier is not None
         x = layer.inputs[0]
+        signed = self.constant(f"{layer.name}/weight", weight, np.int8)
         factors = self.multiplier(layer, layer.multiplier, "multiplier", 1)
         # Runtimes want as many weight zero points as weight scales.
         zeros = np.zeros(() if layer.multiplier.values.size == 1 else layer.multiplier.values.size)
         weight_zero = self.constant(f"{layer.name}/weight_zero_point", zeros, np.int8)
-        inputs = [q(x), self.unit(), self.zero_point(x), weight, factors, weight_zero]
-        inputs += [self.unit(), self.zero_point(layer.name), *([bias] if bias else [])]
+        inputs = [q(x), self.unit(), self.zero_point(x), signed, factors, weight_zero]
+        inputs += [self.unit(), self.zero_point(layer.name), self.constant(f"{layer.name}/bias", bias, np.int32)]
         self.saturating(layer, "QLinearConv", inputs, **attributes)
 
     def one_step(self, layer: n.Requantize) -> bool:
@@ -134,11 +140,10 @@ def _conv2d(w: IntegerWriter, layer: n.Conv2d) -> None:
     attributes = window(
         layer.weight.shape[2:], layer.stride, layer.padding, dilations=list(layer.dilation), group=layer.groups
     )
-    weight = w.constant(f"{layer.name}/weight", layer.weight, np.int8)
     if layer.residual_multiplier is None and w.one_step(layer):
-        w.qlinear_conv(layer, weight, w.constant(f"{layer.name}/bias", layer.bias_o, np.int32), attributes)
+        w.qlinear_conv(layer, layer.weight, layer.bias_o, attributes)
         return
-    acc = w.conv_integer(layer, weight, layer.bias_o, attributes)
+    acc = w.conv_integer(layer, layer.weight, layer.bias_o, attributes)
     if layer.residual_multiplier is not None:
         _join_residual(w, layer, acc)
     elif layer.multiplier is not None:
@@ -146,14 +151,15 @@ def _conv2d(w: IntegerWriter, layer: n.Conv2d) -> None:
 
 
 def _join_residual(w: IntegerWriter, layer: n.Conv2d, acc: str) -> None:
-    """Equation (7b)."""
+    """Equation (7b). The accumulators do not come from a DequantizeLinear, so no runtime takes this for (7)."""
     assert layer.multiplier is not None
     assert layer.residual_multiplier is not None
     factors = w.multiplier(layer, layer.multiplier, "multiplier", 3)
-    residual_factors = w.multiplier(layer, layer.residual_multiplier, "residual_multiplier", 3)
     real = w.node("Cast", [acc], f"{layer.name}/real", to=TensorProto.FLOAT)
     product = w.node("Mul", [real, factors], f"{layer.name}/product")
-    residual = w.node("Mul", [w.real(layer, 1), residual_factors], f"{layer.name}/residual")
+    factor = w.multiplier(layer, layer.residual_multiplier, "residual_multiplier", 1)
+    skip = layer.inputs[1]
+    residual = w.node("DequantizeLinear", [q(skip), factor, w.zero_point(skip)], f"{layer.name}/residual")
     w.quantize(layer, w.node("Add", [product, residual], f"{layer.name}/sum"))
 
 
@@ -188,11 +194,11 @@ def _average_pool(w: IntegerWriter, layer: n.AveragePool2d) -> None:
     """A sum over windows is a depthwise convolution with ones."""
     channels = layer.output.shape[0]
     attributes = window(layer.kernel, layer.stride, layer.padding, dilations=[1, 1], group=channels)
-    ones = w.constant(f"{layer.name}/ones", np.ones((channels, 1, *layer.kernel)), np.int8)
+    ones, zeros = np.ones((channels, 1, *layer.kernel), np.int8), np.zeros(channels, np.int32)
     if w.one_step(layer):
-        w.qlinear_conv(layer, ones, None, attributes)
+        w.qlinear_conv(layer, ones, zeros, attributes)
         return
-    acc = w.conv_integer(layer, ones, None, attributes)
+    acc = w.conv_integer(layer, ones, zeros, attributes)
     if layer.multiplier is not None:
         w.requantize(layer, acc)
 
