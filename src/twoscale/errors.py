@@ -10,7 +10,8 @@
     ├── CalibrationError             calibration without images, or with NaN or infinity in it
     ├── QuantizationError            a network whose integers would not fit; names layer and channel
     ├── NetworkFileError             a file that is not an integer network of this library
-    └── ExecutorError                an executor that cannot run on this machine; says what is missing
+    ├── ExecutorError                an executor that cannot run on this machine; says what is missing
+    └── ForecastError                a forecast for what no measurement covers; says which measurement is missing
 
 The command line prints the message and exits with code 2; anything else that escapes is a bug.
 """
@@ -27,6 +28,7 @@ __all__ = [
     "ConfigurationError",
     "DataError",
     "ExecutorError",
+    "ForecastError",
     "NetworkFileError",
     "QuantizationError",
     "TwoscaleError",
@@ -89,3 +91,7 @@ class NetworkFileError(TwoscaleError):
 
 class ExecutorError(TwoscaleError):
     """An executor that cannot run on this machine; says what is missing."""
+
+
+class ForecastError(TwoscaleError):
+    """A forecast for what no measurement covers; says which measurement is missing."""
