@@ -14,7 +14,7 @@ from twoscale.training.config import TrainConfig
 from twoscale.training.record import RunRecord
 
 if TYPE_CHECKING:
-    from twoscale.training.evaluate import evaluate
+    from twoscale.training.accuracy import evaluate
     from twoscale.training.loop import TrainingInterrupted, TrainResult, train
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
 _LAZY = {
     "TrainResult": "loop",
     "TrainingInterrupted": "loop",
-    "evaluate": "evaluate",
+    "evaluate": "accuracy",
     "train": "loop",
 }
 
@@ -39,6 +39,5 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    globals()[name] = value  # over the module of the same name, which the import has put here
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     return value

@@ -28,9 +28,9 @@ from twoscale.data import Dataset, epoch_order, normalize
 from twoscale.errors import ConfigurationError, TwoscaleError
 from twoscale.models import ModelInfo, save_model
 from twoscale.records import current_environment, write_record
+from twoscale.training.accuracy import check_takes, evaluate
 from twoscale.training.checkpoint import Position, check_continues, read_state, write_state
 from twoscale.training.config import TrainConfig
-from twoscale.training.evaluate import check_takes, evaluate
 from twoscale.training.optimizers import SGD
 from twoscale.training.progress import Reporter, reporter
 from twoscale.training.record import MODEL_FILE, RECORD_FILE, STATE_FILE, RunRecord

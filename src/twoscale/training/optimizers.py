@@ -5,7 +5,7 @@ They know tensors only, so that the update is part of a recorded step like every
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,9 +20,7 @@ class Optimizer(Protocol):
     def state_for(self, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the initial state; names are unique, and stay the same for the same parameters."""
 
-    def update(
-        self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], state: Sequence[torch.Tensor]
-    ) -> None:
+    def update(self, parameters: list[torch.Tensor], gradients: list[torch.Tensor], state: list[torch.Tensor]) -> None:
         """Change parameters and state in place."""
 
 
@@ -37,19 +35,8 @@ class SGD:
         """Return v = 0 for every parameter."""
         return {f"momentum.{name}": torch.zeros_like(value) for name, value in parameters.items()}
 
-    def update(
-        self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], state: Sequence[torch.Tensor]
-    ) -> None:
-        """Update all parameters in one kernel call, the one of ``torch.optim.SGD(fused=True)``."""
-        torch._fused_sgd_(
-            list(parameters),
-            list(gradients),
-            list(state),
-            weight_decay=0.0,
-            momentum=self.momentum,
-            lr=self.lr,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-            is_first_step=False,
-        )
+    def update(self, parameters: list[torch.Tensor], gradients: list[torch.Tensor], state: list[torch.Tensor]) -> None:
+        """Update every parameter; three kernels each, the ones of ``torch.optim.SGD(foreach=True)``."""
+        torch._foreach_mul_(state, self.momentum)
+        torch._foreach_add_(state, gradients)
+        torch._foreach_add_(parameters, state, alpha=-self.lr)

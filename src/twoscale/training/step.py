@@ -126,7 +126,8 @@ class Step:
         }[self._how]
 
     def _fall_back(self, how: str, what: str, error: Exception) -> None:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        inner = getattr(error, "inner_exception", error)  # what torch.compile's own exception is about
+        reason = next((line.strip() for line in str(inner).splitlines() if line.strip()), type(inner).__name__)
         self.notes.append(f"{what} ({reason}): it runs {how} instead")
         self._how = how
         self._graphs.clear()
@@ -157,7 +158,7 @@ class Step:
         # Parameters that the forward does not use get zeros, so that momentum and weights stay as they are.
         gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
         with torch.no_grad():
-            self._optimizer.update([p.detach() for p in parameters], gradients, state)
+            self._optimizer.update([p.detach() for p in parameters], list(gradients), list(state))
             loss.copy_(value)
 
 
