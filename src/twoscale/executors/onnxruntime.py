@@ -37,7 +37,7 @@ LEVELS = {
 """Graph optimization levels, by ONNX Runtime's names."""
 
 _WEIGHT_INPUTS = {"MatMulInteger": (1, 3), "QLinearConv": (3, 5)}
-"""Where an operator takes its weights, and their zero point; those of ConvInteger are uint8 in the file."""
+"""Where an operator takes its weights, and their zero point; those of ConvInteger have its input's type in the file."""
 
 
 class OnnxRuntimeExecutor:

@@ -95,13 +95,15 @@ class IntegerWriter(GraphBuilder):
     ) -> str:
         """Write equation (2) and return the accumulators, the layer's integers if it has no multiplier.
 
-        The weights are uint8 with the zero point 128: ConvInteger is several times slower with int8.
+        The weights have the input's type, as uint8 with the zero point 128: the kernels for mixed types are several
+        times slower, and saturate where there is no VNNI.
         """
         x = layer.inputs[0]
         acc = q(layer.name) if layer.multiplier is None else f"{layer.name}/acc"
-        unsigned = self.constant(f"{layer.name}/weight", weight.astype(np.int16) + 128, np.uint8)
-        weight_zero = self.constant(f"{layer.name}/weight_zero_point", 128, np.uint8)
-        inputs = [q(x), unsigned, self.zero_point(x), weight_zero]
+        dtype = self.network.spec(x).dtype
+        zero = 128 if dtype == "uint8" else 0
+        shifted = self.constant(f"{layer.name}/weight", weight.astype(np.int16) + zero, dtype)
+        inputs = [q(x), shifted, self.zero_point(x), self.constant(f"{layer.name}/weight_zero_point", zero, dtype)]
         products = self.node("ConvInteger", inputs, f"{layer.name}/products", **attributes)
         return self.node("Add", [products, self.constant(f"{layer.name}/bias", bias.reshape(-1, 1, 1), np.int32)], acc)
 
