@@ -152,14 +152,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TwoscaleError as error:
         _fail(" ".join(str(error).split()))
     except KeyboardInterrupt as error:
-        sys.stderr.write(f"twoscale: {error or 'interrupted; finished files are kept, none is half written'}\n")
+        sys.stderr.write(f"twoscale: {str(error) or 'interrupted; finished files are kept, none is half written'}\n")
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(BROKEN_PIPE)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}")
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
+        _fail(f"{error.filename or 'standard output'}: {error.strerror or error}")
     if code:
         sys.exit(code)
 
@@ -230,6 +233,11 @@ def _help(group: str | None = None) -> str:
 
 def _indented(lines: Sequence[str]) -> list[str]:
     return [f"  {line}" for line in lines]
+
+
+def _drop_output() -> None:
+    """Send to nowhere what is left for an output that takes no more, so that Python does not try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str) -> NoReturn:

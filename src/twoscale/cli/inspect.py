@@ -76,6 +76,7 @@ def inspect_command(
     printer = console()
     printer.print(statistics_table(f"{graph.name}: weights", weights))
     if activations:
+        printer.print()
         printer.print(
             statistics_table(f"{graph.name}: activations over {seen:,} training images of {dataset.name}", outputs)
         )

@@ -127,4 +127,4 @@ def quantize_command(
 
     printer = console()
     printer.print(network_table(network))
-    printer.print(f"Wrote {out}. Check it: twoscale verify {out} --checkpoint {file}", soft_wrap=True, markup=False)
+    printer.print(f"\nWrote {out}. Check it: twoscale verify {out} --checkpoint {file}", soft_wrap=True, markup=False)

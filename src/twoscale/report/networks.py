@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from rich import box
@@ -25,15 +26,28 @@ __all__ = [
     "verify_tables",
 ]
 
+_HEAD_WIDTH = 8
+"""Longer heads are wrapped, so that wide tables fit 80 columns."""
+
 
 def rich_table(table: tables.Table) -> RichTable:
-    """Draw a table for a terminal: units under the heads, numbers to the right."""
+    """Draw a table for a terminal: units under the heads, numbers to the right, and never broken in two."""
     drawn = RichTable(
-        box=box.SIMPLE_HEAD, title=Text(table.caption), title_style="bold", title_justify="left", pad_edge=False
+        box=box.SIMPLE_HEAD,
+        title=Text(f"{table.caption}\n"),
+        title_style="bold",
+        title_justify="left",
+        show_edge=False,
+        padding=(0, 1, 0, 0),
     )
     for column in table.columns:
-        head = f"{column.label}\n{column.unit}" if column.unit else column.label
-        drawn.add_column(head, justify="right" if column.numeric else "left", overflow="fold")
+        head = textwrap.wrap(column.label, _HEAD_WIDTH) + [column.unit] * bool(column.unit)
+        drawn.add_column(
+            Text("\n".join(head)),
+            justify="right" if column.numeric else "left",
+            no_wrap=column.numeric,
+            overflow="fold",
+        )
     for row in table.rows:
         drawn.add_row(*(Text(cell.text) for cell in row))
     return drawn
@@ -55,23 +69,23 @@ def _network(network: IntegerNetwork) -> tables.Table:
                 spec.dtype,
                 f"{spec.scale:.4g}",
                 MISSING if is_accumulator else str(spec.zero_point),
-                MISSING if is_accumulator else f"{spec.lo}..{spec.hi}",
+                MISSING if is_accumulator else f"{count(spec.lo)}..{count(spec.hi)}",
                 fixed(tables.bits(bounds.get(layer.name)), 1),
             )
         )
     columns = (
-        tables.Column("layer", numeric=False),
-        tables.Column("operator", numeric=False),
-        tables.Column("output"),
-        tables.Column("weights"),
-        tables.Column("type", numeric=False),
-        tables.Column("scale"),
-        tables.Column("zero"),
-        tables.Column("range"),
-        tables.Column("bound", "bits"),
+        tables.Column("Layer", numeric=False),
+        tables.Column("Operator", numeric=False),
+        tables.Column("Output"),
+        tables.Column("Weights"),
+        tables.Column("Type", numeric=False),
+        tables.Column("Scale"),
+        tables.Column("Zero"),
+        tables.Column("Range"),
+        tables.Column("Bound", "bits"),
     )
-    grid = "on the grid: the same bits in every executor" if network.on_grid else "off the grid: bits may differ"
-    caption = f"{network.name}, scheme {network.scheme}, {count(network.parameters)} parameters, {grid}"
+    grid = "the same integers everywhere" if network.on_grid else "off the grid, executors may differ"
+    caption = f"{network.name}: {count(network.parameters)} parameters, scheme {network.scheme}, {grid}"
     return tables.Table(caption, columns, tuple(tuple(tables.Cell(text) for text in row) for row in rows))
 
 
@@ -98,22 +112,26 @@ def _layers(result: VerifyResult) -> tables.Table:
             layer.op,
             count(layer.mismatches),
             fixed(layer.sqnr_db, 1),
-            MISSING if layer.seen_lo is None else f"{layer.seen_lo}..{layer.seen_hi}",
+            MISSING if layer.seen_lo is None else f"{count(layer.seen_lo)}..{count(layer.seen_hi)}",
             percent(layer.saturated, 3),
             fixed(tables.bits(layer.accumulator_bound), 1),
         )
         for layer in result.layers
     ]
     columns = (
-        tables.Column("layer", numeric=False),
-        tables.Column("operator", numeric=False),
-        tables.Column("differing"),
+        tables.Column("Layer", numeric=False),
+        tables.Column("Operator", numeric=False),
+        tables.Column("Differ"),
         tables.Column("SQNR", "dB"),
-        tables.Column("integers"),
-        tables.Column("clipped", "%"),
-        tables.Column("bound", "bits"),
+        tables.Column("Integers"),
+        tables.Column("At limit", "%"),
+        tables.Column("Bound", "bits"),
     )
-    return tables.Table("Layers", columns, tuple(tuple(tables.Cell(text) for text in row) for row in rows))
+    return tables.Table(
+        f"{result.network}: integers of each layer",
+        columns,
+        tuple(tuple(tables.Cell(text) for text in row) for row in rows),
+    )
 
 
 def _summary(result: VerifyResult) -> list[str]:
@@ -136,7 +154,9 @@ def _summary(result: VerifyResult) -> list[str]:
         lines.append(", ".join(parts))
     outside = sum(layer.outside for layer in result.layers)
     lines.append(
-        "every value is an integer in its range" if not outside else f"{count(outside)} values are outside their range"
+        "every value of every layer is an integer in its range"
+        if not outside
+        else f"{count(outside)} values are outside their range"
     )
     return lines
 
@@ -144,7 +164,7 @@ def _summary(result: VerifyResult) -> list[str]:
 def verify_tables(result: VerifyResult) -> tuple[RenderableType, ...]:
     """Return what verify found for a terminal: a summary and a row for each layer."""
     summary = Group(*(Text(line) for line in _summary(result)))
-    return rich_table(_layers(result)), summary
+    return rich_table(_layers(result)), Text(), summary
 
 
 def verify_html(result: VerifyResult) -> str:

@@ -1,0 +1,141 @@
+"""Ctrl-C, full disks, readers that leave: one line, and nothing lost or half written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+Run = Callable[..., Any]
+Refused = Callable[..., str]
+
+
+def interrupt_at_call(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function`` as it is when Ctrl-C comes at its call of that number."""
+    calls = 0
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            signal.raise_signal(signal.SIGINT)
+        return function(*arguments, **options)
+
+    return interrupted
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        ("twoscale.training.loop.evaluate", 3),  # in the middle of training the first network
+        ("twoscale.quantization.quantize_graph", 3),  # the second network is trained
+    ],
+)
+def test_an_interrupted_lab_goes_on_to_the_same_result(
+    run: Run, lab: Any, tmp_path: Path, small_digits: None, monkeypatch: pytest.MonkeyPatch, place: str, number: int
+) -> None:
+    module, name = place.rsplit(".", 1)
+    original = getattr(sys.modules[module], name)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, interrupt_at_call(number, original))
+        outcome = run("lab", "--out", tmp_path, "--calibration-images", 50)
+    assert outcome.code == 130
+    assert outcome.out == ""
+    last = outcome.err.splitlines()[-1]
+    assert last.startswith("twoscale: interrupted; what is trained is kept, go on with: twoscale lab ")
+    assert not list(tmp_path.rglob(".*"))
+    assert not (tmp_path / "results.json").exists()
+
+    again = last.split("go on with: twoscale ")[1].split()
+    assert run(*again, "--calibration-images", 50).code == 0
+    for name in ("net", "net-with-bias"):
+        expected = load_file(lab.folder / name / "model.safetensors")
+        found = load_file(tmp_path / name / "model.safetensors")
+        assert expected.keys() == found.keys()
+        assert all(np.array_equal(expected[key], found[key]) for key in expected)
+
+
+def test_interrupted_while_saving(run: Run, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "net.onnx"
+    out.write_bytes(b"what was there")
+    monkeypatch.setattr(os, "fsync", interrupt_at_call(1, os.fsync))
+    outcome = run("quantize", trained.checkpoint, "-o", out, "--calibration-images", 20)
+    assert outcome.code == 130
+    assert outcome.err == "twoscale: interrupted; finished files are kept, none is half written\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+    assert out.read_bytes() == b"what was there"
+
+
+def test_full_disk_while_saving(
+    refused: Refused, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out = tmp_path / "net.onnx"
+    out.write_bytes(b"what was there")
+    monkeypatch.setattr(os, "fsync", full)
+    message = refused("quantize", trained.checkpoint, "-o", out, "--calibration-images", 20)
+    assert message == f"cannot write {out}: No space left on device; what was there before is unchanged"
+    assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+    assert out.read_bytes() == b"what was there"
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB, which an integer network of the lab does not fit."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a file system can be mounted by root only")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_really_full_disk(run: Run, refused: Refused, trained: Any, tiny_disk: Path) -> None:
+    message = refused("quantize", trained.checkpoint, "-o", tiny_disk / "net.onnx", "--calibration-images", 20)
+    assert message.startswith(f"cannot write {tiny_disk / 'net.onnx'}: No space left on device")
+    outcome = run("train", "net", "--epochs", 1, "-o", tiny_disk)
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1].startswith("twoscale: error: cannot write ")
+    assert not list(tiny_disk.iterdir())
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-c", "from twoscale.cli import main; main()", *map(str, words)]
+
+
+def test_output_on_a_full_disk(trained: Any) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command("inspect", trained.network), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr == "twoscale: error: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_reader_that_leaves(trained: Any, options: tuple[str, ...]) -> None:
+    """As in ``twoscale inspect net.onnx | head -0``."""
+    with subprocess.Popen(
+        command("inspect", trained.network, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 141

@@ -1,0 +1,55 @@
+"""Mistakes in the command itself: one line, exit code 2, the nearest right word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from twoscale.cli.parsing import bind
+
+Refused = Callable[..., str]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("quantise",), "unknown verb 'quantise', did you mean quantize?; see twoscale --help"),
+        (("xyzzy",), "unknown verb 'xyzzy'; see twoscale --help"),
+        (("--jsn",), "--jsn is no option of twoscale itself: name a verb first; see twoscale --help"),
+        (("data",), "twoscale data needs one of: list, fetch; see twoscale --help"),
+        (("data", "fetsch"), "twoscale data has no 'fetsch', did you mean fetch?; see twoscale --help"),
+        (("lab", "--ot", "x"), "unknown option --ot, did you mean --out?; see twoscale lab --help"),
+        (("lab", "--zzz=3"), "unknown option --zzz; see twoscale lab --help"),
+        (("lab", "digits"), "unexpected digits; see twoscale lab --help"),
+        (("lab", "--seed"), "--seed needs a value; see twoscale lab --help"),
+        (("lab", "--seed", "one"), "--seed: 'one' is not a whole number; see twoscale lab --help"),
+        (("train", "net", "-o", "x", "--lr", "fast"), "--lr: 'fast' is not a number; see twoscale train --help"),
+        (("quantize",), "missing FILE and --out; see twoscale quantize --help"),
+        (("quantize", "net.pt", "--oout", "x.onnx"), "unknown option --oout, did you mean --out?; "
+         "see twoscale quantize --help"),
+        (("quantize", "net.pt", "-o", "x.onnx", "--scheme", "corse"), "--scheme is corse, did you mean course? "
+         "Expected default, course; see twoscale quantize --help"),
+        (("train", "net", "-o", "x", "--batchsize", "4"), "unknown option --batchsize, did you mean --batch-size?; "
+         "see twoscale train --help"),
+    ],
+)  # fmt: skip
+def test_mistake(refused: Refused, words: tuple[str, ...], message: str) -> None:
+    assert refused(*words) == message
+
+
+def test_nothing_runs_before_everything_is_understood() -> None:
+    def verb(images: int = 3) -> None:
+        raise AssertionError("it ran")
+
+    bound = bind(verb, "twoscale verb", ["--images", "4"])
+    with pytest.raises(AssertionError, match="it ran"):
+        bound()
+
+
+def test_options_reach_the_function() -> None:
+    def verb(images: int = 3, json: bool = False, name: str | None = None) -> tuple[int, bool, str | None]:
+        return images, json, name
+
+    assert bind(verb, "verb", [])() == (3, False, None)
+    assert bind(verb, "verb", ["--images", "4", "--json", "--name", "None"])() == (4, True, "None")

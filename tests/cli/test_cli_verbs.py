@@ -1,0 +1,224 @@
+"""Every verb on digits, from training to C, and what its ``--json`` says."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+import twoscale
+from twoscale import data
+from twoscale.cli.evaluate import EvalRecord
+from twoscale.cli.quantize import QuantizeRecord
+from twoscale.records import LabResults, VerifyResult
+from twoscale.training import RunRecord
+
+Run = Callable[..., Any]
+
+
+def fields_of(record: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(record)}
+
+
+def test_data_list(run: Run) -> None:
+    assert "digits" in run("data", "list").out
+    rows = run("data", "list", "--json").json
+    assert [row["name"] for row in rows] == sorted(data.names())
+
+
+def test_data_fetch_of_what_is_there(run: Run) -> None:
+    assert run("data", "fetch", "digits", "--json").json["state"] == "embedded"
+
+
+def test_train_and_eval(run: Run, tmp_path: Path) -> None:
+    trained = run("train", "net", "--epochs", 1, "--out", tmp_path, "--json")
+    assert trained.code == 0
+    record = msgspec.json.decode(trained.out, type=RunRecord)
+    assert set(trained.json) == fields_of(RunRecord)
+    assert record.finished
+    assert record.mini_batches == 360
+    found = run("eval", tmp_path / "model.safetensors", "--json").json
+    assert set(found) == fields_of(EvalRecord)
+    assert found["samples"] == 360
+    assert found["top1"] == pytest.approx(record.test_accuracy)
+    assert f"{found['top1']:.2%} of 360 test images" in run("eval", tmp_path / "model.safetensors").out
+
+
+def test_eval_of_the_first_images(run: Run, trained: Any) -> None:
+    found = run("eval", trained.checkpoint, "--max-samples", 10, "--json").json
+    assert found["samples"] == 10
+    assert found["top1"] * 10 == pytest.approx(round(found["top1"] * 10))
+
+
+def test_inspect_weights(run: Run, trained: Any) -> None:
+    outcome = run("inspect", trained.checkpoint)
+    assert outcome.code == 0
+    assert "Activations" not in outcome.out
+    found = run("inspect", trained.checkpoint, "--json").json
+    from safetensors.numpy import load_file
+
+    tensors = load_file(trained.checkpoint)
+    for weight in found["weights"]:
+        values = tensors[weight["name"] if weight["kind"] == "bias" else f"{weight['name']}.weight"]
+        assert weight["count"] == values.size == sum(weight["histogram"]["counts"])
+        assert weight["min"] == values.min()
+        assert weight["max"] == values.max()
+        assert weight["mean"] == pytest.approx(values.mean(dtype=np.float64))
+        assert weight["std"] == pytest.approx(values.std(dtype=np.float64))
+    assert {"conv1", "conv2", "fc1", "fc2", "fc3", "fc3.bias"} == {weight["name"] for weight in found["weights"]}
+    assert found["activations"] == []
+
+
+def test_inspect_activations(run: Run, trained: Any) -> None:
+    found = run("inspect", trained.checkpoint, "--activations", "--images", 50, "--json").json["activations"]
+    pixels = data.load("digits").train.images[:50].astype(np.float64)
+    assert found[0]["name"] == "input"
+    assert found[0]["count"] == pixels.size
+    assert found[0]["mean"] == pytest.approx((pixels / 255 - 0.5).mean() / 0.5, rel=1e-5)
+    assert [one["name"] for one in found] == ["input", "conv1", "conv2", "fc1", "fc2", "fc3"]
+    table = run("inspect", trained.checkpoint, "--activations", "--images", 50).out
+    assert "activations over 50 training images of digits" in table
+
+
+def test_inspect_an_integer_network(run: Run, trained: Any) -> None:
+    found = run("inspect", trained.network, "--json").json
+    network = twoscale.load(trained.network)
+    assert found["fingerprint"] == network.fingerprint
+    assert [layer["name"] for layer in found["layers"]] == [layer.name for layer in network]
+    assert found["metadata"]["data"] == "digits"
+    table = run("inspect", trained.network).out
+    assert "scheme default, the same integers everywhere" in table
+    for layer in network:
+        assert re.search(rf"^{layer.name} +{layer.op} ", table, re.MULTILINE)
+    assert max(len(line) for line in table.splitlines()) <= 80
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), {}),
+        (("--scheme", "course"), {"scheme": "course"}),
+        (("--weight-bits", 4, "--activation-range", "percentile-99.9", "--weight-scales", "per-layer"),
+         {"weight_bits": 4, "activation_range": "percentile-99.9", "per_channel": False}),
+    ],
+)  # fmt: skip
+def test_quantize(run: Run, trained: Any, tmp_path: Path, options: tuple[Any, ...], expected: dict[str, Any]) -> None:
+    out = tmp_path / "net.onnx"
+    outcome = run("quantize", trained.checkpoint, "-o", out, "--calibration-images", 40, "--json", *options)
+    assert outcome.code == 0, outcome.err
+    assert set(outcome.json) == fields_of(QuantizeRecord)
+    network = twoscale.load(out)
+    assert outcome.json["fingerprint"] == network.fingerprint
+    assert outcome.json["calibration_samples"] == 40
+    assert network.scheme == expected.pop("scheme", "default")
+    assert network.metadata["options"] == expected
+    weights = [layer.weight for layer in network if hasattr(layer, "weight")]
+    limit = 2 ** (expected.get("weight_bits", 8) - 1) - 1
+    assert max(int(np.abs(weight.astype(int)).max()) for weight in weights) <= limit
+
+
+def test_quantize_prints_the_layers_and_what_to_do_next(run: Run, trained: Any, tmp_path: Path) -> None:
+    out = tmp_path / "net.onnx"
+    printed = run("quantize", trained.checkpoint, "-o", out, "--calibration-images", 40).out
+    assert "conv1   Conv2d" in printed
+    command = printed.splitlines()[-1].split("Check it: twoscale ")[1]
+    assert run(*command.split()).code == 0
+
+
+def test_verify(run: Run, trained: Any) -> None:
+    outcome = run("verify", trained.network, "--executors", "reference,torch,onnxruntime", "--json")
+    assert outcome.code == 0
+    assert set(outcome.json) == fields_of(VerifyResult)
+    result = msgspec.json.decode(outcome.out, type=VerifyResult)
+    assert result.executors == ("reference", "torch", "onnxruntime")
+    assert result.samples == 360
+    assert result.mismatches == 0
+    assert result.compared > 0
+    assert result.sqnr_db is None
+    assert result.top1 == run("eval", trained.network, "--json").json["top1"]
+
+
+def test_verify_with_the_float_network(run: Run, trained: Any) -> None:
+    outcome = run("verify", trained.network, "--checkpoint", trained.checkpoint, "--max-samples", 50, "--json")
+    assert outcome.json["samples"] == 50
+    assert outcome.json["agreement"] >= 0.9
+    assert outcome.json["sqnr_db"] > 30
+    table = run("verify", trained.network, "--checkpoint", trained.checkpoint, "--max-samples", 50).out
+    assert "0 of" in table
+    assert "logit SQNR" in table
+    assert max(len(line) for line in table.splitlines()) <= 80
+
+
+def test_verify_that_finds_a_difference_exits_with_1(run: Run, trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from twoscale.executors.torch import TorchExecutor
+
+    original = TorchExecutor.run
+
+    def wrong(self: TorchExecutor, images: Any, keep: Any = None) -> dict[str, Any]:
+        found = original(self, images, keep)
+        found["fc1"] = found["fc1"].copy()
+        found["fc1"][3, 7] ^= 1
+        return found
+
+    monkeypatch.setattr(TorchExecutor, "run", wrong)
+    outcome = run("verify", trained.network, "--max-samples", 20)
+    assert outcome.code == 1
+    assert outcome.err == ""
+    assert "1 of" in outcome.out
+    assert "layer fc1 (Linear), image 3, index (7,)" in outcome.out
+
+
+def test_the_network_says_how_its_images_are_normalized(run: Run, trained: Any, tmp_path: Path) -> None:
+    out = tmp_path / "net.onnx"
+    mean, std = ("--mean", "0.4", "0.5", "0.6"), ("--std", "0.25", "0.25", "0.2")
+    common = ("--model", "net-with-bias", "--calibration-images", 40)
+    assert run("quantize", trained.checkpoint, "-o", out, *common, *mean, *std).code == 0
+    metadata = twoscale.load(out).metadata
+    assert metadata["mean"] == [0.4, 0.5, 0.6]
+    assert metadata["std"] == [0.25, 0.25, 0.2]
+    verified = run("verify", out, "--max-samples", 60, "--json").json
+    digits = data.load("digits")
+    images = data.normalize(digits.test.images[:60], (0.4, 0.5, 0.6), (0.25, 0.25, 0.2))
+    right = (twoscale.load(out)(images).argmax(1) == digits.test.labels[:60]).mean()
+    assert verified["top1"] == pytest.approx(right)
+
+
+def test_export(run: Run, trained: Any, tmp_path: Path) -> None:
+    assert run("export", trained.network, "--out", tmp_path / "c").code == 0
+    assert list((tmp_path / "c").glob("*.c"))
+
+
+def test_lab(lab: Any) -> None:
+    results = msgspec.json.decode(lab.outcome.out, type=LabResults)
+    assert lab.outcome.out == (lab.folder / "results.json").read_text()
+    assert [network.name for network in results.networks] == ["Net", "NetWithBias"]
+    for network in results.networks:
+        assert network.stages[0].stage == "float"
+        assert network.verify["default"].mismatches == 0
+        for file in network.files.values():
+            assert (lab.folder / file).is_file()
+    assert "net-with-bias: verify (course)\n" in lab.outcome.err
+    assert (lab.folder / "report.html").read_text().startswith("<!doctype html>")
+    assert not list(lab.folder.rglob(".*"))  # no temporary file is left
+
+
+def test_lab_prints_its_table(run: Run, tmp_path: Path, lab: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("twoscale.lab.run_lab", lambda config, say: lab.results)
+    outcome = run("lab", "--out", tmp_path)
+    assert outcome.code == 0
+    assert "all integer" in outcome.out
+    assert outcome.out.endswith(f"Everything, with pictures: {tmp_path / 'report.html'}\n")
+
+
+def test_lab_whose_promise_is_broken_exits_with_1(run: Run, tmp_path: Path, lab: Any, monkeypatch: Any) -> None:
+    network = lab.results.networks[0]
+    verify = {**network.verify, "default": dataclasses.replace(network.verify["default"], mismatches=3)}
+    broken = dataclasses.replace(lab.results, networks=(dataclasses.replace(network, verify=verify),))
+    monkeypatch.setattr("twoscale.lab.run_lab", lambda config, say: broken)
+    assert run("lab", "--out", tmp_path).code == 1
