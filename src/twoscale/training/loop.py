@@ -170,7 +170,7 @@ class _Run:
                     if done == look:
                         position.seconds += time.perf_counter() - clock
                         position.done = done
-                        self._look(interrupted.is_set())
+                        self._look(interrupted)
                         look = _next(done, looks)
                         clock = time.perf_counter()
 
@@ -183,26 +183,26 @@ class _Run:
             write_record(self.out / RECORD_FILE, record)
         return TrainResult(self.model, record)
 
-    def _look(self, interrupted: bool) -> None:
+    def _look(self, interrupted: threading.Event) -> None:
         """Do what is due after so many mini-batches."""
         config, position, done = self.config, self.position, self.position.done
-        epoch_ends = done % self.per_epoch == 0
-        saves = epoch_ends or interrupted or bool(config.checkpoint_every and done % config.checkpoint_every == 0)
         if done % config.log_every == 0 or done == self.total:
             self._enter_loss()
-        elif saves:
-            self._checked_losses()
         self.telling.advance(done, done / position.seconds if position.seconds else 0.0)
+        epoch_ends = done % self.per_epoch == 0
         if epoch_ends:
+            self._checked_losses()
             with numerics(threads=self.threads, batch_size=_EVALUATION_BATCH):
                 accuracy = evaluate(
                     self.model, self.dataset.test, self.dataset.mean, self.dataset.std, batch_size=_EVALUATION_BATCH
                 )
             position.epoch_accuracy.append(accuracy)
             self.telling.accuracy(done // self.per_epoch, self.epochs, accuracy)
-        if saves:
+        stops = interrupted.is_set() and done < self.total
+        if epoch_ends or stops or (config.checkpoint_every and done % config.checkpoint_every == 0):
+            self._checked_losses()
             self._save()
-        if interrupted and done < self.total:
+        if stops:
             where = (
                 f"saved after mini-batch {done:,} of {self.total:,}; go on with the same command and --resume"
                 if self.out is not None

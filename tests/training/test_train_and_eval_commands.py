@@ -1,0 +1,100 @@
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tyro.extras import SubcommandApp
+
+from twoscale.cli.evaluate import eval_command
+from twoscale.cli.train import train_command
+from twoscale.data import Dataset
+from twoscale.errors import CheckpointError, ConfigurationError, UnknownNameError
+from twoscale.records import read_record
+from twoscale.training import RunRecord, accuracy, loop
+
+
+@pytest.fixture
+def command(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("twoscale.data.load", lambda name: dataset)
+    app = SubcommandApp()
+    app.command(name="train")(train_command)
+    app.command(name="eval")(eval_command)
+
+    def run(line: str) -> Any:
+        return app.cli(prog="twoscale", args=line.split(), config=())
+
+    return run
+
+
+def test_train_then_eval(command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert command(f"train net-with-bias --out {out} --epochs 1 --lr 0.01 --seed 3 --log-every 7") == 0
+    printed = capsys.readouterr()
+    record = read_record(out / "run.json", RunRecord)
+    assert (record.config.model, record.config.seed, record.config.log_every) == ("net-with-bias", 3, 7)
+    assert f"net-with-bias: {record.test_accuracy:.2%} of 37 test images right after 23 mini-batches" in printed.out
+    assert f"Wrote {out}/model.safetensors and {out}/run.json" in printed.out
+    command(f"eval {out}/model.safetensors --json")
+    found = json.loads(capsys.readouterr().out)
+    assert found == {
+        "file": f"{out}/model.safetensors",
+        "network": "NetWithBias",
+        "data": "digits",
+        "samples": 37,
+        "top1": record.test_accuracy,
+    }
+    command(f"eval {out}/model.safetensors --max-samples 5 --model net-with-bias")
+    assert "of 5 test images of digits right" in capsys.readouterr().out
+
+
+def test_json_of_a_run(command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command(f"train net -o {tmp_path}/run --epochs 1 --json")
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((tmp_path / "run" / "run.json").read_text())
+
+
+def test_a_folder_with_a_run_is_not_replaced_unasked(command: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command(f"train net -o {out} --epochs 1")
+    before = (out / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigurationError, match="holds a run already; continue it with --resume, replace it with"):
+        command(f"train net -o {out} --epochs 1 --seed 1")
+    assert (out / "model.safetensors").read_bytes() == before
+    with pytest.raises(ConfigurationError, match="--resume and --overwrite exclude each other"):
+        command(f"train net -o {out} --epochs 1 --seed 1 --overwrite --resume")
+    command(f"train net -o {out} --epochs 1 --seed 1 --overwrite")
+    assert (out / "model.safetensors").read_bytes() != before
+    command(f"train net -o {out} --epochs 2 --seed 1 --resume")
+    assert read_record(out / "run.json", RunRecord).mini_batches == 46
+
+
+def test_ctrl_c_is_exit_code_130(
+    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = accuracy.evaluate
+
+    def interrupted(*arguments: Any, **options: Any) -> float:
+        signal.raise_signal(signal.SIGINT)
+        return judge(*arguments, **options)
+
+    monkeypatch.setattr(loop, "evaluate", interrupted)
+    assert command(f"train net -o {tmp_path}/run --epochs 2") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "twoscale: interrupted: saved after mini-batch 23 of 46; go on with the same command and --resume"
+    )
+
+
+def test_bad_input(command: Any, tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="unknown model 'nett': did you mean 'net'"):
+        command(f"train nett -o {tmp_path}/run")
+    with pytest.raises(ConfigurationError, match="--max-samples is 0; expected at least 1"):
+        command("eval x.safetensors --max-samples 0")
+    with pytest.raises(ConfigurationError, match=r"x.safetensors does not exist; expected weights"):
+        command(f"eval {tmp_path}/x.safetensors")
+    (tmp_path / "x.safetensors").write_text("not a checkpoint")
+    with pytest.raises(CheckpointError, match="is neither a safetensors nor a torch file"):
+        command(f"eval {tmp_path}/x.safetensors")
+    (tmp_path / "x.onnx").write_text("not a network")
+    with pytest.raises(ConfigurationError, match="--model is for weights"):
+        command(f"eval {tmp_path}/x.onnx --model net")
