@@ -133,6 +133,7 @@ class _Run:
             how = "captured" if self.total >= _WORTH_RECORDING else "eager"
         self.step = Step(self.model, SGD(config.lr, config.momentum), how)
         self.recent = torch.zeros(config.log_every)
+        self.prepare_seconds = 0.0
         self.saved: int | None = None
         """Mini-batches done at the last checkpoint."""
 
@@ -147,10 +148,12 @@ class _Run:
                     self.telling.say(f"nothing to resume in {self.out}: it begins at the beginning")
                 self._save()  # also shows that the folder can be written, before time is spent
         self.model.train()
+        clock = time.perf_counter()
         if self.position.done < self.total:
             for size in {min(self.config.batch_size, len(self.labels)), len(self.labels) % self.config.batch_size}:
                 if size:
                     self.step.prepare(self._gather(torch.arange(size)), self.labels[:size])
+        self.prepare_seconds = time.perf_counter() - clock
 
     def loop(self) -> None:
         """Take all steps that are left."""
@@ -315,6 +318,7 @@ class _Run:
             test_accuracy=position.epoch_accuracy[-1] if position.epoch_accuracy else None,
             seconds=position.seconds,
             steps_per_second=position.done / position.seconds if position.seconds else None,
+            prepare_seconds=self.prepare_seconds,
             notes=(self.step.describe(), *self.step.notes),
             environment=current_environment("safetensors"),
         )

@@ -35,6 +35,8 @@ class RunRecord:
     """Of training alone: no start-up, evaluation or checkpoints; over all sessions of a resumed run."""
     steps_per_second: float | None
     """Mini-batches a second in those."""
+    prepare_seconds: float
+    """Of recording, or compiling, the step; not in ``seconds``."""
     notes: tuple[str, ...]
     """How the steps ran, and anything that did not go as asked."""
     environment: Environment
