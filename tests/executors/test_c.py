@@ -129,6 +129,8 @@ def test_wrong_images_are_refused() -> None:
         executor.run(np.array([np.zeros((2, 5, 5)), np.full((2, 5, 5), np.nan)], np.float32))
     with pytest.raises(UnknownNameError, match="unknown layer 'nothing'"):
         executor.run(np.zeros((1, 2, 5, 5), np.float32), ["nothing"])
+    with pytest.raises(ConfigurationError, match="threads is 0; expected at least 1"):
+        CExecutor(network, threads=0)
 
 
 def test_free_float_multipliers_are_refused() -> None:

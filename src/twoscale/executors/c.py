@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import itertools
 import os
 import shlex
 import shutil
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale.errors import ExecutorError
+from twoscale.errors import ConfigurationError, ExecutorError
 from twoscale.executors import check_images, layers_to_keep
 from twoscale.export.c.lowering import Program, lower
 from twoscale.export.c.source import Source
@@ -82,13 +83,15 @@ class CExecutor:
         threads: how many images to compute at once; by default one a core.
 
     Raises:
-        ConfigurationError: the network has free float multipliers; names the layer.
+        ConfigurationError: the network has free float multipliers (names the layer), or ``threads`` is below 1.
         ExecutorError: there is no C compiler here, or it fails; says what is missing.
     """
 
     name = "c"
 
     def __init__(self, network: IntegerNetwork, *, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise ConfigurationError(f"threads is {threads}; expected at least 1")
         self.network = network
         self.threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
         self._program = lower(network)
@@ -105,9 +108,9 @@ class CExecutor:
             for name, tensor in program.tensors.items()
             if name in wanted
         }
-        parts = [part for part in np.array_split(np.arange(count), max(1, min(self.threads, count))) if len(part)]
-        with ThreadPoolExecutor(max(1, len(parts))) as pool:
-            for done in [pool.submit(self._run_part, images, kept, part[0], part[-1] + 1) for part in parts]:
+        bounds = np.linspace(0, count, min(self.threads, max(1, count)) + 1).astype(int)
+        with ThreadPoolExecutor(len(bounds) - 1) as pool:
+            for done in [pool.submit(self._run_part, images, kept, *part) for part in itertools.pairwise(bounds)]:
                 done.result()
         return {name: program.tensors[name].from_memory(values) for name, values in kept.items()}
 

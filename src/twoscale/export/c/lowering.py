@@ -193,6 +193,7 @@ class _Lowering:
         self.network = network
         self.tensors: dict[str, Tensor] = {}
         self.roots: dict[str, str] = {}
+        self.names = {layer.name for layer in network}
         self.identifiers = Identifiers()
         self.constants: list[Constant] = []
         self.scratch: list[Tensor] = []
@@ -507,7 +508,10 @@ def _reshape(b: _Lowering, layer: n.Reshape) -> _Made:
     if move is not None:
         return b.view_or_copy(layer, move)
     flat_shape = (len(x.order),)
-    flat = Tensor(f"{layer.name} in C order", n.TensorSpec(flat_shape, x.spec.dtype, 1.0), memory_order(flat_shape))
+    name = f"{layer.name} in C order"
+    while name in b.names:
+        name += " once more"
+    flat = Tensor(name, n.TensorSpec(flat_shape, x.spec.dtype, 1.0), memory_order(flat_shape))
     b.scratch.append(flat)
     b.tensors[flat.name] = flat
     there, back = reshape_move(x.spec.shape, flat_shape), reshape_move(flat_shape, layer.output.shape)
