@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from twoscale.errors import TwoscaleError
+from twoscale.files import replacing, write_bytes, write_text
+
+
+def test_written_whole(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a.bin", b"\x00\xff" * 1000)
+    write_text(tmp_path / "a.txt", "s_x·s_w\n")
+    assert (tmp_path / "a.bin").read_bytes() == b"\x00\xff" * 1000
+    assert (tmp_path / "a.txt").read_bytes() == "s_x·s_w\n".encode()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.bin", "a.txt"]
+
+
+def test_folders_on_the_way_are_made(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a" / "b" / "c.bin", b"x")
+    assert (tmp_path / "a" / "b" / "c.bin").read_bytes() == b"x"
+
+
+def test_temporary_name_is_beside_and_has_the_ending(tmp_path: Path) -> None:
+    with replacing(tmp_path / "model.safetensors") as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".safetensors"
+        assert temporary.name.startswith(".")
+        assert not (tmp_path / "model.safetensors").exists()
+        temporary.write_bytes(b"x")
+    assert not temporary.exists()
+
+
+def test_replaces_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "a"
+    target.write_bytes(b"a long text that was there before")
+    write_bytes(target, b"new")
+    assert target.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("failure", [ValueError("no"), KeyboardInterrupt()])
+def test_failure_leaves_what_was_there(tmp_path: Path, failure: BaseException) -> None:
+    target = tmp_path / "a"
+    target.write_bytes(b"before")
+
+    def fail() -> None:
+        with replacing(target) as temporary:
+            temporary.write_bytes(b"half")
+            raise failure
+
+    with pytest.raises(type(failure)):
+        fail()
+    assert target.read_bytes() == b"before"
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("place", ["write_bytes", "fsync", "replace"])
+@pytest.mark.parametrize("before", [None, b"before"])
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, before: bytes | None) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = tmp_path / "a"
+    if before is not None:
+        target.write_bytes(before)
+    with monkeypatch.context() as patch:
+        patch.setattr(os if place == "fsync" else Path, place, full)
+        with pytest.raises(TwoscaleError) as caught:
+            write_bytes(target, b"after")
+    assert str(caught.value) == f"cannot write {target}: No space left on device; what was there before is unchanged"
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if before is None else [before])
+
+
+def test_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noted_fsync(file: int) -> None:
+        order.append("fsync")
+        fsync(file)
+
+    def noted_replace(path: Path, target: Path) -> Path:
+        order.append("replace")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    write_bytes(tmp_path / "a", b"x")
+    assert order == ["fsync", "replace"]
+
+
+def test_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    target = tmp_path / "file" / "a"
+    with pytest.raises(TwoscaleError) as caught:
+        write_bytes(target, b"x")
+    assert str(caught.value).startswith(f"cannot write {target}: ")
+    assert str(caught.value).endswith("; nothing was changed")
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_that_may_not_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(TwoscaleError, match="Permission denied; nothing was changed"):
+        write_bytes(tmp_path / "a", b"x")
+
+
+def test_folder_in_place_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    with pytest.raises(TwoscaleError, match="Is a directory; what was there before is unchanged"):
+        write_bytes(tmp_path / "a", b"x")
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_mode_is_that_of_any_file(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_bytes(tmp_path / "a", b"x")
+    finally:
+        assert os.umask(before) == mask
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~mask
+
+
+def test_writers_at_the_same_time(tmp_path: Path) -> None:
+    """The file is one writer's, whole, whichever was last."""
+    contents = [bytes([number]) * 100_000 for number in range(8)]
+    threads = [threading.Thread(target=write_bytes, args=(tmp_path / "a", content)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "a").read_bytes() in contents
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twoscale import records
+from twoscale.errors import TwoscaleError
+from twoscale.records import (
+    Environment,
+    Histogram,
+    LabResults,
+    LayerCheck,
+    RangeRecord,
+    StageResult,
+    TensorSummary,
+    VerifyResult,
+    current_environment,
+    read_record,
+    record_to_json,
+    write_record,
+)
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+HISTOGRAMS = st.builds(Histogram, FINITE, FINITE, st.lists(st.integers(0, 2**62), max_size=4).map(tuple))
+LAYERS = st.builds(LayerCheck, name=st.text(), op=st.text(), sqnr_db=st.none() | FINITE)
+EACH_RECORD = [
+    HISTOGRAMS,
+    st.builds(TensorSummary, mean=FINITE, std=FINITE, min=FINITE, max=FINITE, histogram=HISTOGRAMS),
+    st.builds(
+        RangeRecord,
+        scales=st.lists(FINITE, max_size=3).map(tuple),
+        sqnr_db=st.none() | FINITE,
+        histogram=st.none() | HISTOGRAMS,
+    ),
+    st.builds(StageResult, top1=FINITE, agreement=st.none() | FINITE, sqnr_db=st.none() | FINITE),
+    st.builds(
+        VerifyResult,
+        top1=st.none() | FINITE,
+        agreement=st.none() | FINITE,
+        sqnr_db=st.none() | FINITE,
+        layers=st.lists(LAYERS, max_size=2).map(tuple),
+    ),
+]
+
+
+@given(st.one_of(EACH_RECORD))
+def test_what_is_written_is_read(record: Any) -> None:
+    import msgspec
+
+    text = record_to_json(record)
+    assert msgspec.json.decode(text, type=type(record)) == record
+    json.loads(text)
+
+
+def test_file(tmp_path: Path) -> None:
+    record = Histogram(-1.5, 2.5, (1, 0, 3))
+    write_record(tmp_path / "new" / "a.json", record)
+    text = (tmp_path / "new" / "a.json").read_text()
+    assert text == '{\n  "lo": -1.5,\n  "hi": 2.5,\n  "counts": [\n    1,\n    0,\n    3\n  ]\n}\n'
+    assert read_record(tmp_path / "new" / "a.json", Histogram) == record
+
+
+def test_what_json_has_not_becomes_null() -> None:
+    assert json.loads(record_to_json({"a": math.nan, "b": math.inf, "c": 1.0})) == {"a": None, "b": None, "c": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read {path}: No such file or directory"),
+        (b"", "{path} does not hold a Histogram record: Input data was truncated"),
+        (b'{"lo": 1.0, "hi"', "{path} does not hold a Histogram record: Input data was truncated"),
+        (b'{"lo": 1.0, "hi": 2.0}', "{path} does not hold a Histogram record: Object missing required field `counts`"),
+        (b'{"lo": "a", "hi": 2.0, "counts": []}', "{path} does not hold a Histogram record: Expected `float`, got"),
+    ],
+)
+def test_file_that_is_no_record(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(TwoscaleError, match=re.escape(message.format(path=path))):
+        read_record(path, Histogram)
+
+
+def test_derived_values() -> None:
+    summary = TensorSummary("w", "weight", 3, 0.5, 0.25, -1.0, 2.0, 0, Histogram(-1, 2, (3,)))
+    assert summary.range == 3.0
+    assert summary.three_sigma == (-0.25, 1.25)
+
+
+@pytest.mark.parametrize("mismatches", [0, 1])
+def test_verified_is_ok_without_a_difference(mismatches: int) -> None:
+    result = VerifyResult(
+        "Net", "default", True, ("reference", "torch"), 10, mismatches, 1000, 0.5, 0.9, 30.0, layers=()
+    )
+    assert result.ok is (mismatches == 0)
+
+
+def test_environment() -> None:
+    found = current_environment("onnx", "no-such-package")
+    assert {"twoscale", "torch", "numpy", "onnx"} == set(found.versions)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", found.date)
+    assert found.machine
+    assert found.cores >= 1
+
+
+def test_records_are_frozen_and_described() -> None:
+    for name in records.__all__:
+        kind = getattr(records, name)
+        if dataclasses.is_dataclass(kind):
+            assert vars(kind)["__dataclass_params__"].frozen, name
+            assert kind.__doc__
+            assert not kind.__doc__.startswith(f"{name}("), f"{name} has no docstring of its own"
+
+
+def test_notebooks_show_tables() -> None:
+    environment = Environment("2026-01-01T00:00:00+00:00", "a machine", 2, "3.11", {})
+    results = LabResults("digits", 0, 1, 1, 1, {}, (), environment, {})
+    assert "<table" in results._repr_html_()
+    layer = LayerCheck("conv1", "Conv2d", 0, 10, 40.0)
+    result = VerifyResult("Net", "default", True, ("reference",), 10, 0, 0, None, None, None, layers=(layer,))
+    assert "conv1" in result._repr_html_()
