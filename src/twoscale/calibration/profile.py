@@ -73,7 +73,7 @@ def image_batches(batches: Iterable[Any]) -> Iterable[NDArray[np.float32]]:
                 f"calibration batch {index} holds {kind}; expected the normalized float images the model takes"
             )
         if len(images):
-            yield np.ascontiguousarray(images, np.float32)
+            yield np.require(images, np.float32, ("C", "W"))  # torch warns of arrays that it must not write to
 
 
 def profile(graph: g.FloatGraph, batches: Iterable[Any], *, device: str | torch.device = "cpu") -> Profile:

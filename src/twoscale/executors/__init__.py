@@ -74,7 +74,7 @@ def check_images(network: IntegerNetwork, images: Any) -> NDArray[np.float32]:
     if array.dtype.kind not in "fiub":
         raise ConfigurationError(f"images are arrays of numbers, got {type(images).__name__} of {array.dtype}")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported below
-        array = array.astype(np.float32, copy=False)
+        array = np.require(array, np.float32, "W")  # torch warns of arrays that it must not write to
     expected = network.input.output.shape
     if array.ndim != 1 + len(expected) or array.shape[1:] != expected:
         raise ConfigurationError(

@@ -174,6 +174,8 @@ def _check_captured(graph: FloatGraph, model: nn.Module, example: torch.Tensor) 
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(tuple(example.shape), generator=generator)
     (expected,) = pytree.tree_leaves(model(images.to(example.device)))  # of a tuple or dict, if the model likes
+    if not torch.isfinite(expected).all():
+        return  # too large for float32; calibration names the layer
     error = (GraphModule(graph, dtype=torch.float64)(images) - expected.cpu().double()).abs().max()
     tolerance = 1e-2 * float(expected.abs().max())  # between rounding, TF32 on accelerators too, and being wrong
     if not error <= tolerance + 1e-6:
