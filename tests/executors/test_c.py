@@ -71,7 +71,7 @@ def assert_equal(network: IntegerNetwork, images: NDArray[np.float32], **options
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "mixed"])
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_every_integer_of_random_networks(seed: int, dtype: ActivationType) -> None:
     network = some_network(seed, dtype=dtype, length=14)
     assert_equal(network, random_images(np.random.default_rng(seed + 100), network, 5))
