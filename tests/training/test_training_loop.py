@@ -147,6 +147,8 @@ def test_one_seed_decides_everything(dataset: Dataset) -> None:
     torch.set_rng_state(before)
     assert equal(a, b)
     assert not equal(a, run(dataset, replace(CONFIG, seed=5)))
+    large = replace(CONFIG, batch_size=32, threads=2)
+    assert equal(run(dataset, large), run(dataset, large))
     assert torch.equal(torch.get_rng_state(), before)
 
 

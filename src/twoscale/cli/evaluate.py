@@ -37,7 +37,7 @@ def eval_command(
     Args:
         file: Weights (.safetensors, .pt, .pth) or integer network (.onnx).
         data: Data set. Default: what the file was trained on, where it says so; else digits.
-        model: Model of the weights, where the file does not say it: net, net-with-bias.
+        model: Model of the weights, where the file does not say it, such as net or resnet18.
         max_samples: Use only the first images.
         json: Print JSON for programs.
     """

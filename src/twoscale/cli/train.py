@@ -24,7 +24,7 @@ class TrainOptions(TrainConfig):
     """The options of a training run, the model's name without a dash."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = "net"
-    """Name of the model: net, net-with-bias."""
+    """Name of the model, such as net, net-with-bias or resnet18."""
 
 
 def train_command(

@@ -56,7 +56,7 @@ class TrainResult:
     """A finished run."""
 
     model: nn.Module
-    """With the final weights, on the CPU, in evaluation mode."""
+    """With the final weights, in evaluation mode."""
     record: RunRecord
 
 
@@ -81,8 +81,8 @@ def train(
             ``training-state.safetensors`` (to go on from, at every epoch's end). What an earlier run left in it is
             replaced unless it is resumed. None: nothing is written.
         resume: continue the run in ``out``, or begin where there is none yet. More epochs than it had extend it.
-        model: trained in place of a new one by the name in the configuration, in place; any module that maps
-            images to logits.
+        model: any module that maps images to logits, trained in place and on its device, instead of a new one by
+            the name in the configuration.
         progress: tell on standard error how it goes.
 
     Returns:
@@ -123,8 +123,10 @@ class _Run:
         self.options = {} if model is not None else {"classes": len(dataset.classes)}
         self.model = model if model is not None else models.create(config.model, seed=config.seed, **self.options)
         check_takes(self.model, dataset.train, dataset.mean, dataset.std)
-        self.images = torch.from_numpy(dataset.train.images)
-        self.labels = torch.from_numpy(dataset.train.labels).long()
+        # Everything lies where the model is, once; a mini-batch is then a gather there.
+        self.device = next((value.device for value in self.model.parameters()), torch.device("cpu"))
+        self.images = torch.from_numpy(dataset.train.images).to(self.device)
+        self.labels = torch.from_numpy(dataset.train.labels).to(self.device).long()
         self.per_epoch = math.ceil(len(dataset.train) / config.batch_size)
         self.total = self.epochs * self.per_epoch
         self.position = Position(config, zlib.crc32(dataset.train.labels.tobytes()))
@@ -132,7 +134,7 @@ class _Run:
         if how == "auto":
             how = "captured" if self.total >= _WORTH_RECORDING else "eager"
         self.step = Step(self.model, SGD(config.lr, config.momentum), how)
-        self.recent = torch.zeros(config.log_every)
+        self.recent = torch.zeros(config.log_every, device=self.device)
         self.prepare_seconds = 0.0
         self.saved: int | None = None
         """Mini-batches done at the last checkpoint."""
@@ -152,7 +154,7 @@ class _Run:
         if self.position.done < self.total:
             for size in {min(self.config.batch_size, len(self.labels)), len(self.labels) % self.config.batch_size}:
                 if size:
-                    self.step.prepare(self._gather(torch.arange(size)), self.labels[:size])
+                    self.step.prepare(self._gather(torch.arange(size, device=self.device)), self.labels[:size])
         self.prepare_seconds = time.perf_counter() - clock
 
     def loop(self) -> None:
@@ -292,7 +294,7 @@ class _Run:
     def _batches(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the mini-batches of an epoch from number ``first`` on."""
         size = self.config.batch_size
-        order = torch.from_numpy(epoch_order(len(self.labels), seed=self.config.seed, epoch=epoch))
+        order = torch.from_numpy(epoch_order(len(self.labels), seed=self.config.seed, epoch=epoch)).to(self.device)
         # Gathers begin at the same places whether resumed or not, so that every batch lies at the same
         # alignment in memory, on which the order of a kernel's sums may depend.
         batches = max(1, _GATHER // size)
