@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,11 +138,18 @@ class IntegerNetwork:
 
         return run_logits(self, images_nchw)
 
-    def save(self, path: str | Path) -> None:
-        """Write the network as an ONNX file of standard integer operators, all of it or nothing."""
+    def save(self, path: str | Path, *, form: Literal["integer", "qdq"] = "integer") -> None:
+        """Write the network as an ONNX file, all of it or nothing.
+
+        Args:
+            path: the file.
+            form: "integer" for standard integer operators, which ``twoscale.load`` reads back and ONNX Runtime
+                computes bit for bit; "qdq" for runtimes that want floats between QuantizeLinear and
+                DequantizeLinear, whose integers may differ by their rounding.
+        """
         from twoscale.network.onnx_file import save
 
-        save(self, Path(path))
+        save(self, Path(path), form=form)
 
     def _repr_html_(self) -> str:
         from twoscale.report.networks import network_html

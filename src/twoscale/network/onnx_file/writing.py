@@ -4,7 +4,7 @@ Forms were chosen so that no optimization of a runtime can change a bit:
 
 - A convolution is QLinearConv with x_scale = y_scale = 1 and w_scale = m / 2**16: equation (3) by (5).
 - Accumulators that need more than that go ConvInteger or MatMulInteger → Add (bias) → Cast → Mul → QuantizeLinear.
-- An addition is DequantizeLinear ×2 → Add → QuantizeLinear, exact in float32 by (7), fused or not.
+- An addition is (Cast → Sub → Mul) ×2 → Add → QuantizeLinear, exact in float32 by (7); nothing fuses it.
 - No DequantizeLinear is followed by QuantizeLinear alone: runtimes drop such pairs and merge their scales.
 - A Pad names all axes, and so is never fused into a MaxPool, which pads with another value.
 - Bounds narrower than the type are a Clip on integers, after the rounding, where it commutes with everything.
@@ -176,10 +176,12 @@ def _linear(w: IntegerWriter, layer: n.Linear) -> None:
 
 
 def _add(w: IntegerWriter, layer: n.Add) -> None:
+    # Not DequantizeLinear: ONNX Runtime would fuse it into its QLinearAdd, whose kernels round in ways of their own
+    # (large multipliers on x86, ties on Arm).
     reals = []
-    for i, name in enumerate(layer.inputs):
+    for i in range(len(layer.inputs)):
         factor = w.multiplier(layer, layer.multipliers[i], f"multipliers.{i}", 1)
-        reals.append(w.node("DequantizeLinear", [q(name), factor, w.zero_point(name)], f"{layer.name}/real{i}"))
+        reals.append(w.node("Mul", [w.real(layer, i), factor], f"{layer.name}/real{i}"))
     w.quantize(layer, w.node("Add", reals, f"{layer.name}/sum"))
 
 
