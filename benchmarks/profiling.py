@@ -3,8 +3,10 @@
     python -m benchmarks.profiling [--counts 400 4000 40000] [--repeats 3] [--limit 120]
 
 Both sides profile the same uint8 images through the same network, each run in a fresh process, the sides in
-turn. Peak memory is the process's largest resident set less what it held when the clock started (imports,
-images and network loaded, one batch of 4 through). Left out on both sides: reading images from disk.
+turn. Both use one thread: on a machine that does other work too, two would wait for each other, on the lab's
+small batches most of all. Peak memory is the process's largest resident set less what it held when the clock
+started (imports, images and network loaded, one batch of 4 through). Left out on both sides: reading images
+from disk.
 
 The lab's way (``lab_hooks``): batch size 4, a forward hook on each layer that appends what comes in to one
 growing array with ``np.append``. Every append copies the whole array, so time grows with the square of the
@@ -254,6 +256,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
+        torch.set_num_threads(1)
         images = np.fromfile(arguments.images, np.uint8, arguments.counts[0] * 3 * 32 * 32)
         run = SIDES[arguments.side](images.reshape(-1, 3, 32, 32), arguments.limit)
         print(msgspec.json.encode(run).decode())
