@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale.errors import ConfigurationError, TwoscaleError
+from twoscale.errors import ConfigurationError, ExecutorError, TwoscaleError
 from twoscale.executors import Executor, check_images, create
 from twoscale.network import layers as n
 from twoscale.network.network import IntegerNetwork
@@ -140,7 +140,7 @@ def verify(
     Raises:
         ConfigurationError: no images, wrong shapes, NaN among them, labels that are not class indices, fewer than
             one executor, or the model of another network.
-        ExecutorError: an executor cannot run here.
+        ExecutorError: an executor cannot run here, or gives something else than the network's tensors.
     """
     wanted = [executors] if isinstance(executors, str) else executors
     made = [create(e, network) if isinstance(e, str) else e for e in wanted]
@@ -156,11 +156,11 @@ def verify(
         images = check_images(network, images)
         if graph_module is None and model is not None:
             graph_module = _float_side(network, model, images)
-        expected = made[0].run(images, tallies)
+        expected = _integers(network, made[0], images)
         for name, tally in tallies.items():
             tally.count(expected[name])
         for executor in made[1:]:
-            found = executor.run(images, tallies)
+            found = _integers(network, executor, images)
             for layer in network:
                 different = expected[layer.name] != found[layer.name]
                 count = int(np.count_nonzero(different))
@@ -272,6 +272,17 @@ def _compare_with_float(
     outputs = module.run(torch.from_numpy(np.ascontiguousarray(images)), visit)
     logits: NDArray[np.float32] = outputs[module.graph.output].numpy()
     return logits
+
+
+def _integers(network: IntegerNetwork, executor: Executor, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """Run an executor for every layer, and see to it that comparing compares what belongs together."""
+    found = executor.run(images, [layer.name for layer in network])
+    for layer in network:
+        shape = (len(images), *layer.output.shape)
+        if layer.name not in found or found[layer.name].shape != shape:
+            given = f"{found[layer.name].shape}" if layer.name in found else "nothing"
+            raise ExecutorError(f"executor {executor.name} gave {given} for layer {layer.name}; expected {shape}")
+    return found
 
 
 def _divergence(
