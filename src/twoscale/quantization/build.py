@@ -85,7 +85,7 @@ class _Builder:
         """Choose weight scales and multipliers together, and round weights and bias."""
         x, y = self.specs[node.inputs[0]], self.specs[node.name]
         is_head = node.name == self.plan.head
-        limit = self.scheme.weight_limit
+        limit = self.scheme.weight_limit_of(node.name)
         method = RangeMethod.parse(self.scheme.weight_range)
         wanted = choose_weight_scales(
             weight,

@@ -10,7 +10,7 @@ import numpy as np
 
 from twoscale.calibration import RangeMethod, TensorStatistics, affine_parameters, choose_range
 from twoscale.calibration.profile import moves_values
-from twoscale.errors import QuantizationError
+from twoscale.errors import QuantizationError, UnknownNameError
 from twoscale.graph import nodes as g
 from twoscale.network.layers import TensorSpec
 from twoscale.quantization.scheme import Scheme
@@ -40,8 +40,9 @@ def make_plan(graph: g.FloatGraph, statistics: Mapping[str, TensorStatistics], s
 
     Raises:
         QuantizationError: an output is clamped to a range without 0.
+        UnknownNameError: the scheme gives bits to a layer that is not there or has none of its own.
     """
-    lo, hi = scheme.activation_limits
+    _check_layers(graph, scheme)
     method = RangeMethod.parse(scheme.activation_range)
     head = _head(graph)
     specs: dict[str, TensorSpec] = {}
@@ -58,12 +59,25 @@ def make_plan(graph: g.FloatGraph, statistics: Mapping[str, TensorStatistics], s
         if moves_values(node):
             specs[node.name] = _bounded(specs[node.inputs[0]], node.shape, bounds)
             continue
+        lo, hi = scheme.activation_limits_of(node.name)
         stats = statistics[node.name]
         range_ = choose_range(stats, method, lo=lo, hi=hi, symmetric=scheme.signed_activations)
         scale, zero_point = affine_parameters(range_, lo=lo, hi=hi, symmetric=scheme.signed_activations)
         spec = TensorSpec(node.shape, scheme.activation_dtype, scale, zero_point, lo, hi)
         specs[node.name] = _bounded(spec, node.shape, bounds)
     return Plan(graph, scheme, specs, head)
+
+
+def _check_layers(graph: g.FloatGraph, scheme: Scheme) -> None:
+    weighted = [node.name for node in graph if isinstance(node, g.Conv2d | g.Linear)]
+    own = [node.name for node in graph if not moves_values(node) and node.name != _head(graph)]
+    for what, wanted, known in (
+        ("layer with weights", scheme.layer_weight_bits, weighted),
+        ("layer with a scale of its own", scheme.layer_activation_bits, own),
+    ):
+        for name, _ in wanted:
+            if name not in known:
+                raise UnknownNameError(what, name, known)
 
 
 def _head(graph: g.FloatGraph) -> str:

@@ -15,7 +15,7 @@ class Scheme:
     """Everything that decides the integers, given a float network and its calibration.
 
     Raises:
-        ConfigurationError: bits outside 2..8 (activations: 4..8).
+        ConfigurationError: bits outside 2..8 (activations: 4..8), or a layer named twice.
         UnknownNameError: no such range method.
     """
 
@@ -38,32 +38,53 @@ class Scheme:
     """Round weights so that their errors cancel over the calibration images (GPTQ), not each to the nearest."""
     bias_correction: bool = True
     """Add to each bias the mean error that quantization leaves in its channel."""
+    layer_weight_bits: tuple[tuple[str, int], ...] = ()
+    """(layer, bits) where the weights have other bits than ``weight_bits``."""
+    layer_activation_bits: tuple[tuple[str, int], ...] = ()
+    """(layer, bits) where the output has other bits than ``activation_bits``; "input" is the images."""
 
     def __post_init__(self) -> None:
         RangeMethod.parse(self.weight_range)
         RangeMethod.parse(self.activation_range)
-        if not 2 <= self.weight_bits <= 8:
-            raise ConfigurationError(f"weight_bits is {self.weight_bits}; expected 2 to 8")
-        if not 4 <= self.activation_bits <= 8:
-            raise ConfigurationError(f"activation_bits is {self.activation_bits}; expected 4 to 8")
+        for kind, least in (("weight", 2), ("activation", 4)):
+            _check_bits(f"{kind}_bits", getattr(self, f"{kind}_bits"), least)
+            own = getattr(self, f"layer_{kind}_bits")
+            for layer, bits in own:
+                _check_bits(f"layer_{kind}_bits of {layer}", bits, least)
+            twice = sorted({layer for layer, _ in own if [name for name, _ in own].count(layer) > 1})
+            if twice:
+                raise ConfigurationError(f"layer_{kind}_bits names {', '.join(twice)} more than once")
 
     @property
     def weight_limit(self) -> int:
-        """Largest weight: weights are in [-limit, limit]."""
+        """Largest weight of a layer without bits of its own: weights are in [-limit, limit]."""
         return int(2 ** (self.weight_bits - 1) - 1)
+
+    def weight_limit_of(self, layer: str) -> int:
+        """Return the largest weight of a layer."""
+        return int(2 ** (dict(self.layer_weight_bits).get(layer, self.weight_bits) - 1) - 1)
 
     @property
     def activation_limits(self) -> tuple[int, int]:
-        """Smallest and largest integer of an activation."""
-        if self.signed_activations:
-            half = 2 ** (self.activation_bits - 1)
-            return -half, half - 1
-        return 0, 2**self.activation_bits - 1
+        """Smallest and largest integer of an activation without bits of its own."""
+        return self._activation_limits(self.activation_bits)
+
+    def activation_limits_of(self, layer: str) -> tuple[int, int]:
+        """Return the smallest and the largest integer of a layer's output."""
+        return self._activation_limits(dict(self.layer_activation_bits).get(layer, self.activation_bits))
+
+    def _activation_limits(self, bits: int) -> tuple[int, int]:
+        return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if self.signed_activations else (0, 2**bits - 1)
 
     @property
     def activation_dtype(self) -> str:
         """Type that holds the activations."""
         return "int8" if self.signed_activations else "uint8"
+
+
+def _check_bits(what: str, bits: int, least: int) -> None:
+    if not least <= bits <= 8:
+        raise ConfigurationError(f"{what} is {bits}; expected {least} to 8")
 
 
 DEFAULT = Scheme()
