@@ -1,0 +1,90 @@
+"""One rank of a launch: cores, threads, process group, then the function; started by torchrun.
+
+    torchrun ... -m twoscale.scaling.rank JOB_FOLDER
+
+Reads ``job.json``; rank 0 writes what the function returned to ``result.json``; a rank that fails writes
+``failure-RANK.json``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from twoscale.errors import TwoscaleError
+from twoscale.files import write_bytes
+from twoscale.scaling.launch import FAILURE, JOB, PID, RESULT, Failure, Job, function_of
+from twoscale.scaling.processes import die_with, pin
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "bad allocation",
+    "could not create a memory object",  # oneDNN
+    "can't start new thread",
+)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(part in text for part in _OUT_OF_MEMORY)
+
+
+def _run(job: Job) -> object:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(job.threads_per_rank)
+    if job.memory_limit_bytes is not None:
+        import resource
+
+        # RLIMIT_DATA counts private writable memory: what is used, unlike RLIMIT_AS, which counts mapped libraries.
+        resource.setrlimit(resource.RLIMIT_DATA, (job.memory_limit_bytes, job.memory_limit_bytes))
+    if job.device == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        # gloo beside NCCL carries what is exchanged between measurements, from host memory.
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    try:
+        return function_of(job.target)(job.arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+def main() -> None:
+    """Do the job in the folder named by the only argument."""
+    die_with(os.getppid())
+    folder = Path(sys.argv[1])
+    rank = int(os.environ["RANK"])
+    (folder / PID.format(rank)).write_text(str(os.getpid()))
+    job = msgspec.json.decode((folder / JOB).read_bytes(), type=Job)
+    if job.pin:
+        pin(rank, int(os.environ["WORLD_SIZE"]), job.threads_per_rank)
+    try:
+        result = _run(job)
+        if rank == 0:
+            write_bytes(folder / RESULT, msgspec.json.encode(result))
+    except Exception as error:
+        traceback.print_exc()
+        kind: Literal["out-of-memory", "crash"] = "out-of-memory" if _is_out_of_memory(error) else "crash"
+        text = str(error) if isinstance(error, TwoscaleError) else f"{type(error).__name__}: {error}"
+        failure = Failure(kind, " ".join(text.split()), time.time())
+        write_bytes(folder / FAILURE.format(rank), msgspec.json.encode(failure))
+        sys.stderr.flush()
+        # Not sys.exit: a rank whose peers are gone may wait for them in destructors.
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,356 @@
+"""What the ranks of this folder's launches run."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch._C._distributed_c10d import _create_work_from_future
+from torch.futures import Future
+
+from twoscale import models
+from twoscale.scaling.arms import cell_of, measure_arms
+from twoscale.scaling.bandwidth import measure_bandwidth
+from twoscale.scaling.clocks import Ranks, epoch_time
+from twoscale.scaling.collectives import collective
+from twoscale.scaling.ledger import GLOO_MESSAGE, gloo_sent, observe, predict, reconcile, write_ledger
+from twoscale.scaling.peak import measure_peak
+from twoscale.scaling.records import DdpOptions, LedgerEntry, Link, Workload
+from twoscale.scaling.replicas import hash_replicas
+from twoscale.scaling.workload import Batch, batches, create_model, wrap
+
+CPU = torch.device("cpu")
+
+
+# ---------------------------------------------------------------- launching
+
+
+def about(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a rank knows, and whether the ranks reach each other."""
+    total = torch.tensor([dist.get_rank() + 1.0])
+    dist.all_reduce(total)
+    print("printed by a rank")
+    return {
+        "arguments": arguments,
+        "sum": total.item(),
+        "threads": torch.get_num_threads(),
+        "cores": sorted(os.sched_getaffinity(0)),
+        "extra": os.environ.get("EXTRA"),
+    }
+
+
+def fail_second(_: dict[str, Any]) -> None:
+    if dist.get_rank() == 1:
+        raise ValueError("planted failure\nof two lines")
+    dist.barrier()
+
+
+def kill_second(_: dict[str, Any]) -> None:
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+
+
+def fill_memory(_: dict[str, Any]) -> None:
+    kept = []
+    while True:
+        kept.append(torch.ones(1 << 24))
+
+
+def hang(arguments: dict[str, Any]) -> None:
+    """Say who this is, and then refuse to end."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with open(f"{arguments['folder']}/pid-{dist.get_rank()}", "w") as file:  # noqa: PTH123
+        file.write(str(os.getpid()))
+    time.sleep(600)
+
+
+# ---------------------------------------------------------------- the ledger
+
+
+class Branches(nn.Module):
+    """Parameters of two dtypes' worth of buffers, one frozen, one used before it is defined to be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+        self.frozen = nn.Parameter(torch.zeros(7), requires_grad=False)
+        self.body = nn.Linear(3 * 32 * 32, 64)
+        self.register_buffer("counts", torch.zeros(3, dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(5))
+        self.register_buffer("mask", torch.zeros(11, dtype=torch.uint8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(torch.relu(self.body(x.flatten(1))))
+        return logits
+
+
+def _options() -> list[DdpOptions]:
+    return [
+        DdpOptions(),
+        DdpOptions(sync_buffers="at-start"),
+        DdpOptions(sync_buffers="never"),
+        DdpOptions(init_sync=False),
+        DdpOptions(bucket_cap_mb=0.05),
+        DdpOptions(find_unused_parameters=True),
+        DdpOptions(find_unused_parameters=True, bucket_cap_mb=0.05),
+        DdpOptions(static_graph=True),
+    ]
+
+
+def ledgers(_: dict[str, Any]) -> dict[str, Any]:
+    """Records of resnet18, and differences of other models in many set-ups."""
+    resnet18 = write_ledger(Workload(model="resnet18", batch_size=2))
+    lines: dict[str, list[str]] = {}
+    counted = 0
+    for name in ("net", "resnet20", "branches"):
+        for options in _options():
+            for accumulation in (1, 2) if not options.static_graph else (1,):
+                model = Branches() if name == "branches" else models.create(name)
+                settings: dict[str, Any] = {"mini_batches": 5, "accumulation": accumulation}
+                predicted = predict(model, options, **settings)
+                seen = observe(model, options, **settings)
+                counted += len(seen)
+                lines[f"{name} {options} {accumulation}"] = list(reconcile(predicted, seen))
+    # A collective of one's own that no ledger knows.
+    extra = list(predict(models.create("net"), DdpOptions()))
+    planted = [*observe(models.create("net"), DdpOptions())]
+    planted[-1] = LedgerEntry("backward 3", "all_reduce", "", "float32", planted[-1].bytes - 4)
+    return {"resnet18": resnet18, "lines": lines, "counted": counted, "planted": reconcile(extra, planted)}
+
+
+def _sent(own_only: bool) -> int:
+    """Payload bytes that sockets have sent: of this process, or of this network namespace."""
+    lines = subprocess.run(["ss", "-tinpHO"], capture_output=True, text=True, check=True).stdout.splitlines()
+    mine = [line for line in lines if not own_only or f"pid={os.getpid()}," in line]
+    return sum(int(number) for line in mine for number in re.findall(r"bytes_sent:(\d+)", line))
+
+
+def _quiet_window(sent: Any, body: Any) -> int:
+    """Bytes sent by ``body``, with everything sent before and after it left out."""
+    dist.barrier()
+    time.sleep(0.1)
+    before = int(sent())
+    time.sleep(0.1)
+    body()
+    time.sleep(0.2)
+    after = int(sent())
+    time.sleep(0.1)
+    return after - before
+
+
+def on_sockets(_: dict[str, Any]) -> list[list[Any]]:
+    """Predicted and counted bytes of single collectives, for every rank."""
+    ranks = Ranks(CPU)
+    rows: list[list[Any]] = []
+    cases: list[tuple[Any, int]] = [("all_reduce", s) for s in (4, 20, 1000, 247_080, 3_500_004)]
+    cases += [("broadcast", s) for s in (4, 1000, 2_500_000)] + [("all_gather", 8 * ranks.size)]
+    for op, size in cases:
+        run, _size = collective(op, size, CPU)
+        run()
+        counted = _quiet_window(lambda: _sent(True), run)
+        # The ledger counts what a rank puts in: of an all_gather, its own part.
+        entry = LedgerEntry("", op, "", "float32", size // ranks.size if op == "all_gather" else size)
+        payload, messages = gloo_sent(entry, ranks.rank, ranks.size)
+        everyone = ranks.table([counted, payload, messages])
+        rows.append([op, size, everyone.tolist()])
+    return rows
+
+
+# ---------------------------------------------------------------- planted sleeps
+
+
+class SleepyGroup(dist.ProcessGroup):
+    """The default process group with all-reduces and broadcasts that take longer."""
+
+    def __init__(self, seconds: float) -> None:
+        self.inner = dist.group.WORLD
+        assert self.inner is not None
+        super().__init__(self.inner.rank(), self.inner.size())
+        self.seconds = seconds
+
+    def _late(self, work: Any) -> Any:
+        def sleep(done: Future[Any]) -> Any:
+            time.sleep(self.seconds)
+            return done.value()
+
+        return _create_work_from_future(work.get_future().then(sleep))
+
+    def allreduce(self, tensors: Any, opts: Any = None) -> Any:
+        return self._late(self.inner.allreduce(tensors, opts))
+
+    def broadcast(self, tensors: Any, opts: Any = None) -> Any:
+        return self._late(self.inner.broadcast(tensors, opts))
+
+    def allgather(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
+        return self.inner.allgather(outputs, inputs, opts)
+
+    def size(self) -> int:
+        return self.inner.size()
+
+    def rank(self) -> int:
+        return self.inner.rank()
+
+    def getBackendName(self) -> str:
+        return "sleepy"
+
+
+class Sleepy(nn.Module):
+    """A module that takes longer to compute."""
+
+    def __init__(self, module: nn.Module, seconds: float) -> None:
+        super().__init__()
+        self.module, self.seconds = module, seconds
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds)
+        logits: torch.Tensor = self.module(x)
+        return logits
+
+
+def _sleepy(source: Iterator[Batch], seconds: float) -> Iterator[Batch]:
+    for batch in source:
+        time.sleep(seconds)
+        yield batch
+
+
+def planted(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arms of the small CNN with a sleep somewhere."""
+    seconds = arguments["seconds"]
+    workload = Workload(batch_size=4)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    found = {}
+    for where in ("nowhere", "compute", "communication", "data", "one rank"):
+        compute = seconds if where == "compute" or (where == "one rank" and rank == 1) else 0.0
+        found[where] = measure_arms(
+            workload,
+            rounds=arguments["rounds"],
+            steps=arguments["steps"],
+            group=SleepyGroup(seconds if where == "communication" else 0.0),
+            create=lambda pause=compute: Sleepy(create_model(workload), pause),
+            source=_sleepy(batches(workload, rank, size), seconds if where == "data" else 0.0),
+        )
+    return found
+
+
+# ---------------------------------------------------------------- the rest of the core
+
+
+def core(_: dict[str, Any]) -> dict[str, Any]:
+    """Each measurement once, small."""
+    small = Workload(batch_size=4, data="digits")
+    return {
+        "bare": epoch_time(small, arm="bare", steps=4, warmup=2, repeats=2),
+        "ddp": epoch_time(small, steps=4, warmup=2, repeats=2),
+        "arms": measure_arms(Workload(model="resnet20", batch_size=2), rounds=2, steps=2),
+        "bandwidth": measure_bandwidth(
+            CPU,
+            ops=("all_reduce", "all_gather", "reduce_scatter", "broadcast"),
+            sizes=(1024, 65536, 1 << 20),
+            repeats=5,
+        ),
+        "budget": measure_bandwidth(CPU, sizes=(1024, 2048), budget_seconds=0),
+        "replicas": hash_replicas(Workload(model="resnet20", batch_size=2), steps=2),
+        "replicas without buffers": hash_replicas(Workload(batch_size=2), steps=2),
+        "peak": measure_peak(CPU, sizes=(64, 128), repeats=3),
+        "half peak": measure_peak(CPU, sizes=(64,), repeats=3, precision="bf16"),
+        "bf16": epoch_time(
+            Workload(batch_size=2, precision="bf16", channels_last=True), steps=1, warmup=1, repeats=1, flops=False
+        ),
+    }
+
+
+# ---------------------------------------------------------------- a link of known rate
+
+
+class Wide(nn.Module):
+    """Many parameters and little to compute: three gradient buckets of 1 to 2 MiB at the usual first limit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(3072, 128), nn.ReLU(), nn.Linear(128, 2500), nn.ReLU(), nn.Linear(2500, 128)
+        )
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.layers(x))
+        return logits
+
+
+def _create_wide() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return Wide()
+
+
+def _counters(interface: str) -> tuple[int, int]:
+    def read(name: str) -> int:
+        with open(f"/sys/class/net/{interface}/statistics/{name}") as file:  # noqa: PTH123
+            return int(file.read())
+
+    return read("tx_bytes"), read("tx_packets")
+
+
+def shaped_link(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Bandwidth, arms and wire bytes over a link whose rate is set here, by rank 0, from rate to rate."""
+    interface, script, name = arguments["interface"], arguments["script"], arguments["name"]
+    options = DdpOptions(bucket_cap_mb=1)
+    workload = Workload(batch_size=16, ddp=options)
+    ranks = Ranks(CPU)
+    found: dict[str, Any] = {"rates": []}
+    for mbit in arguments["mbits"]:
+        if ranks.rank == 0:
+            subprocess.run([script, "rate", name, str(mbit)], check=True)
+        ranks.barrier()
+        link = Link("veth", mbit * 1e6 / 8)
+        bandwidth = measure_bandwidth(CPU, sizes=(1 << 19, 1 << 21, 1 << 23), repeats=5, budget_seconds=60)
+        arms = measure_arms(workload, rounds=arguments["rounds"], steps=2, create=_create_wide)
+        found["rates"].append(
+            {"mbit": mbit, "bandwidth": bandwidth, "arms": arms, "cell": cell_of(arms, workload.batch_size, link)}
+        )
+    found["wire"] = _on_the_wire(interface, options, ranks)
+    return found
+
+
+def _on_the_wire(interface: str, options: DdpOptions, ranks: Ranks) -> list[dict[str, Any]]:
+    """What construction and each of three steps of DDP send, as predicted, by the sockets and by the interface."""
+    model = models.create("resnet20")
+    predicted = predict(model, options)
+    holder: dict[str, Any] = {}
+    images, labels = torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64)
+
+    def construct() -> None:
+        holder["ddp"] = wrap(model, options)
+
+    def step() -> None:
+        nn.functional.cross_entropy(holder["ddp"](images), labels).backward()
+
+    rows = []
+    for phases, body in (
+        (("construction",), construct),
+        (("forward 1", "backward 1"), step),
+        (("forward 2", "backward 2"), step),
+        (("forward 3", "backward 3"), step),
+    ):
+        before: list[tuple[int, int]] = []
+
+        def sent(before: list[tuple[int, int]] = before) -> int:
+            before.append(_counters(interface))
+            return _sent(False)
+
+        sockets = _quiet_window(sent, body)
+        counted, packets = (after - start for start, after in zip(*before, strict=True))
+        shares = [gloo_sent(entry, ranks.rank, ranks.size) for entry in predicted if entry.phase in phases]
+        payload, messages = (sum(column) for column in zip(*shares, strict=True))
+        table = ranks.table([payload, messages * GLOO_MESSAGE, sockets, counted, packets])
+        rows.append({"phases": phases, "ranks": table.tolist()})
+    return rows
