@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from twoscale.network.network import IntegerNetwork
 from twoscale.quantization.plan import Plan
 from twoscale.quantization.scheme import Scheme
 
-__all__ = ["build", "quantize_bias", "weight_scales"]
+__all__ = ["build", "build_layers", "quantize_bias", "weight_scales"]
 
 Float64 = NDArray[np.float64]
 _Make = Callable[["_Builder", Any, dict[str, Any]], n.Layer]
@@ -34,6 +34,17 @@ def build(plan: Plan) -> IntegerNetwork:
     builder = _Builder(plan)
     layers = tuple(builder.layer(node) for node in plan.graph)
     return IntegerNetwork(plan.graph.name, layers, plan.graph.output, plan.scheme.name)
+
+
+def build_layers(plan: Plan, names: Collection[str], base: IntegerNetwork) -> dict[str, n.Layer]:
+    """Make only the named layers of a plan; the others are those of ``base``, made by a plan of the same graph.
+
+    Raises:
+        QuantizationError: a bias would not fit into int32; names layer and channel.
+    """
+    builder = _Builder(plan)
+    builder.specs.update({layer.name: layer.output for layer in base if layer.name not in names})
+    return {node.name: builder.layer(node) for node in plan.graph if node.name in names}
 
 
 def weight_scales(layer: n.Accumulating, x: n.TensorSpec) -> Float64:

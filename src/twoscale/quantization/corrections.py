@@ -27,8 +27,9 @@ from twoscale.network import layers as n
 from twoscale.network.network import IntegerNetwork
 from twoscale.quantization.build import quantize_bias, weight_scales
 from twoscale.quantization.plan import Plan
+from twoscale.quantization.scheme import Scheme
 
-__all__ = ["correct"]
+__all__ = ["correct", "correct_layer"]
 
 Float64 = NDArray[np.float64]
 
@@ -69,21 +70,7 @@ def correct(network: IntegerNetwork, plan: Plan, samples_nchw: NDArray[np.float3
             x_real = [real[name] for name in layer.inputs]
             x_integer = [integer[name] for name in layer.inputs]
             if isinstance(layer, n.Accumulating) and isinstance(node, g.Conv2d | g.Linear):
-                shifted = executor.shifted(layer, x_integer)
-                scales = weight_scales(layer, network.spec(layer.inputs[0]))
-                if scheme.error_feedback:
-                    layer = _with_error_feedback(layer, node, scales, shifted, scheme.weight_limit)
-                if scheme.bias_correction:
-                    unbounded = dataclasses.replace(node, bounds=g.UNBOUNDED)
-                    target = _channel_means(module.compute(unbounded, x_real))
-                    if len(layer.inputs) == 2:  # the accumulators are to make good what the residual lacks too
-                        target -= (
-                            _channel_means(executor.shifted(layer, x_integer, 1)) * network.spec(layer.inputs[1]).scale
-                        )
-                    found = _channel_means(executor.accumulate(layer, shifted))
-                    unit = network.spec(layer.inputs[0]).scale * scales
-                    bias = quantize_bias(layer.name, (target - found * unit) + layer.bias_o * unit, unit)
-                    layer = dataclasses.replace(layer, bias_o=bias)
+                layer = correct_layer(layer, node, plan.scheme, module, executor, x_real, x_integer)
             corrected.append(layer)
             real[layer.name] = module.compute(node, x_real) if x_real else images
             integer[layer.name] = executor.compute(layer, x_integer or [images])
@@ -91,6 +78,43 @@ def correct(network: IntegerNetwork, plan: Plan, samples_nchw: NDArray[np.float3
                 if last[name] == layer.name:
                     del real[name], integer[name]
     return dataclasses.replace(network, layers=tuple(corrected))
+
+
+def correct_layer(
+    layer: n.Accumulating,
+    node: g.Conv2d | g.Linear,
+    scheme: Scheme,
+    module: GraphModule,
+    executor: TorchExecutor,
+    x_real: list[torch.Tensor],
+    x_integer: list[torch.Tensor],
+) -> n.Accumulating:
+    """Return a layer with the corrections that the scheme asks for.
+
+    Args:
+        layer: rounded to the nearest.
+        node: the same layer before rounding.
+        scheme: which corrections, and how many bits the layer has.
+        module: computes ``node``.
+        executor: computes ``layer``; its network knows how the layer's inputs are quantized.
+        x_real: what reaches the layer in the float network, over the calibration images.
+        x_integer: what reaches it in the integer network.
+    """
+    specs = executor.network.spec
+    shifted = executor.shifted(layer, x_integer)
+    scales = weight_scales(layer, specs(layer.inputs[0]))
+    if scheme.error_feedback:
+        layer = _with_error_feedback(layer, node, scales, shifted, scheme.weight_limit_of(layer.name))
+    if scheme.bias_correction:
+        unbounded = dataclasses.replace(node, bounds=g.UNBOUNDED)
+        target = _channel_means(module.compute(unbounded, x_real))
+        if len(layer.inputs) == 2:  # the accumulators are to make good what the residual lacks too
+            target -= _channel_means(executor.shifted(layer, x_integer, 1)) * specs(layer.inputs[1]).scale
+        found = _channel_means(executor.accumulate(layer, shifted))
+        unit = specs(layer.inputs[0]).scale * scales
+        bias = quantize_bias(layer.name, (target - found * unit) + layer.bias_o * unit, unit)
+        layer = dataclasses.replace(layer, bias_o=bias)
+    return layer
 
 
 def _channel_means(x: torch.Tensor) -> Float64:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twoscale.calibration import RangeMethod, TensorStatistics, affine_parameters, choose_range
+from twoscale.calibration import RangeMethod, RealRange, TensorStatistics, affine_parameters, choose_range
 from twoscale.calibration.profile import moves_values
 from twoscale.errors import QuantizationError, UnknownNameError
 from twoscale.graph import nodes as g
@@ -30,13 +30,20 @@ class Plan:
     """The layer whose int32 accumulators are the logits; "" if the network ends in something else."""
 
 
-def make_plan(graph: g.FloatGraph, statistics: Mapping[str, TensorStatistics], scheme: Scheme) -> Plan:
+def make_plan(
+    graph: g.FloatGraph,
+    statistics: Mapping[str, TensorStatistics],
+    scheme: Scheme,
+    *,
+    ranges: dict[tuple[str, int, int], RealRange] | None = None,
+) -> Plan:
     """Choose scale and zero point of every activation.
 
     Args:
         graph: folded.
         statistics: of every node that does not only move values.
         scheme: how.
+        ranges: what was chosen for (layer, lo, hi) before, in plans that differ only in bits; is added to.
 
     Raises:
         QuantizationError: an output is clamped to a range without 0.
@@ -45,6 +52,7 @@ def make_plan(graph: g.FloatGraph, statistics: Mapping[str, TensorStatistics], s
     _check_layers(graph, scheme)
     method = RangeMethod.parse(scheme.activation_range)
     head = _head(graph)
+    chosen = {} if ranges is None else ranges
     specs: dict[str, TensorSpec] = {}
     for node in graph:
         if node.name == head:
@@ -60,8 +68,11 @@ def make_plan(graph: g.FloatGraph, statistics: Mapping[str, TensorStatistics], s
             specs[node.name] = _bounded(specs[node.inputs[0]], node.shape, bounds)
             continue
         lo, hi = scheme.activation_limits_of(node.name)
-        stats = statistics[node.name]
-        range_ = choose_range(stats, method, lo=lo, hi=hi, symmetric=scheme.signed_activations)
+        if (node.name, lo, hi) not in chosen:
+            chosen[node.name, lo, hi] = choose_range(
+                statistics[node.name], method, lo=lo, hi=hi, symmetric=scheme.signed_activations
+            )
+        range_ = chosen[node.name, lo, hi]
         scale, zero_point = affine_parameters(range_, lo=lo, hi=hi, symmetric=scheme.signed_activations)
         spec = TensorSpec(node.shape, scheme.activation_dtype, scale, zero_point, lo, hi)
         specs[node.name] = _bounded(spec, node.shape, bounds)
