@@ -45,6 +45,8 @@ from twoscale.graph.nodes import (
     Permute,
     Reshape,
     Slice,
+    WindowAverage2d,
+    Windows,
 )
 
 __all__ = ["capture", "supported_operators"]
@@ -426,8 +428,7 @@ class _Capture:
 
     def input_shape(self, argument: fx.Node) -> tuple[int, ...]:
         """Return the shape of an activation argument without the batch."""
-        name = self.tensors[argument]
-        return next(node.shape for node in self.nodes if node.name == name)
+        return self.made(self.tensors[argument]).shape
 
     def add(self, node: fx.Node, made: Node) -> None:
         """Append a node and let the exported node's name stand for it."""
@@ -437,6 +438,54 @@ class _Capture:
     def same(self, node: fx.Node, argument: Any) -> None:
         """Let a node stand for its argument: it changes nothing in eval mode."""
         self.tensors[node] = self.input(argument)
+
+    def derive(self, node: fx.Node, kind: type[Node], shape: tuple[int, ...], *inputs: str, **fields: Any) -> str:
+        """Append one of several nodes that stand for ``node``, the last for its result; return its name."""
+        made = kind(name=self.new_name(node), inputs=inputs, shape=shape, source=self.source(node), **fields)
+        self.add(node, made)
+        return made.name
+
+    def reshape(self, node: fx.Node, name: str, shape: tuple[int, ...]) -> str:
+        """Append a Reshape of the tensor ``name``, unless it has that shape; reshapes do not pile up."""
+        source = self.made(name)
+        while isinstance(source, Reshape) and source.shape != shape:
+            source = self.made(source.inputs[0])
+        if source.shape == shape:
+            self.tensors[node] = source.name
+            return source.name
+        return self.derive(node, Reshape, shape, source.name)
+
+    def rearrange(self, node: fx.Node, split: tuple[int, ...], axes: tuple[int, ...]) -> None:
+        """Append reshape to ``split``, permute by ``axes`` and reshape to the node's shape."""
+        name = self.reshape(node, self.input(node.args[0]), split)
+        name = self.derive(node, Permute, tuple(split[axis] for axis in axes), name, axes=axes)
+        self.reshape(node, name, self.shape(node))
+
+    def gather(self, node: fx.Node, name: str, axis: int, indices: list[int]) -> str:
+        """Append slices and a concatenation: the entries ``indices`` along ``axis`` of the tensor ``name``."""
+        shape = self.made(name).shape
+
+        def resized(size: int) -> tuple[int, ...]:
+            return (*shape[:axis], size, *shape[axis + 1 :])
+
+        parts: list[str] = []
+        position = 0
+        while position < len(indices):
+            start, count = indices[position], 1
+            while position + count < len(indices) and indices[position + count] == start + count:
+                count += 1
+            position += count
+            whole = count == shape[axis]
+            parts.append(
+                name
+                if whole
+                else self.derive(node, Slice, resized(count), name, axis=axis, start=start, stop=start + count, step=1)
+            )
+        return parts[0] if len(parts) == 1 else self.derive(node, Concat, resized(len(indices)), *parts, axis=axis)
+
+    def made(self, name: str) -> Node:
+        """Return the node that makes a tensor."""
+        return next(node for node in self.nodes if node.name == name)
 
     def common(self, node: fx.Node, *inputs: Any) -> dict[str, Any]:
         """Return the fields that every node has."""
@@ -487,6 +536,35 @@ def _conv2d(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
             groups=int(a["groups"]),
         ),
     )
+
+
+@_handles("conv1d")
+def _conv1d(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    """A convolution of one row."""
+    weight, bias = c.array(a["weight"]), c.array(a["bias"])
+    if weight is None or c.is_activation(a["weight"]):
+        raise _unsupported(c, node, "a convolution with computed weights", "use Conv1d")
+    (channels, length), (out, out_length) = c.input_shape(a["input"]), c.shape(node)
+    stride, dilation, kernel = int(a["stride"][0]), int(a["dilation"][0]), weight.shape[2]
+    before = after = 0
+    if a["padding"] == "same":
+        before, after = dilation * (kernel - 1) // 2, -(-dilation * (kernel - 1) // 2)
+    elif a["padding"] != "valid":
+        before = after = int(a["padding"][0])
+    name = c.reshape(node, c.input(a["input"]), (channels, 1, length))
+    name = c.derive(
+        node,
+        Conv2d,
+        (out, 1, out_length),
+        name,
+        weight_oihw=weight[:, :, None],
+        bias_o=np.zeros(out, np.float32) if bias is None else bias,
+        stride=(1, stride),
+        padding=(0, before, 0, after),
+        dilation=(1, dilation),
+        groups=int(a["groups"]),
+    )
+    c.reshape(node, name, (out, out_length))
 
 
 @_handles("linear")
@@ -578,12 +656,20 @@ def _sum(c: _Capture, node: fx.Node, left: Any, right: Any, left_factor: float, 
         _affine(c, node, left, left_factor, right_factor * _per_channel(c, node, left, right))
     elif not c.is_activation(left):
         _affine(c, node, right, right_factor, left_factor * _per_channel(c, node, right, left))
-    elif (left_factor, right_factor) != (1, 1):
-        raise _unsupported(c, node, "a difference or weighted sum of activations", "scale one before adding")
     elif c.input_shape(left) != c.input_shape(right):
         raise _unsupported(c, node, "a sum of tensors of different shapes", "make the shapes equal")
     else:
-        c.add(node, Add(**c.common(node, left, right)))
+        terms = _scaled(c, node, left, left_factor), _scaled(c, node, right, right_factor)
+        c.derive(node, Add, c.shape(node), *terms)
+
+
+def _scaled(c: _Capture, node: fx.Node, x: fx.Node, factor: float) -> str:
+    """Return the name of factor · x."""
+    name, shape = c.input(x), c.input_shape(x)
+    if factor == 1:
+        return name
+    scale = np.full(shape[0], factor, np.float32)
+    return c.derive(node, ChannelAffine, shape, name, scale_c=scale, shift_c=np.zeros_like(scale))
 
 
 @_handles("add")
@@ -625,6 +711,36 @@ def _div(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
     if not divisor.all():
         raise CaptureError(f"{node.target} at {c.source(node)} divides by zero")
     _affine(c, node, a["self"], 1.0 / divisor, 0.0)
+
+
+@_handles("pow")
+def _pow(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    if a.get("exponent") != 2 or not c.is_activation(a["self"]):
+        raise _unsupported(c, node, "a power other than the square", "multiply instead")
+    c.add(node, Mul(**c.common(node, a["self"], a["self"])))
+
+
+@_handles("square")
+def _square(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    c.add(node, Mul(**c.common(node, a["self"], a["self"])))
+
+
+@_handles("expand", "expand_as")
+def _expand(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    """Products broadcast by themselves; nothing else may read an expanded tensor."""
+    readers = {str(getattr(user.target, "_opname", user.target)).rstrip("_") for user in node.users}
+    if c.shape(node) != c.input_shape(a["self"]) and (
+        not readers <= {"mul", "multiply"} or len(c.shape(node)) != len(c.input_shape(a["self"]))
+    ):
+        raise _unsupported(c, node, "an expanded tensor", "only products may broadcast; concatenate copies")
+    c.same(node, a["self"])
+
+
+@_handles("stack")
+def _stack(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    axis, shape = _axis(c, node, a["dim"]), c.shape(node)
+    part = (*shape[:axis], 1, *shape[axis + 1 :])
+    c.derive(node, Concat, shape, *[c.reshape(node, c.input(x), part) for x in a["tensors"]], axis=axis)
 
 
 @_handles("cat", "concat")
@@ -682,22 +798,51 @@ def _avg_pool2d(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
     kernel = _pair(a["kernel_size"])
     stride = _pair(a["stride"]) if a["stride"] else kernel
     padding = _pair(a["padding"])
-    fields = c.common(node, a["self"])
-    if a["divisor_override"] or (any(padding) and not a["count_include_pad"]):
-        raise _unsupported(
-            c, node, "an average pool whose divisor varies or is overridden", "use count_include_pad=True"
+    shape, size = c.shape(node), c.input_shape(a["self"])[1:]
+    name, override = c.input(a["self"]), a["divisor_override"]
+    counts_padding = bool(a["count_include_pad"] or override)
+    rows, columns = (
+        _pool_windows(size[i], shape[i + 1], kernel[i], stride[i], padding[i], counts_padding and not override)
+        if not override
+        else tuple(
+            (start, stop, kernel[i])
+            for start, stop, _ in _pool_windows(size[i], shape[i + 1], kernel[i], stride[i], padding[i], False)
         )
-    if a["ceil_mode"] and any(
-        (fields["shape"][i + 1] - 1) * stride[i] + kernel[i] > c.input_shape(a["self"])[i + 1] + 2 * padding[i]
         for i in (0, 1)
-    ):
-        raise _unsupported(c, node, "an average pool in ceil mode with partial windows", "use ceil_mode=False")
-    c.add(node, AveragePool2d(**fields, kernel=kernel, stride=stride, padding=_symmetric(padding)))
+    )
+    if all(window[2] == kernel[0] for window in rows) and all(window[2] == kernel[1] for window in columns):
+        partial = _ceil_padding((0, *size), shape, kernel, stride, _symmetric(padding))
+        name = c.derive(node, AveragePool2d, shape, name, kernel=kernel, stride=stride, padding=partial)
+    else:
+        name = c.derive(node, WindowAverage2d, shape, name, rows=rows, columns=columns)
+    if override and int(override) != kernel[0] * kernel[1]:
+        scale = np.full(shape[0], kernel[0] * kernel[1] / int(override), np.float32)
+        c.derive(node, ChannelAffine, shape, name, scale_c=scale, shift_c=np.zeros_like(scale))
+
+
+def _pool_windows(size: int, out: int, kernel: int, stride: int, padding: int, counts_padding: bool) -> Windows:
+    """Return the windows of an average pool along one dimension, and what torch divides by."""
+    windows = []
+    for position in range(out):
+        start = position * stride - padding
+        stop = min(start + kernel, size + padding)  # what ceil mode adds beyond the padding never counts
+        count = stop - start
+        start, stop = max(start, 0), min(stop, size)
+        windows.append((start, stop, count if counts_padding else stop - start))
+    return tuple(windows)
 
 
 @_handles("adaptive_avg_pool2d", "_adaptive_avg_pool2d")
 def _adaptive_avg_pool2d(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
-    kernel = _adaptive_kernel(c, node, a["self"])
+    (_, *size), (_, *out) = c.input_shape(a["self"]), c.shape(node)
+    if size[0] % out[0] or size[1] % out[1]:
+        rows, columns = (
+            tuple((i * n // m, -(-(i + 1) * n // m), -(-(i + 1) * n // m) - i * n // m) for i in range(m))
+            for n, m in zip(size, out, strict=True)
+        )
+        c.add(node, WindowAverage2d(**c.common(node, a["self"]), rows=rows, columns=columns))
+        return
+    kernel = (size[0] // out[0], size[1] // out[1])
     c.add(node, AveragePool2d(**c.common(node, a["self"]), kernel=kernel, stride=kernel))
 
 
@@ -720,28 +865,56 @@ def _adaptive_kernel(c: _Capture, node: fx.Node, argument: fx.Node) -> tuple[int
 def _mean(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
     shape = c.input_shape(a["self"])
     dims = sorted(int(d) % (1 + len(shape)) for d in (a.get("dim") or ()))
-    if len(shape) != 3 or dims != [2, 3]:
+    spatial = {3: ([2], [3], [2, 3]), 2: ([2],)}.get(len(shape), ())
+    if dims not in spatial:
         raise _unsupported(c, node, f"a mean over dimensions {a.get('dim')}", "take the mean over height and width")
-    kernel = (shape[1], shape[2])
-    fields = c.common(node, a["self"])
-    pooled = (shape[0], 1, 1)
-    if fields["shape"] == pooled:
-        c.add(node, AveragePool2d(**fields, kernel=kernel, stride=kernel))
-        return
-    pool = AveragePool2d(**{**fields, "shape": pooled}, kernel=kernel, stride=kernel)
-    c.add(node, pool)
-    name = f"{pool.name}.flatten"
-    c.taken.add(name)
-    c.add(node, Reshape(name=name, inputs=(pool.name,), shape=fields["shape"], source=pool.source))
+    image = (*shape, 1)[:3]
+    kernel = (image[1] if 2 in dims else 1, image[2] if 3 in dims else 1)
+    name = c.reshape(node, c.input(a["self"]), image)
+    pooled = (image[0], image[1] // kernel[0], image[2] // kernel[1])
+    c.reshape(node, c.derive(node, AveragePool2d, pooled, name, kernel=kernel, stride=kernel), c.shape(node))
 
 
 @_handles("view", "_unsafe_view", "reshape", "flatten", "unsqueeze", "squeeze", "unflatten")
 def _reshape(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
-    argument = a["self"]
-    if c.shape(node) == c.input_shape(argument):
-        c.same(node, argument)
-        return
-    c.add(node, Reshape(**c.common(node, argument)))
+    c.reshape(node, c.input(a["self"]), c.shape(node))
+
+
+@_handles("channel_shuffle")
+def _channel_shuffle(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    channels, *rest = c.shape(node)
+    groups = int(a["groups"])
+    axes = (1, 0, *range(2, 2 + len(rest)))
+    c.rearrange(node, (groups, channels // groups, *rest), axes)
+
+
+@_handles("pixel_shuffle")
+def _pixel_shuffle(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    (_, height, width), factor = c.input_shape(a["self"]), int(a["upscale_factor"])
+    c.rearrange(node, (c.shape(node)[0], factor, factor, height, width), (0, 3, 1, 4, 2))
+
+
+@_handles("pixel_unshuffle")
+def _pixel_unshuffle(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    channels, height, width = c.input_shape(a["self"])
+    factor = int(a["downscale_factor"])
+    c.rearrange(node, (channels, height // factor, factor, width // factor, factor), (0, 2, 4, 1, 3))
+
+
+@_handles("upsample_nearest2d", "_upsample_nearest_exact2d")
+def _upsample_nearest(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    """Every pixel several times: concatenated with itself along new dimensions."""
+    argument = a["input"] if "input" in a else a["self"]
+    (channels, height, width), out = c.input_shape(argument), c.shape(node)
+    if out[1] % height or out[2] % width:
+        raise _unsupported(c, node, f"enlarging {height}x{width} to {out[1]}x{out[2]}", "enlarge by whole factors")
+    shape = [channels, height, 1, width, 1]
+    name = c.reshape(node, c.input(argument), tuple(shape))
+    for axis, factor in ((2, out[1] // height), (4, out[2] // width)):
+        if factor > 1:
+            shape[axis] = factor
+            name = c.derive(node, Concat, tuple(shape), *[name] * factor, axis=axis)
+    c.reshape(node, name, out)
 
 
 @_handles("permute", "transpose")
@@ -774,7 +947,34 @@ def _slice(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
 
 @_handles("select")
 def _select(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
-    raise _unsupported(c, node, "taking one index of a dimension", "slice with start:stop, then flatten")
+    shape = c.input_shape(a["self"])
+    dim = int(a["dim"]) % (1 + len(shape))
+    if dim == 0:
+        raise CaptureError(f"{node.target} at {c.source(node)} takes one image; expected images to stay apart")
+    _take(c, node, a["self"], dim - 1, int(a["index"]) % shape[dim - 1])
+
+
+def _take(c: _Capture, node: fx.Node, argument: fx.Node, axis: int, index: int) -> None:
+    """One index along ``axis``, which is dropped."""
+    shape = list(c.input_shape(argument))
+    shape[axis] = 1
+    name = c.input(argument)
+    name = c.derive(node, Slice, tuple(shape), name, axis=axis, start=index, stop=index + 1, step=1)
+    c.reshape(node, name, tuple(shape[:axis] + shape[axis + 1 :]))
+
+
+@_handles("unbind")
+def _unbind(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    dim = int(a["dim"]) % (1 + len(c.input_shape(a["self"])))
+    if dim == 0:
+        raise CaptureError(f"{node.target} at {c.source(node)} takes images apart; expected them to stay a batch")
+    for user in list(node.users):
+        _take(c, user, a["self"], dim - 1, int(user.args[1]))  # type: ignore[arg-type]
+
+
+@_handles("narrow")
+def _narrow(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    _slice(c, node, {**a, "start": a["start"], "end": int(a["start"]) + int(a["length"]), "step": 1})
 
 
 @_handles("chunk", "split", "split_with_sizes")
@@ -798,21 +998,52 @@ def _split(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
         c.add(user, made)
 
 
-@_handles("pad", "constant_pad_nd")
+@_handles("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d")
 def _pad(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
-    if a.get("mode", "constant") != "constant" or float(a.get("value") or 0.0) != 0.0:
-        raise _unsupported(c, node, "padding with anything but zeros", "pad with zeros")
     argument = a["self"] if "self" in a else a["input"]
     rank = len(c.input_shape(argument))
-    flat = [int(n) for n in a["pad"]]
+    padding = a["pad"] if "pad" in a else a["padding"]
+    flat = [int(n) for n in padding]
     widths = [(0, 0)] * rank
     for i in range(len(flat) // 2):  # torch lists the last dimension first
         if i >= rank and (flat[2 * i] or flat[2 * i + 1]):
             raise CaptureError(f"{node.target} at {c.source(node)} pads the batch; expected images to stay apart")
         widths[rank - 1 - i] = (flat[2 * i], flat[2 * i + 1])
+    target = str(node.target)
+    mode = "reflect" if "reflection" in target else "replicate" if "replication" in target else a.get("mode")
+    if mode in ("reflect", "replicate"):
+        _pad_with_values(c, node, argument, widths, reflects=mode == "reflect")
+        return
+    value = float(a.get("value") or 0.0)
+    lowest = value == -math.inf or value <= -3e38
+    if (mode or "constant") != "constant" or (
+        value != 0.0 and not (lowest and widths[0] == (0, 0) and _read_by_max_pools(node))
+    ):
+        raise _unsupported(c, node, f"padding with {value if value else mode}", "pad with zeros")
     if any(n < 0 for pair in widths for n in pair):
         raise _unsupported(c, node, "negative padding", "slice instead")
-    c.add(node, Pad(**c.common(node, argument), widths=tuple(widths)))
+    fields = c.common(node, argument)
+    c.add(node, Pad(**fields, widths=tuple(widths), value=-math.inf if lowest else 0.0))
+
+
+def _read_by_max_pools(node: fx.Node) -> bool:
+    readers = {str(getattr(user.target, "_opname", user.target)) for user in node.users}
+    return len(node.users) == 1 and readers <= {"max_pool2d", "max_pool2d_with_indices"}
+
+
+def _pad_with_values(
+    c: _Capture, node: fx.Node, argument: fx.Node, widths: list[tuple[int, int]], *, reflects: bool
+) -> None:
+    """Reflection and replication: rows and columns that are there already, taken once more."""
+    name = c.input(argument)
+    for axis, ((before, after), size) in enumerate(zip(widths, c.input_shape(argument), strict=True)):
+        if before or after:
+            positions = np.arange(-before, size + after)
+            inside = np.abs(positions) if reflects else np.maximum(positions, 0)
+            last = size - 1
+            inside = np.where(positions > last, 2 * last - positions if reflects else last, inside)
+            name = c.gather(node, name, axis, [int(i) for i in inside])
+    c.tensors[node] = name
 
 
 @_handles(
@@ -833,18 +1064,37 @@ def _to(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
     c.same(node, a["self"])
 
 
-def _function(name: str, parameter: str | None = None) -> Handler:
+def _function(name: str, *names: str) -> Handler:
     def handler(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
-        parameters = () if parameter is None else (float(a[parameter]),)
+        parameters = tuple(float(a[parameter]) for parameter in names)
         c.add(node, Elementwise(**c.common(node, a["self"]), function=name, parameters=parameters))
 
     return handler
 
 
-for _name in ("sigmoid", "hardsigmoid", "hardswish", "silu", "tanh"):
+for _name in (
+    "abs", "exp", "hardsigmoid", "hardswish", "log_sigmoid", "mish", "selu", "sigmoid", "silu", "tanh",
+):  # fmt: skip
     _HANDLERS[_name] = _function(_name)
 _HANDLERS["leaky_relu"] = _function("leaky_relu", "negative_slope")
 _HANDLERS["elu"] = _function("elu", "alpha")
+_HANDLERS["celu"] = _function("celu", "alpha")
+_HANDLERS["softplus"] = _function("softplus", "beta", "threshold")
+
+
+@_handles("prelu")
+def _prelu(c: _Capture, node: fx.Node, a: dict[str, Any]) -> None:
+    """Return max(x, 0) + slope · min(x, 0); one slope is a leaky ReLU."""
+    slopes = c.array(a["weight"])
+    assert slopes is not None
+    if slopes.size == 1:
+        c.add(node, Elementwise(**c.common(node, a["self"]), function="leaky_relu", parameters=(float(slopes[0]),)))
+        return
+    name, shape = c.input(a["self"]), c.shape(node)
+    positive = c.derive(node, Clamp, shape, name, bounds=(0.0, math.inf))
+    negative = c.derive(node, Clamp, shape, name, bounds=(-math.inf, 0.0))
+    scaled = c.derive(node, ChannelAffine, shape, negative, scale_c=slopes, shift_c=np.zeros_like(slopes))
+    c.derive(node, Add, shape, positive, scaled)
 
 
 @_handles("gelu")

@@ -27,6 +27,13 @@ _FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "leaky_relu": F.leaky_relu,
     "elu": F.elu,
+    "celu": F.celu,
+    "selu": F.selu,
+    "mish": F.mish,
+    "softplus": F.softplus,
+    "log_sigmoid": F.logsigmoid,
+    "abs": torch.abs,
+    "exp": torch.exp,
 }
 
 
@@ -139,7 +146,15 @@ def _slice(node: g.Slice, m: GraphModule, x: list[torch.Tensor]) -> torch.Tensor
 
 
 def _pad(node: g.Pad, m: GraphModule, x: list[torch.Tensor]) -> torch.Tensor:
-    return F.pad(x[0], [width for pair in reversed(node.widths) for width in pair])
+    return F.pad(x[0], [width for pair in reversed(node.widths) for width in pair], value=node.value)
+
+
+def _window_average(node: g.WindowAverage2d, m: GraphModule, x: list[torch.Tensor]) -> torch.Tensor:
+    rows, columns = (
+        torch.from_numpy(g.window_weights(windows, size)).to(x[0])
+        for windows, size in zip((node.rows, node.columns), x[0].shape[2:], strict=True)
+    )
+    return rows @ x[0] @ columns.T
 
 
 _RUN: dict[type[g.Node], _Run] = {
@@ -154,6 +169,7 @@ _RUN: dict[type[g.Node], _Run] = {
         _zero_pad(x[0], node.padding, -math.inf), node.kernel, node.stride, 0, node.dilation
     ),
     g.AveragePool2d: lambda node, m, x: F.avg_pool2d(_zero_pad(x[0], node.padding), node.kernel, node.stride),
+    g.WindowAverage2d: _window_average,
     g.Reshape: lambda node, m, x: x[0].reshape(x[0].shape[0], *node.shape),
     g.Permute: lambda node, m, x: x[0].permute(0, *(axis + 1 for axis in node.axes)),
     g.Slice: _slice,

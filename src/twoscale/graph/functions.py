@@ -26,6 +26,14 @@ def _relu6(x: Float64) -> Float64:
     return np.clip(x, 0.0, 6.0)
 
 
+def _softplus(x: Float64, beta: float = 1.0, threshold: float = 20.0) -> Float64:
+    return np.where(beta * x > threshold, x, np.logaddexp(0.0, beta * x) / beta)
+
+
+def _elu(x: Float64, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Float64:
+    return scale * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0.0) * input_scale))
+
+
 def _erf(x: Float64) -> Float64:
     return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(x), np.float64)
 
@@ -39,7 +47,15 @@ FUNCTIONS: dict[str, Callable[..., Float64]] = {
     "gelu": lambda x: 0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))),
     "gelu_tanh": lambda x: 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),
     "leaky_relu": lambda x, slope: np.where(x >= 0, x, slope * x),
-    "elu": lambda x, alpha: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0.0))),
+    "elu": _elu,
+    "celu": lambda x, alpha: _elu(x, alpha, 1.0, 1.0 / alpha),
+    # Klambauer et al., "Self-normalizing neural networks", 2017: its two constants.
+    "selu": lambda x: _elu(x, 1.6732632423543772, 1.0507009873554805),
+    "mish": lambda x: x * np.tanh(_softplus(x)),
+    "softplus": _softplus,
+    "log_sigmoid": lambda x: -np.logaddexp(0.0, -x),
+    "abs": np.abs,
+    "exp": np.exp,
 }
 
 

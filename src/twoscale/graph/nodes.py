@@ -33,11 +33,15 @@ __all__ = [
     "Permute",
     "Reshape",
     "Slice",
+    "WindowAverage2d",
+    "window_weights",
 ]
 
 Float32 = NDArray[np.float32]
 Padding = tuple[int, int, int, int]
 Bounds = tuple[float, float]
+Windows = tuple[tuple[int, int, int], ...]
+"""(start, stop, divisor) of each output position along one dimension."""
 
 UNBOUNDED: Bounds = (-math.inf, math.inf)
 
@@ -147,6 +151,18 @@ class AveragePool2d(Bounded):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class WindowAverage2d(Node):
+    """Mean over windows that differ from place to place; ``fold`` leaves none.
+
+    y[i, j] = Σ x[h, w] / (d_i · d_j) over h in [start_i, stop_i) and w in [start_j, stop_j): adaptive pools whose sizes
+    do not divide, pools that do not count padding, partial windows.
+    """
+
+    rows: Windows
+    columns: Windows
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Reshape(Node):
     """The same values in C order under another shape (flatten, view, unsqueeze, squeeze)."""
 
@@ -170,9 +186,11 @@ class Slice(Node):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pad(Node):
-    """Zeros around: (before, after) for each dimension."""
+    """One value around: (before, after) for each dimension."""
 
     widths: tuple[tuple[int, int], ...]
+    value: float = 0.0
+    """0, or −∞ before a max pool, which takes it into itself."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -181,6 +199,14 @@ class Elementwise(Node):
 
     function: str
     parameters: tuple[float, ...] = ()
+
+
+def window_weights(windows: Windows, size: int) -> NDArray[np.float64]:
+    """Return the weights of windows along a dimension of ``size`` inputs as a matrix (outputs, inputs)."""
+    weights = np.zeros((len(windows), size))
+    for row, (start, stop, divisor) in zip(weights, windows, strict=True):
+        row[start:stop] = 1.0 / divisor
+    return weights
 
 
 @dataclass(frozen=True, eq=False)
