@@ -127,4 +127,7 @@ def test_notebooks_show_tables() -> None:
     assert "<table" in results._repr_html_()
     layer = LayerCheck("conv1", "Conv2d", 0, 10, 40.0)
     result = VerifyResult("Net", "default", True, ("reference",), 10, 0, 0, None, None, None, layers=(layer,))
-    assert "conv1" in result._repr_html_()
+    shown = result._repr_html_()
+    assert "<table" in shown
+    assert "conv1" in shown
+    assert "&lt;" not in shown

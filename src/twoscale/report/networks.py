@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from markupsafe import Markup
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
@@ -168,6 +169,6 @@ def verify_tables(result: VerifyResult) -> tuple[RenderableType, ...]:
 
 
 def verify_html(result: VerifyResult) -> str:
-    """Return what verify found for a notebook."""
-    table = _layers(result)
-    return table_html(tables.Table("; ".join(_summary(result)), table.columns, table.rows))
+    """Return what verify found for a notebook: a row for each layer and a summary."""
+    lines = Markup("<br>").join(_summary(result))
+    return table_html(_layers(result)) + str(Markup("<p>{}</p>").format(lines))

@@ -1,0 +1,229 @@
+"""README, documents and notebook: what they show is run, what they name is there, what they count was recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbclient
+import nbformat
+import pytest
+
+from twoscale.cli import VERBS, main
+from twoscale.records import LabResults, read_record
+from twoscale.report.numbers import MISSING, count, fixed, percent
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+RECORD = ROOT / "docs" / "lab-cifar10.json"
+NOTEBOOK = ROOT / "examples" / "quantize.ipynb"
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the words of every twoscale command in a document's shell blocks."""
+    lines = [line for block in blocks(text, "sh") for line in block.splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [found[1:] for found in words if found and Path(found[0]).name == "twoscale"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        yield tmp_path
+    finally:
+        os.chdir(before)
+
+
+def run_python(text: str, name: str) -> None:
+    """Run a document's Python blocks, one after the other in one namespace."""
+    namespace: dict[str, Any] = {}
+    for number, block in enumerate(blocks(text, "python"), 1):
+        exec(compile(block, f"<{name}, block {number}>", "exec"), namespace)
+
+
+def train(*, epochs: int) -> None:
+    main(["train", "net", "--epochs", str(epochs), "--out", "runs/net"])
+
+
+def test_readme_commands_and_python(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = []
+    for words in commands(README):
+        ran.append(words[0])
+        if "cifar10" in words:
+            continue  # takes minutes; that its options are right is checked below
+        if words[0] == "train":
+            words += ["--epochs", "2"]
+        if words[0] == "quantize":
+            words += ["--calibration-images", "100"]
+        main(words)
+    assert {"lab", "train", "inspect", "quantize", "verify", "export"} <= set(ran)
+    assert "0 of 4,163,760 integers differ" in capsys.readouterr().out
+    run_python(README, "README.md")
+    assert "0 differing integers, top-1 " in capsys.readouterr().out
+
+
+def test_readme_library_is_ten_lines() -> None:
+    [block] = blocks(README, "python")
+    lines = [line for line in block.splitlines() if line and not line.startswith(("import", "from"))]
+    assert len(lines) <= 10
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_are_accepted(document: Path) -> None:
+    import importlib
+
+    from twoscale.cli.parsing import bind
+
+    for words in commands(document.read_text()):
+        verb = next(name for name in VERBS if words[: len(name.split())] == name.split())
+        module, function = VERBS[verb].function.split(":")
+        bind(getattr(importlib.import_module(module), function), verb, words[len(verb.split()) :])
+
+
+def test_quantization_document(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(epochs=2)
+    capsys.readouterr()
+    run_python((ROOT / "docs" / "quantization.md").read_text(), "quantization.md")
+    printed = capsys.readouterr().out
+    assert "0 of 4,163,760 integers differ" in printed
+    assert "percentile-99.9" in printed
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"^ *make (\w+)", README, re.MULTILINE))))
+def test_make_targets_are_there(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub gives a document's headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    text = document.read_text()
+    targets = re.findall(r"\]\(([^)]+)\)|(?:srcset|src|href)=\"([^\"]+)\"", text)
+    for target in (one or other for one, other in targets):
+        if target.startswith(("https://", "http://")):
+            continue
+        file, _, anchor = target.partition("#")
+        path = document.parent / file if file else document
+        assert path.exists(), f"{document.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(path.read_text()), f"{document.name} links to {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_are_named_are_there(document: Path) -> None:
+    for name in re.findall(r"`((?:src|tests|docs|examples|benchmarks|\.ci)/[\w./*-]*)`", document.read_text()):
+        assert list(ROOT.glob(name.rstrip("/"))), f"{document.name} names {name}"
+
+
+def test_operator_checklist_names_what_is_there() -> None:
+    text = (ROOT / "docs" / "adding-an-operator.md").read_text()
+    rows = re.findall(r"^\| .* \| `([^`]+)` \| (.*) \|$", text, re.MULTILINE)
+    assert len(rows) >= 20
+    for file, names in rows:
+        content = (ROOT / file).read_text()
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"\b{name}\b", content), f"{file} has no {name}"
+
+
+def test_every_place_that_knows_all_layers_is_in_the_checklist() -> None:
+    """A file with a dictionary over layer types must be named, or the next operator will be forgotten there."""
+    text = (ROOT / "docs" / "adding-an-operator.md").read_text()
+    for file in (ROOT / "src" / "twoscale").rglob("*.py"):
+        content = file.read_text()
+        if all(re.search(rf"\b(n|g)\.{kind}\b", content) for kind in ("Concat", "Slice", "Permute")):
+            assert str(file.relative_to(ROOT)) in text, file
+
+
+def test_contributing_names_every_room() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for path in (ROOT / "src" / "twoscale").iterdir():
+        public = not path.name.startswith("_") and (path.is_dir() or path.suffix == ".py")
+        if public:
+            assert f"`{path.stem}`" in text, path.stem
+
+
+def accuracy_table(results: LabResults) -> list[str]:
+    """Return the README's table: every stage of both networks."""
+    lines = [
+        "| network | stage | scheme | top-1 | agreement | logit SQNR | integers that differ |",
+        "|---|---|---|--:|--:|--:|--:|",
+    ]
+    for network in results.networks:
+        for stage in network.stages:
+            agreement = percent(stage.agreement)
+            cells = [
+                stage.network,
+                stage.title,
+                MISSING if stage.stage == "float" else stage.scheme,
+                f"{percent(stage.top1)} %",
+                agreement if agreement == MISSING else f"{agreement} %",
+                MISSING if stage.sqnr_db is None else f"{fixed(stage.sqnr_db, 1)} dB",
+                count(stage.mismatches),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def test_readme_table_is_the_record() -> None:
+    results = read_record(RECORD, LabResults)
+    table = "\n".join(accuracy_table(results))
+    assert table in README, f"the README's table should be:\n{table}"
+    machine = f"{results.environment.machine}, {results.environment.cores} cores"
+    assert machine in README
+    assert f"{results.test_samples:,} test images" in README
+
+
+def test_readme_picture_is_of_the_record(tmp_path: Path) -> None:
+    from twoscale.report.picture import write_picture
+
+    for path in write_picture(read_record(RECORD, LabResults), tmp_path):
+        assert path.read_text() == (ROOT / "docs" / path.name).read_text(), (
+            "renew it: python -m twoscale.report.picture docs/lab-cifar10.json docs"
+        )
+
+
+def test_changelog_has_the_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert "## [Unreleased]" in text or re.search(r"^## \[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d$", text, re.MULTILINE)
+
+
+def read_notebook() -> Any:
+    return nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
+
+
+def test_notebook_runs() -> None:
+    notebook = read_notebook()
+    nbformat.validate(notebook)
+    client = nbclient.NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+    )
+    client.execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert re.search(r"^0 of [\d,]+ integers differ in ONNX Runtime$", printed, re.MULTILINE)
+
+
+def test_notebook_is_stored_with_what_it_shows() -> None:
+    notebook = read_notebook()
+    shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    kinds = {kind for output in shown for kind in output.get("data", {})}
+    assert {"text/html", "image/svg+xml"} <= kinds
+    assert not [output for output in shown if output.output_type == "error" or output.get("name") == "stderr"]
+    assert not re.search(r"/(?:home|root|tmp|work)/", json.dumps(shown))
