@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from twoscale.arithmetic import ADD_SHIFT, FLOAT32_LIMIT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
 from twoscale.calibration import RangeMethod, RealRange, TensorStatistics, affine_parameters, choose_range
 from twoscale.calibration.profile import moves_values
 from twoscale.errors import QuantizationError, UnknownNameError
@@ -16,6 +18,18 @@ from twoscale.network.layers import TensorSpec
 from twoscale.quantization.scheme import Scheme
 
 __all__ = ["Plan", "make_plan"]
+
+_COARSER = 1.5
+"""How many times coarser a tensor may become that shares a concatenation's scale and is read elsewhere too.
+
+Sharing saves the tensor's second rounding, in the concatenation; what else reads it sees larger steps.
+"""
+
+_ADDEND_LIMIT = (FLOAT32_LIMIT - (1 << (8 + ADD_SHIFT))) / (1 << ADD_SHIFT)
+"""Output steps that one operand of an addition may reach with float32 sums exact, condition (7c): 768."""
+
+_ROUNDING_MARGIN = 1 + 2.0**-12
+"""Multipliers are rounded to the grid."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,29 +67,43 @@ def make_plan(
     method = RangeMethod.parse(scheme.activation_range)
     head = _head(graph)
     chosen = {} if ranges is None else ranges
-    specs: dict[str, TensorSpec] = {}
+    own: dict[str, RealRange] = {}
     for node in graph:
-        if node.name == head:
-            specs[node.name] = TensorSpec(node.shape, "int32", 1.0)
-            continue
         bounds = getattr(node, "bounds", g.UNBOUNDED)
+        if node.name == head:
+            continue
         if not bounds[0] <= 0.0 <= bounds[1]:
             raise QuantizationError(
                 f"layer {node.name}: its output is clamped to [{bounds[0]:g}, {bounds[1]:g}], which leaves out 0, "
                 "and integers must represent 0; clamp to bounds with 0 between them"
             )
         if moves_values(node):
-            specs[node.name] = _bounded(specs[node.inputs[0]], node.shape, bounds)
             continue
         lo, hi = scheme.activation_limits_of(node.name)
         if (node.name, lo, hi) not in chosen:
             chosen[node.name, lo, hi] = choose_range(
                 statistics[node.name], method, lo=lo, hi=hi, symmetric=scheme.signed_activations
             )
-        range_ = chosen[node.name, lo, hi]
+        own[node.name] = chosen[node.name, lo, hi]
+
+    def spec_of(name: str, range_: RealRange) -> TensorSpec:
+        lo, hi = scheme.activation_limits_of(name)
         scale, zero_point = affine_parameters(range_, lo=lo, hi=hi, symmetric=scheme.signed_activations)
-        spec = TensorSpec(node.shape, scheme.activation_dtype, scale, zero_point, lo, hi)
-        specs[node.name] = _bounded(spec, node.shape, bounds)
+        return TensorSpec(graph[name].shape, scheme.activation_dtype, scale, zero_point, lo, hi)
+
+    shared = _shared_ranges(graph, own, spec_of)
+    specs: dict[str, TensorSpec] = {}
+    for node in graph:
+        bounds = getattr(node, "bounds", g.UNBOUNDED)
+        if node.name == head:
+            specs[node.name] = TensorSpec(node.shape, "int32", 1.0)
+        elif moves_values(node):
+            specs[node.name] = _bounded(specs[node.inputs[0]], node.shape, bounds)
+        else:
+            spec = spec_of(node.name, shared.get(node.name, own[node.name]))
+            if scheme.on_grid:
+                spec = dataclasses.replace(spec, scale=_scale_on_grid(node, spec, specs, free=node.name not in shared))
+            specs[node.name] = _bounded(spec, node.shape, bounds)
     return Plan(graph, scheme, specs, head)
 
 
@@ -89,6 +117,82 @@ def _check_layers(graph: g.FloatGraph, scheme: Scheme) -> None:
         for name, _ in wanted:
             if name not in known:
                 raise UnknownNameError(what, name, known)
+
+
+def _scale_on_grid(node: g.Node, spec: TensorSpec, specs: Mapping[str, TensorSpec], *, free: bool) -> float:
+    """Return the output scale, enlarged so far as the grid of multipliers wants it; only so far as it must, if shared.
+
+    - A mean or a product has no weight scale that could put its ratio on the grid, equation (4); its output scale can,
+      and a mean over thousands of pixels with a multiplier of two digits would be off by a percent otherwise.
+    - A sum is exact only while one operand stays within 768 output steps, condition (7c). Where a sum is that much
+      narrower than its operands, coarser steps are the price of the same bits everywhere.
+    """
+    scale = spec.scale
+    if free and isinstance(node, g.AveragePool2d | g.Mul):
+        ratio = math.prod(specs[name].scale for name in node.inputs) / scale
+        if isinstance(node, g.AveragePool2d):
+            ratio /= node.kernel[0] * node.kernel[1]
+        integer = min(max(math.floor(math.ldexp(ratio, REQUANTIZE_SHIFT)), 1), MULTIPLIER_LIMIT - 1)
+        scale *= math.ldexp(ratio, REQUANTIZE_SHIFT) / integer
+    elif len(node.inputs) == 2 and isinstance(node, g.Add | g.Conv2d):
+        operands = node.inputs if isinstance(node, g.Add) else node.inputs[1:]
+        reaches = [max(x.hi - x.zero_point, x.zero_point - x.lo) * x.scale for x in (specs[name] for name in operands)]
+        scale = max(scale, min(reaches) * _ROUNDING_MARGIN / _ADDEND_LIMIT)
+    return float(np.float32(scale))
+
+
+def _shared_ranges(
+    graph: g.FloatGraph,
+    own: Mapping[str, RealRange],
+    spec_of: Callable[[str, RealRange], TensorSpec],
+) -> dict[str, RealRange]:
+    """Return the ranges of tensors that share one with a concatenation, so that it only copies them.
+
+    An operand takes the concatenation's quantization where nothing else reads it, or where its steps do not become
+    much coarser. Chains of concatenations (a dense block, a shuffled half) share one through all of them: values that
+    are passed on are never rounded again.
+    """
+    roots = _roots(graph)
+    passed_on = {
+        name: all(isinstance(reader, g.Concat) for reader in readers) for name, readers in _final_readers(graph).items()
+    }
+    groups: dict[str, frozenset[str]] = {name: frozenset([name]) for name in own}
+
+    def joint(members: frozenset[str]) -> RealRange:
+        concats = [own[name] for name in members if isinstance(graph[name], g.Concat)]
+        return RealRange(min(r.lo for r in concats), max(r.hi for r in concats))
+
+    for node in graph:
+        if not isinstance(node, g.Concat):
+            continue
+        for name in dict.fromkeys(roots[operand] for operand in node.inputs):
+            if name not in own:  # the head
+                continue
+            members = groups[name] | groups[node.name]
+            before = {member: spec_of(member, own[member]) for member in members}
+            scale = spec_of(node.name, joint(members)).scale
+            alike = len({(spec.lo, spec.hi) for spec in before.values()}) == 1
+            if alike and all(passed_on[m] or scale <= _COARSER * before[m].scale for m in members):
+                groups.update(dict.fromkeys(members, members))
+    return {name: joint(members) for name, members in groups.items() if len(members) > 1}
+
+
+def _roots(graph: g.FloatGraph) -> dict[str, str]:
+    """Return for each tensor the one whose integers it moves, or itself."""
+    roots: dict[str, str] = {}
+    for node in graph:
+        roots[node.name] = roots[node.inputs[0]] if moves_values(node) else node.name
+    return roots
+
+
+def _final_readers(graph: g.FloatGraph) -> dict[str, list[g.Node]]:
+    """Return for each tensor the nodes that compute with it, seen through those that move it."""
+    readers: dict[str, list[g.Node]] = {}
+    for node in reversed(graph.nodes):
+        readers[node.name] = [
+            final for user in graph.users[node.name] for final in (readers[user.name] if moves_values(user) else [user])
+        ]
+    return readers
 
 
 def _head(graph: g.FloatGraph) -> str:
