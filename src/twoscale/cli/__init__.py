@@ -102,6 +102,17 @@ VERBS = {
             "twoscale quantize resnet20.pt --model resnet20 --data cifar10 -o resnet20.onnx",
         ),
     ),
+    "sensitivity": Verb(
+        "Step by step",
+        "sensitivity FILE",
+        "what each layer at fewer bits costs; bits for a size",
+        "twoscale.cli.sensitivity:sensitivity_command",
+        (
+            "twoscale sensitivity runs/net/model.safetensors",
+            "twoscale sensitivity runs/net/model.safetensors --budget 0.5 -o half.onnx",
+            "twoscale sensitivity runs/net/model.safetensors --bits 2,4 --max-samples 200 --json",
+        ),
+    ),
     "verify": Verb(
         "Step by step",
         "verify FILE",

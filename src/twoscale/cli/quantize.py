@@ -25,6 +25,7 @@ from twoscale.errors import ConfigurationError
 
 __all__ = ["QuantizeRecord", "quantize_command"]
 
+LayerBits = Annotated[str | None, tyro.conf.arg(metavar="LAYER=BITS,...")]
 Method = Annotated[str | None, tyro.conf.arg(metavar="METHOD")]
 
 
@@ -60,6 +61,9 @@ def quantize_command(
     weight_bits: int | None = None,
     activation_bits: int | None = None,
     weight_scales: Literal["per-channel", "per-layer"] | None = None,
+    layer_weight_bits: LayerBits = None,
+    layer_activation_bits: LayerBits = None,
+    equalization: Literal["none", "weights", "activations"] | None = None,
     json: bool = False,
 ) -> None:
     """Turn a trained network into an integer-only one, and save it as ONNX.
@@ -83,6 +87,10 @@ def quantize_command(
         weight_bits: 2 to 8, instead of the scheme's 8.
         activation_bits: 4 to 8, instead of the scheme's 8.
         weight_scales: One for each output channel or one for all, instead of the scheme's.
+        layer_weight_bits: Bits of single layers' weights, e.g. conv1=4,fc3=6; twoscale sensitivity finds good ones.
+        layer_activation_bits: Bits of single layers' outputs likewise; "input" is the images.
+        equalization: Factors moved from layer to layer so that channels have like ranges: by weights (Nagel et al.
+            2019), or by activations; instead of the scheme's.
         json: Print JSON for programs instead of a table.
     """
     from twoscale import quantization
@@ -95,6 +103,9 @@ def quantize_command(
         "activation_range": activation_range,
         "weight_bits": weight_bits,
         "activation_bits": activation_bits,
+        "layer_weight_bits": _layer_bits("--layer-weight-bits", layer_weight_bits),
+        "layer_activation_bits": _layer_bits("--layer-activation-bits", layer_activation_bits),
+        "equalization": equalization,
         "per_channel": None if weight_scales is None else weight_scales == "per-channel",
     }
     given: dict[str, Any] = {option: value for option, value in chosen.items() if value is not None}
@@ -128,3 +139,12 @@ def quantize_command(
     printer = console()
     printer.print(network_table(network))
     printer.print(f"\nWrote {out}. Check it: twoscale verify {out} --checkpoint {file}", soft_wrap=True, markup=False)
+
+
+def _layer_bits(option: str, text: str | None) -> tuple[tuple[str, int], ...] | None:
+    if text is None:
+        return None
+    pairs = [word.rpartition("=") for word in text.split(",")]
+    if not all(layer.strip() and bits.strip().isdecimal() for layer, _, bits in pairs):
+        raise ConfigurationError(f"{option} is {text}; expected layers and bits, e.g. conv1=4,fc3=6")
+    return tuple((layer.strip(), int(bits)) for layer, _, bits in pairs)

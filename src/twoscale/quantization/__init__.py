@@ -5,16 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from twoscale.quantization.mixed_precision import (
+    BitsChoice,
+    MeasuredChoice,
+    Sensitivity,
+    choose_bits,
+    measure,
+    sensitivity,
+)
 from twoscale.quantization.scheme import COURSE, DEFAULT, SCHEMES, Scheme, find_scheme
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
     from twoscale.calibration.profile import Profile
     from twoscale.graph.nodes import FloatGraph
     from twoscale.network.network import IntegerNetwork
 
-__all__ = ["COURSE", "DEFAULT", "SCHEMES", "Scheme", "find_scheme", "quantize", "quantize_graph"]
+__all__ = [
+    "COURSE",
+    "DEFAULT",
+    "SCHEMES",
+    "BitsChoice",
+    "MeasuredChoice",
+    "Scheme",
+    "Sensitivity",
+    "choose_bits",
+    "find_scheme",
+    "float_graph",
+    "measure",
+    "quantize",
+    "quantize_graph",
+    "sensitivity",
+]
 
 
 def quantize(
@@ -36,24 +61,44 @@ def quantize(
     """
     import itertools
 
-    import torch
-
     from twoscale.calibration.profile import image_batches, profile
     from twoscale.errors import CalibrationError
-    from twoscale.graph.capture import capture
-    from twoscale.graph.folding import fold
 
     how = find_scheme(scheme) if isinstance(scheme, str) else scheme
     images = iter(image_batches(batches))
     first = next(images, None)
     if first is None:
         raise CalibrationError("calibration got no images; pass at least one batch (a few hundred images are good)")
-    graph = fold(capture(model, torch.from_numpy(first), name=name), join_residuals=how.join_residuals)
+    graph = float_graph(model, first, how, name=name)
     return quantize_graph(graph, profile(graph, itertools.chain([first], images)), how)
 
 
+def float_graph(
+    model: nn.Module, example_nchw: NDArray[np.float32], how: Scheme = DEFAULT, *, name: str | None = None
+) -> FloatGraph:
+    """Capture a model and give it the form that a scheme quantizes: folded, and equalized if the scheme says so.
+
+    Args:
+        model: as for ``quantize``.
+        example_nchw: images, float32 (N, C, H, W): one, or a hundred for a scheme that equalizes activations.
+        how: the scheme.
+        name: of the network; the model's class by default.
+
+    Raises:
+        CaptureError: the model is not a fixed sequence of supported operators.
+    """
+    import torch
+
+    from twoscale.graph.capture import capture
+    from twoscale.graph.folding import fold
+    from twoscale.quantization.equalization import equalize
+
+    graph = fold(capture(model, torch.from_numpy(example_nchw), name=name), join_residuals=how.join_residuals)
+    return equalize(graph, how.equalization, example_nchw)
+
+
 def quantize_graph(graph: FloatGraph, found: Profile, how: Scheme | str = DEFAULT) -> IntegerNetwork:
-    """Turn a folded graph and its profile into an integer network; see ``quantize``."""
+    """Turn a graph, from ``float_graph`` with the same scheme, and its profile into an integer network."""
     from twoscale.quantization.build import build
     from twoscale.quantization.corrections import correct
     from twoscale.quantization.plan import make_plan

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from twoscale.calibration import RangeMethod
 from twoscale.errors import ConfigurationError, UnknownNameError
 
-__all__ = ["COURSE", "DEFAULT", "SCHEMES", "Scheme", "find_scheme"]
+__all__ = ["COURSE", "DEFAULT", "EQUALIZATIONS", "SCHEMES", "Scheme", "find_scheme"]
+
+EQUALIZATIONS = ("none", "weights", "activations")
+"""Ways to equalize, see ``equalization.equalize``."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class Scheme:
 
     Raises:
         ConfigurationError: bits outside 2..8 (activations: 4..8), or a layer named twice.
-        UnknownNameError: no such range method.
+        UnknownNameError: no such range method or equalization.
     """
 
     name: str = "default"
@@ -34,6 +37,8 @@ class Scheme:
     """Multipliers are whole numbers of 65536ths: the same bits everywhere, equation (4)."""
     join_residuals: bool = True
     """Add residuals before requantization, equation (7b), instead of after it, (7): one rounding fewer a block."""
+    equalization: str = "none"
+    """Factors moved from layer to layer first, so that channels have like ranges: none, weights or activations."""
     error_feedback: bool = True
     """Round weights so that their errors cancel over the calibration images (GPTQ), not each to the nearest."""
     bias_correction: bool = True
@@ -46,6 +51,8 @@ class Scheme:
     def __post_init__(self) -> None:
         RangeMethod.parse(self.weight_range)
         RangeMethod.parse(self.activation_range)
+        if self.equalization not in EQUALIZATIONS:
+            raise UnknownNameError("equalization", self.equalization, EQUALIZATIONS)
         for kind, least in (("weight", 2), ("activation", 4)):
             _check_bits(f"{kind}_bits", getattr(self, f"{kind}_bits"), least)
             own = getattr(self, f"layer_{kind}_bits")
