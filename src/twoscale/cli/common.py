@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from twoscale.models import ModelInfo
+    from twoscale.models import ModelInfo, Published
     from twoscale.network import IntegerNetwork
 
 __all__ = [
@@ -88,12 +88,19 @@ def at_least_one(option: str, value: int | None) -> None:
         raise ConfigurationError(f"{option} is {value}; expected at least 1")
 
 
-def load_float(path: Path, model: str | None) -> tuple[nn.Module, ModelInfo | None]:
-    """Load weights: of this library, which say what they are, or of any origin for a named model."""
+def load_float(path: Path, model: str | None) -> tuple[nn.Module, ModelInfo | Published | None]:
+    """Load weights: of this library, which say what they are, or of any origin for a named model.
+
+    What the second value says of the images comes from the file, or else is how the model's published weights were
+    trained.
+    """
     from twoscale import models
 
     require_file(path, "weights (.safetensors, .pt or .pth)")
-    return models.load_checkpoint(path) if model is None else (models.load(model, path), None)
+    if model is None:
+        return models.load_checkpoint(path)
+    network = models.load(model, path)
+    return network, models.read_info(path) or models.published(model)
 
 
 def load_model(path: Path, model: str | None) -> nn.Module:
@@ -101,7 +108,7 @@ def load_model(path: Path, model: str | None) -> nn.Module:
     return load_float(path, model)[0]
 
 
-def recorded(origin: ModelInfo | IntegerNetwork | None) -> Mapping[str, Any]:
+def recorded(origin: ModelInfo | Published | IntegerNetwork | None) -> Mapping[str, Any]:
     """Return what a file says of the images it was made with: "data", "mean" and "std", where it does."""
     if origin is None:
         return {}

@@ -5,8 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from twoscale import data as data_room
-from twoscale.cli.common import File, batches_of, console, load_model, print_json, require_file
+from twoscale.cli.common import (
+    Channels,
+    File,
+    batches_of,
+    console,
+    dataset_for,
+    load_float,
+    print_json,
+    recorded,
+    require_file,
+)
 from twoscale.errors import ConfigurationError
 
 __all__ = ["EvalRecord", "eval_command"]
@@ -29,6 +38,8 @@ def eval_command(
     file: File,
     data: str | None = None,
     model: str | None = None,
+    mean: Channels = None,
+    std: Channels = None,
     max_samples: int | None = None,
     json: bool = False,
 ) -> None:
@@ -38,43 +49,43 @@ def eval_command(
         file: Weights (.safetensors, .pt, .pth) or integer network (.onnx).
         data: Data set. Default: what the file was trained on, where it says so; else digits.
         model: Model of the weights, where the file does not say it, such as net or resnet18.
+        mean: Mean of pixels / 255 that images are normalized with. Default: what the file says, or what the published
+            weights of the model want; else 0.5.
+        std: Standard deviation likewise.
         max_samples: Use only the first images.
         json: Print JSON for programs.
     """
     if max_samples is not None and max_samples < 1:
         raise ConfigurationError(f"--max-samples is {max_samples}; expected at least 1")
     require_file(file, "weights (.safetensors, .pt, .pth) or an integer network (.onnx)")
-    found = (_integer if file.suffix == ".onnx" else _float)(file, data, model, max_samples)
+    found = (_integer if file.suffix == ".onnx" else _float)(file, data, model, mean, std, max_samples)
     if json:
         print_json(found)
         return
     console().print(f"{found.network}: {found.top1:.2%} of {found.samples:,} test images of {found.data} right")
 
 
-def _float(file: Path, data: str | None, model: str | None, max_samples: int | None) -> EvalRecord:
-    from twoscale import models
+def _float(
+    file: Path, data: str | None, model: str | None, mean: Channels, std: Channels, max_samples: int | None
+) -> EvalRecord:
     from twoscale.training import evaluate
 
-    mean_std = None
-    if model is None:
-        network, info = models.load_checkpoint(file)
-        data, mean_std = data or info.data, (info.mean, info.std)
-    else:
-        network = load_model(file, model)
-    dataset = data_room.load(data or "digits")
-    mean, std = mean_std or (dataset.mean, dataset.std)
-    top1 = evaluate(network, dataset.test, mean, std, max_samples=max_samples)
+    network, info = load_float(file, model)
+    dataset = dataset_for(data, recorded(info), mean, std)
+    top1 = evaluate(network, dataset.test, dataset.mean, dataset.std, max_samples=max_samples)
     samples = min(len(dataset.test), max_samples or len(dataset.test))
     return EvalRecord(str(file), type(network).__name__, dataset.name, samples, top1)
 
 
-def _integer(file: Path, data: str | None, model: str | None, max_samples: int | None) -> EvalRecord:
+def _integer(
+    file: Path, data: str | None, model: str | None, mean: Channels, std: Channels, max_samples: int | None
+) -> EvalRecord:
     from twoscale import network as network_room
     from twoscale.verification import accuracy
 
     if model is not None:
         raise ConfigurationError("--model is for weights; an integer network says itself what it is")
     network = network_room.load(file)
-    dataset = data_room.load(data or str(network.metadata.get("data", "digits")))
+    dataset = dataset_for(data, recorded(network), mean, std)
     top1, samples = accuracy(network, batches_of(dataset.test, dataset, limit=max_samples))
     return EvalRecord(str(file), network.name, dataset.name, samples, top1)

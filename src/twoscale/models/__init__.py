@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from twoscale.models.files import ModelInfo, load, load_checkpoint, save_model
-from twoscale.models.registry import create, names
+from twoscale.models.files import ModelInfo, load, load_checkpoint, read_info, save_model
+from twoscale.models.registry import Published, create, names, normalization, published
 
 if TYPE_CHECKING:
     from twoscale.models.net import Net, NetWithBias
@@ -19,10 +19,14 @@ __all__ = [
     "ModelInfo",
     "Net",
     "NetWithBias",
+    "Published",
     "create",
     "load",
     "load_checkpoint",
     "names",
+    "normalization",
+    "published",
+    "read_info",
     "save_model",
 ]
 

@@ -15,7 +15,7 @@ from twoscale.models.registry import create, names
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ModelInfo", "load", "load_checkpoint", "save_model"]
+__all__ = ["ModelInfo", "load", "load_checkpoint", "read_info", "save_model"]
 
 _KEY = "twoscale.model"
 
@@ -71,10 +71,7 @@ def load_checkpoint(path: Path | str) -> tuple[nn.Module, ModelInfo]:
         raise CheckpointError(f"{path} is what a run goes on from; its weights are beside it once it has finished")
     if _KEY not in content.metadata:
         raise CheckpointError(f"{path} does not say which model it is; name it (--model), one of: {', '.join(names())}")
-    try:
-        info = msgspec.json.decode(content.metadata[_KEY], type=ModelInfo)
-    except msgspec.MsgspecError as error:
-        raise CheckpointError(f"{path} describes its model in a form that is not known here: {error}") from error
+    info = _decoded(path, content.metadata[_KEY])
     if info.model not in names():
         raise CheckpointError(
             f"{path} holds the model '{info.model}', which is not one of {', '.join(names())}; "
@@ -83,6 +80,26 @@ def load_checkpoint(path: Path | str) -> tuple[nn.Module, ModelInfo]:
     model = create(info.model, **info.options)
     fit(model, content.tensors, str(path))
     return model.eval(), info
+
+
+def _decoded(path: Path, text: str) -> ModelInfo:
+    try:
+        return msgspec.json.decode(text, type=ModelInfo)
+    except msgspec.MsgspecError as error:
+        raise CheckpointError(f"{path} describes its model in a form that is not known here: {error}") from error
+
+
+def read_info(path: Path | str) -> ModelInfo | None:
+    """Return what a model file says about itself; None for weights of another origin.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    from twoscale.models.tensorfile import read_tensors
+
+    path = Path(path)
+    text = read_tensors(path).metadata.get(_KEY)
+    return None if text is None else _decoded(path, text)
 
 
 def load(name: str | None, path: Path | str, **options: Any) -> nn.Module:

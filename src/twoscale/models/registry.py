@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from twoscale.errors import ConfigurationError, UnknownNameError
@@ -10,7 +11,7 @@ from twoscale.errors import ConfigurationError, UnknownNameError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["create", "names"]
+__all__ = ["Published", "create", "names", "normalization", "published"]
 
 # To add a model: write its class in a file of this folder and name it here.
 _MODELS = {
@@ -23,6 +24,40 @@ _MODELS = {
     "resnet44": ("resnet", "resnet44"),
     "resnet56": ("resnet", "resnet56"),
 }
+
+
+@dataclass(frozen=True)
+class Published:
+    """How the published weights of a model were trained, since their files do not say it."""
+
+    data: str
+    """Name of the data set."""
+    mean: tuple[float, ...]
+    """Per channel, of pixels / 255."""
+    std: tuple[float, ...]
+    """Per channel, of pixels / 255."""
+
+
+# akamaster/pytorch_resnet_cifar10 normalizes CIFAR-10 as ImageNet; MLPerf Tiny's ResNet-8 takes pixels 0..255.
+_CIFAR_RESNET = Published("cifar10", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_PUBLISHED = {
+    "resnet8": Published("cifar10", (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+    "resnet20": _CIFAR_RESNET,
+    "resnet32": _CIFAR_RESNET,
+    "resnet44": _CIFAR_RESNET,
+    "resnet56": _CIFAR_RESNET,
+}
+
+
+def published(name: str) -> Published | None:
+    """Return what the published weights of model ``name`` expect; None if there are none."""
+    return _PUBLISHED.get(name)
+
+
+def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return (mean, std) of pixels / 255, per channel, that the published weights of ``name`` expect, or None."""
+    found = published(name)
+    return None if found is None else (found.mean, found.std)
 
 
 def names() -> tuple[str, ...]:
