@@ -21,6 +21,7 @@ import dataclasses
 import os
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,14 @@ def full(dataset: data.Dataset, seeds: int) -> dict[str, list[dict[str, float]]]
     return found
 
 
+def priority() -> str | None:
+    """Say how the scheduler weighs this session against others, where they compete (Linux's autogroups)."""
+    try:
+        return Path("/proc/self/autogroup").read_text().strip()
+    except OSError:
+        return None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10", help="data set (default cifar10)")
@@ -144,6 +153,8 @@ def main() -> None:
     parser.add_argument("--full", type=int, nargs="?", const=1, default=0, metavar="SEEDS", help="the whole recipe too")
     parser.add_argument("--compiled", action="store_true", help="also compiled steps, which take tens of seconds")
     arguments = parser.parse_args()
+    if arguments.compiled:  # so that the first compilation finds nothing made before
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="training-speed-")
     dataset = data.load(arguments.data)
     load_average = os.getloadavg()
     pair = paired(
@@ -173,6 +184,7 @@ def main() -> None:
             for kind, records in variants.items()
         },
         "load_average_at_start": [round(value, 2) for value in load_average],
+        "priority": priority(),
         "cores_of_this_process": len(os.sched_getaffinity(0)),
         "threads_of_the_lab_s_loop": torch.get_num_threads(),
         "full_recipe": full(dataset, arguments.full) if arguments.full else None,

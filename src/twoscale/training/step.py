@@ -26,8 +26,9 @@ _NATIVE_CONVOLUTION_BATCH = 8
 def numerics(*, threads: int, batch_size: int) -> Iterator[None]:
     """Set what decides how kernels compute, and so the last bits, for the time of the block.
 
-    Up to a batch of 8 oneDNN's convolutions lose to torch's own (measured: 15 to 40% of the whole step): they
-    reorder weights and gradients for every call.
+    Up to a batch of 8 oneDNN's convolutions lose to torch's own, since they reorder weights and gradients in every
+    call. Whole steps of Net, captured, one thread, oneDNN against torch's own: 1.27 and 0.95 ms at a batch of 4,
+    1.63 and 1.43 at 8, 2.58 and 4.11 at 16.
     """
     before = torch.get_num_threads(), bool(torch.backends.mkldnn.enabled)
 
@@ -50,7 +51,8 @@ class Step:
         model: any module that maps images to logits. Recording it assumes that its forward does the same
             operations for every batch of one size; Python side effects in it are not repeated.
         optimizer: the update rule.
-        how: "eager", "captured" or "compiled".
+        how: "eager", "captured" or "compiled". What compiling brings depends on the network: on 2 cores ResNet-20
+            at a batch of 32 went from 94 to 72 ms, Net at a batch of 4 from 0.95 to 1.5.
     """
 
     def __init__(self, model: torch.nn.Module, optimizer: Optimizer, how: str) -> None:
