@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 from twoscale.errors import ConfigurationError
 from twoscale.scaling.records import Interval

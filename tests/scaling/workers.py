@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch._C._distributed_c10d import _create_work_from_future
+from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[attr-defined]
 from torch.futures import Future
 
 from twoscale import models
@@ -128,35 +129,52 @@ def ledgers(_: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sent(own_only: bool) -> int:
-    """Payload bytes that sockets have sent: of this process, or of this network namespace."""
+    """Payload bytes that sockets have sent once: of this process, or of this network namespace."""
     lines = subprocess.run(["ss", "-tinpHO"], capture_output=True, text=True, check=True).stdout.splitlines()
     mine = [line for line in lines if not own_only or f"pid={os.getpid()}," in line]
-    return sum(int(number) for line in mine for number in re.findall(r"bytes_sent:(\d+)", line))
+
+    def total(field: str) -> int:
+        return sum(int(number) for line in mine for number in re.findall(rf"{field}:(\d+)", line))
+
+    return total("bytes_sent") - total("bytes_retrans")
 
 
-def _quiet_window(sent: Any, body: Any) -> int:
-    """Bytes sent by ``body``, with everything sent before and after it left out."""
-    dist.barrier()
-    time.sleep(0.1)
-    before = int(sent())
-    time.sleep(0.1)
-    body()
-    time.sleep(0.2)
-    after = int(sent())
-    time.sleep(0.1)
-    return after - before
+class Files:
+    """A barrier that sends nothing."""
+
+    def __init__(self, folder: str, ranks: Ranks) -> None:
+        self.store = dist.FileStore(f"{folder}/barrier", ranks.size)  # type: ignore[attr-defined]
+        self.size = ranks.size
+        self.count = 0
+
+    def barrier(self) -> None:
+        self.count += 1
+        self.store.add(str(self.count), 1)
+        while self.store.add(str(self.count), 0) < self.size:
+            time.sleep(0.002)
+
+    def window(self, read: Callable[[], tuple[int, ...]], body: Callable[[], None]) -> tuple[int, ...]:
+        """How much each of the numbers read grew while every rank ran ``body``, and nothing else."""
+        dist.barrier()
+        self.barrier()
+        before = read()
+        self.barrier()
+        body()
+        self.barrier()
+        return tuple(after - start for start, after in zip(before, read(), strict=True))
 
 
-def on_sockets(_: dict[str, Any]) -> list[list[Any]]:
+def on_sockets(arguments: dict[str, Any]) -> list[list[Any]]:
     """Predicted and counted bytes of single collectives, for every rank."""
     ranks = Ranks(CPU)
+    files = Files(arguments["folder"], ranks)
     rows: list[list[Any]] = []
     cases: list[tuple[Any, int]] = [("all_reduce", s) for s in (4, 20, 1000, 247_080, 3_500_004)]
     cases += [("broadcast", s) for s in (4, 1000, 2_500_000)] + [("all_gather", 8 * ranks.size)]
     for op, size in cases:
         run, _size = collective(op, size, CPU)
         run()
-        counted = _quiet_window(lambda: _sent(True), run)
+        (counted,) = files.window(lambda: (_sent(True),), run)
         # The ledger counts what a rank puts in: of an all_gather, its own part.
         entry = LedgerEntry("", op, "", "float32", size // ranks.size if op == "all_gather" else size)
         payload, messages = gloo_sent(entry, ranks.rank, ranks.size)
@@ -172,9 +190,9 @@ class SleepyGroup(dist.ProcessGroup):
     """The default process group with all-reduces and broadcasts that take longer."""
 
     def __init__(self, seconds: float) -> None:
-        self.inner = dist.group.WORLD
-        assert self.inner is not None
-        super().__init__(self.inner.rank(), self.inner.size())
+        inner: Any = dist.group.WORLD
+        super().__init__(inner.rank(), inner.size())  # type: ignore[call-arg]
+        self.inner = inner
         self.seconds = seconds
 
     def _late(self, work: Any) -> Any:
@@ -184,20 +202,20 @@ class SleepyGroup(dist.ProcessGroup):
 
         return _create_work_from_future(work.get_future().then(sleep))
 
-    def allreduce(self, tensors: Any, opts: Any = None) -> Any:
+    def allreduce(self, tensors: Any, opts: Any = None) -> Any:  # type: ignore[override]
         return self._late(self.inner.allreduce(tensors, opts))
 
-    def broadcast(self, tensors: Any, opts: Any = None) -> Any:
+    def broadcast(self, tensors: Any, opts: Any = None) -> Any:  # type: ignore[override]
         return self._late(self.inner.broadcast(tensors, opts))
 
     def allgather(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
         return self.inner.allgather(outputs, inputs, opts)
 
     def size(self) -> int:
-        return self.inner.size()
+        return int(self.inner.size())
 
     def rank(self) -> int:
-        return self.inner.rank()
+        return int(self.inner.rank())
 
     def getBackendName(self) -> str:
         return "sleepy"
@@ -214,6 +232,10 @@ class Sleepy(nn.Module):
         time.sleep(self.seconds)
         logits: torch.Tensor = self.module(x)
         return logits
+
+
+def _create_sleepy(workload: Workload, seconds: float) -> nn.Module:
+    return Sleepy(create_model(workload), seconds)
 
 
 def _sleepy(source: Iterator[Batch], seconds: float) -> Iterator[Batch]:
@@ -235,7 +257,7 @@ def planted(arguments: dict[str, Any]) -> dict[str, Any]:
             rounds=arguments["rounds"],
             steps=arguments["steps"],
             group=SleepyGroup(seconds if where == "communication" else 0.0),
-            create=lambda pause=compute: Sleepy(create_model(workload), pause),
+            create=functools.partial(_create_sleepy, workload, compute),
             source=_sleepy(batches(workload, rank, size), seconds if where == "data" else 0.0),
         )
     return found
@@ -263,7 +285,11 @@ def core(_: dict[str, Any]) -> dict[str, Any]:
         "peak": measure_peak(CPU, sizes=(64, 128), repeats=3),
         "half peak": measure_peak(CPU, sizes=(64,), repeats=3, precision="bf16"),
         "bf16": epoch_time(
-            Workload(batch_size=2, precision="bf16", channels_last=True), steps=1, warmup=1, repeats=1, flops=False
+            Workload("resnet20", batch_size=2, precision="bf16", channels_last=True),
+            steps=1,
+            warmup=1,
+            repeats=1,
+            flops=False,
         ),
     }
 
@@ -317,11 +343,11 @@ def shaped_link(arguments: dict[str, Any]) -> dict[str, Any]:
         found["rates"].append(
             {"mbit": mbit, "bandwidth": bandwidth, "arms": arms, "cell": cell_of(arms, workload.batch_size, link)}
         )
-    found["wire"] = _on_the_wire(interface, options, ranks)
+    found["wire"] = _on_the_wire(interface, options, ranks, Files(arguments["folder"], ranks))
     return found
 
 
-def _on_the_wire(interface: str, options: DdpOptions, ranks: Ranks) -> list[dict[str, Any]]:
+def _on_the_wire(interface: str, options: DdpOptions, ranks: Ranks, files: Files) -> list[dict[str, Any]]:
     """What construction and each of three steps of DDP send, as predicted, by the sockets and by the interface."""
     model = models.create("resnet20")
     predicted = predict(model, options)
@@ -332,7 +358,7 @@ def _on_the_wire(interface: str, options: DdpOptions, ranks: Ranks) -> list[dict
         holder["ddp"] = wrap(model, options)
 
     def step() -> None:
-        nn.functional.cross_entropy(holder["ddp"](images), labels).backward()
+        nn.functional.cross_entropy(holder["ddp"](images), labels).backward()  # type: ignore[no-untyped-call]
 
     rows = []
     for phases, body in (
@@ -341,14 +367,7 @@ def _on_the_wire(interface: str, options: DdpOptions, ranks: Ranks) -> list[dict
         (("forward 2", "backward 2"), step),
         (("forward 3", "backward 3"), step),
     ):
-        before: list[tuple[int, int]] = []
-
-        def sent(before: list[tuple[int, int]] = before) -> int:
-            before.append(_counters(interface))
-            return _sent(False)
-
-        sockets = _quiet_window(sent, body)
-        counted, packets = (after - start for start, after in zip(*before, strict=True))
+        sockets, counted, packets = files.window(lambda: (_sent(False), *_counters(interface)), body)
         shares = [gloo_sent(entry, ranks.rank, ranks.size) for entry in predicted if entry.phase in phases]
         payload, messages = (sum(column) for column in zip(*shares, strict=True))
         table = ranks.table([payload, messages * GLOO_MESSAGE, sockets, counted, packets])

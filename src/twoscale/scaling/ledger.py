@@ -335,20 +335,21 @@ def gloo_sent(entry: LedgerEntry, rank: int, world_size: int) -> tuple[int, int]
     share = pieces // world_size
 
     def block(number: int) -> list[int]:
-        start = number % world_size * share
+        start = number * share
         return [size for size in sizes[start : start + share] if size]
 
     def passes(of: int) -> list[int]:
-        # In each pass a rank sends all blocks but one: first the one it ends up owning, then the one after.
+        # In the first pass a rank sends all blocks but its own, in the second all but the one before.
         return [
             size
-            for skipped in (of + 1, of + 2)
+            for skipped in (of % world_size, (of - 1) % world_size)
             for number in range(world_size)
-            if number != skipped % world_size
+            if number != skipped
             for size in block(number)
         ]
 
-    sent, received = passes(rank), passes((rank - 1) % world_size)
+    # The ring runs downwards: a rank receives from the one above.
+    sent, received = passes(rank), passes(rank + 1)
     return sum(sent), 2 * len(sent) + len(received)
 
 

@@ -56,10 +56,10 @@ def _run(job: Job) -> object:
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
-    try:
-        return function_of(job.target)(job.arguments)
-    finally:
-        dist.destroy_process_group()
+    result = function_of(job.target)(job.arguments)
+    # Only after success: to the others, a rank that leaves looks like one that failed, and they would fail first.
+    dist.destroy_process_group()
+    return result
 
 
 def main() -> None:

@@ -153,7 +153,9 @@ def sampler_orders(
     if min(samples, world_size, epochs) < 1:
         raise ConfigurationError(f"{samples} samples, {world_size} ranks, {epochs} epochs: expected at least 1 of each")
     dataset = TensorDataset(torch.arange(samples))
-    shards = [DistributedSampler(dataset, world_size, rank, seed=seed) for rank in range(world_size)]
+    shards: list[DistributedSampler[Any]] = [
+        DistributedSampler(dataset, world_size, rank, seed=seed) for rank in range(world_size)
+    ]
     orders = []
     for epoch in range(epochs):
         if set_epoch:
