@@ -19,7 +19,7 @@ from twoscale.quantization.scheme import Scheme
 
 __all__ = ["Plan", "make_plan"]
 
-_COARSER = 1.5
+_COARSER = 1.25
 """How many times coarser a tensor may become that shares a concatenation's scale and is read elsewhere too.
 
 Sharing saves the tensor's second rounding, in the concatenation; what else reads it sees larger steps.
