@@ -115,7 +115,7 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         b, c, _, _ = x.size()
         y = self.fc(self.avg_pool(x).view(b, c)).view(b, c, 1, 1)
-        return x * y.expand_as(x)
+        return torch.as_tensor(x * y.expand_as(x))
 
 
 class MobileNetV3(nn.Module):
@@ -217,7 +217,7 @@ class MBConv(nn.Module):
             if self.training:
                 x = x * (torch.rand(len(x), 1, 1, 1) > 0.2)
             x = x + inputs
-        return x
+        return torch.as_tensor(x)
 
 
 class EfficientNet(nn.Module):
