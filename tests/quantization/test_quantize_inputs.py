@@ -191,7 +191,7 @@ MODELS: dict[str, tuple[Any, type[TwoscaleError], str]] = {
     "NaN in a weight": (
         changed(lambda m: m.conv2.weight[0, 0, 0].fill_(np.nan)),
         CaptureError,
-        " has 3 values that are NaN or infinite; retrain, or load a checkpoint that is whole",
+        "conv2.weight has 3 values that are NaN or infinite; retrain, or load a checkpoint that is whole",
     ),
     "infinity in the network": (
         changed(lambda m: m.conv1.weight.fill_(3e38)),

@@ -216,6 +216,7 @@ class _Capture:
         self.taken: set[str] = set()
         self.tensors: dict[fx.Node, str] = {}  # activations: exported node → our node's name
         self.constants: dict[fx.Node, torch.Tensor] = {}
+        self.paths: dict[Any, str] = {}  # of weights in the model: "layer1.0.conv1.weight"
         exported.graph.eliminate_dead_code()  # the second results of pools, heads that are used in training only
         self.storages = _storages(exported.graph)
         self.batch: Any = None  # the symbol of the batch dimension
@@ -231,6 +232,7 @@ class _Capture:
         for node in self.exported.graph.nodes:
             if node.op == "placeholder":
                 if node.name in targets:
+                    self.paths[node] = targets[node.name]
                     self.constants[node] = state[targets[node.name]].detach()
                 else:
                     self._input(node)
@@ -420,9 +422,9 @@ class _Capture:
         array = tensor.detach().cpu().to(torch.float32).numpy().copy()
         if not np.isfinite(array).all():
             count = int((~np.isfinite(array)).sum())
+            name = self.paths.get(argument, argument.name) if isinstance(argument, fx.Node) else "a constant"
             raise CaptureError(
-                f"{getattr(argument, 'name', 'a constant')} has {count} values that are NaN or infinite; "
-                "retrain, or load a checkpoint that is whole"
+                f"{name} has {count} values that are NaN or infinite; retrain, or load a checkpoint that is whole"
             )
         return np.asarray(array, dtype=np.float32)
 
