@@ -189,6 +189,10 @@ class VerifyResult:
     mismatches_by_executor: dict[str, int] = field(default_factory=dict)
     first_divergence: str | None = None
     """Layer, image, index, expected and found of the first differing integer."""
+    against: str | None = None
+    """What agreement and SQNR refer to: "float", or another integer network's name and scheme; None: nothing."""
+    uncompared: tuple[str, ...] = ()
+    """Layers that have no counterpart there."""
 
     @property
     def ok(self) -> bool:

@@ -121,6 +121,7 @@ VERBS = {
         (
             "twoscale verify net.onnx",
             "twoscale verify net.onnx --checkpoint runs/net/model.safetensors",
+            "twoscale verify net.onnx --against four.onnx",
             "twoscale verify net.onnx --executors reference,torch,onnxruntime,c --json",
         ),
     ),

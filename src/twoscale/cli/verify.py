@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from twoscale.cli.common import (
+    Channels,
     DataName,
     File,
     ModelName,
@@ -20,6 +21,7 @@ from twoscale.cli.common import (
     recorded,
     require_file,
 )
+from twoscale.errors import ConfigurationError
 
 __all__ = ["verify_command"]
 
@@ -28,8 +30,11 @@ def verify_command(
     file: File,
     executors: Annotated[str, tyro.conf.arg(metavar="NAME,NAME,...")] = "reference,torch",
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    against: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     model: ModelName = None,
     data: DataName = None,
+    mean: Channels = None,
+    std: Channels = None,
     max_samples: int | None = None,
     json: bool = False,
 ) -> int:
@@ -42,8 +47,11 @@ def verify_command(
         file: Integer network (.onnx).
         executors: The first is what the others are compared with. There are reference (NumPy), torch, onnxruntime, c.
         checkpoint: Weights of the float network: gives agreement, and signal to noise of every layer.
+        against: Compare with this instead: another integer network (.onnx), layer by layer, or weights.
         model: Model of those weights, where their file does not say it.
         data: Data set. Default: the one the network was calibrated with.
+        mean: Mean of pixels / 255 that images are normalized with. Default: what the network says, else 0.5.
+        std: Standard deviation likewise.
         max_samples: Use only the first images.
         json: Print JSON for programs instead of a table.
     """
@@ -52,13 +60,20 @@ def verify_command(
 
     at_least_one("--max-samples", max_samples)
     network = network_room.load(require_file(file, "an integer network (.onnx)"))
-    float_model = None if checkpoint is None else load_model(checkpoint, model)
-    dataset = dataset_for(data, recorded(network))
+    if checkpoint is not None and against is not None:
+        raise ConfigurationError("--checkpoint and --against both say what to compare with; give one of them")
+    weights = checkpoint or against
+    other: Any = None
+    if weights is not None and weights.suffix == ".onnx":
+        other = network_room.load(require_file(weights, "an integer network (.onnx) or weights"))
+    elif weights is not None:
+        other = load_model(weights, model)
+    dataset = dataset_for(data, recorded(network), mean, std)
     result = verify(
         network,
         batches_of(dataset.test, dataset, limit=max_samples),
         executors=[name.strip() for name in executors.split(",") if name.strip()],
-        model=float_model,
+        against=other,
     )
     if json:
         print_json(result)

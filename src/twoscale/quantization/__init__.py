@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -103,5 +104,10 @@ def quantize_graph(graph: FloatGraph, found: Profile, how: Scheme | str = DEFAUL
     from twoscale.quantization.corrections import correct
     from twoscale.quantization.plan import make_plan
 
-    plan = make_plan(graph, found.statistics, find_scheme(how) if isinstance(how, str) else how)
-    return correct(build(plan), plan, found.samples_nchw)
+    scheme = find_scheme(how) if isinstance(how, str) else how
+    plan = make_plan(graph, found.statistics, scheme)
+    network = correct(build(plan), plan, found.samples_nchw)
+    if scheme.equalization == "none":
+        return network
+    # Channels are then not those of the model: verify must know.
+    return dataclasses.replace(network, metadata={**network.metadata, "equalization": scheme.equalization})

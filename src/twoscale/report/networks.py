@@ -148,11 +148,26 @@ def _summary(result: VerifyResult) -> list[str]:
     if result.top1 is not None:
         parts.append(f"top-1 {percent(result.top1)} %")
     if result.agreement is not None:
-        parts.append(f"agreement with float {percent(result.agreement)} %")
+        parts.append(f"agreement with {result.against or 'float'} {percent(result.agreement)} %")
     if result.sqnr_db is not None:
         parts.append(f"logit SQNR {fixed(result.sqnr_db, 1)} dB")
     if parts:
         lines.append(", ".join(parts))
+    if result.uncompared:
+        lines.append(f"without a counterpart there: {', '.join(result.uncompared)}")
+    bounded = [layer for layer in result.layers if layer.accumulator_bound]
+    if bounded:
+        widest = max(bounded, key=lambda layer: layer.accumulator_bound or 0)
+        lines.append(
+            "no accumulator can overflow: no image can make one of more than "
+            f"{fixed(tables.bits(widest.accumulator_bound), 1)} bits of 31 ({widest.name})"
+        )
+    limits = [layer for layer in result.layers if layer.saturated is not None and layer.op != "QuantizeInput"]
+    if limits:
+        most = max(limits, key=lambda layer: layer.saturated or 0.0)
+        lines.append(
+            f"saturation: at most {percent(most.saturated, 3)} % of a layer's integers at a limit ({most.name})"
+        )
     outside = sum(layer.outside for layer in result.layers)
     lines.append(
         "every value of every layer is an integer in its range"

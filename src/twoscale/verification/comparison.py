@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoscale.errors import ConfigurationError, ExecutorError, TwoscaleError
-from twoscale.executors import Executor, check_images, create
+from twoscale.executors import EXECUTORS, Executor, check_images, create
 from twoscale.network import layers as n
 from twoscale.network.network import IntegerNetwork
 from twoscale.records import LayerCheck, VerifyResult
@@ -124,6 +124,7 @@ def verify(
     *,
     executors: Sequence[str | Executor] = ("reference", "torch"),
     model: nn.Module | FloatGraph | None = None,
+    against: IntegerNetwork | nn.Module | FloatGraph | None = None,
 ) -> VerifyResult:
     """Run every executor over all images and compare each layer's integers with the first executor's.
 
@@ -132,30 +133,38 @@ def verify(
         batches: float32 images (N, C, H, W), normalized, or tuples (images, labels). Iterated once.
         executors: names, or executors made already; the first is the reference.
         model: the float model (or its FloatGraph) for agreement and SQNR; without it they are None.
+        against: instead of ``model``: anything to compare with, another integer network too. Layers of two networks
+            correspond if they have the same name, inputs and shape; SQNR is that of the real values they stand for.
 
     Returns:
-        Mismatches (0 on the grid, or something is wrong), top-1, agreement with the float model, logit SQNR, and
-        for each layer mismatches, SQNR, accumulator bound, saturation.
+        Mismatches (0 on the grid, or something is wrong), top-1, agreement with the float model or the other network,
+        logit SQNR, and for each layer mismatches, SQNR, accumulator bound, saturation.
 
     Raises:
         ConfigurationError: no images, wrong shapes, NaN among them, labels that are not class indices, fewer than
-            one executor, or the model of another network.
+            one executor, the model of another network, or both ``model`` and ``against``.
         ExecutorError: an executor cannot run here, or gives something else than the network's tensors.
     """
     wanted = [executors] if isinstance(executors, str) else executors
     made = [create(e, network) if isinstance(e, str) else e for e in wanted]
     if not made:
         raise ConfigurationError("verify needs at least one executor, e.g. reference")
+    if model is not None and against is not None:
+        raise ConfigurationError("verify compares with one network; pass model or against, not both")
+    compared_with = against if model is None else model
     tallies = {layer.name: _LayerTally(layer) for layer in network}
     by_executor = {executor.name: 0 for executor in made[1:]}
     first_divergence: str | None = None
-    graph_module: Any = None
+    other: _FloatSide | _IntegerSide | None = None
     logit_noise = SignalToNoise()
     samples = correct = agreeing = labels_seen = 0
     for images, labels in labelled(batches):
         images = check_images(network, images)
-        if graph_module is None and model is not None:
-            graph_module = _float_side(network, model, images)
+        if other is None and compared_with is not None:
+            if isinstance(compared_with, IntegerNetwork):
+                other = _IntegerSide(network, compared_with, made[0])
+            else:
+                other = _FloatSide(network, compared_with, images)
         expected = _integers(network, made[0], images)
         for name, tally in tallies.items():
             tally.count(expected[name])
@@ -173,8 +182,8 @@ def verify(
                         )
         logits = network.logits(expected[network.output])
         predicted = logits.argmax(1)
-        if graph_module is not None:
-            real = _compare_with_float(graph_module, images, expected, tallies)
+        if other is not None:
+            real = other.compare(images, expected, tallies)
             logit_noise.update(real, logits)
             agreeing += int(np.count_nonzero(real.argmax(1) == predicted))
         if labels is not None:
@@ -193,11 +202,13 @@ def verify(
         mismatches=sum(check.mismatches for check in checks),
         compared=sum(check.values for check in checks) * (len(made) - 1),
         top1=correct / labels_seen if labels_seen else None,
-        agreement=agreeing / samples if graph_module is not None else None,
+        agreement=agreeing / samples if other is not None else None,
         sqnr_db=logit_noise.db,
         layers=checks,
         mismatches_by_executor=by_executor,
         first_divergence=first_divergence,
+        against=None if other is None else other.name,
+        uncompared=() if other is None else other.uncompared,
     )
 
 
@@ -225,53 +236,105 @@ def accuracy(
     return correct / samples, samples
 
 
-def _float_side(network: IntegerNetwork, model: nn.Module | FloatGraph, images: NDArray[np.float32]) -> Any:
-    """Return the float network in the folded form whose nodes have the integer layers' names."""
-    try:
-        import torch
-    except ImportError as error:
-        raise TwoscaleError("comparing with the float model needs torch; install it, or leave the model out") from error
-    from twoscale.graph.capture import capture
-    from twoscale.graph.evaluate import GraphModule
-    from twoscale.graph.folding import fold
-    from twoscale.graph.nodes import FloatGraph
+def _equalization(network: IntegerNetwork) -> str:
+    return str(network.metadata.get("equalization", "none"))
 
-    graph = model
-    if not isinstance(graph, FloatGraph):
-        joined = any(isinstance(layer, n.Conv2d) and len(layer.inputs) == 2 for layer in network)
-        graph = fold(capture(graph, torch.from_numpy(images[:1])), join_residuals=joined)
-    nodes = {node.name: node for node in graph}
-    for layer in network:
-        node = nodes.get(layer.name)
-        if node is not None and (node.inputs, node.shape) != (layer.inputs, layer.output.shape):
+
+class _FloatSide:
+    """The float network in the folded form whose nodes have the integer layers' names."""
+
+    name = "float"
+
+    def __init__(self, network: IntegerNetwork, model: nn.Module | FloatGraph, images: NDArray[np.float32]) -> None:
+        try:
+            import torch
+        except ImportError as error:
+            raise TwoscaleError(
+                "comparing with the float model needs torch; install it, or leave the model out"
+            ) from error
+        from twoscale.graph.capture import capture
+        from twoscale.graph.evaluate import GraphModule
+        from twoscale.graph.folding import fold
+        from twoscale.graph.nodes import FloatGraph
+
+        equalized = False
+        graph = model
+        if not isinstance(graph, FloatGraph):
+            joined = any(isinstance(layer, n.Conv2d) and len(layer.inputs) == 2 for layer in network)
+            graph = fold(capture(graph, torch.from_numpy(images[:1])), join_residuals=joined)
+            equalized = _equalization(network) != "none"
+        nodes = {node.name: node for node in graph}
+        for layer in network:
+            node = nodes.get(layer.name)
+            if node is not None and (node.inputs, node.shape) != (layer.inputs, layer.output.shape):
+                raise ConfigurationError(
+                    f"{layer.name} makes {node.shape} of {', '.join(node.inputs)} in the model, but "
+                    f"{layer.output.shape} of {', '.join(layer.inputs)} in the network; pass the model that the "
+                    "network was made from"
+                )
+        if nodes[graph.output].shape != (network.classes,):
             raise ConfigurationError(
-                f"{layer.name} makes {node.shape} of {', '.join(node.inputs)} in the model, but {layer.output.shape} "
-                f"of {', '.join(layer.inputs)} in the network; pass the model that the network was made from"
+                f"the model has {nodes[graph.output].shape[0]} classes and the network {network.classes}; "
+                "pass the model that the network was made from"
             )
-    if nodes[graph.output].shape != (network.classes,):
-        raise ConfigurationError(
-            f"the model has {nodes[graph.output].shape[0]} classes and the network {network.classes}; "
-            "pass the model that the network was made from"
-        )
-    return GraphModule(graph)
+        self._module = GraphModule(graph)
+        # Channels of an equalized network are multiples of the model's: only the ends can be compared.
+        ends = {network.input.name, network.output}
+        self._names = {name for name in nodes if not equalized or name in ends}
+        self.uncompared = tuple(layer.name for layer in network if layer.name not in self._names)
+
+    def compare(
+        self, images: NDArray[np.float32], integers: dict[str, NDArray[Any]], tallies: dict[str, _LayerTally]
+    ) -> NDArray[np.float32]:
+        """Add every layer's error against the float network; return the float logits."""
+        import torch
+
+        def visit(node: Any, value: Any) -> None:
+            if node.name in self._names and node.name in tallies:
+                tally = tallies[node.name]
+                tally.noise.update(value.numpy(), _real(integers[node.name], tally.layer.output))
+
+        outputs = self._module.run(torch.from_numpy(np.ascontiguousarray(images)), visit)
+        logits: NDArray[np.float32] = outputs[self._module.graph.output].numpy()
+        return logits
 
 
-def _compare_with_float(
-    module: Any, images: NDArray[np.float32], integers: dict[str, NDArray[Any]], tallies: dict[str, _LayerTally]
-) -> NDArray[np.float32]:
-    """Add every layer's error against the float network; return the float logits."""
-    import torch
+class _IntegerSide:
+    """Another integer network, run by an executor of the same kind."""
 
-    def visit(node: Any, value: Any) -> None:
-        tally = tallies.get(node.name)
-        if tally is not None:
-            spec = tally.layer.output
-            real = (integers[node.name].astype(np.float64) - spec.zero_point) * spec.scale
-            tally.noise.update(value.numpy(), real)
+    def __init__(self, network: IntegerNetwork, other: IntegerNetwork, executor: Executor) -> None:
+        shapes = [(side.input.output.shape, side.classes) for side in (network, other)]
+        if shapes[0] != shapes[1]:
+            raise ConfigurationError(
+                f"{network.name} makes {shapes[0][1]} classes of images {shapes[0][0]}, and {other.name}, which it is "
+                f"compared with, {shapes[1][1]} of {shapes[1][0]}; pass networks for the same images and classes"
+            )
+        self.name = f"{other.name}, scheme {other.scheme}"
+        self._network = other
+        self._executor = create(executor.name if executor.name in EXECUTORS else "reference", other)
+        form = {layer.name: (layer.inputs, layer.output.shape) for layer in other}
+        alike = _equalization(network) == _equalization(other)
+        ends = {network.input.name, network.output}
+        self._names = [
+            layer.name
+            for layer in network
+            if form.get(layer.name) == (layer.inputs, layer.output.shape) and (alike or layer.name in ends)
+        ]
+        self.uncompared = tuple(layer.name for layer in network if layer.name not in self._names)
 
-    outputs = module.run(torch.from_numpy(np.ascontiguousarray(images)), visit)
-    logits: NDArray[np.float32] = outputs[module.graph.output].numpy()
-    return logits
+    def compare(
+        self, images: NDArray[np.float32], integers: dict[str, NDArray[Any]], tallies: dict[str, _LayerTally]
+    ) -> NDArray[np.float32]:
+        """Add the error of every layer that both have against the other's; return the other's logits."""
+        found = self._executor.run(images, {*self._names, self._network.output})
+        for name in self._names:
+            tally = tallies[name]
+            tally.noise.update(_real(found[name], self._network.spec(name)), _real(integers[name], tally.layer.output))
+        return self._network.logits(found[self._network.output])
+
+
+def _real(integers: NDArray[Any], spec: n.TensorSpec) -> NDArray[np.float64]:
+    return (integers.astype(np.float64) - spec.zero_point) * spec.scale
 
 
 def _integers(network: IntegerNetwork, executor: Executor, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
