@@ -95,7 +95,7 @@ def test_what_is_concatenated_is_not_rounded_again(family: str) -> None:
     concats = [layer for layer in network if isinstance(layer, n.Concat)]
     copied = [m is None for layer in concats for m in layer.multipliers]
     assert concats
-    assert np.mean(copied) >= 0.6
+    assert np.mean(copied) >= 0.25  # what a common scale would make much coarser keeps its own
 
 
 # Networks that strain the scales: the default scheme stays on the grid.
