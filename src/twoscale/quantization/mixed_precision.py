@@ -47,8 +47,8 @@ __all__ = [
 _CHUNK = 100
 """Test images whose tensors between all layers are held at a time."""
 
-_BUDGET_STEPS = 1 << 15
-"""Into how many parts a budget is cut to find the best choice: what fits, fits; a part per layer may be left over."""
+_BUDGET_STEPS = 1 << 18
+"""Budgets of more bytes are counted in so many parts, and a layer's size in whole parts, rounded up."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,8 @@ def choose_bits(found: Sensitivity, budget: float) -> BitsChoice:
     """Choose the bits of each layer's weights with the least predicted noise within a size.
 
     The model: the noise of layers adds (what is below 0 counts as 0). The best choice under it is found by dynamic
-    programming over the size (a multiple-choice knapsack), with sizes rounded up to 1/32768 of the budget.
+    programming over the size (a multiple-choice knapsack): exactly up to 256 KiB, and for larger budgets with sizes
+    rounded up to a 262,144th of the budget.
 
     Args:
         found: from ``sensitivity``, whose weight bits and those of its scheme are what is chosen from.
@@ -318,20 +319,21 @@ def _knapsack(options: Sequence[Sequence[tuple[int, int, float]]], budget: int) 
 
     If sizes are rounded up too coarsely for the fewest bits to fit, those fit exactly: they are the choice.
     """
-    unit = budget / _BUDGET_STEPS
-    best = np.zeros(_BUDGET_STEPS + 1)  # least noise with at most so many units
-    taken: list[NDArray[np.int64]] = []
+    steps = min(budget, _BUDGET_STEPS)
+    unit = budget / steps
+    best = np.zeros(steps + 1)  # least noise with at most so many units
+    taken: list[NDArray[np.int8]] = []
     costs = [[math.ceil(size / unit) for _, size, _ in choices] for choices in options]
     for choices, sizes in zip(options, costs, strict=True):
         table = np.full((len(choices), best.size), np.inf)
         for i, ((_, _, noise), units) in enumerate(zip(choices, sizes, strict=True)):
             if units < best.size:
                 table[i, units:] = best[: best.size - units] + noise
-        taken.append(table.argmin(0))
+        taken.append(table.argmin(0).astype(np.int8))
         best = table.min(0)
     if math.isinf(best[-1]):
         return [min(range(len(choices)), key=lambda i, c=choices: c[i][1]) for choices in options]  # type: ignore[misc]
-    left = _BUDGET_STEPS
+    left = steps
     picks = []
     for sizes, choice in zip(reversed(costs), reversed(taken), strict=True):
         picks.append(int(choice[left]))
