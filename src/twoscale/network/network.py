@@ -35,7 +35,7 @@ class AccumulatorBound:
     """|w0| + |w1| ≤ 128 for all neighbours in memory order: 16-bit pair sums (vpmaddubsw) cannot saturate."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class IntegerNetwork:
     """An image classifier of integers: 8-bit activations and weights, 32-bit biases and accumulators.
 
@@ -58,6 +58,13 @@ class IntegerNetwork:
             QuantizationError: an accumulator could overflow int32, or layers do not fit together.
         """
         checks.check(self)
+
+    def __repr__(self) -> str:
+        grid = "on the grid" if self.on_grid else "off the grid"
+        return (
+            f"<IntegerNetwork {self.name}: {len(self.layers)} layers, {self.parameters:,} parameters, "
+            f"scheme {self.scheme}, {grid}>"
+        )
 
     def __iter__(self) -> Iterator[n.Layer]:
         return iter(self.layers)
