@@ -53,8 +53,10 @@ class Run:
 
     seconds: dict[str, float]
     """Stage to seconds, in the order in which they ran; "verify" is the sum of its executors and of comparing."""
+    cpu_seconds: dict[str, float]
+    """Stage to processor time of all threads: less than cores × seconds where other work on the machine interferes."""
     executor_seconds: dict[str, float]
-    """Of that, in each executor."""
+    """Of "verify", in each executor."""
     network: str
     test_images: int
     integers_compared: int
@@ -73,6 +75,7 @@ class Results:
     calibration_images: int
     test_images: int
     median_seconds: dict[str, float]
+    median_cpu_seconds: dict[str, float]
     median_executor_seconds: dict[str, float]
     median_total_seconds: float
     runs: tuple[Run, ...]
@@ -98,12 +101,13 @@ class Timed:
 def work(task: Task) -> Run:
     """Do everything once, with a clock at each stage."""
     seconds: dict[str, float] = {}
+    cpu_seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
     def stage(name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         yield
-        seconds[name] = time.perf_counter() - start
+        seconds[name], cpu_seconds[name] = time.perf_counter() - start, time.process_time() - cpu_start
 
     with stage("import"):
         import torch
@@ -141,6 +145,7 @@ def work(task: Task) -> Run:
         result = verify(loaded, batches(dataset.test, BATCH), executors=executors)
     return Run(
         seconds=seconds,
+        cpu_seconds=cpu_seconds,
         executor_seconds={executor.name: executor.seconds for executor in executors},
         network=loaded.name,
         test_images=result.samples,
@@ -198,6 +203,7 @@ def main() -> None:
         calibration_images=task.calibration_images,
         test_images=runs[0].test_images,
         median_seconds=medians([run.seconds for run in runs]),
+        median_cpu_seconds=medians([run.cpu_seconds for run in runs]),
         median_executor_seconds=medians([run.executor_seconds for run in runs]),
         median_total_seconds=statistics.median(sum(run.seconds.values()) for run in runs),
         runs=runs,
@@ -206,7 +212,7 @@ def main() -> None:
     path = write_result("quantization_time", results, "onnx", "safetensors")
     print(f"{results.network} on {results.data}, scheme {results.scheme}, medians of {len(runs)} runs")
     for name, value in results.median_seconds.items():
-        print(f"  {name:<16} {value:7.2f} s")
+        print(f"  {name:<16} {value:7.2f} s, {results.median_cpu_seconds[name]:7.2f} s of processor time")
     for name, value in results.median_executor_seconds.items():
         print(f"    in {name:<11} {value:7.2f} s")
     print(f"  {'total':<16} {results.median_total_seconds:7.2f} s")
