@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from twoscale.scaling.launch import launch
+from twoscale.scaling.launch import Host, launch
 from twoscale.scaling.records import Outcome
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
-def ranks() -> Callable[..., Outcome]:
+def ahead() -> tuple[str, ...]:
+    """The command that puts a process ahead of whatever else this machine does, where that is allowed.
+
+    Real-time scheduling; being nice is not enough, as the kernel weighs sessions before it weighs processes.
+    """
+    command = ("chrt", "--rr", "1")
+    if shutil.which(command[0]) and subprocess.run([*command, "true"], capture_output=True).returncode == 0:
+        return command
+    return ()
+
+
+@pytest.fixture(scope="session")
+def ranks(ahead: tuple[str, ...]) -> Callable[..., Outcome]:
     """Launch a function of ``workers.py``: ``ranks("name", arguments, world_size=2)``; one thread a rank."""
 
     def start(name: str, arguments: dict[str, Any] | None = None, **options: Any) -> Outcome:
-        settings: dict[str, Any] = {"world_size": 2, "threads_per_rank": 1, "timeout": 300.0, **options}
-        settings["environment"] = {"PYTHONPATH": str(ROOT), **settings.get("environment", {})}
+        settings: dict[str, Any] = {"world_size": 2, "threads_per_rank": 1, "timeout": 300.0, "hosts": (Host(ahead),)}
+        settings |= options
+        settings["environment"] = {"PYTHONPATH": str(ROOT), **options.get("environment", {})}
         return launch(f"tests.scaling.workers:{name}", arguments, **settings)
 
     return start

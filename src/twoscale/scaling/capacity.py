@@ -6,12 +6,14 @@ programs), so there it is a stated limit on each process's private memory (RLIMI
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from twoscale.errors import ConfigurationError
-from twoscale.scaling.launch import launch
+from twoscale.scaling.launch import Host, launch
 from twoscale.scaling.records import CapacityRecord, CapacityTrial, Workload, decode
 
 __all__ = ["default_memory_limit", "find_largest_batch", "run_trial", "search"]
@@ -69,8 +71,6 @@ def search(
 
 def run_trial(arguments: dict[str, Any]) -> dict[str, int]:
     """Train a few steps, as the target of a launch: ``{"workload": ..., "arm": "bare" or "ddp", "steps": ...}``."""
-    import itertools
-
     from twoscale.scaling.clocks import Ranks, peak_memory
     from twoscale.scaling.workload import batches, create_model, device_of, training_step, wrap
 
@@ -97,6 +97,7 @@ def find_largest_batch(
     steps: int = 3,
     timeout: float = 300.0,
     threads_per_rank: int | None = None,
+    hosts: Sequence[Host] = (Host(),),
 ) -> CapacityRecord:
     """Find the largest batch per rank that all ranks can train on.
 
@@ -114,6 +115,7 @@ def find_largest_batch(
         steps: of each trial, at least 3.
         timeout: of each trial, seconds.
         threads_per_rank: as for :func:`~twoscale.scaling.launch.launch`.
+        hosts: as for :func:`~twoscale.scaling.launch.launch`.
 
     Raises:
         ConfigurationError: a number outside its range.
@@ -123,8 +125,6 @@ def find_largest_batch(
     arm = arm or ("bare" if world_size == 1 else "ddp")
 
     def trial(batch_size: int) -> CapacityTrial:
-        import dataclasses
-
         outcome = launch(
             "twoscale.scaling.capacity:run_trial",
             {"workload": dataclasses.replace(workload, batch_size=batch_size), "arm": arm, "steps": max(3, steps)},
@@ -133,6 +133,7 @@ def find_largest_batch(
             threads_per_rank=threads_per_rank,
             timeout=timeout,
             memory_limit_bytes=memory_limit_bytes,
+            hosts=hosts,
         )
         peak = outcome.result["peak_memory_bytes"] if outcome.ok else None
         return CapacityTrial(batch_size, outcome.status, outcome.seconds, peak, outcome.message)

@@ -39,7 +39,7 @@ _LOG = "log-{}.txt"
 
 _TAIL_LINES = 30
 _TORCHRUN = re.compile(r"^[EW]\d{4} .*torch/distributed/elastic", re.MULTILINE)
-_GRACE = 3.0
+_GRACE = 2.0
 """Seconds that a launcher has to end its ranks before it is killed, and they with it."""
 
 

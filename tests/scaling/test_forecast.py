@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from twoscale.errors import ForecastError
+from twoscale.scaling.forecast import collective_seconds, fit, forecast, held_out, replay
+from twoscale.scaling.records import Bucket, Cell, CollectiveSample, Link, LinkModel, Op
+
+RING = LinkModel("wire", "ring", latency=1e-4, fixed=2e-9, per_rate=0.0, rates=None, residual=0.0, samples=0)
+SIZES = (1000, 40_000, 1_000_000, 25_000_000)
+BUCKETS = (Bucket(1_000_000, 0.02), Bucket(25_000_000, 0.05), Bucket(9_000_000, 0.08))
+
+
+def _cell(
+    model: LinkModel, world_size: int, *, batch_size: int = 32, rate: float | None = None, compute: float = 0.1
+) -> Cell:
+    """A cell that behaves exactly as the model says."""
+    ops: Sequence[Op] = ("all_reduce", "broadcast")
+    samples = tuple(
+        CollectiveSample(op, size, collective_seconds(model, op, size, world_size, rate))
+        for op in ops
+        for size in SIZES
+    )
+    buckets = tuple(replace(b, ready=b.ready * compute / 0.1) for b in BUCKETS)
+    each = [(b, collective_seconds(model, "all_reduce", b.bytes, world_size, rate)) for b in buckets]
+    step, _ = replay(compute, each, collective_seconds(model, "broadcast", 40_000, world_size, rate))
+    alone = samples if world_size > 1 else ()
+    return Cell(world_size, batch_size, Link(model.link, rate), compute, step, buckets, (40_000,), alone)
+
+
+def test_collectives_by_hand() -> None:
+    model = replace(RING, latency=0.5, fixed=0.25)
+    # Ring: 2 (n-1) messages, 2 (n-1)/n of the bytes.
+    assert collective_seconds(model, "all_reduce", 8, 4) == 6 * 0.5 + 1.5 * 8 * 0.25
+    assert collective_seconds(model, "all_gather", 8, 4) == 3 * 0.5 + 0.75 * 8 * 0.25
+    assert collective_seconds(model, "broadcast", 8, 5) == 3 * 0.5 + 8 * 0.25
+    assert collective_seconds(model, "all_reduce", 8, 1) == 0
+    tree = replace(model, algorithm="tree")
+    assert collective_seconds(tree, "all_reduce", 8, 8) == 6 * 0.5 + 1.75 * 8 * 0.25
+    rated = replace(model, per_rate=2.0)
+    assert collective_seconds(rated, "all_reduce", 8, 2, rate=16.0) == 2 * 0.5 + 8 * (0.25 + 2 / 16)
+
+
+def test_replay_by_hand() -> None:
+    # Ready at 1 and 2, three seconds each: the second waits for the first, until 4, and ends at 7. What follows the
+    # last gradient takes 5 - 2 = 3 seconds.
+    step, times = replay(5.0, [(Bucket(1, 1.0), 3.0), (Bucket(2, 2.0), 3.0)])
+    assert step == 10.0
+    assert [(t.ready, t.start, t.end) for t in times] == [(1.0, 1.0, 4.0), (2.0, 4.0, 7.0)]
+    # Nothing is exposed but the last bucket where there is time before it.
+    assert replay(5.0, [(Bucket(1, 1.0), 0.5), (Bucket(2, 2.0), 0.25)])[0] == 5.25
+    assert replay(5.0, [(Bucket(1, 1.0), 0.5)], before=2.0)[0] == 7.5
+    assert replay(5.0, []) == (5.0, ())
+
+
+@pytest.mark.parametrize("algorithm", ["ring", "tree"])
+def test_fit_recovers_the_model_and_the_algorithm(algorithm: str) -> None:
+    model = replace(RING, algorithm=algorithm)  # type: ignore[arg-type]
+    found = fit([_cell(model, n) for n in (2, 4, 8)], "wire")
+    assert found.algorithm == algorithm
+    assert found.latency == pytest.approx(model.latency)
+    assert found.fixed == pytest.approx(model.fixed)
+    assert found.residual == pytest.approx(0, abs=1e-9)
+    assert found.samples == 3 * 2 * len(SIZES)
+
+
+def test_two_ranks_do_not_tell_ring_from_tree() -> None:
+    assert fit([_cell(RING, 2)], "wire").algorithm == "ring"
+    assert fit([_cell(RING, 2)], "wire", "tree").algorithm == "tree"
+
+
+def test_fit_recovers_what_goes_with_the_rate() -> None:
+    model = replace(RING, fixed=1e-10, per_rate=1.05, rates=(1e7, 1e9))
+    found = fit([_cell(model, 2, rate=rate) for rate in (1e7, 1e8)], "wire")
+    assert found.per_rate == pytest.approx(1.05)
+    assert found.fixed == pytest.approx(1e-10, rel=1e-3)
+    assert found.rates == (1e7, 1e8)
+
+
+def test_no_unknown_is_negative() -> None:
+    # Faster than latency allows at small sizes: least squares alone would make it negative.
+    samples = tuple(CollectiveSample("all_reduce", size, size * 1e-8 * (0.7 if size < 5000 else 1)) for size in SIZES)
+    found = fit([replace(_cell(RING, 2), collectives=samples)], "wire")
+    assert found.latency == 0
+    assert found.fixed > 0
+
+
+def test_forecast_of_more_ranks() -> None:
+    cells = [_cell(RING, 2), _cell(RING, 4)]
+    expected = _cell(RING, 16)
+    found = forecast(cells, 16, 32, Link("wire"))
+    assert found.step == pytest.approx(expected.step)
+    assert found.exposed == pytest.approx(expected.step - expected.compute)
+    assert found.fitted_on == 2
+    assert found.error is None
+    assert found.communication == pytest.approx(
+        sum(collective_seconds(RING, "all_reduce", b.bytes, 16) for b in BUCKETS)
+        + collective_seconds(RING, "broadcast", 40_000, 16)
+    )
+
+
+def test_forecast_of_one_rank_sends_nothing() -> None:
+    found = forecast([_cell(RING, 2)], 1, 32, Link("wire"))
+    assert (found.model, found.communication, found.exposed) == (None, 0.0, 0.0)
+    assert found.step == found.compute == 0.1
+
+
+def test_forecast_between_two_batches() -> None:
+    cells = [_cell(RING, 2, batch_size=32, compute=0.1), _cell(RING, 2, batch_size=64, compute=0.2)]
+    found = forecast(cells, 2, 48, Link("wire"))
+    assert found.compute == pytest.approx(0.15)
+    assert found.step == pytest.approx(_cell(RING, 2, compute=0.15).step)
+
+
+def test_held_out_cells_are_forecast_from_the_others() -> None:
+    cells = [_cell(RING, n) for n in (1, 2, 4, 8)]
+    slow = replace(cells[-1], step=cells[-1].step * 1.25)
+    forecasts, refused = held_out([*cells[:-1], slow])
+    assert [f.world_size for f in forecasts] == [2, 4, 8]
+    assert refused == ()
+    assert [f.error for f in forecasts] == pytest.approx([0, 0, -0.2], abs=1e-9)
+    assert [f.measured for f in forecasts] == [cells[1].step, cells[2].step, slow.step]
+    assert forecasts[0].fitted_on == 3
+
+
+def test_held_out_cells_that_the_others_do_not_cover() -> None:
+    forecasts, refused = held_out([_cell(RING, 2), _cell(replace(RING, link="other"), 2)])
+    assert forecasts == ()
+    assert [line.split(":")[0] for line in refused] == ["2 ranks, batch 32, wire", "2 ranks, batch 32, other"]
+
+
+def test_another_link_is_refused() -> None:
+    with pytest.raises(
+        ForecastError,
+        match=r"no collective was timed over 'ethernet'.*\(measured: wire\); measure at least 2 ranks over 'ethernet'",
+    ):
+        forecast([_cell(RING, 2)], 4, 32, Link("ethernet"))
+    with pytest.raises(ForecastError, match=r"\(measured: none\)"):
+        forecast([_cell(RING, 1)], 4, 32, Link("wire"))
+
+
+def test_another_rate_is_refused_outside_the_measured_ones() -> None:
+    model = replace(RING, per_rate=1.05)
+    cells = [_cell(model, 2, rate=1e7), _cell(model, 2, rate=1e8)]
+    assert forecast(cells, 2, 32, Link("wire", 5e7)).step == pytest.approx(_cell(model, 2, rate=5e7).step)
+    with pytest.raises(ForecastError, match=r"'wire' at 200\.0 MB/s is another link than the one measured at 10\.0 to"):
+        forecast(cells, 2, 32, Link("wire", 2e8))
+    with pytest.raises(ForecastError, match=r"at 5\.0 MB/s"):
+        forecast(cells, 2, 32, Link("wire", 5e6))
+    with pytest.raises(ForecastError, match="the rate of 'wire' is known for the cells only"):
+        forecast(cells, 2, 32, Link("wire"))
+    with pytest.raises(ForecastError, match="the rate of 'wire' is known for the forecast only"):
+        forecast([_cell(RING, 2)], 2, 32, Link("wire", 1e8))
+
+
+def test_one_measured_rate_covers_only_itself() -> None:
+    cell = _cell(RING, 2, rate=1e8)
+    assert forecast([cell], 2, 32, Link("wire", 1e8)).step == pytest.approx(cell.step)
+    with pytest.raises(ForecastError, match="is another link"):
+        forecast([cell], 2, 32, Link("wire", 1.1e8))
+
+
+def test_other_batches_are_refused() -> None:
+    for batch_size in (16, 128):
+        with pytest.raises(ForecastError, match=rf"no cell has a batch of {batch_size} .*\(measured: 32, 64\)"):
+            forecast([_cell(RING, 2), _cell(RING, 2, batch_size=64)], 2, batch_size, Link("wire"))
+
+
+def test_nothing_is_forecast_from_nothing() -> None:
+    with pytest.raises(ForecastError, match="no cell was measured"):
+        forecast([], 2, 32, Link("wire"))
+    with pytest.raises(ForecastError, match="0 ranks, batch 32: expected at least 1 of each"):
+        forecast([_cell(RING, 2)], 0, 32, Link("wire"))

@@ -1,0 +1,137 @@
+"""Truth: what is measured over a link whose rate is known, between two network namespaces that only this test uses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twoscale.scaling.forecast import forecast, held_out
+from twoscale.scaling.launch import Host
+from twoscale.scaling.records import ArmsRecord, BandwidthRecord, Cell, Outcome, decode
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "netns"
+MBITS = (120, 200, 320)
+PAYLOAD = 1448 / 1514
+"""Of an Ethernet frame of 1,514 bytes (no checksum, which veth has not), TCP with time stamps leaves 1,448."""
+FRAMING = 14 + 20 + 32
+"""Ethernet, IPv4, TCP with time stamps: what an interface counts besides TCP's payload, for each packet."""
+
+
+@pytest.fixture(scope="module")
+def link() -> Iterator[str]:
+    """The name of a link between two namespaces."""
+    if shutil.which("ss") is None:
+        pytest.skip("'ss' (iproute2), which counts a socket's bytes, is missing")
+    name = f"t{os.getpid() % 10**8}"
+    made = subprocess.run([SCRIPT, "up", name, str(MBITS[0])], capture_output=True, text=True)
+    if made.returncode == 3:
+        pytest.skip(made.stderr.strip())
+    assert made.returncode == 0, made.stderr
+    try:
+        yield name
+    finally:
+        subprocess.run([SCRIPT, "down", name], check=True)
+
+
+@pytest.fixture(scope="module")
+def found(
+    link: str, ahead: tuple[str, ...], ranks: Callable[..., Outcome], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    interface = f"veth-{link}"
+    hosts = tuple(
+        Host(("ip", "netns", "exec", f"{link}-{end}", *ahead), f"10.231.0.{i}", interface)
+        for i, end in ((1, "a"), (2, "b"))
+    )
+    arguments = {
+        "mbits": MBITS,
+        "rounds": 3,
+        "attempts": 2,
+        "interface": interface,
+        "script": str(SCRIPT),
+        "name": link,
+        "folder": str(tmp_path_factory.mktemp("wire")),
+    }
+    outcome = ranks("shaped_link", arguments, hosts=hosts)
+    assert outcome.ok, f"{outcome.message}\n{outcome.log_tail}"
+    result: dict[str, Any] = outcome.result
+    return result
+
+
+@pytest.fixture
+def rates(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was measured at each rate, where the same was measured again and again."""
+    worst = max(found["rates"], key=lambda at: float(at["spread"]))
+    if worst["spread"] > 0.1:
+        pytest.skip(
+            f"this machine is too busy to time anything: at {worst['mbit']} Mbit/s repeated times "
+            f"were {worst['spread']:.0%} apart, twice over"
+        )
+    every: list[dict[str, Any]] = found["rates"]
+    return every
+
+
+def _payload_rate(mbit: int) -> float:
+    return mbit * 1e6 / 8 * PAYLOAD
+
+
+def test_busbw_is_the_links_payload_rate(rates: list[dict[str, Any]]) -> None:
+    assert [at["mbit"] for at in rates] == list(MBITS)
+    for at in rates:
+        row = decode(at["bandwidth"], BandwidthRecord).rows[-1]
+        assert row.bytes == 8 << 20
+        assert row.busbw == pytest.approx(_payload_rate(at["mbit"]), rel=0.05), at["mbit"]
+
+
+def test_exposed_communication_is_the_arithmetics(rates: list[dict[str, Any]]) -> None:
+    """Buckets in turn at the payload rate, each from when it is ready: nothing measured but when that is."""
+    for at in rates:
+        record = decode(at["arms"], ArmsRecord)
+        end = 0.0
+        for bucket in record.buckets:
+            end = max(end, bucket.ready) + bucket.bytes / _payload_rate(at["mbit"])
+        expected = end - record.buckets[-1].ready
+        assert record.exposed.median == pytest.approx(expected, rel=0.05), at["mbit"]
+        assert record.exposed_in_situ is not None
+        assert record.exposed_in_situ.median == pytest.approx(expected, rel=0.05), at["mbit"]
+        assert record.isolated is not None
+        total = sum(bucket.bytes for bucket in record.buckets) / _payload_rate(at["mbit"])
+        assert record.isolated.median == pytest.approx(total, rel=0.05), at["mbit"]
+
+
+def test_a_forecast_fitted_at_two_rates_holds_at_the_one_between(rates: list[dict[str, Any]]) -> None:
+    cells = [decode(at["cell"], Cell) for at in rates]
+    low, middle, high = cells
+    predicted = forecast([low, high], 2, middle.batch_size, middle.link)
+    assert predicted.step == pytest.approx(middle.step, rel=0.05)
+    assert predicted.model is not None
+    # Bytes on the wire for a byte of payload: the framing, which nobody told it.
+    assert predicted.model.per_rate == pytest.approx(1 / PAYLOAD, rel=0.05)
+    # Outside the rates measured there is no forecast.
+    forecasts, refused = held_out(cells)
+    assert [f.link.bytes_per_second for f in forecasts] == [middle.link.bytes_per_second]
+    assert len(refused) == 2
+    assert all("is another link than the one measured" in line for line in refused)
+
+
+def test_the_ledger_is_what_crossed_the_wire(found: dict[str, Any]) -> None:
+    """Predicted payload + gloo's message headers + framing of each packet = the interface's own count, to the byte."""
+    assert [row["phases"] for row in found["wire"]] == [
+        ["construction"],
+        ["forward 1", "backward 1"],
+        ["forward 2", "backward 2"],
+        ["forward 3", "backward 3"],
+    ]
+    for row in found["wire"]:
+        for rank, (payload, headers, sockets, counted, packets) in enumerate(row["ranks"]):
+            assert payload > 0 or rank == 1
+            assert sockets == payload + headers, (row["phases"], rank)
+            assert counted == payload + headers + packets * FRAMING, (row["phases"], rank)
+            assert headers < 0.002 * payload + 2000
