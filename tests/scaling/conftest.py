@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from twoscale.scaling.launch import Host, launch
@@ -39,3 +42,39 @@ def ranks(ahead: tuple[str, ...]) -> Callable[..., Outcome]:
         return launch(f"tests.scaling.workers:{name}", arguments, **settings)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[], Any]], Any]:
+    """Run a measurement once, however many test processes want it, and one at a time: ``once(name, measure)``.
+
+    Returns its result as plain JSON values.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # shared by the test processes of this run
+
+    def run(name: str, measure: Callable[[], Any]) -> Any:
+        kept = folder / f"{name}.json"
+        with (folder / "measuring").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not kept.exists():
+                kept.write_bytes(msgspec.json.encode(measure()))
+            return msgspec.json.decode(kept.read_bytes())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def measured(ranks: Callable[..., Outcome], once: Callable[[str, Callable[[], Any]], Any]) -> Callable[..., Any]:
+    """Launch a function of ``workers.py`` once, and return its result: ``measured("name", arguments, ...)``."""
+
+    def result(name: str, arguments: dict[str, Any] | None = None, **options: Any) -> Any:
+        def measure() -> Any:
+            outcome = ranks(name, arguments, **options)
+            assert outcome.ok, f"{outcome.message}\n{outcome.log_tail}"
+            return outcome.result
+
+        return once(name, measure)
+
+    return result

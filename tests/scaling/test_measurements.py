@@ -22,9 +22,9 @@ from twoscale.scaling.records import (
     ArmsRecord,
     BandwidthRecord,
     EpochTime,
+    LedgerRecord,
     Link,
     Op,
-    Outcome,
     PeakRecord,
     ReplicasRecord,
     Workload,
@@ -35,10 +35,14 @@ from twoscale.scaling.workload import batches, create_model
 
 
 @pytest.fixture(scope="module")
-def found(ranks: Callable[..., Outcome]) -> dict[str, Any]:
-    outcome = ranks("core")
-    assert outcome.ok, f"{outcome.message}\n{outcome.log_tail}"
-    result: dict[str, Any] = outcome.result
+def found(measured: Callable[..., Any]) -> dict[str, Any]:
+    result: dict[str, Any] = measured("core")
+    return result
+
+
+@pytest.fixture(scope="module")
+def alone(measured: Callable[..., Any]) -> dict[str, Any]:
+    result: dict[str, Any] = measured("alone", world_size=1)
     return result
 
 
@@ -95,6 +99,20 @@ def test_arms_of_a_model_with_buffers(found: dict[str, Any]) -> None:
     assert record.steps_timed == 2 * 2 * 7
     assert record.isolated is not None
     assert record.isolated.median == pytest.approx(sum(c.seconds.median for c in record.collectives_alone), rel=0.5)
+
+
+def test_one_rank_talks_to_no_one(alone: dict[str, Any]) -> None:
+    record = decode(alone["arms"], ArmsRecord)
+    assert record.world_size == 1
+    assert (record.isolated, record.exposed_in_situ, record.in_situ_union, record.overlap) == (None,) * 4
+    assert (record.collectives_alone, record.collectives_in_situ, record.disagreement) == ((), (), None)
+    assert record.skew.median == record.imbalance.median == 0
+    for row in decode(alone["bandwidth"], BandwidthRecord).rows:
+        assert (row.busbw, row.busbw_p95) == (None, None)
+        assert row.algbw > 0
+    ledger = decode(alone["ledger"], LedgerRecord)
+    assert ledger.ok
+    assert ledger.sent_bytes == (0,)
 
 
 def test_a_cell_for_the_forecast(found: dict[str, Any]) -> None:

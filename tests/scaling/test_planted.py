@@ -10,17 +10,16 @@ from typing import Any
 
 import pytest
 
-from twoscale.scaling.records import ArmsRecord, Outcome, decode
+from twoscale.scaling.records import ArmsRecord, decode
 
-SLEEP = 0.12
+SLEEP = 0.1
 ROWS = ("compute", "skew", "data_wait", "wrapper_tax", "exposed")
 
 
 @pytest.fixture(scope="module")
-def found(ranks: Callable[..., Outcome]) -> dict[str, ArmsRecord]:
-    outcome = ranks("planted", {"seconds": SLEEP, "rounds": 3, "steps": 1})
-    assert outcome.ok, f"{outcome.message}\n{outcome.log_tail}"
-    return {where: decode(record, ArmsRecord) for where, record in outcome.result.items()}
+def found(measured: Callable[..., Any]) -> dict[str, ArmsRecord]:
+    result = measured("planted", {"seconds": SLEEP, "rounds": 3, "steps": 1})
+    return {where: decode(record, ArmsRecord) for where, record in result.items()}
 
 
 def _growth(found: dict[str, ArmsRecord], where: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -25,43 +26,50 @@ FRAMING = 14 + 20 + 32
 """Ethernet, IPv4, TCP with time stamps: what an interface counts besides TCP's payload, for each packet."""
 
 
-@pytest.fixture(scope="module")
-def link() -> Iterator[str]:
-    """The name of a link between two namespaces."""
-    if shutil.which("ss") is None:
-        pytest.skip("'ss' (iproute2), which counts a socket's bytes, is missing")
-    name = f"t{os.getpid() % 10**8}"
+@contextlib.contextmanager
+def _link(name: str) -> Iterator[str]:
+    """Make a link between two namespaces; gives its interfaces' name."""
     made = subprocess.run([SCRIPT, "up", name, str(MBITS[0])], capture_output=True, text=True)
     if made.returncode == 3:
         pytest.skip(made.stderr.strip())
     assert made.returncode == 0, made.stderr
     try:
-        yield name
+        yield f"veth-{name}"
     finally:
         subprocess.run([SCRIPT, "down", name], check=True)
 
 
 @pytest.fixture(scope="module")
 def found(
-    link: str, ahead: tuple[str, ...], ranks: Callable[..., Outcome], tmp_path_factory: pytest.TempPathFactory
+    ahead: tuple[str, ...],
+    ranks: Callable[..., Outcome],
+    once: Callable[[str, Callable[[], Any]], Any],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
-    interface = f"veth-{link}"
-    hosts = tuple(
-        Host(("ip", "netns", "exec", f"{link}-{end}", *ahead), f"10.231.0.{i}", interface)
-        for i, end in ((1, "a"), (2, "b"))
-    )
-    arguments = {
-        "mbits": MBITS,
-        "rounds": 3,
-        "attempts": 2,
-        "interface": interface,
-        "script": str(SCRIPT),
-        "name": link,
-        "folder": str(tmp_path_factory.mktemp("wire")),
-    }
-    outcome = ranks("shaped_link", arguments, hosts=hosts)
-    assert outcome.ok, f"{outcome.message}\n{outcome.log_tail}"
-    result: dict[str, Any] = outcome.result
+    if shutil.which("ss") is None:
+        pytest.skip("'ss' (iproute2), which counts a socket's bytes, is missing")
+    name = f"t{os.getpid() % 10**8}"
+
+    def measure() -> Any:
+        with _link(name) as interface:
+            hosts = tuple(
+                Host(("ip", "netns", "exec", f"{name}-{end}", *ahead), f"10.231.0.{i}", interface)
+                for i, end in ((1, "a"), (2, "b"))
+            )
+            arguments = {
+                "mbits": MBITS,
+                "rounds": 3,
+                "attempts": 2,
+                "interface": interface,
+                "script": str(SCRIPT),
+                "name": name,
+                "folder": str(tmp_path_factory.mktemp("wire")),
+            }
+            outcome = ranks("shaped_link", arguments, hosts=hosts)
+        assert outcome.ok, f"{outcome.message}\n{outcome.log_tail}"
+        return outcome.result
+
+    result: dict[str, Any] = once("shaped_link", measure)
     return result
 
 

@@ -294,6 +294,15 @@ def core(_: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def alone(_: dict[str, Any]) -> dict[str, Any]:
+    """What there is to measure at one rank."""
+    return {
+        "arms": measure_arms(Workload(batch_size=2), rounds=1, steps=1),
+        "bandwidth": measure_bandwidth(CPU, sizes=(1024,), repeats=3),
+        "ledger": write_ledger(Workload(batch_size=2)),
+    }
+
+
 # ---------------------------------------------------------------- a link of known rate
 
 

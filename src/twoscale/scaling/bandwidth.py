@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from twoscale.errors import ConfigurationError
 from twoscale.scaling.clocks import Ranks
@@ -54,7 +53,6 @@ def measure_bandwidth(
     sizes: Sequence[int] = SIZES,
     repeats: int = 20,
     budget_seconds: float = 30.0,
-    group: dist.ProcessGroup | None = None,
 ) -> BandwidthRecord:
     """Time collectives in the ranks of this launch; each run starts on all ranks together, the slowest counts.
 
@@ -65,7 +63,6 @@ def measure_bandwidth(
         repeats: timed runs of each, after two that are not, at least 1; fewer (at least 3) where the budget asks.
         budget_seconds: for all of it; a size that is expected not to fit in what is left is left out, with all
             larger ones. Rank 0's clock decides for all.
-        group: whose ranks take part. Default: all.
 
     Raises:
         ConfigurationError: no repeats, or an unknown operation.
@@ -92,7 +89,7 @@ def measure_bandwidth(
         affordable = repeats if expected == 0 else int(left / expected / 2)
         count = int(ranks.table([max(min(3, repeats), min(repeats, affordable))])[0, 0])
         for op in ops:
-            run, true_size = collective(op, size, device, group)
+            run, true_size = collective(op, size, device)
             for _ in range(_WARMUP):
                 run()
             times = []
