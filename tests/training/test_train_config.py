@@ -1,4 +1,5 @@
 import os
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,9 @@ def test_defaults_are_the_lab_s_recipe() -> None:
     assert config.log_every == 2000
     assert config.threads == 1
     assert TrainConfig(data="digits").resolved().epochs == 12
-    assert TrainConfig(data="digits", epochs=3, threads=2).resolved() == TrainConfig(epochs=3, threads=2)
+    assert TrainConfig(data="digits", epochs=3, threads=2).resolved() == TrainConfig(
+        epochs=3, threads=2, device=TrainConfig().resolved().device
+    )
     assert TrainConfig(batch_size=16).resolved().threads == len(os.sched_getaffinity(0))
 
 
@@ -29,8 +32,16 @@ def test_defaults_are_the_lab_s_recipe() -> None:
         ({"lr": 0.0}, "lr is 0.0; expected a positive number"),
         ({"lr": float("nan")}, "lr is nan; expected a positive number"),
         ({"momentum": 1.0}, "momentum is 1.0; expected at least 0 and less than 1"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1; expected at least 0"),
+        ({"warmup_epochs": float("nan")}, "warmup_epochs is nan; expected at least 0"),
+        ({"base_batch": 0}, "base_batch is 0; expected at least 1"),
+        ({"accumulation": 0}, "accumulation is 0; expected at least 1"),
+        ({"clip_norm": 0.0}, "clip_norm is 0.0; expected a positive number"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0; expected at least 0 and less than 1"),
+        ({"milestones": (0.7, 0.5)}, r"milestones is \(0.7, 0.5\); expected increasing fractions between 0 and 1"),
+        ({"nesterov": True, "optimizer": "lars"}, "nesterov is for sgd with momentum"),
     ],
 )
-def test_numbers_outside_their_range(options: dict[str, float], message: str) -> None:
+def test_numbers_outside_their_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        TrainConfig(**options)  # type: ignore[arg-type]
+        TrainConfig(**options)

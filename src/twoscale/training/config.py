@@ -18,12 +18,17 @@ _EPOCHS_OF_SMALL_SETS = {"digits": 12}
 _SMALL_BATCH = 16
 """Below this, a second thread costs more than it brings, on tensors this small."""
 
+_AT_LEAST = {
+    "epochs": 1, "batch_size": 1, "seed": 0, "log_every": 1, "checkpoint_every": 1, "threads": 1, "base_batch": 1,
+    "accumulation": 1, "crop": 0, "warmup_epochs": 0, "warmup_steps": 0, "weight_decay": 0,
+}  # fmt: skip
+_POSITIVE = ("lr", "trust_coefficient", "epsilon", "decay", "clip_norm", "bias_lr")
+_BELOW_ONE = ("momentum", "beta2", "label_smoothing")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """A training run; the defaults are the quantization lab's recipe.
-
-    Stochastic gradient descent with momentum on the mean cross-entropy of each mini-batch.
 
     Raises:
         ConfigurationError: a number outside its range.
@@ -36,43 +41,117 @@ class TrainConfig:
     epochs: int | None = None
     """Passes over the training images. Default: 12 for digits, which are few; else 2."""
     batch_size: int = 4
-    """Images in a mini-batch; the last of an epoch may have fewer."""
+    """Images of one update, over all processes and accumulated parts together; the last update of an epoch may have
+    fewer."""
     lr: float = 0.001
-    """Learning rate."""
+    """Learning rate, of batches of base-batch images where that is given."""
     momentum: float = 0.9
-    """Momentum, 0 up to but not including 1."""
+    """Momentum of SGD and LARS, β₁ of AdamW and LAMB; 0 up to but not including 1."""
     seed: int = 0
-    """Decides initial weights and the order of the images."""
+    """Decides initial weights, the order of the images, and crops and flips."""
     log_every: int = 2000
     """Mini-batches between two entries of the loss."""
     checkpoint_every: int | None = None
     """Mini-batches between checkpoints, besides those at the end of each epoch."""
-    step: Literal["auto", "captured", "compiled", "eager"] = "auto"
+    step: Literal["auto", "captured", "compiled", "cuda-graph", "eager"] = "auto"
     """How steps run. eager: op by op, through module and autograd. captured: the ops recorded once, then replayed
-    alone, the same bits. compiled: the record compiled, which takes tens of seconds. auto: captured in long runs."""
+    alone, the same bits. compiled: compiled, which takes tens of seconds, and on a GPU then replayed as a CUDA graph.
+    cuda-graph: many eager steps recorded in one graph, GPUs only. auto: what pays in runs of this length."""
     threads: int | None = None
-    """Threads of each operation. Default: 1 for mini-batches below 16, else all cores."""
+    """Threads of each operation in each process. Default: 1 for batches below 16; else all cores, shared by the
+    processes of this machine."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it runs. auto: a GPU where there is one."""
+    optimizer: Literal["sgd", "lars", "lamb", "adamw"] = "sgd"
+    """The update rule: SGD with momentum, LARS (You et al. 2017), LAMB (You et al. 2019), or AdamW."""
+    nesterov: bool = False
+    """Nesterov's momentum, SGD only."""
+    weight_decay: float = 0.0
+    """Weight decay: added to the gradient by SGD and LARS, apart from it by AdamW and LAMB."""
+    decay_norm_and_bias: bool = False
+    """Decay the weights of BatchNorm and biases too, as torch.optim does."""
+    adapt_norm_and_bias: bool = False
+    """Give BatchNorm's weights and biases a layer-wise rate in LARS and LAMB too; else their ratio is 1."""
+    trust_coefficient: float = 0.001
+    """η of LARS."""
+    beta2: float = 0.999
+    """β₂ of AdamW and LAMB."""
+    epsilon: float = 1e-8
+    """ε of AdamW and LAMB."""
+    bias_lr: float = 1.0
+    """Learning rate of BatchNorm's biases as a multiple of the others'."""
+    schedule: Literal["constant", "step", "cosine", "linear"] = "constant"
+    """The learning rate after the warm-up: constant; step: times decay at each milestone; cosine or linear: down to
+    0 at the end."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Where step lowers the learning rate, in fractions of the run."""
+    decay: float = 0.1
+    """What step multiplies the learning rate with."""
+    base_batch: int | None = None
+    """Linear scaling (Goyal et al. 2017): lr is meant for this batch size, and is multiplied by batch-size over it; a
+    warm-up then starts from lr. Default: lr is used as it is, and a warm-up starts near 0."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rate rises, update by update."""
+    warmup_steps: int = 0
+    """Updates over which it rises at least."""
+    clip_norm: float | None = None
+    """Largest norm of all gradients together; larger ones are scaled down to it. Default: as they are."""
+    accumulation: int = 1
+    """Parts in which each process computes its share of a batch, one after the other: less memory, the same update
+    but for BatchNorm."""
+    label_smoothing: float = 0.0
+    """Label smoothing, 0 up to but not including 1."""
+    crop: int = 0
+    """Pixels by which images are shifted at most: padded on every side and cropped at random."""
+    flip: Literal["none", "random", "alternating"] = "none"
+    """Mirroring: random: half of the images of every epoch; alternating: each image every other epoch."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast to bfloat16; weights, optimizer and BatchNorm stay float32."""
+    channels_last: bool = False
+    """Keep channels innermost in memory."""
+    sync_batch_norm: bool = False
+    """BatchNorm over the batch of all processes instead of each process's share."""
+    zero_init_residual: bool = False
+    """Let each residual block begin as its shortcut: the last BatchNorm's weights start at 0."""
+    whiten: bool = False
+    """Begin with a first convolution that whitens the patches of the training images."""
+    flip_test: bool = False
+    """Accuracy with the mean logits of each test image and its mirror image."""
 
     def __post_init__(self) -> None:
-        at_least = {
-            "epochs": 1, "batch_size": 1, "seed": 0, "log_every": 1, "checkpoint_every": 1, "threads": 1,
-        }  # fmt: skip
-        for name, least in at_least.items():
+        def reject(name: str, expected: str) -> None:
+            raise ConfigurationError(f"{name} is {getattr(self, name)}; expected {expected}")
+
+        for name, least in _AT_LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigurationError(f"{name} is {value}; expected at least {least}")
+            if value is not None and not (value >= least and math.isfinite(value)):
+                reject(name, f"at least {least}")
         if self.seed >= 2**63:
-            raise ConfigurationError(f"seed is {self.seed}; expected less than 2**63")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ConfigurationError(f"lr is {self.lr}; expected a positive number")
-        if not 0 <= self.momentum < 1:
-            raise ConfigurationError(f"momentum is {self.momentum}; expected at least 0 and less than 1")
+            reject("seed", "less than 2**63")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                reject(name, "a positive number")
+        for name in _BELOW_ONE:
+            if not 0 <= getattr(self, name) < 1:
+                reject(name, "at least 0 and less than 1")
+        if not all(0 < place < 1 for place in self.milestones) or list(self.milestones) != sorted(set(self.milestones)):
+            reject("milestones", "increasing fractions between 0 and 1")
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise ConfigurationError("nesterov is for sgd with momentum; leave it out, or choose another optimizer")
 
     def resolved(self) -> TrainConfig:
         """Return the configuration with every default that depends on others, or on the machine, filled in."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        device = self.device
+        if device == "auto":
+            import torch
+
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         return dataclasses.replace(
             self,
             epochs=self.epochs or _EPOCHS_OF_SMALL_SETS.get(self.data, _EPOCHS),
-            threads=self.threads or (1 if self.batch_size < _SMALL_BATCH else cores),
+            threads=self.threads or (1 if self.batch_size < _SMALL_BATCH else max(1, cores // ranks_here)),
+            device=device,
         )

@@ -9,6 +9,7 @@ its own place of a buffer, and the buffer is read once an entry.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import signal
 import threading
@@ -43,6 +44,10 @@ _GATHER = 256
 _EVALUATION_BATCH = 100
 _LOOK_EVERY = 64
 """Mini-batches between looks at the clock and at Ctrl-C."""
+_USED = frozenset(
+    {"model", "data", "epochs", "batch_size", "lr", "momentum", "seed", "log_every", "checkpoint_every", "step"}
+    | {"threads", "device"}
+)
 _WORTH_RECORDING = 10_000
 """Mini-batches from which on recording the step, which takes 1 to 2 s, pays."""
 
@@ -97,6 +102,13 @@ def train(
     """
     if resume and out is None:
         raise ConfigurationError("resume needs the folder (out) of the run that is to be continued")
+    unused = [
+        field.name
+        for field in dataclasses.fields(config)
+        if field.name not in _USED and getattr(config, field.name) != field.default
+    ]
+    if unused:
+        raise ConfigurationError(f"{', '.join(unused)} cannot be changed in this version; leave it out")
     with torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
         # For what is random in a model, such as dropout; the initial weights have their own generator.
         torch.default_generator.manual_seed(config.seed)
