@@ -15,6 +15,7 @@ __all__ = ["Published", "create", "names", "normalization", "published"]
 
 # To add a model: write its class in a file of this folder and name it here.
 _MODELS = {
+    "mobilenetv2": ("mobilenet", "MobileNetV2"),
     "net": ("net", "Net"),
     "net-with-bias": ("net", "NetWithBias"),
     "resnet18": ("resnet", "ResNet18"),
