@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from twoscale.errors import ConfigurationError
 from twoscale.executors.reference import ReferenceExecutor
 from twoscale.export.c.names import printable
-from twoscale.export.c.source import Source, rows
+from twoscale.export.c.source import Source
+from twoscale.export.c.text import rows
 from twoscale.network.network import IntegerNetwork
 
 __all__ = ["default_images", "self_test"]
