@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import twoscale.executors.c as module
+import twoscale.executors.compiler as module
 from tests.integer_networks import ActivationType, random_images, random_network
 from twoscale.errors import ConfigurationError, ExecutorError, TwoscaleError, UnknownNameError
 from twoscale.executors import EXECUTORS, create
@@ -70,11 +70,12 @@ def assert_equal(network: IntegerNetwork, images: NDArray[np.float32], **options
     assert np.array_equal(alone[network.output], expected[network.output])
 
 
+@pytest.mark.parametrize("target", ["portable", "native"])
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "mixed"])
 @pytest.mark.parametrize("seed", range(5))
-def test_every_integer_of_random_networks(seed: int, dtype: ActivationType) -> None:
+def test_every_integer_of_random_networks(seed: int, dtype: ActivationType, target: str) -> None:
     network = some_network(seed, dtype=dtype, length=14)
-    assert_equal(network, random_images(np.random.default_rng(seed + 100), network, 5))
+    assert_equal(network, random_images(np.random.default_rng(seed + 100), network, 5), target=target)
 
 
 def test_odd_zero_points_change_nothing() -> None:
@@ -159,7 +160,7 @@ def test_what_was_compiled_is_used_again(empty_cache: Path, monkeypatch: pytest.
 def test_a_generator_that_changed_compiles_again(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = some_network()
     CExecutor(network)
-    monkeypatch.setattr(module, "_generator", lambda: "another generator")
+    monkeypatch.setattr(module, "generator", lambda: "another generator")
     CExecutor(network)
     assert len(files(empty_cache)) == 2
 

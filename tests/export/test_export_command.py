@@ -86,3 +86,12 @@ def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
         ConfigurationError, match=r"must be uint8 of shape \(N, 1, 8, 8\), got uint8 of shape \(4, 3, 32"
     ):
         export_command(tmp_path / "small.onnx", tmp_path / "out", data="digits")
+
+
+def test_it_writes_vector_kernels_too(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    need("gcc")
+    export_command(file, tmp_path, target="native", name="fast")
+    assert "fast_kernels.h" in capsys.readouterr().out
+    flags = ("-std=gnu99", "-Wall", "-Wextra", "-Werror", "-pthread", "-O1")
+    program = build("gcc", tmp_path, ["fast_test.c", "fast.c"], *flags)
+    assert run(program).stdout.startswith("fast: 4 images, all layers and outputs as expected (")

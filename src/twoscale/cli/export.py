@@ -22,12 +22,14 @@ def export_command(
     network: File,
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="DIR")],
     to: Literal["c"] = "c",
+    target: Literal["portable", "native", "avx512vnni", "avx2"] = "portable",
     name: str | None = None,
     data: str | None = None,
     images: int = 4,
     json: bool = False,
 ) -> None:
-    """Write an integer network as source code: C99 for any target, without heap, libm or floating point.
+    """Write an integer network as source code: C99 for any target, without heap, libm or floating point, or C for
+    big CPUs, with vector kernels and threads. Both compute the same integers.
 
     The folder gets NAME.h, NAME.c, a self-test with expected outputs and a checksum of every layer, a Makefile
     ("make test", "make size") and a report of flash, RAM and multiply-adds.
@@ -36,6 +38,8 @@ def export_command(
         network: Integer network (.onnx).
         out: Folder to write to.
         to: Language.
+        target: "portable" for microcontrollers; "native" for big CPUs, with the instruction set chosen when it runs;
+            "avx512vnni" or "avx2" for one of them.
         name: What files and public names begin with; the network's own name by default.
         data: Data set whose first test images the self-test uses, instead of made-up ones.
         images: How many.
@@ -55,7 +59,7 @@ def export_command(
         dataset = data_room.load(data)
         real, _ = next(batches_of(dataset.test, dataset, batch_size=images, limit=images))
         inputs = quantize_input(real, loaded.input.output)
-    result = export_c(loaded, out, name=name, inputs=inputs)
+    result = export_c(loaded, out, target=target, name=name, inputs=inputs)
     if json:
         print_json(result)
         return

@@ -1,35 +1,26 @@
 """The c executor: the exported C, compiled by the system's compiler and called here.
 
-What it runs is what ``twoscale export --to c`` writes, per-layer hook included; the images are quantized by the
-exported header's own function, equation (11). Compiled libraries are kept in the user's cache.
+What it runs is what ``twoscale export --to c`` writes, per-layer hook included; images are quantized in C too,
+equation (11). Compiled libraries are kept in the user's cache.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import hashlib
 import itertools
 import os
-import shlex
-import shutil
-import subprocess
-import tempfile
-import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale.errors import ConfigurationError, ExecutorError
-from twoscale.executors import check_images, layers_to_keep
+from twoscale.errors import ConfigurationError
+from twoscale.executors import check_images, compiler, layers_to_keep
+from twoscale.executors.compiled import CompiledNetwork
 from twoscale.export.c.lowering import Program, lower
 from twoscale.export.c.source import Source
-from twoscale.files import replacing
 from twoscale.network.network import IntegerNetwork
 
 __all__ = ["CExecutor"]
@@ -81,53 +72,74 @@ class CExecutor:
     Args:
         network: what to run; on the grid.
         threads: how many images to compute at once; by default one a core.
+        target: "native", "avx512vnni" or "avx2" for the vector kernels, "portable" for the C of microcontrollers.
 
     Raises:
         ConfigurationError: the network has free float multipliers (names the layer), or ``threads`` is below 1.
         ExecutorError: there is no C compiler here, or it fails; says what is missing.
+        UnknownNameError: there is no such target.
     """
 
     name = "c"
 
-    def __init__(self, network: IntegerNetwork, *, threads: int | None = None) -> None:
+    def __init__(self, network: IntegerNetwork, *, threads: int | None = None, target: str = "native") -> None:
         if threads is not None and threads < 1:
             raise ConfigurationError(f"threads is {threads}; expected at least 1")
         self.network = network
+        self.target = target
         self.threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-        self._program = lower(network)
-        self._library = _load(self._program)
+        self._compiled: CompiledNetwork | _Portable
+        if target == "portable":
+            self._compiled = _Portable(network)
+        else:
+            self._compiled = CompiledNetwork(network, threads=self.threads, target=target)
 
     def run(self, images_nchw: NDArray[np.float32], keep: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
         """Compute a batch; see Executor.run."""
         wanted = layers_to_keep(self.network, keep)
         images = np.ascontiguousarray(check_images(self.network, images_nchw))
+        if wanted == {self.network.output} and isinstance(self._compiled, CompiledNetwork):
+            return {self.network.output: self._compiled(images)}
+        bounds = np.linspace(0, len(images), min(self.threads, max(1, len(images))) + 1).astype(int)
+        with ThreadPoolExecutor(len(bounds) - 1) as pool:  # foreign calls let other threads run
+            parts = [pool.submit(self._compiled.keep, images[a:b], wanted) for a, b in itertools.pairwise(bounds)]
+            kept = [part.result() for part in parts]
+        return {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
+
+
+class _Portable:
+    """The C of microcontrollers, image after image."""
+
+    def __init__(self, network: IntegerNetwork) -> None:
+        self.network = network
+        self._program = lower(network)
+        self._library = _load(self._program)
+
+    def keep(self, images_nchw: NDArray[np.float32], names: Collection[str]) -> dict[str, NDArray[Any]]:
+        """Compute a batch, and return the integers of the named layers."""
+        images = np.ascontiguousarray(images_nchw)
         program = self._program
         count = len(images)
         kept = {
             name: np.empty((count, len(program.tensors[name].order)), np.int32 if tensor.item == 4 else np.uint8)
             for name, tensor in program.tensors.items()
-            if name in wanted
+            if name in names
         }
-        bounds = np.linspace(0, count, min(self.threads, max(1, count)) + 1).astype(int)
-        with ThreadPoolExecutor(len(bounds) - 1) as pool:
-            for done in [pool.submit(self._run_part, images, kept, *part) for part in itertools.pairwise(bounds)]:
-                done.result()
-        return {name: program.tensors[name].from_memory(values) for name, values in kept.items()}
-
-    def _run_part(self, images: NDArray[np.float32], kept: dict[str, NDArray[Any]], start: int, stop: int) -> None:
-        """Compute images start..stop − 1; foreign calls let other threads run."""
-        program = self._program
-        count = ctypes.c_int64(stop - start)
-        quantized = np.empty((stop - start, program.input.size), np.uint8)
-        outputs = np.empty((stop - start, program.output.size), np.uint8)
+        quantized = np.empty((count, program.input.size), np.uint8)
+        outputs = np.empty((count, program.output.size), np.uint8)
         arena = np.empty(program.arena_bytes, np.uint8)
-        places = [kept[layer.name][start:].ctypes.data if layer.name in kept else None for layer in self.network]
+        places = [kept[layer.name].ctypes.data if layer.name in kept else None for layer in self.network]
         self._library.quantize_batch(
-            count, _address(images[start:]), _address(program.input.order), _address(quantized)
+            ctypes.c_int64(count), _address(images), _address(program.input.order), _address(quantized)
         )
         self._library.run_batch(
-            count, _address(quantized), _address(arena), _address(outputs), (ctypes.c_void_p * len(places))(*places)
+            ctypes.c_int64(count),
+            _address(quantized),
+            _address(arena),
+            _address(outputs),
+            (ctypes.c_void_p * len(places))(*places),
         )
+        return {name: program.tensors[name].from_memory(values) for name, values in kept.items()}
 
 
 def _address(array: NDArray[Any]) -> ctypes.c_void_p:
@@ -135,76 +147,7 @@ def _address(array: NDArray[Any]) -> ctypes.c_void_p:
 
 
 def _load(program: Program) -> ctypes.CDLL:
-    """Return the compiled program from the cache, or compile it."""
-    from twoscale.data.cache import cache_dir
-
-    compiler = _compiler()
-    told = [program.network.fingerprint, _generator(), *compiler, _version(compiler), *_FLAGS]
-    path = cache_dir() / "c" / f"{hashlib.sha256(repr(told).encode()).hexdigest()}.so"
-    if path.exists():
-        with contextlib.suppress(OSError):  # a damaged file is made again
-            return ctypes.CDLL(str(path))
-    _remove_leftovers(path.parent)
-    _compile(compiler, program, path)
-    return ctypes.CDLL(str(path))
-
-
-def _compiler() -> list[str]:
-    """Return the command of the C compiler: $CC, or cc.
-
-    Raises:
-        ExecutorError: there is none.
-    """
-    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    if shutil.which(command[0]) is None:
-        raise ExecutorError(
-            f"the c executor needs a C compiler, and '{command[0]}' is not there; "
-            "install gcc or clang, or name one in the environment variable CC"
-        )
-    return command
-
-
-def _version(compiler: list[str]) -> str:
-    return subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
-
-
-def _generator() -> str:
-    """Return a digest of everything that writes the C, so that what an older version compiled is not used."""
-    digest = hashlib.sha256(_BATCH_C.encode())
-    for folder in ("", "kernels/portable", "templates"):
-        entries = resources.files("twoscale.export.c").joinpath(folder).iterdir()
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.is_file():
-                digest.update(entry.name.encode() + entry.read_bytes())
-    return digest.hexdigest()
-
-
-def _compile(compiler: list[str], program: Program, path: Path) -> None:
-    """Compile to ``path``, all of it or nothing: what another process compiles meanwhile is as good.
-
-    Raises:
-        ExecutorError: the compiler fails; repeats its first error.
-        TwoscaleError: the cache cannot be written.
-    """
     source = Source(program, _NAME, compact=True)
     batch = _BATCH_C.replace("INPUT *", f"{source.input_type} *").replace("OUTPUT *", f"{source.output_type} *")
-    with tempfile.TemporaryDirectory(prefix="twoscale-") as folder, replacing(path) as library:
-        files = {"network.h": source.header(), "network.c": source.source(), "batch.c": batch}
-        for name, text in files.items():
-            Path(folder, name).write_text(text)
-        command = [*compiler, *_FLAGS, "-o", str(library), "network.c", "batch.c"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-            raise ExecutorError(
-                f"the C compiler failed on {program.network.name}: {(errors or ['it says nothing'])[0].strip()}; "
-                f"the command was {shlex.join(command)}"
-            )
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed compilers left more than an hour ago; younger files may be another process's."""
-    for leftover in folder.glob(".*.so"):
-        with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > 3600:
-                leftover.unlink()
+    files = {"network.h": source.header(), "network.c": source.source(), "batch.c": batch}
+    return compiler.load(program.network.name, [program.network.fingerprint, "portable", _BATCH_C], files, _FLAGS)

@@ -1,13 +1,15 @@
-"""C99 for any target: an integer network as a header, a source, a self-test and a Makefile."""
+"""C for any target: an integer network as a header, a source, a self-test and a Makefile."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
+from twoscale.export.c.fast.plan import lower_fast
+from twoscale.export.c.fast.source import FastSource
 from twoscale.export.c.lowering import lower
 from twoscale.export.c.selftest import default_images, self_test
 from twoscale.export.c.sizes import LayerSize, SizeReport, size_report, size_table
@@ -16,7 +18,9 @@ from twoscale.files import write_text
 from twoscale.network.network import IntegerNetwork
 from twoscale.records import record_to_json
 
-__all__ = ["ExportResult", "LayerSize", "SizeReport", "default_images", "export_c"]
+__all__ = ["ExportResult", "LayerSize", "SizeReport", "Target", "default_images", "export_c"]
+
+Target = Literal["portable", "native", "avx512vnni", "avx2"]
 
 _MAKEFILE = "Makefile"
 
@@ -39,33 +43,52 @@ class ExportResult:
 
 
 def export_c(
-    network: IntegerNetwork, folder: str | Path, *, name: str | None = None, inputs: NDArray[Any] | None = None
+    network: IntegerNetwork,
+    folder: str | Path,
+    *,
+    target: Target = "portable",
+    name: str | None = None,
+    inputs: NDArray[Any] | None = None,
 ) -> ExportResult:
-    """Write a network as C99: no heap, no recursion, no floating point, no state; memory from the caller.
+    """Write a network as C.
+
+    For "portable" it is C99 with no heap, no recursion, no floating point, no state; memory from the caller. For
+    the other targets it computes batches with vector kernels and threads, to the same integers.
 
     Args:
         network: on the grid (any scheme but those with free float multipliers).
+        target: "portable" for microcontrollers; "native" for this and other big CPUs, instruction sets being chosen
+            when it runs; "avx512vnni" or "avx2" for one of them.
         folder: where; made if it does not exist. Files of the same names are replaced.
         name: what files and public names begin with, made an identifier; the network's own by default.
         inputs: quantized images (N, C, H, W) of the network's input type for the self-test; four made-up ones
             by default. They go into the self-test only.
 
     Returns:
-        The files: NAME.h, NAME.c, NAME_test.c, Makefile, NAME_sizes.txt and NAME_sizes.json.
+        The files: NAME.h, NAME.c (and, if not portable, NAME_kernels.h), NAME_test.c, Makefile, NAME_sizes.txt and
+        NAME_sizes.json.
 
     Raises:
         ConfigurationError: integers alone cannot compute the network (names the layer), or the inputs do not fit it.
         TwoscaleError: the folder cannot be written.
     """
-    program = lower(network)
-    source = Source(program, network.name if name is None else name)
-    report = size_report(program, source.name)
-    prefix = source.prefix
-    texts = {
-        f"{prefix}.h": source.header(),
-        f"{prefix}.c": source.source(),
-        f"{prefix}_test.c": self_test(source, default_images(network) if inputs is None else inputs),
-        _MAKEFILE: source.render("Makefile.jinja"),
+    images = default_images(network) if inputs is None else inputs
+    called = network.name if name is None else name
+    texts: dict[str, str]
+    if target == "portable":
+        program = lower(network)
+        source = Source(program, called)
+        prefix, report, test = source.prefix, size_report(program, source.name), self_test(source, images)
+        texts = {f"{prefix}.h": source.header(), f"{prefix}.c": source.source()}
+        makefile = source.render("Makefile.jinja")
+    else:
+        fast = FastSource(lower_fast(network), called, target, compact=False)
+        prefix, report, test = fast.prefix, size_report(fast.program, called), self_test(fast, images)
+        texts = fast.texts()
+        makefile = fast.render("fast_Makefile.jinja")
+    texts |= {
+        f"{prefix}_test.c": test,
+        _MAKEFILE: makefile,
         f"{prefix}_sizes.txt": size_table(report),
         f"{prefix}_sizes.json": record_to_json(report),
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from twoscale.export.c.lowering import Program
+from twoscale.export.c.fast.plan import FastProgram, FastStep
+from twoscale.export.c.lowering import Program, Step
 from twoscale.export.c.pixels import pixel_table
 from twoscale.export.c.storage import memory_axes
 
@@ -55,12 +57,13 @@ class SizeReport:
     layers: tuple[LayerSize, ...]
 
 
-def size_report(program: Program, name: str) -> SizeReport:
+def size_report(program: Program | FastProgram, name: str) -> SizeReport:
     """Return what a program costs; ``name`` is what it is to be called."""
-    table = pixel_table(program.network)
+    table = pixel_table(program.network) if isinstance(program, Program) else None
     pixels = 0 if table is None else table.size
     layers = []
-    for step, live in zip(program.steps, program.live_bytes, strict=True):
+    steps: Sequence[Step | FastStep] = program.steps
+    for step, live in zip(steps, program.live_bytes, strict=True):
         tensor = program.tensors[step.layer.name]
         place = program.places[step.layer.name]
         layers.append(

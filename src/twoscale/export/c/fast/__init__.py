@@ -1,0 +1,1 @@
+"""C for big CPUs: vector kernels chosen when it runs, whole batches, threads; the same integers as the portable C."""

@@ -1,0 +1,176 @@
+/* Sixteen numbers at a time, in plain C: for CPUs that have none of the instruction sets below. */
+typedef struct {
+    int32_t at[16];
+} v16i;
+typedef struct {
+    float at[16];
+} v16f;
+typedef struct {
+    uint8_t at[16];
+} v16b;
+typedef struct {
+    uint8_t at[4];
+} word; /* four activations of one pixel, for all lanes */
+typedef struct {
+    const int8_t *at;
+} weights; /* four weights for each lane */
+
+enum { PIXELS = 1 }; /* the most accumulators of a tile */
+
+#define EACH for (int32_t i = 0; i < 16; i++)
+
+INLINE v16i set_i(int32_t value)
+{
+    v16i v;
+
+    EACH v.at[i] = value;
+    return v;
+}
+
+INLINE v16i load_i(const int32_t *from)
+{
+    v16i v;
+
+    memcpy(v.at, from, sizeof v);
+    return v;
+}
+
+INLINE v16i add_i(v16i a, v16i b)
+{
+    EACH a.at[i] += b.at[i];
+    return a;
+}
+
+INLINE word load_word(const uint8_t *from)
+{
+    word x;
+
+    memcpy(x.at, from, sizeof x);
+    return x;
+}
+
+INLINE weights load_weights(const int8_t *from)
+{
+    const weights w = {from};
+
+    return w;
+}
+
+/* To each lane, the four products of its weights. */
+INLINE v16i dot(v16i acc, word x, weights w)
+{
+    EACH acc.at[i] += x.at[0] * w.at[4 * i] + x.at[1] * w.at[4 * i + 1] + x.at[2] * w.at[4 * i + 2] +
+                      x.at[3] * w.at[4 * i + 3];
+    return acc;
+}
+
+INLINE v16f set_f(float value)
+{
+    v16f v;
+
+    EACH v.at[i] = value;
+    return v;
+}
+
+/* The first `count` of 16; zeros for the rest. */
+INLINE v16f load_f(const float *from, int32_t count)
+{
+    v16f v = {{0}};
+
+    memcpy(v.at, from, (size_t)count * sizeof(float));
+    return v;
+}
+
+/* Whether there is a NaN or an infinity. */
+INLINE int not_finite(v16f a)
+{
+    int bad = 0;
+
+    EACH bad |= !(a.at[i] - a.at[i] == 0.0f);
+    return bad;
+}
+
+INLINE v16f to_f(v16i a)
+{
+    v16f v;
+
+    EACH v.at[i] = (float)a.at[i];
+    return v;
+}
+
+INLINE v16f mul(v16f a, v16f b)
+{
+    EACH a.at[i] *= b.at[i];
+    return a;
+}
+
+/* a * b + c, fused or not: used where both are right. */
+INLINE v16f mul_add(v16f a, v16f b, v16f c)
+{
+    EACH a.at[i] = a.at[i] * b.at[i] + c.at[i];
+    return a;
+}
+
+INLINE v16f divide(v16f a, v16f b)
+{
+    EACH a.at[i] /= b.at[i];
+    return a;
+}
+
+INLINE v16f clamp_f(v16f a, v16f lo, v16f hi)
+{
+    EACH a.at[i] = a.at[i] < lo.at[i] ? lo.at[i] : a.at[i] > hi.at[i] ? hi.at[i] : a.at[i];
+    return a;
+}
+
+/* RNE of |a| < 2^22: above 2^23 floats are whole numbers, so that adding rounds. */
+INLINE v16i round_f(v16f a)
+{
+    v16i v;
+
+    EACH v.at[i] = (int32_t)((a.at[i] + 12582912.0f) - 12582912.0f);
+    return v;
+}
+
+/* The first `count` of 16 bytes as numbers; what the others are is open. */
+INLINE v16i load_u8(const uint8_t *from, int32_t count)
+{
+    v16i v = {{0}};
+
+    for (int32_t i = 0; i < count; i++)
+        v.at[i] = from[i];
+    return v;
+}
+
+/* The first `count` of 16 numbers in 0..255 as bytes. */
+INLINE void store_u8(uint8_t *to, v16i a, int32_t count)
+{
+    for (int32_t i = 0; i < count; i++)
+        to[i] = (uint8_t)a.at[i];
+}
+
+INLINE void store_i(uint8_t *to, v16i a, int32_t count)
+{
+    memcpy(to, a.at, (size_t)count * sizeof(int32_t));
+}
+
+INLINE v16b load_b(const uint8_t *from)
+{
+    v16b v;
+
+    memcpy(v.at, from, sizeof v);
+    return v;
+}
+
+INLINE void store_b(uint8_t *to, v16b a)
+{
+    memcpy(to, a.at, sizeof a);
+}
+
+INLINE v16b max_b(v16b a, v16b b)
+{
+    EACH a.at[i] = a.at[i] > b.at[i] ? a.at[i] : b.at[i];
+    return a;
+}
+
+#undef EACH
