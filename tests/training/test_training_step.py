@@ -33,7 +33,7 @@ def batches(count: int, size: int = 4) -> list[tuple[torch.Tensor, torch.Tensor]
 
 
 def run(model: nn.Module, how: str, data: list[tuple[torch.Tensor, torch.Tensor]], lr: float = 0.01) -> list[float]:
-    step = Step(model, SGD(lr, 0.9), how)
+    step = Step(model, SGD(0.9), how, lr=lr)
     losses = torch.zeros(len(data))
     for (images, labels), loss in zip(data, losses.unbind(), strict=True):
         step(images, labels, loss)
@@ -133,7 +133,7 @@ def test_preparing_changes_nothing() -> None:
     model = models.create("resnet20")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
-    step = Step(model, SGD(0.01, 0.9), "captured")
+    step = Step(model, SGD(0.9), "captured", lr=0.01)
     step.prepare(*batches(1)[0])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(not value.any() for value in step.state.values())
@@ -143,7 +143,7 @@ def test_preparing_changes_nothing() -> None:
 def test_a_forward_that_looks_at_values_runs_eagerly_and_says_so() -> None:
     data = batches(3)
     a, b = small(Branching), small(Branching)
-    step = Step(a, SGD(0.01, 0.9), "captured")
+    step = Step(a, SGD(0.9), "captured", lr=0.01)
     for images, labels in data:
         step(images, labels, torch.zeros(()))
     plain(b, data)
@@ -175,7 +175,7 @@ weights = []
 for how in ("captured", "compiled"):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
-    step = Step(model, SGD(0.1, 0.9), how)
+    step = Step(model, SGD(0.9), how, lr=0.1)
     with torch.no_grad():
         for _ in range(3):
             step(images, labels, torch.zeros(()))
@@ -210,7 +210,7 @@ def test_a_missing_compiler_is_stated_and_steps_are_replayed(monkeypatch: pytest
     monkeypatch.setattr(torch, "compile", no_compiler)
     data = batches(3)
     a, b = small(), small()
-    step = Step(a.eval(), SGD(0.01, 0.9), "compiled")
+    step = Step(a.eval(), SGD(0.9), "compiled", lr=0.01)
     for images, labels in data:
         step(images, labels, torch.zeros(()))
     plain(b.eval(), data)

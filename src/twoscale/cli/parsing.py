@@ -98,7 +98,8 @@ def _options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
             about |= _texts(docstring_parser.parse_from_object(base))
         for field in dataclasses.fields(kind):
             default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
-            add(field.name, inner[field.name], default, about.get(field.name, ""))
+            text = f"{about.get(field.name, '')} {field.metadata.get('note', '')}"
+            add(field.name, inner[field.name], default, text)
     return found
 
 

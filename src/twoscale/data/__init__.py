@@ -5,7 +5,15 @@ Nothing here needs torch, except that tensors may be given where arrays may.
 
 from twoscale.data.cache import cache_dir
 from twoscale.data.dataset import CIFAR10_MEAN, CIFAR10_STD, LAB_MEAN, LAB_STD, Dataset, Split
-from twoscale.data.pipeline import batches, epoch_order, normalize, random_crop_flip
+from twoscale.data.pipeline import (
+    augmentation,
+    batches,
+    crop_flip,
+    epoch_order,
+    normalize,
+    normalizer,
+    random_crop_flip,
+)
 from twoscale.data.registry import Description, describe, fetch, load, names
 
 __all__ = [
@@ -16,13 +24,16 @@ __all__ = [
     "Dataset",
     "Description",
     "Split",
+    "augmentation",
     "batches",
     "cache_dir",
+    "crop_flip",
     "describe",
     "epoch_order",
     "fetch",
     "load",
     "names",
     "normalize",
+    "normalizer",
     "random_crop_flip",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from twoscale.errors import ConfigurationError, DataError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["batches", "epoch_order", "normalize", "random_crop_flip"]
+__all__ = ["augmentation", "batches", "crop_flip", "epoch_order", "normalize", "normalizer", "random_crop_flip"]
 
 _Images = TypeVar("_Images", NDArray[Any], "torch.Tensor")
 _Labels = TypeVar("_Labels", NDArray[Any], "torch.Tensor")
@@ -57,19 +57,23 @@ def normalize(
         x -= np.array(mean, np.float32)[:, None, None]
         x /= np.array(std, np.float32)[:, None, None]
         return x
-    return _normalize_torch(images, mean, std)
+    return normalizer(mean, std, images.device)(images)
 
 
-def _normalize_torch(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def normalizer(
+    mean: Sequence[float], std: Sequence[float], device: torch.device
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return :func:`normalize` for uint8 tensors on ``device``, its constants made once; it checks nothing."""
     import torch
 
     def per_channel(values: Sequence[float]) -> torch.Tensor:
         # Filled on the device: a copy from the host would wait for it and could not be captured in a graph.
-        filled = [torch.full((1, 1), value, dtype=torch.float32, device=images.device) for value in values]
+        filled = [torch.full((1, 1), value, dtype=torch.float32, device=device) for value in values]
         return torch.stack(filled)
 
     # Divisors are tensors: by a plain number CUDA multiplies with the reciprocal, which rounds differently.
-    return images.float().div_(per_channel([255.0])).sub_(per_channel(mean)).div_(per_channel(std))
+    largest, means, deviations = per_channel([255.0]), per_channel(mean), per_channel(std)
+    return lambda images: images.float().div_(largest).sub_(means).div_(deviations)
 
 
 def epoch_order(n: int, *, seed: int, epoch: int, shuffle: bool = True) -> NDArray[np.int64]:
@@ -153,6 +157,42 @@ def _index_for(values: object, order: NDArray[np.int64] | None) -> Any:
     return torch.from_numpy(order).to(values.device)
 
 
+def augmentation(
+    n: int, *, seed: int, epoch: int, padding: int = 0, flip: Literal["none", "random", "alternating"] = "none"
+) -> NDArray[np.int64]:
+    """Return how an epoch shifts and mirrors each of ``n`` images.
+
+    It depends on the arguments only, so not on the order of the images, on how they are dealt out, or on the device.
+
+    Args:
+        n: number of images, at least 0.
+        seed: at least 0.
+        epoch: at least 0.
+        padding: pixels of the largest shift, 0 to 127.
+        flip: "random" draws anew every epoch with probability 1/2; "alternating" draws once, and mirrors in each epoch
+            the images that it did not mirror in the one before (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds").
+
+    Returns:
+        (n, 3): rows and columns, 0..2·padding, that are left out of the padded image, and whether it is mirrored.
+
+    Raises:
+        ConfigurationError: a number outside its range.
+    """
+    if min(n, seed, epoch) < 0 or not 0 <= padding < 128:
+        raise ConfigurationError(
+            f"augmentation got n={n}, seed={seed}, epoch={epoch}, padding={padding}: none may be negative, "
+            "and padding must be below 128"
+        )
+    raw = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(epoch, 1))).random_raw(n)
+    parts = [((raw >> np.uint64(shift)) & np.uint64(0xFFFFFF)).astype(np.int64) for shift in (0, 24)]
+    top, left = ((part * (2 * padding + 1)) >> 24 for part in parts)
+    mirrored = (raw >> np.uint64(63)).astype(np.int64)
+    if flip == "alternating":
+        first = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(0, 2))).random_raw(n)
+        mirrored = ((first >> np.uint64(63)).astype(np.int64) + epoch) % 2
+    return np.stack([top, left, mirrored if flip != "none" else np.zeros_like(mirrored)], axis=1)
+
+
 def random_crop_flip(images_nchw: torch.Tensor, generator: torch.Generator, padding: int = 4) -> torch.Tensor:
     """Shift each image by up to ``padding`` pixels and mirror half of them: the usual CIFAR augmentation.
 
@@ -178,17 +218,33 @@ def random_crop_flip(images_nchw: torch.Tensor, generator: torch.Generator, padd
         raise ConfigurationError(f"padding {padding}: expected at least 0")
     if images_nchw.ndim != 4:
         raise DataError(f"random_crop_flip got a shape of {tuple(images_nchw.shape)}, expected (N, C, H, W)")
-    n, channels, height, width = images_nchw.shape
-    device = images_nchw.device
 
     def draw(stop: int) -> torch.Tensor:
-        drawn = torch.randint(stop, (n, 1), generator=generator, device=generator.device)
-        return drawn.to(device, non_blocking=True)
+        drawn = torch.randint(stop, (len(images_nchw), 1), generator=generator, device=generator.device)
+        return drawn.to(images_nchw.device, non_blocking=True)
 
     top, left, flip = draw(2 * padding + 1), draw(2 * padding + 1), draw(2)
-    row = torch.arange(height, device=device) + top
+    return crop_flip(images_nchw, torch.cat([top, left, flip], dim=1), padding)
+
+
+def crop_flip(images_nchw: torch.Tensor, how: torch.Tensor, padding: int) -> torch.Tensor:
+    """Shift and mirror each image as told.
+
+    Args:
+        images_nchw: (N, C, H, W), uint8 or floating point, on any device.
+        how: (N, 3), int64, on the same device, as :func:`augmentation` gives it for this padding.
+        padding: pixels on each side, filled with 0.
+
+    Returns:
+        A new tensor like ``images_nchw``.
+    """
+    import torch
+
+    n, channels, height, width = images_nchw.shape
+    device = images_nchw.device
+    row = torch.arange(height, device=device) + how[:, :1]
     column = torch.arange(width, device=device)
-    column = torch.where(flip.bool(), width - 1 - column, column) + left
+    column = torch.where(how[:, 2:] != 0, width - 1 - column, column) + how[:, 1:2]
     padded = torch.nn.functional.pad(images_nchw, (padding,) * 4)
     # One gather over flat pixels; on a CPU three times as fast as indexing with four index tensors.
     pixel = (row[:, :, None] * (width + 2 * padding) + column[:, None, :]).flatten(1)

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from twoscale.models.files import ModelInfo, load_checkpoint
 from twoscale.training.config import TrainConfig
-from twoscale.training.record import RunRecord
+from twoscale.training.recipes import RECIPES, recipe
+from twoscale.training.record import EpochRecord, RunRecord
 
 if TYPE_CHECKING:
     from twoscale.training.accuracy import evaluate
     from twoscale.training.loop import TrainingInterrupted, TrainResult, train
 
 __all__ = [
+    "RECIPES",
+    "EpochRecord",
     "ModelInfo",
     "RunRecord",
     "TrainConfig",
@@ -25,6 +28,7 @@ __all__ = [
     "TrainingInterrupted",
     "evaluate",
     "load_checkpoint",
+    "recipe",
     "train",
 ]
 

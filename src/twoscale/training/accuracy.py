@@ -20,6 +20,7 @@ def evaluate(
     *,
     batch_size: int = 100,
     max_samples: int | None = None,
+    mirrored: bool = False,
 ) -> float:
     """Return the fraction of images whose largest logit is their class, 0..1, each image counted once.
 
@@ -31,6 +32,7 @@ def evaluate(
         std: per channel, of pixels / 255.
         batch_size: images at a time; the result does not depend on it, but for the last bit of a logit.
         max_samples: use only the first images; all, where there are fewer.
+        mirrored: judge each image by the sum of its logits and its mirror image's.
 
     Raises:
         ConfigurationError: ``max_samples`` is less than 1.
@@ -44,15 +46,16 @@ def evaluate(
     tensor = next(iter(model.parameters()), torch.empty(0))
     was_training = model.training
     model.eval()
-    right = 0
+    right = torch.zeros((), dtype=torch.int64, device=tensor.device)
     try:
         with torch.inference_mode():
             for images, labels in batches(split.images, split.labels, batch_size):
-                logits = model(normalize(torch.from_numpy(images).to(tensor.device), mean, std))
-                right += int((logits.argmax(1) == torch.from_numpy(labels).to(tensor.device)).sum())
+                x = normalize(torch.from_numpy(images).to(tensor.device), mean, std).to(tensor.dtype)
+                logits = model(x) + model(x.flip(-1)) if mirrored else model(x)
+                right += (logits.argmax(1) == torch.from_numpy(labels).to(tensor.device)).sum()
     finally:
         model.train(was_training)
-    return right / len(split)
+    return int(right) / len(split)
 
 
 def check_takes(model: torch.nn.Module, split: Split, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -69,7 +72,8 @@ def check_takes(model: torch.nn.Module, split: Split, mean: Sequence[float], std
     shape = " x ".join(map(str, split.images.shape[1:]))
     try:
         with torch.inference_mode():
-            logits = model(normalize(torch.from_numpy(split.images[:1]).to(tensor.device), mean, std))
+            images = normalize(torch.from_numpy(split.images[:1]).to(tensor.device), mean, std)
+            logits = model(images.to(tensor.dtype))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{type(model).__name__} does not take images of {shape} ({reason})") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import torch
 from twoscale.errors import CheckpointError, ConfigurationError
 from twoscale.models.tensorfile import copy_into, fit, read_tensors, write_tensors
 from twoscale.training.config import TrainConfig
+from twoscale.training.record import EpochRecord
 
-__all__ = ["Position", "check_continues", "read_state", "write_state"]
+__all__ = ["LOSSES", "Position", "check_continues", "read_state", "write_state"]
 
+LOSSES = ("recent_losses", "epoch_loss")
 _KEY = "twoscale.training"
 # Fields that may differ between the sessions of a run without changing what it computes.
-_FREE = frozenset({"epochs", "checkpoint_every", "step", "threads"})
+_FREE = frozenset({"epochs", "checkpoint_every", "step", "threads", "device", "flip_test"})
 
 
 @dataclass
@@ -30,9 +33,14 @@ class Position:
     """Mini-batches."""
     losses: list[tuple[int, float]] = field(default_factory=list)
     """(mini-batches done, mean loss since the entry before)."""
-    epoch_accuracy: list[float] = field(default_factory=list)
+    epochs: list[EpochRecord] = field(default_factory=list)
+    """Those that are complete."""
     seconds: float = 0.0
     """Of training alone."""
+    epoch_seconds: float = 0.0
+    """Of the epoch that is under way."""
+    epoch_data_wait: float = 0.0
+    world_size: int = 1
 
 
 def write_state(
@@ -40,7 +48,7 @@ def write_state(
     position: Position,
     model: torch.nn.Module,
     optimizer: dict[str, torch.Tensor],
-    recent_losses: torch.Tensor,
+    losses: Mapping[str, torch.Tensor],
 ) -> None:
     """Write the state of a run, all of it or nothing.
 
@@ -49,7 +57,7 @@ def write_state(
         position: how far it has come.
         model: its parameters and buffers are written.
         optimizer: name to state.
-        recent_losses: (k,), of the mini-batches since the last entry of ``position.losses``.
+        losses: those that are not in ``position`` yet.
 
     Raises:
         TwoscaleError: the folder cannot be written, or the disk is full.
@@ -57,17 +65,19 @@ def write_state(
     tensors = {
         **{f"model.{name}": value for name, value in model.state_dict().items()},
         **{f"optimizer.{name}": value for name, value in optimizer.items()},
-        "recent_losses": recent_losses,
+        **losses,
         "random_state": torch.get_rng_state(),
     }
     write_tensors(path, tensors, {_KEY: msgspec.json.encode(position).decode()})
 
 
-def read_state(path: Path, model: torch.nn.Module, optimizer: dict[str, torch.Tensor]) -> tuple[Position, torch.Tensor]:
+def read_state(
+    path: Path, model: torch.nn.Module, optimizer: dict[str, torch.Tensor]
+) -> tuple[Position, dict[str, torch.Tensor]]:
     """Put the state of a run into ``model`` and ``optimizer``, and into torch's random state.
 
     Returns:
-        How far the run had come, and the losses since the last entry.
+        How far the run had come, and the losses that are not in that.
 
     Raises:
         CheckpointError: missing, damaged, not the state of a run, or it does not fit.
@@ -75,7 +85,7 @@ def read_state(path: Path, model: torch.nn.Module, optimizer: dict[str, torch.Te
     content = read_tensors(path)
     try:
         position = msgspec.json.decode(content.metadata[_KEY], type=Position)
-        recent = content.tensors.pop("recent_losses")
+        losses = {name: content.tensors.pop(name) for name in LOSSES}
         random_state = content.tensors.pop("random_state")
     except (KeyError, msgspec.MsgspecError) as error:
         raise CheckpointError(f"{path} is not the state of a training run ({error}); start anew") from error
@@ -86,7 +96,7 @@ def read_state(path: Path, model: torch.nn.Module, optimizer: dict[str, torch.Te
     copy_into(optimizer, part("optimizer."), str(path), "the optimizer")
     fit(model, part("model."), str(path))
     torch.set_rng_state(random_state)
-    return position, recent
+    return position, losses
 
 
 def check_continues(found: Position, position: Position, path: Path) -> None:
@@ -95,10 +105,11 @@ def check_continues(found: Position, position: Position, path: Path) -> None:
     Raises:
         ConfigurationError: it computes something else, or has already gone further; names what differs.
     """
+    free = _FREE if found.config.schedule == "constant" else _FREE - {"epochs"}  # which the other schedules end with
     differences = [
         f"{name} was {getattr(found.config, name)}, is {getattr(position.config, name)}"
         for name in found.config.__dataclass_fields__
-        if name not in _FREE and getattr(found.config, name) != getattr(position.config, name)
+        if name not in free and getattr(found.config, name) != getattr(position.config, name)
     ]
     if not differences and found.labels != position.labels:
         differences = ["the training labels are others"]

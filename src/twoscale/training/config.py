@@ -144,14 +144,8 @@ class TrainConfig:
         """Return the configuration with every default that depends on others, or on the machine, filled in."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        device = self.device
-        if device == "auto":
-            import torch
-
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         return dataclasses.replace(
             self,
             epochs=self.epochs or _EPOCHS_OF_SMALL_SETS.get(self.data, _EPOCHS),
             threads=self.threads or (1 if self.batch_size < _SMALL_BATCH else max(1, cores // ranks_here)),
-            device=device,
         )

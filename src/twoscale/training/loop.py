@@ -12,10 +12,11 @@ import contextlib
 import dataclasses
 import math
 import signal
+import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,31 +26,38 @@ import torch
 from torch import nn
 
 from twoscale import models
-from twoscale.data import Dataset, epoch_order, normalize
+from twoscale.data import Dataset
 from twoscale.errors import ConfigurationError, TwoscaleError
 from twoscale.models import ModelInfo, save_model
 from twoscale.records import current_environment, write_record
 from twoscale.training.accuracy import check_takes, evaluate
-from twoscale.training.checkpoint import Position, check_continues, read_state, write_state
+from twoscale.training.checkpoint import LOSSES, Position, check_continues, read_state, write_state
 from twoscale.training.config import TrainConfig
-from twoscale.training.optimizers import SGD
+from twoscale.training.graphed import GraphedStep
+from twoscale.training.images import DeviceImages
+from twoscale.training.initialization import whiten, zero_init_residual
+from twoscale.training.optimizers import create_optimizer
 from twoscale.training.progress import Reporter, reporter
-from twoscale.training.record import MODEL_FILE, RECORD_FILE, STATE_FILE, RunRecord
-from twoscale.training.step import Step, numerics
+from twoscale.training.record import MODEL_FILE, RECORD_FILE, STATE_FILE, EpochRecord, RunRecord
+from twoscale.training.schedule import describe_schedule, learning_rates
+from twoscale.training.step import Gradient, Step, numerics
 
 __all__ = ["TrainResult", "TrainingInterrupted", "train"]
 
 _GATHER = 256
 """Images that are gathered and normalized at once: they stay in the processor's cache."""
 _EVALUATION_BATCH = 100
+_EVALUATION_BATCH_ON_GPU = 1000
 _LOOK_EVERY = 64
 """Mini-batches between looks at the clock and at Ctrl-C."""
-_USED = frozenset(
-    {"model", "data", "epochs", "batch_size", "lr", "momentum", "seed", "log_every", "checkpoint_every", "step"}
-    | {"threads", "device"}
-)
+_LOOK_EVERY_ON_GPU = 1024
 _WORTH_RECORDING = 10_000
 """Mini-batches from which on recording the step, which takes 1 to 2 s, pays."""
+_WORTH_COMPILING = 250_000
+"""Images from which on compiling the step for a GPU, which takes up to a minute, pays."""
+
+
+_OPTIMIZERS = {"sgd": "SGD", "lars": "LARS", "lamb": "LAMB", "adamw": "AdamW"}
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -102,13 +110,6 @@ def train(
     """
     if resume and out is None:
         raise ConfigurationError("resume needs the folder (out) of the run that is to be continued")
-    unused = [
-        field.name
-        for field in dataclasses.fields(config)
-        if field.name not in _USED and getattr(config, field.name) != field.default
-    ]
-    if unused:
-        raise ConfigurationError(f"{', '.join(unused)} cannot be changed in this version; leave it out")
     with torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
         # For what is random in a model, such as dropout; the initial weights have their own generator.
         torch.default_generator.manual_seed(config.seed)
@@ -128,28 +129,51 @@ class _Run:
     def __init__(
         self, config: TrainConfig, dataset: Dataset, out: Path | None, model: nn.Module | None, telling: Reporter
     ) -> None:
+        self.dataset, self.out, self.telling = dataset, out, telling
+        self.options = {} if model is not None else {"classes": len(dataset.classes)}
+        self.model, self.device = _model_for(config, dataset, model, self.options)
+        self.config = config = dataclasses.replace(config, device="cuda" if self.device.type == "cuda" else "cpu")
         assert config.epochs is not None  # resolved
         assert config.threads is not None
-        self.config, self.dataset, self.out, self.telling = config, dataset, out, telling
         self.epochs, self.threads = config.epochs, config.threads
-        self.options = {} if model is not None else {"classes": len(dataset.classes)}
-        self.model = model if model is not None else models.create(config.model, seed=config.seed, **self.options)
         check_takes(self.model, dataset.train, dataset.mean, dataset.std)
         # Everything lies where the model is, once; a mini-batch is then a gather there.
-        self.device = next((value.device for value in self.model.parameters()), torch.device("cpu"))
-        self.images = torch.from_numpy(dataset.train.images).to(self.device)
-        self.labels = torch.from_numpy(dataset.train.labels).to(self.device).long()
-        self.per_epoch = math.ceil(len(dataset.train) / config.batch_size)
+        dtype = next((value.dtype for value in self.model.parameters()), torch.float32)
+        self.images = DeviceImages(dataset, config, self.device, dtype)
+        self.size = min(config.batch_size, len(self.images))
+        self.per_epoch = math.ceil(len(self.images) / config.batch_size)
         self.total = self.epochs * self.per_epoch
         self.position = Position(config, zlib.crc32(dataset.train.labels.tobytes()))
-        how = config.step
-        if how == "auto":
-            how = "captured" if self.total >= _WORTH_RECORDING else "eager"
-        self.step = Step(self.model, SGD(config.lr, config.momentum), how)
-        self.recent = torch.zeros(config.log_every, device=self.device)
+        rates = learning_rates(config, self.total, self.per_epoch)
+        self.rates = None if rates is None else torch.tensor(rates, device=self.device, dtype=dtype)
+        self.step = self._create_step()
+        self.recent = torch.zeros(config.log_every, device=self.device, dtype=dtype)
+        self.epoch_loss = torch.zeros((), device=self.device, dtype=torch.float64)
+        """Sum of the losses of the epoch that is under way, up to the last look."""
         self.prepare_seconds = 0.0
         self.saved: int | None = None
         """Mini-batches done at the last checkpoint."""
+
+    def _create_step(self) -> Step | GraphedStep:
+        config, how, notes = self.config, self.config.step, []
+        gpu = self.device.type == "cuda"
+        if how == "auto":
+            long = self.total >= _WORTH_RECORDING
+            if gpu:
+                how = "compiled" if self.epochs * len(self.images) >= _WORTH_COMPILING else "cuda-graph"
+            else:
+                how = "captured" if long else "eager"
+        if how == "cuda-graph" and not gpu:
+            notes.append("CUDA graphs need a GPU: it runs eagerly instead")
+            how = "eager"
+        optimizer, gradient = create_optimizer(config, self.model), Gradient.of(config)
+        step: Step | GraphedStep
+        if gpu and how in ("cuda-graph", "compiled"):
+            step = GraphedStep(self.model, optimizer, self.images, gradient, compiled=how == "compiled", lr=config.lr)
+        else:
+            step = Step(self.model, optimizer, how, lr=config.lr, gradient=gradient)
+        step.notes += notes
+        return step
 
     def begin(self, resume: bool) -> None:
         """Take up an earlier state or clear it away, and get the step ready."""
@@ -164,36 +188,89 @@ class _Run:
         self.model.train()
         clock = time.perf_counter()
         if self.position.done < self.total:
-            for size in {min(self.config.batch_size, len(self.labels)), len(self.labels) % self.config.batch_size}:
-                if size:
-                    self.step.prepare(self._gather(torch.arange(size, device=self.device)), self.labels[:size])
-        self.prepare_seconds = time.perf_counter() - clock
+            self._prepare()
+        self.prepare_seconds = self._now() - clock
+
+    def _prepare(self) -> None:
+        last = len(self.images) % self.size
+        if isinstance(self.step, GraphedStep):
+            self.step.prepare(self.size, last, len(self.images) // self.size, self.rates is not None)
+            return
+        for size in {self.size, last} - {0}:
+            rate = None if self.rates is None else self.rates[0]
+            self.step.prepare(self.images.take(torch.arange(size, device=self.device)), self.images.labels[:size], rate)
 
     def loop(self) -> None:
         """Take all steps that are left."""
-        config, position, recent = self.config, self.position, self.recent.unbind()
-        looks = [_LOOK_EVERY, config.log_every, self.per_epoch, *filter(None, [config.checkpoint_every])]
+        config, position = self.config, self.position
+        often = _LOOK_EVERY if self.device.type == "cpu" else _LOOK_EVERY_ON_GPU
+        looks = [often, config.log_every, self.per_epoch, *filter(None, [config.checkpoint_every])]
         self.telling.start(self._title(), self.total, position.done)
         for note in self.step.notes:
             self.telling.say(note)
         with _deferred_interrupt() as interrupted:
-            done = position.done
-            look = _next(done, looks)
+            while position.done < self.total:
+                clock = self._now()
+                epoch, first = divmod(position.done, self.per_epoch)
+                take = self._steps(self.images.begin_epoch(epoch), first)
+                while position.done < (epoch + 1) * self.per_epoch:
+                    done = _next(position.done, looks)
+                    take(done)
+                    self.epoch_loss += self._losses(position.done, done).double().sum()
+                    position.done = done
+                    now = self._now()
+                    position.seconds += now - clock
+                    position.epoch_seconds += now - clock
+                    self._look(interrupted)
+                    clock = self._now()
+
+    def _steps(self, order: torch.Tensor, first: int) -> Callable[[int], None]:
+        """Return a function that goes on with an epoch up to a number of mini-batches of the run.
+
+        Args:
+            order: of the epoch.
+            first: its mini-batch to begin with.
+        """
+        size, position = self.size, self.position
+        step = self.step
+
+        def graphed(done: int) -> None:
+            assert isinstance(step, GraphedStep)
             clock = time.perf_counter()
-            for epoch in range(done // self.per_epoch, self.epochs):
-                for images, labels in self._batches(epoch, done % self.per_epoch):
-                    self.step(images, labels, recent[done % config.log_every])
-                    done += 1
-                    if done == look:
-                        position.seconds += time.perf_counter() - clock
-                        position.done = done
-                        self._look(interrupted)
-                        look = _next(done, looks)
-                        clock = time.perf_counter()
+            begin = position.done % self.per_epoch
+            rates = None if self.rates is None else self.rates[position.done : done]
+            where = order[begin * size : (begin + done - position.done) * size]
+            position.epoch_data_wait += time.perf_counter() - clock
+            step.run(where, size, self._losses(position.done, done), rates)
+
+        if isinstance(step, GraphedStep):
+            return graphed
+        batches, recent = self._batches(order, first), self.recent.unbind()
+
+        def each(done: int) -> None:
+            assert isinstance(step, Step)
+            for number in range(position.done, done):
+                images, labels = next(batches)
+                rate = None if self.rates is None else self.rates[number]
+                step(images, labels, recent[number % self.config.log_every], rate)
+
+        return each
+
+    def _losses(self, start: int, stop: int) -> torch.Tensor:
+        """Return where the losses of mini-batches are kept; there is no entry of the log between them."""
+        first = start % self.config.log_every
+        return self.recent[first : first + stop - start]
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     def finish(self) -> TrainResult:
         """Write what is left of a finished run."""
         self.model.eval()
+        if self.options:  # made here
+            self.model.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         record = self._record()
         if self.out is not None:
             self._save_model(record)
@@ -209,12 +286,7 @@ class _Run:
         epoch_ends = done % self.per_epoch == 0
         if epoch_ends:
             self._checked_losses()
-            with numerics(threads=self.threads, batch_size=_EVALUATION_BATCH):
-                accuracy = evaluate(
-                    self.model, self.dataset.test, self.dataset.mean, self.dataset.std, batch_size=_EVALUATION_BATCH
-                )
-            position.epoch_accuracy.append(accuracy)
-            self.telling.accuracy(done // self.per_epoch, self.epochs, accuracy)
+            self._end_epoch()
         stops = interrupted.is_set() and done < self.total
         if epoch_ends or stops or (config.checkpoint_every and done % config.checkpoint_every == 0):
             self._checked_losses()
@@ -226,6 +298,29 @@ class _Run:
                 else "nothing is saved, since no folder (out) was given"
             )
             raise TrainingInterrupted(f"interrupted: {where}")
+
+    def _end_epoch(self) -> None:
+        position, dataset = self.position, self.dataset
+        batch = _EVALUATION_BATCH if self.device.type == "cpu" else _EVALUATION_BATCH_ON_GPU
+        clock = self._now()
+        with numerics(threads=self.threads, batch_size=batch):
+            accuracy = evaluate(
+                self.model, dataset.test, dataset.mean, dataset.std, batch_size=batch, mirrored=self.config.flip_test
+            )
+        seconds = position.epoch_seconds
+        epoch = EpochRecord(
+            loss=float(self.epoch_loss) / self.per_epoch,
+            accuracy=accuracy,
+            seconds=seconds,
+            images_per_second=len(self.images) / seconds if seconds else 0.0,
+            data_wait_seconds=position.epoch_data_wait,
+            evaluation_seconds=self._now() - clock,
+            peak_memory_bytes=_peak_memory(self.device),
+        )
+        position.epochs.append(epoch)
+        position.epoch_seconds = position.epoch_data_wait = 0.0
+        self.epoch_loss.zero_()
+        self.telling.accuracy(len(position.epochs), self.epochs, accuracy)
 
     def _enter_loss(self) -> None:
         losses = self._checked_losses()
@@ -261,8 +356,8 @@ class _Run:
         if self.out is None:
             return
         position = self.position
-        recent = self.recent[: position.done % self.config.log_every]
-        write_state(self.out / STATE_FILE, position, self.model, self.step.state, recent)
+        losses = dict(zip(LOSSES, (self.recent[: position.done % self.config.log_every], self.epoch_loss), strict=True))
+        write_state(self.out / STATE_FILE, position, self.model, self.step.state, losses)
         write_record(self.out / RECORD_FILE, self._record())
         self.saved = position.done
         if position.done < self.total:
@@ -284,7 +379,7 @@ class _Run:
         save_model(self.out / MODEL_FILE, self.model, info)
 
     def _take_up(self, state: Path) -> None:
-        found, recent = read_state(state, self.model, self.step.state)
+        found, losses = read_state(state, self.model, self.step.state)
         check_continues(found, self.position, state)
         if found.done > self.total:
             raise ConfigurationError(
@@ -297,28 +392,31 @@ class _Run:
             )
         if found.done % self.config.log_every and found.losses and found.losses[-1][0] == found.done < self.total:
             found.losses.pop()  # the short entry at what then was the end
-        self.position = Position(
-            self.config, found.labels, found.done, found.losses, found.epoch_accuracy, found.seconds
-        )
+        if found.config.device != self.config.device:
+            self.step.notes.append(
+                f"resumed on {self.config.device} after {found.config.device}: the last bits may differ"
+            )
+        self.position = dataclasses.replace(found, config=self.config)
+        recent, epoch_loss = (losses[name].to(self.device) for name in LOSSES)
         self.recent[: len(recent)] = recent
+        self.epoch_loss.copy_(epoch_loss)
         self.saved = found.done
 
-    def _batches(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _batches(self, order: torch.Tensor, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the mini-batches of an epoch from number ``first`` on."""
-        size = self.config.batch_size
-        order = torch.from_numpy(epoch_order(len(self.labels), seed=self.config.seed, epoch=epoch)).to(self.device)
+        size, position = self.size, self.position
         # Gathers begin at the same places whether resumed or not, so that every batch lies at the same
         # alignment in memory, on which the order of a kernel's sums may depend.
         batches = max(1, _GATHER // size)
         for start in range(first - first % batches, self.per_epoch, batches):
+            clock = time.perf_counter()
             where = order[start * size : (start + batches) * size]
-            pairs = zip(torch.split(self._gather(where), size), torch.split(self.labels[where], size), strict=True)
+            images, labels = self.images.take(where), self.images.labels[where]
+            position.epoch_data_wait += time.perf_counter() - clock
+            pairs = zip(torch.split(images, size), torch.split(labels, size), strict=True)
             for number, pair in enumerate(pairs, start):
                 if number >= first:
                     yield pair
-
-    def _gather(self, where: torch.Tensor) -> torch.Tensor:
-        return normalize(self.images[where], self.dataset.mean, self.dataset.std)
 
     def _record(self) -> RunRecord:
         position = self.position
@@ -328,13 +426,15 @@ class _Run:
             parameters=sum(value.numel() for value in self.model.parameters()),
             mini_batches=position.done,
             losses=tuple(position.losses),
-            epoch_accuracy=tuple(position.epoch_accuracy),
-            test_accuracy=position.epoch_accuracy[-1] if position.epoch_accuracy else None,
+            epoch_accuracy=tuple(epoch.accuracy for epoch in position.epochs),
+            test_accuracy=position.epochs[-1].accuracy if position.epochs else None,
             seconds=position.seconds,
             steps_per_second=position.done / position.seconds if position.seconds else None,
             prepare_seconds=self.prepare_seconds,
             notes=(self.step.describe(), *self.step.notes),
             environment=current_environment("safetensors"),
+            epochs=tuple(position.epochs),
+            device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
         )
 
     def _title(self) -> str:
@@ -344,9 +444,40 @@ class _Run:
         begun = f"; resumed after mini-batch {self.position.done:,}" if self.position.done else ""
         return (
             f"{config.model} on {config.data}: {epochs} of {self.per_epoch:,} mini-batches of {config.batch_size}, "
-            f"SGD, lr {config.lr:g}, momentum {config.momentum:g}, seed {config.seed}; "
+            f"{_OPTIMIZERS[config.optimizer]}, {describe_schedule(config, self.per_epoch)}, "
+            f"momentum {config.momentum:g}, seed {config.seed}; "
             f"{self.step.describe()}, {threads}{begun}"
         )
+
+
+def _model_for(
+    config: TrainConfig, dataset: Dataset, model: nn.Module | None, options: dict[str, int]
+) -> tuple[nn.Module, torch.device]:
+    """Return the model with its initial weights where it is to run, and that device."""
+    if model is None:
+        model = models.create(config.model, seed=config.seed, **options)
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigurationError("device is cuda, but PyTorch finds no GPU; use --device cpu")
+        if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()):
+            model.to("cuda")
+    if config.zero_init_residual:
+        zero_init_residual(model)
+    if config.whiten:
+        whiten(model, dataset)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model, next((value.device for value in model.parameters()), torch.device("cpu"))
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _next(done: int, intervals: list[int]) -> int:

@@ -7,12 +7,32 @@ from dataclasses import dataclass
 from twoscale.records import Environment
 from twoscale.training.config import TrainConfig
 
-__all__ = ["MODEL_FILE", "RECORD_FILE", "STATE_FILE", "RunRecord"]
+__all__ = ["MODEL_FILE", "RECORD_FILE", "STATE_FILE", "EpochRecord", "RunRecord"]
 
 # A run's folder.
 MODEL_FILE = "model.safetensors"
 RECORD_FILE = "run.json"
 STATE_FILE = "training-state.safetensors"
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One pass over the training images."""
+
+    loss: float
+    """Mean of its mini-batches' losses."""
+    accuracy: float
+    """Fraction of the test images right after it, 0..1."""
+    seconds: float
+    """Of training alone."""
+    images_per_second: float
+    """Training images in those, of all processes together."""
+    data_wait_seconds: float
+    """Of them, how long this process was held up by the next images; on a GPU, by handing their preparation over."""
+    evaluation_seconds: float
+    """Of computing the accuracy; not in ``seconds``."""
+    peak_memory_bytes: int | None
+    """Largest so far: reserved on the GPU, else resident of the process; None where the system does not say."""
 
 
 @dataclass(frozen=True)
@@ -40,3 +60,11 @@ class RunRecord:
     notes: tuple[str, ...]
     """How the steps ran, and anything that did not go as asked."""
     environment: Environment
+    epochs: tuple[EpochRecord, ...] = ()
+    """Every epoch that is complete."""
+    device: str = "cpu"
+    """Name of the accelerator, or cpu."""
+    world_size: int = 1
+    """Processes that shared each batch."""
+    backend: str | None = None
+    """What carried gradients between them; None where there was one process."""

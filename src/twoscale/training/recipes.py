@@ -1,0 +1,77 @@
+"""Named configurations; options on the command line override their values."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from twoscale.errors import UnknownNameError
+from twoscale.training.config import TrainConfig
+
+__all__ = ["RECIPES", "recipe"]
+
+_PHOTOGRAPHS = TrainConfig(
+    model="resnet18",
+    data="cifar10",
+    nesterov=True,
+    weight_decay=5e-4,
+    label_smoothing=0.1,
+    zero_init_residual=True,
+    channels_last=True,
+    precision="bf16",
+    log_every=100,
+)
+"""What the recipes for ResNets have in common; batch sizes divide the 50,000 images, so that none is left over."""
+
+RECIPES = {
+    "lab": TrainConfig(),
+    "standard": dataclasses.replace(
+        _PHOTOGRAPHS,
+        epochs=50,
+        batch_size=500,
+        lr=0.1,
+        base_batch=125,
+        warmup_epochs=5,
+        schedule="cosine",
+        crop=4,
+        flip="random",
+    ),
+    "large-batch": dataclasses.replace(
+        _PHOTOGRAPHS,
+        epochs=50,
+        batch_size=5000,
+        lr=0.1,
+        base_batch=125,
+        warmup_epochs=5,
+        warmup_steps=100,
+        schedule="cosine",
+        crop=4,
+        flip="random",
+    ),
+    "fast": dataclasses.replace(
+        _PHOTOGRAPHS,
+        epochs=10,
+        batch_size=500,
+        lr=0.4,
+        warmup_epochs=2,
+        schedule="linear",
+        crop=2,
+        flip="alternating",
+        whiten=True,
+        flip_test=True,
+    ),
+}
+"""lab: the quantization lab's, for small networks. standard: ResNet-18 to more than 95%. large-batch: the same at 5,000
+images an update, by linear scaling and warm-up. fast: ResNet-18 to 94% in few seconds, on a GPU."""
+
+
+def recipe(name: str, **overrides: Any) -> TrainConfig:
+    """Return a recipe's configuration with other values for some fields.
+
+    Raises:
+        UnknownNameError: there is no such recipe.
+        ConfigurationError: a value outside its range.
+    """
+    if name not in RECIPES:
+        raise UnknownNameError("recipe", name, RECIPES)
+    return dataclasses.replace(RECIPES[name], **overrides)
