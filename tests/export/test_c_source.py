@@ -233,7 +233,7 @@ def one_more(match: re.Match[str]) -> str:
     [
         ("kernels", r"almost_half \+ floor_is_odd", "almost_half + 1", "pool"),
         ("kernels", r"\(q < to->lo \? to->lo : q > to->hi \? to->hi : q\)", "q", "conv"),
-        ("kernels", r"row < 0 \|\| ", "row < -1 || ", "conv"),
+        ("kernels", r"dilation_h < 0", "dilation_h < -1", "conv"),
         ("1 of 8: pad", r"memset\(arena \+ \d+, (\d+),", one_more, "pad"),
         ("2 of 8: conv", r"\.in_zero = (\d+)", one_more, "conv"),
         ("2 of 8: conv", r"\.pad_top = (\d+)", one_more, "conv"),

@@ -1,35 +1,9 @@
-/* Mean over windows, equations (8) and (3): the multiplier divides by the size of the window.
- * Taps outside the image hold the zero point, so they add nothing and are left out. */
-typedef struct {
-    int32_t in_h, in_w, channels;
-    int32_t out_h, out_w;
-    int32_t kernel_h, kernel_w;
-    int32_t stride_h, stride_w;
-    int32_t pad_top, pad_left;
-    int32_t in_zero;
-    requantization to;
-} average_pool2d_params;
-
+/* Mean over windows, row after row. */
 static void average_pool2d(const average_pool2d_params *p, const uint8_t *x, uint8_t *y)
 {
-    int32_t index = 0;
+    const int32_t y_bytes = p->out_w * p->channels * (p->to.multiplier == NULL ? 4 : 1);
+    const kept_rows from = {x, p->in_h, p->in_w * p->channels};
 
-    for (int32_t out_row = 0; out_row < p->out_h; out_row++) {
-        for (int32_t out_column = 0; out_column < p->out_w; out_column++) {
-            for (int32_t channel = 0; channel < p->channels; channel++, index++) {
-                int32_t acc = 0;
-
-                for (int32_t ky = 0; ky < p->kernel_h; ky++) {
-                    for (int32_t kx = 0; kx < p->kernel_w; kx++) {
-                        const int32_t row = out_row * p->stride_h - p->pad_top + ky;
-                        const int32_t column = out_column * p->stride_w - p->pad_left + kx;
-
-                        if (row >= 0 && row < p->in_h && column >= 0 && column < p->in_w)
-                            acc += x[(row * p->in_w + column) * p->channels + channel] - p->in_zero;
-                    }
-                }
-                store(&p->to, y, index, 0, acc);
-            }
-        }
-    }
+    for (int32_t row = 0; row < p->out_h; row++)
+        average_pool2d_row(p, &from, y + row * y_bytes, row);
 }

@@ -1,36 +1,8 @@
-/* Maximum over windows, equation (9); taps outside the image do not take part. */
-typedef struct {
-    int32_t in_h, in_w, channels;
-    int32_t out_h, out_w;
-    int32_t kernel_h, kernel_w;
-    int32_t stride_h, stride_w;
-    int32_t dilation_h, dilation_w;
-    int32_t pad_top, pad_left;
-} max_pool2d_params;
-
+/* Maximum over windows, row after row. */
 static void max_pool2d(const max_pool2d_params *p, const uint8_t *x, uint8_t *y)
 {
-    int32_t index = 0;
+    const kept_rows from = {x, p->in_h, p->in_w * p->channels};
 
-    for (int32_t out_row = 0; out_row < p->out_h; out_row++) {
-        for (int32_t out_column = 0; out_column < p->out_w; out_column++) {
-            for (int32_t channel = 0; channel < p->channels; channel++, index++) {
-                uint8_t best = 0;
-
-                for (int32_t ky = 0; ky < p->kernel_h; ky++) {
-                    for (int32_t kx = 0; kx < p->kernel_w; kx++) {
-                        const int32_t row = out_row * p->stride_h - p->pad_top + ky * p->dilation_h;
-                        const int32_t column = out_column * p->stride_w - p->pad_left + kx * p->dilation_w;
-
-                        if (row >= 0 && row < p->in_h && column >= 0 && column < p->in_w) {
-                            const uint8_t q = x[(row * p->in_w + column) * p->channels + channel];
-
-                            best = q > best ? q : best;
-                        }
-                    }
-                }
-                y[index] = best;
-            }
-        }
-    }
+    for (int32_t row = 0; row < p->out_h; row++)
+        max_pool2d_row(p, &from, y + row * p->out_w * p->channels, row);
 }

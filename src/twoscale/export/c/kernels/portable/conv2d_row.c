@@ -1,0 +1,77 @@
+/* One row of a convolution, equations (2) and (3); with a residual, which joins before rounding, (2) and (7b).
+ * Taps outside the image hold the zero point, so they add nothing and are left out. */
+typedef struct {
+    int32_t in_h, in_w, in_c;
+    int32_t out_h, out_w, out_c;
+    int32_t kernel_h, kernel_w;
+    int32_t stride_h, stride_w;
+    int32_t dilation_h, dilation_w;
+    int32_t pad_top, pad_left;
+    int32_t groups;
+    int32_t in_zero;
+    const int8_t *weight; /* [out_c][kernel_h][kernel_w][in_c / groups] */
+    const int32_t *bias;  /* [out_c] */
+    int32_t residual_zero, residual_multiplier;
+    requantization to;
+} conv2d_params;
+
+/* The accumulator of one output channel for the window whose first tap is at column `left`. Taps first_ky..end_ky - 1
+ * of a column are inside the image, and the first of them lies in the kept row number `slot`.
+ * Taps that are neighbours in memory, as a row of an undilated window is, make one long dot product. */
+static int32_t conv2d_window(const conv2d_params *p, const kept_rows *x, int32_t first_ky, int32_t end_ky, int32_t slot,
+                             int32_t left, int32_t channel)
+{
+    const int32_t group_in = p->in_c / p->groups;
+    const int32_t group = channel / (p->out_c / p->groups);
+    const int32_t joined = p->groups == 1 && p->dilation_w == 1;
+    int32_t acc = p->bias[channel];
+    int32_t first = 0, end = p->kernel_w; /* the taps of a row that are inside the image */
+
+    while (first < end && left + first * p->dilation_w < 0)
+        first++;
+    while (first < end && left + (end - 1) * p->dilation_w >= p->in_w)
+        end--;
+    for (int32_t ky = first_ky; ky < end_ky; ky++) {
+        const uint8_t *row = x->first + slot * x->bytes;
+        const int8_t *w = p->weight + (channel * p->kernel_h + ky) * p->kernel_w * group_in;
+
+        for (int32_t kx = first; kx < end; kx += joined ? end - first : 1) {
+            const int32_t column = left + kx * p->dilation_w;
+            const int32_t count = joined ? (end - first) * group_in : group_in;
+
+            acc += dot(row + column * p->in_c + group * group_in, w + kx * group_in, count, p->in_zero);
+        }
+        for (slot += p->dilation_h; slot >= x->kept;)
+            slot -= x->kept;
+    }
+    return acc;
+}
+
+static void conv2d_row(const conv2d_params *p, const kept_rows *x, const kept_rows *residual, uint8_t *y, int32_t row)
+{
+    const uint8_t *joins = residual == NULL ? NULL : row_of(residual, row);
+    const int32_t top = row * p->stride_h - p->pad_top;
+    int32_t first = 0, end = p->kernel_h; /* the taps of a column that are inside the image */
+    int32_t start, index = 0;
+
+    while (first < end && top + first * p->dilation_h < 0)
+        first++;
+    while (first < end && top + (end - 1) * p->dilation_h >= p->in_h)
+        end--;
+    start = first < end ? (top + first * p->dilation_h) % x->kept : 0;
+    for (int32_t column = 0; column < p->out_w; column++) {
+        for (int32_t channel = 0; channel < p->out_c; channel++, index++) {
+            const int32_t left = column * p->stride_w - p->pad_left;
+            const int32_t acc = conv2d_window(p, x, first, end, start, left, channel);
+
+            if (joins == NULL) {
+                store(&p->to, y, index, channel, acc);
+            } else {
+                const int64_t scaled = (int64_t)acc * multiplier_of(&p->to, channel);
+                const int32_t shifted = joins[index] - p->residual_zero;
+
+                y[index] = requantize(&p->to, scaled + (int64_t)shifted * p->residual_multiplier);
+            }
+        }
+    }
+}

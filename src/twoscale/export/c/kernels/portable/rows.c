@@ -1,0 +1,11 @@
+/* The rows of a tensor that are kept: all of them, or the last few, each new one over the oldest. */
+typedef struct {
+    const uint8_t *first;
+    int32_t kept;
+    int32_t bytes; /* of a row */
+} kept_rows;
+
+static const uint8_t *row_of(const kept_rows *x, int32_t row)
+{
+    return x->first + row % x->kept * x->bytes;
+}
