@@ -21,7 +21,7 @@ from twoscale.network import layers as n
 if TYPE_CHECKING:
     from twoscale.network.network import IntegerNetwork
 
-__all__ = ["check", "multipliers", "off_grid"]
+__all__ = ["check", "multipliers", "off_grid", "sum_bounds"]
 
 Shape = tuple[int, ...]
 
@@ -65,7 +65,7 @@ def off_grid(network: IntegerNetwork) -> tuple[str, ...]:
             reasons.append(f"layer {layer.name}: the zero point {layer.output.zero_point} is odd")
         if any(m.shift is None for m in multipliers(layer)):
             reasons.append(f"layer {layer.name}: a multiplier is a free float, not a whole number on the grid")
-        elif (products := _sum_bounds(network, layer)) is not None and not sum_is_exact(*products):
+        elif (products := sum_bounds(network, layer)) is not None and not sum_is_exact(*products):
             reasons.append(
                 f"layer {layer.name}: its operands reach {products[0] / 2**ADD_SHIFT:.0f} and "
                 f"{products[1] / 2**ADD_SHIFT:.0f} output steps; float32 sums are exact up to 1024 both, "
@@ -90,7 +90,7 @@ def _reach(spec: n.TensorSpec) -> int:
     return max(spec.hi - spec.zero_point, spec.zero_point - spec.lo)
 
 
-def _sum_bounds(network: IntegerNetwork, layer: n.Layer) -> tuple[int, int] | None:
+def sum_bounds(network: IntegerNetwork, layer: n.Layer) -> tuple[int, int] | None:
     """Return the largest products of an addition on the grid, in 2**-14ths; None for other layers."""
     if isinstance(layer, n.Add):
         first, second = (

@@ -84,7 +84,7 @@ class Constant:
     @property
     def size(self) -> int:
         """Bytes."""
-        return int(self.values.size) * {"int8_t": 1, "uint8_t": 1, "int32_t": 4}[self.ctype]
+        return int(self.values.size) * {"int8_t": 1, "uint8_t": 1, "int32_t": 4, "float": 4}[self.ctype]
 
 
 @dataclass(frozen=True)

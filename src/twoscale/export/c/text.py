@@ -184,7 +184,7 @@ def array(constant: Constant, compact: bool) -> str:
     dimensions = "".join(f"[{d}]" for d in constant.dimensions)
     declared = f"static const {constant.ctype} {constant.identifier}[{constant.values.size}] ="
     about = f" /* {dimensions} */" if len(constant.dimensions) > 1 else ""
-    if compact and constant.ctype != "int32_t":
+    if compact and constant.ctype in {"int8_t", "uint8_t"}:
         return f"{declared}\n{_strings(constant.values)};"
     return f"{declared} {{{about}\n{number_lines(constant.values)}\n}};"
 

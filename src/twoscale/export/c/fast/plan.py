@@ -8,14 +8,28 @@ keeps its portable one, image after image, on tensors without a border.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from twoscale.arithmetic import sum_is_exact
+from twoscale.export.c.fast.convolutions import (
+    Packed,
+    best_merge,
+    conv_fields,
+    conv_windows,
+    linear_windows,
+    pack,
+)
+from twoscale.export.c.fast.tiles import Tile
 from twoscale.export.c.lowering import Constant, Fields, Operand, Place, Program, Step, Tensor, lower
 from twoscale.export.c.memory import Buffer, MemoryPlan, plan_memory
+from twoscale.export.c.names import Identifiers
 from twoscale.export.c.text import decimal
 from twoscale.network import layers as n
+from twoscale.network.checks import sum_bounds
 from twoscale.network.network import IntegerNetwork
 
 __all__ = ["FastCall", "FastProgram", "FastStep", "Rows", "lower_fast"]
@@ -26,6 +40,8 @@ _SLACK = 64
 _BLOCK_BYTES = 768 * 1024
 """Arenas of a block of images are to stay in a core's second-level cache."""
 _LARGEST_BLOCK = 16
+_MOST_GROUPS = 8
+"""A convolution of more groups keeps its portable kernel."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +57,6 @@ class Rows:
     """Bytes before the first row."""
     size: int = 0
     """Bytes of all of it, border included."""
-
-    @staticmethod
-    def dense(size: int) -> Rows:
-        """One row."""
-        return Rows(1, size, size, 0, size)
 
     @property
     def has_border(self) -> bool:
@@ -64,6 +75,8 @@ class FastCall:
     arguments: tuple[Operand | int | str, ...]
     fields: Fields | None = None
     portable: bool = False
+    instance: tuple[int, ...] = ()
+    """Numbers that the kernel is compiled for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,41 +138,230 @@ def lower_fast(network: IntegerNetwork) -> FastProgram:
     Raises:
         ConfigurationError: integers alone cannot compute it; names the layer and what to do.
     """
-    program = lower(network)
-    steps = tuple(_step(program, step) for step in program.steps)
-    rows = {name: Rows.dense(tensor.size) for name, tensor in program.tensors.items()}
-    offsets, plan, live = _place(program, rows, steps)
+    lowering = _Lowering(lower(network))
+    steps = tuple(lowering.step(step) for step in lowering.program.steps)
+    rows, tensors = lowering.rows, lowering.tensors
+    offsets, plan, live = _place(network, rows, steps)
     image_bytes = _aligned(max(plan.size, 1) + _SLACK)
     if image_bytes % 4096 == 0:  # images then would compete for the same sets of the first-level cache
         image_bytes += _ALIGNMENT
     block = max(1, min(_LARGEST_BLOCK, _BLOCK_BYTES // image_bytes))
-    return FastProgram(network, program.tensors, rows, offsets, steps, plan, live, image_bytes, block)
+    return FastProgram(network, tensors, rows, offsets, steps, plan, live, image_bytes, block)
 
 
-def _step(program: Program, step: Step) -> FastStep:
-    calls = tuple(FastCall(call.kernel, call.arguments, call.fields, portable=True) for call in step.calls)
-    constants = step.constants
-    if isinstance(step.layer, n.QuantizeInput):
-        calls, constants = (_read_images(program),), ()
-    return FastStep(step.index, step.layer, step.identifier, calls, constants, step.view_of, step.macs)
+class _Lowering:
+    """Walks the layers; decides where rows lie."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.network = program.network
+        self.tensors = dict(program.tensors)
+        self.roots: dict[str, str] = {}
+        for step in program.steps:
+            name = step.layer.name
+            self.roots[name] = name if step.view_of is None else self.roots[step.view_of]
+        self.rows = {name: _dense(tensor) for name, tensor in program.tensors.items()}
+        self.readers: dict[str, list[n.Layer]] = {name: [] for name in self.roots}
+        for layer in self.network:
+            for name in layer.inputs:
+                self.readers[name].append(layer)
+        for name in self.roots:
+            if self.roots[name] == name and self._may_have_border(name):
+                self._give_border(name)
+        for name, root in self.roots.items():
+            if self.rows[root].has_border:
+                self.rows[name] = self.rows[root]
+        self.identifiers = Identifiers()
+        self.constants: list[Constant] = []
+
+    def has_kernel(self, layer: n.Layer) -> bool:
+        """Whether a layer has a vector kernel, which reads and writes rows that are apart."""
+        if isinstance(layer, n.Conv2d):
+            products = sum_bounds(self.network, layer)
+            return layer.groups <= _MOST_GROUPS and (products is None or sum_is_exact(*products))
+        return isinstance(layer, n.Linear | n.QuantizeInput)
+
+    def _may_have_border(self, name: str) -> bool:
+        """Whether whatever touches a tensor knows rows that are apart; its views only as what linear layers read."""
+        views = [view for view, root in self.roots.items() if root == name and view != name]
+        plain = [reader for reader in self.readers[name] if reader.name not in views]
+        return (
+            len(self.tensors[name].spec.shape) == 3
+            and name != self.network.output
+            and all(self.has_kernel(layer) for layer in (self.network[name], *plain))
+            and all(
+                isinstance(reader, n.Linear) or reader.name in views for view in views for reader in self.readers[view]
+            )
+            and self.network.output not in views
+        )
+
+    def _give_border(self, name: str) -> None:
+        """Give a tensor the border that the convolutions that read it need."""
+        pads = [
+            layer.padding
+            for layer in self.readers[name]
+            if isinstance(layer, n.Conv2d) and layer.inputs[0] == name and any(layer.padding)
+        ]
+        if pads:
+            self.rows[name] = _bordered(self.tensors[name], [max(sides) for sides in zip(*pads, strict=True)])
+
+    def step(self, step: Step) -> FastStep:
+        self.constants = []
+        layer = step.layer
+        calls: list[FastCall] = []
+        if self.roots[layer.name] == layer.name and self.rows[layer.name].has_border:
+            calls.append(self.fill_border(layer.name))
+        if isinstance(layer, n.QuantizeInput):
+            calls.append(self.read_images())
+        elif isinstance(layer, n.Conv2d) and self.has_kernel(layer):
+            calls += self.conv(step.identifier, layer)
+        elif isinstance(layer, n.Linear):
+            calls += self.linear(step.identifier, layer)
+        else:
+            calls += [FastCall(call.kernel, call.arguments, call.fields, portable=True) for call in step.calls]
+            self.constants += step.constants
+        return FastStep(
+            step.index, layer, step.identifier, tuple(calls), tuple(self.constants), step.view_of, step.macs
+        )
+
+    def constant(self, name: str, ctype: str, values: NDArray[Any], dimensions: tuple[int, ...]) -> str:
+        identifier = self.identifiers.of(name)
+        self.constants.append(Constant(identifier, ctype, np.ascontiguousarray(values).ravel(), dimensions))
+        return identifier
+
+    def read_images(self) -> FastCall:
+        x = self.program.input
+        spec = x.spec
+        channels, height, width = spec.shape if len(spec.shape) == 3 else (1, 1, len(x.order))
+        fields = {
+            "in_h": height,
+            "in_w": width,
+            "in_c": channels,
+            "row_stride": self.rows[x.name].stride,
+            "scale": f"{decimal(np.float32(spec.scale))}f",
+            "lo": f"{spec.lo - spec.zero_point}.0f",
+            "hi": f"{spec.hi - spec.zero_point}.0f",
+            "zero": x.zero,
+            "shift": x.shift,
+        }
+        return FastCall("read_images", ("b", Operand(x.name)), fields)
+
+    def fill_border(self, name: str) -> FastCall:
+        rows = self.rows[name]
+        fields = {
+            "rows": rows.count,
+            "row_bytes": rows.length,
+            "row_stride": rows.stride,
+            "first": rows.first,
+            "size": rows.size,
+            "zero": self.tensors[name].zero,
+        }
+        return FastCall("fill_border", (Operand(name, -rows.first), "count"), fields)
+
+    def conv(self, identifier: str, layer: n.Conv2d) -> list[FastCall]:
+        """Return the calls of a convolution, one for each group and kind of tile."""
+        x = self.tensors[layer.inputs[0]]
+        channels = x.spec.shape[0]
+        calls: list[FastCall] = []
+        source = x.name
+        need = _bordered(x, layer.padding) if any(layer.padding) else self.rows[x.name]
+        if any(layer.padding) and not self.rows[x.name].has_border:
+            source = self.with_border(layer, x, need, calls)
+        rows = self.rows[source]
+        top, left = layer.padding[:2]
+        start = -top * rows.stride - left * channels
+        target = self.rows[layer.name]
+        item = self.tensors[layer.name].item
+        for group in range(layer.groups):
+            windows = conv_windows(layer, x.spec.shape, x.zero, rows.stride, group)
+            if layer.groups == 1:
+                windows = best_merge(windows)
+            out_pixel = layer.output.shape[0] * windows.merged
+            for packed in pack(windows):
+                channel = group * (layer.output.shape[0] // layer.groups) + packed.first
+                more: dict[str, Any] = {"out_row": target.stride, "out_pixel": out_pixel * item}
+                residual: Operand | str = "NULL"
+                if layer.residual_multiplier is not None:
+                    joined = self.tensors[layer.inputs[1]]
+                    more |= {
+                        "residual_row": self.rows[joined.name].stride,
+                        "residual_pixel": out_pixel,
+                        "residual_zero": joined.zero,
+                        "residual_scale": f"{decimal(np.float32(layer.residual_multiplier.values[0]))}f",
+                    }
+                    residual = Operand(joined.name, channel)
+                arguments = (
+                    Operand(source, start + group * (channels // layer.groups)),
+                    residual,
+                    Operand(layer.name, channel * item),
+                    "count",
+                )
+                instance = (packed.tile.pixels, packed.tile.rows, packed.tile.vectors, windows.pixel_step)
+                fields = conv_fields(windows, packed, **more) | self.weights(identifier, layer, packed)
+                calls.append(FastCall("conv", arguments, fields, instance=instance))
+        return calls
+
+    def with_border(self, layer: n.Conv2d, x: Tensor, rows: Rows, calls: list[FastCall]) -> str:
+        """Copy a tensor to where it has a border; return the copy's name."""
+        name = f"{layer.name}: {x.name} with a border"
+        while name in self.tensors:
+            name += "'"
+        self.tensors[name] = replace(x, name=name)
+        self.rows[name] = rows
+        dense = self.rows[x.name]
+        fields = {"rows": rows.count, "row_bytes": rows.length, "from_stride": dense.stride, "to_stride": rows.stride}
+        calls.append(self.fill_border(name))
+        calls.append(FastCall("copy_rows", (Operand(x.name), Operand(name), "count"), fields))
+        return name
+
+    def linear(self, identifier: str, layer: n.Linear) -> list[FastCall]:
+        """Return the calls of a linear layer: images are the pixels of one row."""
+        x = self.tensors[layer.inputs[0]]
+        rows = self.rows[x.name]
+        count = rows.count if rows.has_border else 1
+        windows = linear_windows(layer, x.order, x.zero, count, rows.stride)
+        item = self.tensors[layer.name].item
+        calls = []
+        for packed in pack(windows, Tile(6, 1, 4)):
+            arguments = (Operand(x.name), Operand(layer.name, packed.first * item), "count")
+            fields = conv_fields(windows, packed, out_pixel="IMAGE_BYTES") | self.weights(identifier, layer, packed)
+            calls.append(FastCall("linear", arguments, fields, instance=(packed.tile.pixels, packed.tile.vectors)))
+        return calls
+
+    def weights(self, identifier: str, layer: n.Accumulating, packed: Packed) -> dict[str, Any]:
+        """Return the fields that name constants, and how accumulators become bytes."""
+        fields: dict[str, Any] = {
+            "weight": self.constant(f"{identifier}_weight", "int8_t", packed.weight, packed.weight.shape),
+            "bias": self.constant(f"{identifier}_bias", "int32_t", packed.bias, packed.bias.shape),
+        }
+        if packed.scale is None:
+            return fields
+        tensor = self.tensors[layer.name]
+        spec = layer.output
+        return fields | {
+            "scale": self.constant(f"{identifier}_scale", "float", packed.scale, packed.scale.shape),
+            "lo": f"{spec.lo - spec.zero_point}.0f",
+            "hi": f"{spec.hi - spec.zero_point}.0f",
+            "zero": tensor.zero,
+        }
 
 
-def _read_images(program: Program) -> FastCall:
-    x = program.input
-    spec = x.spec
-    channels, height, width = spec.shape if len(spec.shape) == 3 else (1, 1, len(x.order))
-    fields = {
-        "in_h": height,
-        "in_w": width,
-        "in_c": channels,
-        "row_stride": width * channels,
-        "scale": f"{decimal(np.float32(spec.scale))}f",
-        "lo": f"{spec.lo - spec.zero_point}.0f",
-        "hi": f"{spec.hi - spec.zero_point}.0f",
-        "zero": x.zero,
-        "shift": x.shift,
-    }
-    return FastCall("read_images", ("b", Operand(x.name)), fields)
+def _dense(tensor: Tensor) -> Rows:
+    """Return a tensor's rows without a border: those of an image, else one."""
+    if len(tensor.spec.shape) != 3:
+        return Rows(1, tensor.size, tensor.size, 0, tensor.size)
+    channels, height, width = tensor.spec.shape
+    length = width * channels * tensor.item
+    return Rows(height, length, length, 0, height * length)
+
+
+def _bordered(tensor: Tensor, padding: Sequence[int]) -> Rows:
+    """Return a tensor's rows with a border: what is right of a row is also left of the next."""
+    top, left, bottom, right = padding
+    channels, height, width = tensor.spec.shape
+    gap = max(left, right) * channels
+    stride = width * channels + gap
+    return Rows(height, width * channels, stride, top * stride + gap, (top + height + bottom) * stride + gap)
 
 
 def _aligned(size: int) -> int:
@@ -167,7 +369,7 @@ def _aligned(size: int) -> int:
 
 
 def _place(
-    program: Program, rows: Mapping[str, Rows], steps: Sequence[FastStep]
+    network: IntegerNetwork, rows: Mapping[str, Rows], steps: Sequence[FastStep]
 ) -> tuple[dict[str, int], MemoryPlan, tuple[int, ...]]:
     """Lay out one image's part of the arena."""
     roots: dict[str, str] = {}
@@ -180,7 +382,7 @@ def _place(
             root = roots.setdefault(tensor, tensor)
             first, _ = spans.get(root, (step.index, step.index))
             spans[root] = (first, step.index)
-    root = roots[program.network.output]
+    root = roots[network.output]
     spans[root] = (spans[root][0], len(steps))  # read once more, when outputs are handed over
     buffers = [Buffer(_aligned(rows[name].size + _SLACK), *span) for name, span in spans.items()]
     plan = plan_memory(buffers)

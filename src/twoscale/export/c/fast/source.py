@@ -40,13 +40,25 @@ class _Isa:
         return "defined(__x86_64__)" if self.target else ""
 
 
-_ISAS = (_Isa("generic", "any CPU"),)
-TARGETS = {"native": ("generic",), "avx512vnni": ("generic",), "avx2": ("generic",)}
+_ISAS = (
+    _Isa(
+        "avx512vnni",
+        "AVX-512 VNNI",
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
+        ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
+    ),
+    _Isa("generic", "any CPU"),
+)
+TARGETS = {"native": ("avx512vnni", "generic"), "avx512vnni": ("avx512vnni", "generic"), "avx2": ("generic",)}
 """The instruction sets of each target; a CPU with none of them runs the generic kernels."""
 
 _NEEDS: dict[str, tuple[str, ...]] = {
     "read_images": (),
     "give_outputs": (),
+    "fill_border": (),
+    "copy_rows": (),
+    "conv": (),
+    "linear": ("conv",),
 }
 """Kernels in the order in which they are written, and what each one calls."""
 
@@ -161,12 +173,17 @@ class FastSource:
                     "trace": f"TRACE({step.index}, {offset}, {rows.count}, {rows.length}, {rows.stride});",
                 }
             )
+        instances = {(call.kernel, call.instance) for step in program.steps for call in step.calls if call.instance}
         names = sorted({name for text in (*(text for _, text in vectors), *kernels) for name in _defined(text)})
+        names += sorted(f"{kernel}_{'_'.join(map(str, numbers))}" for kernel, numbers in instances)
         return self.render(
             "fast_kernels.h.jinja",
             vectors=vectors,
             kernels=kernels,
-            instances=[],
+            instances=[
+                f"{kernel.upper()}({kernel}_{'_'.join(map(str, numbers))}, {', '.join(map(str, numbers))})"
+                for kernel, numbers in sorted(instances)
+            ],
             names=names,
             steps=steps,
             output_offset=program.offsets[program.network.output] + program.rows[program.network.output].first,
@@ -218,7 +235,8 @@ class FastSource:
         pointers = [self._pointer(a) if isinstance(a, Operand) else str(a) for a in call.arguments]
         if not call.portable:
             result = "bad = " if call.kernel == "read_images" else ""
-            return [f"{result}{call.kernel}({', '.join(arguments + pointers)});"]
+            kernel = "_".join(map(str, (call.kernel, *call.instance)))
+            return [f"{result}{kernel}({', '.join(arguments + pointers)});"]
         pointers = [f"{p} + n * IMAGE_BYTES" if p.startswith("arena") else p for p in pointers]
         return ["for (int32_t n = 0; n < count; n++)", f"    {call.kernel}({', '.join(arguments + pointers)});"]
 
@@ -230,7 +248,8 @@ class FastSource:
         parts += [array(constant, self.compact) for constant in step.constants]
         for call, instance in zip(step.calls, self._instances[step.index], strict=True):
             if call.fields is not None:
-                parts.append(f"static const {call.kernel}_params {instance} = {{\n{field_lines(call.fields)}\n}};")
+                kernel = "conv" if call.kernel == "linear" else call.kernel
+                parts.append(f"static const {kernel}_params {instance} = {{\n{field_lines(call.fields)}\n}};")
         return "\n".join(parts)
 
 

@@ -15,7 +15,7 @@ typedef struct {
     const int8_t *at;
 } weights; /* four weights for each lane */
 
-enum { PIXELS = 1 }; /* the most accumulators of a tile */
+#define ACCUMULATORS 1 /* of a tile */
 
 #define EACH for (int32_t i = 0; i < 16; i++)
 
@@ -56,11 +56,16 @@ INLINE weights load_weights(const int8_t *from)
     return w;
 }
 
-/* To each lane, the four products of its weights. */
+/* To each lane, the four products of its weights. Sums may wrap around before the last one brings them back. */
 INLINE v16i dot(v16i acc, word x, weights w)
 {
-    EACH acc.at[i] += x.at[0] * w.at[4 * i] + x.at[1] * w.at[4 * i + 1] + x.at[2] * w.at[4 * i + 2] +
-                      x.at[3] * w.at[4 * i + 3];
+    EACH
+    {
+        const int32_t products = x.at[0] * w.at[4 * i] + x.at[1] * w.at[4 * i + 1] + x.at[2] * w.at[4 * i + 2] +
+                                 x.at[3] * w.at[4 * i + 3];
+
+        acc.at[i] = (int32_t)((uint32_t)acc.at[i] + (uint32_t)products);
+    }
     return acc;
 }
 

@@ -1,0 +1,202 @@
+"""Convolutions and linear layers for the vector kernels: windows as runs of bytes, weights as they are read.
+
+A window is a few runs of bytes: an undilated row of taps is one, since pixels are neighbours in memory. What a run
+lacks to whole words of four bytes has weights of zero. Bytes are multiplied as they are: bias − zero point · Σ weights
+takes the place of the bias, modulo 2^32, which is what int32 sums are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale.export.c.fast.tiles import LANES, Tile, choose_tile
+from twoscale.network import layers as n
+
+__all__ = ["Packed", "Windows", "best_merge", "conv_fields", "conv_windows", "linear_windows", "pack"]
+
+Weights = NDArray[np.int8]
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """A layer as dot products of runs of bytes with weights, for one group of channels.
+
+    Several pixels may count as one with as many times the channels (``merged``), which fills vectors better.
+    """
+
+    out_h: int
+    out_w: int
+    segments: tuple[int, ...]
+    """Where each run of a window begins, in bytes after the first."""
+    row_step: int
+    pixel_step: int
+    """Bytes between the windows of neighbouring rows and pixels."""
+    weight: Weights
+    """(O, segments, bytes of a run)."""
+    bias: NDArray[np.int64]
+    scale: NDArray[np.float32] | None
+    zero: int
+    """Of the input, as it is kept."""
+    merged: int = 1
+
+    @property
+    def words(self) -> int:
+        """Words of four bytes in a run."""
+        return -(-int(self.weight.shape[2]) // 4)
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of 16 channels."""
+        return -(-len(self.weight) // LANES)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Some of a layer's channels, all with one tile, in the order in which the kernel reads."""
+
+    first: int
+    """The first channel."""
+    channels: int
+    tile: Tile
+    weight: NDArray[np.int8]
+    """[blocks][segments][words][channels of a block][4]."""
+    bias: NDArray[np.int32]
+    scale: NDArray[np.float32] | None
+
+
+def conv_windows(layer: n.Conv2d, in_shape: tuple[int, ...], zero: int, row_stride: int, group: int = 0) -> Windows:
+    """Return one group of a convolution whose input's rows are ``row_stride`` bytes apart."""
+    channels = in_shape[0]
+    out_c, out_h, out_w = layer.output.shape
+    kernel_h, kernel_w = layer.weight.shape[2:]
+    per_group = out_c // layer.groups
+    mine = slice(group * per_group, (group + 1) * per_group)
+    weight = layer.weight[mine].transpose(0, 2, 3, 1)  # O, H, W, I
+    rows = [ky * layer.dilation[0] * row_stride for ky in range(kernel_h)]
+    if layer.groups == 1 and layer.dilation[1] == 1:
+        segments = tuple(rows)
+        weight = weight.reshape(per_group, kernel_h, -1)
+    else:
+        segments = tuple(row + kx * layer.dilation[1] * channels for row in rows for kx in range(kernel_w))
+        weight = weight.reshape(per_group, kernel_h * kernel_w, -1)
+    return Windows(
+        out_h,
+        out_w,
+        segments,
+        layer.stride[0] * row_stride,
+        layer.stride[1] * channels,
+        weight,
+        layer.bias_o[mine].astype(np.int64),
+        _scale(layer, mine),
+        zero,
+    )
+
+
+def linear_windows(layer: n.Linear, order: NDArray[np.int64], zero: int, rows: int, row_stride: int) -> Windows:
+    """Return a linear layer on a tensor of ``rows`` rows, whose elements lie in ``order``."""
+    weight = layer.weight[:, order].reshape(len(layer.weight), rows, -1)
+    segments = tuple(row * row_stride for row in range(rows))
+    bias = layer.bias_o.astype(np.int64)
+    return Windows(1, 1, segments, 0, 0, weight, bias, _scale(layer, slice(None)), zero)
+
+
+def _scale(layer: n.Accumulating, mine: slice) -> NDArray[np.float32] | None:
+    if layer.multiplier is None:
+        return None
+    return np.broadcast_to(layer.multiplier.values, layer.bias_o.shape)[mine]
+
+
+def merge_pixels(windows: Windows, count: int) -> Windows:
+    """Let ``count`` pixels of a row be one with ``count`` times the channels, if its window is runs of whole rows."""
+    out_c, segments, run = windows.weight.shape
+    step = windows.pixel_step
+    weight = np.zeros((count, out_c, segments, run + (count - 1) * step), np.int8)
+    for i in range(count):
+        weight[i, :, :, i * step : i * step + run] = windows.weight
+    scale = windows.scale
+    return Windows(
+        windows.out_h,
+        windows.out_w // count,
+        windows.segments,
+        windows.row_step,
+        count * step,
+        weight.reshape(count * out_c, segments, -1),
+        np.tile(windows.bias, count),
+        None if scale is None else np.tile(scale, count),
+        windows.zero,
+        count,
+    )
+
+
+def best_merge(windows: Windows) -> Windows:
+    """Merge pixels where that takes fewer cycles."""
+    candidates = [windows]
+    for count in range(2, 9):
+        if windows.out_w % count == 0 and windows.pixel_step * (count - 1) < 4 * windows.weight.shape[2]:
+            candidates.append(merge_pixels(windows, count))
+    return min(candidates, key=cycles)
+
+
+def cycles(windows: Windows) -> float:
+    """Return the cycles of one image by the model of tiles."""
+    words = len(windows.segments) * windows.words
+    return sum(choose_tile(windows.out_h, windows.out_w, count, words)[1] for _, count in _split(windows.vectors))
+
+
+def _split(vectors: int) -> list[tuple[int, int]]:
+    """Cut vectors of channels into two parts that whole tiles fit: (first, count)."""
+    whole = vectors // 4 * 4 if vectors > 4 else vectors
+    return [(0, whole), (whole, vectors - whole)] if whole < vectors else [(0, vectors)]
+
+
+def pack(windows: Windows, tile: Tile | None = None) -> list[Packed]:
+    """Return a layer's channels in the order in which kernels read them."""
+    out_c, segments, run = windows.weight.shape
+    words = windows.words
+    padded = np.zeros((windows.vectors * LANES, segments, words * 4), np.int8)
+    padded[:out_c, :, :run] = windows.weight
+    sums = windows.weight.astype(np.int64).sum((1, 2))
+    bias = np.zeros(windows.vectors * LANES, np.int64)
+    bias[:out_c] = windows.bias - windows.zero * sums
+    bias32 = bias.astype(np.uint32).view(np.int32)  # modulo 2^32
+    scale = None
+    if windows.scale is not None:
+        scale = np.zeros(windows.vectors * LANES, np.float32)
+        scale[:out_c] = windows.scale
+    parts = []
+    for first, count in _split(windows.vectors):
+        chosen = tile or choose_tile(windows.out_h, windows.out_w, count, segments * words)[0]
+        if count % chosen.vectors:
+            chosen = Tile(chosen.pixels, chosen.rows, math.gcd(count, chosen.vectors))
+        mine = slice(first * LANES, (first + count) * LANES)
+        blocks = padded[mine].reshape(count // chosen.vectors, chosen.vectors * LANES, segments, words, 4)
+        parts.append(
+            Packed(
+                first * LANES,
+                min(out_c - first * LANES, count * LANES),
+                chosen,
+                np.ascontiguousarray(blocks.transpose(0, 2, 3, 1, 4)),
+                bias32[mine],
+                None if scale is None else scale[mine],
+            )
+        )
+    return parts
+
+
+def conv_fields(windows: Windows, packed: Packed, **more: Any) -> dict[str, Any]:
+    """Return the fields of conv_params that do not name constants."""
+    return {
+        "out_h": windows.out_h,
+        "out_w": windows.out_w,
+        "out_c": packed.channels,
+        "segments": len(windows.segments),
+        "segment": f"(const int32_t[]){{{', '.join(map(str, windows.segments))}}}",
+        "words": windows.words,
+        "row_step": windows.row_step,
+        **more,
+    }

@@ -1,0 +1,45 @@
+"""Which tile of pixels and channels a convolution computes at a time, by a model of its cycles."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+__all__ = ["ACCUMULATORS", "LANES", "Tile", "choose_tile"]
+
+LANES = 16
+ACCUMULATORS = 24
+"""Of 32 vector registers: the others hold weights and an activation."""
+_LATENCY = 5
+"""Cycles until a sum can be added to again: fewer accumulators than that leave the multiplier waiting."""
+_STORE = 6.0
+"""Cycles to turn an accumulator into bytes."""
+_TILE = 12.0
+"""Cycles to begin a tile."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Pixels of a row, rows, and vectors of 16 channels."""
+
+    pixels: int
+    rows: int
+    vectors: int
+
+
+def choose_tile(out_h: int, out_w: int, vectors: int, words: int) -> tuple[Tile, float]:
+    """Return the tile for ``vectors`` · 16 channels and windows of ``words`` · 4 bytes, and the cycles of an image."""
+    best: tuple[float, Tile] | None = None
+    for together in (v for v in (1, 2, 3, 4) if vectors % v == 0):
+        for rows, pixels in itertools.product((1, 2, 3, 4), range(1, ACCUMULATORS + 1)):
+            used = rows * pixels * together
+            if rows > out_h or pixels > out_w or used > ACCUMULATORS:
+                continue
+            tiles = math.ceil(out_h / rows) * math.ceil(out_w / pixels) * (vectors // together)
+            loads = (rows * pixels + together) / 2
+            cycles = tiles * (words * (max(used, _LATENCY, loads) + 0.5) + used * _STORE + _TILE)
+            if best is None or cycles < best[0]:
+                best = cycles, Tile(pixels, rows, together)
+    assert best is not None
+    return best[1], best[0]

@@ -1,0 +1,137 @@
+/* Sixteen numbers at a time: AVX-512 with VNNI, whose vpdpbusd multiplies and adds 64 bytes. */
+typedef __m512i v16i;
+typedef __m512 v16f;
+typedef __m128i v16b;
+typedef __m512i word; /* four activations of one pixel, for all lanes */
+typedef __m512i weights; /* four weights for each lane */
+
+#define ACCUMULATORS 24 /* of 32 registers; the others hold weights and an activation */
+
+INLINE v16i set_i(int32_t value)
+{
+    return _mm512_set1_epi32(value);
+}
+
+INLINE v16i load_i(const int32_t *from)
+{
+    return _mm512_loadu_si512(from);
+}
+
+INLINE v16i add_i(v16i a, v16i b)
+{
+    return _mm512_add_epi32(a, b);
+}
+
+INLINE word load_word(const uint8_t *from)
+{
+    int32_t x;
+
+    memcpy(&x, from, sizeof x);
+    return _mm512_set1_epi32(x);
+}
+
+INLINE weights load_weights(const int8_t *from)
+{
+    return _mm512_loadu_si512(from);
+}
+
+/* To each lane, the four products of its weights. */
+INLINE v16i dot(v16i acc, word x, weights w)
+{
+    return _mm512_dpbusd_epi32(acc, x, w);
+}
+
+INLINE v16f set_f(float value)
+{
+    return _mm512_set1_ps(value);
+}
+
+INLINE __mmask16 first_lanes(int32_t count)
+{
+    return (__mmask16)((1u << count) - 1);
+}
+
+/* The first `count` of 16; zeros for the rest. */
+INLINE v16f load_f(const float *from, int32_t count)
+{
+    return count >= 16 ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(first_lanes(count), from);
+}
+
+/* Whether there is a NaN or an infinity. */
+INLINE int not_finite(v16f a)
+{
+    return _mm512_fpclass_ps_mask(a, 0x99) != 0;
+}
+
+INLINE v16f to_f(v16i a)
+{
+    return _mm512_cvtepi32_ps(a);
+}
+
+INLINE v16f mul(v16f a, v16f b)
+{
+    return _mm512_mul_ps(a, b);
+}
+
+/* a * b + c, fused or not: used where both are right. */
+INLINE v16f mul_add(v16f a, v16f b, v16f c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+INLINE v16f divide(v16f a, v16f b)
+{
+    return _mm512_div_ps(a, b);
+}
+
+INLINE v16f clamp_f(v16f a, v16f lo, v16f hi)
+{
+    return _mm512_min_ps(_mm512_max_ps(a, lo), hi);
+}
+
+/* RNE of |a| < 2^22. */
+INLINE v16i round_f(v16f a)
+{
+    return _mm512_cvtps_epi32(a);
+}
+
+/* The first `count` of 16 bytes as numbers; what the others are is open. */
+INLINE v16i load_u8(const uint8_t *from, int32_t count)
+{
+    return _mm512_cvtepu8_epi32(count >= 16 ? _mm_loadu_si128((const __m128i *)(const void *)from)
+                                            : _mm_maskz_loadu_epi8(first_lanes(count), from));
+}
+
+/* The first `count` of 16 numbers in 0..255 as bytes. */
+INLINE void store_u8(uint8_t *to, v16i a, int32_t count)
+{
+    const __m128i bytes = _mm512_cvtepi32_epi8(a);
+
+    if (count >= 16)
+        _mm_storeu_si128((__m128i *)(void *)to, bytes);
+    else
+        _mm_mask_storeu_epi8(to, first_lanes(count), bytes);
+}
+
+INLINE void store_i(uint8_t *to, v16i a, int32_t count)
+{
+    if (count >= 16)
+        _mm512_storeu_si512(to, a);
+    else
+        _mm512_mask_storeu_epi32(to, first_lanes(count), a);
+}
+
+INLINE v16b load_b(const uint8_t *from)
+{
+    return _mm_loadu_si128((const __m128i *)(const void *)from);
+}
+
+INLINE void store_b(uint8_t *to, v16b a)
+{
+    _mm_storeu_si128((__m128i *)(void *)to, a);
+}
+
+INLINE v16b max_b(v16b a, v16b b)
+{
+    return _mm_max_epu8(a, b);
+}

@@ -1,0 +1,21 @@
+/* Convolution, equations (2) and (3); with a residual, which joins before rounding, (2) and (7b).
+ *
+ * A window is `segments` runs of 4 * `words` bytes, each `segment[i]` bytes after the window's first; what of the last
+ * word belongs to no tap has weights of 0. Borders hold the zero point, and biases have zero point times weights taken
+ * away, so that bytes are multiplied as they are. */
+typedef struct {
+    int32_t out_h, out_w, out_c;
+    int32_t segments;
+    const int32_t *segment;
+    int32_t words;
+    int32_t row_step;                                /* bytes between the windows of two rows */
+    int32_t out_row, out_pixel;                      /* bytes between two rows, two pixels of the result */
+    int32_t residual_row, residual_pixel;            /* and of the residual */
+    const int8_t *weight;                            /* [blocks][segments][words][channels of a block][4] */
+    const int32_t *bias;
+    const float *scale; /* m / 2^shift of each channel; NULL: accumulators leave as int32 */
+    float lo, hi;       /* relative to the zero point */
+    int32_t zero;
+    int32_t residual_zero;
+    float residual_scale;
+} conv_params;

@@ -1,0 +1,5 @@
+/* Rows that are to lie further apart. */
+typedef struct {
+    int32_t rows, row_bytes;
+    int32_t from_stride, to_stride;
+} copy_rows_params;

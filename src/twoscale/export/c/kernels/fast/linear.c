@@ -1,0 +1,27 @@
+/* A block of images as the pixels of one row: for layers whose window is the whole image. */
+INLINE void linear_images(const conv_params *p, const uint8_t *x, uint8_t *y, int32_t count, int32_t wide, int32_t vectors)
+{
+    const int32_t fits = wide * vectors <= ACCUMULATORS;
+    const int32_t together = vectors <= ACCUMULATORS ? vectors : 1;
+    const int32_t pixels = fits ? wide : ACCUMULATORS / together;
+    const int32_t stride = 64 * vectors, block = stride * p->segments * p->words;
+
+    for (int32_t c = 0; c < p->out_c; c += 16 * together) {
+        const int8_t *w = p->weight + c / (16 * vectors) * block + c % (16 * vectors) * 4;
+        int32_t n = 0;
+
+        for (; n < count && count >= pixels; n += pixels) {
+            n = n + pixels <= count ? n : count - pixels;
+            conv_tile(p, x + n * IMAGE_BYTES, w, c, NULL, y + n * IMAGE_BYTES, pixels, 1, together, IMAGE_BYTES, stride);
+        }
+        for (; n < count; n++)
+            conv_tile(p, x + n * IMAGE_BYTES, w, c, NULL, y + n * IMAGE_BYTES, 1, 1, together, IMAGE_BYTES, stride);
+    }
+}
+
+/* A kernel for one shape of tile. */
+#define LINEAR(name, pixels, vectors) \
+    static void name(const conv_params *p, const uint8_t *x, uint8_t *y, int32_t count) \
+    { \
+        linear_images(p, x, y, count, pixels, vectors); \
+    }
