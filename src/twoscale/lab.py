@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["LabConfig", "run_lab"]
 
 _NETWORKS = ("net", "net-with-bias")
+_RECIPE = (
+    "model", "data", "epochs", "batch_size", "optimizer", "lr", "momentum", "seed", "log_every", "checkpoint_every",
+    "step", "threads", "device",
+)  # fmt: skip
+"""What results say of the training; everything else is off."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def _one_network(
     images = _Images(dataset)
     folder = config.out / name
     with clock.stage("train", name):
-        recipe = training.TrainConfig(model=name, data=config.data, seed=config.seed)
+        recipe = training.TrainConfig(model=name, data=config.data, seed=config.seed, device="cpu")
         trained = training.train(recipe, dataset, out=folder, resume=config.resume)
     with clock.stage("profile activations", name):
         first, _ = next(images.batches(dataset.train, 1))
@@ -177,7 +182,7 @@ def _one_network(
         verify=checks,
         files=files,
     )
-    return record, dataclasses.asdict(trained.record.config)
+    return record, {name: getattr(trained.record.config, name) for name in _RECIPE}
 
 
 class _Judge:

@@ -84,6 +84,8 @@ def test_every_verb_of_the_package_is_listed() -> None:
 
     functions = set()
     for module in pkgutil.iter_modules(cli.__path__):
+        if module.name == "__main__":
+            continue
         names = importlib.import_module(f"twoscale.cli.{module.name}").__all__
         functions |= {f"twoscale.cli.{module.name}:{name}" for name in names if name.endswith("_command")}
     assert functions == {verb.function for verb in VERBS.values()}
