@@ -183,21 +183,24 @@ class CompiledNetwork:
             if name in names
         }
         places = [kept[layer.name].ctypes.data if layer.name in kept else None for layer in self.network]
-        self._hooked("run_keeping", images, (ctypes.c_void_p * len(places))(*places))
+        self._hooked("run_keeping", images, self._arena(), (ctypes.c_void_p * len(places))(*places))
         return {name: tensors[name].from_memory(values) for name, values in kept.items()}
 
     def layer_times(self, images_nchw: NDArray[np.float32], repeats: int = 10) -> dict[str, float]:
         """Return the median seconds that each layer but the input takes for the batch, on one thread."""
         images = np.ascontiguousarray(images_nchw)
         seconds = np.zeros((repeats, len(self.network.layers)))
+        arena = self._arena()
         for row in seconds:
-            self._hooked("run_timing", images, ctypes.c_void_p(row.ctypes.data))
+            self._hooked("run_timing", images, arena, ctypes.c_void_p(row.ctypes.data))
         medians = np.median(seconds, axis=0)
         return {layer.name: float(medians[i]) for i, layer in enumerate(self.network) if i}
 
-    def _hooked(self, function: str, images: NDArray[np.float32], context: Any) -> None:
+    def _arena(self) -> NDArray[np.uint8]:
+        return np.zeros(self._program.arena_bytes, np.uint8)
+
+    def _hooked(self, function: str, images: NDArray[np.float32], arena: NDArray[np.uint8], context: Any) -> None:
         outputs = np.empty((len(images), *self._output_shape), self._output_type)
-        arena = np.empty(self._program.arena_bytes, np.uint8)
         addresses = [ctypes.c_void_p(array.ctypes.data) for array in (images, outputs, arena)]
         getattr(self._library, function)(
             addresses[0], _FLOATS, ctypes.c_int64(len(images)), addresses[1], addresses[2], context

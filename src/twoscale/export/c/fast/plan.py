@@ -179,7 +179,20 @@ class _Lowering:
         if isinstance(layer, n.Conv2d):
             products = sum_bounds(self.network, layer)
             return layer.groups <= _MOST_GROUPS and (products is None or sum_is_exact(*products))
-        return isinstance(layer, n.Linear | n.QuantizeInput)
+        if isinstance(layer, n.Add):
+            products = sum_bounds(self.network, layer)
+            return products is not None and sum_is_exact(*products)
+        if isinstance(layer, n.Mul):
+            return layer.multiplier is not None and self.gate_of(layer) is not None
+        return isinstance(layer, n.Linear | n.QuantizeInput | n.MaxPool2d | n.AveragePool2d)
+
+    def gate_of(self, layer: n.Mul) -> tuple[str, str, int] | None:
+        """Return (whole operand, other operand, channels that the other repeats or 0), if the kernel knows the case."""
+        for whole, other in (layer.inputs, layer.inputs[::-1]):
+            shapes = [self.network.spec(name).shape for name in (layer.name, whole, other)]
+            if shapes[1] == shapes[0] and shapes[2] in (shapes[0], (*shapes[0][:1], 1, 1)):
+                return whole, other, 0 if shapes[2] == shapes[0] else shapes[0][0]
+        return None
 
     def _may_have_border(self, name: str) -> bool:
         """Whether whatever touches a tensor knows rows that are apart; its views only as what linear layers read."""
@@ -217,6 +230,18 @@ class _Lowering:
             calls += self.conv(step.identifier, layer)
         elif isinstance(layer, n.Linear):
             calls += self.linear(step.identifier, layer)
+        elif isinstance(layer, n.MaxPool2d | n.AveragePool2d):
+            calls.append(self.pool(layer))
+        elif isinstance(layer, n.Add) and self.has_kernel(layer):
+            a_scale, b_scale = (_float(m.values[0]) for m in layer.multipliers)
+            calls.append(self.join("add_rows", layer, *layer.inputs, a_scale=a_scale, b_scale=b_scale))
+        elif isinstance(layer, n.Mul) and self.has_kernel(layer):
+            gate = self.gate_of(layer)
+            assert gate is not None
+            assert layer.multiplier is not None
+            whole, other, gates = gate
+            scale = _float(layer.multiplier.values[0])
+            calls.append(self.join("multiply_rows", layer, whole, other, gates=gates, a_scale=scale))
         else:
             calls += [FastCall(call.kernel, call.arguments, call.fields, portable=True) for call in step.calls]
             self.constants += step.constants
@@ -238,11 +263,9 @@ class _Lowering:
             "in_w": width,
             "in_c": channels,
             "row_stride": self.rows[x.name].stride,
-            "scale": f"{decimal(np.float32(spec.scale))}f",
-            "lo": f"{spec.lo - spec.zero_point}.0f",
-            "hi": f"{spec.hi - spec.zero_point}.0f",
-            "zero": x.zero,
+            "scale": _float(spec.scale),
             "shift": x.shift,
+            **self.bounds(self.network.input),
         }
         return FastCall("read_images", ("b", Operand(x.name)), fields)
 
@@ -287,7 +310,7 @@ class _Lowering:
                         "residual_row": self.rows[joined.name].stride,
                         "residual_pixel": out_pixel,
                         "residual_zero": joined.zero,
-                        "residual_scale": f"{decimal(np.float32(layer.residual_multiplier.values[0]))}f",
+                        "residual_scale": _float(layer.residual_multiplier.values[0]),
                     }
                     residual = Operand(joined.name, channel)
                 arguments = (
@@ -328,6 +351,59 @@ class _Lowering:
             calls.append(FastCall("linear", arguments, fields, instance=(packed.tile.pixels, packed.tile.vectors)))
         return calls
 
+    def pool(self, layer: n.MaxPool2d | n.AveragePool2d) -> FastCall:
+        x = self.tensors[layer.inputs[0]]
+        channels, in_h, in_w = x.spec.shape
+        _, out_h, out_w = layer.output.shape
+        fields: dict[str, Any] = {
+            "in_h": in_h,
+            "in_w": in_w,
+            "channels": channels,
+            "out_h": out_h,
+            "out_w": out_w,
+            "kernel_h": layer.kernel[0],
+            "kernel_w": layer.kernel[1],
+            "stride_h": layer.stride[0],
+            "stride_w": layer.stride[1],
+            "pad_top": layer.padding[0],
+            "pad_left": layer.padding[1],
+            "in_row": self.rows[x.name].stride,
+            "out_row": self.rows[layer.name].stride,
+        }
+        arguments = (Operand(x.name), Operand(layer.name), "count")
+        if isinstance(layer, n.MaxPool2d):
+            fields |= {"dilation_h": layer.dilation[0], "dilation_w": layer.dilation[1]}
+            return FastCall("max_pool", arguments, fields, instance=layer.kernel)
+        fields["in_zero"] = x.zero
+        if layer.multiplier is not None:
+            fields |= {"scale": _float(layer.multiplier.values[0]), **self.bounds(layer)}
+        return FastCall("average_pool", arguments, fields)
+
+    def join(self, kernel: str, layer: n.Layer, a: str, b: str, **more: Any) -> FastCall:
+        """Return the call of a sum or a product."""
+        rows = self.rows[layer.name]
+        fields = {
+            "rows": rows.count,
+            "row_bytes": rows.length,
+            "a_row": self.rows[a].stride,
+            "b_row": self.rows[b].stride,
+            "out_row": rows.stride,
+            "a_zero": self.tensors[a].zero,
+            "b_zero": self.tensors[b].zero,
+            **more,
+            **self.bounds(layer),
+        }
+        return FastCall(kernel, (Operand(a), Operand(b), Operand(layer.name), "count"), fields)
+
+    def bounds(self, layer: n.Layer) -> dict[str, Any]:
+        """Return the bounds of a layer's output, relative to its zero point, and that as it is kept."""
+        spec = layer.output
+        return {
+            "lo": f"{spec.lo - spec.zero_point}.0f",
+            "hi": f"{spec.hi - spec.zero_point}.0f",
+            "zero": self.tensors[layer.name].zero,
+        }
+
     def weights(self, identifier: str, layer: n.Accumulating, packed: Packed) -> dict[str, Any]:
         """Return the fields that name constants, and how accumulators become bytes."""
         fields: dict[str, Any] = {
@@ -336,14 +412,13 @@ class _Lowering:
         }
         if packed.scale is None:
             return fields
-        tensor = self.tensors[layer.name]
-        spec = layer.output
-        return fields | {
-            "scale": self.constant(f"{identifier}_scale", "float", packed.scale, packed.scale.shape),
-            "lo": f"{spec.lo - spec.zero_point}.0f",
-            "hi": f"{spec.hi - spec.zero_point}.0f",
-            "zero": tensor.zero,
-        }
+        scale = self.constant(f"{identifier}_scale", "float", packed.scale, packed.scale.shape)
+        return fields | {"scale": scale, **self.bounds(layer)}
+
+
+def _float(value: float) -> str:
+    """Return a float32 for C."""
+    return f"{decimal(np.float32(value))}f"
 
 
 def _dense(tensor: Tensor) -> Rows:

@@ -59,8 +59,22 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "copy_rows": (),
     "conv": (),
     "linear": ("conv",),
+    "pool": (),
+    "max_pool": ("pool",),
+    "average_pool": ("pool",),
+    "join": (),
+    "add_rows": ("join",),
+    "multiply_rows": ("join",),
 }
-"""Kernels in the order in which they are written, and what each one calls."""
+"""Kernels in the order in which they are written, and what each one uses."""
+_PARAMETERS = {
+    "linear": "conv",
+    "max_pool": "pool",
+    "average_pool": "pool",
+    "add_rows": "join",
+    "multiply_rows": "join",
+}
+"""Whose parameters a kernel takes, if not its own."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +171,7 @@ class FastSource:
         """Return the text of the kernels and of the network's layers."""
         program = self.program
         vectors = [(isa.macro, _text(f"{isa.name}.h")) for isa in self._isas()]
-        kernels = [_text(f"{kernel}.c") for kernel in self._used()]
+        kernels = [_text(f"{kernel}.c") for kernel in self._used() if _exists(f"{kernel}.c")]
         steps = []
         for step in program.steps:
             rows = program.rows[step.layer.name]
@@ -248,7 +262,7 @@ class FastSource:
         parts += [array(constant, self.compact) for constant in step.constants]
         for call, instance in zip(step.calls, self._instances[step.index], strict=True):
             if call.fields is not None:
-                kernel = "conv" if call.kernel == "linear" else call.kernel
+                kernel = _PARAMETERS.get(call.kernel, call.kernel)
                 parts.append(f"static const {kernel}_params {instance} = {{\n{field_lines(call.fields)}\n}};")
         return "\n".join(parts)
 

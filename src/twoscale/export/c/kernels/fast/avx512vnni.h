@@ -126,9 +126,18 @@ INLINE v16b load_b(const uint8_t *from)
     return _mm_loadu_si128((const __m128i *)(const void *)from);
 }
 
-INLINE void store_b(uint8_t *to, v16b a)
+INLINE v16b set_b(uint8_t value)
 {
-    _mm_storeu_si128((__m128i *)(void *)to, a);
+    return _mm_set1_epi8((char)value);
+}
+
+/* The first `count` of 16 bytes. */
+INLINE void store_b(uint8_t *to, v16b a, int32_t count)
+{
+    if (count >= 16)
+        _mm_storeu_si128((__m128i *)(void *)to, a);
+    else
+        _mm_mask_storeu_epi8(to, first_lanes(count), a);
 }
 
 INLINE v16b max_b(v16b a, v16b b)

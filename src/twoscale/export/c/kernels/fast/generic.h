@@ -142,7 +142,7 @@ INLINE v16i load_u8(const uint8_t *from, int32_t count)
 {
     v16i v = {{0}};
 
-    for (int32_t i = 0; i < count; i++)
+    for (int32_t i = 0; i < count && i < 16; i++)
         v.at[i] = from[i];
     return v;
 }
@@ -150,13 +150,13 @@ INLINE v16i load_u8(const uint8_t *from, int32_t count)
 /* The first `count` of 16 numbers in 0..255 as bytes. */
 INLINE void store_u8(uint8_t *to, v16i a, int32_t count)
 {
-    for (int32_t i = 0; i < count; i++)
+    for (int32_t i = 0; i < count && i < 16; i++)
         to[i] = (uint8_t)a.at[i];
 }
 
 INLINE void store_i(uint8_t *to, v16i a, int32_t count)
 {
-    memcpy(to, a.at, (size_t)count * sizeof(int32_t));
+    memcpy(to, a.at, (size_t)(count < 16 ? count : 16) * sizeof(int32_t));
 }
 
 INLINE v16b load_b(const uint8_t *from)
@@ -167,9 +167,18 @@ INLINE v16b load_b(const uint8_t *from)
     return v;
 }
 
-INLINE void store_b(uint8_t *to, v16b a)
+INLINE v16b set_b(uint8_t value)
 {
-    memcpy(to, a.at, sizeof a);
+    v16b v;
+
+    EACH v.at[i] = value;
+    return v;
+}
+
+/* The first `count` of 16 bytes. */
+INLINE void store_b(uint8_t *to, v16b a, int32_t count)
+{
+    memcpy(to, a.at, count < 16 ? (size_t)count : 16);
 }
 
 INLINE v16b max_b(v16b a, v16b b)
