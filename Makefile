@@ -6,7 +6,14 @@ OUT ?= lab
 
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: lab test clean
+# The engine's benchmark has an environment of its own, with the runtimes that it is compared with. LiteRT's converter wants
+# an older typing_extensions than the command line here, so this package comes without its dependencies.
+BENCH_VENV ?= build/bench-engine
+BENCH_NEEDS = torch numpy onnx safetensors msgspec rich jinja2 pooch requests pillow platformdirs \
+	onnxruntime openvino nncf ai-edge-litert litert-torch
+BENCH_INSTALL = $(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: lab test bench-engine clean
 
 lab: $(VENV)/installed
 	$(VENV)/bin/twoscale lab --out $(OUT)
@@ -28,6 +35,15 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(PIP_INSTALL) --editable '.[test]'
 	touch $@
 
+bench-engine: $(BENCH_VENV)/installed
+	$(BENCH_VENV)/bin/python -m benchmarks.engine $(BENCH)
+
+$(BENCH_VENV)/installed: pyproject.toml benchmarks/engine-constraints.txt
+	@echo "installing into $(BENCH_VENV) (once; a few minutes)"
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_INSTALL) --constraint benchmarks/engine-constraints.txt $(BENCH_NEEDS)
+	$(BENCH_INSTALL) --no-deps --editable .
+	touch $@
 
 clean:
 	rm -rf .venv lab build dist

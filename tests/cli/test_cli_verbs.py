@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,14 @@ def test_eval_of_the_first_images(run: Run, trained: Any) -> None:
     found = run("eval", trained.checkpoint, "--max-samples", 10, "--json").json
     assert found["samples"] == 10
     assert found["top1"] * 10 == pytest.approx(round(found["top1"] * 10))
+
+
+def test_eval_of_an_integer_network_says_what_computed_it(run: Run, trained: Any) -> None:
+    found = run("eval", trained.network, "--json").json
+    assert found["executor"] == ("c" if shutil.which("cc") else "torch")
+    out = run("eval", trained.network).out
+    assert f"{found['top1']:.2%} of 360" in out
+    assert f"computed by the executor {found['executor']}" in " ".join(out.split())
 
 
 def test_inspect_weights(run: Run, trained: Any) -> None:

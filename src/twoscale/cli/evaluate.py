@@ -32,6 +32,8 @@ class EvalRecord:
     """Test images used."""
     top1: float
     """Fraction correct, 0..1."""
+    executor: str
+    """What computed it: "torch" for a float model, else the fastest executor there is."""
 
 
 def eval_command(
@@ -44,6 +46,8 @@ def eval_command(
     json: bool = False,
 ) -> None:
     """Accuracy on the test images, of a float model or of an integer network.
+
+    Integer networks run on the fastest executor there is: compiled C, or torch where there is no C compiler.
 
     Args:
         file: Weights (.safetensors, .pt, .pth) or integer network (.onnx).
@@ -62,7 +66,8 @@ def eval_command(
     if json:
         print_json(found)
         return
-    console().print(f"{found.network}: {found.top1:.2%} of {found.samples:,} test images of {found.data} right")
+    by = "" if file.suffix != ".onnx" else f", computed by the executor {found.executor}"
+    console().print(f"{found.network}: {found.top1:.2%} of {found.samples:,} test images of {found.data} right{by}")
 
 
 def _float(
@@ -74,18 +79,20 @@ def _float(
     dataset = dataset_for(data, recorded(info), mean, std)
     top1 = evaluate(network, dataset.test, dataset.mean, dataset.std, max_samples=max_samples)
     samples = min(len(dataset.test), max_samples or len(dataset.test))
-    return EvalRecord(str(file), type(network).__name__, dataset.name, samples, top1)
+    return EvalRecord(str(file), type(network).__name__, dataset.name, samples, top1, "torch")
 
 
 def _integer(
     file: Path, data: str | None, model: str | None, mean: Channels, std: Channels, max_samples: int | None
 ) -> EvalRecord:
     from twoscale import network as network_room
+    from twoscale.executors import fastest
     from twoscale.verification import accuracy
 
     if model is not None:
         raise ConfigurationError("--model is for weights; an integer network says itself what it is")
     network = network_room.load(file)
     dataset = dataset_for(data, recorded(network), mean, std)
-    top1, samples = accuracy(network, batches_of(dataset.test, dataset, limit=max_samples))
-    return EvalRecord(str(file), network.name, dataset.name, samples, top1)
+    executor = fastest(network)
+    top1, samples = accuracy(network, batches_of(dataset.test, dataset, limit=max_samples), executor=executor)
+    return EvalRecord(str(file), network.name, dataset.name, samples, top1, executor.name)

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale.errors import ConfigurationError, UnknownNameError
+from twoscale.errors import ConfigurationError, ExecutorError, UnknownNameError
 from twoscale.network.network import IntegerNetwork
 
-__all__ = ["EXECUTORS", "Executor", "check_images", "create", "layers_to_keep", "run_logits"]
+__all__ = ["EXECUTORS", "Executor", "check_images", "create", "fastest", "layers_to_keep", "run_logits"]
 
 EXECUTORS = {
     "c": "twoscale.executors.c:CExecutor",
@@ -24,6 +24,8 @@ EXECUTORS = {
     "reference": "twoscale.executors.reference:ReferenceExecutor",
     "torch": "twoscale.executors.torch:TorchExecutor",
 }
+
+_FASTEST_FIRST = ("c", "torch", "onnxruntime")
 
 
 class Executor(Protocol):
@@ -62,6 +64,19 @@ def create(name: str, network: IntegerNetwork) -> Executor:
     module, attribute = EXECUTORS[name].split(":")
     executor: Executor = getattr(importlib.import_module(module), attribute)(network)
     return executor
+
+
+def fastest(network: IntegerNetwork) -> Executor:
+    """Make the fastest executor that can run the network here; its ``name`` says which.
+
+    Compiled C where there is a compiler and the network is one of integers only; else torch, else NumPy.
+    """
+    for name in _FASTEST_FIRST:
+        try:
+            return create(name, network)
+        except (ConfigurationError, ExecutorError, ImportError):
+            continue
+    return create("reference", network)
 
 
 def check_images(network: IntegerNetwork, images: Any) -> NDArray[np.float32]:

@@ -213,14 +213,18 @@ def verify(
 
 
 def accuracy(
-    network: IntegerNetwork, batches: Iterable[Any], *, executor: str = "torch", max_samples: int | None = None
+    network: IntegerNetwork,
+    batches: Iterable[Any],
+    *,
+    executor: str | Executor = "torch",
+    max_samples: int | None = None,
 ) -> tuple[float, int]:
     """Return (top-1 fraction, images used) of labelled batches, each image counted once.
 
     Raises:
         ConfigurationError: no images, no labels, or as for ``verify``.
     """
-    running = create(executor, network)
+    running = create(executor, network) if isinstance(executor, str) else executor
     correct = samples = 0
     for images, labels in labelled(batches):
         if labels is None:

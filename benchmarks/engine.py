@@ -1,0 +1,333 @@
+"""How fast integer networks run here, against other runtimes, at the same batch and the same threads.
+
+    make bench-engine                      # makes its own environment the first time
+    python -m benchmarks.engine [--models DIR] [--rows TEXT] [--rounds 11] [--no-record]
+    python -m benchmarks.engine --table    # the recorded figures as a table
+
+One process holds every runtime. In each round each of them runs in turn for a moment, so that all share whatever else
+the machine does; a figure is the median over rounds of the median call of a round, a ratio the median of the rounds'
+own ratios. All are called from Python with the batch as a NumPy array; for LiteRT only ``invoke`` is timed. The
+processor's limit is measured in the same rounds. Before any clock starts, the engine's integers are compared with the
+reference's.
+
+DIR may hold published weights, NAME-*.safetensors, and a published LiteRT file; TWOSCALE_BENCH_MODELS names it too.
+Without it weights are random: that changes no speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.common import RESULTS, write_result
+from benchmarks.peers.build import NETWORKS, Files
+from benchmarks.peers.run import Peak, Side, peers
+from twoscale.executors.compiled import CompiledNetwork
+from twoscale.executors.reference import ReferenceExecutor
+from twoscale.network import layers as n
+from twoscale.network import load
+from twoscale.network.network import IntegerNetwork
+from twoscale.records import Environment, read_record
+
+ROOT = Path(__file__).parents[1]
+WORK = ROOT / "build" / "engine"
+ENGINE = "twoscale"
+CASES = (
+    ("resnet8", 1, 1),
+    ("resnet8", 100, 2),
+    ("resnet20", 100, 2),
+    ("resnet20", 1, 1),
+    ("net", 1, 1),
+    ("net", 100, 2),
+    ("resnet18", 32, 2),
+    ("mobilenetv2", 1, 1),
+    ("mobilenetv2", 1, 2),
+    ("mobilenetv2", 32, 2),
+)
+"""Network, batch, threads."""
+SLICE_SECONDS = 0.02
+"""Of one side in one round, at least one call."""
+
+
+@dataclass(frozen=True)
+class SideResult:
+    """One runtime in one case."""
+
+    name: str
+    microseconds: float
+    """An image; median over rounds."""
+    spread: tuple[float, float]
+    """The quickest and the slowest round."""
+    gmacs: float
+    """Multiply-adds of the network in 10⁹ a second."""
+    peak_fraction: float
+    """Of what the processor's instruction for 8-bit products does on as many threads."""
+    ratio: float
+    """Its time over the engine's: median of the rounds' ratios."""
+    ratio_spread: tuple[float, float]
+    agreement: float
+    """How many of the batch's images get the class that the float network (ONNX Runtime's) gives them, 0..1."""
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer of the engine."""
+
+    name: str
+    op: str
+    microseconds: float
+    """An image."""
+    gmacs: float
+    """Multiply-adds of weights in 10⁹ a second; 0 without weights."""
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One network at one batch."""
+
+    network: str
+    batch: int
+    threads: int
+    macs: int
+    """Multiply-adds of weights an image."""
+    peak_gmacs: float
+    """10⁹ multiply-adds a second that the threads do on registers alone; median over rounds."""
+    floor_microseconds: float
+    """An image, if nothing but those were done, at that rate."""
+    compared: int
+    """Integers of the output that were compared with the reference's."""
+    mismatches: int
+    sides: tuple[SideResult, ...]
+    layers: tuple[LayerTime, ...]
+    """Of the engine, at this batch on one thread; the input is not among them."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """benchmarks/results/engine.json."""
+
+    instruction: str
+    """Whose rate is the peak."""
+    weights: dict[str, str]
+    """Network to "published" or "random"."""
+    rounds: int
+    cases: tuple[CaseResult, ...]
+    load_average_at_start: tuple[float, ...]
+    load_average_at_end: tuple[float, ...] = ()
+    environment: Environment | None = None
+
+
+def macs(layer: n.Layer) -> int:
+    """Return the multiply-adds of weights for one image."""
+    return math.prod(layer.output.shape[1:]) * layer.weight.size if isinstance(layer, n.Accumulating) else 0
+
+
+def layer_times(network: IntegerNetwork, images: NDArray[np.float32]) -> tuple[LayerTime, ...]:
+    """Return where the engine's time goes."""
+    found = CompiledNetwork(network).layer_times(images)
+    return tuple(
+        LayerTime(layer.name, layer.op, 1e6 * found[layer.name] / len(images),
+                  1e-9 * macs(layer) * len(images) / found[layer.name] if found[layer.name] else 0.0)
+        for layer in network.layers[1:]
+    )  # fmt: skip
+
+
+def prepare(name: str, models: Path | None) -> Files:
+    """Build a network's files, unless they are there already, made by the same code of the same things."""
+    told = hashlib.sha256((ROOT / "benchmarks" / "peers" / "build.py").read_bytes())
+    told.update((ROOT / "constraints.txt").read_bytes())
+    for path in sorted(models.glob(f"{name}-*")) if models is not None else []:
+        told.update(path.read_bytes())
+    files = Files(WORK / f"{name}-{told.hexdigest()[:12]}")
+    done = files.folder / "done"
+    if not done.exists():
+        print(f"preparing {name} for every runtime", flush=True)
+        files.folder.mkdir(parents=True, exist_ok=True)
+        batches = ",".join(sorted({str(batch) for network, batch, _ in CASES if network == name}))
+        command = [sys.executable, "-m", "benchmarks.peers.build", name, "--out", str(files.folder)]
+        command += ["--batches", batches, *([] if models is None else ["--models", str(models)])]
+        with (files.folder / "build.log").open("w") as log:
+            if subprocess.run(command, cwd=ROOT, stdout=log, stderr=log).returncode:
+                raise SystemExit(f"preparing {name} failed; see {files.folder / 'build.log'}")
+        done.touch()
+    return files
+
+
+def run_slice(side: Side) -> float:
+    """Return the median seconds of a call, after one that is not counted."""
+    side.call()
+    times: list[float] = []
+    end = time.perf_counter() + SLICE_SECONDS
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        side.call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def measure(case: tuple[str, int, int], files: Files, models: Path | None, rounds: int, peak: Peak) -> CaseResult:
+    """Check the engine's integers, then time every side in turn."""
+    name, batch, threads = case
+    network = load(files.twoscale)
+    images = np.load(files.images)[:batch]
+    run = network.compile(threads=threads)
+    expected = ReferenceExecutor(network).run(images)[network.output]
+    mismatches = int(np.count_nonzero(run(images) != network.logits(expected)))
+    sides = [Side(ENGINE, lambda: run(images), lambda: run(images)), *peers(name, files, images, threads, models)]
+    classes = {side.name: side.logits().argmax(1) for side in sides}
+    seconds: dict[str, list[float]] = {side.name: [] for side in sides}
+    peaks = []
+    for index in range(rounds):
+        peaks.append(peak.gmacs(threads))
+        for side in sides[:: 1 if index % 2 == 0 else -1]:
+            time.sleep(0.01)  # threads of the last one stop waiting for work
+            seconds[side.name].append(run_slice(side))
+    work = sum(macs(layer) for layer in network)
+    limit = statistics.median(peaks)
+    found = []
+    for side in sides:
+        times = [1e6 * value / batch for value in seconds[side.name]]
+        ratios = [a / b for a, b in zip(seconds[side.name], seconds[ENGINE], strict=True)]
+        median = statistics.median(times)
+        gmacs = work / median / 1e3
+        agreement = float(np.mean(classes[side.name] == classes["onnxruntime fp32"]))
+        found.append(
+            SideResult(
+                side.name,
+                median,
+                (min(times), max(times)),
+                gmacs,
+                gmacs / limit,
+                statistics.median(ratios),
+                (min(ratios), max(ratios)),
+                agreement,
+            )
+        )
+    return CaseResult(
+        network=name,
+        batch=batch,
+        threads=threads,
+        macs=work,
+        peak_gmacs=limit,
+        floor_microseconds=work / limit / 1e3,
+        compared=expected.size,
+        mismatches=mismatches,
+        sides=tuple(found),
+        layers=layer_times(network, images),
+    )
+
+
+def table(results: Results) -> str:
+    """Return the record as a Markdown table, one row a case."""
+    names: list[str] = []
+    for case in results.cases:
+        names += [side.name for side in case.sides if side.name not in names]
+    lines = [
+        "| network | batch | threads | floor | " + " | ".join(names) + " |",
+        "|---|--:|--:|--:|" + "--:|" * len(names),
+    ]
+    for case in results.cases:
+        sides = {side.name: side for side in case.sides}
+        cells = [_cell(sides[name]) if name in sides else "–" for name in names]
+        lines.append(
+            f"| {case.network} | {case.batch} | {case.threads} | {_microseconds(case.floor_microseconds)} | "
+            f"{' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def _cell(side: SideResult) -> str:
+    told = f"{_microseconds(side.microseconds)}"
+    return f"**{told}** ({side.peak_fraction:.0%})" if side.name == ENGINE else f"{told} ({side.ratio:.1f}×)"
+
+
+def _microseconds(value: float) -> str:
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+
+
+def show(case: CaseResult) -> str:
+    """Return a case as lines for the terminal."""
+    lines = [
+        f"{case.network}, batch {case.batch}, {case.threads} thread{'s' * (case.threads > 1)}: "
+        f"{case.macs / 1e6:.2f} million multiply-adds, floor {_microseconds(case.floor_microseconds)} µs an image; "
+        f"{case.mismatches} of {case.compared:,} outputs differ from the reference"
+    ]
+    for side in case.sides:
+        low, high = side.spread
+        ratio = "" if side.name == ENGINE else f", {side.ratio:.2f} × the engine's"
+        lines.append(
+            f"  {side.name:<22} {_microseconds(side.microseconds):>7} µs ({_microseconds(low)} to "
+            f"{_microseconds(high)}), {side.gmacs:6.1f} GMAC/s, {side.peak_fraction:4.0%} of peak{ratio}"
+            f"{'' if side.agreement == 1 else f'; {side.agreement:.0%} of classes as in float'}"
+        )
+    if case.layers:
+        slow = sorted(case.layers, key=lambda layer: -layer.microseconds)[:3]
+        total = sum(layer.microseconds for layer in case.layers)
+        told = (f"{layer.name} {_microseconds(layer.microseconds)} µs, {layer.gmacs:.0f} GMAC/s" for layer in slow)
+        lines.append(f"  slowest layers, of {_microseconds(total)} µs on one thread: {'; '.join(told)}")
+    return "\n".join(lines)
+
+
+def chosen(rows: str | None) -> Iterable[tuple[str, int, int]]:
+    """Return the cases whose text, such as "resnet8 1", begins with ``rows``."""
+    return [case for case in CASES if rows is None or f"{case[0]} {case[1]} {case[2]}".startswith(rows)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    named = os.environ.get("TWOSCALE_BENCH_MODELS")
+    parser.add_argument("--models", type=Path, default=Path(named) if named else None, help="folder of published files")
+    parser.add_argument("--rows", help="only cases that begin with this, such as 'resnet8' or 'resnet8 1'")
+    parser.add_argument("--rounds", type=int, default=11, help="(default: %(default)s)")
+    parser.add_argument("--no-record", action="store_true", help="print only")
+    parser.add_argument(
+        "--table", action="store_true", help="print the recorded figures as a table, and measure nothing"
+    )
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(read_record(RESULTS / "engine.json", Results)))
+        return
+    load_at_start = tuple(round(value, 2) for value in os.getloadavg())
+    cases = list(chosen(arguments.rows))
+    files = {name: prepare(name, arguments.models) for name in NETWORKS if name in {case[0] for case in cases}}
+    peak = Peak(WORK)
+    results = []
+    for case in cases:
+        results.append(measure(case, files[case[0]], arguments.models, arguments.rounds, peak))
+        print(show(results[-1]), flush=True)
+    record = Results(
+        instruction=peak.instruction,
+        weights={
+            name: "published" if arguments.models and list(arguments.models.glob(f"{name}-*.safetensors")) else "random"
+            for name in files
+        },
+        rounds=arguments.rounds,
+        cases=tuple(results),
+        load_average_at_start=load_at_start,
+    )
+    print(table(record))
+    wrong = sum(case.mismatches for case in results)
+    if not arguments.no_record and arguments.rows is None and not wrong:
+        peers_packages = ("onnxruntime", "openvino", "nncf", "ai-edge-litert", "litert-torch", "ai-edge-quantizer")
+        print(f"written to {write_result('engine', record, *peers_packages)}")
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    if wrong:
+        raise SystemExit(f"{wrong} outputs differ from the reference: nothing is recorded")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Networks as the files of other runtimes, each converted and quantized by its own tools on the same images.
+
+    python -m benchmarks.peers.build NETWORK --out FOLDER [--models DIR] [--batches 1,100]
+
+A process of its own, since converters bring threads and memory that a measurement should not share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CALIBRATION_IMAGES = 100
+NETWORKS = ("net", "resnet8", "resnet20", "resnet18", "mobilenetv2")
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is built of one network, in one folder."""
+
+    folder: Path
+
+    @property
+    def twoscale(self) -> Path:
+        """The integer network."""
+        return self.folder / "twoscale.onnx"
+
+    @property
+    def onnx(self) -> Path:
+        """The float network."""
+        return self.folder / "float.onnx"
+
+    @property
+    def onnx_int8(self) -> Path:
+        """Quantized by ONNX Runtime."""
+        return self.folder / "int8.onnx"
+
+    @property
+    def openvino_int8(self) -> Path:
+        """Quantized by NNCF."""
+        return self.folder / "openvino-int8.xml"
+
+    @property
+    def images(self) -> Path:
+        """Normalized images, float32 (N, 3, 32, 32)."""
+        return self.folder / "images.npy"
+
+    def litert(self, kind: str, batch: int) -> Path:
+        """Return the file for a batch: LiteRT's shapes are fixed. ``kind``: "float" or "int8"."""
+        return self.folder / f"{kind}-batch-{batch}.tflite"
+
+
+def make_model(name: str, models_folder: Path | None, images: NDArray[np.float32]) -> nn.Module:
+    """Return the network with published weights, ``DIR/NAME*.safetensors``, where there are any.
+
+    Else weights are random, which changes no runtime's speed; batch norms then take their statistics from the images,
+    so that activations have a trained network's sizes.
+    """
+    import torch
+
+    from twoscale import models
+
+    found = sorted(models_folder.glob(f"{name}-*.safetensors")) if models_folder is not None else []
+    if found:
+        return models.load(name, found[0])
+    model = models.create(name)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # a plain average
+    with torch.no_grad():
+        model.train()(torch.from_numpy(images))
+    return model.eval()
+
+
+def make_images(name: str) -> NDArray[np.float32]:
+    """Return images of the embedded data set, normalized as the network takes them."""
+    from twoscale import data, models
+
+    digits = data.load("digits")
+    mean, std = models.normalization(name) or (digits.mean, digits.std)
+    return data.normalize(digits.train.images[:CALIBRATION_IMAGES], mean, std)
+
+
+def build(name: str, files: Files, models_folder: Path | None, batches: tuple[int, ...]) -> None:
+    """Write all files of a network; those of LiteRT only where its converter is installed."""
+    import torch
+
+    import twoscale
+
+    files.folder.mkdir(parents=True, exist_ok=True)
+    images = make_images(name)
+    np.save(files.images, images)
+    model = make_model(name, models_folder, images)
+    twoscale.quantize(model, [torch.from_numpy(images)], name=name).save(files.twoscale)
+    torch.onnx.export(
+        model, (torch.from_numpy(images[:2]),), str(files.onnx), input_names=["images"], output_names=["logits"],
+        dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}}, opset_version=17, dynamo=False,
+    )  # fmt: skip
+    _onnxruntime_int8(files, images)
+    _openvino_int8(files, images)
+    with contextlib.suppress(ImportError):
+        for batch in batches:
+            _litert(model, files, images, batch)
+
+
+def _onnxruntime_int8(files: Files, images: NDArray[np.float32]) -> None:
+    """uint8 activations, int8 weights per channel, ranges by min and max: what its documentation advises for CPUs."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter(np.split(images, 2))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch}
+
+    prepared = files.folder / "prepared.onnx"
+    quant_pre_process(str(files.onnx), str(prepared))
+    quantize_static(
+        str(prepared), str(files.onnx_int8), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    prepared.unlink()
+
+
+def _openvino_int8(files: Files, images: NDArray[np.float32]) -> None:
+    import nncf
+    import openvino as ov
+
+    model = ov.Core().read_model(str(files.onnx))
+    dataset = nncf.Dataset([image[None] for image in images])
+    ov.save_model(nncf.quantize(model, dataset, subset_size=len(images)), str(files.openvino_int8))
+
+
+def _litert(model: nn.Module, files: Files, images: NDArray[np.float32], batch: int) -> None:
+    """Channels last, as LiteRT computes, so that it need not move data."""
+    import litert_torch
+    import torch
+    from ai_edge_quantizer import quantizer, recipe
+
+    class ChannelsLast(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return model(x.permute(0, 3, 1, 2).contiguous())
+
+    inputs = torch.from_numpy(np.ascontiguousarray(images[:batch].transpose(0, 2, 3, 1)))
+    float_file = files.litert("float", batch)
+    litert_torch.convert(ChannelsLast().eval(), (inputs,)).export(str(float_file))
+    made = quantizer.Quantizer(str(float_file), recipe.static_wi8_ai8())
+
+    channels_last = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    starts = range(0, len(images) - batch + 1, batch)
+    batches = [{"args_0": channels_last[start : start + batch]} for start in starts]
+    found = made.calibrate({"serving_default": batches}, num_threads=2)
+    target = files.litert("int8", batch)
+    target.unlink(missing_ok=True)
+    made.quantize(found).export_model(str(target))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("network", choices=NETWORKS)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--models", type=Path, help="folder of published weights, NAME-*.safetensors")
+    parser.add_argument("--batches", default="1")
+    arguments = parser.parse_args()
+    os.environ.setdefault("NNCF_DISABLE_TELEMETRY", "1")
+    warnings.simplefilter("ignore")
+    batches = tuple(int(batch) for batch in arguments.batches.split(","))
+    with contextlib.redirect_stdout(io.StringIO()):
+        build(arguments.network, Files(arguments.out), arguments.models, batches)
+
+
+if __name__ == "__main__":
+    main()
