@@ -34,8 +34,9 @@ MAY_IMPORT = {
     "records": {*PLAIN, "report"},  # for _repr_html_ only
     "data": PLAIN,
     "models": PLAIN,
-    "training": {*PLAIN, "data", "models", "records"},
-    "scaling": {*PLAIN, "data", "models", "records", "report", "training"},
+    "launching": set[str](),
+    "training": {*PLAIN, "data", "launching", "models", "records"},
+    "scaling": {*PLAIN, "data", "launching", "models", "records", "report", "training"},
     "graph": {"errors"},
     "calibration": {"errors", "graph", "records"},
     "network": {*PLAIN, "arithmetic", "executors", "report"},  # network(x) and _repr_html_ only

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from twoscale.errors import ConfigurationError, TwoscaleError
+from twoscale.launching.processes import available_cores
 from twoscale.scaling.launch import Host, function_of, launch
-from twoscale.scaling.processes import available_cores
 from twoscale.scaling.records import Outcome, PeakRecord
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,8 @@ from typing import Any, Literal
 import msgspec
 
 from twoscale.errors import ConfigurationError
-from twoscale.scaling.processes import available_cores
+from twoscale.launching import torchrun
+from twoscale.launching.processes import available_cores
 from twoscale.scaling.records import Outcome
 
 __all__ = ["Failure", "Host", "Job", "function_of", "launch"]
@@ -97,11 +97,6 @@ def function_of(target: str) -> Callable[[dict[str, Any]], object]:
     return found
 
 
-def _loopback() -> str | None:
-    names = {name for _, name in socket.if_nameindex()}
-    return next((name for name in ("lo", "lo0") if name in names), None)
-
-
 def _free_port(address: str) -> int:
     with socket.socket() as probe:
         # Only addresses of this namespace can be bound; others get a port that is free here.
@@ -126,12 +121,7 @@ def _commands(hosts: Sequence[Host], world_size: int, folder: Path) -> Iterator[
                 f"--master-port={port}",
                 f"--local-addr={host.address}",
             ]
-        yield [
-            *host.prefix,
-            sys.executable,
-            "-m",
-            "twoscale.scaling.agent",
-            str(os.getpid()),
+        arguments = [
             *meeting,
             f"--nproc-per-node={world_size // len(hosts)}",
             f"--log-dir={folder}",
@@ -139,18 +129,7 @@ def _commands(hosts: Sequence[Host], world_size: int, folder: Path) -> Iterator[
             "twoscale.scaling.rank",
             str(folder),
         ]
-
-
-def _environment(host: Host, threads: int, extra: Mapping[str, str]) -> dict[str, str]:
-    interface = host.interface or _loopback()
-    return {
-        **{name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
-        "OMP_NUM_THREADS": str(threads),  # torchrun would set it to 1
-        "MKL_NUM_THREADS": str(threads),
-        "PYTHONUNBUFFERED": "1",
-        **({"GLOO_SOCKET_IFNAME": interface} if interface else {}),
-        **extra,
-    }
+        yield [*host.prefix, *torchrun.command(arguments)]
 
 
 def _oom_kills() -> int:
@@ -169,16 +148,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 def _end(agents: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
     """End every process of a launch and wait until they are gone."""
-    for agent in agents:
-        if agent.poll() is None:
-            agent.terminate()
-    deadline = time.monotonic() + _GRACE
-    for agent in agents:
-        try:
-            agent.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            agent.kill()
-            agent.wait()
+    torchrun.end(agents, _GRACE)
     # Where the kernel does not end a killed agent's ranks, do it by the numbers they left.
     for file in folder.glob(PID.format("*")):
         pid = file.read_text()
@@ -275,7 +245,7 @@ def launch(
                     agents.append(
                         subprocess.Popen(
                             command,
-                            env=_environment(host, threads, environment or {}),
+                            env={**torchrun.environment(threads, host.interface), **(environment or {})},
                             stdin=subprocess.DEVNULL,
                             stdout=log,
                             stderr=subprocess.STDOUT,

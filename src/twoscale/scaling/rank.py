@@ -19,8 +19,8 @@ import msgspec
 
 from twoscale.errors import TwoscaleError
 from twoscale.files import write_bytes
+from twoscale.launching.processes import die_with, pin
 from twoscale.scaling.launch import FAILURE, JOB, PID, RESULT, Failure, Job, function_of
-from twoscale.scaling.processes import die_with, pin
 
 _OUT_OF_MEMORY = (
     "out of memory",
