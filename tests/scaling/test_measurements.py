@@ -14,9 +14,9 @@ import torch
 from twoscale import models
 from twoscale.errors import ConfigurationError, UnknownNameError
 from twoscale.records import read_record, write_record
-from twoscale.scaling.arms import cell_of
 from twoscale.scaling.bandwidth import SIZES, bus_factor, measure_bandwidth
 from twoscale.scaling.clocks import epoch_time
+from twoscale.scaling.forecast import cell_of
 from twoscale.scaling.peak import measure_peak, step_flops
 from twoscale.scaling.records import (
     ArmsRecord,

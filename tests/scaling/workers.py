@@ -19,10 +19,11 @@ from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[
 from torch.futures import Future
 
 from twoscale import models
-from twoscale.scaling.arms import cell_of, measure_arms
+from twoscale.scaling.arms import measure_arms
 from twoscale.scaling.bandwidth import measure_bandwidth
 from twoscale.scaling.clocks import Ranks, epoch_time
 from twoscale.scaling.collectives import collective
+from twoscale.scaling.forecast import cell_of
 from twoscale.scaling.ledger import GLOO_MESSAGE, gloo_sent, observe, predict, reconcile, write_ledger
 from twoscale.scaling.peak import measure_peak
 from twoscale.scaling.records import CollectiveSample, DdpOptions, LedgerEntry, Link, Summary, Workload

@@ -72,6 +72,17 @@ VERBS = {
             "twoscale train net-with-bias --data cifar10 --epochs 4 --out runs/four --resume",
         ),
     ),
+    "scale": Verb(
+        "Everything at once",
+        "scale [MODEL]",
+        "how training scales over ranks, and why it stops",
+        "twoscale.cli.scale:scale_command",
+        (
+            "twoscale scale",
+            "twoscale scale resnet18 --data cifar10 --batch-sizes 64,256,1024 --world-sizes 1,2",
+            "twoscale scale --sections batch,communication --out scale --resume",
+        ),
+    ),
     "eval": Verb(
         "Step by step",
         "eval FILE",

@@ -12,12 +12,22 @@ import jinja2
 from markupsafe import Markup
 
 from twoscale.files import write_text
-from twoscale.records import LabNetwork, LabResults, RangeRecord, StageResult
+from twoscale.records import Environment, LabNetwork, LabResults, RangeRecord, StageResult
 from twoscale.report import findings, plots, tables
 from twoscale.report.numbers import count, joined
 from twoscale.report.svg import DARK, LIGHT, Drawing, palette_variables, style_rules
 
-__all__ = ["render_report", "stages_html", "table_html", "write_plots", "write_report"]
+__all__ = [
+    "Figure",
+    "Group",
+    "Section",
+    "render_page",
+    "render_report",
+    "stages_html",
+    "table_html",
+    "write_plots",
+    "write_report",
+]
 
 
 @dataclass(frozen=True)
@@ -55,18 +65,36 @@ class Section:
 
 def render_report(results: LabResults) -> str:
     """Return the self-contained page of ``results``: no scripts, no requests, light and dark."""
+    return render_page(
+        f"twoscale lab: {results.data}",
+        f"{joined(network.name for network in results.networks) if results.networks else 'No network'}, "
+        f"from float to 8-bit integers, on {count(results.test_samples)} test images",
+        _sections(results),
+        results.environment,
+        "results.json",
+    )
+
+
+def render_page(title: str, subtitle: str, sections: Sequence[Section], environment: Environment, source: str) -> str:
+    """Return a self-contained page: no scripts, no requests, light and dark.
+
+    Args:
+        title: of the page.
+        subtitle: under it.
+        sections: in order; the first has the id "summary".
+        environment: where the numbers were made.
+        source: name of the file beside the page that holds them.
+    """
     return (
         _environment()
         .get_template("report.html.jinja")
         .render(
-            title=f"twoscale lab: {results.data}",
-            subtitle=(
-                f"{joined(network.name for network in results.networks) if results.networks else 'No network'}, "
-                f"from float to 8-bit integers, on {count(results.test_samples)} test images"
-            ),
-            sections=_sections(results),
-            date=results.environment.date,
-            version=results.environment.versions.get("twoscale", ""),
+            title=title,
+            subtitle=subtitle,
+            sections=sections,
+            date=environment.date,
+            version=environment.versions.get("twoscale", ""),
+            source=source,
             light=Markup(palette_variables(LIGHT)),
             dark=Markup(palette_variables(DARK)),
             plot_rules=Markup(style_rules({name: f"var(--{name})" for name in LIGHT})),

@@ -312,6 +312,9 @@ def line_plot(
     label: str,
     x_label: str,
     y_label: str,
+    x_ticks: Sequence[tuple[float, str]] | None = None,
+    y_from: float | None = None,
+    dots: bool = False,
     height: float = 220,
 ) -> Drawing:
     """Draw named lines through (x, y) points; they are told apart by their dashes.
@@ -322,11 +325,19 @@ def line_plot(
         label: the chart in words.
         x_label: what x is.
         y_label: what y is; written at the top right.
+        x_ticks: places and their labels, where x is not what it is called, as on a logarithmic axis; x then begins
+            at the first point, not at 0.
+        y_from: where the y axis begins, if points do not lie below it. Default: near the lowest point.
+        dots: draw the points too.
         height: of the chart, units.
     """
     points = [point for _, line in lines for point in line] or [(0.0, 0.0)]
-    x_lo, x_hi = _widened(min(0.0, *(x for x, _ in points)), max(x for x, _ in points))
-    y_lo, y_hi = _padded([y for _, y in points], 0.1)
+    begin = [] if x_ticks else [0.0]
+    x_lo, x_hi = _widened(min([*begin, *(x for x, _ in points)]), max(x for x, _ in points))
+    bottom_value = [] if y_from is None else [y_from]
+    y_lo, y_hi = _padded([*bottom_value, *(y for _, y in points)], 0.1 if y_from is None else 0.0)
+    if y_hi == y_lo:
+        y_lo, y_hi = _widened(y_lo, y_hi)
     if min(y for _, y in points) >= 0:
         y_lo = max(y_lo, 0.0)
     ticks = _ticks(y_lo, y_hi, 5)
@@ -351,7 +362,9 @@ def line_plot(
         elif line:
             corners = "L".join(_point(across(x), up(y)) for x, y in line)
             parts.append(_path(f"M{corners}", f"line line{index % 3}"))
-    parts.append(_horizontal_axis(x_lo, x_hi, left, right, bottom, x_label))
+            if dots:
+                parts += [_marker(index, across(x), up(y), f"mark{index % 3}") for x, y in line]
+    parts.append(_horizontal_axis(x_lo, x_hi, left, right, bottom, x_label, x_ticks))
     return Drawing(WIDTH, height, label, "".join(parts))
 
 
@@ -433,13 +446,30 @@ def _tick_decimals(ticks: Sequence[float]) -> int:
     return max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
 
 
-def _horizontal_axis(lo: float, hi: float, left: float, right: float, y: float, label: str) -> str:
-    """Draw the x axis at height ``y``; tick labels under it, then what it measures."""
+def _horizontal_axis(
+    lo: float,
+    hi: float,
+    left: float,
+    right: float,
+    y: float,
+    label: str,
+    named: Sequence[tuple[float, str]] | None = None,
+) -> str:
+    """Draw the x axis at height ``y``; tick labels under it, of ``named`` ticks theirs, then what it measures."""
+    every = list(named or ())
+
+    def fit(labels: Sequence[str]) -> bool:
+        return (_CHARACTER * max(map(len, labels), default=0) + 12) * len(labels) <= right - left
+
     for about in range(8, 1, -1):  # as many as fit beside each other
-        ticks = _ticks(lo, hi, about)
-        decimals = _tick_decimals(ticks)
-        labels = [compact(tick) if abs(tick) >= 10000 else fixed(tick, decimals) for tick in ticks]
-        if (_CHARACTER * max(map(len, labels), default=0) + 12) * len(labels) <= right - left:
+        if named:
+            shown = every[:: max(1, math.ceil(len(every) / about))]
+            ticks, labels = [tick for tick, _ in shown], [text for _, text in shown]
+        else:
+            ticks = _ticks(lo, hi, about)
+            decimals = _tick_decimals(ticks)
+            labels = [compact(tick) if abs(tick) >= 10000 else fixed(tick, decimals) for tick in ticks]
+        if fit(labels):
             break
     parts = [_path(f"M{_point(left, y)}H{_number(right)}", "axis")]
     for tick, text in zip(ticks, labels, strict=True):

@@ -33,11 +33,8 @@ from twoscale.scaling.ledger import buffer_broadcasts
 from twoscale.scaling.records import (
     ArmsRecord,
     Bucket,
-    Cell,
-    CollectiveSample,
     CollectiveTime,
     DdpOptions,
-    Link,
     Op,
     Summary,
     Workload,
@@ -46,7 +43,7 @@ from twoscale.scaling.records import (
 from twoscale.scaling.statistics import summarize
 from twoscale.scaling.workload import Batch, Step, batches, create_model, device_of, training_step, wrap
 
-__all__ = ["cell_of", "measure_arms", "run"]
+__all__ = ["measure_arms", "run"]
 
 _Buckets = list[tuple[int, float, float]]
 
@@ -292,25 +289,3 @@ def run(arguments: dict[str, Any]) -> ArmsRecord:
     """:func:`measure_arms` as the target of a launch: ``{"workload": ..., "rounds": ..., "steps": ..., ...}``."""
     workload = decode(arguments.pop("workload"), Workload)
     return measure_arms(workload, **arguments)
-
-
-def cell_of(record: ArmsRecord, batch_size: int, link: Link, more: Sequence[CollectiveSample] = ()) -> Cell:
-    """Return what the forecast takes from a measurement.
-
-    Args:
-        record: of :func:`measure_arms`.
-        batch_size: per rank.
-        link: that the ranks talked over.
-        more: other collectives timed alone with these ranks over this link, as in a bandwidth record.
-    """
-    alone = tuple(CollectiveSample(c.op, c.bytes, c.seconds.median) for c in record.collectives_alone)
-    return Cell(
-        world_size=record.world_size,
-        batch_size=batch_size,
-        link=link,
-        compute=record.silent.median,
-        step=record.ddp.median,
-        buckets=record.buckets,
-        broadcasts=tuple(c.bytes for c in record.collectives_alone if c.op == "broadcast"),
-        collectives=alone + tuple(more),
-    )

@@ -27,7 +27,7 @@ def default_memory_limit(world_size: int) -> int:
 def search(
     trial: Callable[[int], CapacityTrial], *, start: int, limit: int, tolerance: float
 ) -> tuple[int | None, tuple[CapacityTrial, ...]]:
-    """Find the largest batch whose trial is "ok": doubling from ``start``, then bisection.
+    """Find the largest batch whose trial is "ok": doubling from ``start``, or halving where it fails, then bisection.
 
     Args:
         trial: runs one batch size.
@@ -36,7 +36,7 @@ def search(
         tolerance: bisection ends once the smallest failure is within this share above the largest success.
 
     Returns:
-        The largest that fitted, or None where ``start`` did not, and all trials as they ran.
+        The largest that fitted, or None where none did, and all trials as they ran.
 
     Raises:
         ConfigurationError: not 1 <= start <= limit, or a negative tolerance.
@@ -52,9 +52,12 @@ def search(
         return trials[-1].status == "ok"
 
     good, bad, size = None, None, start
-    while bad is None:
+    while good is None or bad is None:
         if not fits(size):
             bad = size
+            size = size // 2
+            if size == 0:
+                break
         else:
             good = size
             if size == limit:

@@ -24,13 +24,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoscale.errors import ForecastError
-from twoscale.scaling.records import Bucket, BucketTime, Cell, Forecast, Link, LinkModel, Op
+from twoscale.scaling.records import (
+    ArmsRecord,
+    Bucket,
+    BucketTime,
+    Cell,
+    CollectiveSample,
+    Forecast,
+    Link,
+    LinkModel,
+    Op,
+)
 
-__all__ = ["collective_seconds", "fit", "forecast", "held_out", "replay"]
+__all__ = ["cell_of", "collective_seconds", "fit", "forecast", "held_out", "replay"]
 
 Algorithm = Literal["ring", "tree"]
 _RATE_SLACK = 0.01
 """A nominal rate counts as within the measured ones up to this share beyond them."""
+
+
+def cell_of(record: ArmsRecord, batch_size: int, link: Link, more: Sequence[CollectiveSample] = ()) -> Cell:
+    """Return what the forecast takes from a measurement.
+
+    Args:
+        record: of :func:`~twoscale.scaling.arms.measure_arms`.
+        batch_size: per rank.
+        link: that the ranks talked over.
+        more: other collectives timed alone with these ranks over this link, as in a bandwidth record.
+    """
+    alone = tuple(CollectiveSample(c.op, c.bytes, c.seconds.median) for c in record.collectives_alone)
+    return Cell(
+        world_size=record.world_size,
+        batch_size=batch_size,
+        link=link,
+        compute=record.silent.median,
+        step=record.ddp.median,
+        buckets=record.buckets,
+        broadcasts=tuple(c.bytes for c in record.collectives_alone if c.op == "broadcast"),
+        collectives=alone + tuple(more),
+    )
 
 
 def _factors(op: Op, world_size: int, algorithm: Algorithm) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Fresh processes for one measurement, started by PyTorch's own launcher.
+"""Fresh processes for one measurement, started by PyTorch's own launcher where there are several.
 
 :func:`launch` starts a number of ranks, waits, and returns what the function gave on rank 0, or why there is
 nothing: out of memory, a crash, a time-out are outcomes, not exceptions. Nothing that it starts outlives it.
@@ -108,8 +108,12 @@ def _free_port(address: str) -> int:
 
 
 def _commands(hosts: Sequence[Host], world_size: int, folder: Path) -> Iterator[list[str]]:
-    """Give the command of each host's agent."""
+    """Give the command of each host's agent, or of a rank that is alone and needs none."""
     port = _free_port(hosts[0].address)
+    if world_size == 1:
+        # torchrun would import PyTorch once more, for seconds, and have nothing to bring together.
+        yield [*hosts[0].prefix, sys.executable, "-m", "twoscale.scaling.rank", str(folder)]
+        return
     for node, host in enumerate(hosts):
         if len(hosts) == 1:
             meeting = ["--standalone", f"--local-addr={host.address}"]
@@ -130,6 +134,13 @@ def _commands(hosts: Sequence[Host], world_size: int, folder: Path) -> Iterator[
             str(folder),
         ]
         yield [*host.prefix, *torchrun.command(arguments)]
+
+
+def _alone(address: str) -> dict[str, str]:
+    """Return what torchrun would tell a rank that has no other."""
+    port = str(_free_port(address))
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return dict(zip(names, ("0", "1", "0", "1", address, port), strict=True))
 
 
 def _oom_kills() -> int:
@@ -166,12 +177,14 @@ def _tail(folder: Path) -> str:
     return "\n".join(lines[-_TAIL_LINES:])
 
 
-def _failure(folder: Path, kills_before: int) -> tuple[Literal["out-of-memory", "crash"], str]:
-    """Say why a launch has no result, from what its processes left."""
+def _failure(folder: Path, kills_before: int, alone: int | None) -> tuple[Literal["out-of-memory", "crash"], str]:
+    """Say why a launch has no result, from what its processes left, and the exit code of a rank that was alone."""
     if _oom_kills() > kills_before:
         return "out-of-memory", "the kernel killed a process because memory ran out"
     logs = "".join(log.read_text(errors="replace") for log in folder.glob(_LOG.format("*")))
     exits = {int(rank): int(code) for rank, code in re.findall(r"rank\s*: (\d+).*\n\s*exitcode\s*: (-?\d+)", logs)}
+    if alone:
+        exits[0] = alone
     # Ranks that lost a peer complain too: one that was killed, or else the first to complain, is the cause.
     killed = {rank: -code for rank, code in exits.items() if code < 0 and -code != signal.SIGTERM}
     failures = [
@@ -245,7 +258,11 @@ def launch(
                     agents.append(
                         subprocess.Popen(
                             command,
-                            env={**torchrun.environment(threads, host.interface), **(environment or {})},
+                            env={
+                                **torchrun.environment(threads, host.interface),
+                                **(_alone(host.address) if world_size == 1 else {}),
+                                **(environment or {}),
+                            },
                             stdin=subprocess.DEVNULL,
                             stdout=log,
                             stderr=subprocess.STDOUT,
@@ -265,5 +282,5 @@ def launch(
         if timed_out:
             message = f"no result after {timeout:g} s; every process was ended"
             return Outcome("time-out", seconds, world_size, threads, None, message, _tail(folder))
-        status, message = _failure(folder, kills_before)
+        status, message = _failure(folder, kills_before, agents[0].returncode if world_size == 1 else None)
         return Outcome(status, seconds, world_size, threads, None, message, _tail(folder))

@@ -1,4 +1,4 @@
-"""One rank of a launch: cores, threads, process group, then the function; started by torchrun.
+"""One rank of a launch: cores, threads, process group, then the function; started by torchrun, or alone.
 
     torchrun ... -m twoscale.scaling.rank JOB_FOLDER
 

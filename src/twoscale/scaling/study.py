@@ -1,0 +1,190 @@
+"""A scaling study from its first cell to its page: cells run one after the other, each leaves a file.
+
+    DIR/cells/NAME.json   what a cell was to do, and what became of it (:class:`~twoscale.scaling.cells.CellRecord`)
+    DIR/study.json        the answers (:class:`~twoscale.scaling.results.StudyResults`)
+    DIR/report.html       the same as a page
+
+A cell whose file is there is not measured again, whatever it holds: a failure is a result. To have one measured again,
+remove its file.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from twoscale import data, models
+from twoscale.errors import ConfigurationError, UnknownNameError
+from twoscale.files import write_text
+from twoscale.records import current_environment, read_record, write_record
+from twoscale.scaling.analysis import analyse
+from twoscale.scaling.capacity import find_largest_batch
+from twoscale.scaling.cells import CellRecord, StudyCell, check_same, first_cells, later_cells
+from twoscale.scaling.config import StudyConfig
+from twoscale.scaling.launch import launch
+from twoscale.scaling.page import render_study
+from twoscale.scaling.progress import Silent, Telling
+from twoscale.scaling.records import Outcome, Workload, decode
+from twoscale.scaling.results import StudyResults
+
+__all__ = ["CELLS", "REPORT", "STUDY", "run_study"]
+
+# A study's folder.
+CELLS = "cells"
+STUDY = "study.json"
+REPORT = "report.html"
+
+_SYNTHETIC = 2048
+"""Images of the synthetic data set."""
+
+
+def run_study(
+    config: StudyConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    minutes: float | None = None,
+    telling: Telling | None = None,
+) -> StudyResults:
+    """Measure what is not measured yet, and write the results and the page.
+
+    Args:
+        config: what to measure.
+        out: folder; it is made.
+        resume: go on in a folder that holds cells.
+        minutes: start no cell that is expected to end later than this. Default: run all.
+        telling: hears how it goes.
+
+    Raises:
+        ConfigurationError: the folder holds cells and ``resume`` is not asked for, or ``minutes`` is not positive.
+        UnknownNameError: no such model or data set.
+        DataError: the data set cannot be had.
+        TwoscaleError: the folder holds cells of other options, or cannot be written.
+    """
+    if minutes is not None and not minutes > 0:
+        raise ConfigurationError(f"minutes is {minutes:g}; expected a positive number")
+    if config.model not in models.names():
+        raise UnknownNameError("model", config.model, models.names())
+    folder = out / CELLS
+    if not resume and any(folder.glob("*.json")):
+        raise ConfigurationError(f"{out} holds a study already; continue it with --resume, or choose another --out")
+    # Here, once, with its progress, and not in every cell.
+    images = _SYNTHETIC if config.data == "synthetic" else len(data.load(config.data).train)
+    runner = _Runner(config, folder, images, minutes, telling or Silent())
+    try:
+        first = first_cells(config)
+        runner.tell(first)
+        outcomes: dict[str, Outcome] = {
+            cell.kind: record.outcome for cell in first if (record := runner.run(cell)) is not None
+        }
+        later = later_cells(config, outcomes)
+        runner.tell((*first, *later))
+        for cell in later:
+            runner.run(cell)
+    finally:
+        runner.telling.close()
+    results = analyse(config, runner.records, runner.left_out, environment=current_environment())
+    write_record(out / STUDY, results)
+    write_text(out / REPORT, render_study(results))
+    return results
+
+
+class _Runner:
+    """The cells that are done, and how to do one more."""
+
+    def __init__(self, config: StudyConfig, folder: Path, images: int, minutes: float | None, telling: Telling) -> None:
+        self.config, self.folder, self.images, self.telling = config, folder, images, telling
+        self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        self.records: list[CellRecord] = []
+        self.left_out: list[StudyCell] = []
+        self._taken: dict[str, list[float]] = {}
+        """Kind to the seconds that its cells took."""
+        self._planned: Sequence[StudyCell] = ()
+
+    def tell(self, planned: Sequence[StudyCell]) -> None:
+        """Say what there is to do."""
+        self._planned = planned
+        self.telling.plan(planned, {record.cell.name for record in self.records})
+
+    def run(self, cell: StudyCell) -> CellRecord | None:
+        """Do a cell, or take up what it left; None where there is no time for it."""
+        file = self.folder / f"{cell.name}.json"
+        if file.exists():
+            record = read_record(file, CellRecord)
+            check_same(record, cell, str(file))
+            self._keep(record, again=True)
+            return record
+        expected = self.expected(cell)
+        if self.deadline is not None and time.monotonic() + (expected or 0.0) > self.deadline:
+            self.left_out.append(cell)
+            self.telling.left_out(cell)
+            return None
+        self.telling.begin(cell, self.left())
+        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        record = CellRecord(cell, self._measure(cell), started, load)
+        write_record(file, record)
+        self._keep(record, again=False)
+        return record
+
+    def _keep(self, record: CellRecord, *, again: bool) -> None:
+        self.records.append(record)
+        self._taken.setdefault(record.cell.kind, []).append(record.outcome.seconds)
+        self.telling.end(record, self.left(), again=again)
+
+    def expected(self, cell: StudyCell) -> float | None:
+        """Return the seconds that a cell is expected to take; None where none was done."""
+        same = self._taken.get(cell.kind)
+        every = [seconds for taken in self._taken.values() for seconds in taken]
+        if same:
+            return statistics.median(same)
+        return statistics.median(every) if every else None
+
+    def left(self) -> float | None:
+        """Return the seconds that everything planned is expected to take still."""
+        done = {record.cell.name for record in self.records} | {cell.name for cell in self.left_out}
+        each = [self.expected(cell) for cell in self._planned if cell.name not in done]
+        return None if None in each else sum(seconds for seconds in each if seconds is not None)
+
+    def _measure(self, cell: StudyCell) -> Outcome:
+        if cell.kind == "capacity":
+            return self._capacity(cell)
+        return launch(
+            f"twoscale.scaling.jobs:{cell.kind}",
+            cell.arguments,
+            world_size=cell.world_size,
+            device=cell.device,
+            threads_per_rank=cell.threads_per_rank,
+            timeout=self.config.timeout,
+        )
+
+    def _capacity(self, cell: StudyCell) -> Outcome:
+        start = time.monotonic()
+        # More than every training image at once is no batch.
+        record = find_largest_batch(
+            decode(cell.arguments["workload"], Workload),
+            start=min(int(cell.arguments["start"]), self.images),
+            limit=self.images,
+            tolerance=float(cell.arguments["tolerance"]),
+            timeout=self.config.timeout,
+            threads_per_rank=cell.threads_per_rank,
+        )
+        plain = msgspec.json.decode(msgspec.json.encode(record))
+        seconds = time.monotonic() - start
+        if record.largest is not None:
+            return Outcome("ok", seconds, 1, cell.threads_per_rank, plain)
+        last = record.trials[-1]
+        values = {
+            "status": last.status,
+            "seconds": seconds,
+            "world_size": 1,
+            "threads_per_rank": cell.threads_per_rank,
+            "message": f"not even a batch of {last.batch_size} fits: {last.message}",
+        }
+        return decode(values, Outcome)
