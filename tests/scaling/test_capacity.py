@@ -42,9 +42,15 @@ def test_search_stops_at_its_limit() -> None:
 
 
 def test_search_says_when_nothing_fits() -> None:
-    tried, trial = _fits_up_to(3)
+    tried, trial = _fits_up_to(0)
     assert search(trial, start=4, limit=20, tolerance=0)[0] is None  # type: ignore[arg-type]
-    assert tried == [4]
+    assert tried == [4, 2, 1]
+
+
+def test_search_halves_where_the_start_does_not_fit() -> None:
+    tried, trial = _fits_up_to(11)
+    assert search(trial, start=32, limit=64, tolerance=0)[0] == 11  # type: ignore[arg-type]
+    assert tried == [32, 16, 8, 12, 10, 11]
 
 
 @pytest.mark.parametrize(("start", "limit", "tolerance"), [(0, 8, 0.0), (9, 8, 0.0), (1, 8, -0.1)])

@@ -59,7 +59,7 @@ def scale_command(
         base_batch: Batch of a rank where numbers of ranks are compared. Default: 64, on a GPU 128.
         repeats: Launches of each timed cell. Default: 3.
         seeds: Runs of each way to train at a large batch. Default: 3.
-        epochs: Epochs of these runs. Default: 4, on a GPU 8.
+        epochs: Epochs of these runs. Default: 3, on a GPU 8.
         accuracy_batches: The small and the large batch of these runs. Default: 16,128, on a GPU 128,1024.
         untuned: Take the first learning rate of each way instead of the best of three.
         precision: Default: fp32, on a GPU bf16.

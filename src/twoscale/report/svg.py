@@ -352,7 +352,9 @@ def line_plot(
     def up(value: float) -> float:
         return bottom - (value - y_lo) / (y_hi - y_lo) * (bottom - top)
 
-    parts = [_title(title, y_label, WIDTH), _legend([name for name, _ in lines], left, markers=False)]
+    parts = [_title(title, y_label, WIDTH)]
+    if any(name for name, _ in lines):
+        parts.append(_legend([name for name, _ in lines], left, markers=False))
     for tick, text in zip(ticks, labels, strict=True):
         parts.append(_path(f"M{_point(left, up(tick))}H{_number(right)}", "grid"))
         parts.append(_text(left - 6, up(tick) + 3.5, text, "end"))

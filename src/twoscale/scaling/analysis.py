@@ -272,7 +272,7 @@ def _accuracy(config: StudyConfig, records: Sequence[CellRecord]) -> tuple[Accur
     found: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
     for record in records:
         for run in record.outcome.result:
-            found.setdefault((run["way"], run["equal"]), {})[record.cell.repeat] = run
+            found.setdefault((run["way"], run["equal"]), {})[run["config"]["seed"]] = run
     small = found.get(("small", "epochs"), {})
     rows = []
     for equal in ("epochs", "steps"):

@@ -30,7 +30,7 @@ __all__ = ["COMPANION", "CellRecord", "StudyCell", "Way", "first_cells", "later_
 
 Kind = Literal["capacity", "tune", "batches", "ranks", "arms", "wire", "accuracy"]
 
-COMPANION = "resnet8"
+COMPANION = "resnet20"
 """A small network with BatchNorm, for what a model without buffers cannot show."""
 _NEEDS = {
     "capacity": {"batch"},
@@ -97,27 +97,29 @@ def ways(config: StudyConfig) -> tuple[Way, ...]:
     growth and warms up; LARS, LAMB and AdamW have rates of their own.
     """
     small, large = config.accuracy_batches
-    base = 0.1 if config.device == "cuda" else 0.02
-    factor = large / small
-    warm = {"warmup_epochs": max(1.0, config.epochs / 4)}
+    base, lars, lamb, adamw = (0.1, 8.0, 0.01, 0.002) if config.device == "cuda" else (0.02, 16.0, 0.02, 0.004)
     # At so few images an epoch is a handful of steps: a warm-up of some steps at least.
-    warm_steps = {**warm, "warmup_steps": 5}
+    warm = {"warmup_epochs": max(1.0, config.epochs / 4), "warmup_steps": 5}
 
     def around(rate: float) -> tuple[float, ...]:
-        return (rate, rate / 4, rate * 4)
+        return (rate, rate / 2, rate * 2)
 
     return (
         Way("small", f"SGD, batch {small}", False, around(base), {"optimizer": "sgd"}),
         Way("plain", f"SGD, batch {large}, nothing changed", True, (base,), {"optimizer": "sgd"}),
         Way("linear", f"SGD, batch {large}, linear scaling and warm-up", True, (base,),
-            {"optimizer": "sgd", "base_batch": small, **warm_steps}),
-        Way("tuned", f"SGD, batch {large}, rate tuned, warm-up", True, (base * factor**0.5, base, base * factor),
-            {"optimizer": "sgd", **warm_steps}),
-        Way("lars", f"LARS, batch {large}, warm-up", True, around(0.4 * factor if config.device == "cuda" else 4.0),
-            {"optimizer": "lars", **warm_steps}),
-        Way("lamb", f"LAMB, batch {large}, warm-up", True, around(0.01), {"optimizer": "lamb", **warm_steps}),
-        Way("adamw", f"AdamW, batch {large}, warm-up", True, around(0.002), {"optimizer": "adamw", **warm_steps}),
+            {"optimizer": "sgd", "base_batch": small, **warm}),
+        Way("tuned", f"SGD, batch {large}, rate tuned, warm-up", True, (4 * base, 2 * base, 8 * base),
+            {"optimizer": "sgd", **warm}),
+        Way("lars", f"LARS, batch {large}, warm-up", True, around(lars), {"optimizer": "lars", **warm}),
+        Way("lamb", f"LAMB, batch {large}, warm-up", True, around(lamb), {"optimizer": "lamb", **warm}),
+        Way("adamw", f"AdamW, batch {large}, warm-up", True, around(adamw), {"optimizer": "adamw", **warm}),
     )  # fmt: skip
+
+
+def _lanes(config: StudyConfig, runs: int) -> int:
+    """Return how many processes share training runs whose time does not matter, each on a core or GPU of its own."""
+    return min(runs, config.world_sizes[-1] if config.device == "cuda" else config.cores)
 
 
 def _workload(config: StudyConfig, batch_size: int) -> Workload:
@@ -161,7 +163,8 @@ def first_cells(config: StudyConfig) -> tuple[StudyCell, ...]:
                 for rate in way.rates
             ]
         )
-        cells.append(StudyCell("tune", 1, 0, config.cores, config.device, arguments))
+        lanes = _lanes(config, len(arguments["runs"]))
+        cells.append(StudyCell("tune", lanes, 0, max(1, config.cores // lanes), config.device, arguments))
     return tuple(cells)
 
 
@@ -195,12 +198,10 @@ def later_cells(config: StudyConfig, first: Mapping[str, Outcome]) -> tuple[Stud
     """
     generator = random.Random(config.seed)
     ordered: list[StudyCell] = []
-    for repeat in range(max(config.repeats, config.seeds)):
-        cells = [*_timed(config, _largest(first), repeat)] if repeat < config.repeats else []
+    for repeat in range(config.repeats):
+        cells = _timed(config, _largest(first), repeat)
         if repeat == 0:
-            cells += [*_arms(config), *_wire(config)]
-        if repeat < config.seeds and _wanted(config, "accuracy"):
-            cells += _accuracy(config, _rates(config, first), repeat)
+            cells += [*_arms(config), *_wire(config), *_accuracy(config, _rates(config, first))]
         generator.shuffle(cells)
         ordered += cells
     return tuple(ordered)
@@ -280,18 +281,23 @@ def _rates(config: StudyConfig, first: Mapping[str, Outcome]) -> dict[str, float
     return rates
 
 
-def _accuracy(config: StudyConfig, rates: Mapping[str, float], repeat: int) -> list[StudyCell]:
-    runs = []
-    for way in ways(config):
-        for equal in ("epochs", "steps") if way.large else ("epochs",):
-            run = _run(config, way, rates[way.name], seed=config.seed + repeat, equal=equal)
-            runs.append({"way": way.name, "equal": equal, "config": run})
-    groups = [[run] for run in runs] if config.separate else [runs]
-    return [
-        StudyCell("accuracy", 1, repeat, config.cores, config.device, _plain(runs=group),
-                  f"{group[0]['way']}-{group[0]['equal']}" if config.separate else "")
-        for group in groups
-    ]  # fmt: skip
+def _accuracy(config: StudyConfig, rates: Mapping[str, float]) -> list[StudyCell]:
+    if not _wanted(config, "accuracy"):
+        return []
+    runs: list[dict[str, Any]] = []
+    for seed in range(config.seeds):
+        for way in ways(config):
+            for equal in ("epochs", "steps") if way.large else ("epochs",):
+                run = _run(config, way, rates[way.name], seed=config.seed + seed, equal=equal)
+                runs.append({"way": way.name, "equal": equal, "config": run})
+    if config.separate:
+        return [
+            StudyCell("accuracy", 1, run["config"]["seed"] - config.seed, config.cores, config.device,
+                      _plain(runs=[run]), f"{run['way']}-{run['equal']}")
+            for run in runs
+        ]  # fmt: skip
+    lanes = _lanes(config, len(runs))
+    return [StudyCell("accuracy", lanes, 0, max(1, config.cores // lanes), config.device, _plain(runs=runs))]
 
 
 def check_same(record: CellRecord, cell: StudyCell, file: str) -> None:

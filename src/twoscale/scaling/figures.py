@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from twoscale.report.numbers import compact, count, fixed, percent
+from twoscale.report.numbers import count, fixed, percent
 from twoscale.report.svg import Drawing, Reference, Series, dot_plot, line_plot
 from twoscale.scaling.records import ArmsRecord, BandwidthRecord, LedgerEntry, LedgerRecord, ReplicasRecord
 from twoscale.scaling.results import ArmsAt, StudyResults
@@ -37,7 +37,7 @@ def _by_batch(title: str, points: Points, y_label: str, label: str) -> Drawing |
         label=label,
         x_label="batch size, log axis",
         y_label=y_label,
-        x_ticks=[(math.log2(x), compact(x)) for x, _ in points],
+        x_ticks=[(math.log2(x), f"{x:.0f}") for x, _ in points],
         y_from=0.0,
         dots=True,
     )

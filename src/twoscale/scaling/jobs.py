@@ -12,20 +12,24 @@ import ctypes
 import gc
 import os
 import random
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
 import torch
+import torch.distributed as dist
 
 from twoscale import data, training
 from twoscale.data import Split
 from twoscale.errors import ConfigurationError
+from twoscale.files import write_bytes
 from twoscale.scaling.arms import measure_arms
 from twoscale.scaling.bandwidth import measure_bandwidth
 from twoscale.scaling.clocks import epoch_time
+from twoscale.scaling.launch import FOLDER
 from twoscale.scaling.ledger import write_ledger
 from twoscale.scaling.peak import measure_peak
 from twoscale.scaling.records import EpochTime, Workload, decode
@@ -36,7 +40,7 @@ __all__ = ["accuracy", "arms", "batches", "ranks", "tune", "wire"]
 
 T = TypeVar("T")
 
-_STEPS = {"cpu": (3, 30, 6_000), "cuda": (8, 60, 60_000)}
+_STEPS = {"cpu": (3, 30, 3_000), "cuda": (8, 60, 60_000)}
 """Fewest and most steps of a timed run, and the images that it should reach."""
 _REPEATS = 3
 """Timed runs in a launch; their median counts."""
@@ -123,7 +127,7 @@ def arms(arguments: dict[str, Any]) -> dict[str, Any]:
         found["arms"].append(measure_arms(replace(workload, batch_size=batch_size)))
     if arguments["bandwidth"]:
         _clear(device)
-        found["bandwidth"] = measure_bandwidth(device, repeats=10, budget_seconds=8.0)
+        found["bandwidth"] = measure_bandwidth(device, repeats=10, budget_seconds=5.0)
     return found
 
 
@@ -134,7 +138,7 @@ def wire(arguments: dict[str, Any]) -> dict[str, Any]:
     without buffers has the companion beside it, which has some.
     """
     workload = decode(arguments["workload"], Workload)
-    world_size = torch.distributed.get_world_size()
+    world_size = dist.get_world_size()
     names = [workload.model]
     if not any(True for _ in create_model(workload).buffers()):
         names.append(arguments["companion"])
@@ -163,27 +167,21 @@ def wire(arguments: dict[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------- accuracy
 
 
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Let a rank of a launch train by itself: the launcher's variables would make it a part of something larger."""
-    hidden = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-              if name in os.environ}  # fmt: skip
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
+_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
-def _config(values: dict[str, Any]) -> training.TrainConfig:
-    return msgspec.convert(values, training.TrainConfig)
+def _leave_group() -> None:
+    """Let this rank train by itself: without the process group, and without the variables that speak of one."""
+    dist.destroy_process_group()
+    for name in _PLACE:
+        os.environ.pop(name, None)
 
 
 def _train(values: dict[str, Any], dataset: data.Dataset) -> dict[str, Any]:
     """Train once; a run whose loss became infinite has no accuracy, and says so."""
-    config = _config(values)
+    config = replace(msgspec.convert(values, training.TrainConfig), threads=torch.get_num_threads())
     try:
-        with _quietly():
-            record = training.train(config, dataset, progress=False).record
+        record = training.train(config, dataset, progress=False).record
     except ConfigurationError as error:
         return {"accuracy": None, "steps": None, "seconds": None, "loss": None, "message": str(error)}
     return {
@@ -195,10 +193,27 @@ def _train(values: dict[str, Any], dataset: data.Dataset) -> dict[str, Any]:
     }
 
 
+def _train_all(runs: Sequence[dict[str, Any]], dataset: data.Dataset) -> list[dict[str, Any]]:
+    """Train every run, dealt to the ranks of this launch by their length; each trains alone."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    order = sorted(range(len(runs)), key=lambda i: -int(runs[i]["config"]["epochs"]))
+    # Ranks end minutes apart, longer than a process group waits: they meet in the job's folder.
+    folder = Path(os.environ[FOLDER])
+    _leave_group()
+    mine = {i: {**runs[i], **_train(runs[i]["config"], dataset)} for i in order[rank::size]}
+    write_bytes(folder / f"runs-{rank}.json", msgspec.json.encode(mine))
+    if rank != 0:
+        return []
+    while len(files := list(folder.glob("runs-*.json"))) < size:
+        time.sleep(0.05)  # a rank that fails has all ended by the launcher
+    parts = [msgspec.json.decode(file.read_bytes(), type=dict[int, Any]) for file in files]
+    found = {i: run for part in parts for i, run in part.items()}
+    return [found[i] for i in range(len(runs))]
+
+
 def accuracy(arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    """Train, one run after the other: ``{"runs": [{"way": ..., "equal": ..., "config": ...}, ...]}``."""
-    dataset = data.load(arguments["runs"][0]["config"]["data"])
-    return [{**run, **_train(run["config"], dataset)} for run in arguments["runs"]]
+    """Train every run: ``{"runs": [{"way": ..., "equal": ..., "config": ...}, ...]}``."""
+    return _train_all(arguments["runs"], data.load(arguments["runs"][0]["config"]["data"]))
 
 
 def tune(arguments: dict[str, Any]) -> list[dict[str, Any]]:
@@ -211,4 +226,4 @@ def tune(arguments: dict[str, Any]) -> list[dict[str, Any]]:
         train=Split(whole.images[kept.numpy()], whole.labels[kept.numpy()]),
         test=Split(whole.images[~kept.numpy()], whole.labels[~kept.numpy()]),
     )
-    return [{**run, **_train(run["config"], part)} for run in arguments["runs"]]
+    return _train_all(arguments["runs"], part)

@@ -14,6 +14,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,8 @@ RESULT = "result.json"
 FAILURE = "failure-{}.json"
 PID = "rank-{}.pid"
 _LOG = "log-{}.txt"
+FOLDER = "TWOSCALE_JOB"
+"""Environment variable in which a rank finds the folder, for files that its ranks share and nobody keeps."""
 
 _TAIL_LINES = 30
 _TORCHRUN = re.compile(r"^[EW]\d{4} .*torch/distributed/elastic", re.MULTILINE)

@@ -20,7 +20,7 @@ import msgspec
 from twoscale.errors import TwoscaleError
 from twoscale.files import write_bytes
 from twoscale.launching.processes import die_with, pin
-from twoscale.scaling.launch import FAILURE, JOB, PID, RESULT, Failure, Job, function_of
+from twoscale.scaling.launch import FAILURE, FOLDER, JOB, PID, RESULT, Failure, Job, function_of
 
 _OUT_OF_MEMORY = (
     "out of memory",
@@ -58,7 +58,8 @@ def _run(job: Job) -> object:
         dist.init_process_group("gloo")
     result = function_of(job.target)(job.arguments)
     # Only after success: to the others, a rank that leaves looks like one that failed, and they would fail first.
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
     return result
 
 
@@ -66,6 +67,7 @@ def main() -> None:
     """Do the job in the folder named by the only argument."""
     die_with(os.getppid())
     folder = Path(sys.argv[1])
+    os.environ[FOLDER] = str(folder)
     rank = int(os.environ["RANK"])
     (folder / PID.format(rank)).write_text(str(os.getpid()))
     job = msgspec.json.decode((folder / JOB).read_bytes(), type=Job)

@@ -93,14 +93,13 @@ def _speedup(results: StudyResults) -> str | None:
         return max((r for r in results.speed if r.scaling == scaling), key=lambda r: r.world_size, default=None)
 
     weak, strong, alone = last("weak"), last("strong"), last("ddp-alone")
-    parts = []
-    for row, what in ((weak, "with the batch of a rank kept"), (strong, "with the batch of all kept")):
-        if row is not None and row.speedup is not None and row.efficiency is not None:
-            parts.append(
-                f"{fixed(row.speedup.median, 2)} times {what} (efficiency {percent(row.efficiency.median, 0)} %)"
-            )
+    parts = [
+        f"{fixed(row.speedup.median, 2)} times as fast {what} (efficiency {percent(row.efficiency.median, 0)} %)"
+        for row, what in ((weak, "with the batch of a rank kept"), (strong, "with the batch of all kept"))
+        if row is not None and row.speedup is not None and row.efficiency is not None
+    ]
     if parts and weak is not None:
-        return f"{weak.world_size} ranks train {joined(parts)} as fast as the bare module on one."
+        return f"Against the bare module on one, {weak.world_size} ranks train {joined(parts)}."
     if alone is not None and alone.efficiency is not None:
         return (
             f"There is one device, and no speed-up to measure; DDP around it keeps "
@@ -162,7 +161,7 @@ def _sampler(results: StudyResults) -> str | None:
         return None
     return (
         f"Without set_epoch {percent(untold.same_place[-1], 0)} % of the images have the same place in every epoch, "
-        f"with it {percent(told.same_place[-1], 1)} %: only then is the order drawn anew."
+        f"with it {percent(told.same_place[-1], 2)} %: only then is the order drawn anew."
     )
 
 
