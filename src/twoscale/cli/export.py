@@ -22,7 +22,7 @@ def export_command(
     network: File,
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="DIR")],
     to: Literal["c"] = "c",
-    target: Literal["portable", "native", "avx512vnni", "avx2"] = "portable",
+    target: Literal["portable", "small-ram", "native", "avx512vnni", "avx2"] = "portable",
     name: str | None = None,
     data: str | None = None,
     images: int = 4,
@@ -38,8 +38,8 @@ def export_command(
         network: Integer network (.onnx).
         out: Folder to write to.
         to: Language.
-        target: "portable" for microcontrollers; "native" for big CPUs, with the instruction set chosen when it runs;
-            "avx512vnni" or "avx2" for one of them.
+        target: "portable" for microcontrollers, "small-ram" for those with little memory; "native" for big CPUs, with
+            the instruction set chosen when it runs; "avx512vnni" or "avx2" for one of them.
         name: What files and public names begin with; the network's own name by default.
         data: Data set whose first test images the self-test uses, instead of made-up ones.
         images: How many.

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from twoscale.export.c.fast.plan import lower_fast
 from twoscale.export.c.fast.source import FastSource
 from twoscale.export.c.lowering import lower
+from twoscale.export.c.row_program import lower_rows
+from twoscale.export.c.row_source import RowSource
 from twoscale.export.c.selftest import default_images, self_test
 from twoscale.export.c.sizes import LayerSize, SizeReport, size_report, size_table
 from twoscale.export.c.source import Source
@@ -20,7 +22,7 @@ from twoscale.records import record_to_json
 
 __all__ = ["ExportResult", "LayerSize", "SizeReport", "Target", "default_images", "export_c"]
 
-Target = Literal["portable", "native", "avx512vnni", "avx2"]
+Target = Literal["portable", "small-ram", "native", "avx512vnni", "avx2"]
 
 _MAKEFILE = "Makefile"
 
@@ -52,13 +54,14 @@ def export_c(
 ) -> ExportResult:
     """Write a network as C.
 
-    For "portable" it is C99 with no heap, no recursion, no floating point, no state; memory from the caller. For
-    the other targets it computes batches with vector kernels and threads, to the same integers.
+    For "portable" it is C99 with no heap, no recursion, no floating point, no state; memory from the caller. So it is
+    for "small-ram", whose layers compute row by row and need far less memory. For the other targets it computes
+    batches with vector kernels and threads. The integers are the same.
 
     Args:
         network: on the grid (any scheme but those with free float multipliers).
-        target: "portable" for microcontrollers; "native" for this and other big CPUs, instruction sets being chosen
-            when it runs; "avx512vnni" or "avx2" for one of them.
+        target: "portable" or "small-ram" for microcontrollers; "native" for this and other big CPUs, instruction sets
+            being chosen when it runs; "avx512vnni" or "avx2" for one of them.
         folder: where; made if it does not exist. Files of the same names are replaced.
         name: what files and public names begin with, made an identifier; the network's own by default.
         inputs: quantized images (N, C, H, W) of the network's input type for the self-test; four made-up ones
@@ -75,10 +78,9 @@ def export_c(
     images = default_images(network) if inputs is None else inputs
     called = network.name if name is None else name
     texts: dict[str, str]
-    if target == "portable":
-        program = lower(network)
-        source = Source(program, called)
-        prefix, report, test = source.prefix, size_report(program, source.name), self_test(source, images)
+    if target in ("portable", "small-ram"):
+        source = Source(lower(network), called) if target == "portable" else RowSource(lower_rows(network), called)
+        prefix, report, test = source.prefix, size_report(source.program, source.name), self_test(source, images)
         texts = {f"{prefix}.h": source.header(), f"{prefix}.c": source.source()}
         makefile = source.render("Makefile.jinja")
     else:

@@ -23,7 +23,7 @@ from twoscale.network import layers as n
 from twoscale.network.checks import multipliers
 from twoscale.network.network import IntegerNetwork
 
-__all__ = ["Call", "Constant", "Operand", "Place", "Program", "Step", "Tensor", "lower"]
+__all__ = ["Call", "Constant", "Operand", "Place", "Program", "Step", "Tensor", "copy_call", "lower"]
 
 Fields = Mapping[str, Any]
 _LARGEST = 2**31 - 1
@@ -167,6 +167,10 @@ class Program:
         """Size of the arena; at least 1, since C has no empty arrays."""
         return max(1, self.plan.size)
 
+    def bytes_kept(self, name: str) -> int:
+        """Return how many bytes of the tensor there are at once."""
+        return self.tensors[name].size
+
 
 def lower(network: IntegerNetwork) -> Program:
     """Turn a network into calls of kernels and plan its memory.
@@ -247,39 +251,12 @@ class _Lowering:
         tensor = self.tensors[layer.name]
         return {"zero": tensor.zero, "lo": layer.output.lo + tensor.shift, "hi": layer.output.hi + tensor.shift}
 
-    def copy(self, source: Tensor, target: Tensor, move: Move) -> Call:
-        """Return the call that does ``move``."""
-        item = source.item
-        arguments = (
-            Operand(source.name, move.from_offset * item),
-            Operand(target.name, move.to_offset * item),
-        )
-        sizes, from_steps, to_steps = list(move.sizes), list(move.from_steps), list(move.to_steps)
-        run = item
-        if sizes and from_steps[-1] == to_steps[-1] == 1:
-            run *= sizes.pop()
-            from_steps.pop(), to_steps.pop()
-        if not sizes:
-            return Call("memcpy", (arguments[1], arguments[0], run))
-        if len(sizes) > _COPY_RANK:
-            raise self.refusal(
-                self.network[target.name], f"moves data in {len(sizes)} nested strides", f"{_COPY_RANK} are supported"
-            )
-        fields = {
-            "rank": len(sizes),
-            "size": tuple(sizes),
-            "from_step": tuple(item * step for step in from_steps),
-            "to_step": tuple(item * step for step in to_steps),
-            "run": run,
-        }
-        return Call("copy", arguments, fields)
-
     def view_or_copy(self, layer: n.Layer, move: Move) -> _Made:
         """Return nothing to do, if bytes can stay as they are, else the copy."""
         (x,) = self.inputs(layer)
         if move.is_plain and x.size == self.tensors[layer.name].size and not self._must_leave_image(layer):
             return _Made(view_of=x.name)
-        return _Made((self.copy(x, self.tensors[layer.name], move),))
+        return _Made((copy_call(self.network, x, self.tensors[layer.name], move),))
 
     def _must_leave_image(self, layer: n.Layer) -> bool:
         """Whether this is the network's output but would lie in the caller's image."""
@@ -301,6 +278,39 @@ class _Lowering:
     def keep_order(self, layer: n.Layer) -> None:
         """Let a layer's output have its input's order of elements."""
         self.tensors[layer.name] = Tensor(layer.name, layer.output, self.tensors[layer.inputs[0]].order)
+
+
+def copy_call(network: IntegerNetwork, source: Tensor, target: Tensor, move: Move) -> Call:
+    """Return the call that does ``move``.
+
+    Raises:
+        ConfigurationError: the move has more strides than the kernel knows; names the layer.
+    """
+    item = source.item
+    arguments = (
+        Operand(source.name, move.from_offset * item),
+        Operand(target.name, move.to_offset * item),
+    )
+    sizes, from_steps, to_steps = list(move.sizes), list(move.from_steps), list(move.to_steps)
+    run = item
+    if sizes and from_steps[-1] == to_steps[-1] == 1:
+        run *= sizes.pop()
+        from_steps.pop(), to_steps.pop()
+    if not sizes:
+        return Call("memcpy", (arguments[1], arguments[0], run))
+    if len(sizes) > _COPY_RANK:
+        raise ConfigurationError(
+            f"layer {target.name} of {network.name} moves data in {len(sizes)} nested strides: "
+            f"{_COPY_RANK} are supported"
+        )
+    fields = {
+        "rank": len(sizes),
+        "size": tuple(sizes),
+        "from_step": tuple(item * step for step in from_steps),
+        "to_step": tuple(item * step for step in to_steps),
+        "run": run,
+    }
+    return Call("copy", arguments, fields)
 
 
 @dataclass(frozen=True)
@@ -482,7 +492,9 @@ def _concat(b: _Lowering, layer: n.Concat) -> _Made:
         offset = start * steps[layer.axis]
         start += x.spec.shape[layer.axis]
         if multiplier is None:
-            calls.append(b.copy(x, target, Move.of(x.spec.shape, memory_steps(x.spec.shape), steps, 0, offset)))
+            calls.append(
+                copy_call(b.network, x, target, Move.of(x.spec.shape, memory_steps(x.spec.shape), steps, 0, offset))
+            )
             continue
         axes = memory_axes(len(x.spec.shape))
         inside = axes[axes.index(layer.axis) :]
@@ -517,7 +529,7 @@ def _reshape(b: _Lowering, layer: n.Reshape) -> _Made:
     there, back = reshape_move(x.spec.shape, flat_shape), reshape_move(flat_shape, layer.output.shape)
     assert there is not None
     assert back is not None
-    return _Made((b.copy(x, flat, there), b.copy(flat, target, back)))
+    return _Made((copy_call(b.network, x, flat, there), copy_call(b.network, flat, target, back)))
 
 
 def _permute(b: _Lowering, layer: n.Permute) -> _Made:
@@ -542,7 +554,7 @@ def _pad(b: _Lowering, layer: n.Pad) -> _Made:
     steps = memory_steps(layer.output.shape)
     offset = sum(before * step for (before, _), step in zip(layer.widths, steps, strict=True))
     move = Move.of(x.spec.shape, memory_steps(x.spec.shape), steps, 0, offset)
-    return _Made((Call("memset", (Operand(layer.name), x.zero, target.size)), b.copy(x, target, move)))
+    return _Made((Call("memset", (Operand(layer.name), x.zero, target.size)), copy_call(b.network, x, target, move)))
 
 
 def _clamp(b: _Lowering, layer: n.Clamp) -> _Made:

@@ -27,6 +27,7 @@ class LayerSize:
     constant_bytes: int
     """Weights, biases, multipliers and tables (for the input, that of pixels): flash."""
     output_bytes: int
+    """Bytes of the output that there are at once: all, or those of the rows that are kept."""
     where: str
     """"image" or "output" (the caller's memory), or "arena"."""
     arena_offset: int | None
@@ -74,7 +75,7 @@ def size_report(program: Program | FastProgram, name: str) -> SizeReport:
                 shape=step.layer.output.shape,
                 macs=step.macs,
                 constant_bytes=sum(constant.size for constant in step.constants) + (0 if step.index else pixels),
-                output_bytes=tensor.size,
+                output_bytes=program.bytes_kept(step.layer.name) if isinstance(program, Program) else tensor.size,
                 where=place.where,
                 arena_offset=place.offset if place.where == "arena" else None,
                 live_bytes=live,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata, resources
@@ -68,6 +69,9 @@ class Source:
     name: str
     compact: bool = False
 
+    row_by_row = False
+    """Whether there are layers that compute row by row."""
+
     @cached_property
     def prefix(self) -> str:
         """What public names begin with, and what the files are called."""
@@ -112,6 +116,7 @@ class Source:
             classes=len(program.output.spec.shape) == 1,
             fingerprint=program.network.fingerprint,
             layers=len(program.steps),
+            row_by_row=self.row_by_row,
             tensor_table=tensor_table(program.tensors[layer.name] for layer in program.network),
             normalization=None if self.pixels is None else normalization(program.network),
         )
@@ -119,31 +124,32 @@ class Source:
     def source(self) -> str:
         """Return the text of the source."""
         identifiers = Identifiers()
-        constants, steps = [], []
+        constants, instances = [], []
         for step in self.program.steps:
-            instances = [
-                "" if call.fields is None else identifiers.of(f"{step.identifier}_layer") for call in step.calls
-            ]
-            if step.calls and (step.constants or any(instances)):
-                constants.append(self._constants(step, instances))
-            place = self.program.places[step.layer.name]
-            pointer = "image" if place.where == "image" else self._pointer(Operand(step.layer.name))
-            steps.append(
-                {
-                    "title": f"{step.index} {printable(step.layer.name)}{self._note(step)}",
-                    "calls": [self._call(call, name) for call, name in zip(step.calls, instances, strict=True)],
-                    "trace": f"TRACE({step.index}, {pointer}, {self.program.tensors[step.layer.name].size});",
-                }
-            )
+            names = ["" if call.fields is None else identifiers.of(f"{step.identifier}_layer") for call in step.calls]
+            if step.calls and (step.constants or any(names)):
+                constants.append(self._constants(step, names))
+            instances.append(names)
         return self.render(
             "network.c.jinja",
             kernels=portable_kernels(self._used()),
             constants=constants,
-            steps=steps,
-            last=len(steps) - 1,
+            steps=self._blocks(instances),
+            last=len(self.program.steps) - 1,
             pixels=None if self.pixels is None else rows(list(self.pixels)),
             output_count=len(self.program.output.order),
         )
+
+    def _blocks(self, instances: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+        """Return title and lines of each part of the function; ``instances`` name each call's parameters."""
+        return [self._block(step, names) for step, names in zip(self.program.steps, instances, strict=True)]
+
+    def _block(self, step: Step, instances: Sequence[str]) -> dict[str, Any]:
+        name = step.layer.name
+        pointer = "image" if self.program.places[name].where == "image" else self._pointer(Operand(name))
+        calls = [self._call(call, instance) for call, instance in zip(step.calls, instances, strict=True)]
+        trace = f"TRACE({step.index}, {pointer}, {self.program.tensors[name].size});"
+        return {"title": f"{step.index} {printable(name)}{self._note(step)}", "lines": [*calls, trace]}
 
     def render(self, template: str, **values: Any) -> str:
         """Return a template's text, with what all of them use."""
@@ -194,12 +200,13 @@ class Source:
             return ", in place"
         return ""
 
-    def _constants(self, step: Step, instances: list[str]) -> str:
+    def _constants(self, step: Step, instances: Sequence[str]) -> str:
         parts = ["\n".join(["/* " + "\n * ".join(self._about(step)), " */"])]
         parts += [array(constant, self.compact) for constant in step.constants]
         for call, instance in zip(step.calls, instances, strict=True):
             if call.fields is not None:
-                parts.append(f"static const {call.kernel}_params {instance} = {{\n{field_lines(call.fields)}\n}};")
+                kind_of = call.kernel.removesuffix("_row")
+                parts.append(f"static const {kind_of}_params {instance} = {{\n{field_lines(call.fields)}\n}};")
         return "\n".join(parts)
 
     def _about(self, step: Step) -> list[str]:
