@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from twoscale.export.c.fast.tiles import LANES, Tile, choose_tile
 from twoscale.network import layers as n
 
-__all__ = ["Packed", "Windows", "best_merge", "conv_fields", "conv_windows", "linear_windows", "pack"]
+__all__ = [
+    "Packed",
+    "PackedDepthwise",
+    "Windows",
+    "best_merge",
+    "conv_fields",
+    "conv_windows",
+    "linear_windows",
+    "pack",
+    "pack_depthwise",
+]
 
 Weights = NDArray[np.int8]
 
@@ -200,3 +210,34 @@ def conv_fields(windows: Windows, packed: Packed, **more: Any) -> dict[str, Any]
         "row_step": windows.row_step,
         **more,
     }
+
+
+@dataclass(frozen=True, eq=False)
+class PackedDepthwise:
+    """A depthwise convolution's numbers for blocks of 64 neighbouring bytes, until channels come again."""
+
+    weight: NDArray[np.int8]
+    """[blocks][rows of taps][fours of taps][4 vectors][16][4]."""
+    bias: NDArray[np.int32]
+    """[blocks][64], in the order of the vectors."""
+    scale: NDArray[np.float32]
+
+
+def pack_depthwise(layer: n.Conv2d, zero: int) -> PackedDepthwise:
+    """Return a depthwise convolution in the order in which its kernel reads.
+
+    Vector k of a block has bytes 16i + 4k .. 16i + 4k + 3 of it, for i from 0 to 3: the order that
+    unpacking bytes gives.
+    """
+    channels, _, kernel_h, kernel_w = layer.weight.shape
+    period = math.lcm(channels, 64) // 64 if layer.stride[1] == 1 else -(-channels // 64)
+    order = np.arange(64).reshape(4, 4, 4).transpose(1, 0, 2).ravel()
+    channel = (np.arange(period)[:, None] * 64 + order) % channels  # beyond the last channel nothing is stored
+    fours = -(-kernel_w // 4)
+    taps = np.zeros((channels, kernel_h, fours * 4), np.int8)
+    taps[:, :, :kernel_w] = layer.weight[:, 0]
+    weight = taps[channel].reshape(period, 4, 16, kernel_h, fours, 4).transpose(0, 3, 4, 1, 2, 5)
+    bias = layer.bias_o.astype(np.int64) - zero * taps.astype(np.int64).sum((1, 2))
+    scale = _scale(layer, slice(None))
+    assert scale is not None
+    return PackedDepthwise(np.ascontiguousarray(weight), bias.astype(np.uint32).view(np.int32)[channel], scale[channel])

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from twoscale.arithmetic import sum_is_exact
 from twoscale.export.c.fast.convolutions import (
     Packed,
+    PackedDepthwise,
     best_merge,
     conv_fields,
     conv_windows,
     linear_windows,
     pack,
+    pack_depthwise,
 )
 from twoscale.export.c.fast.tiles import Tile
 from twoscale.export.c.lowering import Constant, Fields, Operand, Place, Program, Step, Tensor, lower
@@ -37,7 +39,7 @@ __all__ = ["FastCall", "FastProgram", "FastStep", "Rows", "lower_fast"]
 _ALIGNMENT = 64
 _SLACK = 64
 """Bytes after each tensor that vector loads may touch."""
-_BLOCK_BYTES = 768 * 1024
+_BLOCK_BYTES = 2 * 1024 * 1024
 """Arenas of a block of images are to stay in a core's second-level cache."""
 _LARGEST_BLOCK = 16
 _MOST_GROUPS = 8
@@ -128,8 +130,11 @@ class FastProgram:
 
     @property
     def arena_bytes(self) -> int:
-        """Size of the arena of one thread, with what alignment takes."""
-        return self.image_bytes * self.block + 2 * _ALIGNMENT
+        """Size of the arena of one thread, with what alignment takes and what vectors read beyond the last tensor."""
+        beyond = max(
+            (4 * layer.groups * layer.dilation[1] for layer in self.network if isinstance(layer, n.Conv2d)), default=0
+        )
+        return self.image_bytes * self.block + _ALIGNMENT + _SLACK + beyond
 
 
 def lower_fast(network: IntegerNetwork) -> FastProgram:
@@ -177,6 +182,8 @@ class _Lowering:
     def has_kernel(self, layer: n.Layer) -> bool:
         """Whether a layer has a vector kernel, which reads and writes rows that are apart."""
         if isinstance(layer, n.Conv2d):
+            if self.is_depthwise(layer):
+                return True
             products = sum_bounds(self.network, layer)
             return layer.groups <= _MOST_GROUPS and (products is None or sum_is_exact(*products))
         if isinstance(layer, n.Add):
@@ -185,6 +192,16 @@ class _Lowering:
         if isinstance(layer, n.Mul):
             return layer.multiplier is not None and self.gate_of(layer) is not None
         return isinstance(layer, n.Linear | n.QuantizeInput | n.MaxPool2d | n.AveragePool2d)
+
+    def is_depthwise(self, layer: n.Layer) -> bool:
+        """Whether a convolution has one input and one output channel a group, and becomes bytes."""
+        return (
+            isinstance(layer, n.Conv2d)
+            and layer.groups > 1
+            and layer.groups == layer.output.shape[0] == self.network.spec(layer.inputs[0]).shape[0]
+            and layer.multiplier is not None
+            and layer.residual_multiplier is None
+        )
 
     def gate_of(self, layer: n.Mul) -> tuple[str, str, int] | None:
         """Return (whole operand, other operand, channels that the other repeats or 0), if the kernel knows the case."""
@@ -226,6 +243,8 @@ class _Lowering:
             calls.append(self.fill_border(layer.name))
         if isinstance(layer, n.QuantizeInput):
             calls.append(self.read_images())
+        elif isinstance(layer, n.Conv2d) and self.is_depthwise(layer):
+            calls += self.depthwise(step.identifier, layer)
         elif isinstance(layer, n.Conv2d) and self.has_kernel(layer):
             calls += self.conv(step.identifier, layer)
         elif isinstance(layer, n.Linear):
@@ -286,13 +305,8 @@ class _Lowering:
         x = self.tensors[layer.inputs[0]]
         channels = x.spec.shape[0]
         calls: list[FastCall] = []
-        source = x.name
-        need = _bordered(x, layer.padding) if any(layer.padding) else self.rows[x.name]
-        if any(layer.padding) and not self.rows[x.name].has_border:
-            source = self.with_border(layer, x, need, calls)
+        source, start = self.first_window(layer, calls)
         rows = self.rows[source]
-        top, left = layer.padding[:2]
-        start = -top * rows.stride - left * channels
         target = self.rows[layer.name]
         item = self.tensors[layer.name].item
         for group in range(layer.groups):
@@ -323,6 +337,42 @@ class _Lowering:
                 fields = conv_fields(windows, packed, **more) | self.weights(identifier, layer, packed)
                 calls.append(FastCall("conv", arguments, fields, instance=instance))
         return calls
+
+    def depthwise(self, identifier: str, layer: n.Conv2d) -> list[FastCall]:
+        """Return the calls of a convolution of each channel by itself."""
+        calls: list[FastCall] = []
+        source, start = self.first_window(layer, calls)
+        stride = self.rows[source].stride
+        channels, out_h, out_w = layer.output.shape
+        packed = pack_depthwise(layer, self.tensors[source].zero)
+        joined = layer.stride[1] == 1  # then neighbouring pixels are neighbouring bytes of the input, too
+        fields = {
+            "out_h": out_h,
+            "runs": 1 if joined else out_w,
+            "run_bytes": channels * (out_w if joined else 1),
+            "run_step": layer.stride[1] * channels,
+            "row_step": layer.stride[0] * stride,
+            "tap_step": layer.dilation[1] * channels,
+            "tap_row": layer.dilation[0] * stride,
+            "out_row": self.rows[layer.name].stride,
+            "period": len(packed.weight),
+            **self.weights(identifier, layer, packed),
+        }
+        arguments = (Operand(source, start), Operand(layer.name), "count")
+        instance = (layer.weight.shape[2], packed.weight.shape[2])
+        return [*calls, FastCall("depthwise", arguments, fields, instance=instance)]
+
+    def first_window(self, layer: n.Conv2d, calls: list[FastCall]) -> tuple[str, int]:
+        """Return the tensor that a convolution reads, and where in it the first window begins.
+
+        If its input has no border, ``calls`` are given those that make a copy with one.
+        """
+        x = self.tensors[layer.inputs[0]]
+        source = x.name
+        if any(layer.padding) and not self.rows[source].has_border:
+            source = self.with_border(layer, x, _bordered(x, layer.padding), calls)
+        top, left = layer.padding[:2]
+        return source, -top * self.rows[source].stride - left * x.spec.shape[0]
 
     def with_border(self, layer: n.Conv2d, x: Tensor, rows: Rows, calls: list[FastCall]) -> str:
         """Copy a tensor to where it has a border; return the copy's name."""
@@ -404,7 +454,7 @@ class _Lowering:
             "zero": self.tensors[layer.name].zero,
         }
 
-    def weights(self, identifier: str, layer: n.Accumulating, packed: Packed) -> dict[str, Any]:
+    def weights(self, identifier: str, layer: n.Accumulating, packed: Packed | PackedDepthwise) -> dict[str, Any]:
         """Return the fields that name constants, and how accumulators become bytes."""
         fields: dict[str, Any] = {
             "weight": self.constant(f"{identifier}_weight", "int8_t", packed.weight, packed.weight.shape),

@@ -47,9 +47,14 @@ _ISAS = (
         "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
         ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
     ),
+    _Isa("avx2", "AVX2", "avx2,fma", ("avx2", "fma")),
     _Isa("generic", "any CPU"),
 )
-TARGETS = {"native": ("avx512vnni", "generic"), "avx512vnni": ("avx512vnni", "generic"), "avx2": ("generic",)}
+TARGETS = {
+    "native": ("avx512vnni", "avx2", "generic"),
+    "avx512vnni": ("avx512vnni", "generic"),
+    "avx2": ("avx2", "generic"),
+}
 """The instruction sets of each target; a CPU with none of them runs the generic kernels."""
 
 _NEEDS: dict[str, tuple[str, ...]] = {
@@ -59,6 +64,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "copy_rows": (),
     "conv": (),
     "linear": ("conv",),
+    "depthwise": (),
     "pool": (),
     "max_pool": ("pool",),
     "average_pool": ("pool",),

@@ -144,3 +144,36 @@ INLINE v16b max_b(v16b a, v16b b)
 {
     return _mm_max_epu8(a, b);
 }
+
+typedef struct {
+    __m512i at[4];
+} taps; /* four taps of 64 channels */
+
+/* Four taps, `step` bytes apart, side by side for each of 64 channels; in the order that unpacking gives. */
+INLINE taps load_taps(const uint8_t *from, int32_t step)
+{
+    const __m512i a = _mm512_loadu_si512(from), b = _mm512_loadu_si512(from + step);
+    const __m512i c = _mm512_loadu_si512(from + 2 * step), d = _mm512_loadu_si512(from + 3 * step);
+    const __m512i ab_lo = _mm512_unpacklo_epi8(a, b), ab_hi = _mm512_unpackhi_epi8(a, b);
+    const __m512i cd_lo = _mm512_unpacklo_epi8(c, d), cd_hi = _mm512_unpackhi_epi8(c, d);
+    const taps t = {{_mm512_unpacklo_epi16(ab_lo, cd_lo), _mm512_unpackhi_epi16(ab_lo, cd_lo),
+                     _mm512_unpacklo_epi16(ab_hi, cd_hi), _mm512_unpackhi_epi16(ab_hi, cd_hi)}};
+
+    return t;
+}
+
+INLINE v16i dot_lanes(v16i acc, __m512i x, weights w)
+{
+    return _mm512_dpbusd_epi32(acc, x, w);
+}
+
+/* The first `count` of 64 numbers in 0..255 as bytes, in the order of load_taps. */
+INLINE void store_taps(uint8_t *to, const v16i *a, int32_t count)
+{
+    const __m512i bytes = _mm512_packus_epi16(_mm512_packs_epi32(a[0], a[1]), _mm512_packs_epi32(a[2], a[3]));
+
+    if (count >= 64)
+        _mm512_storeu_si512(to, bytes);
+    else
+        _mm512_mask_storeu_epi8(to, ((uint64_t)1 << count) - 1, bytes);
+}

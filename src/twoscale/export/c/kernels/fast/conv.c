@@ -59,18 +59,18 @@ INLINE void conv_tile(const conv_params *p, const uint8_t *x, const int8_t *w, i
         const uint8_t *from = x + p->segment[s];
 
         for (int32_t k = 0; k < p->words; k++, from += 4, w += stride) {
-            weights taps[4];
+            weights many[4];
 
             UNROLL
             for (int32_t v = 0; v < vectors; v++)
-                taps[v] = load_weights(w + 64 * v);
+                many[v] = load_weights(w + 64 * v);
             UNROLL
             for (int32_t i = 0; i < pixels * rows; i++) {
                 const word activations = load_word(from + i / pixels * p->row_step + i % pixels * step);
 
                 UNROLL
                 for (int32_t v = 0; v < vectors; v++)
-                    acc[i * vectors + v] = dot(acc[i * vectors + v], activations, taps[v]);
+                    acc[i * vectors + v] = dot(acc[i * vectors + v], activations, many[v]);
             }
         }
     }

@@ -187,4 +187,44 @@ INLINE v16b max_b(v16b a, v16b b)
     return a;
 }
 
+typedef struct {
+    uint8_t at[64];
+} lanes; /* four activations for each lane */
+
+typedef struct {
+    lanes at[4];
+} taps; /* four taps of 64 channels */
+
+/* Four taps, `step` bytes apart, side by side for each of 64 channels; in the order of the other instruction sets. */
+INLINE taps load_taps(const uint8_t *from, int32_t step)
+{
+    taps t;
+
+    for (int32_t k = 0; k < 4; k++)
+        EACH for (int32_t tap = 0; tap < 4; tap++)
+            t.at[k].at[4 * i + tap] = from[tap * step + i / 4 * 16 + 4 * k + i % 4];
+    return t;
+}
+
+INLINE v16i dot_lanes(v16i acc, lanes x, weights w)
+{
+    EACH
+    {
+        int32_t products = 0;
+
+        for (int32_t tap = 0; tap < 4; tap++)
+            products += x.at[4 * i + tap] * w.at[4 * i + tap];
+        acc.at[i] = (int32_t)((uint32_t)acc.at[i] + (uint32_t)products);
+    }
+    return acc;
+}
+
+/* The first `count` of 64 numbers in 0..255 as bytes, in the order of load_taps. */
+INLINE void store_taps(uint8_t *to, const v16i *a, int32_t count)
+{
+    for (int32_t k = 0; k < 4; k++)
+        EACH if (i / 4 * 16 + 4 * k + i % 4 < count)
+            to[i / 4 * 16 + 4 * k + i % 4] = (uint8_t)a[k].at[i];
+}
+
 #undef EACH

@@ -1,0 +1,268 @@
+/* Sixteen numbers at a time, in two halves: AVX2. Products of bytes are taken in 16 bits, two of them added in 32 by
+ * vpmaddwd: exact for all weights, which vpmaddubsw is not. */
+typedef struct {
+    __m256i lo, hi;
+} v16i;
+typedef struct {
+    __m256 lo, hi;
+} v16f;
+typedef __m128i v16b;
+typedef struct {
+    __m256i even, odd;
+} word; /* four activations of one pixel, for all lanes: 0 and 2, 1 and 3, as 16 bits */
+typedef struct {
+    __m256i lo_even, lo_odd, hi_even, hi_odd;
+} weights; /* four weights for each lane, likewise */
+
+#define ACCUMULATORS 4 /* of two registers, of 16; the others hold weights and an activation */
+
+INLINE v16i set_i(int32_t value)
+{
+    const v16i v = {_mm256_set1_epi32(value), _mm256_set1_epi32(value)};
+
+    return v;
+}
+
+INLINE __m256i load_256(const void *from)
+{
+    return _mm256_loadu_si256((const __m256i *)from);
+}
+
+INLINE v16i load_i(const int32_t *from)
+{
+    const v16i v = {load_256(from), load_256(from + 8)};
+
+    return v;
+}
+
+INLINE v16i add_i(v16i a, v16i b)
+{
+    const v16i v = {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+
+    return v;
+}
+
+INLINE word load_word(const uint8_t *from)
+{
+    int32_t bytes;
+    __m256i x;
+    word w;
+
+    memcpy(&bytes, from, sizeof bytes);
+    x = _mm256_set1_epi32(bytes);
+    w.even = _mm256_and_si256(x, _mm256_set1_epi16(255));
+    w.odd = _mm256_srli_epi16(x, 8);
+    return w;
+}
+
+INLINE weights load_weights(const int8_t *from)
+{
+    const __m256i lo = load_256(from), hi = load_256(from + 32);
+    const weights w = {_mm256_srai_epi16(_mm256_slli_epi16(lo, 8), 8), _mm256_srai_epi16(lo, 8),
+                       _mm256_srai_epi16(_mm256_slli_epi16(hi, 8), 8), _mm256_srai_epi16(hi, 8)};
+
+    return w;
+}
+
+INLINE __m256i add_products(__m256i acc, __m256i a, __m256i b)
+{
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
+}
+
+/* To each lane, the four products of its weights. */
+INLINE v16i dot(v16i acc, word x, weights w)
+{
+    acc.lo = add_products(add_products(acc.lo, x.even, w.lo_even), x.odd, w.lo_odd);
+    acc.hi = add_products(add_products(acc.hi, x.even, w.hi_even), x.odd, w.hi_odd);
+    return acc;
+}
+
+INLINE v16f set_f(float value)
+{
+    const v16f v = {_mm256_set1_ps(value), _mm256_set1_ps(value)};
+
+    return v;
+}
+
+/* The first `count` of 16; zeros for the rest. */
+INLINE v16f load_f(const float *from, int32_t count)
+{
+    float some[16] = {0};
+    v16f v;
+
+    if (count < 16) {
+        memcpy(some, from, (size_t)count * sizeof(float));
+        from = some;
+    }
+    v.lo = _mm256_loadu_ps(from);
+    v.hi = _mm256_loadu_ps(from + 8);
+    return v;
+}
+
+/* Whether there is a NaN or an infinity. */
+INLINE int not_finite(v16f a)
+{
+    const __m256 lo = _mm256_sub_ps(a.lo, a.lo), hi = _mm256_sub_ps(a.hi, a.hi);
+
+    return _mm256_movemask_ps(_mm256_cmp_ps(_mm256_add_ps(lo, hi), _mm256_setzero_ps(), _CMP_NEQ_UQ));
+}
+
+INLINE v16f to_f(v16i a)
+{
+    const v16f v = {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
+
+    return v;
+}
+
+INLINE v16f mul(v16f a, v16f b)
+{
+    const v16f v = {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
+
+    return v;
+}
+
+/* a * b + c, fused or not: used where both are right. */
+INLINE v16f mul_add(v16f a, v16f b, v16f c)
+{
+    const v16f v = {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+
+    return v;
+}
+
+INLINE v16f divide(v16f a, v16f b)
+{
+    const v16f v = {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)};
+
+    return v;
+}
+
+INLINE v16f clamp_f(v16f a, v16f lo, v16f hi)
+{
+    const v16f v = {_mm256_min_ps(_mm256_max_ps(a.lo, lo.lo), hi.lo), _mm256_min_ps(_mm256_max_ps(a.hi, lo.hi), hi.hi)};
+
+    return v;
+}
+
+/* RNE of |a| < 2^22. */
+INLINE v16i round_f(v16f a)
+{
+    const v16i v = {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)};
+
+    return v;
+}
+
+INLINE v16b load_b(const uint8_t *from)
+{
+    return _mm_loadu_si128((const __m128i *)(const void *)from);
+}
+
+INLINE v16b set_b(uint8_t value)
+{
+    return _mm_set1_epi8((char)value);
+}
+
+/* The first `count` of 16 bytes. */
+INLINE void store_b(uint8_t *to, v16b a, int32_t count)
+{
+    uint8_t bytes[16];
+
+    if (count >= 16) {
+        _mm_storeu_si128((__m128i *)(void *)to, a);
+    } else {
+        _mm_storeu_si128((__m128i *)(void *)bytes, a);
+        memcpy(to, bytes, (size_t)count);
+    }
+}
+
+INLINE v16b max_b(v16b a, v16b b)
+{
+    return _mm_max_epu8(a, b);
+}
+
+/* The first `count` of 16 bytes as numbers; what the others are is open. */
+INLINE v16i load_u8(const uint8_t *from, int32_t count)
+{
+    uint8_t some[16] = {0};
+    v16b bytes;
+    v16i v;
+
+    if (count < 16) {
+        memcpy(some, from, (size_t)count);
+        from = some;
+    }
+    bytes = load_b(from);
+    v.lo = _mm256_cvtepu8_epi32(bytes);
+    v.hi = _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8));
+    return v;
+}
+
+/* The first `count` of 16 numbers in 0..255 as bytes. */
+INLINE void store_u8(uint8_t *to, v16i a, int32_t count)
+{
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xD8);
+
+    store_b(to, _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)), count);
+}
+
+INLINE void store_i(uint8_t *to, v16i a, int32_t count)
+{
+    int32_t numbers[16];
+
+    _mm256_storeu_si256((__m256i *)(void *)numbers, a.lo);
+    _mm256_storeu_si256((__m256i *)(void *)(numbers + 8), a.hi);
+    memcpy(to, numbers, (size_t)(count < 16 ? count : 16) * sizeof(int32_t));
+}
+
+typedef struct {
+    __m256i lo, hi;
+} lanes; /* four activations for each lane */
+
+typedef struct {
+    lanes at[4];
+} taps; /* four taps of 64 channels */
+
+/* Four taps, `step` bytes apart, side by side for each of 64 channels; in the order that unpacking gives. */
+INLINE taps load_taps(const uint8_t *from, int32_t step)
+{
+    taps t;
+
+    for (int32_t half = 0; half < 2; half++, from += 32) {
+        const __m256i a = load_256(from), b = load_256(from + step), c = load_256(from + 2 * step);
+        const __m256i d = load_256(from + 3 * step);
+        const __m256i ab_lo = _mm256_unpacklo_epi8(a, b), ab_hi = _mm256_unpackhi_epi8(a, b);
+        const __m256i cd_lo = _mm256_unpacklo_epi8(c, d), cd_hi = _mm256_unpackhi_epi8(c, d);
+        const __m256i parts[4] = {_mm256_unpacklo_epi16(ab_lo, cd_lo), _mm256_unpackhi_epi16(ab_lo, cd_lo),
+                                  _mm256_unpacklo_epi16(ab_hi, cd_hi), _mm256_unpackhi_epi16(ab_hi, cd_hi)};
+
+        for (int32_t k = 0; k < 4; k++) {
+            if (half == 0)
+                t.at[k].lo = parts[k];
+            else
+                t.at[k].hi = parts[k];
+        }
+    }
+    return t;
+}
+
+INLINE v16i dot_lanes(v16i acc, lanes x, weights w)
+{
+    const __m256i low = _mm256_set1_epi16(255);
+
+    acc.lo = add_products(add_products(acc.lo, _mm256_and_si256(x.lo, low), w.lo_even), _mm256_srli_epi16(x.lo, 8), w.lo_odd);
+    acc.hi = add_products(add_products(acc.hi, _mm256_and_si256(x.hi, low), w.hi_even), _mm256_srli_epi16(x.hi, 8), w.hi_odd);
+    return acc;
+}
+
+/* The first `count` of 64 numbers in 0..255 as bytes, in the order of load_taps. */
+INLINE void store_taps(uint8_t *to, const v16i *a, int32_t count)
+{
+    const __m256i lo = _mm256_packus_epi16(_mm256_packs_epi32(a[0].lo, a[1].lo), _mm256_packs_epi32(a[2].lo, a[3].lo));
+    const __m256i hi = _mm256_packus_epi16(_mm256_packs_epi32(a[0].hi, a[1].hi), _mm256_packs_epi32(a[2].hi, a[3].hi));
+    uint8_t bytes[64];
+    uint8_t *const all = count >= 64 ? to : bytes;
+
+    _mm256_storeu_si256((__m256i *)(void *)all, lo);
+    _mm256_storeu_si256((__m256i *)(void *)(all + 32), hi);
+    if (count < 64)
+        memcpy(to, bytes, (size_t)count);
+}

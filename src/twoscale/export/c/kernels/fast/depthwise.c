@@ -1,0 +1,65 @@
+/* A block of 64 bytes of every row, from the top. Where windows move by one row, taps that were loaded are used again. */
+INLINE void depthwise_column(const depthwise_params *p, const uint8_t *x, int32_t block, uint8_t *y, int32_t bytes,
+                             int32_t height, int32_t fours)
+{
+    const int8_t *w = p->weight + block * height * fours * 256;
+    const v16f lo = set_f(p->lo), hi = set_f(p->hi);
+    const v16i zero = set_i(p->zero);
+    const int32_t slides = height <= 3 && fours == 1 && p->row_step == p->tap_row;
+    taps seen[3];
+
+    UNROLL
+    for (int32_t ky = 0; ky < (height <= 3 && fours == 1 ? height - 1 : 0); ky++)
+        seen[ky + 1] = load_taps(x + ky * p->tap_row, p->tap_step);
+    for (int32_t i = 0; i < p->out_h; i++, x += p->row_step, y += p->out_row) {
+        v16i acc[4];
+
+        UNROLL
+        for (int32_t k = 0; k < 4; k++)
+            acc[k] = load_i(p->bias + 64 * block + 16 * k);
+        if (slides) {
+            UNROLL
+            for (int32_t ky = 0; ky + 1 < height; ky++)
+                seen[ky] = seen[ky + 1];
+            seen[height <= 3 ? height - 1 : 0] = load_taps(x + (height - 1) * p->tap_row, p->tap_step);
+            UNROLL
+            for (int32_t ky = 0; ky < (height <= 3 ? height : 0); ky++) {
+                UNROLL
+                for (int32_t k = 0; k < 4; k++)
+                    acc[k] = dot_lanes(acc[k], seen[ky].at[k], load_weights(w + (4 * ky + k) * 64));
+            }
+        } else {
+            for (int32_t t = 0; t < height * fours; t++) {
+                const taps four = load_taps(x + t / fours * p->tap_row + t % fours * 4 * p->tap_step, p->tap_step);
+
+                UNROLL
+                for (int32_t k = 0; k < 4; k++)
+                    acc[k] = dot_lanes(acc[k], four.at[k], load_weights(w + (4 * t + k) * 64));
+            }
+        }
+        UNROLL
+        for (int32_t k = 0; k < 4; k++) {
+            const v16f q = mul(to_f(acc[k]), load_f(p->scale + 64 * block + 16 * k, 16));
+
+            acc[k] = add_i(round_f(clamp_f(q, lo, hi)), zero);
+        }
+        store_taps(y, acc, bytes);
+    }
+}
+
+INLINE void depthwise_images(const depthwise_params *p, const uint8_t *x, uint8_t *y, int32_t count, int32_t height,
+                             int32_t fours)
+{
+    for (int32_t n = 0; n < count; n++, x += IMAGE_BYTES, y += IMAGE_BYTES)
+        for (int32_t run = 0; run < p->runs; run++)
+            for (int32_t at = 0; at < p->run_bytes; at += 64)
+                depthwise_column(p, x + run * p->run_step + at, at / 64 % p->period, y + run * p->run_bytes + at,
+                                 p->run_bytes - at, height, fours);
+}
+
+/* A kernel for so many rows of taps, and fours of taps in a row. */
+#define DEPTHWISE(name, height, fours) \
+    static void name(const depthwise_params *p, const uint8_t *x, uint8_t *y, int32_t count) \
+    { \
+        depthwise_images(p, x, y, count, height, fours); \
+    }

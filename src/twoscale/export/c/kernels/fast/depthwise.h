@@ -1,0 +1,18 @@
+/* Convolution of each channel by itself, equations (2) and (3).
+ *
+ * A row of the result is `runs` runs of `run_bytes` bytes, which blocks of 64 bytes cut into channels of neighbouring
+ * pixels; after `period` blocks the channels, and with them the weights, come again. Numbers for a block are in the order
+ * of load_taps: vector k has bytes 16 * i + 4 * k .. 16 * i + 4 * k + 3, for i from 0 to 3. */
+typedef struct {
+    int32_t out_h, runs, run_bytes;
+    int32_t run_step;                   /* bytes between the windows of two runs */
+    int32_t row_step;                   /* bytes between the windows of two rows */
+    int32_t tap_step, tap_row;          /* bytes between two taps of a row, two rows of taps */
+    int32_t out_row;                    /* bytes between two rows of the result */
+    int32_t period;
+    const int8_t *weight;               /* [period][rows of taps][fours of taps][4 vectors][16][4] */
+    const int32_t *bias;                /* [period][4 vectors][16] */
+    const float *scale;                 /* likewise: m / 2^16 */
+    float lo, hi;                       /* relative to the zero point */
+    int32_t zero;
+} depthwise_params;
