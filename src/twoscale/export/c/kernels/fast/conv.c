@@ -15,7 +15,7 @@ INLINE void conv_store(const conv_params *p, const v16i *acc, int32_t channel, c
     }
     UNROLL
     for (int32_t v = 0; v < vectors; v++) {
-        const int32_t c = channel + 16 * v, lanes = p->out_c - c;
+        const int32_t c = channel + 16 * v, rest = p->out_c - c;
         const v16f scale = load_f(p->scale + c, 16), lo = set_f(p->lo), hi = set_f(p->hi);
         const v16i zero = set_i(p->zero);
 
@@ -24,7 +24,7 @@ INLINE void conv_store(const conv_params *p, const v16i *acc, int32_t channel, c
             for (int32_t i = 0; i < pixels * rows; i++) {
                 const v16f q = clamp_f(mul(to_f(acc[i * vectors + v]), scale), lo, hi);
 
-                store_u8(y + i / pixels * p->out_row + i % pixels * p->out_pixel + c, add_i(round_f(q), zero), lanes);
+                store_u8(y + i / pixels * p->out_row + i % pixels * p->out_pixel + c, add_i(round_f(q), zero), rest);
             }
         } else {
             const v16i residual_zero = set_i(-p->residual_zero);
@@ -33,10 +33,10 @@ INLINE void conv_store(const conv_params *p, const v16i *acc, int32_t channel, c
             UNROLL
             for (int32_t i = 0; i < pixels * rows; i++) {
                 const uint8_t *from = residual + i / pixels * p->residual_row + i % pixels * p->residual_pixel + c;
-                const v16f joined = mul(to_f(add_i(load_u8(from, lanes), residual_zero)), residual_scale);
+                const v16f joined = mul(to_f(add_i(load_u8(from, rest), residual_zero)), residual_scale);
                 const v16f q = clamp_f(mul_add(to_f(acc[i * vectors + v]), scale, joined), lo, hi);
 
-                store_u8(y + i / pixels * p->out_row + i % pixels * p->out_pixel + c, add_i(round_f(q), zero), lanes);
+                store_u8(y + i / pixels * p->out_row + i % pixels * p->out_pixel + c, add_i(round_f(q), zero), rest);
             }
         }
     }
@@ -85,10 +85,10 @@ INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *r
     const int32_t fits = wide * high * vectors <= ACCUMULATORS;
     const int32_t rows = fits ? high : 1, together = fits ? vectors : 1;
     const int32_t pixels = fits || wide <= ACCUMULATORS ? wide : ACCUMULATORS;
-    const int32_t stride = 64 * vectors, block = stride * p->segments * p->words;
+    const int32_t stride = 64 * vectors, block_bytes = stride * p->segments * p->words;
 
     for (int32_t c = 0; c < p->out_c; c += 16 * together) {
-        const int8_t *w = p->weight + c / (16 * vectors) * block + c % (16 * vectors) * 4;
+        const int8_t *w = p->weight + c / (16 * vectors) * block_bytes + c % (16 * vectors) * 4;
 
         for (int32_t n = 0; n < count; n++) {
             const uint8_t *image = x + n * IMAGE_BYTES, *join = residual == NULL ? NULL : residual + n * IMAGE_BYTES;

@@ -1,33 +1,30 @@
 /* A block of 64 bytes of every row, from the top. Where windows move by one row, taps that were loaded are used again. */
-INLINE void depthwise_column(const depthwise_params *p, const uint8_t *x, int32_t block, uint8_t *y, int32_t bytes,
+INLINE void depthwise_column(const depthwise_params *p, const uint8_t *x, int32_t index, uint8_t *y, int32_t bytes,
                              int32_t height, int32_t fours)
 {
-    const int8_t *w = p->weight + block * height * fours * 256;
+    const int8_t *w = p->weight + index * height * fours * 256;
     const v16f lo = set_f(p->lo), hi = set_f(p->hi);
     const v16i zero = set_i(p->zero);
-    const int32_t slides = height <= 3 && fours == 1 && p->row_step == p->tap_row;
+    const int32_t slides = height == 3 && fours == 1 && p->row_step == p->tap_row;
     taps seen[3];
 
-    UNROLL
-    for (int32_t ky = 0; ky < (height <= 3 && fours == 1 ? height - 1 : 0); ky++)
-        seen[ky + 1] = load_taps(x + ky * p->tap_row, p->tap_step);
+    if (slides) {
+        seen[1] = load_taps(x, p->tap_step);
+        seen[2] = load_taps(x + p->tap_row, p->tap_step);
+    }
     for (int32_t i = 0; i < p->out_h; i++, x += p->row_step, y += p->out_row) {
         v16i acc[4];
 
         UNROLL
         for (int32_t k = 0; k < 4; k++)
-            acc[k] = load_i(p->bias + 64 * block + 16 * k);
+            acc[k] = load_i(p->bias + 64 * index + 16 * k);
         if (slides) {
+            seen[0] = seen[1];
+            seen[1] = seen[2];
+            seen[2] = load_taps(x + 2 * p->tap_row, p->tap_step);
             UNROLL
-            for (int32_t ky = 0; ky + 1 < height; ky++)
-                seen[ky] = seen[ky + 1];
-            seen[height <= 3 ? height - 1 : 0] = load_taps(x + (height - 1) * p->tap_row, p->tap_step);
-            UNROLL
-            for (int32_t ky = 0; ky < (height <= 3 ? height : 0); ky++) {
-                UNROLL
-                for (int32_t k = 0; k < 4; k++)
-                    acc[k] = dot_lanes(acc[k], seen[ky].at[k], load_weights(w + (4 * ky + k) * 64));
-            }
+            for (int32_t t = 0; t < 12; t++)
+                acc[t % 4] = dot_lanes(acc[t % 4], seen[t / 4].at[t % 4], load_weights(w + t * 64));
         } else {
             for (int32_t t = 0; t < height * fours; t++) {
                 const taps four = load_taps(x + t / fours * p->tap_row + t % fours * 4 * p->tap_step, p->tap_step);
@@ -39,7 +36,7 @@ INLINE void depthwise_column(const depthwise_params *p, const uint8_t *x, int32_
         }
         UNROLL
         for (int32_t k = 0; k < 4; k++) {
-            const v16f q = mul(to_f(acc[k]), load_f(p->scale + 64 * block + 16 * k, 16));
+            const v16f q = mul(to_f(acc[k]), load_f(p->scale + 64 * index + 16 * k, 16));
 
             acc[k] = add_i(round_f(clamp_f(q, lo, hi)), zero);
         }

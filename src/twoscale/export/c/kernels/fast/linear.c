@@ -4,10 +4,10 @@ INLINE void linear_images(const conv_params *p, const uint8_t *x, uint8_t *y, in
     const int32_t fits = wide * vectors <= ACCUMULATORS;
     const int32_t together = vectors <= ACCUMULATORS ? vectors : 1;
     const int32_t pixels = fits ? wide : ACCUMULATORS / together;
-    const int32_t stride = 64 * vectors, block = stride * p->segments * p->words;
+    const int32_t stride = 64 * vectors, block_bytes = stride * p->segments * p->words;
 
     for (int32_t c = 0; c < p->out_c; c += 16 * together) {
-        const int8_t *w = p->weight + c / (16 * vectors) * block + c % (16 * vectors) * 4;
+        const int8_t *w = p->weight + c / (16 * vectors) * block_bytes + c % (16 * vectors) * 4;
         int32_t n = 0;
 
         for (; n < count && count >= pixels; n += pixels) {
