@@ -10,7 +10,7 @@
 
 The first two decide what others do, and run first. The others run in rounds: every cell once in an order drawn by the
 study's seed, then every cell that is repeated a second time in another order, and so on, so that a machine that gets
-slower or faster does so for all.
+slower or faster does so for all. Training runs, whose time does not matter, come last.
 """
 
 from __future__ import annotations
@@ -201,10 +201,10 @@ def later_cells(config: StudyConfig, first: Mapping[str, Outcome]) -> tuple[Stud
     for repeat in range(config.repeats):
         cells = _timed(config, _largest(first), repeat)
         if repeat == 0:
-            cells += [*_arms(config), *_wire(config), *_accuracy(config, _rates(config, first))]
+            cells += [*_arms(config), *_wire(config)]
         generator.shuffle(cells)
         ordered += cells
-    return tuple(ordered)
+    return (*ordered, *_accuracy(config, _rates(config, first)))
 
 
 def _largest(first: Mapping[str, Outcome]) -> int | None:
@@ -290,7 +290,8 @@ def _accuracy(config: StudyConfig, rates: Mapping[str, float]) -> list[StudyCell
             for equal in ("epochs", "steps") if way.large else ("epochs",):
                 run = _run(config, way, rates[way.name], seed=config.seed + seed, equal=equal)
                 runs.append({"way": way.name, "equal": equal, "config": run})
-    if config.separate:
+    if config.separate or config.device == "cuda":
+        # Minutes each on a GPU: a study that is killed loses no more than one.
         return [
             StudyCell("accuracy", 1, run["config"]["seed"] - config.seed, config.cores, config.device,
                       _plain(runs=[run]), f"{run['way']}-{run['equal']}")

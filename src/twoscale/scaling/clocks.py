@@ -226,7 +226,10 @@ def epoch_time(
     if flops:
         from twoscale.scaling.peak import step_flops
 
-        operations = step_flops(create_model(workload), next(source))
+        # Proportional to the images: of a few, since another model beside this one may not fit at the whole batch.
+        few = min(2, workload.batch_size)
+        images, labels = next(source)
+        operations = step_flops(create_model(workload), (images[:few], labels[:few])) * workload.batch_size // few
     return EpochTime(
         arm=arm,
         workload=workload,

@@ -60,7 +60,7 @@ class StudyConfig:
     tune: bool = True
     """Whether learning rates are chosen on a part of the training images before these runs."""
     separate: bool = False
-    """Whether every batch size, and every run of accuracy, has a launch of its own."""
+    """Whether every batch size, and every training run, has a launch of its own; on GPUs a training run always has."""
     tolerance: float = 0.05
     """The largest batch is found to within this share."""
     timeout: float = 900.0

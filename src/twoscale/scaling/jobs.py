@@ -40,7 +40,7 @@ __all__ = ["accuracy", "arms", "batches", "ranks", "tune", "wire"]
 
 T = TypeVar("T")
 
-_STEPS = {"cpu": (3, 30, 3_000), "cuda": (8, 60, 60_000)}
+_STEPS = {"cpu": (3, 30, 3_000), "cuda": (5, 60, 30_000)}
 """Fewest and most steps of a timed run, and the images that it should reach."""
 _REPEATS = 3
 """Timed runs in a launch; their median counts."""
