@@ -60,7 +60,7 @@ def scale_command(
         repeats: Launches of each timed cell. Default: 3.
         seeds: Runs of each way to train at a large batch. Default: 3.
         epochs: Epochs of these runs. Default: 3, on a GPU 8.
-        accuracy_batches: The small and the large batch of these runs. Default: 16,128, on a GPU 128,1024.
+        accuracy_batches: The small and the large batch of these runs. Default: 16,64, on a GPU 128,1024.
         untuned: Take the first learning rate of each way instead of the best of three.
         precision: Default: fp32, on a GPU bf16.
         separate: Give every batch size, and every training run, a launch of its own.

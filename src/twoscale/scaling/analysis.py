@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from twoscale.errors import ForecastError
 from twoscale.records import Environment
-from twoscale.scaling.cells import CellRecord, StudyCell, ways
+from twoscale.scaling.cells import CellRecord, StudyCell, strong_batch, ways
 from twoscale.scaling.config import StudyConfig
 from twoscale.scaling.forecast import cell_of, fit, forecast, held_out
 from twoscale.scaling.progress import describe
@@ -41,10 +41,12 @@ from twoscale.scaling.results import (
 )
 from twoscale.scaling.sentences import sentences
 from twoscale.scaling.statistics import summarize
-from twoscale.scaling.verdict import decide
+from twoscale.scaling.verdict import Round, decide
 
 __all__ = ["TRUSTED", "analyse"]
 
+Times = dict[tuple[str, int, int], dict[int, EpochTime]]
+"""(arm, ranks, batch per rank) to what each round's launch measured."""
 TRUSTED = 0.3
 """Largest error on held-out cells with which more ranks are still forecast."""
 _BEYOND = (2, 4, 8)
@@ -70,6 +72,7 @@ def analyse(
             good.setdefault(record.cell.kind, []).append(record)
     capacity = next((r.outcome.record(CapacityRecord) for r in good.get("capacity", [])), None)
     times, batches, peak = _batches(config, good.get("batches", []), capacity)
+    steps = _times(good.get("ranks", []))
     arms, bandwidth = _arms(good.get("arms", []))
     cells = _cells(config, arms, bandwidth)
     forecasts, held, refused = _forecasts(config, cells) if "forecast" in config.sections else ((), (), ())
@@ -80,12 +83,12 @@ def analyse(
         environment=environment,
         complete=not left_out,
         sentences={},
-        verdict=_verdict(config, arms, cells),
+        verdict=_verdict(config, steps, arms, cells),
         capacity=capacity,
         peak=peak,
         batches=batches,
         batch_times=times,
-        speed=_speed(config, good.get("ranks", [])) if "speedup" in config.sections else (),
+        speed=_speed(config, steps) if "speedup" in config.sections else (),
         arms=arms,
         bandwidth=bandwidth,
         accuracy=_accuracy(config, good.get("accuracy", [])),
@@ -168,18 +171,22 @@ def _refusal(capacity: CapacityRecord, size: int) -> str:
 # ---------------------------------------------------------------- 2, many
 
 
-def _speed(config: StudyConfig, records: Sequence[CellRecord]) -> tuple[SpeedRow, ...]:
-    """Return the rows in order; ratios are taken within a round of launches."""
-    found: dict[tuple[str, int, int], dict[int, EpochTime]] = {}
+def _times(records: Sequence[CellRecord]) -> Times:
+    found: Times = {}
     for record in records:
         for values in record.outcome.result:
             time = decode(values, EpochTime)
             key = (time.arm, time.world_size, time.workload.batch_size)
             found.setdefault(key, {})[record.cell.repeat] = time
+    return found
+
+
+def _speed(config: StudyConfig, found: Times) -> tuple[SpeedRow, ...]:
+    """Return the rows in order; ratios are taken within a round of launches."""
     base = found.get(("bare", 1, config.base_batch), {})
     rows: list[SpeedRow] = []
 
-    def add(scaling: Literal["bare", "ddp-alone", "weak", "strong"], arm: str, n: int, batch: int) -> None:
+    def add(scaling: Literal["bare", "ddp-alone", "apart", "weak", "strong"], arm: str, n: int, batch: int) -> None:
         launches = found.get((arm, n, batch))
         if not launches:
             return
@@ -205,12 +212,13 @@ def _speed(config: StudyConfig, records: Sequence[CellRecord]) -> tuple[SpeedRow
 
     add("bare", "bare", 1, config.base_batch)
     add("ddp-alone", "ddp", 1, config.base_batch)
-    for n in config.world_sizes:
-        if n > 1:
-            add("weak", "ddp", n, config.base_batch)
-    for n in config.world_sizes:
-        if n > 1:
-            add("strong", "ddp", n, max(1, config.base_batch // n))
+    more = [n for n in config.world_sizes if n > 1]
+    for n in more:
+        add("apart", "bare", n, config.base_batch)
+    for n in more:
+        add("weak", "ddp", n, config.base_batch)
+    for n in more:
+        add("strong", "ddp", n, strong_batch(config, n))
     return tuple(rows)
 
 
@@ -257,12 +265,14 @@ def _model(cells: Sequence[Cell], link: Link) -> LinkModel | None:
         return None
 
 
-def _verdict(config: StudyConfig, arms: Sequence[ArmsAt], cells: Sequence[Cell]) -> Verdict | None:
-    at_base = {at.record.world_size: at.record for at in arms if at.batch_size == config.base_batch}
-    most = max(at_base, default=1)
-    if most == 1 or 1 not in at_base:
+def _verdict(config: StudyConfig, times: Times, arms: Sequence[ArmsAt], cells: Sequence[Cell]) -> Verdict | None:
+    most, base = config.world_sizes[-1], config.base_batch
+    record = next((at.record for at in arms if at.record.world_size == most and at.batch_size == base), None)
+    alone, apart, ddp = (times.get(key, {}) for key in (("bare", 1, base), ("bare", most, base), ("ddp", most, base)))
+    rounds = [Round(alone[r], apart[r], ddp[r]) for r in alone if r in apart and r in ddp]
+    if most == 1 or record is None or not rounds:
         return None
-    return decide(at_base[1], at_base[most], _model(cells, _link(config)), config.base_batch)
+    return decide(rounds, record, _model(cells, _link(config)), base)
 
 
 # ---------------------------------------------------------------- 4, accuracy

@@ -3,7 +3,8 @@
     capacity   the largest batch, each trial a launch
     tune       learning rates, on a part of the training images
     batches    steps of the bare module on one device with all cores, by batch size; the matrix rate
-    ranks      steps at a number of ranks: bare module and DDP at one, weak and strong scaling at more
+    ranks      steps at a number of ranks: the bare module (at more than one, replicas that never talk), DDP with weak
+               and strong scaling
     arms       compute, communication and overlap at a number of ranks; bandwidth
     wire       ledger, replicas, sampler: nothing in it is timed
     accuracy   training runs at a small and a large batch
@@ -233,7 +234,7 @@ def _timed(config: StudyConfig, largest: int | None, repeat: int) -> list[StudyC
             cells.append(StudyCell("batches", 1, repeat, config.cores, config.device, arguments, part))
     if _wanted(config, "ranks"):
         for n in config.world_sizes:
-            runs = [("bare", config.base_batch)] if n == 1 else []
+            runs = [("bare", config.base_batch)]
             runs += [("ddp", size) for size in dict.fromkeys((config.base_batch, strong_batch(config, n)))]
             arguments = _plain(workload=_workload(config, 1), runs=runs, order_seed=config.seed + repeat)
             cells.append(StudyCell("ranks", n, repeat, config.threads_per_rank, config.device, arguments))

@@ -121,7 +121,7 @@ class StudyConfig:
         else:
             values = {
                 "model": "net", "data": "digits", "device": "cpu", "batch_sizes": (32, 128, 512), "base_batch": 64,
-                "world_sizes": (1, 2), "epochs": 3, "accuracy_batches": (16, 128), "precision": "fp32",
+                "world_sizes": (1, 2), "epochs": 3, "accuracy_batches": (16, 64), "precision": "fp32",
                 "channels_last": False,
             }  # fmt: skip
         values |= {name: value for name, value in given.items() if value is not None}

@@ -58,8 +58,9 @@ class BatchRow:
 class SpeedRow:
     """A number of ranks against the bare module on one of them."""
 
-    scaling: Literal["bare", "ddp-alone", "weak", "strong"]
-    """bare: T₁. ddp-alone: DDP at one rank. weak: the batch of a rank stays. strong: the batch of all ranks stays."""
+    scaling: Literal["bare", "ddp-alone", "apart", "weak", "strong"]
+    """bare: T₁. ddp-alone: DDP at one rank. apart: bare modules on all ranks, which never talk. weak: DDP, the batch of
+    a rank stays. strong: DDP, the batch of all ranks stays."""
     world_size: int
     batch_size: int
     """Per rank."""
@@ -131,10 +132,10 @@ class Verdict:
 
     world_size: int
     batch_size: int
-    loss: float
-    """Seconds by which a step on all ranks is longer than one of the bare module on one."""
+    loss: Summary
+    """Seconds by which a step on all ranks is longer than one of the bare module on one; launches of a round paired."""
     efficiency: float
-    """Of weak scaling, from the same measurements: bare at one rank / DDP, data wait included."""
+    """Of weak scaling: bare at one rank / DDP; median over rounds."""
     causes: tuple[Cause, ...]
     """Largest first; together all of the loss that was explained."""
     unexplained: float

@@ -42,6 +42,8 @@ REPORT = "report.html"
 
 _SYNTHETIC = 2048
 """Images of the synthetic data set."""
+_NEAR = 4
+"""The search for the largest batch begins with all images where they are at most so many times the largest asked."""
 
 
 def run_study(
@@ -167,9 +169,10 @@ class _Runner:
     def _capacity(self, cell: StudyCell) -> Outcome:
         start = time.monotonic()
         # More than every training image at once is no batch.
+        asked = int(cell.arguments["start"])
         record = find_largest_batch(
             decode(cell.arguments["workload"], Workload),
-            start=min(int(cell.arguments["start"]), self.images),
+            start=self.images if self.images <= _NEAR * asked else asked,
             limit=self.images,
             tolerance=float(cell.arguments["tolerance"]),
             timeout=self.config.timeout,

@@ -130,6 +130,7 @@ def capacity_table(record: CapacityRecord) -> Table:
 _SCALINGS = {
     "bare": "T₁: bare module",
     "ddp-alone": "DDP at one rank",
+    "apart": "bare modules that never talk",
     "weak": "weak: a rank's batch kept",
     "strong": "strong: all ranks' batch kept",
 }
@@ -399,9 +400,12 @@ def causes_table(verdict: Verdict) -> Table:
     rows = [[cause.name, _number(cause.seconds * 1e3), percent(cause.share, 0)] for cause in verdict.causes]
     rows.append(["not explained", _number(verdict.unexplained * 1e3), MISSING])
     columns = [_named("Cause"), Column("Of a step", "ms"), Column("Share", "%")]
+    loss = verdict.loss
+    spread = (
+        f"{_number(loss.min * 1e3)} to {_number(loss.max * 1e3)} ms in {loss.n} rounds" if loss.n > 1 else "1 round"
+    )
     return _table(
-        f"A step at {verdict.world_size} ranks is {_number(verdict.loss * 1e3)} ms longer than the bare module's on "
-        "one",
+        f"A step on {verdict.world_size} ranks is {_number(loss.median * 1e3)} ms longer than one on one ({spread})",
         columns,
         rows,
     )

@@ -1,13 +1,14 @@
 """Why scaling stops here: the growth of a step from one rank to many, divided among its causes by stated rules.
 
-The growth is that of weak scaling: DDP's step on all ranks, data wait included, less the bare module's on one, as the
-arms measured them (barrier before each step). It is the sum of
+The growth is that of weak scaling: DDP's step on all ranks less the bare module's on one, launches of a round paired.
+Its parts are
 
-    cores        bare module on all ranks at once - bare module on one: ranks slow each other, or one is late
-    wrapper      DDP without communication - bare module
-    buffers      what goes away when buffers are not broadcast
-    exposed      the rest of DDP - DDP without communication
-    data         data wait on all ranks - data wait on one
+    data         data wait of bare modules on all ranks - data wait of one
+    cores        bare modules on all ranks at once - bare module on one, without data wait: ranks that never talk slow
+                 each other all the same, or one is late
+    wrapper      arms B - D: DDP without communication - bare module
+    buffers      arms: what goes away when buffers are not broadcast
+    exposed      arms A - B, less buffers: what DDP waits for gradients
 
 and exposed communication is divided further, by the collectives' times alone and the fitted line t = Aα + FS/B:
 
@@ -15,17 +16,23 @@ and exposed communication is divided further, by the collectives' times alone an
     last bucket  of what is left, up to the bytes' time of the last bucket: there is nothing to hide it behind
     bandwidth    the rest: more bytes than the backward pass can hide
 
-A part below zero counts as zero. The largest is the cause. Where efficiency is 95% or more, or the growth is within the
-intervals of the two steps, there is no cause to name.
+A part below zero counts as zero. The largest is the cause. Where efficiency is 95% or more, or the growth is not above
+zero in every round, there is no cause to name. Where more of the growth is unexplained than the largest part explains,
+the verdict says so.
 """
 
 from __future__ import annotations
 
-from twoscale.scaling.forecast import collective_seconds
-from twoscale.scaling.records import ArmsRecord, LinkModel
-from twoscale.scaling.results import Cause, Verdict
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-__all__ = ["SCALES", "decide", "latency_share"]
+from twoscale.scaling.forecast import collective_seconds
+from twoscale.scaling.records import ArmsRecord, EpochTime, LinkModel
+from twoscale.scaling.results import Cause, Verdict
+from twoscale.scaling.statistics import summarize
+
+__all__ = ["SCALES", "Round", "decide", "latency_share"]
 
 SCALES = 0.95
 """Efficiency from which on there is nothing to explain."""
@@ -42,48 +49,60 @@ _WHY = {
     "data": "ranks wait for their batches: a faster or less shared source of data would help",
     "cores": "the ranks slow each other's computing, or wait for the slowest: cores, memory and power of their own "
     "would help, the network is not at fault",
-    "wrapper": "DDP's own work, without any communication, takes the time",
+    "wrapper": "DDP's own work, without any communication, takes the time: more computing a step would help",
 }
+_NAMES = {"last bucket": "the last bucket", "wrapper": "the wrapper", "cores": "shared cores"}
+
+
+@dataclass(frozen=True)
+class Round:
+    """Launches of one round, at the same batch per rank."""
+
+    alone: EpochTime
+    """The bare module on one rank."""
+    apart: EpochTime
+    """Bare modules on all ranks, which never talk."""
+    ddp: EpochTime
+    """DDP on all ranks."""
 
 
 def latency_share(record: ArmsRecord, model: LinkModel) -> float:
     """Return the fixed part of the step's all-reduces by the fitted line, 0..1."""
+    rate = model.rates[1] if model.rates else None
     sizes = [bucket.bytes for bucket in record.buckets]
-    total = sum(collective_seconds(model, "all_reduce", size, record.world_size, _rate(model)) for size in sizes)
-    fixed = sum(collective_seconds(model, "all_reduce", 0, record.world_size, _rate(model)) for _ in sizes)
+    total = sum(collective_seconds(model, "all_reduce", size, record.world_size, rate) for size in sizes)
+    fixed = len(sizes) * collective_seconds(model, "all_reduce", 0, record.world_size, rate)
     return fixed / total if total > 0 else 0.0
 
 
-def _rate(model: LinkModel) -> float | None:
-    return model.rates[1] if model.rates else None
-
-
-def decide(alone: ArmsRecord, many: ArmsRecord, model: LinkModel | None, batch_size: int) -> Verdict:
+def decide(rounds: Sequence[Round], many: ArmsRecord, model: LinkModel | None, batch_size: int) -> Verdict:
     """Name the cause.
 
     Args:
-        alone: arms at one rank.
-        many: arms at the most ranks, same batch a rank.
-        model: the link, fitted; None: exposed communication cannot be divided, and counts as bandwidth but for the
-            last bucket.
+        rounds: at least one.
+        many: arms at as many ranks, at the same batch.
+        model: the link, fitted. None: nothing of exposed communication counts as latency.
         batch_size: per rank.
     """
-    one = alone.bare.median + alone.data_wait.median
-    all_ranks = many.ddp.median + many.data_wait.median
-    loss = all_ranks - one
-    efficiency = one / all_ranks
+    loss = summarize([one.ddp.step.median - one.alone.step.median for one in rounds])
+    efficiency = statistics.median(one.alone.step.median / one.ddp.step.median for one in rounds)
+    waits = statistics.median(one.apart.data_wait.median - one.alone.data_wait.median for one in rounds)
+    slower = statistics.median(
+        (one.apart.step.median - one.apart.data_wait.median) - (one.alone.step.median - one.alone.data_wait.median)
+        for one in rounds
+    )
     buffers = max(0.0, many.buffers.median) if many.buffers else 0.0
     exposed = max(0.0, many.exposed.median - buffers)
     fixed = latency_share(many, model) if model else 0.0
     gradients = [c.seconds.median for c in many.collectives_alone if c.op == "all_reduce"]
-    last = min((1 - fixed) * exposed, (1 - fixed) * (gradients[-1] if gradients else 0.0))
+    last = (1 - fixed) * min(exposed, gradients[-1] if gradients else 0.0)
     parts = {
         "latency": fixed * exposed,
         "bandwidth": (1 - fixed) * exposed - last,
         "last bucket": last,
         "buffers": buffers,
-        "data": max(0.0, many.data_wait.median - alone.data_wait.median),
-        "cores": max(0.0, many.bare.median - alone.bare.median),
+        "data": max(0.0, waits),
+        "cores": max(0.0, slower),
         "wrapper": max(0.0, many.wrapper_tax.median),
     }
     total = sum(parts.values())
@@ -91,30 +110,24 @@ def decide(alone: ArmsRecord, many: ArmsRecord, model: LinkModel | None, batch_s
         Cause(name, seconds, seconds / total if total else 0.0)  # type: ignore[arg-type]
         for name, seconds in sorted(parts.items(), key=lambda item: -item[1])
     )
-    return Verdict(
-        world_size=many.world_size,
-        batch_size=batch_size,
-        loss=loss,
-        efficiency=efficiency,
-        causes=causes,
-        unexplained=loss - total,
-        sentence=_sentence(alone, many, efficiency, loss, causes),
-    )
-
-
-def _sentence(alone: ArmsRecord, many: ArmsRecord, efficiency: float, loss: float, causes: tuple[Cause, ...]) -> str:
     n = many.world_size
-    within = alone.bare.median_interval.overlaps(many.ddp.median_interval)
-    if efficiency >= SCALES or (within and loss < alone.bare.median * (1 - SCALES)):
-        return f"Scaling does not stop at {n} ranks: a step keeps {efficiency:.0%} of its speed."
-    first = causes[0]
-    return (
-        f"At {n} ranks a step keeps {efficiency:.0%} of its speed, and {first.share:.0%} of what is lost is "
-        f"{_name(first)}: {_WHY[first.name]}."
-    )
-
-
-def _name(cause: Cause) -> str:
-    return {"last bucket": "the last bucket", "wrapper": "the wrapper", "cores": "shared cores"}.get(
-        cause.name, cause.name
-    )
+    unexplained = loss.median - total
+    if efficiency >= SCALES:
+        sentence = f"Scaling does not stop at {n} ranks: a step keeps {efficiency:.0%} of its speed."
+    elif loss.min <= 0:
+        sentence = (
+            f"At {n} ranks a step keeps {efficiency:.0%} of its speed, but not in every round of launches: there is "
+            "no cause to name; measure again on a quieter machine, or more launches."
+        )
+    elif unexplained > causes[0].seconds:
+        sentence = (
+            f"At {n} ranks a step keeps {efficiency:.0%} of its speed, and most of what is lost, "
+            f"{unexplained / loss.median:.0%}, has no measured cause: measure again on a quieter machine."
+        )
+    else:
+        first = causes[0]
+        sentence = (
+            f"At {n} ranks a step keeps {efficiency:.0%} of its speed, and {first.share:.0%} of what is lost is "
+            f"{_NAMES.get(first.name, first.name)}: {_WHY[first.name]}."
+        )
+    return Verdict(n, batch_size, loss, efficiency, causes, unexplained, sentence)
