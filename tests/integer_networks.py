@@ -63,6 +63,7 @@ def random_network(
     output: Output | None = None,
     image_shape: tuple[int, int, int] | None = None,
     classes: int | None = None,
+    widest: int = 6,
     name: str = "random",
 ) -> IntegerNetwork:
     """Make a network.
@@ -78,12 +79,13 @@ def random_network(
         output: int32 accumulators or an 8-bit tensor; None draws.
         image_shape: (C, H, W); None draws up to (4, 8, 8).
         classes: number of outputs; None draws 2..10.
+        widest: channels of a convolution; more than 6 also make larger windows and tensors.
         name: of the network.
     """
     unknown = set(operators) - set(OPERATORS)
     if unknown:
         raise ValueError(f"no such operators: {sorted(unknown)}; there are {', '.join(OPERATORS)}")
-    maker = _Maker(rng, dtype or ("uint8", "int8")[rng.integers(2)], bits, on_grid, extreme)
+    maker = _Maker(rng, dtype or ("uint8", "int8")[rng.integers(2)], bits, on_grid, extreme, widest)
     maker.quantize_input(image_shape or (_int(rng, 1, 4), _int(rng, 4, 8), _int(rng, 4, 8)))
     choices = sorted(operators)
     for _ in range(length):
@@ -140,13 +142,22 @@ class _Maker:
     """Collects layers; each make-method appends some, or returns False where it does not apply."""
 
     def __init__(
-        self, rng: np.random.Generator, dtype: ActivationType, bits: int | None, on_grid: bool, extreme: bool
+        self,
+        rng: np.random.Generator,
+        dtype: ActivationType,
+        bits: int | None,
+        on_grid: bool,
+        extreme: bool,
+        widest: int,
     ) -> None:
         self.rng = rng
         self.dtype = dtype
         self.bits = bits
         self.on_grid = on_grid
         self.extreme = extreme
+        self.widest = widest
+        self.largest_kernel = 3 if widest <= 6 else 5
+        self.most_values = _MOST_VALUES if widest <= 6 else 40 * _MOST_VALUES
         self.layers: list[n.Layer] = []
 
     # Choices.
@@ -279,13 +290,13 @@ class _Maker:
         groups = channels if depthwise else int(rng.choice([g for g in range(1, channels + 1) if channels % g == 0]))
         if not depthwise and self.chance(0.6):
             groups = 1
-        out = groups * _int(rng, 1, max(1, 6 // groups))
+        out = groups * _int(rng, 1, max(1, self.widest // groups))
         dilation = (_int(rng, 1, 2), _int(rng, 1, 2)) if self.chance(0.3) else (1, 1)
         stride = (_int(rng, 1, 3), _int(rng, 1, 3)) if self.chance(0.4) else (1, 1)
-        kernel = (_int(rng, 1, 3), _int(rng, 1, 3))
+        kernel = (_int(rng, 1, self.largest_kernel), _int(rng, 1, self.largest_kernel))
         padding = self.padding(kernel, dilation)
         out_size = _pooled(size, kernel, stride, padding, dilation)
-        if min(out_size) < 1 or out * math.prod(out_size) > _MOST_VALUES:
+        if min(out_size) < 1 or out * math.prod(out_size) > self.most_values:
             return False
         weight = self.weights((out, channels // groups, *kernel))
         bias, acc = self.weighted(x.output, weight)
@@ -343,7 +354,7 @@ class _Maker:
         x = self.tensor(lambda shape: len(shape) == 1)
         if x is None:
             return False
-        weight = self.weights((_int(self.rng, 1, 12), x.output.shape[0]))
+        weight = self.weights((_int(self.rng, 1, 2 * self.widest), x.output.shape[0]))
         bias, acc = self.weighted(x.output, weight)
         spec = self.spec((len(weight),))
         return self.add_layer(
@@ -460,7 +471,7 @@ class _Maker:
         parts = [a, *(fitting[_int(self.rng, 0, len(fitting) - 1)] for _ in range(_int(self.rng, 1, 2)))]
         out = list(shape)
         out[axis] = sum(x.output.shape[axis] for x in parts)
-        if math.prod(out) > _MOST_VALUES:
+        if math.prod(out) > self.most_values:
             return False
         copied = self.chance(0.5)  # the first operand gives the common scale
         spec = dataclasses.replace(a.output, shape=tuple(out)) if copied else self.spec(tuple(out))
@@ -522,7 +533,7 @@ class _Maker:
         assert x is not None
         widths = tuple((_int(self.rng, 0, 2), _int(self.rng, 0, 2)) for _ in x.output.shape)
         shape = tuple(size + sum(pair) for size, pair in zip(x.output.shape, widths, strict=True))
-        if math.prod(shape) > _MOST_VALUES:
+        if math.prod(shape) > self.most_values:
             return False
         spec = dataclasses.replace(x.output, shape=shape)
         return self.add_layer(n.Pad(name=self.new_name("pad"), inputs=(x.name,), output=spec, widths=widths))
