@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -220,15 +222,47 @@ def test_an_interrupted_compile_leaves_nothing(empty_cache: Path, monkeypatch: p
     assert files(empty_cache) == []
 
 
-def test_what_killed_processes_left_is_removed(empty_cache: Path) -> None:
-    empty_cache.mkdir()
-    old, young = empty_cache / ".old.so", empty_cache / ".young.so"
-    for path in (old, young):
-        path.write_bytes(b"half a library")
-    os.utime(old, (time.time() - 7200,) * 2)
-    CExecutor(some_network())
-    assert not old.exists()
-    assert young.exists()
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_process_that_is_stopped_while_it_compiles(
+    how: signal.Signals, empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt leaves nothing; what is killed outright is removed by the next process that compiles."""
+    compiler = tmp_path / "slow-compiler"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *-o*) echo half > library.so; exec sleep 60;; esac\n')
+    compiler.chmod(0o755)
+    program = textwrap.dedent(
+        """
+        import numpy as np
+        from tests.integer_networks import random_network
+        from twoscale.executors.c import CExecutor
+        CExecutor(random_network(np.random.default_rng(3)))
+        """
+    )
+    environment = {**os.environ, "CC": str(compiler), "TWOSCALE_CACHE": str(empty_cache.parent)}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], env=environment, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        while not list(empty_cache.glob("*/library.so")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        before = files(empty_cache)
+        CExecutor(some_network(4))  # another process at work is left alone
+        assert set(before) < set(files(empty_cache))
+        if how == signal.SIGINT:
+            os.killpg(process.pid, how)  # as the terminal does
+        else:
+            process.kill()
+        process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the compiler that was left behind
+    compiled = set(files(empty_cache)) - set(before)
+    assert len(compiled) == 1
+    if how == signal.SIGINT:
+        assert set(files(empty_cache)) == compiled
+    CExecutor(some_network(5))
+    assert compiled < set(files(empty_cache))
+    assert not any(name.startswith(".") for name in files(empty_cache))
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import os
 import shlex
 import shutil
 import subprocess
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
-from twoscale.errors import ExecutorError
-from twoscale.files import replacing
+from twoscale.errors import ExecutorError, TwoscaleError
 
 __all__ = ["generator", "load"]
+
+_WORKSHOP = ".compiling-"
 
 
 def load(name: str, key: Sequence[str], files: Mapping[str, str], flags: Sequence[str]) -> ctypes.CDLL:
@@ -42,7 +43,6 @@ def load(name: str, key: Sequence[str], files: Mapping[str, str], flags: Sequenc
     if path.exists():
         with contextlib.suppress(OSError):  # a damaged file is made again
             return ctypes.CDLL(str(path))
-    _remove_leftovers(path.parent)
     _compile(compiler, name, files, flags, path)
     return ctypes.CDLL(str(path))
 
@@ -79,22 +79,59 @@ def generator() -> str:
 
 def _compile(compiler: list[str], name: str, files: Mapping[str, str], flags: Sequence[str], path: Path) -> None:
     """Compile to ``path``, all of it or nothing: what another process compiles meanwhile is as good."""
-    with tempfile.TemporaryDirectory(prefix="twoscale-") as folder, replacing(path) as library:
-        for file, text in files.items():
-            Path(folder, file).write_text(text)
-        command = [*compiler, *flags, "-o", str(library), *(file for file in files if file.endswith(".c"))]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-            raise ExecutorError(
-                f"the C compiler failed on {name}: {(errors or ['it says nothing'])[0].strip()}; "
-                f"the command was {shlex.join(command)}"
-            )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _workshop(path.parent) as folder:
+            _compile_in(folder, compiler, name, files, flags).replace(path)
+    except OSError as error:
+        raise TwoscaleError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed compilers left more than an hour ago; younger files may be another process's."""
-    for leftover in folder.glob(".*.so"):
-        with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > 3600:
-                leftover.unlink()
+def _compile_in(folder: Path, compiler: list[str], name: str, files: Mapping[str, str], flags: Sequence[str]) -> Path:
+    """Return the library, made in ``folder`` and synced to disk."""
+    for file, text in files.items():
+        (folder / file).write_text(text)
+    library = folder / "library.so"
+    command = [*compiler, *flags, "-o", str(library), *(file for file in files if file.endswith(".c"))]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        raise ExecutorError(
+            f"the C compiler failed on {name}: {(errors or ['it says nothing'])[0].strip()}; "
+            f"the command was {shlex.join(command)}"
+        )
+    with library.open("rb+") as made:
+        os.fsync(made.fileno())
+    return library
+
+
+@contextlib.contextmanager
+def _workshop(parent: Path) -> Iterator[Path]:
+    """Give a folder of its own that is gone afterwards, even if this process is killed: then the next one removes it.
+
+    Beside the folder is a file that is locked as long as the process lives. A folder whose file can be locked is
+    nobody's any more.
+    """
+    for leftover in parent.glob(f"{_WORKSHOP}*.lock"):
+        _remove_abandoned(leftover)
+    while True:
+        handle, name = tempfile.mkstemp(prefix=_WORKSHOP, suffix=".lock", dir=parent)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if Path(name).exists():  # else somebody found it before it was locked
+            break
+        os.close(handle)
+    folder = Path(name).with_suffix("")
+    try:
+        folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        Path(name).unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _remove_abandoned(lock: Path) -> None:
+    with contextlib.suppress(OSError), lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+        lock.unlink()
