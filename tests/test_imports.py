@@ -67,6 +67,7 @@ WITHOUT_TORCH = [
     "twoscale.export.c",
     "twoscale.files",
     "twoscale.graph.nodes",
+    "twoscale.launching.torchrun",
     "twoscale.models",
     "twoscale.network",
     "twoscale.quantization",

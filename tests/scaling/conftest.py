@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
+from tests.once import once_in
 from twoscale.scaling.launch import Host, launch
 from twoscale.scaling.records import Outcome
 
@@ -50,17 +48,9 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[]
 
     Returns its result as plain JSON values.
     """
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # shared by the test processes of this run
 
     def run(name: str, measure: Callable[[], Any]) -> Any:
-        kept = folder / f"{name}.json"
-        with (folder / "measuring").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not kept.exists():
-                kept.write_bytes(msgspec.json.encode(measure()))
-            return msgspec.json.decode(kept.read_bytes())
+        return once_in(tmp_path_factory, name, measure)
 
     return run
 

@@ -1,30 +1,38 @@
-import numpy as np
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from twoscale.data import Dataset, Split
+from tests.once import once_in
+from tests.training.made_up import dataset_of
+from twoscale.data import Dataset
+from twoscale.scaling.launch import launch
 
-
-def dataset_of(train: int, test: int, *, seed: int = 0, classes: int = 10) -> Dataset:
-    """Random pixels, each class brighter than the one before so that there is something to learn."""
-    rng = np.random.default_rng(seed)
-
-    def split(n: int) -> Split:
-        labels = rng.integers(0, classes, n).astype(np.uint8)
-        noise = rng.integers(0, 60, (n, 3, 32, 32))
-        return Split((noise + 20 * labels[:, None, None, None]).astype(np.uint8), labels)
-
-    return Dataset(
-        name="digits",
-        classes=tuple(str(i) for i in range(classes)),
-        train=split(train),
-        test=split(test),
-        mean=(0.5, 0.4, 0.5),
-        std=(0.5, 0.25, 0.5),
-        source="made up",
-    )
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def dataset() -> Dataset:
     """90 training and 37 test images: the last mini-batch of 4 has 2, the last of 100 is not full."""
     return dataset_of(90, 37)
+
+
+@pytest.fixture(scope="session")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Run a function of ``workers.py`` in two processes, once a session; return what it gave on the first."""
+
+    def run(name: str, arguments: dict[str, Any] | None = None) -> Any:
+        def measure() -> Any:
+            outcome = launch(
+                f"tests.training.workers:{name}", arguments, world_size=2, threads_per_rank=1, timeout=300.0,
+                environment={"PYTHONPATH": str(ROOT)},
+            )  # fmt: skip
+            assert outcome.ok, f"{outcome.message}\n{outcome.log_tail}"
+            return outcome.result
+
+        return once_in(tmp_path_factory, f"training-{name}", measure)
+
+    return run

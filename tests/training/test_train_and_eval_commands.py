@@ -72,13 +72,13 @@ def test_a_folder_with_a_run_is_not_replaced_unasked(command: Any, tmp_path: Pat
 def test_ctrl_c_is_exit_code_130(
     command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = accuracy.evaluate
+    judge = accuracy.correct
 
-    def interrupted(*arguments: Any, **options: Any) -> float:
+    def interrupted(*arguments: Any, **options: Any) -> int:
         signal.raise_signal(signal.SIGINT)
         return judge(*arguments, **options)
 
-    monkeypatch.setattr(loop, "evaluate", interrupted)
+    monkeypatch.setattr(loop, "correct", interrupted)
     assert command(f"train net -o {tmp_path}/run --epochs 2") == 130
     assert capsys.readouterr().err.splitlines()[-1] == (
         "twoscale: interrupted: saved after mini-batch 23 of 46; go on with the same command and --resume"

@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -20,6 +21,10 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, 128 + SIGINT."""
 BROKEN_PIPE = 141
 """Exit code when the reader of the output left, 128 + SIGPIPE."""
+
+
+_LEAVE_TIME = 1.0
+"""Seconds that a process which does not speak leaves to the one that does: torchrun ends all with the first."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ VERBS = {
             "twoscale train net --out runs/net",
             "twoscale train net-with-bias --data cifar10 --epochs 4 --out runs/four",
             "twoscale train net-with-bias --data cifar10 --epochs 4 --out runs/four --resume",
+            "twoscale train resnet18 --data cifar10 --recipe standard --procs 2 --out runs/resnet18",
         ),
     ),
     "scale": Verb(
@@ -175,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TwoscaleError as error:
         _fail(" ".join(str(error).split()))
     except KeyboardInterrupt as error:
-        sys.stderr.write(f"twoscale: {str(error) or 'interrupted; finished files are kept, none is half written'}\n")
+        _say(str(error) or "interrupted; finished files are kept, none is half written")
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         _drop_output()
@@ -263,6 +269,15 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _say(message: str) -> None:
+    from twoscale.launching.torchrun import speaks
+
+    if speaks():
+        sys.stderr.write(f"twoscale: {message}\n")
+
+
 def _fail(message: str) -> NoReturn:
-    sys.stderr.write(f"twoscale: error: {message}\n")
+    _say(f"error: {message}")
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(_LEAVE_TIME)
     sys.exit(2)

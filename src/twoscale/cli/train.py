@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import typing
 from pathlib import Path
@@ -13,6 +14,7 @@ import tyro
 from twoscale import data as data_room
 from twoscale.cli.common import console, print_json
 from twoscale.errors import ConfigurationError
+from twoscale.launching import torchrun
 from twoscale.training import RunRecord, TrainConfig
 from twoscale.training.record import MODEL_FILE, RECORD_FILE, STATE_FILE
 
@@ -44,6 +46,8 @@ def train_command(
     options: Annotated[TrainOptions, tyro.conf.arg(name="")],  # type: ignore[valid-type]
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="DIR")],
     recipe: Literal["lab", "standard", "large-batch", "fast"] = "lab",
+    procs: int | None = None,
+    max_restarts: int = 0,
     resume: bool = False,
     overwrite: bool = False,
     json: bool = False,
@@ -54,11 +58,16 @@ def train_command(
     DIR/training-state.safetensors, from which a run that was killed goes on to the same weights. Exit code 130 after
     Ctrl-C, which writes a checkpoint first.
 
+    Data-parallel: --procs starts torchrun on this machine; or start it yourself, torchrun ... -m twoscale.cli train ...
+
     Args:
         options: The run.
         out: Folder of the run; it is made.
         recipe: lab: the quantization lab's, for small networks. standard: resnet18 on cifar10 to more than 95%, for
             GPUs. large-batch: the same at 5,000 images an update. fast: to 94% in few seconds.
+        procs: Processes that share each batch, over NCCL with a GPU each or over gloo on processors. Default: 1, or
+            those that torchrun started.
+        max_restarts: How often all processes are started again, from the last checkpoint, when one has died.
         resume: Continue the run in the folder, or begin where there is none yet.
         overwrite: Begin anew where the folder holds a run.
         json: Print the record as JSON when done.
@@ -67,24 +76,52 @@ def train_command(
 
     if resume and overwrite:
         raise ConfigurationError("--resume and --overwrite exclude each other; choose one")
-    if (out / STATE_FILE).exists() and not (resume or overwrite):
+    leads = torchrun.speaks()
+    if leads and not torchrun.restarted() and (out / STATE_FILE).exists() and not (resume or overwrite):
         raise ConfigurationError(
             f"{out} holds a run already; continue it with --resume, replace it with --overwrite, "
             "or choose another --out"
         )
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)}
     config = training.recipe(recipe, **{name: value for name, value in given.items() if value is not None})
+    if procs is not None:
+        if procs < 1 or max_restarts < 0:
+            raise ConfigurationError(f"--procs is {procs} and --max-restarts {max_restarts}; expected at least 1 and 0")
+        if "RANK" in os.environ:
+            raise ConfigurationError("torchrun started this process already; leave --procs out")
+        if procs > 1 or max_restarts:
+            words = _words(
+                options, {"out": out, "recipe": recipe, "resume": resume, "overwrite": overwrite, "json": json}
+            )
+            return torchrun.run(procs, max_restarts, "twoscale.cli", ["train", *words])
     dataset = data_room.load(config.data)
     try:
         result = training.train(config, dataset, out=out, resume=resume)
     except training.TrainingInterrupted as error:
-        sys.stderr.write(f"twoscale: {error}\n")
+        if leads:
+            sys.stderr.write(f"twoscale: {error}\n")
         return 130
+    if not leads:
+        return 0
     if json:
         print_json(result.record)
     else:
         console().print(_summary(result.record, len(dataset.test), out), soft_wrap=True)
     return 0
+
+
+def _words(options: Any, others: dict[str, Any]) -> list[str]:
+    """Return the words of the command line that say the same."""
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)} | others
+    model = given.pop("model")
+    words = [] if model is None else [model]
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        elif value is not None and value is not False:
+            words += [option, *map(str, value if isinstance(value, tuple) else [value])]
+    return words
 
 
 def _summary(record: RunRecord, samples: int, out: Path) -> str:

@@ -173,7 +173,8 @@ def augmentation(
             the images that it did not mirror in the one before (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds").
 
     Returns:
-        (n, 3): rows and columns, 0..2·padding, that are left out of the padded image, and whether it is mirrored.
+        (n, 3): by how many rows and columns the image moves up and left, -padding..padding, and whether it is
+        mirrored, 0 or 1.
 
     Raises:
         ConfigurationError: a number outside its range.
@@ -185,7 +186,7 @@ def augmentation(
         )
     raw = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(epoch, 1))).random_raw(n)
     parts = [((raw >> np.uint64(shift)) & np.uint64(0xFFFFFF)).astype(np.int64) for shift in (0, 24)]
-    top, left = ((part * (2 * padding + 1)) >> 24 for part in parts)
+    top, left = (((part * (2 * padding + 1)) >> 24) - padding for part in parts)
     mirrored = (raw >> np.uint64(63)).astype(np.int64)
     if flip == "alternating":
         first = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(0, 2))).random_raw(n)
@@ -224,29 +225,39 @@ def random_crop_flip(images_nchw: torch.Tensor, generator: torch.Generator, padd
         return drawn.to(images_nchw.device, non_blocking=True)
 
     top, left, flip = draw(2 * padding + 1), draw(2 * padding + 1), draw(2)
-    return crop_flip(images_nchw, torch.cat([top, left, flip], dim=1), padding)
+    return crop_flip(images_nchw, torch.cat([top - padding, left - padding, flip], dim=1))
 
 
-def crop_flip(images_nchw: torch.Tensor, how: torch.Tensor, padding: int) -> torch.Tensor:
+def crop_flip(
+    images_nchw: torch.Tensor, how: torch.Tensor, fill: Literal["black", "reflect"] = "black"
+) -> torch.Tensor:
     """Shift and mirror each image as told.
 
     Args:
         images_nchw: (N, C, H, W), uint8 or floating point, on any device.
-        how: (N, 3), int64, on the same device, as :func:`augmentation` gives it for this padding.
-        padding: pixels on each side, filled with 0.
+        how: (N, 3), int64, on the same device, as :func:`augmentation` gives it.
+        fill: what comes in at the borders: "black", 0; or "reflect", the image mirrored there, up to its own size.
 
     Returns:
         A new tensor like ``images_nchw``.
     """
     import torch
 
-    n, channels, height, width = images_nchw.shape
+    _, channels, height, width = images_nchw.shape
     device = images_nchw.device
     row = torch.arange(height, device=device) + how[:, :1]
     column = torch.arange(width, device=device)
     column = torch.where(how[:, 2:] != 0, width - 1 - column, column) + how[:, 1:2]
-    padded = torch.nn.functional.pad(images_nchw, (padding,) * 4)
+
+    def inside(place: torch.Tensor, size: int) -> torch.Tensor:
+        if fill == "black":
+            return place.clamp(0, size - 1)
+        return size - 1 - (size - 1 - place.abs()).abs()
+
     # One gather over flat pixels; on a CPU three times as fast as indexing with four index tensors.
-    pixel = (row[:, :, None] * (width + 2 * padding) + column[:, None, :]).flatten(1)
-    gathered = padded.flatten(2).gather(2, pixel[:, None].expand(-1, channels, -1))
-    return gathered.view(n, channels, height, width)
+    pixel = (inside(row, height)[:, :, None] * width + inside(column, width)[:, None, :]).flatten(1)
+    gathered = images_nchw.flatten(2).gather(2, pixel[:, None].expand(-1, channels, -1)).view(images_nchw.shape)
+    if fill == "black":
+        own_row, own_column = (row >= 0) & (row < height), (column >= 0) & (column < width)
+        gathered = gathered * (own_row[:, None, :, None] & own_column[:, None, None, :])
+    return gathered

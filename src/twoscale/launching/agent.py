@@ -1,10 +1,13 @@
 """The process between the command line and the ranks: torchrun, which dies with its parent.
 
-python -m twoscale.launching.agent PARENT_PID <arguments of torchrun>
+    python -m twoscale.launching.agent PARENT_PID report|quiet <arguments of torchrun>
+
+"report" leaves torchrun's report of failed ranks as it is; "quiet" says one line instead.
 """
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 
@@ -15,19 +18,28 @@ _SAID = (2, 130)
 
 
 def main() -> None:
-    """Run PyTorch's launcher; its report of failed ranks is left out where they gave one of their own."""
+    """Run PyTorch's launcher."""
     die_with(int(sys.argv[1]))
+    quiet = sys.argv[2] == "quiet"
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    if quiet:
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
-        torchrun(sys.argv[2:])
+        torchrun(sys.argv[3:])
     except ChildFailedError as error:
-        code = min(failure.exitcode for failure in error.failures.values())
-        if code not in _SAID:
+        rank, failure = error.get_first_failure()
+        if not quiet:
             raise
-        sys.exit(code)
+        if failure.exitcode in _SAID:
+            sys.exit(failure.exitcode)
+        how = f"exit code {failure.exitcode}"
+        if failure.exitcode < 0:
+            how = signal.Signals(-failure.exitcode).name
+        sys.stderr.write(f"twoscale: process {rank} ended with {how}, and the others were ended with it\n")
+        sys.exit(1)
     except SignalException as error:
         sys.exit(128 + int(error.sigval))
 

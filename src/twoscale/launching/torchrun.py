@@ -10,16 +10,22 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 
-__all__ = ["command", "end", "environment", "run"]
+__all__ = ["command", "end", "environment", "restarted", "run", "speaks"]
 
 _OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _GRACE = 40.0
 """Seconds after Ctrl-C in which ranks may save what they have; torchrun itself gives them 30."""
 
 
-def command(arguments: Iterable[str]) -> list[str]:
-    """Return the command that starts torchrun with ``arguments`` and ends with this process."""
-    return [sys.executable, "-m", "twoscale.launching.agent", str(os.getpid()), *arguments]
+def command(arguments: Iterable[str], *, quiet: bool = False) -> list[str]:
+    """Return the command that starts torchrun with ``arguments`` and ends with this process.
+
+    Args:
+        arguments: torchrun's.
+        quiet: one line instead of torchrun's own report of ranks that failed.
+    """
+    report = "quiet" if quiet else "report"
+    return [sys.executable, "-m", "twoscale.launching.agent", str(os.getpid()), report, *arguments]
 
 
 def environment(threads: int | None = None, interface: str | None = None) -> dict[str, str]:
@@ -53,6 +59,16 @@ def end(agents: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
             agent.wait()
 
 
+def restarted() -> bool:
+    """Return whether torchrun started this process again after one of the group had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def speaks() -> bool:
+    """Return whether this process is the one of its group that prints and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def run(processes: int, max_restarts: int, module: str, arguments: Sequence[str]) -> int:
     """Run a module in a number of ranks on this machine, what they print going where this process's goes.
 
@@ -69,8 +85,8 @@ def run(processes: int, max_restarts: int, module: str, arguments: Sequence[str]
     ]
     # A session of its own: the terminal's Ctrl-C reaches only this process, which passes it on.
     agent = subprocess.Popen(
-        command([*words, "--module", module, *arguments]),
-        env={"LOGLEVEL": "ERROR" if max_restarts else "CRITICAL", **environment()},
+        command([*words, "--module", module, *arguments], quiet=True),
+        env=environment(),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )

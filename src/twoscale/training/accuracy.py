@@ -9,7 +9,7 @@ import torch
 from twoscale.data import Split, batches, normalize
 from twoscale.errors import ConfigurationError, DataError
 
-__all__ = ["check_takes", "evaluate"]
+__all__ = ["check_takes", "correct", "evaluate"]
 
 
 def evaluate(
@@ -43,6 +43,19 @@ def evaluate(
             raise ConfigurationError(f"max_samples is {max_samples}; expected at least 1")
         split = split.head(max_samples)
     check_takes(model, split, mean, std)
+    return correct(model, split, mean, std, batch_size=batch_size, mirrored=mirrored) / len(split)
+
+
+def correct(
+    model: torch.nn.Module,
+    split: Split,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    batch_size: int = 100,
+    mirrored: bool = False,
+) -> int:
+    """Return how many images :func:`evaluate` finds right; 0 of none."""
     tensor = next(iter(model.parameters()), torch.empty(0))
     was_training = model.training
     model.eval()
@@ -55,7 +68,7 @@ def evaluate(
                 right += (logits.argmax(1) == torch.from_numpy(labels).to(tensor.device)).sum()
     finally:
         model.train(was_training)
-    return int(right) / len(split)
+    return int(right)
 
 
 def check_takes(model: torch.nn.Module, split: Split, mean: Sequence[float], std: Sequence[float]) -> None:

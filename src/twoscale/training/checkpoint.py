@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ __all__ = ["LOSSES", "Position", "check_continues", "read_state", "write_state"]
 LOSSES = ("recent_losses", "epoch_loss")
 _KEY = "twoscale.training"
 # Fields that may differ between the sessions of a run without changing what it computes.
-_FREE = frozenset({"epochs", "checkpoint_every", "step", "threads", "device", "flip_test"})
+_FREE = frozenset({"epochs", "checkpoint_every", "step", "threads", "device", "flip_test", "evaluate_every"})
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Position:
     """Of the epoch that is under way."""
     epoch_data_wait: float = 0.0
     world_size: int = 1
+    """Processes of the session that wrote it."""
 
 
 def write_state(
@@ -49,6 +50,7 @@ def write_state(
     model: torch.nn.Module,
     optimizer: dict[str, torch.Tensor],
     losses: Mapping[str, torch.Tensor],
+    random_states: Sequence[torch.Tensor],
 ) -> None:
     """Write the state of a run, all of it or nothing.
 
@@ -58,6 +60,7 @@ def write_state(
         model: its parameters and buffers are written.
         optimizer: name to state.
         losses: those that are not in ``position`` yet.
+        random_states: torch's, of each process.
 
     Raises:
         TwoscaleError: the folder cannot be written, or the disk is full.
@@ -66,18 +69,18 @@ def write_state(
         **{f"model.{name}": value for name, value in model.state_dict().items()},
         **{f"optimizer.{name}": value for name, value in optimizer.items()},
         **losses,
-        "random_state": torch.get_rng_state(),
+        **{f"random_state.{rank}": state for rank, state in enumerate(random_states)},
     }
     write_tensors(path, tensors, {_KEY: msgspec.json.encode(position).decode()})
 
 
 def read_state(
     path: Path, model: torch.nn.Module, optimizer: dict[str, torch.Tensor]
-) -> tuple[Position, dict[str, torch.Tensor]]:
-    """Put the state of a run into ``model`` and ``optimizer``, and into torch's random state.
+) -> tuple[Position, dict[str, torch.Tensor], list[torch.Tensor]]:
+    """Put the state of a run into ``model`` and ``optimizer``.
 
     Returns:
-        How far the run had come, and the losses that are not in that.
+        How far the run had come, the losses that are not in that, and each process's random state.
 
     Raises:
         CheckpointError: missing, damaged, not the state of a run, or it does not fit.
@@ -86,7 +89,7 @@ def read_state(
     try:
         position = msgspec.json.decode(content.metadata[_KEY], type=Position)
         losses = {name: content.tensors.pop(name) for name in LOSSES}
-        random_state = content.tensors.pop("random_state")
+        random_states = [content.tensors.pop(f"random_state.{rank}") for rank in range(position.world_size)]
     except (KeyError, msgspec.MsgspecError) as error:
         raise CheckpointError(f"{path} is not the state of a training run ({error}); start anew") from error
 
@@ -95,8 +98,7 @@ def read_state(
 
     copy_into(optimizer, part("optimizer."), str(path), "the optimizer")
     fit(model, part("model."), str(path))
-    torch.set_rng_state(random_state)
-    return position, losses
+    return position, losses, random_states
 
 
 def check_continues(found: Position, position: Position, path: Path) -> None:

@@ -20,7 +20,7 @@ _SMALL_BATCH = 16
 
 _AT_LEAST = {
     "epochs": 1, "batch_size": 1, "seed": 0, "log_every": 1, "checkpoint_every": 1, "threads": 1, "base_batch": 1,
-    "accumulation": 1, "crop": 0, "warmup_epochs": 0, "warmup_steps": 0, "weight_decay": 0,
+    "accumulation": 1, "evaluate_every": 1, "crop": 0, "warmup_epochs": 0, "warmup_steps": 0, "weight_decay": 0,
 }  # fmt: skip
 _POSITIVE = ("lr", "trust_coefficient", "epsilon", "decay", "clip_norm", "bias_lr")
 _BELOW_ONE = ("momentum", "beta2", "label_smoothing")
@@ -103,6 +103,8 @@ class TrainConfig:
     """Label smoothing, 0 up to but not including 1."""
     crop: int = 0
     """Pixels by which images are shifted at most: padded on every side and cropped at random."""
+    fill: Literal["black", "reflect"] = "black"
+    """What comes in at the borders of shifted images: black, or the image mirrored there."""
     flip: Literal["none", "random", "alternating"] = "none"
     """Mirroring: random: half of the images of every epoch; alternating: each image every other epoch."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -115,6 +117,8 @@ class TrainConfig:
     """Let each residual block begin as its shortcut: the last BatchNorm's weights start at 0."""
     whiten: bool = False
     """Begin with a first convolution that whitens the patches of the training images."""
+    evaluate_every: int = 1
+    """Epochs between two measurements of the test accuracy; the last epoch has one in any case."""
     flip_test: bool = False
     """Accuracy with the mean logits of each test image and its mirror image."""
 

@@ -45,5 +45,5 @@ class DeviceImages:
         """Return the images at ``where``, (n,), as (n, C, H, W), shifted, mirrored and normalized."""
         images = self.images[where]
         if self._augments:
-            images = crop_flip(images, self._how[where], self._config.crop)
+            images = crop_flip(images, self._how[where], self._config.fill)
         return self._normalize(images).to(self._dtype, memory_format=self._layout)

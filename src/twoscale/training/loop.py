@@ -26,18 +26,22 @@ import torch
 from torch import nn
 
 from twoscale import models
-from twoscale.data import Dataset
+from twoscale.data import Dataset, Split
 from twoscale.errors import ConfigurationError, TwoscaleError
+from twoscale.launching.torchrun import restarted
 from twoscale.models import ModelInfo, save_model
 from twoscale.records import current_environment, write_record
-from twoscale.training.accuracy import check_takes, evaluate
+from twoscale.training.accuracy import check_takes, correct
+from twoscale.training.batch_norm import alone, synchronized
 from twoscale.training.checkpoint import LOSSES, Position, check_continues, read_state, write_state
 from twoscale.training.config import TrainConfig
 from twoscale.training.graphed import GraphedStep
 from twoscale.training.images import DeviceImages
 from twoscale.training.initialization import whiten, zero_init_residual
 from twoscale.training.optimizers import create_optimizer
+from twoscale.training.parallel import ParallelStep
 from twoscale.training.progress import Reporter, reporter
+from twoscale.training.ranks import Ranks, process_group, share_of
 from twoscale.training.record import MODEL_FILE, RECORD_FILE, STATE_FILE, EpochRecord, RunRecord
 from twoscale.training.schedule import describe_schedule, learning_rates
 from twoscale.training.step import Gradient, Step, numerics
@@ -87,6 +91,9 @@ def train(
     The same configuration, data and number of threads give the same weights, bit for bit, however often the run
     was interrupted and resumed. Torch's global random state is left as it was.
 
+    In each of the processes that torchrun started, the same call trains together with the others; the leading one
+    speaks and writes. After torchrun has restarted them, the run in ``out`` is continued.
+
     Args:
         config: what to do.
         dataset: what to train on.
@@ -111,14 +118,15 @@ def train(
     if resume and out is None:
         raise ConfigurationError("resume needs the folder (out) of the run that is to be continued")
     with torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(process_group(config.device))
         # For what is random in a model, such as dropout; the initial weights have their own generator.
-        torch.default_generator.manual_seed(config.seed)
-        telling = reporter(progress)
+        torch.default_generator.manual_seed(config.seed + ranks.rank)
+        telling = reporter(progress and ranks.leads)
         stack.callback(telling.close)
-        run = _Run(config.resolved(), dataset, out, model, telling)
-        stack.enter_context(numerics(threads=run.threads, batch_size=config.batch_size))
+        run = _Run(config.resolved(), dataset, out, model, telling, ranks)
+        stack.enter_context(numerics(threads=run.threads, batch_size=run.size))
         stack.enter_context(torch.no_grad())
-        run.begin(resume)
+        run.begin(resume or (restarted() and out is not None))
         run.loop()
         return run.finish()
 
@@ -127,9 +135,15 @@ class _Run:
     """A run in progress."""
 
     def __init__(
-        self, config: TrainConfig, dataset: Dataset, out: Path | None, model: nn.Module | None, telling: Reporter
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        out: Path | None,
+        model: nn.Module | None,
+        telling: Reporter,
+        ranks: Ranks,
     ) -> None:
-        self.dataset, self.out, self.telling = dataset, out, telling
+        self.dataset, self.out, self.telling, self.ranks = dataset, out, telling, ranks
         self.options = {} if model is not None else {"classes": len(dataset.classes)}
         self.model, self.device = _model_for(config, dataset, model, self.options)
         self.config = config = dataclasses.replace(config, device="cuda" if self.device.type == "cuda" else "cpu")
@@ -137,13 +151,21 @@ class _Run:
         assert config.threads is not None
         self.epochs, self.threads = config.epochs, config.threads
         check_takes(self.model, dataset.train, dataset.mean, dataset.std)
+        if config.sync_batch_norm and ranks.size > 1:
+            self.model = synchronized(self.model, self.device)
         # Everything lies where the model is, once; a mini-batch is then a gather there.
         dtype = next((value.dtype for value in self.model.parameters()), torch.float32)
         self.images = DeviceImages(dataset, config, self.device, dtype)
-        self.size = min(config.batch_size, len(self.images))
+        self.batch = min(config.batch_size, len(self.images))
+        self.size = self._share(self.batch)
+        """This process's images of a batch."""
+        if self.batch < ranks.size:
+            raise ConfigurationError(
+                f"a batch of {self.batch} cannot be shared by {ranks.size} processes; expected at least one image each"
+            )
         self.per_epoch = math.ceil(len(self.images) / config.batch_size)
         self.total = self.epochs * self.per_epoch
-        self.position = Position(config, zlib.crc32(dataset.train.labels.tobytes()))
+        self.position = Position(config, zlib.crc32(dataset.train.labels.tobytes()), world_size=ranks.size)
         rates = learning_rates(config, self.total, self.per_epoch)
         self.rates = None if rates is None else torch.tensor(rates, device=self.device, dtype=dtype)
         self.step = self._create_step()
@@ -154,7 +176,11 @@ class _Run:
         self.saved: int | None = None
         """Mini-batches done at the last checkpoint."""
 
-    def _create_step(self) -> Step | GraphedStep:
+    def _share(self, batch: int) -> int:
+        """Return how many of a batch's images are this process's."""
+        return len(range(self.ranks.rank, batch, self.ranks.size))
+
+    def _create_step(self) -> Step | GraphedStep | ParallelStep:
         config, how, notes = self.config, self.config.step, []
         gpu = self.device.type == "cuda"
         if how == "auto":
@@ -167,8 +193,13 @@ class _Run:
             notes.append("CUDA graphs need a GPU: it runs eagerly instead")
             how = "eager"
         optimizer, gradient = create_optimizer(config, self.model), Gradient.of(config)
-        step: Step | GraphedStep
-        if gpu and how in ("cuda-graph", "compiled"):
+        step: Step | GraphedStep | ParallelStep
+        if self.ranks.size > 1:
+            compiled = how == "compiled" and self.config.step == "compiled"
+            if self.config.step in ("captured", "cuda-graph"):
+                notes.append(f"{self.config.step} steps are for one process: it runs eagerly instead")
+            step = ParallelStep(self.model, optimizer, gradient, self.ranks, lr=config.lr, compiled=compiled)
+        elif gpu and how in ("cuda-graph", "compiled"):
             step = GraphedStep(self.model, optimizer, self.images, gradient, compiled=how == "compiled", lr=config.lr)
         else:
             step = Step(self.model, optimizer, how, lr=config.lr, gradient=gradient)
@@ -179,7 +210,7 @@ class _Run:
         """Take up an earlier state or clear it away, and get the step ready."""
         if self.out is not None:
             state = self.out / STATE_FILE
-            if resume and state.exists():
+            if resume and self.ranks.from_leader(state.exists):
                 self._take_up(state)
             else:
                 if resume:
@@ -192,7 +223,9 @@ class _Run:
         self.prepare_seconds = self._now() - clock
 
     def _prepare(self) -> None:
-        last = len(self.images) % self.size
+        last = len(self.images) % self.batch
+        if isinstance(self.step, ParallelStep):
+            return
         if isinstance(self.step, GraphedStep):
             self.step.prepare(self.size, last, len(self.images) // self.size, self.rates is not None)
             return
@@ -212,10 +245,11 @@ class _Run:
             while position.done < self.total:
                 clock = self._now()
                 epoch, first = divmod(position.done, self.per_epoch)
-                take = self._steps(self.images.begin_epoch(epoch), first)
+                take = self._steps(share_of(self.images.begin_epoch(epoch), self.batch, self.ranks), first)
                 while position.done < (epoch + 1) * self.per_epoch:
                     done = _next(position.done, looks)
                     take(done)
+                    self.ranks.sum_(self._losses(position.done, done))
                     self.epoch_loss += self._losses(position.done, done).double().sum()
                     position.done = done
                     now = self._now()
@@ -228,7 +262,7 @@ class _Run:
         """Return a function that goes on with an epoch up to a number of mini-batches of the run.
 
         Args:
-            order: of the epoch.
+            order: of the epoch, this process's share.
             first: its mini-batch to begin with.
         """
         size, position = self.size, self.position
@@ -248,11 +282,16 @@ class _Run:
         batches, recent = self._batches(order, first), self.recent.unbind()
 
         def each(done: int) -> None:
-            assert isinstance(step, Step)
+            assert not isinstance(step, GraphedStep)
             for number in range(position.done, done):
                 images, labels = next(batches)
                 rate = None if self.rates is None else self.rates[number]
-                step(images, labels, recent[number % self.config.log_every], rate)
+                loss = recent[number % self.config.log_every]
+                if isinstance(step, ParallelStep):
+                    last = len(self.images) % self.batch if (number + 1) % self.per_epoch == 0 else 0
+                    step(images, labels, loss, rate, share=self._share(last or self.batch), batch=last or self.batch)
+                else:
+                    step(images, labels, loss, rate)
 
         return each
 
@@ -269,12 +308,12 @@ class _Run:
     def finish(self) -> TrainResult:
         """Write what is left of a finished run."""
         self.model.eval()
+        alone(self.model)
         if self.options:  # made here
             self.model.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         record = self._record()
         if self.out is not None:
-            self._save_model(record)
-            write_record(self.out / RECORD_FILE, record)
+            self.ranks.from_leader(lambda: self._write_results(record))
         return TrainResult(self.model, record)
 
     def _look(self, interrupted: threading.Event) -> None:
@@ -287,7 +326,7 @@ class _Run:
         if epoch_ends:
             self._checked_losses()
             self._end_epoch()
-        stops = interrupted.is_set() and done < self.total
+        stops = self.ranks.any(interrupted.is_set(), self.device) and done < self.total
         if epoch_ends or stops or (config.checkpoint_every and done % config.checkpoint_every == 0):
             self._checked_losses()
             self._save()
@@ -300,13 +339,11 @@ class _Run:
             raise TrainingInterrupted(f"interrupted: {where}")
 
     def _end_epoch(self) -> None:
-        position, dataset = self.position, self.dataset
-        batch = _EVALUATION_BATCH if self.device.type == "cpu" else _EVALUATION_BATCH_ON_GPU
+        position = self.position
         clock = self._now()
-        with numerics(threads=self.threads, batch_size=batch):
-            accuracy = evaluate(
-                self.model, dataset.test, dataset.mean, dataset.std, batch_size=batch, mirrored=self.config.flip_test
-            )
+        number = len(position.epochs) + 1
+        due = number == self.epochs or number % self.config.evaluate_every == 0
+        accuracy = self._accuracy() if due else None
         seconds = position.epoch_seconds
         epoch = EpochRecord(
             loss=float(self.epoch_loss) / self.per_epoch,
@@ -320,7 +357,22 @@ class _Run:
         position.epochs.append(epoch)
         position.epoch_seconds = position.epoch_data_wait = 0.0
         self.epoch_loss.zero_()
-        self.telling.accuracy(len(position.epochs), self.epochs, accuracy)
+        if accuracy is not None:
+            self.telling.accuracy(number, self.epochs, accuracy)
+
+    def _accuracy(self) -> float:
+        """Return the test accuracy; each process judges its share of the images."""
+        dataset = self.dataset
+        batch = _EVALUATION_BATCH if self.device.type == "cpu" else _EVALUATION_BATCH_ON_GPU
+        # BatchNorm's statistics are of each process's own images; those of the leading one are kept.
+        self.ranks.broadcast(self.model.buffers())
+        mine = slice(self.ranks.rank, None, self.ranks.size)
+        share = Split(dataset.test.images[mine], dataset.test.labels[mine])
+        with numerics(threads=self.threads, batch_size=batch):
+            right = correct(
+                self.model, share, dataset.mean, dataset.std, batch_size=batch, mirrored=self.config.flip_test
+            )
+        return int(self.ranks.sum_(torch.tensor(right, device=self.device))) / len(dataset.test)
 
     def _enter_loss(self) -> None:
         losses = self._checked_losses()
@@ -355,13 +407,25 @@ class _Run:
     def _save(self) -> None:
         if self.out is None:
             return
+        random_states = self.ranks.gathered(torch.get_rng_state())
+        self.ranks.broadcast(self.model.buffers())
+        self.ranks.from_leader(lambda: self._write_state(random_states))
+        self.saved = self.position.done
+
+    def _write_state(self, random_states: list[torch.Tensor]) -> None:
+        assert self.out is not None
         position = self.position
-        losses = dict(zip(LOSSES, (self.recent[: position.done % self.config.log_every], self.epoch_loss), strict=True))
-        write_state(self.out / STATE_FILE, position, self.model, self.step.state, losses)
+        recent = self.recent[: position.done % self.config.log_every]
+        losses = dict(zip(LOSSES, (recent, self.epoch_loss), strict=True))
+        write_state(self.out / STATE_FILE, position, self.model, self.step.state, losses, random_states)
         write_record(self.out / RECORD_FILE, self._record())
-        self.saved = position.done
         if position.done < self.total:
             _remove(self.out / MODEL_FILE)  # of an earlier run
+
+    def _write_results(self, record: RunRecord) -> None:
+        assert self.out is not None
+        self._save_model(record)
+        write_record(self.out / RECORD_FILE, record)
 
     def _save_model(self, record: RunRecord) -> None:
         assert self.out is not None
@@ -379,28 +443,37 @@ class _Run:
         save_model(self.out / MODEL_FILE, self.model, info)
 
     def _take_up(self, state: Path) -> None:
-        found, losses = read_state(state, self.model, self.step.state)
+        found, losses, random_states = self.ranks.from_leader(lambda: self._read_state(state))
+        self.ranks.broadcast([*self.model.state_dict(keep_vars=True).values(), *self.step.state.values()])
+        notes, threads, device = self.step.notes, self.threads, self.config.device
+        if found.config.threads != threads:
+            notes.append(f"resumed with {threads} threads after {found.config.threads}: the last bits may differ")
+        if found.config.device != device:
+            notes.append(f"resumed on {device} after {found.config.device}: the last bits may differ")
+        if found.world_size == self.ranks.size:
+            torch.set_rng_state(random_states[self.ranks.rank])
+        else:
+            notes.append(
+                f"resumed in {self.ranks.size} processes after {found.world_size}: batches are the same, but sums are "
+                "in another order, BatchNorm sees other shares of a batch, and dropout draws anew"
+            )
+        if found.done % self.config.log_every and found.losses and found.losses[-1][0] == found.done < self.total:
+            found.losses.pop()  # the short entry at what then was the end
+        self.position = dataclasses.replace(found, config=self.config, world_size=self.ranks.size)
+        recent, epoch_loss = (losses[name].to(self.device) for name in LOSSES)
+        self.recent[: len(recent)] = recent
+        self.epoch_loss.copy_(epoch_loss)
+        self.saved = found.done
+
+    def _read_state(self, state: Path) -> tuple[Position, dict[str, torch.Tensor], list[torch.Tensor]]:
+        found, losses, random_states = read_state(state, self.model, self.step.state)
         check_continues(found, self.position, state)
         if found.done > self.total:
             raise ConfigurationError(
                 f"{self.out} holds a run of {found.done // self.per_epoch} epochs; expected at most "
                 f"{self.epochs}: ask for more epochs, or choose another folder"
             )
-        if found.config.threads != self.threads:
-            self.step.notes.append(
-                f"resumed with {self.threads} threads after {found.config.threads}: the last bits may differ"
-            )
-        if found.done % self.config.log_every and found.losses and found.losses[-1][0] == found.done < self.total:
-            found.losses.pop()  # the short entry at what then was the end
-        if found.config.device != self.config.device:
-            self.step.notes.append(
-                f"resumed on {self.config.device} after {found.config.device}: the last bits may differ"
-            )
-        self.position = dataclasses.replace(found, config=self.config)
-        recent, epoch_loss = (losses[name].to(self.device) for name in LOSSES)
-        self.recent[: len(recent)] = recent
-        self.epoch_loss.copy_(epoch_loss)
-        self.saved = found.done
+        return found, losses, random_states
 
     def _batches(self, order: torch.Tensor, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the mini-batches of an epoch from number ``first`` on."""
@@ -426,8 +499,8 @@ class _Run:
             parameters=sum(value.numel() for value in self.model.parameters()),
             mini_batches=position.done,
             losses=tuple(position.losses),
-            epoch_accuracy=tuple(epoch.accuracy for epoch in position.epochs),
-            test_accuracy=position.epochs[-1].accuracy if position.epochs else None,
+            epoch_accuracy=(measured := tuple(e.accuracy for e in position.epochs if e.accuracy is not None)),
+            test_accuracy=measured[-1] if measured else None,
             seconds=position.seconds,
             steps_per_second=position.done / position.seconds if position.seconds else None,
             prepare_seconds=self.prepare_seconds,
@@ -435,12 +508,16 @@ class _Run:
             environment=current_environment("safetensors"),
             epochs=tuple(position.epochs),
             device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            world_size=self.ranks.size,
+            backend=self.ranks.backend,
         )
 
     def _title(self) -> str:
         config = self.config
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
+        if self.ranks.size > 1:
+            threads += " each"
         begun = f"; resumed after mini-batch {self.position.done:,}" if self.position.done else ""
         return (
             f"{config.model} on {config.data}: {epochs} of {self.per_epoch:,} mini-batches of {config.batch_size}, "

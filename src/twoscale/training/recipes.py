@@ -14,14 +14,19 @@ _PHOTOGRAPHS = TrainConfig(
     model="resnet18",
     data="cifar10",
     nesterov=True,
-    weight_decay=5e-4,
-    label_smoothing=0.1,
+    label_smoothing=0.2,
     zero_init_residual=True,
     channels_last=True,
     precision="bf16",
+    fill="reflect",
+    flip="alternating",
     log_every=100,
 )
-"""What the recipes for ResNets have in common; batch sizes divide the 50,000 images, so that none is left over."""
+"""What the recipes for ResNets have in common; batch sizes divide the 50,000 images, so that none is left over.
+
+Weight decay: with BatchNorm only lr · weight_decay says how soon weights forget where they began, after 1/(lr ·
+weight_decay) updates; a run that is shorter needs more of it. 5e-4, as usual for 200 epochs, gave 93.8% after 50.
+"""
 
 RECIPES = {
     "lab": TrainConfig(),
@@ -32,9 +37,9 @@ RECIPES = {
         lr=0.1,
         base_batch=125,
         warmup_epochs=5,
+        weight_decay=1.5e-3,
         schedule="cosine",
         crop=4,
-        flip="random",
     ),
     "large-batch": dataclasses.replace(
         _PHOTOGRAPHS,
@@ -44,19 +49,19 @@ RECIPES = {
         base_batch=125,
         warmup_epochs=5,
         warmup_steps=100,
+        weight_decay=5e-4,
         schedule="cosine",
         crop=4,
-        flip="random",
     ),
     "fast": dataclasses.replace(
         _PHOTOGRAPHS,
-        epochs=10,
+        epochs=15,
         batch_size=500,
-        lr=0.4,
-        warmup_epochs=2,
+        lr=0.6,
+        warmup_epochs=3.75,
+        weight_decay=1.5e-3,
         schedule="linear",
         crop=2,
-        flip="alternating",
         whiten=True,
         flip_test=True,
     ),

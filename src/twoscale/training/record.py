@@ -21,8 +21,8 @@ class EpochRecord:
 
     loss: float
     """Mean of its mini-batches' losses."""
-    accuracy: float
-    """Fraction of the test images right after it, 0..1."""
+    accuracy: float | None
+    """Fraction of the test images right after it, 0..1; None where it was not measured."""
     seconds: float
     """Of training alone."""
     images_per_second: float
@@ -48,7 +48,7 @@ class RunRecord:
     losses: tuple[tuple[int, float], ...]
     """(mini-batches done, mean loss since the entry before)."""
     epoch_accuracy: tuple[float, ...]
-    """Fraction of the test images right after each epoch, 0..1."""
+    """Fraction of the test images right after each epoch where it was measured, 0..1."""
     test_accuracy: float | None
     """The last of those, of the weights that were saved; None before the first epoch's end."""
     seconds: float

@@ -1,0 +1,79 @@
+"""BatchNorm over the batch of all processes: PyTorch's own on GPUs, and the same on processors, which it has not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+__all__ = ["alone", "synchronized"]
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """A sum over processes, through which gradients flow back to all of them."""
+
+    @staticmethod
+    def forward(_: Any, x: torch.Tensor) -> torch.Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _sum_over_ranks(x: torch.Tensor) -> torch.Tensor:
+    total: torch.Tensor = _SumOverRanks.apply(x)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _SynchronizedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm2d whose mean and variance are over the images of all processes, however many each has."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        if not self.training or not dist.is_initialized():
+            return super().forward(x)
+        axes = (0, 2, 3)
+        count = x.new_tensor([x.numel() // x.shape[1]])
+        total = _sum_over_ranks(torch.cat([x.sum(axes), count]))
+        number = total[-1].detach()
+        mean = (total[:-1] / number)[:, None, None]
+        centred = x - mean
+        variance = _sum_over_ranks((centred * centred).sum(axes)) / number
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            assert self.momentum is not None
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.flatten(), self.momentum)
+            self.running_var.lerp_(variance * (number / (number - 1)), self.momentum)
+        scaled = centred * torch.rsqrt(variance + self.eps)[:, None, None]
+        return scaled * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def synchronized(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return ``model`` with each BatchNorm2d replaced by one over all processes; parameters and names stay.
+
+    On a GPU it is torch.nn.SyncBatchNorm, which refuses processors; there it is written out here.
+    """
+    if device.type == "cuda":
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        return converted
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = _SynchronizedBatchNorm
+    return model
+
+
+def alone(model: nn.Module) -> None:
+    """Turn what :func:`synchronized` made back into plain BatchNorm2d, in place."""
+    for module in model.modules():
+        if isinstance(module, nn.SyncBatchNorm | _SynchronizedBatchNorm):
+            module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]

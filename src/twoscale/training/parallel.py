@@ -1,0 +1,106 @@
+"""A step of several processes: DistributedDataParallel averages the gradients of their shares of a batch."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from twoscale.training.optimizers import Optimizer, clip
+from twoscale.training.ranks import Ranks
+from twoscale.training.step import Gradient
+
+__all__ = ["ParallelStep", "weight_of"]
+
+
+def weight_of(share: int, batch: int, size: int) -> float:
+    """Return by what a process multiplies the sum of its images' losses.
+
+    DistributedDataParallel averages gradients over processes; so that this gives the gradient of the mean over the
+    batch, also where shares are uneven, each loss counts size/batch.
+
+    Args:
+        share: images of this process's share that count.
+        batch: images of the batch, of all processes together.
+        size: number of processes.
+    """
+    return size / batch if share else 0.0
+
+
+class ParallelStep:
+    """A step of training ``model`` in place, the same in every process.
+
+    Args:
+        model: the same in all processes; every parameter takes part in the loss.
+        optimizer: the update rule.
+        gradient: how gradients are computed.
+        ranks: this process.
+        lr: learning rate of steps that are not given one.
+        compiled: compile forward and backward.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, gradient: Gradient, ranks: Ranks, *, lr: float, compiled: bool
+    ) -> None:
+        self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self.state = optimizer.state_for(self.parameters)
+        self.notes: list[str] = []
+        """How it runs, and why not as asked."""
+        self._optimizer, self._gradient, self._ranks, self._lr = optimizer, gradient, ranks, lr
+        self._compiled = compiled
+        device = next(iter(self.parameters.values())).device
+        self._model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        self._forward = torch.compile(self._model, dynamic=False) if compiled else self._model
+
+    def describe(self) -> str:
+        """Return one line on how steps run."""
+        how = "compiled" if self._compiled else "eagerly"
+        return f"steps run {how} in {self._ranks.size} processes, gradients averaged over {self._ranks.backend}"
+
+    def __call__(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        loss: torch.Tensor,
+        lr: torch.Tensor | None,
+        *,
+        share: int,
+        batch: int,
+    ) -> None:
+        """Take one step.
+
+        Args:
+            images: this process's share, (n, C, H, W), n at least 1.
+            labels: (n,), int64.
+            loss: 0-dimensional; this process's part of the batch's mean loss, before the update, is written here.
+            lr: 0-dimensional: the learning rate. Default: the one of all steps.
+            share: how many of the images count: n, or 0 for a process that has none in this batch.
+            batch: images of the batch, of all processes together.
+        """
+        weight = weight_of(share, batch, self._ranks.size)
+        parts = [
+            part
+            for part in zip(*(t.tensor_split(self._gradient.accumulation) for t in (images, labels)), strict=True)
+            if len(part[0])
+        ]
+        loss.zero_()
+        for number, (some, their) in enumerate(parts, 1):
+            alone = self._model.no_sync() if number < len(parts) else contextlib.nullcontext()
+            with alone, torch.enable_grad(), warnings.catch_warnings():
+                # "Grad strides do not match bucket view strides", which costs a copy.
+                warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+                value = self._gradient.loss(self._forward, some, their, reduction="sum") * weight
+                value.backward()  # type: ignore[no-untyped-call]
+            loss += value.detach() / self._ranks.size
+        parameters = list(self.parameters.values())
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        with torch.no_grad():
+            if self._gradient.clip_norm is not None:
+                gradients = clip(gradients, self._gradient.clip_norm)
+            rate = self._lr if lr is None else lr
+            self._optimizer.update([p.detach() for p in parameters], gradients, list(self.state.values()), rate)
+        for parameter in parameters:
+            parameter.grad = None

@@ -1,0 +1,24 @@
+"""What several test processes want, made by one of them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+
+def once_in(folders: pytest.TempPathFactory, name: str, make: Callable[[], Any]) -> Any:
+    """Return what ``make`` returns, as plain JSON values; it runs once a session, one of its kind at a time."""
+    folder = folders.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # shared by the test processes of this run
+    kept = folder / f"{name}.json"
+    with (folder / "making").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            kept.write_bytes(msgspec.json.encode(make()))
+        return msgspec.json.decode(kept.read_bytes())

@@ -1,0 +1,121 @@
+"""What the two processes of this folder's launch run."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tests.training.made_up import CONFIG, Normed, Plain, dataset_of, plain_list
+from twoscale import training
+from twoscale.training import TrainConfig, TrainResult, loop, parallel
+from twoscale.training.images import DeviceImages
+from twoscale.training.ranks import Ranks, share_of
+
+
+def train(config: TrainConfig, kind: type[nn.Module] = Plain, **options: Any) -> TrainResult:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = kind().double()
+    return training.train(config, dataset_of(90, 37), model=model, progress=False, **options)
+
+
+def weights(result: TrainResult) -> dict[str, list[float]]:
+    return plain_list(result.model)
+
+
+def replicas_agree(result: TrainResult) -> bool:
+    flat = torch.cat([value.flatten() for value in result.model.parameters()]).detach()
+    other = flat.clone()
+    dist.broadcast(other, 0)
+    same = torch.tensor(int(torch.equal(flat, other)))
+    dist.all_reduce(same, dist.ReduceOp.MIN)
+    return bool(same)
+
+
+def planted(name: str, value: Any, owner: Any, run: Callable[[], TrainResult]) -> TrainResult:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        return run()
+    finally:
+        setattr(owner, name, before)
+
+
+def shares(_: dict[str, Any]) -> dict[str, Any]:
+    """Everything that needs two processes and can be compared with one."""
+    rank = dist.get_rank()
+    found: dict[str, Any] = {}
+    for name, config in CONFIG.items():
+        result = train(config)
+        found[name] = {"weights": weights(result), "losses": result.record.losses, "agree": replicas_agree(result)}
+        found[name]["accuracy"] = result.record.epoch_accuracy
+    for sync in (False, True):
+        config = replace(CONFIG["even"], sync_batch_norm=sync)
+        result = train(config, Normed)
+        found[f"batch norm {sync}"] = {
+            "weights": weights(result),
+            "kinds": [type(m).__name__ for m in result.model.modules()],
+        }
+
+    # Faults that the comparison is there to find.
+    summed = planted("weight_of", lambda share, batch, size: float(size), parallel, lambda: train(CONFIG["uneven"]))
+    begin = DeviceImages.begin_epoch
+    other_epochs = planted(
+        "begin_epoch", lambda self, epoch: begin(self, epoch + rank), DeviceImages, lambda: train(CONFIG["uneven"])
+    )
+    local = planted(
+        "weight_of", lambda share, batch, size: 1 / max(share, 1), parallel, lambda: train(CONFIG["uneven"])
+    )
+    found["planted"] = {"summed": weights(summed), "other epochs": weights(other_epochs), "local means": weights(local)}
+
+    record = result.record
+    found["record"] = {"world_size": record.world_size, "backend": record.backend, "notes": record.notes}
+    captured = train(replace(CONFIG["even"], step="captured"))
+    found["captured"] = captured.record.notes
+    try:
+        train(replace(CONFIG["even"], batch_size=1))
+    except Exception as error:
+        found["batch of one"] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def resumes(arguments: dict[str, Any]) -> dict[str, Any]:
+    """One process is interrupted in mid-epoch, and all save and go on later; a disk that is full in the leader."""
+    folder = Path(arguments["folder"])
+    config = CONFIG["uneven"]
+    found: dict[str, Any] = {"whole": weights(train(config, Normed))}
+    look = loop._Run._look
+    rank = dist.get_rank()
+
+    def interrupting(self: Any, interrupted: Any) -> None:
+        if rank == 1 and self.position.done == 9:
+            signal.raise_signal(signal.SIGINT)
+        look(self, interrupted)
+
+    loop._LOOK_EVERY = 1
+    try:
+        planted("_look", interrupting, loop._Run, lambda: train(config, Normed, out=folder / "run"))
+        found["interrupted"] = None
+    except training.TrainingInterrupted as error:
+        found["interrupted"] = str(error)
+    found["resumed"] = weights(train(config, Normed, out=folder / "run", resume=True))
+    # For one process to go on with.
+    train(replace(config, epochs=1), out=folder / "two")
+    try:
+        train(config, out=Path("/proc/run"))
+    except Exception as error:
+        found["cannot write"] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def orders(_: dict[str, Any]) -> list[list[int]]:
+    """What each rank visits: without any process, the arithmetic of shares."""
+    order = torch.arange(10)
+    return [share_of(order, 4, Ranks(rank, 3)).tolist() for rank in range(3)]
