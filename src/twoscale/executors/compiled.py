@@ -147,7 +147,7 @@ class CompiledNetwork:
         outputs = np.empty((count, *self._output_shape), self._output_type)
         pools = self._pools
         pool = pools.take()
-        bad = self._run(pool, images.ctypes.data, form, count, outputs.ctypes.data)
+        bad = self._run(pool, _address(images), form, count, _address(outputs))
         pools.give(pool)
         if bad:
             check_images(self.network, images)
@@ -205,6 +205,14 @@ class CompiledNetwork:
         getattr(self._library, function)(
             addresses[0], _FLOATS, ctypes.c_int64(len(images)), addresses[1], addresses[2], context
         )
+
+
+def _address(array: NDArray[Any]) -> Any:
+    """Return where an array's bytes are, in a third of the time that ``array.ctypes.data`` takes if it may be."""
+    try:
+        return ctypes.byref(ctypes.c_char.from_buffer(array))
+    except (TypeError, ValueError):  # an array that may not be written to, or has no bytes
+        return array.ctypes.data
 
 
 class _Pools:

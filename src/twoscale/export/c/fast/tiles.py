@@ -13,7 +13,10 @@ ACCUMULATORS = 24
 """Of 32 vector registers: the others hold weights and an activation."""
 _LATENCY = 5
 """Cycles until a sum can be added to again: fewer accumulators than that leave the multiplier waiting."""
-_STORE = 6.0
+_DOT = 0.55
+_LOAD = 0.6
+"""Cycles of a product of vectors, and of a load: two units for each, not always both busy (measured)."""
+_STORE = 5.0
 """Cycles to turn an accumulator into bytes."""
 _TILE = 12.0
 """Cycles to begin a tile."""
@@ -37,8 +40,8 @@ def choose_tile(out_h: int, out_w: int, vectors: int, words: int) -> tuple[Tile,
             if rows > out_h or pixels > out_w or used > ACCUMULATORS:
                 continue
             tiles = math.ceil(out_h / rows) * math.ceil(out_w / pixels) * (vectors // together)
-            loads = (rows * pixels + together) / 2
-            cycles = tiles * (words * (max(used, _LATENCY, loads) + 0.5) + used * _STORE + _TILE)
+            loads = rows * pixels + together
+            cycles = tiles * (words * (max(used * _DOT, _LATENCY, loads * _LOAD) + 0.5) + used * _STORE + _TILE)
             if best is None or cycles < best[0]:
                 best = cycles, Tile(pixels, rows, together)
     assert best is not None

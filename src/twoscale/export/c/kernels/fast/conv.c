@@ -1,81 +1,76 @@
-/* What accumulators of `pixels` * `rows` pixels and 16 * `vectors` channels become. */
-INLINE void conv_store(const conv_params *p, const v16i *acc, int32_t channel, const uint8_t *residual, uint8_t *y,
-                       int32_t pixels, int32_t rows, int32_t vectors)
+/* What an accumulator of 16 channels, from `channel` on, of one pixel becomes. */
+INLINE void conv_store(const conv_params *p, v16i acc, int32_t channel, const uint8_t *residual, uint8_t *y)
 {
-    if (p->scale == NULL) {
-        UNROLL
-        for (int32_t v = 0; v < vectors; v++) {
-            const int32_t c = channel + 16 * v;
+    const int32_t rest = p->out_c - channel;
+    v16f q;
 
-            UNROLL
-            for (int32_t i = 0; i < pixels * rows; i++)
-                store_i(y + i / pixels * p->out_row + i % pixels * p->out_pixel + 4 * c, acc[i * vectors + v], p->out_c - c);
-        }
+    if (p->scale == NULL) {
+        store_i(y + 4 * channel, acc, rest);
         return;
     }
-    UNROLL
-    for (int32_t v = 0; v < vectors; v++) {
-        const int32_t c = channel + 16 * v, rest = p->out_c - c;
-        const v16f scale = load_f(p->scale + c, 16), lo = set_f(p->lo), hi = set_f(p->hi);
-        const v16i zero = set_i(p->zero);
+    if (residual == NULL) {
+        q = mul(to_f(acc), load_f(p->scale + channel, 16));
+    } else {
+        const v16i joined = add_i(load_u8(residual + channel, rest), set_i(-p->residual_zero));
 
-        if (residual == NULL) {
-            UNROLL
-            for (int32_t i = 0; i < pixels * rows; i++) {
-                const v16f q = clamp_f(mul(to_f(acc[i * vectors + v]), scale), lo, hi);
-
-                store_u8(y + i / pixels * p->out_row + i % pixels * p->out_pixel + c, add_i(round_f(q), zero), rest);
-            }
-        } else {
-            const v16i residual_zero = set_i(-p->residual_zero);
-            const v16f residual_scale = set_f(p->residual_scale);
-
-            UNROLL
-            for (int32_t i = 0; i < pixels * rows; i++) {
-                const uint8_t *from = residual + i / pixels * p->residual_row + i % pixels * p->residual_pixel + c;
-                const v16f joined = mul(to_f(add_i(load_u8(from, rest), residual_zero)), residual_scale);
-                const v16f q = clamp_f(mul_add(to_f(acc[i * vectors + v]), scale, joined), lo, hi);
-
-                store_u8(y + i / pixels * p->out_row + i % pixels * p->out_pixel + c, add_i(round_f(q), zero), rest);
-            }
-        }
+        q = mul_add(to_f(acc), load_f(p->scale + channel, 16), mul(to_f(joined), set_f(p->residual_scale)));
     }
+    store_u8(y + channel, add_i(round_f(clamp_f(q, set_f(p->lo), set_f(p->hi))), set_i(p->zero)), rest);
 }
+
+/* The accumulators of a tile, one by one: as an array, compilers would not keep all of them in registers. */
+#define EACH_ACCUMULATOR(DO) \
+    DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11) \
+    DO(12) DO(13) DO(14) DO(15) DO(16) DO(17) DO(18) DO(19) DO(20) DO(21) DO(22) DO(23)
+#define PIXEL(i) ((i) / vectors % pixels)
+#define ROW(i) ((i) / vectors / pixels)
+#define BEGIN(i) \
+    if (i < used) \
+        acc##i = load_i(p->bias + channel + 16 * (i % vectors));
+#define ADD(i) \
+    if (i < used) \
+        acc##i = dot(acc##i, load_word(from + ROW(i) * p->row_step + PIXEL(i) * step), many[i % vectors]);
+#define STORE(i) \
+    if (i < used) \
+        conv_store(p, acc##i, channel + 16 * (i % vectors), \
+                   residual == NULL ? NULL : residual + ROW(i) * p->residual_row + PIXEL(i) * p->residual_pixel, \
+                   y + ROW(i) * p->out_row + PIXEL(i) * p->out_pixel);
 
 /* A tile: `pixels` windows, `step` bytes apart, of each of `rows` rows, and 16 * `vectors` channels, whose weights for
  * one word are followed by the next `stride` bytes later. All but p and pointers are known when it is compiled. */
 INLINE void conv_tile(const conv_params *p, const uint8_t *x, const int8_t *w, int32_t channel, const uint8_t *residual,
                       uint8_t *y, int32_t pixels, int32_t rows, int32_t vectors, int32_t step, int32_t stride)
 {
-    v16i acc[ACCUMULATORS];
+    const int32_t used = pixels * rows * vectors;
+    v16i acc0, acc1, acc2, acc3, acc4, acc5, acc6, acc7, acc8, acc9, acc10, acc11;
+    v16i acc12, acc13, acc14, acc15, acc16, acc17, acc18, acc19, acc20, acc21, acc22, acc23;
 
-    UNROLL
-    for (int32_t i = 0; i < pixels * rows; i++) {
-        UNROLL
-        for (int32_t v = 0; v < vectors; v++)
-            acc[i * vectors + v] = load_i(p->bias + channel + 16 * v);
-    }
+    EACH_ACCUMULATOR(BEGIN)
     for (int32_t s = 0; s < p->segments; s++) {
         const uint8_t *from = x + p->segment[s];
 
         for (int32_t k = 0; k < p->words; k++, from += 4, w += stride) {
             weights many[4];
 
-            UNROLL
-            for (int32_t v = 0; v < vectors; v++)
-                many[v] = load_weights(w + 64 * v);
-            UNROLL
-            for (int32_t i = 0; i < pixels * rows; i++) {
-                const word activations = load_word(from + i / pixels * p->row_step + i % pixels * step);
-
-                UNROLL
-                for (int32_t v = 0; v < vectors; v++)
-                    acc[i * vectors + v] = dot(acc[i * vectors + v], activations, many[v]);
-            }
+            many[0] = load_weights(w);
+            if (vectors > 1)
+                many[1] = load_weights(w + 64);
+            if (vectors > 2)
+                many[2] = load_weights(w + 128);
+            if (vectors > 3)
+                many[3] = load_weights(w + 192);
+            EACH_ACCUMULATOR(ADD)
         }
     }
-    conv_store(p, acc, channel, residual, y, pixels, rows, vectors);
+    EACH_ACCUMULATOR(STORE)
 }
+
+#undef EACH_ACCUMULATOR
+#undef PIXEL
+#undef ROW
+#undef BEGIN
+#undef ADD
+#undef STORE
 
 /* A block of images, tile after tile. Weights stay in the cache for all pixels of all images. Tiles at the right and
  * at the bottom are moved back where they would not fit, and compute some pixels again. */
@@ -111,7 +106,7 @@ INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *r
 
 /* A kernel for one shape of tile. */
 #define CONV(name, pixels, rows, vectors, step) \
-    static void name(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count) \
+    KERNEL void name(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count) \
     { \
         conv_images(p, x, residual, y, count, pixels, rows, vectors, step); \
     }

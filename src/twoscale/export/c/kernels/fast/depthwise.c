@@ -56,7 +56,7 @@ INLINE void depthwise_images(const depthwise_params *p, const uint8_t *x, uint8_
 
 /* A kernel for so many rows of taps, and fours of taps in a row. */
 #define DEPTHWISE(name, height, fours) \
-    static void name(const depthwise_params *p, const uint8_t *x, uint8_t *y, int32_t count) \
+    KERNEL void name(const depthwise_params *p, const uint8_t *x, uint8_t *y, int32_t count) \
     { \
         depthwise_images(p, x, y, count, height, fours); \
     }

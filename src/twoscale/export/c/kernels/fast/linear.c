@@ -21,7 +21,7 @@ INLINE void linear_images(const conv_params *p, const uint8_t *x, uint8_t *y, in
 
 /* A kernel for one shape of tile. */
 #define LINEAR(name, pixels, vectors) \
-    static void name(const conv_params *p, const uint8_t *x, uint8_t *y, int32_t count) \
+    KERNEL void name(const conv_params *p, const uint8_t *x, uint8_t *y, int32_t count) \
     { \
         linear_images(p, x, y, count, pixels, vectors); \
     }

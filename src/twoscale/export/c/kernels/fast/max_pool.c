@@ -43,7 +43,7 @@ INLINE void max_pool_images(const pool_params *p, const uint8_t *x, uint8_t *y, 
 
 /* A kernel for one size of window. */
 #define MAX_POOL(name, height, width) \
-    static void name(const pool_params *p, const uint8_t *x, uint8_t *y, int32_t count) \
+    KERNEL void name(const pool_params *p, const uint8_t *x, uint8_t *y, int32_t count) \
     { \
         max_pool_images(p, x, y, count, height, width); \
     }
