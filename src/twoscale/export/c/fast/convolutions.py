@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 Weights = NDArray[np.int8]
+_SHORT = 9
+"""Words of a run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,11 @@ class Windows:
     def words(self) -> int:
         """Words of four bytes in a run."""
         return -(-int(self.weight.shape[2]) // 4)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether runs are so short that each word is made one of its own, which saves a loop."""
+        return 1 < self.words <= _SHORT
 
     @property
     def vectors(self) -> int:
@@ -200,13 +207,17 @@ def pack(windows: Windows, tile: Tile | None = None) -> list[Packed]:
 
 def conv_fields(windows: Windows, packed: Packed, **more: Any) -> dict[str, Any]:
     """Return the fields of conv_params that do not name constants."""
+    words = windows.words
+    segments = [first + 4 * word for first in windows.segments for word in range(words)]
+    if not windows.is_short:
+        segments = segments[::words]
     return {
         "out_h": windows.out_h,
         "out_w": windows.out_w,
         "out_c": packed.channels,
-        "segments": len(windows.segments),
-        "segment": f"(const int32_t[]){{{', '.join(map(str, windows.segments))}}}",
-        "words": windows.words,
+        "segments": len(segments),
+        "segment": f"(const int32_t[]){{{', '.join(map(str, segments))}}}",
+        "words": 1 if windows.is_short else words,
         "row_step": windows.row_step,
         **more,
     }

@@ -333,7 +333,13 @@ class _Lowering:
                     Operand(layer.name, channel * item),
                     "count",
                 )
-                instance = (packed.tile.pixels, packed.tile.rows, packed.tile.vectors, windows.pixel_step)
+                instance = (
+                    packed.tile.pixels,
+                    packed.tile.rows,
+                    packed.tile.vectors,
+                    windows.pixel_step,
+                    int(windows.is_short),
+                )
                 fields = conv_fields(windows, packed, **more) | self.weights(identifier, layer, packed)
                 calls.append(FastCall("conv", arguments, fields, instance=instance))
         return calls

@@ -37,11 +37,13 @@ INLINE void conv_store(const conv_params *p, v16i acc, int32_t channel, const ui
                    y + ROW(i) * p->out_row + PIXEL(i) * p->out_pixel);
 
 /* A tile: `pixels` windows, `step` bytes apart, of each of `rows` rows, and 16 * `vectors` channels, whose weights for
- * one word are followed by the next `stride` bytes later. All but p and pointers are known when it is compiled. */
+ * one word are followed by the next `stride` bytes later. Runs are of `words` words, or, if that is 0, of p->words. All but
+ * p and pointers are known when it is compiled. */
 INLINE void conv_tile(const conv_params *p, const uint8_t *x, const int8_t *w, int32_t channel, const uint8_t *residual,
-                      uint8_t *y, int32_t pixels, int32_t rows, int32_t vectors, int32_t step, int32_t stride)
+                      uint8_t *y, int32_t pixels, int32_t rows, int32_t vectors, int32_t step, int32_t stride,
+                      int32_t words)
 {
-    const int32_t used = pixels * rows * vectors;
+    const int32_t used = pixels * rows * vectors, run = words > 0 ? words : p->words;
     v16i acc0, acc1, acc2, acc3, acc4, acc5, acc6, acc7, acc8, acc9, acc10, acc11;
     v16i acc12, acc13, acc14, acc15, acc16, acc17, acc18, acc19, acc20, acc21, acc22, acc23;
 
@@ -49,7 +51,7 @@ INLINE void conv_tile(const conv_params *p, const uint8_t *x, const int8_t *w, i
     for (int32_t s = 0; s < p->segments; s++) {
         const uint8_t *from = x + p->segment[s];
 
-        for (int32_t k = 0; k < p->words; k++, from += 4, w += stride) {
+        for (int32_t k = 0; k < run; k++, from += 4, w += stride) {
             weights many[4];
 
             many[0] = load_weights(w);
@@ -75,7 +77,7 @@ INLINE void conv_tile(const conv_params *p, const uint8_t *x, const int8_t *w, i
 /* A block of images, tile after tile. Weights stay in the cache for all pixels of all images. Tiles at the right and
  * at the bottom are moved back where they would not fit, and compute some pixels again. */
 INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count,
-                        int32_t wide, int32_t high, int32_t vectors, int32_t step)
+                        int32_t wide, int32_t high, int32_t vectors, int32_t step, int32_t words)
 {
     const int32_t fits = wide * high * vectors <= ACCUMULATORS;
     const int32_t rows = fits ? high : 1, together = fits ? vectors : 1;
@@ -97,7 +99,7 @@ INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *r
                     conv_tile(p, image + row * p->row_step + pixel * step, w, c,
                               join == NULL ? NULL : join + row * p->residual_row + pixel * p->residual_pixel,
                               y + n * IMAGE_BYTES + row * p->out_row + pixel * p->out_pixel,
-                              pixels, rows, together, step, stride);
+                              pixels, rows, together, step, stride, words);
                 }
             }
         }
@@ -105,8 +107,8 @@ INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *r
 }
 
 /* A kernel for one shape of tile. */
-#define CONV(name, pixels, rows, vectors, step) \
+#define CONV(name, pixels, rows, vectors, step, words) \
     KERNEL void name(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count) \
     { \
-        conv_images(p, x, residual, y, count, pixels, rows, vectors, step); \
+        conv_images(p, x, residual, y, count, pixels, rows, vectors, step, words); \
     }

@@ -12,10 +12,10 @@ INLINE void linear_images(const conv_params *p, const uint8_t *x, uint8_t *y, in
 
         for (; n < count && count >= pixels; n += pixels) {
             n = n + pixels <= count ? n : count - pixels;
-            conv_tile(p, x + n * IMAGE_BYTES, w, c, NULL, y + n * IMAGE_BYTES, pixels, 1, together, IMAGE_BYTES, stride);
+            conv_tile(p, x + n * IMAGE_BYTES, w, c, NULL, y + n * IMAGE_BYTES, pixels, 1, together, IMAGE_BYTES, stride, 0);
         }
         for (; n < count; n++)
-            conv_tile(p, x + n * IMAGE_BYTES, w, c, NULL, y + n * IMAGE_BYTES, 1, 1, together, IMAGE_BYTES, stride);
+            conv_tile(p, x + n * IMAGE_BYTES, w, c, NULL, y + n * IMAGE_BYTES, 1, 1, together, IMAGE_BYTES, stride, 0);
     }
 }
 
