@@ -184,7 +184,7 @@ def _quantizes_correctly(run: Run, tensors: dict[str, Any], folder: Path, scheme
     images = data.normalize(digits.test.images, digits.mean, digits.std)
     with torch.no_grad():
         expected = models.load("net-with-bias", checkpoint)(torch.from_numpy(images)).numpy()
-    error = np.abs(twoscale.load(network)(images) - expected).max()
+    error = np.abs(twoscale.load(network)(digits.test.images.astype(np.float32)) - expected).max()
     assert error <= 0.05 * max(np.abs(expected).max(), 1e-6)
 
 

@@ -17,6 +17,7 @@ import twoscale
 from twoscale import data
 from twoscale.cli.evaluate import EvalRecord
 from twoscale.cli.quantize import QuantizeRecord
+from twoscale.executors import create
 from twoscale.records import LabResults, VerifyResult
 from twoscale.training import RunRecord
 
@@ -187,15 +188,34 @@ def test_the_network_says_how_its_images_are_normalized(run: Run, trained: Any, 
     out = tmp_path / "net.onnx"
     mean, std = ("--mean", "0.4", "0.5", "0.6"), ("--std", "0.25", "0.25", "0.2")
     common = ("--model", "net-with-bias", "--calibration-images", 40)
-    assert run("quantize", trained.checkpoint, "-o", out, *common, *mean, *std).code == 0
+    assert run("quantize", trained.checkpoint, "-o", out, *common, *mean, *std, "--images", "normalized").code == 0
     metadata = twoscale.load(out).metadata
     assert metadata["mean"] == [0.4, 0.5, 0.6]
     assert metadata["std"] == [0.25, 0.25, 0.2]
+    assert "normalization" not in metadata
     verified = run("verify", out, "--max-samples", 60, "--json").json
     digits = data.load("digits")
     images = data.normalize(digits.test.images[:60], (0.4, 0.5, 0.6), (0.25, 0.25, 0.2))
     right = (twoscale.load(out)(images).argmax(1) == digits.test.labels[:60]).mean()
     assert verified["top1"] == pytest.approx(right)
+
+
+def test_a_network_takes_pixels_as_they_are(run: Run, trained: Any, tmp_path: Path) -> None:
+    pixels, normalized = tmp_path / "pixels.onnx", tmp_path / "normalized.onnx"
+    assert run("quantize", trained.checkpoint, "-o", pixels, "--calibration-images", 100).code == 0
+    words = ("--calibration-images", 100, "--images", "normalized")
+    assert run("quantize", trained.checkpoint, "-o", normalized, *words).code == 0
+    network = twoscale.load(pixels)
+    images = data.load("digits").test.images[:50]
+    q = create("reference", network).run(images.astype(np.float32), [network.input.name])[network.input.name]
+    assert (q == images).all()
+    executors = ("--executors", "reference,torch,onnxruntime", "--max-samples", 100, "--json")
+    for file in (pixels, normalized):  # one takes pixels, the model and the other normalized images
+        verified = run("verify", file, "--checkpoint", trained.checkpoint, *executors).json
+        assert verified["mismatches"] == 0
+        assert verified["sqnr_db"] > 30
+        other = normalized if file is pixels else pixels
+        assert run("verify", file, "--against", other, "--max-samples", 100, "--json").json["sqnr_db"] > 30
 
 
 def test_export(run: Run, trained: Any, tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ REFERENCES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], tuple[float,
     "log_sigmoid": (F.logsigmoid, ()),
     "abs": (torch.abs, ()),
     "exp": (torch.exp, ()),
+    "constant": (lambda x: torch.full_like(x, 2.5), (2.5,)),
 }
 
 

@@ -32,6 +32,7 @@ from twoscale.quantization import DEFAULT, Scheme, quantize, quantize_graph
 from twoscale.quantization.build import build, weight_scales
 from twoscale.quantization.corrections import correct
 from twoscale.quantization.plan import make_plan
+from twoscale.quantization.range_tuning import tuned_plan
 
 Float64 = NDArray[np.float64]
 
@@ -71,7 +72,7 @@ Profiles = dict[str, tuple[g.FloatGraph, Profile]]
 
 
 def uncorrected(graph: g.FloatGraph, found: Profile, how: Scheme) -> IntegerNetwork:
-    return build(make_plan(graph, found.statistics, how))
+    return build(tuned_plan(graph, found, how))
 
 
 def integers_of(network: IntegerNetwork) -> dict[str, Float64]:

@@ -87,7 +87,7 @@ def test_a_layer_that_nothing_follows_is_the_network_of_its_scheme(residual: Pre
 
 
 def test_without_corrections_an_early_layer_is_too(residual: Prepared) -> None:
-    plain = dataclasses.replace(DEFAULT, error_feedback=False, bias_correction=False)
+    plain = dataclasses.replace(DEFAULT, error_feedback=False, bias_correction=False, tune_ranges=False)
     found = sensitivity(*residual, [TEST], scheme=plain, weight_bits=(3,), activation_bits=(5,))
     for kind, layer, bits in (("weight", "a", 3), ("activation", "stem", 5), ("activation", "input", 5)):
         own: dict[str, Any] = {f"layer_{kind}_bits": ((layer, bits),)}

@@ -22,6 +22,9 @@ __all__ = ["Profile", "image_batches", "moves_values", "profile", "weight_summar
 KEEP_SAMPLES = 512
 """Images that are kept for the corrections after calibration: enough for stable means, little memory."""
 
+_IMAGE_BINS = 8192
+"""Bins for the images: 8-bit images have few distinct values, and a bin should hold one of them at a known place."""
+
 
 @dataclass(frozen=True, eq=False)
 class Profile:
@@ -93,6 +96,7 @@ def profile(graph: g.FloatGraph, batches: Iterable[Any], *, device: str | torch.
 
     module = GraphModule(graph, device)
     accumulators = {node.name: StatisticsAccumulator(node.name) for node in graph if not moves_values(node)}
+    accumulators[graph.input.name] = StatisticsAccumulator(graph.input.name, bins=_IMAGE_BINS)
     kept: list[NDArray[np.float32]] = []
     images = 0
 

@@ -27,6 +27,7 @@ __all__ = [
     "DataName",
     "File",
     "ModelName",
+    "as_pixels",
     "at_least_one",
     "batches_of",
     "console",
@@ -145,6 +146,12 @@ def dataset_for(
         for key, given, own in (("mean", mean, dataset.mean), ("std", std, dataset.std))
     )
     return replace(dataset, mean=means, std=deviations)
+
+
+def as_pixels(dataset: data.Dataset) -> data.Dataset:
+    """Return a data set whose images are pixels 0..255, not normalized."""
+    channels = len(dataset.mean)
+    return replace(dataset, mean=(0.0,) * channels, std=(1 / 255,) * channels)
 
 
 def batches_of(

@@ -13,6 +13,7 @@ from twoscale.cli.common import (
     DataName,
     File,
     ModelName,
+    as_pixels,
     at_least_one,
     batches_of,
     console,
@@ -55,6 +56,7 @@ def quantize_command(
     model: ModelName = None,
     mean: Channels = None,
     std: Channels = None,
+    images: Literal["pixels", "normalized"] = "pixels",
     scheme: Literal["default", "course"] = "default",
     weight_range: Method = None,
     activation_range: Method = None,
@@ -80,6 +82,8 @@ def quantize_command(
         model: Model of the weights, where the file does not say it.
         mean: Mean of pixels / 255 that images are normalized with. Default: what the file says, else 0.5.
         std: Standard deviation likewise.
+        images: What the integer network takes: pixels 0..255, which are integers as they are, with the normalization in
+            its first weights; or normalized images, as the float network does, which are rounded to 8 bits first.
         scheme: default is uint8 activations, a weight scale per channel, mse ranges, rounding errors fed back, and the
             same integers in every executor. course is symmetric int8, one weight scale per layer, minmax ranges.
         weight_range: Range method of the weights, instead of the scheme's.
@@ -112,8 +116,13 @@ def quantize_command(
     how = replace(quantization.SCHEMES[scheme], **given)
     network_float, info = load_float(file, model)
     dataset = dataset_for(data, recorded(info), mean, std)
+    normalization = (dataset.mean, dataset.std) if images == "pixels" else None
+    dataset = dataset if normalization is None else as_pixels(dataset)
     network = quantization.quantize(
-        network_float, batches_of(dataset.train, dataset, batch_size=100, limit=calibration_images), scheme=how
+        network_float,
+        batches_of(dataset.train, dataset, batch_size=100, limit=calibration_images),
+        scheme=how,
+        normalization=normalization,
     )
     samples = min(calibration_images, len(dataset.train))
     origin = {"data": dataset.name, "mean": list(dataset.mean), "std": list(dataset.std), "options": given}

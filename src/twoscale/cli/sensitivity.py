@@ -17,6 +17,7 @@ from twoscale.cli.common import (
     DataName,
     File,
     ModelName,
+    as_pixels,
     at_least_one,
     batches_of,
     console,
@@ -101,8 +102,10 @@ def sensitivity_command(
     network_float, info = load_float(file, model)
     dataset = dataset_for(data, recorded(info), mean, std)
     how = quantization.SCHEMES[scheme]
+    normalization = (dataset.mean, dataset.std)
+    dataset = as_pixels(dataset)
     example, _ = next(batches_of(dataset.train, dataset, limit=min(100, calibration_images)))
-    graph = quantization.float_graph(network_float, example, how)
+    graph = quantization.float_graph(network_float, example, how, normalization=normalization)
     found = profile(graph, batches_of(dataset.train, dataset, batch_size=100, limit=calibration_images))
     with _status() as say:
         result = sensitivity(
@@ -127,6 +130,7 @@ def sensitivity_command(
                 "options": {"layer_weight_bits": dict(choice.layer_weight_bits)},
                 "calibration_samples": found.images,
             }
+            network = quantization.taking_pixels(network, normalization)
             replace(network, metadata={**network.metadata, **origin}).save(out)
     if json:
         print_json(SensitivityRecord(result, measured, None if out is None else str(out)))

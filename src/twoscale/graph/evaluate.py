@@ -34,6 +34,7 @@ _FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
     "log_sigmoid": F.logsigmoid,
     "abs": torch.abs,
     "exp": torch.exp,
+    "constant": torch.full_like,
 }
 
 

@@ -35,6 +35,7 @@ from twoscale.graph.nodes import (
     Windows,
     window_weights,
 )
+from twoscale.graph.normalization import into_weights
 
 __all__ = ["fold"]
 
@@ -53,6 +54,7 @@ def fold(graph: FloatGraph, *, join_residuals: bool = True) -> FloatGraph:
     graph = _with_functions_recognized(_merge(graph, _hardsigmoid))
     graph = _merge(graph, _average_into_average)
     graph = _with_window_averages_split(_with_window_averages_in_weights(graph))
+    graph = into_weights(graph)
     graph = graph.replaced({node.name: _as_depthwise(node) for node in graph if isinstance(node, ChannelAffine)})
     return _with_residuals_joined(graph) if join_residuals else graph
 

@@ -56,6 +56,7 @@ FUNCTIONS: dict[str, Callable[..., Float64]] = {
     "log_sigmoid": lambda x: -np.logaddexp(0.0, -x),
     "abs": np.abs,
     "exp": np.exp,
+    "constant": lambda x, value: np.full_like(x, value),
 }
 
 

@@ -175,14 +175,14 @@ def sensitivity(
         QuantizationError: integers would not fit.
     """
     from twoscale.graph.evaluate import GraphModule
-    from twoscale.quantization import quantize_graph
-    from twoscale.quantization.plan import make_plan
+    from twoscale.quantization import quantize_plan
+    from twoscale.quantization.range_tuning import tuned_plan
     from twoscale.verification import labelled
 
     say = progress or (lambda what: None)
     ranges: dict[tuple[str, int, int], RealRange] = {}
-    plan = make_plan(graph, found.statistics, scheme, ranges=ranges)
-    base = quantize_graph(graph, found, scheme)
+    plan = tuned_plan(graph, found, scheme, ranges=ranges)
+    base = quantize_plan(plan, found)
     variants = [
         *_variants(plan, base, found, ranges, "weight", sorted(set(weight_bits))),
         *_variants(plan, base, found, ranges, "activation", sorted(set(activation_bits))),

@@ -30,6 +30,8 @@ class Scheme:
     """One weight scale per output channel, or one per layer. The last layer has one: its integers are compared."""
     activation_range: str = "mse"
     """Range method of activations."""
+    tune_ranges: bool = True
+    """Move activation ranges of the least squared error (mse) to where the error of the logits is least."""
     activation_bits: int = 8
     signed_activations: bool = False
     """Symmetric int8 with zero point 0, instead of uint8 with an even zero point."""
@@ -61,6 +63,11 @@ class Scheme:
             twice = sorted({layer for layer, _ in own if [name for name, _ in own].count(layer) > 1})
             if twice:
                 raise ConfigurationError(f"layer_{kind}_bits names {', '.join(twice)} more than once")
+
+    @property
+    def tunes_ranges(self) -> bool:
+        """Whether activation ranges are moved after the range method has chosen them: only those of mse."""
+        return self.tune_ranges and self.activation_range == "mse"
 
     @property
     def weight_limit(self) -> int:
@@ -102,6 +109,7 @@ COURSE = Scheme(
     weight_range="minmax",
     per_channel=False,
     activation_range="minmax",
+    tune_ranges=False,
     signed_activations=True,
     on_grid=False,
     join_residuals=False,

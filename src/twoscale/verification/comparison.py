@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -260,12 +260,16 @@ class _FloatSide:
         from twoscale.graph.evaluate import GraphModule
         from twoscale.graph.folding import fold
         from twoscale.graph.nodes import FloatGraph
+        from twoscale.graph.normalization import with_normalization
 
         equalized = False
         graph = model
         if not isinstance(graph, FloatGraph):
             joined = any(isinstance(layer, n.Conv2d) and len(layer.inputs) == 2 for layer in network)
-            graph = fold(capture(graph, torch.from_numpy(images[:1])), join_residuals=joined)
+            graph = capture(graph, torch.from_numpy(images[:1]))
+            if "normalization" in network.metadata:  # the network takes pixels, the model normalized images
+                graph = with_normalization(graph, **network.metadata["normalization"])
+            graph = fold(graph, join_residuals=joined)
             equalized = _equalization(network) != "none"
         nodes = {node.name: node for node in graph}
         for layer in network:
@@ -315,6 +319,7 @@ class _IntegerSide:
             )
         self.name = f"{other.name}, scheme {other.scheme}"
         self._network = other
+        self._convert = _conversion(network, other)
         self._executor = create(executor.name if executor.name in EXECUTORS else "reference", other)
         form = {layer.name: (layer.inputs, layer.output.shape) for layer in other}
         alike = _equalization(network) == _equalization(other)
@@ -330,11 +335,23 @@ class _IntegerSide:
         self, images: NDArray[np.float32], integers: dict[str, NDArray[Any]], tallies: dict[str, _LayerTally]
     ) -> NDArray[np.float32]:
         """Add the error of every layer that both have against the other's; return the other's logits."""
-        found = self._executor.run(images, {*self._names, self._network.output})
+        found = self._executor.run(self._convert(images), {*self._names, self._network.output})
         for name in self._names:
             tally = tallies[name]
             tally.noise.update(_real(found[name], self._network.spec(name)), _real(integers[name], tally.layer.output))
         return self._network.logits(found[self._network.output])
+
+
+def _conversion(network: IntegerNetwork, other: IntegerNetwork) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Return the map from the images of one network to those of another, where one takes pixels and one does not."""
+    mine, others = (side.metadata.get("normalization") for side in (network, other))
+    known: dict[str, Any] = mine or others or {}
+    if bool(mine) == bool(others):
+        return lambda images: images
+    mean, std = (np.asarray(known[key], np.float32)[:, None, None] for key in ("mean", "std"))
+    if mine:
+        return lambda images: ((images / np.float32(255) - mean) / std).astype(np.float32)
+    return lambda images: ((images * std + mean) * np.float32(255)).astype(np.float32)
 
 
 def _real(integers: NDArray[Any], spec: n.TensorSpec) -> NDArray[np.float64]:
