@@ -66,7 +66,7 @@ def speedup_plot(results: StudyResults) -> Drawing | None:
     lines: list[tuple[str, Points]] = []
     for scaling in ("weak", "strong"):
         rows = [row for row in results.speed if row.scaling == scaling and row.speedup is not None]
-        lines.append((scaling, [(1.0, 1.0), *((float(r.world_size), r.speedup.median) for r in rows if r.speedup)]))
+        lines.append((scaling, [(1.0, 1.0), *((float(r.world_size), r.speedup.mean) for r in rows if r.speedup)]))
     most = max((row.world_size for row in results.speed), default=1)
     if most == 1:
         return None

@@ -135,7 +135,7 @@ class Verdict:
     loss: Summary
     """Seconds by which a step on all ranks is longer than one of the bare module on one; launches of a round paired."""
     efficiency: float
-    """Of weak scaling: bare at one rank / DDP; median over rounds."""
+    """Of weak scaling: bare at one rank / DDP; mean of rounds."""
     causes: tuple[Cause, ...]
     """Largest first; together all of the loss that was explained."""
     unexplained: float

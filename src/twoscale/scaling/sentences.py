@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from twoscale.report.numbers import count, fixed, joined, percent, signed
-from twoscale.scaling.records import Interval, LedgerRecord, Summary
+from twoscale.scaling.records import LedgerRecord, Summary
 from twoscale.scaling.results import ArmsAt, SpeedRow, StudyResults
 
-__all__ = ["between", "bytes_text", "milliseconds", "seconds_text", "sentences"]
+__all__ = ["milliseconds", "seconds_text", "sentences"]
 
 
 def milliseconds(seconds: float) -> str:
@@ -20,25 +20,6 @@ def milliseconds(seconds: float) -> str:
 def seconds_text(seconds: float) -> str:
     """Return a time of an epoch, in seconds with three digits."""
     return f"{fixed(seconds, 0 if seconds >= 100 else 1 if seconds >= 10 else 2 if seconds >= 0.1 else 3)} s"
-
-
-def bytes_text(number: float) -> str:
-    """Return a size with a unit of 1,000s, three digits."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if number >= unit:
-            value = number / unit
-            return f"{fixed(value, 0 if value >= 100 else 1 if value >= 10 else 2)} {name}"
-    return f"{count(round(number))} bytes"
-
-
-def between(summary: Summary, show: Callable[[float], str]) -> str:
-    """Return an interval in words: Student's of the mean where there is one, else what was seen."""
-    interval: Interval | None = summary.mean_interval
-    if interval is None:
-        return f"{show(summary.median)} (one launch)"
-    return (
-        f"{show(summary.mean)} ({show(interval.low)} to {show(interval.high)}, {interval.coverage:.0%} of {summary.n})"
-    )
 
 
 def sentences(results: StudyResults) -> dict[str, str]:
@@ -94,7 +75,7 @@ def _speedup(results: StudyResults) -> str | None:
 
     weak, strong, alone = last("weak"), last("strong"), last("ddp-alone")
     parts = [
-        f"{fixed(row.speedup.median, 2)} times as fast {what} (efficiency {percent(row.efficiency.median, 0)} %)"
+        f"{fixed(row.speedup.mean, 2)} times as fast {what} (efficiency {percent(row.efficiency.mean, 0)} %)"
         for row, what in ((weak, "with the batch of a rank kept"), (strong, "with the batch of all kept"))
         if row is not None and row.speedup is not None and row.efficiency is not None
     ]
@@ -103,7 +84,7 @@ def _speedup(results: StudyResults) -> str | None:
     if alone is not None and alone.efficiency is not None:
         return (
             f"There is one device, and no speed-up to measure; DDP around it keeps "
-            f"{percent(alone.efficiency.median, 0)} % of the bare module's speed."
+            f"{percent(alone.efficiency.mean, 0)} % of the bare module's speed."
         )
     return None
 

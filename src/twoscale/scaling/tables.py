@@ -405,7 +405,7 @@ def causes_table(verdict: Verdict) -> Table:
         f"{_number(loss.min * 1e3)} to {_number(loss.max * 1e3)} ms in {loss.n} rounds" if loss.n > 1 else "1 round"
     )
     return _table(
-        f"A step on {verdict.world_size} ranks is {_number(loss.median * 1e3)} ms longer than one on one ({spread})",
+        f"A step on {verdict.world_size} ranks is {_number(loss.mean * 1e3)} ms longer than one on one ({spread})",
         columns,
         rows,
     )

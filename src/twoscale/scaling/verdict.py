@@ -85,9 +85,9 @@ def decide(rounds: Sequence[Round], many: ArmsRecord, model: LinkModel | None, b
         batch_size: per rank.
     """
     loss = summarize([one.ddp.step.median - one.alone.step.median for one in rounds])
-    efficiency = statistics.median(one.alone.step.median / one.ddp.step.median for one in rounds)
-    waits = statistics.median(one.apart.data_wait.median - one.alone.data_wait.median for one in rounds)
-    slower = statistics.median(
+    efficiency = statistics.fmean(one.alone.step.median / one.ddp.step.median for one in rounds)
+    waits = statistics.fmean(one.apart.data_wait.median - one.alone.data_wait.median for one in rounds)
+    slower = statistics.fmean(
         (one.apart.step.median - one.apart.data_wait.median) - (one.alone.step.median - one.alone.data_wait.median)
         for one in rounds
     )
@@ -111,7 +111,7 @@ def decide(rounds: Sequence[Round], many: ArmsRecord, model: LinkModel | None, b
         for name, seconds in sorted(parts.items(), key=lambda item: -item[1])
     )
     n = many.world_size
-    unexplained = loss.median - total
+    unexplained = loss.mean - total
     if efficiency >= SCALES:
         sentence = f"Scaling does not stop at {n} ranks: a step keeps {efficiency:.0%} of its speed."
     elif loss.min <= 0:
@@ -122,7 +122,7 @@ def decide(rounds: Sequence[Round], many: ArmsRecord, model: LinkModel | None, b
     elif unexplained > causes[0].seconds:
         sentence = (
             f"At {n} ranks a step keeps {efficiency:.0%} of its speed, and most of what is lost, "
-            f"{unexplained / loss.median:.0%}, has no measured cause: measure again on a quieter machine."
+            f"{unexplained / loss.mean:.0%}, has no measured cause: measure again on a quieter machine."
         )
     else:
         first = causes[0]

@@ -1,0 +1,340 @@
+"""A study from its plan to its page: one real one, small, and then its cells again without measuring."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twoscale.cli import main
+from twoscale.errors import ConfigurationError, TwoscaleError, UnknownNameError
+from twoscale.records import read_record
+from twoscale.scaling import study
+from twoscale.scaling.cells import CellRecord, StudyCell, first_cells, later_cells, ways
+from twoscale.scaling.config import SECTIONS, StudyConfig
+from twoscale.scaling.page import render_study
+from twoscale.scaling.records import Outcome
+from twoscale.scaling.results import StudyResults
+from twoscale.scaling.study import CELLS, REPORT, STUDY, run_study
+
+WORDS = [
+    "scale", "--device", "cpu", "--batch-sizes", "32,512", "--base-batch", "16", "--repeats", "1", "--seeds", "1",
+    "--epochs", "1", "--accuracy-batches", "64,128", "--untuned",
+]  # fmt: skip
+
+
+def _config(**given: Any) -> StudyConfig:
+    options: dict[str, Any] = {
+        "batch_sizes": (32, 512), "base_batch": 16, "repeats": 1, "seeds": 1, "epochs": 1,
+        "accuracy_batches": (64, 128), "tune": False,
+    }  # fmt: skip
+    return StudyConfig.for_this_machine("cpu", **{**options, **given})
+
+
+def _gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.fixture(scope="session")
+def done(once: Callable[[str, Callable[[], Any]], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small study that the command line did."""
+
+    def measure() -> str:
+        folder = tmp_path_factory.mktemp("study")
+        main([*WORDS, "--out", str(folder)])
+        return str(folder)
+
+    return Path(once("study", measure))
+
+
+@pytest.fixture
+def again(done: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let cells that are measured give what the small study's gave; a list of their names, in order."""
+    measured: list[str] = []
+
+    def give(self: Any, cell: StudyCell) -> Outcome:
+        measured.append(cell.name)
+        return read_record(done / CELLS / f"{cell.name}.json", CellRecord).outcome
+
+    monkeypatch.setattr(study._Runner, "_measure", give)
+    return measured
+
+
+# ---------------------------------------------------------------- the real one
+
+
+def test_every_section_of_a_real_study(done: Path) -> None:
+    results = read_record(done / STUDY, StudyResults)
+    assert results.complete
+    assert results.failures == ()
+    assert list(results.sentences) == list(SECTIONS)
+    assert not any("Nothing was measured" in sentence for sentence in results.sentences.values())
+    assert [row.batch_size for row in results.batches] == [16, 32, 512, 1437]
+    assert all(row.of_peak and 0 < row.of_peak < 1.5 for row in results.batches)
+    assert results.capacity is not None
+    assert (results.capacity.largest, results.capacity.reached_limit) == (1437, True)
+    rows = [(row.scaling, row.world_size, row.batch_size) for row in results.speed]
+    assert rows == [("bare", 1, 16), ("ddp-alone", 1, 16), ("apart", 2, 16), ("weak", 2, 16), ("strong", 2, 8)]
+    assert results.speed[0].speedup is None
+    assert {(at.record.world_size, at.batch_size) for at in results.arms} == {(1, 16), (1, 32), (2, 16), (2, 32)}
+    assert results.verdict is not None
+    assert all(ledger.ok for ledger in results.ledgers)
+    assert [ledger.model for ledger in results.ledgers] == ["net", "resnet20"]
+    assert len(results.held_out) == 2
+    assert any("is another link" in line or "what holds for one link" in line for line in results.refused)
+    assert any("on both sides of it" in line for line in results.refused)
+
+
+def test_equal_epochs_and_equal_steps(done: Path) -> None:
+    results = read_record(done / STUDY, StudyResults)
+    small = next(row for row in results.accuracy if row.way == "small")
+    assert small.steps == 23  # 1,437 images in batches of 64
+    for row in results.accuracy:
+        if row.way != "small":
+            assert (row.batch_size, row.epochs) == (128, 1 if row.equal == "epochs" else 2)
+            assert row.steps == (12 if row.equal == "epochs" else 24)
+    ways_seen = {row.way for row in results.accuracy}
+    assert ways_seen == {way.name for way in ways(results.config)}
+
+
+def test_ratios_are_of_the_same_round(done: Path) -> None:
+    results = read_record(done / STUDY, StudyResults)
+    cells = {file.stem: read_record(file, CellRecord).outcome.result for file in (done / CELLS).glob("ranks-*.json")}
+    bare, ddp = cells["ranks-1-0"][0], cells["ranks-2-0"][1]
+    assert (bare["arm"], ddp["arm"], ddp["world_size"]) == ("bare", "ddp", 2)
+    weak = next(row for row in results.speed if row.scaling == "weak")
+    assert weak.speedup is not None
+    assert weak.efficiency is not None
+    assert weak.speedup.mean == pytest.approx(2 * bare["step"]["median"] / ddp["step"]["median"])
+    assert weak.efficiency.mean == pytest.approx(weak.speedup.mean / 2)
+
+
+def test_the_page_says_what_the_record_says(done: Path) -> None:
+    results = read_record(done / STUDY, StudyResults)
+    page = (done / REPORT).read_text()
+    assert page == render_study(results)
+    for sentence in results.sentences.values():
+        assert sentence.split(";")[0][:40].replace("'", "&#39;") in page
+    assert not re.search(r"(src|href)=\"https?:", page)
+    assert page.count("<section") == len(SECTIONS) + 2
+    assert page.count("<figure>") >= 12
+
+
+# ---------------------------------------------------------------- plan and order
+
+
+def test_cells_run_in_rounds_in_an_order_of_the_seed() -> None:
+    config = _config(repeats=3)
+    cells = later_cells(config, {})
+    names = [cell.name for cell in cells]
+    assert len(names) == len(set(names))
+    rounds = [[cell.kind + str(cell.world_size) for cell in cells if cell.repeat == r and cell.kind in
+               ("batches", "ranks")] for r in range(3)]  # fmt: skip
+    assert [sorted(one) for one in rounds] == [["batches1", "ranks1", "ranks2"]] * 3
+    assert [cell.repeat for cell in cells if cell.kind != "accuracy"] == sorted(
+        cell.repeat for cell in cells if cell.kind != "accuracy"
+    )
+    assert names == [cell.name for cell in later_cells(config, {})]
+    others = {tuple(cell.name for cell in later_cells(_config(repeats=3, seed=s), {})) for s in range(6)}
+    assert len(others) > 1
+
+
+def test_a_section_alone_needs_only_its_cells() -> None:
+    def kinds(*sections: str) -> set[str]:
+        config = _config(sections=sections, tune=True)
+        return {cell.kind for cell in (*first_cells(config), *later_cells(config, {}))}
+
+    assert kinds("sampler") == kinds("wire") == kinds("replicas") == {"wire"}
+    assert kinds("accuracy") == {"tune", "accuracy"}
+    assert kinds("batch") == {"capacity", "batches"}
+    assert kinds("speedup") == {"batches", "ranks"}
+    assert kinds("communication") == kinds("forecast") == {"ranks", "arms"}
+
+
+def test_batches_beyond_the_largest_are_not_tried_but_shown(again: list[str], tmp_path: Path) -> None:
+    capacity = {
+        "workload": {}, "world_size": 1, "memory_limit_bytes": None, "largest": 100, "reached_limit": False,
+        "trials": [{"batch_size": 128, "status": "out-of-memory", "seconds": 1, "peak_memory_bytes": None}],
+    }  # fmt: skip
+    cells = later_cells(_config(), {"capacity": Outcome("ok", 1.0, 1, 1, capacity)})
+    batches = next(cell for cell in cells if cell.kind == "batches")
+    assert batches.arguments["batch_sizes"] == [16, 32, 100]
+
+
+def test_tuned_rates_are_the_best_and_the_scaled_follow_the_small() -> None:
+    config = _config(tune=True)
+    runs = first_cells(config)[1].arguments["runs"]
+    assert {run["way"] for run in runs} == {"small", "tuned", "lars", "lamb", "adamw"}
+    found = [
+        {**run, "accuracy": 0.9 if run["rate"] == max(r["rate"] for r in runs if r["way"] == run["way"]) else 0.5}
+        for run in runs
+    ]
+    found[0]["accuracy"] = None  # its loss became infinite
+    cells = later_cells(config, {"tune": Outcome("ok", 1.0, 1, 1, found)})
+    rates = {
+        run["way"]: run["config"]["lr"] for cell in cells if cell.kind == "accuracy" for run in cell.arguments["runs"]
+    }
+    assert rates["small"] == rates["plain"] == rates["linear"] == max(r["rate"] for r in runs if r["way"] == "small")
+    assert rates["lars"] == max(r["rate"] for r in runs if r["way"] == "lars")
+
+
+# ---------------------------------------------------------------- going on, failing, running out of time
+
+
+def test_a_killed_study_goes_on_where_it_was(
+    done: Path, again: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give = study._Runner._measure
+
+    def interrupt(self: Any, cell: StudyCell) -> Outcome:
+        if len(again) == 3:
+            raise KeyboardInterrupt
+        return give(self, cell)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study._Runner, "_measure", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(_config(), tmp_path)
+    first = list(again)
+    assert sorted(file.stem for file in (tmp_path / CELLS).iterdir()) == sorted(first)
+    assert not (tmp_path / STUDY).exists()
+    with pytest.raises(ConfigurationError, match="holds a study already; continue it with --resume"):
+        run_study(_config(), tmp_path)
+    results = run_study(_config(), tmp_path, resume=True)
+    assert again[3:] == [name for name in again if name not in first]
+    assert len(again) == len(list((done / CELLS).iterdir()))
+    whole = read_record(done / STUDY, StudyResults)
+    same = dataclasses.replace(results, environment=whole.environment, loads=whole.loads)
+    assert same == whole
+
+
+def test_cells_of_other_options_are_not_taken(again: list[str], tmp_path: Path) -> None:
+    run_study(_config(sections=("wire",)), tmp_path)
+    with pytest.raises(TwoscaleError, match=r"wire-2-0.json was measured with other options; continue with those"):
+        run_study(_config(sections=("wire",), seed=1), tmp_path, resume=True)
+
+
+def test_a_cell_that_fails_is_a_result(again: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    give = study._Runner._measure
+
+    def fail(self: Any, cell: StudyCell) -> Outcome:
+        if cell.kind in ("arms", "capacity") and cell.world_size < 3:
+            return Outcome("out-of-memory", 1.0, cell.world_size, 1, None, "planted", "")
+        return give(self, cell)
+
+    monkeypatch.setattr(study._Runner, "_measure", fail)
+    # Without the capacity, the cell of batch sizes is another; it is not what this is about.
+    results = run_study(_config(sections=("speedup", "communication", "wire", "forecast")), tmp_path)
+    assert {(one.status, one.message) for one in results.failures} == {("out-of-memory", "planted")}
+    assert len(results.failures) == 2
+    assert results.verdict is None
+    assert results.sentences["communication"].startswith("Nothing was measured")
+    assert results.sentences["wire"].endswith("as predicted, to the byte.")
+    page = (tmp_path / REPORT).read_text()
+    assert "Cells that failed" in page
+    assert "planted" in page
+    again.clear()
+    run_study(_config(sections=("speedup", "communication", "wire", "forecast")), tmp_path, resume=True)
+    assert again == []
+
+
+def test_what_there_is_no_time_for_is_left_out_and_said(again: list[str], tmp_path: Path) -> None:
+    results = run_study(_config(sections=("wire", "communication")), tmp_path, minutes=1e-9)
+    assert again == []
+    assert not results.complete
+    assert len(results.left_out) == 5
+    assert "No time was left for: wire, replicas, sampler, 2 ranks." in (tmp_path / REPORT).read_text()
+    with pytest.raises(ConfigurationError, match="minutes is 0; expected a positive number"):
+        run_study(_config(), tmp_path, minutes=0)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_a_real_interrupt_leaves_no_process_and_no_half_cell(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from twoscale.cli import main; main()", "scale", "--device", "cpu",
+               "--world-sizes", "2", "--sections", "wire", "--out", str(tmp_path)]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    def below(parent: int) -> list[int]:
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                after = stat.read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(after[1]) == parent:
+                child = int(stat.parent.name)
+                found += [child, *below(child)]
+        return found
+
+    deadline = time.monotonic() + 120
+    started: list[int] = []
+    while len(started) < 3 and time.monotonic() < deadline:  # the launcher and two ranks
+        time.sleep(0.05)
+        started = below(process.pid)
+    assert len(started) >= 3
+    process.send_signal(signal.SIGINT)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert text.splitlines()[-1].startswith("twoscale: interrupted; finished cells are kept, go on with: ")
+    deadline = time.monotonic() + 10
+    while not all(map(_gone, started)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [pid for pid in started if not _gone(pid)] == []
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--batch-sizes", "32;64"], "--batch-sizes is 32;64; expected whole numbers with commas between, such as 1,2"),
+        (["--batch-sizes", "64,32"], "batch_sizes is 64, 32; expected ascending numbers of at least 1"),
+        (["--world-sizes", "0,1"], "world_sizes is 0, 1; expected ascending numbers of at least 1"),
+        (["--sections", "waves"], "unknown section 'waves': known names: accuracy, batch, "),
+        (["--accuracy-batches", "16"], "accuracy_batches has 1 numbers; expected 2"),
+        (["--repeats", "0"], "repeats is 0; expected at least 1"),
+        (["--minutes", "-1"], "minutes is -1; expected a positive number"),
+        (["nett"], "unknown model 'nett': did you mean 'net'? "),
+        (["--data", "digit"], "unknown data set 'digit': did you mean 'digits'? "),
+        (["--device", "cuda"], "device is cuda, but PyTorch finds no GPU; use --device cpu"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "cuda" in words:
+        torch = pytest.importorskip("torch")
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit) as ended:
+        main(["scale", *words, "--out", str(tmp_path)])
+    assert ended.value.code == 2
+    found = capsys.readouterr().err
+    assert found.startswith(f"twoscale: error: {message}")
+    assert found.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sections_by_number_and_json(again: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([*WORDS, "--sections", "6,5", "--out", str(tmp_path), "--json"])
+    answers = json.loads(capsys.readouterr().out)
+    assert list(answers["sentences"]) == ["sampler", "wire"]
+    assert answers["verdict"] is None
+
+
+def test_an_unknown_section_in_python() -> None:
+    with pytest.raises(UnknownNameError, match="unknown section 'batches': did you mean 'batch'"):
+        _config(sections=("batches",))
