@@ -264,7 +264,11 @@ def test_what_there_is_no_time_for_is_left_out_and_said(again: list[str], tmp_pa
 
 
 def test_a_real_interrupt_leaves_no_process_and_no_half_cell(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from twoscale.cli import main; main()", "scale", "--device", "cpu",
+    # A process that was started in the background may have been told to ignore Ctrl-C.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom twoscale.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "scale", "--device", "cpu",
                "--world-sizes", "2", "--sections", "wire", "--out", str(tmp_path)]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 

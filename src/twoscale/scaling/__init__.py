@@ -11,6 +11,8 @@
     capacity      the largest batch that fits
     forecast      steps on more ranks or at other rates, and what may not be forecast
     records       what all of these return
+    study         all of it in cells: config, cells, jobs (in the ranks), analysis, verdict, results; sentences, tables,
+                  figures and page show them, progress tells how it goes
     statistics    medians, and intervals that state their coverage
 
 Each measurement is a function that runs inside ranks that exist already, and, named "module:run", the target of a

@@ -1,0 +1,108 @@
+"""The scaling study that docs/scaling.md quotes, and its tables there.
+
+    python -m benchmarks.scaling_study [--out DIR] [--resume] [--keep]
+
+Runs `twoscale scale` with its defaults on this machine's processor, and of ResNet-18 what is not timed: the ledger, the
+replicas and the sampler; writes docs/scaling-study.json and docs/scaling-resnet18.json, and puts their sentences and
+tables between the markers of docs/scaling.md. A few minutes; run it on an idle machine. --keep leaves the records as
+they are and renews the document only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from twoscale.files import write_bytes, write_text
+from twoscale.records import read_record
+from twoscale.report.tables import Table
+from twoscale.scaling import tables
+from twoscale.scaling.config import StudyConfig
+from twoscale.scaling.progress import telling
+from twoscale.scaling.results import StudyResults
+from twoscale.scaling.study import run_study
+
+DOCS = Path(__file__).parents[1] / "docs"
+DOCUMENT = DOCS / "scaling.md"
+RECORD = DOCS / "scaling-study.json"
+RESNET = DOCS / "scaling-resnet18.json"
+
+
+def markdown(table: Table, columns: Sequence[int]) -> str:
+    """Return some columns of a table."""
+    heads = [table.columns[i] for i in columns]
+    lines = [
+        "| " + " | ".join(f"{head.label}, {head.unit}" if head.unit else head.label for head in heads) + " |",
+        "|" + "|".join("--:" if head.numeric else "---" for head in heads) + "|",
+    ]
+    for row in table.rows:
+        cells = [row[i] for i in columns]
+        noted = [
+            f"{cell.text} ({cell.note})" if head.numeric and cell.note and len(cell.note) < 25 else cell.text
+            for head, cell in zip(heads, cells, strict=True)
+        ]
+        lines.append("| " + " | ".join(noted) + " |")
+    return "\n".join(lines)
+
+
+def generated(study: StudyResults, resnet: StudyResults) -> dict[str, str]:
+    """Return what stands between each pair of markers."""
+    environment = study.environment
+    assert study.loads is not None
+    assert study.verdict is not None
+    where = (
+        f"{environment.machine}, {environment.cores} cores, torch {environment.versions['torch']}; load "
+        f"{study.loads[0]:.1f} to {study.loads[1]:.1f} as cells began; {study.seconds:.0f} s in all."
+    )
+    return {
+        "machine": where,
+        "verdict": f"> {study.verdict.sentence}\n\n" + markdown(tables.causes_table(study.verdict), (0, 1, 2)),
+        **{name: f"> {sentence}" for name, sentence in study.sentences.items()},
+        "batch-table": markdown(tables.batch_table(study), (0, 1, 2, 3, 4, 6)),
+        "speedup-table": markdown(tables.speed_table(study), (0, 1, 2, 4, 5, 7, 8)),
+        "communication-table": markdown(tables.arms_table(study.arms), (0, 1, 2, 3, 4, 5, 6, 7, 8)),
+        "epochs-table": markdown(tables.accuracy_table(study, "epochs"), (0, 1, 3, 4, 5)),
+        "steps-table": markdown(tables.accuracy_table(study, "steps"), (0, 1, 3, 4, 5)),
+        "ledger-table": markdown(tables.ledger_table(resnet.ledgers[0]), (0, 1, 2, 3, 4, 5)),
+        "replicas-table": markdown(tables.replicas_table(resnet.replicas[0]), (0, 1, 2, 3, 4, 5)),
+        "held-table": markdown(tables.forecast_table(study.held_out, ""), (0, 4, 5, 6)),
+        "refused": "\n".join(f"- {line}." for line in study.refused),
+    }
+
+
+def renewed(text: str, parts: dict[str, str]) -> str:
+    """Return a document with what stands between its markers replaced."""
+
+    def part(match: re.Match[str]) -> str:
+        return f"<!-- {match[1]} -->\n{parts[match[1]]}\n<!-- end -->"
+
+    return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", part, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="folder of the studies; default: one that is removed")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--keep", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.keep:
+        with tempfile.TemporaryDirectory() as name:
+            out = arguments.out or Path(name)
+            small = StudyConfig.for_this_machine("cpu")
+            large = StudyConfig.for_this_machine(
+                "cpu", model="resnet18", data="synthetic", sections=("sampler", "wire", "replicas")
+            )
+            for config, record, folder in ((small, RECORD, "net"), (large, RESNET, "resnet18")):
+                results = run_study(config, out / folder, resume=arguments.resume, telling=telling())
+                write_bytes(record, msgspec.json.encode(results) + b"\n")
+    parts = generated(read_record(RECORD, StudyResults), read_record(RESNET, StudyResults))
+    write_text(DOCUMENT, renewed(DOCUMENT.read_text(), parts))
+
+
+if __name__ == "__main__":
+    main()
