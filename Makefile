@@ -38,7 +38,7 @@ $(VENV)/installed-test: $(VENV)/installed
 bench-engine: $(BENCH_VENV)/installed
 	$(BENCH_VENV)/bin/python -m benchmarks.engine $(BENCH)
 
-$(BENCH_VENV)/installed: pyproject.toml benchmarks/engine-constraints.txt
+$(BENCH_VENV)/installed: benchmarks/engine-constraints.txt
 	@echo "installing into $(BENCH_VENV) (once; a few minutes)"
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_INSTALL) --constraint benchmarks/engine-constraints.txt $(BENCH_NEEDS)
