@@ -21,6 +21,7 @@ __all__ = ["CompiledNetwork"]
 _FLAGS = ("-std=gnu99", "-O3", "-fPIC", "-shared", "-pthread", "-ffp-contract=off")
 _NAME = "network"
 _INTEGERS, _FLOATS = 0, 1
+_FLOAT32 = np.dtype(np.float32)
 
 _HOOKS_C = """
 #define _POSIX_C_SOURCE 200809L
@@ -112,15 +113,15 @@ class CompiledNetwork:
         library.network_pool_free.argtypes = [ctypes.c_void_p]
         run = library.network_pool_run
         run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p]
-        self._library = library
-        self._run = run
-        self._pools = _Pools(library, threads)
-        weakref.finalize(self, self._pools.free)
         output = self._program.output
         self._shape = network.input.output.shape
         self._output_shape = output.spec.shape
         self._output_type = np.dtype(output.spec.dtype)
         self._in_order = bool((output.order == np.arange(len(output.order))).all())
+        self._library = library
+        self._run = run
+        self._pools = _Pools(library, threads, np.empty((1, *self._output_shape), self._output_type))
+        weakref.finalize(self, self._pools.free)
 
     @property
     def kernels(self) -> str:
@@ -141,14 +142,17 @@ class CompiledNetwork:
             ConfigurationError: images of another shape, or NaN or infinity among them.
         """
         form = _FLOATS
-        if images.dtype != np.float32 or images.shape[1:] != self._shape or not images.flags.c_contiguous:
+        if images.dtype is not _FLOAT32 or images.shape[1:] != self._shape or not images.flags.c_contiguous:
             images, form = self._prepared(images)
         count = len(images)
-        outputs = np.empty((count, *self._output_shape), self._output_type)
-        pools = self._pools
-        pool = pools.take()
-        bad = self._run(pool, _address(images), form, count, _address(outputs))
-        pools.give(pool)
+        pool = self._pools.take()
+        if count == 1:  # the pool's own output, copied, takes less time than a new one's address
+            bad = self._run(pool.handle, _address(images), form, 1, pool.address)
+            outputs = pool.output.copy()
+        else:
+            outputs = np.empty((count, *self._output_shape), self._output_type)
+            bad = self._run(pool.handle, _address(images), form, count, _address(outputs))
+        self._pools.give(pool)
         if bad:
             check_images(self.network, images)
         return outputs if self._in_order else self._reordered(outputs)
@@ -215,28 +219,34 @@ def _address(array: Any) -> Any:
         return array.ctypes.data
 
 
+class _Pool:
+    """A pool of threads, and the output of one image. ``handle`` is the C's."""
+
+    __slots__ = ("address", "handle", "output")
+
+    def __init__(self, library: ctypes.CDLL, threads: int, output: NDArray[Any]) -> None:
+        handle = library.network_pool_new(threads)
+        if handle is None:
+            raise ExecutorError("there is no memory for the network's arenas")
+        self.handle = ctypes.c_void_p(handle)
+        self.output = output
+        self.address = _address(output)
+
+
 class _Pools:
-    """Pools of threads that are not in use. A pool computes one batch at a time.
+    """Pools that are not in use: callers at once get one each, so that nobody waits for another's batch."""
 
-    With one thread, callers at once get a pool each; with more they wait for each other, so that no more threads
-    run than were asked for.
-    """
-
-    def __init__(self, library: ctypes.CDLL, threads: int) -> None:
+    def __init__(self, library: ctypes.CDLL, threads: int, output: NDArray[Any]) -> None:
         self._library = library
         self._threads = threads
+        self._output = output
         self._all = [self._new()]
         self._free = list(self._all)
 
-    def _new(self) -> int:
-        pool = self._library.network_pool_new(self._threads)
-        if pool is None:
-            raise ExecutorError("there is no memory for the network's arenas")
-        return int(pool)
+    def _new(self) -> _Pool:
+        return _Pool(self._library, self._threads, np.empty_like(self._output))
 
-    def take(self) -> int:
-        if self._threads > 1:
-            return self._all[0]
+    def take(self) -> _Pool:
         try:
             return self._free.pop()
         except IndexError:
@@ -244,10 +254,9 @@ class _Pools:
             self._all.append(pool)
             return pool
 
-    def give(self, pool: int) -> None:
-        if self._threads == 1:
-            self._free.append(pool)
+    def give(self, pool: _Pool) -> None:
+        self._free.append(pool)
 
     def free(self) -> None:
         for pool in self._all:
-            self._library.network_pool_free(pool)
+            self._library.network_pool_free(pool.handle)

@@ -429,7 +429,8 @@ class _Lowering:
         arguments = (Operand(x.name), Operand(layer.name), "count")
         if isinstance(layer, n.MaxPool2d):
             fields |= {"dilation_h": layer.dilation[0], "dilation_w": layer.dilation[1]}
-            return FastCall("max_pool", arguments, fields, instance=layer.kernel)
+            inside = int(not any(layer.padding))  # the last window ends within the image
+            return FastCall("max_pool", arguments, fields, instance=(*layer.kernel, inside))
         fields["in_zero"] = x.zero
         if layer.multiplier is not None:
             fields |= {"scale": _float(layer.multiplier.values[0]), **self.bounds(layer)}

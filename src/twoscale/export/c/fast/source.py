@@ -37,7 +37,7 @@ class _Isa:
     @property
     def condition(self) -> str:
         """Where it exists at all."""
-        return "defined(__x86_64__)" if self.target else ""
+        return "defined(HAVE_X86)" if self.target else ""
 
 
 _ISAS = (

@@ -42,6 +42,16 @@ INLINE v16i add_i(v16i a, v16i b)
     return v;
 }
 
+/* Numbers in 0..255 as byte `place` of those of `all`. */
+INLINE v16i put_byte(v16i all, v16i a, int32_t place)
+{
+    const __m128i shift = _mm_cvtsi32_si128(8 * place);
+
+    all.lo = _mm256_or_si256(all.lo, _mm256_sll_epi32(a.lo, shift));
+    all.hi = _mm256_or_si256(all.hi, _mm256_sll_epi32(a.hi, shift));
+    return all;
+}
+
 INLINE word load_word(const uint8_t *from)
 {
     int32_t bytes;

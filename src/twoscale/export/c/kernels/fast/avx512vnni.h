@@ -22,6 +22,12 @@ INLINE v16i add_i(v16i a, v16i b)
     return _mm512_add_epi32(a, b);
 }
 
+/* Numbers in 0..255 as byte `place` of those of `all`. */
+INLINE v16i put_byte(v16i all, v16i a, int32_t place)
+{
+    return _mm512_or_si512(all, _mm512_sll_epi32(a, _mm_cvtsi32_si128(8 * place)));
+}
+
 INLINE word load_word(const uint8_t *from)
 {
     int32_t x;

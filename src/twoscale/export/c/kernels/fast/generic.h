@@ -41,6 +41,18 @@ INLINE v16i add_i(v16i a, v16i b)
     return a;
 }
 
+/* Numbers in 0..255 as byte `place`, in the order of memory, of those of `all`. */
+INLINE v16i put_byte(v16i all, v16i a, int32_t place)
+{
+    EACH
+    {
+        const uint8_t byte = (uint8_t)a.at[i];
+
+        memcpy((uint8_t *)&all.at[i] + place, &byte, 1);
+    }
+    return all;
+}
+
 INLINE word load_word(const uint8_t *from)
 {
     word x;

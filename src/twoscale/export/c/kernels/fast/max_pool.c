@@ -1,12 +1,13 @@
 /* The largest of each window, for 16 channels. Taps outside the image never win, so they are left out. */
-INLINE v16b window_max(const pool_params *p, const uint8_t *x, int32_t top, int32_t left, int32_t height, int32_t width)
+INLINE v16b window_max(const pool_params *p, const uint8_t *x, int32_t top, int32_t left, int32_t height, int32_t width,
+                       int32_t inside)
 {
     const int32_t step_h = p->dilation_h * p->in_row, step_w = p->dilation_w * p->channels;
     v16b most = set_b(0);
 
     x += top * p->in_row + left * p->channels;
-    if (top >= 0 && left >= 0 && top + (height - 1) * p->dilation_h < p->in_h &&
-        left + (width - 1) * p->dilation_w < p->in_w) {
+    if (inside || (top >= 0 && left >= 0 && top + (height - 1) * p->dilation_h < p->in_h &&
+                   left + (width - 1) * p->dilation_w < p->in_w)) {
         for (int32_t ky = 0; ky < height; ky++)
             for (int32_t kx = 0; kx < width; kx++)
                 most = max_b(most, load_b(x + ky * step_h + kx * step_w));
@@ -24,7 +25,8 @@ INLINE v16b window_max(const pool_params *p, const uint8_t *x, int32_t top, int3
 }
 
 /* Maxima over windows, equation (9). What is stored beyond a pixel's channels is overwritten by the next pixel. */
-INLINE void max_pool_images(const pool_params *p, const uint8_t *x, uint8_t *y, int32_t count, int32_t height, int32_t width)
+INLINE void max_pool_images(const pool_params *p, const uint8_t *x, uint8_t *y, int32_t count, int32_t height, int32_t width,
+                            int32_t inside)
 {
     for (int32_t n = 0; n < count; n++, x += IMAGE_BYTES, y += IMAGE_BYTES) {
         for (int32_t i = 0; i < p->out_h; i++) {
@@ -35,15 +37,15 @@ INLINE void max_pool_images(const pool_params *p, const uint8_t *x, uint8_t *y, 
                 const int32_t rest = (p->out_w - j) * p->channels; /* bytes of the row */
 
                 for (int32_t c = 0; c < p->channels; c += 16)
-                    store_b(to + c, window_max(p, x + c, top, left, height, width), rest - c);
+                    store_b(to + c, window_max(p, x + c, top, left, height, width, inside), rest - c);
             }
         }
     }
 }
 
-/* A kernel for one size of window. */
-#define MAX_POOL(name, height, width) \
+/* A kernel for one size of window; whether all windows are inside the image. */
+#define MAX_POOL(name, height, width, inside) \
     KERNEL void name(const pool_params *p, const uint8_t *x, uint8_t *y, int32_t count) \
     { \
-        max_pool_images(p, x, y, count, height, width); \
+        max_pool_images(p, x, y, count, height, width, inside); \
     }

@@ -9,14 +9,25 @@ static int quantize_row(const read_images_params *p, const float *x, int32_t pla
     for (int32_t i = 0; i < p->in_w; i += 16) {
         const int32_t count = p->in_w - i < 16 ? p->in_w - i : 16;
 
-        for (int32_t c = 0; c < p->in_c; c++) {
-            const v16f pixels = load_f(x + c * plane + i, count);
-            uint8_t bytes[16];
+        /* Up to four channels, side by side in 32 bits. Where they are three, a pixel's fourth byte is overwritten by
+         * the next pixel, but for the last one's, which may belong to somebody else. */
+        for (int32_t c = 0; c < p->in_c; c += 4) {
+            const int32_t together = p->in_c - c < 4 ? p->in_c - c : 4;
+            int32_t whole = together == 4 ? count : together == 3 && p->in_c == 3 ? count - 1 : 0;
+            uint8_t bytes[64];
+            v16i pixels = set_i(0);
 
-            bad |= not_finite(pixels);
-            store_u8(bytes, add_i(round_f(clamp_f(divide(pixels, scale), lo, hi)), zero), 16);
-            for (int32_t k = 0; k < count; k++)
-                y[(i + k) * p->in_c + c] = bytes[k];
+            for (int32_t k = 0; k < together; k++) {
+                const v16f real = load_f(x + (c + k) * plane + i, count);
+
+                bad |= not_finite(real);
+                pixels = put_byte(pixels, add_i(round_f(clamp_f(divide(real, scale), lo, hi)), zero), k);
+            }
+            store_i(bytes, pixels, 16);
+            for (int32_t k = 0; k < whole; k++)
+                memcpy(y + (i + k) * p->in_c + c, bytes + 4 * k, 4);
+            for (; whole < count; whole++)
+                memcpy(y + (i + whole) * p->in_c + c, bytes + 4 * whole, (size_t)together);
         }
     }
     return bad;
