@@ -27,11 +27,15 @@ def without(**changes: Any) -> Scheme:
     return dataclasses.replace(DEFAULT, **changes)
 
 
+PIXELS = "images as pixels"
+
 CHOICES = {
     "default": DEFAULT,
+    PIXELS: DEFAULT,
     "no error feedback": without(error_feedback=False),
     "no bias correction": without(bias_correction=False),
     "neither correction": without(error_feedback=False, bias_correction=False),
+    "activation ranges not tuned": without(tune_ranges=False),
     "activation ranges minmax": without(activation_range="minmax"),
     "weight ranges minmax": without(weight_range="minmax"),
     "residuals added after rounding (7)": without(join_residuals=False),
@@ -52,16 +56,18 @@ def measure(name: str, path: Path, calibration: int, samples: int) -> list[dict[
     dataset = data.load("cifar10")
     mean, std = NORMALIZATION.get(name, (dataset.mean, dataset.std))
     model = models.load(name, path)
-    images = data.normalize(dataset.train.images[:calibration], mean, std)
-    test = data.normalize(dataset.test.images[:samples], mean, std)
-    batches = [(test[i : i + 250], dataset.test.labels[i : min(i + 250, samples)]) for i in range(0, samples, 250)]
     rows: list[dict[str, Any]] = []
     seen = {}
     for label, scheme in CHOICES.items():
+        normalization = (mean, std) if label == PIXELS else None
+        taken = (mean, std) if normalization is None else ((0.0,) * len(mean), (1 / 255,) * len(mean))
+        images = data.normalize(dataset.train.images[:calibration], *taken)
+        test = data.normalize(dataset.test.images[:samples], *taken)
+        batches = [(test[i : i + 250], dataset.test.labels[i : min(i + 250, samples)]) for i in range(0, samples, 250)]
         start = time.perf_counter()
-        form = (scheme.join_residuals, scheme.equalization)
+        form = (scheme.join_residuals, scheme.equalization, label == PIXELS)
         if form not in seen:
-            graph = float_graph(model, images[:100], scheme)
+            graph = float_graph(model, images[:100], scheme, normalization=normalization)
             seen[form] = graph, profile(graph, [images[i : i + 100] for i in range(0, calibration, 100)])
         graph, found = seen[form]
         network = quantize_graph(graph, found, scheme)

@@ -274,10 +274,4 @@ def _one_scheme(
 def _ranges(scheme: Scheme, graph: FloatGraph, network: IntegerNetwork, found: Profile) -> Any:
     from twoscale.quantization.simulate import range_records
 
-    return range_records(
-        graph,
-        network,
-        found.samples_nchw,
-        weight_method=scheme.weight_range,
-        activation_method=scheme.activation_range,
-    )
+    return range_records(graph, network, found.samples_nchw, scheme)

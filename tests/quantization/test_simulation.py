@@ -214,12 +214,14 @@ def test_a_bias_at_a_wrong_scale_is_a_collapse_and_ours_is_not(trained: Trained,
 # Records of the ranges.
 
 
-@pytest.mark.parametrize("how", [DEFAULT, COURSE], ids=["default", "course"])
+@pytest.mark.parametrize(
+    "how",
+    [DEFAULT, COURSE, dataclasses.replace(DEFAULT, weight_bits=3, layer_weight_bits=(("a", 5),))],
+    ids=["default", "course", "fewer bits"],
+)
 def test_range_records_describe_every_tensor(how: Scheme) -> None:
     graph, network = both(residual_model(6), how)
-    records = range_records(
-        graph, network, PIXELS, weight_method=how.weight_range, activation_method=how.activation_range
-    )
+    records = range_records(graph, network, PIXELS, how)
     by_kind = {kind: [r.name for r in records if r.kind == kind] for kind in ("weight", "input", "activation")}
     assert by_kind["weight"] == [layer.name for layer in accumulating(network)]
     assert by_kind["input"] == ["input"]
@@ -235,10 +237,11 @@ def test_range_records_describe_every_tensor(how: Scheme) -> None:
         if record.kind == "weight":
             layer = network[record.name]
             assert isinstance(layer, n.Accumulating)
+            limit = 127 if how.weight_bits == 8 else 15 if record.name == "a" else 3
             real = graph[record.name].weight_oihw if layer.weight.ndim == 4 else graph[record.name].weight_oi  # type: ignore[attr-defined]
             integers: NDArray[Any] = layer.weight
             restored = integers * np.array(record.scales).reshape(-1, *(1,) * (layer.weight.ndim - 1))
-            assert (record.zero_point, record.lo, record.hi) == (0, -127, 127)
+            assert (record.zero_point, record.lo, record.hi) == (0, -limit, limit)
         else:
             spec, real = network.spec(record.name), values[record.name]
             integers = np.clip(np.rint(real / spec.scale) + spec.zero_point, spec.lo, spec.hi)

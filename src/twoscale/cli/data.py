@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from twoscale import data
+from twoscale.cli.common import console
 from twoscale.records import record_to_json
 
 __all__ = ["fetch_command", "list_command"]
@@ -42,10 +42,10 @@ def list_command(json: bool = False) -> None:
             Text(found.state, style="yellow" if found.state == "not fetched" else "green"),
             found.about,
         )
-    console = Console(highlight=False)
-    console.print(table)
-    console.print("\nLoaded as 3 x 32 x 32 pixels, 10 classes. Get one: [bold]twoscale data fetch NAME[/bold]")
-    console.print(f"Cache: {_short(str(data.cache_dir()))}", markup=False, soft_wrap=True)
+    printer = console()
+    printer.print(table)
+    printer.print("\nLoaded as 3 x 32 x 32 pixels, 10 classes. Get one: [bold]twoscale data fetch NAME[/bold]")
+    printer.print(f"Cache: {_short(str(data.cache_dir()))}", markup=False, soft_wrap=True)
 
 
 def fetch_command(
@@ -68,11 +68,11 @@ def fetch_command(
     if json:
         sys.stdout.write(record_to_json(found))
         return
-    Console(soft_wrap=True).print(
+    console().print(
         f"{found.name}: {found.train_samples:,} + {found.test_samples:,} images, "
         f"{_size(found.size_bytes)}, checked; {found.state}: {_short(found.where)}",
-        highlight=False,
         markup=False,
+        soft_wrap=True,
     )
 
 

@@ -17,6 +17,7 @@ from twoscale.graph.evaluate import GraphModule
 from twoscale.network import layers as n
 from twoscale.network.network import IntegerNetwork
 from twoscale.quantization.build import weight_scales
+from twoscale.quantization.scheme import Scheme
 from twoscale.records import Histogram, RangeRecord
 from twoscale.verification import SignalToNoise
 
@@ -82,9 +83,7 @@ def range_records(
     graph: g.FloatGraph,
     network: IntegerNetwork,
     samples_nchw: NDArray[np.float32],
-    *,
-    weight_method: str,
-    activation_method: str,
+    scheme: Scheme,
 ) -> tuple[RangeRecord, ...]:
     """Describe how every weight and activation tensor is quantized, with the noise of that tensor alone.
 
@@ -92,8 +91,7 @@ def range_records(
         graph: the float network, folded.
         network: made from it.
         samples_nchw: images over which the noise and the histograms of the activations are taken.
-        weight_method: range method of the weights, for the record.
-        activation_method: of the activations.
+        scheme: how it was made: methods and bits for the record.
     """
     records: list[RangeRecord] = []
     for layer in network:
@@ -103,7 +101,7 @@ def range_records(
             weight = node.weight_oihw if isinstance(node, g.Conv2d) else getattr(node, "weight_oi")  # noqa: B009
             noise = SignalToNoise()
             noise.update(weight, layer.weight * scales.reshape((-1,) + (1,) * (weight.ndim - 1)))
-            limit = int(np.iinfo(np.int8).max)
+            limit = scheme.weight_limit_of(layer.name)
             records.append(
                 RangeRecord(
                     name=layer.name,
@@ -112,14 +110,14 @@ def range_records(
                     zero_point=0,
                     lo=-limit,
                     hi=limit,
-                    method=weight_method,
+                    method=scheme.weight_range,
                     seen_lo=int(layer.weight.min()),
                     seen_hi=int(layer.weight.max()),
                     sqnr_db=noise.db,
                     histogram=_integer_histogram(layer.weight, -limit, limit),
                 )
             )
-    records.extend(_activation_records(graph, network, samples_nchw, activation_method))
+    records.extend(_activation_records(graph, network, samples_nchw, scheme.activation_range))
     return tuple(records)
 
 
