@@ -14,6 +14,8 @@ import nbclient
 import nbformat
 import pytest
 
+from benchmarks.engine import Results, table
+from benchmarks.small_ram import Costs
 from twoscale.cli import VERBS, main
 from twoscale.records import LabResults, read_record
 from twoscale.report.numbers import MISSING, count, fixed, percent
@@ -101,7 +103,7 @@ def test_quantization_document(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "percentile-99.9" in printed
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"^ *make (\w+)", README, re.MULTILINE))))
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"^ *make ([\w-]+)", README, re.MULTILINE))))
 def test_make_targets_are_there(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
@@ -188,6 +190,22 @@ def test_readme_table_is_the_record() -> None:
     machine = f"{results.environment.machine}, {results.environment.cores} cores"
     assert machine in README
     assert f"{results.test_samples:,} test images" in README
+
+
+def test_readme_speeds_are_the_record() -> None:
+    results = read_record(ROOT / "benchmarks" / "results" / "engine.json", Results)
+    speeds = table(results)
+    assert speeds in README, f"the README's table should be:\n{speeds}"
+    assert not [case for case in results.cases if case.mismatches]
+
+
+def test_small_ram_figures_are_the_record() -> None:
+    text = (ROOT / "docs" / "c.md").read_text()
+    costs = read_record(ROOT / "benchmarks" / "results" / "small_ram.json", Costs).networks
+    for cost in costs:
+        figures = (cost.portable_arena_bytes, cost.arena_bytes, cost.unshared_bytes)
+        assert " | ".join(f"{value:,} bytes" for value in figures) in text, cost.network
+    assert ", ".join(f"{cost.ratio:.2f}" for cost in costs) in text
 
 
 def test_readme_picture_is_of_the_record(tmp_path: Path) -> None:
