@@ -56,6 +56,16 @@ def test_one_rank_may_have_more_threads(ranks: Callable[..., Outcome]) -> None:
     assert result["cores"] == list(available_cores())
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_files_where_the_user_is_are_no_modules(
+    ranks: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    (tmp_path / "statistics.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    outcome = ranks("about", world_size=world_size)
+    assert outcome.ok, outcome.log_tail
+
+
 def test_an_exception_in_one_rank_is_a_recorded_crash_that_names_it(ranks: Callable[..., Outcome]) -> None:
     outcome = ranks("fail_second")
     assert outcome.status == "crash"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 import signal
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from twoscale.cli import main
 from twoscale.errors import ConfigurationError, TwoscaleError, UnknownNameError
 from twoscale.records import read_record
-from twoscale.scaling import study
+from twoscale.scaling import progress, study
 from twoscale.scaling.cells import CellRecord, StudyCell, first_cells, later_cells, ways
 from twoscale.scaling.config import SECTIONS, StudyConfig
 from twoscale.scaling.page import render_study
@@ -53,7 +55,11 @@ def done(once: Callable[[str, Callable[[], Any]], Any], tmp_path_factory: pytest
 
     def measure() -> str:
         folder = tmp_path_factory.mktemp("study")
-        main([*WORDS, "--out", str(folder)])
+        with pytest.MonkeyPatch.context() as patch:
+            # Threads that wait for each other give way to other test processes.
+            patch.setenv("GOMP_SPINCOUNT", "0")
+            patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+            main([*WORDS, "--out", str(folder)])
         return str(folder)
 
     return Path(once("study", measure))
@@ -218,6 +224,26 @@ def test_a_killed_study_goes_on_where_it_was(
     whole = read_record(done / STUDY, StudyResults)
     same = dataclasses.replace(results, environment=whole.environment, loads=whole.loads)
     assert same == whole
+
+
+def test_a_terminal_sees_a_table_of_what_is_done(
+    again: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100, highlight=False)
+    monkeypatch.setattr(progress, "Console", lambda **_: console)
+    give = study._Runner._measure
+
+    def fail(self: Any, cell: StudyCell) -> Outcome:
+        return Outcome("time-out", 1.0, 2, 1, None, "planted") if cell.kind == "wire" else give(self, cell)
+
+    monkeypatch.setattr(study._Runner, "_measure", fail)
+    run_study(_config(sections=("wire", "communication")), tmp_path, telling=progress.telling())
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert "0 of 5 cells, about – left" in shown
+    assert re.search(r"[1-4] of 5 cells, about \d+:\d\d left; now ", shown)
+    assert "wire, replicas, sampler, 2 ranks: time-out: planted" in shown
+    assert re.search(r"wire, replicas, sampler +1 *$", shown, re.MULTILINE)  # failed
 
 
 def test_cells_of_other_options_are_not_taken(again: list[str], tmp_path: Path) -> None:

@@ -263,6 +263,8 @@ def launch(
                             command,
                             env={
                                 **torchrun.environment(threads, host.interface),
+                                # A statistics.py in the folder that the user is in must not be Python's.
+                                "PYTHONSAFEPATH": "1",
                                 **(_alone(host.address) if world_size == 1 else {}),
                                 **(environment or {}),
                             },

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Sequence
 from typing import Protocol
 
 from rich import box
@@ -48,7 +49,7 @@ def duration(seconds: float | None) -> str:
 class Telling(Protocol):
     """What a study says, in the order it says it."""
 
-    def plan(self, cells: Sequence[StudyCell], done: Collection[str]) -> None:
+    def plan(self, cells: Sequence[StudyCell]) -> None:
         """All cells that are known to be needed; comes again when there are more."""
 
     def begin(self, cell: StudyCell, left: float | None) -> None:
@@ -67,7 +68,7 @@ class Telling(Protocol):
 class Silent:
     """Says nothing."""
 
-    def plan(self, cells: Sequence[StudyCell], done: Collection[str]) -> None:  # noqa: D102
+    def plan(self, cells: Sequence[StudyCell]) -> None:  # noqa: D102
         pass
 
     def begin(self, cell: StudyCell, left: float | None) -> None:  # noqa: D102
@@ -95,7 +96,7 @@ class _Lines(Silent):
     def __init__(self) -> None:
         self._total = self._done = 0
 
-    def plan(self, cells: Sequence[StudyCell], done: Collection[str]) -> None:
+    def plan(self, cells: Sequence[StudyCell]) -> None:
         self._total = len(cells)
 
     def end(self, record: CellRecord, left: float | None, *, again: bool) -> None:
@@ -117,24 +118,25 @@ class _Live:
     """One row a kind of cell."""
 
     def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self._table)
         self._cells: Sequence[StudyCell] = ()
         self._status: dict[str, str] = {}
         self._running: StudyCell | None = None
-        self._left: float | None = None
-        self._live.start()
+        self._ends: float | None = None
+        """When everything is expected to be done, by the monotonic clock."""
+        self._live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self._table)
 
-    def plan(self, cells: Sequence[StudyCell], done: Collection[str]) -> None:
+    def plan(self, cells: Sequence[StudyCell]) -> None:
         self._cells = cells
-        self._live.refresh()
+        self._live.start(refresh=True)  # once: later calls do nothing
 
     def begin(self, cell: StudyCell, left: float | None) -> None:
-        self._running, self._left = cell, left
+        self._running = cell
+        self._expect(left)
         self._live.refresh()
 
     def end(self, record: CellRecord, left: float | None, *, again: bool) -> None:
         self._status[record.cell.name] = "done" if record.outcome.ok else "failed"
-        self._left = left
+        self._expect(left)
         if not record.outcome.ok and not again:
             line = f"{describe(record.cell)}: {record.outcome.status}: {record.outcome.message}"
             self._live.console.print(line, markup=False, soft_wrap=True)
@@ -147,13 +149,17 @@ class _Live:
         self._running = None
         self._live.stop()
 
+    def _expect(self, left: float | None) -> None:
+        self._ends = None if left is None else time.monotonic() + left
+
     def _table(self) -> Table:
+        left = None if self._ends is None else max(0.0, self._ends - time.monotonic())
         done = sum(cell.name in self._status for cell in self._cells)
         running = "" if self._running is None else f"; now {describe(self._running)}"
         table = Table(
             box=box.SIMPLE_HEAD,
             pad_edge=False,
-            caption=f"{done} of {len(self._cells)} cells, about {duration(self._left)} left{running}",
+            caption=f"{done} of {len(self._cells)} cells, about {duration(left)} left{running}",
             caption_justify="left",
         )
         table.add_column("cells")

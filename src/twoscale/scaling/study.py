@@ -112,7 +112,7 @@ class _Runner:
     def tell(self, planned: Sequence[StudyCell]) -> None:
         """Say what there is to do."""
         self._planned = planned
-        self.telling.plan(planned, {record.cell.name for record in self.records})
+        self.telling.plan(planned)
 
     def run(self, cell: StudyCell) -> CellRecord | None:
         """Do a cell, or take up what it left; None where there is no time for it."""
