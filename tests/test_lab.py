@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 import twoscale
-from twoscale import data, models, training
+from twoscale import data, models
 from twoscale.errors import ConfigurationError, DataError, TwoscaleError, UnknownNameError
 from twoscale.executors import create
 from twoscale.lab import LabConfig, run_lab
 from twoscale.quantization import quantize
 from twoscale.records import LabResults, StageResult, read_record
 from twoscale.training import TrainingInterrupted, loop
+from twoscale.training.accuracy import correct
 from twoscale.verification import accuracy
 
 TRAIN, TEST, CALIBRATION = 120, 70, 100
@@ -226,17 +226,17 @@ def assert_same(first: Lab, second: Lab) -> None:
 def test_an_interrupted_lab_goes_on_to_the_same_bits(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice: by Ctrl-C in the middle of the first training, and as the second begins."""
     folder, epochs = tmp_path / "lab", 0
-    evaluate: Callable[..., float] = training.evaluate
+    judge = correct
 
-    def interrupting(*arguments: Any, **options: Any) -> float:
+    def interrupting(*arguments: Any, **options: Any) -> int:
         nonlocal epochs
         epochs += 1
         if epochs == 2:
             signal.raise_signal(signal.SIGINT)
-        return evaluate(*arguments, **options)
+        return judge(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", interrupting)
+        patch.setattr(loop, "correct", interrupting)
         with pytest.raises(TrainingInterrupted, match="saved after mini-batch"):
             done(folder)
     assert not (folder / "results.json").exists()

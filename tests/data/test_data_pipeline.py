@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -231,3 +232,45 @@ def test_a_device_gives_the_same_bits() -> None:
     for x, y in data.batches(many.cuda(), torch.arange(64).cuda(), 10, order):
         assert x.is_cuda
         assert y.is_cuda
+
+
+def test_augmentation_depends_on_image_seed_and_epoch_only() -> None:
+    n = 4000
+    drawn = data.augmentation(n, seed=1, epoch=0, padding=2, flip="random")
+    assert np.array_equal(drawn, data.augmentation(n, seed=1, epoch=0, padding=2, flip="random"))
+    assert np.array_equal(drawn[:10], data.augmentation(10, seed=1, epoch=0, padding=2, flip="random"))
+    for other in ({"seed": 2, "epoch": 0}, {"seed": 1, "epoch": 1}):
+        assert not np.array_equal(drawn, data.augmentation(n, padding=2, flip="random", **other))
+    # Every shift as often as any other, within six standard deviations; likewise mirrored or not.
+    for column, places in ((0, 5), (1, 5)):
+        counts = np.bincount(drawn[:, column] + 2, minlength=5)
+        assert len(counts) == places
+        assert np.abs(counts - n / places).max() < 6 * (n / places) ** 0.5
+    assert abs(drawn[:, 2].sum() - n / 2) < 3 * n**0.5
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(3)).max() < 0.1
+    assert not data.augmentation(n, seed=1, epoch=0).any()
+
+
+def test_alternating_flips_mirror_every_image_every_other_epoch() -> None:
+    epochs = [data.augmentation(50, seed=3, epoch=epoch, flip="alternating")[:, 2] for epoch in range(4)]
+    assert np.array_equal(epochs[0], epochs[2])
+    assert np.array_equal(epochs[0] + epochs[1], np.ones(50))
+    assert 10 < epochs[0].sum() < 40
+
+
+@pytest.mark.parametrize("fill", ["black", "reflect"])
+def test_crop_flip_as_numpy_pads(fill: Any) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (30, 3, 6, 8), dtype=np.uint8)
+    how = np.stack([rng.integers(-3, 4, 30), rng.integers(-3, 4, 30), rng.integers(0, 2, 30)], axis=1)
+    found = data.crop_flip(torch.from_numpy(images), torch.from_numpy(how), fill).numpy()
+    mode: Any = {"black": "constant", "reflect": "reflect"}[fill]
+    padded = np.pad(images, ((0, 0), (0, 0), (3, 3), (3, 3)), mode=mode)
+    for image, (up, left, mirrored), result in zip(padded, how, found, strict=True):
+        cropped = image[:, 3 + up : 9 + up, 3 + left : 11 + left]
+        assert np.array_equal(result, cropped[:, :, ::-1] if mirrored else cropped)
+
+
+def test_augmentation_outside_its_range() -> None:
+    with pytest.raises(ConfigurationError, match="padding must be below 128"):
+        data.augmentation(3, seed=0, epoch=0, padding=128)

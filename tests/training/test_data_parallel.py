@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,17 +142,29 @@ def done(out: Path) -> int:
     return read_record(path, RunRecord).mini_batches if path.exists() else 0
 
 
-def start(out: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(out, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-    )  # fmt: skip
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start runs; what is left of them at the end is ended."""
+    started = []
+
+    def begin(out: Path, *words: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command(out, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONWARNINGS": "ignore"},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
-def test_ctrl_c_and_a_killed_process_end_in_the_same_weights(tmp_path: Path) -> None:
+def test_ctrl_c_and_a_killed_process_end_in_the_same_weights(tmp_path: Path, start: Any) -> None:
     whole, out = tmp_path / "whole", tmp_path / "run"
-    undisturbed = start(whole)
     # Ctrl-C: a checkpoint, one line, no process left.
     process = start(out)
     wait_for(lambda: done(out) >= 5, process)
@@ -174,8 +186,9 @@ def test_ctrl_c_and_a_killed_process_end_in_the_same_weights(tmp_path: Path) -> 
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert not ranks_of(out)
-    assert undisturbed.wait(240) == 0, undisturbed.communicate()
-    undisturbed.communicate()
+    undisturbed = start(whole)
+    _, err = undisturbed.communicate(timeout=240)
+    assert undisturbed.returncode == 0, err
     a, b = (load_checkpoint(folder / "model.safetensors")[0].state_dict() for folder in (whole, out))
     assert all(torch.equal(a[name], b[name]) for name in a)
     records = [read_record(folder / "run.json", RunRecord) for folder in (whole, out)]
@@ -183,7 +196,7 @@ def test_ctrl_c_and_a_killed_process_end_in_the_same_weights(tmp_path: Path) -> 
     assert records[1].world_size == 2
 
 
-def test_wrong_input_is_one_line(tmp_path: Path) -> None:
+def test_wrong_input_is_one_line(tmp_path: Path, start: Any) -> None:
     process = start(tmp_path / "run", "--momentum", "2")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")

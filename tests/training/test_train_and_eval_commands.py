@@ -43,6 +43,7 @@ def test_train_then_eval(command: Any, tmp_path: Path, capsys: pytest.CaptureFix
         "data": "digits",
         "samples": 37,
         "top1": record.test_accuracy,
+        "executor": "torch",
     }
     command(f"eval {out}/model.safetensors --max-samples 5 --model net-with-bias")
     assert "of 5 test images of digits right" in capsys.readouterr().out

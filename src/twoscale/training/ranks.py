@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from twoscale import errors
 from twoscale.errors import ConfigurationError, TwoscaleError
@@ -109,9 +111,9 @@ def process_group(device: str) -> Iterator[Ranks]:
                 "start fewer, or use --device cpu"
             )
         torch.cuda.set_device(local)
-        dist.init_process_group("nccl", device_id=torch.device("cuda", local))
+        dist.init_process_group("nccl", device_id=torch.device("cuda", local), **_meeting())
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", **_meeting())
     try:
         yield Ranks(dist.get_rank(), size, dist.get_backend())
         # Only after success: to the others, a process that leaves looks like one that failed.
@@ -119,6 +121,20 @@ def process_group(device: str) -> Iterator[Ranks]:
     except (TwoscaleError, KeyboardInterrupt):  # which all processes raise together
         dist.destroy_process_group()
         raise
+
+
+def _meeting() -> dict[str, Any]:
+    """Return where the processes exchange addresses.
+
+    torchrun keeps its store when it starts processes again, so that a quick one would find the addresses of those that
+    are gone; each attempt has names of its own here. On several machines attempts are counted by each for itself, and
+    PyTorch's own way is left as it is.
+    """
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return {}
+    store, rank, size = next(iter(rendezvous("env://")))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return {"store": PrefixStore(f"attempt {attempt}", store), "rank": rank, "world_size": size}
 
 
 def share_of(order: torch.Tensor, batch_size: int, ranks: Ranks) -> torch.Tensor:

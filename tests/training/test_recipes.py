@@ -1,0 +1,125 @@
+"""Recipes, initial weights, and the options that a run on one processor can show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.training.made_up import dataset_of
+from twoscale import data, models, training
+from twoscale.data import Dataset
+from twoscale.errors import ConfigurationError, UnknownNameError
+from twoscale.training import RECIPES, TrainConfig, recipe
+from twoscale.training.initialization import whiten, zero_init_residual
+from twoscale.training.step import Gradient
+
+
+def test_recipes_by_name() -> None:
+    assert recipe("lab") == TrainConfig()
+    assert recipe("fast", epochs=3, whiten=False) == replace(RECIPES["fast"], epochs=3, whiten=False)
+    with pytest.raises(UnknownNameError, match="unknown recipe 'fats': did you mean 'fast'"):
+        recipe("fats")
+    for config in RECIPES.values():
+        if config.data == "cifar10":
+            assert 50_000 % config.batch_size == 0  # no smaller last batch, which would be compiled once more
+
+
+def test_whitened_patches_are_uncorrelated() -> None:
+    dataset = data.load("digits")
+    first = nn.Conv2d(3, 64, 3, padding=1)
+    model = nn.Sequential(first, nn.Conv2d(64, 1, 1))
+    left = first.weight[54:].clone()
+    # Photographs in three colours: the digits are grey, and their colours the same.
+    noise = np.random.default_rng(0).integers(0, 60, dataset.train.images.shape)
+    mixed = replace(
+        dataset, train=data.Split((dataset.train.images // 2 + noise).astype(np.uint8), dataset.train.labels)
+    )
+    whiten(model, mixed)
+    images = torch.from_numpy(data.normalize(mixed.train.images, mixed.mean, mixed.std))
+    out = nn.functional.conv2d(images, first.weight[:27]).transpose(0, 1).flatten(1)
+    covariance = out @ out.T / out.shape[1]
+    assert torch.allclose(covariance, torch.eye(27), atol=0.05)
+    assert torch.equal(first.weight[27:54], -first.weight[:27])
+    assert torch.equal(first.weight[54:], left)
+
+
+def test_residual_blocks_begin_as_their_shortcuts() -> None:
+    model = models.create("resnet20").eval()
+    assert zero_init_residual(model) == 9
+    block: Any = model.get_submodule("layer1.0")
+    x = torch.rand(2, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(block(x), x)
+    with pytest.raises(ConfigurationError, match="Net has no residual blocks; leave it out"):
+        zero_init_residual(models.create("net"))
+    with pytest.raises(ConfigurationError, match="does not begin with a convolution"):
+        whiten(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), dataset_of(10, 10))
+
+
+def run(dataset: Dataset, config: TrainConfig, **options: Any) -> training.TrainResult:
+    return training.train(replace(config, device="cpu", threads=1), dataset, progress=False, **options)
+
+
+def test_accuracy_as_often_as_asked(dataset: Dataset, tmp_path: Path) -> None:
+    config = TrainConfig(epochs=5, batch_size=30, lr=0.01, evaluate_every=2)
+    record = run(dataset, config, out=tmp_path).record
+    assert [epoch.accuracy is None for epoch in record.epochs] == [True, False, True, False, False]
+    each = run(dataset, replace(config, evaluate_every=1)).record
+    assert [epoch.accuracy for epoch in each.epochs if epoch.accuracy is not None][1::2] == list(
+        record.epoch_accuracy[:2]
+    )
+    assert record.test_accuracy == each.test_accuracy
+    assert [epoch.loss for epoch in record.epochs] == [epoch.loss for epoch in each.epochs]
+
+
+def test_accuracy_with_mirror_images(dataset: Dataset) -> None:
+    result = run(dataset, TrainConfig(epochs=1, batch_size=30, lr=0.05, flip_test=True))
+    x = torch.from_numpy(data.normalize(dataset.test.images, dataset.mean, dataset.std))
+    with torch.inference_mode():
+        logits = result.model(x) + result.model(x.flip(-1))
+    right = int((logits.argmax(1).numpy() == dataset.test.labels).sum())
+    assert result.record.test_accuracy == right / 37
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32(dataset: Dataset) -> None:
+    seen = []
+
+    class Watched(models.Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x)
+            seen.append(y.dtype)
+            return y
+
+    result = run(dataset, TrainConfig(epochs=1, batch_size=30, precision="bf16"), model=Watched())
+    assert seen.count(torch.bfloat16) == 3
+    assert {value.dtype for value in result.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_parts_of_a_batch_add_up_to_its_gradient(smoothing: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(10, 12, generator=generator, dtype=torch.float64).requires_grad_()
+    x, y = torch.randn(7, 12, generator=generator, dtype=torch.float64), torch.arange(7)
+
+    def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return Gradient(label_smoothing=smoothing).loss(lambda x: x @ weight.T, x, y)
+
+    expected = nn.CrossEntropyLoss(label_smoothing=smoothing)(x @ weight.T, y)
+    [gradient] = torch.autograd.grad(expected, [weight])
+    for parts in (1, 2, 3, 9):
+        value, [found] = Gradient(accumulation=parts).compute(loss, [weight], x, y)
+        torch.testing.assert_close(value, expected.detach())
+        torch.testing.assert_close(found, gradient, rtol=1e-12, atol=1e-14)
+
+
+def test_options_that_cannot_be_had_are_said(dataset: Dataset) -> None:
+    notes = run(dataset, TrainConfig(epochs=1, batch_size=30, step="cuda-graph")).record.notes
+    assert notes == ("steps run eagerly", "CUDA graphs need a GPU: it runs eagerly instead")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigurationError, match="device is cuda, but PyTorch finds no GPU; use --device cpu"):
+            training.train(TrainConfig(device="cuda"), dataset, progress=False)
