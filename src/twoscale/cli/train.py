@@ -64,8 +64,8 @@ def train_command(
     Args:
         options: The run.
         out: Folder of the run; it is made.
-        recipe: lab: the quantization lab's, for small networks. standard: resnet18 on cifar10, for GPUs. large-batch:
-            the same at 5,000 images an update. fast: about 94% in few seconds.
+        recipe: lab: the quantization lab's, for small networks. standard: resnet18 on cifar10, on a GPU. fast: to about
+            94% in few seconds. large-batch: standard at 5,000 images an update.
         without: What the recipe switches on and this run does not have, such as whiten or channels-last.
         procs: Processes that share each batch, over NCCL with a GPU each or over gloo on processors. Default: 1, or
             those that torchrun started.
