@@ -99,6 +99,9 @@ def main() -> None:
             )
             for config, record, folder in ((small, RECORD, "net"), (large, RESNET, "resnet18")):
                 results = run_study(config, out / folder, resume=arguments.resume, telling=telling())
+                if results.failures:
+                    lines = [f"{one.name}: {one.status}: {one.message}" for one in results.failures]
+                    parser.exit(1, f"cells failed, nothing was recorded: {'; '.join(lines)}\n")
                 write_bytes(record, msgspec.json.encode(results) + b"\n")
     parts = generated(read_record(RECORD, StudyResults), read_record(RESNET, StudyResults))
     write_text(DOCUMENT, renewed(DOCUMENT.read_text(), parts))

@@ -86,6 +86,10 @@ def main() -> None:
         sys.stderr.flush()
         # Not sys.exit: a rank whose peers are gone may wait for them in destructors.
         os._exit(1)
+    # Likewise with a result: gloo's threads may still hold Python objects while the interpreter is taken down.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
