@@ -36,7 +36,7 @@ def interrupt_at_call(number: int, function: Callable[..., Any]) -> Callable[...
 @pytest.mark.parametrize(
     ("place", "number"),
     [
-        ("twoscale.training.loop.evaluate", 3),  # in the middle of training the first network
+        ("twoscale.training.loop.correct", 3),  # in the middle of training the first network
         ("twoscale.quantization.quantize_graph", 3),  # the second network is trained
     ],
 )

@@ -25,6 +25,7 @@ Refused = Callable[..., str]
         (("lab", "--seed"), "--seed needs a value; see twoscale lab --help"),
         (("lab", "--seed", "one"), "--seed: 'one' is not a whole number; see twoscale lab --help"),
         (("train", "net", "-o", "x", "--lr", "fast"), "--lr: 'fast' is not a number; see twoscale train --help"),
+        (("train", "net", "-o=x", "--epochs=1.5"), "--epochs: '1.5' is not a whole number; see twoscale train --help"),
         (("quantize",), "missing FILE and --out; see twoscale quantize --help"),
         (("quantize", "net.pt", "--oout", "x.onnx"), "unknown option --oout, did you mean --out?; "
          "see twoscale quantize --help"),

