@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from twoscale.errors import CaptureError, UnsupportedOperatorError
-from twoscale.graph import capture as capture_module
 from twoscale.graph import nodes as g
+from twoscale.graph.aten.table import TRANSLATIONS
 from twoscale.graph.capture import capture, supported_operators
 from twoscale.graph.evaluate import GraphModule
 from twoscale.graph.folding import fold
@@ -365,7 +365,7 @@ def test_every_supported_operator_has_a_form(monkeypatch: pytest.MonkeyPatch) ->
             reached.add(key)
             return super().get(key, default)
 
-    monkeypatch.setattr(capture_module, "_HANDLERS", Spy(capture_module._HANDLERS))
+    monkeypatch.setattr("twoscale.graph.capture.TRANSLATIONS", Spy(TRANSLATIONS))
     for make, _ in FORMS.values():
         model = make()
         inner = model.function
@@ -604,7 +604,7 @@ def test_changes_in_place_are_seen_through_views(forward: Function) -> None:
 
 def test_a_capture_that_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: ReLU taken for nothing at all."""
-    monkeypatch.setitem(capture_module._HANDLERS, "relu", lambda c, node, a: c.same(node, a["self"]))
+    monkeypatch.setitem(TRANSLATIONS, "relu", lambda t, node, a: t.same(node, a["self"]))
     with pytest.raises(
         CaptureError, match=r"captured graph of Net does not compute what the model does \(logits differ"
     ):

@@ -1,0 +1,1 @@
+"""ATen operators, as torch.export writes them, to nodes of a FloatGraph."""

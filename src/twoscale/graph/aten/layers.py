@@ -1,0 +1,106 @@
+"""Convolutions, linear layers and batch norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from twoscale.graph.aten.translator import Translator, pair, symmetric, unsupported
+from twoscale.graph.nodes import ChannelAffine, Conv2d, Linear
+
+
+def conv2d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """A two-dimensional convolution whose weights do not depend on the images."""
+    weight = t.array(a["weight"])
+    if weight is None or t.is_activation(a["weight"]) or weight.ndim != 4 or a.get("transposed"):
+        raise unsupported(t, node, "a transposed or one-dimensional convolution", "use Conv2d")
+    bias = t.array(a["bias"])
+    stride, dilation = pair(a["stride"]), pair(a["dilation"])
+    if a["padding"] == "valid":
+        padding = (0, 0, 0, 0)
+    elif a["padding"] == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        padding = (total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2)
+    else:
+        padding = symmetric(pair(a["padding"]))
+    t.add(
+        node,
+        Conv2d(
+            **t.common(node, a["input"]),
+            weight_oihw=weight,
+            bias_o=np.zeros(weight.shape[0], np.float32) if bias is None else bias,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=int(a["groups"]),
+        ),
+    )
+
+
+def conv1d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """A convolution of one row."""
+    weight, bias = t.array(a["weight"]), t.array(a["bias"])
+    if weight is None or t.is_activation(a["weight"]):
+        raise unsupported(t, node, "a convolution with computed weights", "use Conv1d")
+    (channels, length), (out, out_length) = t.input_shape(a["input"]), t.shape(node)
+    stride, dilation, kernel = int(a["stride"][0]), int(a["dilation"][0]), weight.shape[2]
+    before = after = 0
+    if a["padding"] == "same":
+        before, after = dilation * (kernel - 1) // 2, -(-dilation * (kernel - 1) // 2)
+    elif a["padding"] != "valid":
+        before = after = int(a["padding"][0])
+    name = t.reshape(node, t.input(a["input"]), (channels, 1, length))
+    name = t.derive(
+        node,
+        Conv2d,
+        (out, 1, out_length),
+        name,
+        weight_oihw=weight[:, :, None],
+        bias_o=np.zeros(out, np.float32) if bias is None else bias,
+        stride=(1, stride),
+        padding=(0, before, 0, after),
+        dilation=(1, dilation),
+        groups=int(a["groups"]),
+    )
+    t.reshape(node, name, (out, out_length))
+
+
+def linear(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """A linear layer on vectors."""
+    weight, bias = t.array(a["weight"]), t.array(a["bias"])
+    assert weight is not None
+    if len(t.input_shape(a["input"])) != 1:
+        raise unsupported(t, node, "a linear layer on more than one dimension", "flatten first, or use a 1x1 Conv2d")
+    t.add(
+        node,
+        Linear(
+            **t.common(node, a["input"]),
+            weight_oi=weight,
+            bias_o=np.zeros(weight.shape[0], np.float32) if bias is None else bias,
+        ),
+    )
+
+
+def batch_norm(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """A batch norm with its statistics fixed is a scale and a shift a channel."""
+    mean, variance = t.array(a["running_mean"]), t.array(a["running_var"])
+    if mean is None or variance is None:
+        raise unsupported(t, node, "a batch norm without running statistics", "set track_running_stats=True")
+    if a.get("training"):
+        raise unsupported(t, node, "a batch norm on the statistics of the batch", "pass training=self.training")
+    gamma, beta = t.array(a["weight"]), t.array(a["bias"])
+    # float64: folding must not add error of its own.
+    scale = 1.0 / np.sqrt(variance.astype(np.float64) + float(a["eps"]))
+    if gamma is not None:
+        scale = scale * gamma
+    shift = -mean * scale if beta is None else beta - mean * scale
+    t.add(
+        node,
+        ChannelAffine(
+            **t.common(node, a["input"]),
+            scale_c=scale.astype(np.float32),
+            shift_c=shift.astype(np.float32),
+        ),
+    )

@@ -1,0 +1,124 @@
+"""Maxima and averages over windows, and over whole images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from twoscale.graph.aten.translator import Translator, pair, symmetric, unsupported
+from twoscale.graph.nodes import AveragePool2d, ChannelAffine, MaxPool2d, Padding, WindowAverage2d, Windows
+
+
+def max_pool2d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """A maximum over windows."""
+    kernel = pair(a["kernel_size"])
+    stride = pair(a["stride"]) if a["stride"] else kernel
+    padding = symmetric(pair(a["padding"]))
+    fields = t.common(node, a["self"])
+    if a["ceil_mode"]:
+        padding = _ceil_padding(t.input_shape(a["self"]), fields["shape"], kernel, stride, padding, pair(a["dilation"]))
+    t.add(
+        node,
+        MaxPool2d(**fields, kernel=kernel, stride=stride, padding=padding, dilation=pair(a["dilation"])),
+    )
+
+
+def _ceil_padding(
+    shape: tuple[int, ...],
+    out: tuple[int, ...],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: Padding,
+    dilation: tuple[int, int] = (1, 1),
+) -> Padding:
+    """Return the padding that gives ceil mode's output size without it."""
+    more = [
+        max(
+            0,
+            (out[i + 1] - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1 - shape[i + 1] - 2 * padding[i],
+        )
+        for i in (0, 1)
+    ]
+    return (padding[0], padding[1], padding[0] + more[0], padding[1] + more[1])
+
+
+def avg_pool2d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """A mean over windows, whatever the options make of their sizes at the borders."""
+    kernel = pair(a["kernel_size"])
+    stride = pair(a["stride"]) if a["stride"] else kernel
+    padding = pair(a["padding"])
+    shape, size = t.shape(node), t.input_shape(a["self"])[1:]
+    name, override = t.input(a["self"]), a["divisor_override"]
+    counts_padding = bool(a["count_include_pad"] or override)
+    rows, columns = (
+        _pool_windows(size[i], shape[i + 1], kernel[i], stride[i], padding[i], counts_padding and not override)
+        if not override
+        else tuple(
+            (start, stop, kernel[i])
+            for start, stop, _ in _pool_windows(size[i], shape[i + 1], kernel[i], stride[i], padding[i], False)
+        )
+        for i in (0, 1)
+    )
+    if all(window[2] == kernel[0] for window in rows) and all(window[2] == kernel[1] for window in columns):
+        partial = _ceil_padding((0, *size), shape, kernel, stride, symmetric(padding))
+        name = t.derive(node, AveragePool2d, shape, name, kernel=kernel, stride=stride, padding=partial)
+    else:
+        name = t.derive(node, WindowAverage2d, shape, name, rows=rows, columns=columns)
+    if override and int(override) != kernel[0] * kernel[1]:
+        scale = np.full(shape[0], kernel[0] * kernel[1] / int(override), np.float32)
+        t.derive(node, ChannelAffine, shape, name, scale_c=scale, shift_c=np.zeros_like(scale))
+
+
+def _pool_windows(size: int, out: int, kernel: int, stride: int, padding: int, counts_padding: bool) -> Windows:
+    """Return the windows of an average pool along one dimension, and what torch divides by."""
+    windows = []
+    for position in range(out):
+        start = position * stride - padding
+        stop = min(start + kernel, size + padding)  # what ceil mode adds beyond the padding never counts
+        count = stop - start
+        start, stop = max(start, 0), min(stop, size)
+        windows.append((start, stop, count if counts_padding else stop - start))
+    return tuple(windows)
+
+
+def adaptive_avg_pool2d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """A mean over windows whose sizes follow from the size of the result."""
+    (_, *size), (_, *out) = t.input_shape(a["self"]), t.shape(node)
+    if size[0] % out[0] or size[1] % out[1]:
+        rows, columns = (
+            tuple((i * n // m, -(-(i + 1) * n // m), -(-(i + 1) * n // m) - i * n // m) for i in range(m))
+            for n, m in zip(size, out, strict=True)
+        )
+        t.add(node, WindowAverage2d(**t.common(node, a["self"]), rows=rows, columns=columns))
+        return
+    kernel = (size[0] // out[0], size[1] // out[1])
+    t.add(node, AveragePool2d(**t.common(node, a["self"]), kernel=kernel, stride=kernel))
+
+
+def adaptive_max_pool2d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """A maximum over windows whose sizes follow from the size of the result."""
+    kernel = _adaptive_kernel(t, node, a["self"])
+    t.add(node, MaxPool2d(**t.common(node, a["self"]), kernel=kernel, stride=kernel))
+
+
+def _adaptive_kernel(t: Translator, node: fx.Node, argument: fx.Node) -> tuple[int, int]:
+    (_, h, w), (_, out_h, out_w) = t.input_shape(argument), t.shape(node)
+    if h % out_h or w % out_w:
+        raise unsupported(t, node, f"adaptive pooling of {h}x{w} to {out_h}x{out_w}", "choose sizes that divide evenly")
+    return (h // out_h, w // out_w)
+
+
+def mean(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """A mean over height, width or both."""
+    shape = t.input_shape(a["self"])
+    dims = sorted(int(d) % (1 + len(shape)) for d in (a.get("dim") or ()))
+    spatial = {3: ([2], [3], [2, 3]), 2: ([2],)}.get(len(shape), ())
+    if dims not in spatial:
+        raise unsupported(t, node, f"a mean over dimensions {a.get('dim')}", "take the mean over height and width")
+    image = (*shape, 1)[:3]
+    kernel = (image[1] if 2 in dims else 1, image[2] if 3 in dims else 1)
+    name = t.reshape(node, t.input(a["self"]), image)
+    pooled = (image[0], image[1] // kernel[0], image[2] // kernel[1])
+    t.reshape(node, t.derive(node, AveragePool2d, pooled, name, kernel=kernel, stride=kernel), t.shape(node))

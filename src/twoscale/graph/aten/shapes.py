@@ -1,0 +1,172 @@
+"""What moves values only: other shapes, orders and parts, concatenation, copies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from twoscale.errors import CaptureError
+from twoscale.graph.aten.translator import Translator, unsupported
+from twoscale.graph.nodes import Concat, Permute, Slice
+
+
+def reshape(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """The same values in the same order."""
+    t.reshape(node, t.input(a["self"]), t.shape(node))
+
+
+def channel_shuffle(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """Channels taken from each group in turn."""
+    channels, *rest = t.shape(node)
+    groups = int(a["groups"])
+    axes = (1, 0, *range(2, 2 + len(rest)))
+    t.rearrange(node, (groups, channels // groups, *rest), axes)
+
+
+def pixel_shuffle(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """Channels to pixels."""
+    (_, height, width), factor = t.input_shape(a["self"]), int(a["upscale_factor"])
+    t.rearrange(node, (t.shape(node)[0], factor, factor, height, width), (0, 3, 1, 4, 2))
+
+
+def pixel_unshuffle(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """Pixels to channels."""
+    channels, height, width = t.input_shape(a["self"])
+    factor = int(a["downscale_factor"])
+    t.rearrange(node, (channels, height // factor, factor, width // factor, factor), (0, 2, 4, 1, 3))
+
+
+def upsample_nearest(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """Every pixel several times: concatenated with itself along new dimensions."""
+    argument = a["input"] if "input" in a else a["self"]
+    (channels, height, width), out = t.input_shape(argument), t.shape(node)
+    if out[1] % height or out[2] % width:
+        raise unsupported(t, node, f"enlarging {height}x{width} to {out[1]}x{out[2]}", "enlarge by whole factors")
+    shape = [channels, height, 1, width, 1]
+    name = t.reshape(node, t.input(argument), tuple(shape))
+    for axis, factor in ((2, out[1] // height), (4, out[2] // width)):
+        if factor > 1:
+            shape[axis] = factor
+            name = t.derive(node, Concat, tuple(shape), *[name] * factor, axis=axis)
+    t.reshape(node, name, out)
+
+
+def permute(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """Dimensions in another order; the batch stays the first."""
+    rank = 1 + len(t.input_shape(a["self"]))
+    if "dims" in a:
+        order = [int(d) % rank for d in a["dims"]]
+    else:
+        order = list(range(rank))
+        i, j = int(a["dim0"]) % rank, int(a["dim1"]) % rank
+        order[i], order[j] = order[j], order[i]
+    if order[0] != 0:
+        raise CaptureError(
+            f"{node.target} at {t.source(node)} moves the batch; expected it to stay the first dimension"
+        )
+    t.add(node, Permute(**t.common(node, a["self"]), axes=tuple(d - 1 for d in order[1:])))
+
+
+def stack(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """Concatenation along a new dimension."""
+    axis, shape = axis_of(t, node, a["dim"]), t.shape(node)
+    part = (*shape[:axis], 1, *shape[axis + 1 :])
+    t.derive(node, Concat, shape, *[t.reshape(node, t.input(x), part) for x in a["tensors"]], axis=axis)
+
+
+def cat(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """Concatenation along any dimension but the batch."""
+    tensors = a["tensors"]
+    axis = axis_of(t, node, a["dim"])
+    t.add(node, Concat(**t.common(node, *tensors), axis=axis))
+
+
+def axis_of(t: Translator, node: fx.Node, dim: Any) -> int:
+    """Return a dimension of the result, counted without the batch."""
+    rank = len(node.meta["val"].shape)
+    axis = int(dim) % rank
+    if axis == 0:
+        raise CaptureError(f"{node.target} at {t.source(node)} works along the batch; expected images to stay apart")
+    return axis - 1
+
+
+def slicing(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """A range of indices, with a step."""
+    shape = t.input_shape(a["self"])
+    dim = int(a["dim"]) % (1 + len(shape))
+    if t.shape(node) == shape and int(a["step"]) == 1:
+        t.same(node, a["self"])
+        return
+    axis = axis_of(t, node, dim)
+    start, stop, step = slice(a["start"], a["end"], a["step"]).indices(shape[axis])
+    t.add(node, Slice(**t.common(node, a["self"]), axis=axis, start=start, stop=stop, step=step))
+
+
+def select(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """One index of a dimension, which is dropped."""
+    shape = t.input_shape(a["self"])
+    dim = int(a["dim"]) % (1 + len(shape))
+    if dim == 0:
+        raise CaptureError(f"{node.target} at {t.source(node)} takes one image; expected images to stay apart")
+    _take(t, node, a["self"], dim - 1, int(a["index"]) % shape[dim - 1])
+
+
+def _take(t: Translator, node: fx.Node, argument: fx.Node, axis: int, index: int) -> None:
+    """One index along ``axis``, which is dropped."""
+    shape = list(t.input_shape(argument))
+    shape[axis] = 1
+    name = t.input(argument)
+    name = t.derive(node, Slice, tuple(shape), name, axis=axis, start=index, stop=index + 1, step=1)
+    t.reshape(node, name, tuple(shape[:axis] + shape[axis + 1 :]))
+
+
+def unbind(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """Every index of a dimension, which is dropped, apart."""
+    dim = int(a["dim"]) % (1 + len(t.input_shape(a["self"])))
+    if dim == 0:
+        raise CaptureError(f"{node.target} at {t.source(node)} takes images apart; expected them to stay a batch")
+    for user in list(node.users):
+        _take(t, user, a["self"], dim - 1, int(user.args[1]))  # type: ignore[arg-type]
+
+
+def narrow(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """A range of indices."""
+    slicing(t, node, {**a, "start": a["start"], "end": int(a["start"]) + int(a["length"]), "step": 1})
+
+
+def split(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """Each part that is read is a slice of the whole."""
+    parts = node.meta["val"]
+    rank = 1 + len(t.input_shape(a["self"]))
+    dim = int(a["dim"]) % rank
+    if dim == 0:
+        raise CaptureError(f"{node.target} at {t.source(node)} splits the batch; expected images to stay apart")
+    starts = np.cumsum([0, *(int(part.shape[dim]) for part in parts)])
+    for user in list(node.users):
+        index = int(user.args[1])  # type: ignore[arg-type]
+        made = Slice(
+            **t.common(user, a["self"]),
+            axis=dim - 1,
+            start=int(starts[index]),
+            stop=int(starts[index + 1]),
+            step=1,
+        )
+        t.add(user, made)
+
+
+def identity(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """What changes nothing in eval mode."""
+    if a.get("train"):
+        raise unsupported(t, node, "a dropout that is on in eval mode", "pass training=self.training")
+    t.same(node, a["self"] if "self" in a else a["input"])
+
+
+def to(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """A copy in float32."""
+    value = node.meta["val"]
+    if value.dtype != torch.float32:
+        raise unsupported(t, node, f"a conversion to {value.dtype}", "keep the model in float32")
+    t.same(node, a["self"])
