@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import assume, event, given, reject
 from hypothesis import strategies as st
 
+from tests.export.compiling import every_kernel
 from tests.integer_networks import random_network
 from twoscale.errors import QuantizationError
-from twoscale.export.c.lowering import Operand, Program, lower
+from twoscale.export.c.lowering import lower
 from twoscale.export.c.memory import Buffer, plan_memory
+from twoscale.export.c.program import Operand, Program
 from twoscale.network import IntegerNetwork
 from twoscale.network import layers as n
 
@@ -218,3 +224,19 @@ def test_the_checker_sees_a_tensor_that_was_written_over() -> None:
     bad = Program(network, good.tensors, good.steps, {**good.places, "b": good.places["a"]}, good.plan, good.live_bytes)
     with pytest.raises(AssertionError, match="a"):
         assert_safe(bad)
+
+
+def test_every_process_plans_the_same_memory(tmp_path: Path) -> None:
+    """The c executor runs libraries that other processes compiled, in an arena that it sizes itself."""
+    every_kernel("uint8").save(tmp_path / "net.onnx")
+    program = (
+        "import sys; from twoscale.export.c import export_c; from twoscale.network import load\n"
+        "net = load(sys.argv[1])\n"
+        "for target in ('native', 'small-ram'): export_c(net, sys.argv[2] + target, target=target)"
+    )
+    for seed in ("1", "2"):  # of the hashes of strings, which decide the order of sets
+        command = [sys.executable, "-c", program, str(tmp_path / "net.onnx"), f"{tmp_path}/{seed}-"]
+        subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, check=True)
+    for target in ("native", "small-ram"):
+        first, second = ({file.name: file.read_text() for file in (tmp_path / f"{s}-{target}").iterdir()} for s in "12")
+        assert first == second

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from twoscale.errors import ConfigurationError
 from twoscale.executors import check_images, compiler, layers_to_keep
 from twoscale.executors.compiled import CompiledNetwork
-from twoscale.export.c.lowering import Program, lower
+from twoscale.export.c.lowering import lower
+from twoscale.export.c.program import Program
 from twoscale.export.c.source import Source
 from twoscale.network.network import IntegerNetwork
 

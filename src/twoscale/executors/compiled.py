@@ -101,7 +101,7 @@ class CompiledNetwork:
         self.threads = threads
         self.target = target
         self._program = lower_fast(network)
-        source = FastSource(self._program, _NAME, target)
+        source = FastSource(self._program, _NAME, target=target, compact=True)
         library = compiler.load(
             network.name,
             [network.fingerprint, target, _HOOKS_C],

@@ -84,7 +84,7 @@ def export_c(
         texts = {f"{prefix}.h": source.header(), f"{prefix}.c": source.source()}
         makefile = source.render("Makefile.jinja")
     else:
-        fast = FastSource(lower_fast(network), called, target, compact=False)
+        fast = FastSource(lower_fast(network), called, target=target)
         prefix, report, test = fast.prefix, size_report(fast.program, called), self_test(fast, images)
         texts = fast.texts()
         makefile = fast.render("fast_Makefile.jinja")

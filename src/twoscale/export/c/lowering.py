@@ -7,7 +7,7 @@ changes. Accumulators are four bytes in the machine's order. Equation numbers ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,160 +16,18 @@ from numpy.typing import NDArray
 
 from twoscale.arithmetic import ADD_SHIFT
 from twoscale.errors import ConfigurationError
-from twoscale.export.c.memory import Buffer, MemoryPlan, plan_memory
 from twoscale.export.c.names import Identifiers
+from twoscale.export.c.placement import place
+from twoscale.export.c.program import Call, Constant, Fields, Operand, Program, Step, Tensor
 from twoscale.export.c.storage import Move, memory_axes, memory_order, memory_steps, reshape_move
 from twoscale.network import layers as n
 from twoscale.network.checks import multipliers
 from twoscale.network.network import IntegerNetwork
 
-__all__ = ["Call", "Constant", "Operand", "Place", "Program", "Step", "Tensor", "copy_call", "lower"]
+__all__ = ["copy_call", "lower", "window_fields"]
 
-Fields = Mapping[str, Any]
 _LARGEST = 2**31 - 1
 _COPY_RANK = 6
-
-
-@dataclass(frozen=True, eq=False)
-class Tensor:
-    """The bytes of one tensor."""
-
-    name: str
-    spec: n.TensorSpec
-    order: NDArray[np.int64]
-    """Which element, in C order, lies at each place in memory."""
-
-    @property
-    def item(self) -> int:
-        """Bytes an element."""
-        return 4 if self.spec.dtype == "int32" else 1
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return len(self.order) * self.item
-
-    @property
-    def shift(self) -> int:
-        """What is added to an integer to give the byte that is kept."""
-        return 128 if self.spec.dtype == "int8" else 0
-
-    @property
-    def zero(self) -> int:
-        """The zero point as it is kept."""
-        return self.spec.zero_point + self.shift
-
-    def to_memory(self, integers: NDArray[Any]) -> NDArray[Any]:
-        """Return integers (N, ...) as they are kept, (N, size), uint8 or int32."""
-        rows = integers.reshape(len(integers), -1)[:, self.order]
-        return rows.astype(np.int32) if self.item == 4 else (rows.astype(np.int16) + self.shift).astype(np.uint8)
-
-    def from_memory(self, kept: NDArray[Any]) -> NDArray[Any]:
-        """Return what is kept, (N, size), as integers (N, ...) of the tensor's type."""
-        integers = np.empty((len(kept), len(self.order)), self.spec.dtype)
-        integers[:, self.order] = kept.astype(np.int64) - self.shift
-        return integers.reshape(len(kept), *self.spec.shape)
-
-
-@dataclass(frozen=True, eq=False)
-class Constant:
-    """A static array."""
-
-    identifier: str
-    ctype: str
-    values: NDArray[Any]
-    dimensions: tuple[int, ...]
-    """What the values mean, slowest first; for the comment."""
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return int(self.values.size) * {"int8_t": 1, "uint8_t": 1, "int32_t": 4, "float": 4}[self.ctype]
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A place in a tensor's memory."""
-
-    tensor: str
-    offset: int = 0
-    """Bytes."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a kernel. Arguments are operands, numbers, or text for C."""
-
-    kernel: str
-    arguments: tuple[Operand | int | str, ...]
-    fields: Fields | None = None
-    """Of the kernel's struct of parameters, which comes first if there is one."""
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """What one layer does."""
-
-    index: int
-    layer: n.Layer
-    identifier: str
-    calls: tuple[Call, ...]
-    constants: tuple[Constant, ...]
-    scratch: tuple[Tensor, ...] = ()
-    """Tensors that only this step uses."""
-    view_of: str | None = None
-    """The tensor whose bytes are, as they stand, also this one."""
-    in_place_of: tuple[str, ...] = ()
-    """Operands whose bytes the result may take, if nothing reads them afterwards."""
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds of weights."""
-        if not isinstance(self.layer, n.Accumulating):
-            return 0
-        return math.prod(self.layer.output.shape[1:]) * self.layer.weight.size
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor lies: in "image" or "output", which the caller gives, or in the "arena"."""
-
-    where: str
-    offset: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Program:
-    """A network as calls of kernels, with the place of every tensor."""
-
-    network: IntegerNetwork
-    tensors: Mapping[str, Tensor]
-    """Layers' outputs and scratch, by name."""
-    steps: tuple[Step, ...]
-    """One a layer, in order."""
-    places: Mapping[str, Place]
-    plan: MemoryPlan
-    live_bytes: tuple[int, ...]
-    """Bytes of the arena that each step needs."""
-
-    @property
-    def input(self) -> Tensor:
-        """The quantized image."""
-        return self.tensors[self.network.input.name]
-
-    @property
-    def output(self) -> Tensor:
-        """What the network gives."""
-        return self.tensors[self.network.output]
-
-    @property
-    def arena_bytes(self) -> int:
-        """Size of the arena; at least 1, since C has no empty arrays."""
-        return max(1, self.plan.size)
-
-    def bytes_kept(self, name: str) -> int:
-        """Return how many bytes of the tensor there are at once."""
-        return self.tensors[name].size
 
 
 def lower(network: IntegerNetwork) -> Program:
@@ -186,7 +44,7 @@ def lower(network: IntegerNetwork) -> Program:
             )
     lowering = _Lowering(network)
     steps = tuple(lowering.step(index, layer) for index, layer in enumerate(network))
-    places, plan, live = _place(lowering.tensors, steps, network)
+    places, plan, live = place(lowering.tensors, steps, network)
     return Program(network, lowering.tensors, steps, places, plan, live)
 
 
@@ -430,7 +288,8 @@ def _mul(b: _Lowering, layer: n.Mul) -> _Made:
     return _Made((call,), None, whole if b.tensors[layer.name].item == 1 else ())
 
 
-def _window_fields(layer: n.MaxPool2d | n.AveragePool2d, shape: tuple[int, ...]) -> dict[str, Any]:
+def window_fields(layer: n.MaxPool2d | n.AveragePool2d, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return the fields of a pool of inputs of ``shape`` (C, H, W) that say where its windows lie."""
     channels, in_h, in_w = _chw(shape)
     _, out_h, out_w = _chw(layer.output.shape)
     return {
@@ -467,7 +326,7 @@ def _pool_fits_in_place(fields: Fields, dilation: tuple[int, int]) -> bool:
 
 def _average_pool(b: _Lowering, layer: n.AveragePool2d) -> _Made:
     (x,) = b.inputs(layer)
-    fields = _window_fields(layer, x.spec.shape)
+    fields = window_fields(layer, x.spec.shape)
     fields["in_zero"] = x.zero
     fields["to"] = b.requantization(layer, layer.multiplier)
     in_place = b.tensors[layer.name].item == 1 and _pool_fits_in_place(fields, (1, 1))
@@ -477,7 +336,7 @@ def _average_pool(b: _Lowering, layer: n.AveragePool2d) -> _Made:
 
 def _max_pool(b: _Lowering, layer: n.MaxPool2d) -> _Made:
     (x,) = b.inputs(layer)
-    fields = _window_fields(layer, x.spec.shape)
+    fields = window_fields(layer, x.spec.shape)
     fields["dilation_h"], fields["dilation_w"] = layer.dilation
     call = Call("max_pool2d", (Operand(x.name), Operand(layer.name)), fields)
     return _Made((call,), None, (x.name,) if _pool_fits_in_place(fields, layer.dilation) else ())
@@ -589,62 +448,3 @@ _LOWER: dict[type[n.Layer], Callable[[_Lowering, Any], _Made]] = {
     n.Slice: _slice,
     n.Table: _table,
 }
-
-
-@dataclass
-class _Group:
-    """Tensors that share bytes."""
-
-    size: int
-    first: int
-    last: int
-    where: str = "arena"
-
-
-def _place(
-    tensors: Mapping[str, Tensor], steps: Sequence[Step], network: IntegerNetwork
-) -> tuple[dict[str, Place], MemoryPlan, tuple[int, ...]]:
-    """Decide which tensors share bytes, and lay the arena out."""
-    groups: dict[str, _Group] = {}
-    for step in steps:
-        name = step.layer.name
-        if step.view_of is not None:
-            groups[name] = groups[step.view_of]
-        else:
-            groups[name] = _Group(tensors[name].size, step.index, step.index)
-        for used in (*step.layer.inputs, *(t.name for t in step.scratch)):
-            group = groups.setdefault(used, _Group(tensors[used].size, step.index, step.index))
-            group.last = step.index
-    if not steps[0].calls:
-        groups[network.input.name].where = "image"
-    groups[network.output].where = "output"
-
-    for step in steps:
-        _share_in_place(step, groups)
-    arena = list({id(g): g for g in groups.values() if g.where == "arena"}.values())
-    buffers = [Buffer(g.size, g.first, g.last) for g in arena]
-    plan = plan_memory(buffers)
-    offsets = {id(g): offset for g, offset in zip(arena, plan.offsets, strict=True)}
-    places = {name: Place(g.where, offsets.get(id(g), 0)) for name, g in groups.items()}
-    live = tuple(sum(b.size for b in buffers if b.first <= step.index <= b.last) for step in steps)
-    return places, plan, live
-
-
-def _share_in_place(step: Step, groups: dict[str, _Group]) -> None:
-    """Let a step's result take the bytes of an operand that dies in it, where the kernel allows that."""
-    mine = groups[step.layer.name]
-    for candidate in step.in_place_of:
-        theirs = groups[candidate]
-        others = {name for name in step.layer.inputs if name != candidate}
-        if (
-            mine.where == theirs.where == "arena"
-            and mine is not theirs
-            and theirs.last == step.index
-            and mine.size <= theirs.size
-            and all(groups[name] is not theirs for name in others)
-        ):
-            theirs.last = max(theirs.last, mine.last)
-            for name, group in groups.items():
-                if group is mine:
-                    groups[name] = theirs
-            return

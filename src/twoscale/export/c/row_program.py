@@ -6,8 +6,9 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from twoscale.export.c.lowering import Call, Operand, Place, Program, Step, Tensor, copy_call, lower
+from twoscale.export.c.lowering import copy_call, lower
 from twoscale.export.c.memory import MemoryPlan
+from twoscale.export.c.program import Call, Operand, Place, Program, Step, Tensor
 from twoscale.export.c.rows import Segment, plan_segments
 from twoscale.export.c.storage import Move, memory_order, memory_steps
 from twoscale.network import layers as n

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from twoscale.export.c.lowering import Call, Operand, Step
 from twoscale.export.c.names import printable
+from twoscale.export.c.program import Call, Operand, Step
 from twoscale.export.c.row_program import RowProgram
 from twoscale.export.c.rows import Segment
 from twoscale.export.c.source import Source
@@ -22,7 +22,7 @@ class RowSource(Source):
     """The C of a program for little RAM."""
 
     program: RowProgram
-    row_by_row = True
+    row_by_row: ClassVar[bool] = True
 
     def _used(self) -> set[str]:
         streamed = any(segment.order for segment in self.program.segments)

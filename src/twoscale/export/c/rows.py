@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from twoscale.export.c.lowering import Program
+from twoscale.export.c.program import Program
 from twoscale.export.c.storage import memory_order
 from twoscale.network import layers as n
 

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from twoscale.errors import ConfigurationError
 from twoscale.executors.reference import ReferenceExecutor
-from twoscale.export.c.fast.source import FastSource
 from twoscale.export.c.names import printable
-from twoscale.export.c.source import Source
+from twoscale.export.c.source_base import SourceBase
 from twoscale.export.c.text import rows
 from twoscale.network.network import IntegerNetwork
 
@@ -28,7 +27,7 @@ def default_images(network: IntegerNetwork, count: int = 4) -> NDArray[Any]:
     return images.astype(spec.dtype)
 
 
-def self_test(source: Source | FastSource, images: NDArray[Any]) -> str:
+def self_test(source: SourceBase, images: NDArray[Any]) -> str:
     """Return the text of the self-test for quantized ``images`` (N, C, H, W).
 
     Raises:
@@ -49,7 +48,7 @@ def self_test(source: Source | FastSource, images: NDArray[Any]) -> str:
         for i in range(len(images))
     ]
     return source.render(
-        "selftest.c.jinja" if isinstance(source, Source) else "fast_selftest.c.jinja",
+        source.self_test_template,
         count=len(images),
         images=rows(list(shown_input)),
         expected=rows(list(shown_output)),

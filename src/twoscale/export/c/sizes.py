@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from twoscale.export.c.fast.plan import FastProgram, FastStep
-from twoscale.export.c.lowering import Program, Step
 from twoscale.export.c.pixels import pixel_table
+from twoscale.export.c.program import Lowered, Program
 from twoscale.export.c.storage import memory_axes
 
 __all__ = ["LayerSize", "SizeReport", "size_report", "size_table"]
@@ -58,14 +56,12 @@ class SizeReport:
     layers: tuple[LayerSize, ...]
 
 
-def size_report(program: Program | FastProgram, name: str) -> SizeReport:
+def size_report(program: Lowered, name: str) -> SizeReport:
     """Return what a program costs; ``name`` is what it is to be called."""
     table = pixel_table(program.network) if isinstance(program, Program) else None
     pixels = 0 if table is None else table.size
     layers = []
-    steps: Sequence[Step | FastStep] = program.steps
-    for step, live in zip(steps, program.live_bytes, strict=True):
-        tensor = program.tensors[step.layer.name]
+    for step, live in zip(program.steps, program.live_bytes, strict=True):
         place = program.places[step.layer.name]
         layers.append(
             LayerSize(
@@ -75,7 +71,7 @@ def size_report(program: Program | FastProgram, name: str) -> SizeReport:
                 shape=step.layer.output.shape,
                 macs=step.macs,
                 constant_bytes=sum(constant.size for constant in step.constants) + (0 if step.index else pixels),
-                output_bytes=program.bytes_kept(step.layer.name) if isinstance(program, Program) else tensor.size,
+                output_bytes=program.bytes_kept(step.layer.name),
                 where=place.where,
                 arena_offset=place.offset if place.where == "arena" else None,
                 live_bytes=live,

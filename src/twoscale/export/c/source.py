@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata, resources
-from typing import Any
+from importlib import resources
+from typing import Any, ClassVar
 
-import numpy as np
 from numpy.typing import NDArray
 
-from twoscale.export.c.lowering import Call, Operand, Program, Step
-from twoscale.export.c.names import Identifiers, network_identifier, printable
+from twoscale.export.c.names import printable
 from twoscale.export.c.pixels import pixel_table
-from twoscale.export.c.text import (
-    about,
-    array,
-    ctype,
-    decimal,
-    field_lines,
-    kind,
-    layout,
-    normalization,
-    rows,
-    templates,
-    tensor_table,
-)
+from twoscale.export.c.program import Call, Operand, Program, Step
+from twoscale.export.c.source_base import SourceBase
+from twoscale.export.c.text import normalization, rows
 
 __all__ = ["Source", "portable_kernels"]
 
@@ -56,41 +43,14 @@ _NEEDS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Source:
-    """The C of a program.
-
-    Args:
-        program: what to write.
-        name: of the network; its C identifier is the prefix of public names and files.
-        compact: write 8-bit constants as strings, which compile about 20 times faster but cannot be read.
-    """
+class Source(SourceBase):
+    """The C of a program for any target."""
 
     program: Program
-    name: str
-    compact: bool = False
 
-    row_by_row = False
+    self_test_template = "selftest.c.jinja"
+    row_by_row: ClassVar[bool] = False
     """Whether there are layers that compute row by row."""
-
-    @cached_property
-    def prefix(self) -> str:
-        """What public names begin with, and what the files are called."""
-        return network_identifier(self.name)
-
-    @cached_property
-    def macro(self) -> str:
-        """What macros begin with."""
-        return self.prefix.upper()
-
-    @cached_property
-    def input_type(self) -> str:
-        """C type of the image's elements."""
-        return ctype(self.program.input)
-
-    @cached_property
-    def output_type(self) -> str:
-        """C type of the output's elements."""
-        return ctype(self.program.output)
 
     @cached_property
     def pixels(self) -> NDArray[Any] | None:
@@ -99,42 +59,22 @@ class Source:
 
     def header(self) -> str:
         """Return the text of the header."""
-        program = self.program
-        shape = program.input.spec.shape
+        shape = self.program.input.spec.shape
         return self.render(
             "network.h.jinja",
-            input=program.input,
-            output=program.output,
-            input_layout=layout(program.input),
-            output_layout=layout(program.output),
-            input_count=len(program.input.order),
-            output_count=len(program.output.order),
+            **self.facts(),
             input_chw=shape if len(shape) == 3 else None,
-            input_scale=f"{decimal(np.float32(program.input.spec.scale))}f",
-            output_scale=decimal(np.float64(program.output.spec.scale)),
-            arena_bytes=program.arena_bytes,
-            classes=len(program.output.spec.shape) == 1,
-            fingerprint=program.network.fingerprint,
-            layers=len(program.steps),
             row_by_row=self.row_by_row,
-            tensor_table=tensor_table(program.tensors[layer.name] for layer in program.network),
-            normalization=None if self.pixels is None else normalization(program.network),
+            normalization=None if self.pixels is None else normalization(self.program.network),
         )
 
     def source(self) -> str:
         """Return the text of the source."""
-        identifiers = Identifiers()
-        constants, instances = [], []
-        for step in self.program.steps:
-            names = ["" if call.fields is None else identifiers.of(f"{step.identifier}_layer") for call in step.calls]
-            if step.calls and (step.constants or any(names)):
-                constants.append(self._constants(step, names))
-            instances.append(names)
         return self.render(
             "network.c.jinja",
             kernels=portable_kernels(self._used()),
-            constants=constants,
-            steps=self._blocks(instances),
+            constants=self.constants(),
+            steps=self._blocks(self.instances),
             last=len(self.program.steps) - 1,
             pixels=None if self.pixels is None else rows(list(self.pixels)),
             output_count=len(self.program.output.order),
@@ -151,30 +91,14 @@ class Source:
         trace = f"TRACE({step.index}, {pointer}, {self.program.tensors[name].size});"
         return {"title": f"{step.index} {printable(name)}{self._note(step)}", "lines": [*calls, trace]}
 
-    def render(self, template: str, **values: Any) -> str:
-        """Return a template's text, with what all of them use."""
-        return (
-            templates()
-            .get_template(template)
-            .render(
-                file=self.prefix,
-                prefix=self.prefix,
-                macro=self.macro,
-                title=printable(self.name),
-                version=metadata.version("twoscale"),
-                stamp=self.stamp,
-                input_type=self.input_type,
-                output_type=self.output_type,
-                **values,
-            )
-        )
+    @property
+    def choices(self) -> bytes:
+        """What makes exports of one network differ: how it normalizes pixels is no part of its fingerprint."""
+        return b"" if self.pixels is None else self.pixels.tobytes()
 
-    @cached_property
-    def stamp(self) -> str:
-        """What tells files of one export from those of another."""
-        pixels = b"" if self.pixels is None else self.pixels.tobytes()
-        told = f"{self.program.network.fingerprint} {metadata.version('twoscale')} {self.program.arena_bytes} "
-        return hashlib.sha256(told.encode() + pixels).hexdigest()[:12]
+    def parameters_of(self, kernel: str) -> str:
+        """Return the kernel whose struct of parameters this one takes."""
+        return kernel.removesuffix("_row")
 
     def _used(self) -> set[str]:
         used = {call.kernel for step in self.program.steps for call in step.calls}
@@ -199,19 +123,6 @@ class Source:
         if place.where == "arena" and any(self.program.places[name] == place for name in step.in_place_of):
             return ", in place"
         return ""
-
-    def _constants(self, step: Step, instances: Sequence[str]) -> str:
-        parts = ["\n".join(["/* " + "\n * ".join(self._about(step)), " */"])]
-        parts += [array(constant, self.compact) for constant in step.constants]
-        for call, instance in zip(step.calls, instances, strict=True):
-            if call.fields is not None:
-                kind_of = call.kernel.removesuffix("_row")
-                parts.append(f"static const {kind_of}_params {instance} = {{\n{field_lines(call.fields)}\n}};")
-        return "\n".join(parts)
-
-    def _about(self, step: Step) -> list[str]:
-        title = f"{step.index} of {len(self.program.steps) - 1}: {printable(step.layer.name)}, {kind(step.layer)}"
-        return [title, *about(step.layer, self.program.tensors, step.macs)]
 
 
 def portable_kernels(used: set[str]) -> list[str]:

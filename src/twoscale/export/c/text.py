@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoscale.arithmetic import ADD_SHIFT
-from twoscale.export.c.lowering import Constant, Tensor
 from twoscale.export.c.names import printable
+from twoscale.export.c.program import Constant, Tensor
 from twoscale.export.c.storage import memory_axes
 from twoscale.network import layers as n
 from twoscale.network.network import IntegerNetwork

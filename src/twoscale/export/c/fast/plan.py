@@ -26,9 +26,10 @@ from twoscale.export.c.fast.convolutions import (
     pack_depthwise,
 )
 from twoscale.export.c.fast.tiles import Tile
-from twoscale.export.c.lowering import Constant, Fields, Operand, Place, Program, Step, Tensor, lower
+from twoscale.export.c.lowering import lower, window_fields
 from twoscale.export.c.memory import Buffer, MemoryPlan, plan_memory
 from twoscale.export.c.names import Identifiers
+from twoscale.export.c.program import Call, Constant, Lowered, Operand, Place, Program, Step, Tensor
 from twoscale.export.c.text import decimal
 from twoscale.network import layers as n
 from twoscale.network.checks import sum_bounds
@@ -67,66 +68,38 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class FastCall:
+class FastCall(Call):
     """One call of a kernel for a block of images.
 
     Kernels of the portable C (``portable``) take one image; others take the block.
     """
 
-    kernel: str
-    arguments: tuple[Operand | int | str, ...]
-    fields: Fields | None = None
     portable: bool = False
     instance: tuple[int, ...] = ()
     """Numbers that the kernel is compiled for."""
 
 
 @dataclass(frozen=True, eq=False)
-class FastStep:
+class FastStep(Step):
     """What one layer does."""
 
-    index: int
-    layer: n.Layer
-    identifier: str
     calls: tuple[FastCall, ...]
-    constants: tuple[Constant, ...]
-    view_of: str | None
-    macs: int
 
 
 @dataclass(frozen=True, eq=False)
-class FastProgram:
-    """A network as calls of kernels for a block of images."""
+class FastProgram(Lowered):
+    """A network as calls of kernels for a block of images.
 
-    network: IntegerNetwork
-    tensors: Mapping[str, Tensor]
+    Places are those of a tensor's first row in an image's part of the arena, and ``live_bytes`` are of that part.
+    """
+
+    steps: tuple[FastStep, ...]
     rows: Mapping[str, Rows]
     """By tensor."""
-    offsets: Mapping[str, int]
-    """Where in an image's part of the arena each tensor begins, border included."""
-    steps: tuple[FastStep, ...]
-    plan: MemoryPlan
-    live_bytes: tuple[int, ...]
-    """Bytes of an image's part of the arena that each step needs."""
     image_bytes: int
     """An image's part of the arena."""
     block: int
     """Images that are computed together."""
-
-    @property
-    def input(self) -> Tensor:
-        """The quantized image."""
-        return self.tensors[self.network.input.name]
-
-    @property
-    def output(self) -> Tensor:
-        """What the network gives."""
-        return self.tensors[self.network.output]
-
-    @property
-    def places(self) -> Mapping[str, Place]:
-        """Where in an image's part of the arena each tensor's rows begin."""
-        return {name: Place("arena", self.offsets[name] + self.rows[name].first) for name in self.offsets}
 
     @property
     def arena_bytes(self) -> int:
@@ -146,12 +119,12 @@ def lower_fast(network: IntegerNetwork) -> FastProgram:
     lowering = _Lowering(lower(network))
     steps = tuple(lowering.step(step) for step in lowering.program.steps)
     rows, tensors = lowering.rows, lowering.tensors
-    offsets, plan, live = _place(network, rows, steps)
+    places, plan, live = _place(network, rows, steps)
     image_bytes = _aligned(max(plan.size, 1) + _SLACK)
     if image_bytes % 4096 == 0:  # images then would compete for the same sets of the first-level cache
         image_bytes += _ALIGNMENT
     block = max(1, min(_LARGEST_BLOCK, _BLOCK_BYTES // image_bytes))
-    return FastProgram(network, tensors, rows, offsets, steps, plan, live, image_bytes, block)
+    return FastProgram(network, tensors, steps, places, plan, live, rows, image_bytes, block)
 
 
 class _Lowering:
@@ -264,9 +237,8 @@ class _Lowering:
         else:
             calls += [FastCall(call.kernel, call.arguments, call.fields, portable=True) for call in step.calls]
             self.constants += step.constants
-        return FastStep(
-            step.index, layer, step.identifier, tuple(calls), tuple(self.constants), step.view_of, step.macs
-        )
+        constants = tuple(self.constants)
+        return FastStep(step.index, layer, step.identifier, tuple(calls), constants, view_of=step.view_of)
 
     def constant(self, name: str, ctype: str, values: NDArray[Any], dimensions: tuple[int, ...]) -> str:
         identifier = self.identifiers.of(name)
@@ -409,23 +381,8 @@ class _Lowering:
 
     def pool(self, layer: n.MaxPool2d | n.AveragePool2d) -> FastCall:
         x = self.tensors[layer.inputs[0]]
-        channels, in_h, in_w = x.spec.shape
-        _, out_h, out_w = layer.output.shape
-        fields: dict[str, Any] = {
-            "in_h": in_h,
-            "in_w": in_w,
-            "channels": channels,
-            "out_h": out_h,
-            "out_w": out_w,
-            "kernel_h": layer.kernel[0],
-            "kernel_w": layer.kernel[1],
-            "stride_h": layer.stride[0],
-            "stride_w": layer.stride[1],
-            "pad_top": layer.padding[0],
-            "pad_left": layer.padding[1],
-            "in_row": self.rows[x.name].stride,
-            "out_row": self.rows[layer.name].stride,
-        }
+        fields = window_fields(layer, x.spec.shape)
+        fields |= {"in_row": self.rows[x.name].stride, "out_row": self.rows[layer.name].stride}
         arguments = (Operand(x.name), Operand(layer.name), "count")
         if isinstance(layer, n.MaxPool2d):
             fields |= {"dilation_h": layer.dilation[0], "dilation_w": layer.dilation[1]}
@@ -502,15 +459,15 @@ def _aligned(size: int) -> int:
 
 def _place(
     network: IntegerNetwork, rows: Mapping[str, Rows], steps: Sequence[FastStep]
-) -> tuple[dict[str, int], MemoryPlan, tuple[int, ...]]:
+) -> tuple[dict[str, Place], MemoryPlan, tuple[int, ...]]:
     """Lay out one image's part of the arena."""
     roots: dict[str, str] = {}
     spans: dict[str, tuple[int, int]] = {}
     for step in steps:
         name = step.layer.name
         roots[name] = name if step.view_of is None else roots[step.view_of]
-        used = {a.tensor for call in step.calls for a in call.arguments if isinstance(a, Operand)}
-        for tensor in {name, *used, *step.layer.inputs}:
+        used = [a.tensor for call in step.calls for a in call.arguments if isinstance(a, Operand)]
+        for tensor in (name, *used, *step.layer.inputs):
             root = roots.setdefault(tensor, tensor)
             first, _ = spans.get(root, (step.index, step.index))
             spans[root] = (first, step.index)
@@ -520,4 +477,5 @@ def _place(
     plan = plan_memory(buffers)
     placed = dict(zip(spans, plan.offsets, strict=True))
     live = tuple(sum(b.size for b in buffers if b.first <= step.index <= b.last) for step in steps)
-    return {name: placed[root] for name, root in roots.items()}, plan, live
+    places = {name: Place("arena", placed[root] + rows[name].first) for name, root in roots.items()}
+    return places, plan, live

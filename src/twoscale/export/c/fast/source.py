@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
-from functools import cached_property
-from importlib import metadata, resources
-from typing import Any
+from importlib import resources
 
-import numpy as np
-
-from twoscale.export.c.fast.plan import FastCall, FastProgram, FastStep
-from twoscale.export.c.lowering import Operand
-from twoscale.export.c.names import Identifiers, network_identifier, printable
+from twoscale.export.c.fast.plan import FastCall, FastProgram
+from twoscale.export.c.names import printable
+from twoscale.export.c.program import Operand
 from twoscale.export.c.source import portable_kernels
-from twoscale.export.c.text import about, array, ctype, decimal, field_lines, kind, layout, templates, tensor_table
+from twoscale.export.c.source_base import SourceBase
 
 __all__ = ["TARGETS", "FastSource"]
 
@@ -84,47 +79,26 @@ _PARAMETERS = {
 
 
 @dataclass(frozen=True)
-class FastSource:
+class FastSource(SourceBase):
     """The C of a program for big CPUs.
 
     Args:
-        program: what to write.
-        name: of the network; its C identifier is the prefix of public names and files.
         target: which instruction sets; of TARGETS.
-        compact: write 8-bit constants as strings, which compile about 20 times faster but cannot be read.
     """
 
     program: FastProgram
-    name: str
     target: str = "native"
-    compact: bool = True
 
-    @cached_property
-    def prefix(self) -> str:
-        """What public names begin with, and what the files are called."""
-        return network_identifier(self.name)
+    self_test_template = "fast_selftest.c.jinja"
 
-    @cached_property
-    def macro(self) -> str:
-        """What macros begin with."""
-        return self.prefix.upper()
+    @property
+    def choices(self) -> bytes:
+        """What makes exports of one network differ."""
+        return self.target.encode()
 
-    @cached_property
-    def input_type(self) -> str:
-        """C type of the image's elements."""
-        return ctype(self.program.input)
-
-    @cached_property
-    def output_type(self) -> str:
-        """C type of the output's elements."""
-        return ctype(self.program.output)
-
-    @cached_property
-    def stamp(self) -> str:
-        """What tells files of one export from those of another."""
-        program = self.program
-        told = f"{program.network.fingerprint} {metadata.version('twoscale')} {self.target} {program.arena_bytes}"
-        return hashlib.sha256(told.encode()).hexdigest()[:12]
+    def parameters_of(self, kernel: str) -> str:
+        """Return the kernel whose struct of parameters this one takes."""
+        return _PARAMETERS.get(kernel, kernel)
 
     def texts(self) -> dict[str, str]:
         """Return file names and their texts."""
@@ -140,28 +114,15 @@ class FastSource:
         shape = program.input.spec.shape
         return self.render(
             "fast.h.jinja",
-            input=program.input,
-            output=program.output,
-            input_layout=layout(program.input),
+            **self.facts(),
             planes_layout="".join(f"[{size}]" for size in shape) + (": planes, of rows" if len(shape) == 3 else ""),
-            output_layout=layout(program.output),
-            input_count=len(program.input.order),
-            output_count=len(program.output.order),
-            input_scale=f"{decimal(np.float32(program.input.spec.scale))}f",
-            output_scale=decimal(np.float64(program.output.spec.scale)),
-            arena_bytes=program.arena_bytes,
             block=program.block,
-            classes=len(program.output.spec.shape) == 1,
-            fingerprint=program.network.fingerprint,
-            layers=len(program.steps),
-            tensor_table=tensor_table(program.tensors[layer.name] for layer in program.network),
             target_text=" or ".join(isa.title for isa in self._isas()),
         )
 
     def source(self) -> str:
         """Return the text of the source."""
         program = self.program
-        constants = [self._constants(step) for step in program.steps if step.constants or self._instances[step.index]]
         return self.render(
             "fast.c.jinja",
             image_bytes=program.image_bytes,
@@ -169,7 +130,7 @@ class FastSource:
             output_shift=program.output.shift,
             parameters=[_text(f"{kernel}.h") for kernel in self._used() if _exists(f"{kernel}.h")],
             portable=portable_kernels({call.kernel for step in program.steps for call in step.calls if call.portable}),
-            constants=constants,
+            constants=self.constants(),
             isas=self._isas(),
         )
 
@@ -181,14 +142,14 @@ class FastSource:
         steps = []
         for step in program.steps:
             rows = program.rows[step.layer.name]
-            offset = program.offsets[step.layer.name] + rows.first
+            offset = program.places[step.layer.name].offset
             note = f": the same bytes as {printable(step.view_of)}" if step.view_of is not None else ""
             steps.append(
                 {
                     "title": f"{step.index} {printable(step.layer.name)}{note}",
                     "calls": [
                         self._call(call, name)
-                        for call, name in zip(step.calls, self._instances[step.index], strict=True)
+                        for call, name in zip(step.calls, self.instances[step.index], strict=True)
                     ],
                     "trace": f"TRACE({step.index}, {offset}, {rows.count}, {rows.length}, {rows.stride});",
                 }
@@ -206,25 +167,7 @@ class FastSource:
             ],
             names=names,
             steps=steps,
-            output_offset=program.offsets[program.network.output] + program.rows[program.network.output].first,
-        )
-
-    def render(self, template: str, **values: Any) -> str:
-        """Return a template's text, with what all of them use."""
-        return (
-            templates()
-            .get_template(template)
-            .render(
-                file=self.prefix,
-                prefix=self.prefix,
-                macro=self.macro,
-                title=printable(self.name),
-                version=metadata.version("twoscale"),
-                stamp=self.stamp,
-                input_type=self.input_type,
-                output_type=self.output_type,
-                **values,
-            )
+            output_offset=program.places[program.network.output].offset,
         )
 
     def _isas(self) -> list[_Isa]:
@@ -237,18 +180,8 @@ class FastSource:
             used |= more
         return [kernel for kernel in _NEEDS if kernel in used]
 
-    @cached_property
-    def _instances(self) -> list[list[str]]:
-        """Names of the parameters of each step's calls; empty where a call has none."""
-        identifiers = Identifiers()
-        return [
-            ["" if call.fields is None else identifiers.of(f"{step.identifier}_layer") for call in step.calls]
-            for step in self.program.steps
-        ]
-
     def _pointer(self, operand: Operand) -> str:
-        rows = self.program.rows[operand.tensor]
-        return f"arena + {self.program.offsets[operand.tensor] + rows.first + operand.offset}"
+        return f"arena + {self.program.places[operand.tensor].offset + operand.offset}"
 
     def _call(self, call: FastCall, instance: str) -> list[str]:
         arguments = [f"&{instance}"] if instance else []
@@ -259,18 +192,6 @@ class FastSource:
             return [f"{result}{kernel}({', '.join(arguments + pointers)});"]
         pointers = [f"{p} + n * IMAGE_BYTES" if p.startswith("arena") else p for p in pointers]
         return ["for (int32_t n = 0; n < count; n++)", f"    {call.kernel}({', '.join(arguments + pointers)});"]
-
-    def _constants(self, step: FastStep) -> str:
-        last = len(self.program.steps) - 1
-        title = f"{step.index} of {last}: {printable(step.layer.name)}, {kind(step.layer)}"
-        lines = [title, *about(step.layer, self.program.tensors, step.macs)]
-        parts = ["\n".join(["/* " + "\n * ".join(lines), " */"])]
-        parts += [array(constant, self.compact) for constant in step.constants]
-        for call, instance in zip(step.calls, self._instances[step.index], strict=True):
-            if call.fields is not None:
-                kernel = _PARAMETERS.get(call.kernel, call.kernel)
-                parts.append(f"static const {kernel}_params {instance} = {{\n{field_lines(call.fields)}\n}};")
-        return "\n".join(parts)
 
 
 def _defined(text: str) -> set[str]:
