@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from tests.integer_networks import random_images, random_network
 from twoscale.data import normalize
 from twoscale.errors import ConfigurationError, ExecutorError, UnknownNameError
-from twoscale.executors import fastest
+from twoscale.executors import calling, fastest
+from twoscale.executors.compiled import CompiledNetwork
 from twoscale.network import IntegerNetwork
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (cc) is installed")
@@ -73,6 +74,40 @@ def test_images_may_lie_anywhere() -> None:
     assert np.array_equal(run(images[::-2]), expected[::-2])
     channels_last = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
     assert np.array_equal(run(channels_last), expected)
+
+
+def test_the_quick_call_takes_plain_batches_only() -> None:
+    """What it does not know it leaves to the way with all checks; nothing keeps the arrays."""
+    if calling.maker() is None:
+        pytest.skip("Python's headers are not installed")
+    network = some_network(output="accumulators")
+    run = CompiledNetwork(network, logits=True)
+    images = images_of(network, 3)
+    references = sys.getrefcount(images)
+    for _ in range(100):
+        assert np.array_equal(none_is_wrong(run.quick_logits(images)), network(images))
+    assert sys.getrefcount(images) == references
+    assert none_is_wrong(run.quick_logits(images[:0])).shape == (0, network(images).shape[1])
+    channels = images.shape[1]
+    for other in (images[:, ::-1], images.astype(np.float64), images.view(np.int32), images[:, :, :-1].copy(),
+                  images[0], images[:, : channels - 1].copy(), np.float32(1).reshape(()), images[None]):  # fmt: skip
+        assert run.quick_logits(other) is None
+    images[2, 0, 0, 0] = np.nan
+    assert run.quick_logits(images) is None
+    assert CompiledNetwork(network).quick_logits(images) is None
+
+
+def none_is_wrong(logits: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    assert logits is not None
+    return logits
+
+
+def test_without_the_headers_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calling, "maker", lambda: None)
+    network = some_network()
+    images = images_of(network, 3)
+    assert np.array_equal(network.compile()(images), network(images))
+    assert np.array_equal(network.compile()(images[:1]), network(images[:1]))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])

@@ -23,10 +23,8 @@ class CompiledClassifier:
         if threads is None:
             threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         self.network = network
-        self._compiled = CompiledNetwork(network, threads=threads, target=target)
+        self._compiled = CompiledNetwork(network, threads=threads, target=target, logits=True)
         self._pixels = pixel_table(network)
-        spec = network.spec(network.output)
-        self._scale, self._zero_point = np.float64(spec.scale), spec.zero_point
 
     def __repr__(self) -> str:
         return f"<CompiledClassifier {self.network.name}: {self.kernels} kernels, threads: {self.threads}>"
@@ -53,7 +51,8 @@ class CompiledClassifier:
             ConfigurationError: another shape, type or device, or NaN or infinity among the values.
         """
         if isinstance(images_nchw, np.ndarray):
-            return self._logits(images_nchw)
+            logits = self._compiled.quick_logits(images_nchw)
+            return self._logits(images_nchw) if logits is None else logits
         if not hasattr(images_nchw, "detach"):
             raise ConfigurationError(
                 f"{self.network.name} takes NumPy arrays and torch tensors, got {type(images_nchw).__name__}"
@@ -66,14 +65,10 @@ class CompiledClassifier:
                 "pass images.cpu()"
             )
         tensor = images_nchw.detach()
-        return torch.from_numpy(self._logits((tensor.float() if tensor.is_floating_point() else tensor).numpy()))
+        return torch.from_numpy(self((tensor.float() if tensor.is_floating_point() else tensor).numpy()))
 
     def _logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        integers = self._compiled(self._integers(images) if images.dtype == np.uint8 else images)
-        # What IntegerNetwork.logits computes, less what a zero point of 0 does not need.
-        shifted = integers - self._zero_point if self._zero_point else integers
-        logits: NDArray[np.float32] = (shifted * self._scale).astype(np.float32)
-        return logits
+        return self.network.logits(self._compiled(self._integers(images) if images.dtype == np.uint8 else images))
 
     def _integers(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
         """Return the integers of pixels (N, C, H, W), (N, H, W, C) in the type of the network's input."""

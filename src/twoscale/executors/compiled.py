@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twoscale.errors import ConfigurationError, ExecutorError, UnknownNameError
-from twoscale.executors import check_images, compiler
+from twoscale.executors import calling, check_images, compiler
 from twoscale.export.c.fast.plan import lower_fast
 from twoscale.export.c.fast.source import TARGETS, FastSource
 from twoscale.network.network import IntegerNetwork
@@ -85,6 +85,7 @@ class CompiledNetwork:
         network: what to run; on the grid.
         threads: how many to compute a batch with.
         target: instruction sets, of TARGETS; "native" compiles all and chooses when it runs.
+        logits: also compile what ``quick_logits`` needs.
 
     Raises:
         ConfigurationError: the network has free float multipliers (names the layer), or ``threads`` is below 1.
@@ -92,7 +93,9 @@ class CompiledNetwork:
         UnknownNameError: there is no such target.
     """
 
-    def __init__(self, network: IntegerNetwork, *, threads: int = 1, target: str = "native") -> None:
+    def __init__(
+        self, network: IntegerNetwork, *, threads: int = 1, target: str = "native", logits: bool = False
+    ) -> None:
         if threads < 1:
             raise ConfigurationError(f"threads is {threads}; expected at least 1")
         if target not in TARGETS:
@@ -120,7 +123,8 @@ class CompiledNetwork:
         self._in_order = bool((output.order == np.arange(len(output.order))).all())
         self._library = library
         self._run = run
-        self._pools = _Pools(library, threads, np.empty((1, *self._output_shape), self._output_type))
+        self._make_call = self._call_maker() if logits else None
+        self._pools = _Pools(library, self._new_pool(), threads)
         weakref.finalize(self, self._pools.free)
 
     @property
@@ -156,6 +160,36 @@ class CompiledNetwork:
         if bad:
             check_images(self.network, images)
         return outputs if self._in_order else self._reordered(outputs)
+
+    def quick_logits(self, images: NDArray[Any]) -> NDArray[np.float32] | None:
+        """Return the logits of a batch that needs no preparation, (N, classes), or None where something does.
+
+        That is: float32 images in C order, all finite, an output of int32 whose zero point is 0, and Python's headers
+        to compile against when the network was compiled, with ``logits``.
+
+        Args:
+            images: normalized float32 pixels (N, C, H, W).
+        """
+        if self._make_call is None or not images.ndim:
+            return None
+        logits = np.empty((len(images), *self._output_shape), _FLOAT32)
+        pool = self._pools.take()
+        done = pool.call(images, logits)  # type: ignore[misc]
+        self._pools.give(pool)
+        return logits if done else None
+
+    def _call_maker(self) -> Callable[[ctypes.c_void_p], calling.Call] | None:
+        """Return what makes a function of images and logits of a pool, if there can be one."""
+        spec = self._program.output.spec
+        make = calling.maker()
+        shape, run = self._shape, ctypes.cast(self._run, ctypes.c_void_p)
+        if make is None or spec.dtype != "int32" or spec.zero_point or not self._in_order or len(spec.shape) != 1:
+            return None
+        return lambda handle: make(run, handle, shape, spec.shape[0], spec.scale)
+
+    def _new_pool(self) -> Callable[[ctypes.c_void_p], _Pool]:
+        shape, dtype, make_call = (1, *self._output_shape), self._output_type, self._make_call
+        return lambda handle: _Pool(handle, np.empty(shape, dtype), None if make_call is None else make_call(handle))
 
     def _prepared(self, images: NDArray[Any]) -> tuple[NDArray[Any], int]:
         """Return images as the C wants them."""
@@ -222,29 +256,30 @@ def _address(array: Any) -> Any:
 class _Pool:
     """A pool of threads, and the output of one image. ``handle`` is the C's."""
 
-    __slots__ = ("address", "handle", "output")
+    __slots__ = ("address", "call", "handle", "output")
 
-    def __init__(self, library: ctypes.CDLL, threads: int, output: NDArray[Any]) -> None:
-        handle = library.network_pool_new(threads)
-        if handle is None:
-            raise ExecutorError("there is no memory for the network's arenas")
-        self.handle = ctypes.c_void_p(handle)
+    def __init__(self, handle: ctypes.c_void_p, output: NDArray[Any], call: calling.Call | None) -> None:
+        self.handle = handle
         self.output = output
         self.address = _address(output)
+        self.call = call
 
 
 class _Pools:
     """Pools that are not in use: callers at once get one each, so that nobody waits for another's batch."""
 
-    def __init__(self, library: ctypes.CDLL, threads: int, output: NDArray[Any]) -> None:
+    def __init__(self, library: ctypes.CDLL, new: Callable[[ctypes.c_void_p], _Pool], threads: int) -> None:
         self._library = library
+        self._new_pool = new
         self._threads = threads
-        self._output = output
         self._all = [self._new()]
         self._free = list(self._all)
 
     def _new(self) -> _Pool:
-        return _Pool(self._library, self._threads, np.empty_like(self._output))
+        handle = self._library.network_pool_new(self._threads)
+        if handle is None:
+            raise ExecutorError("there is no memory for the network's arenas")
+        return self._new_pool(ctypes.c_void_p(handle))
 
     def take(self) -> _Pool:
         try:

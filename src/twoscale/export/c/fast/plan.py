@@ -249,12 +249,15 @@ class _Lowering:
         x = self.program.input
         spec = x.spec
         channels, height, width = spec.shape if len(spec.shape) == 3 else (1, 1, len(x.order))
+        has_inverse = 2.0**-100 < spec.scale < 2.0**100  # else it could lack bits, or be infinite
         fields = {
             "in_h": height,
             "in_w": width,
             "in_c": channels,
             "row_stride": self.rows[x.name].stride,
             "scale": _float(spec.scale),
+            "inverse": _float(1 / spec.scale) if has_inverse else "0.0f",
+            "tie": _float(0.5 - 2**-12) if has_inverse else "-1.0f",
             "shift": x.shift,
             **self.bounds(self.network.input),
         }

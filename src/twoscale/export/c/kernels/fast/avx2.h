@@ -131,6 +131,15 @@ INLINE v16f mul(v16f a, v16f b)
     return v;
 }
 
+/* Whether any |a| is above the limit. */
+INLINE int any_beyond(v16f a, float limit)
+{
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    const __m256 most = _mm256_max_ps(_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi));
+
+    return _mm256_movemask_ps(_mm256_cmp_ps(most, _mm256_set1_ps(limit), _CMP_GT_OQ));
+}
+
 /* a * b + c, fused or not: used where both are right. */
 INLINE v16f mul_add(v16f a, v16f b, v16f c)
 {
@@ -221,6 +230,22 @@ INLINE void store_i(uint8_t *to, v16i a, int32_t count)
     _mm256_storeu_si256((__m256i *)(void *)numbers, a.lo);
     _mm256_storeu_si256((__m256i *)(void *)(numbers + 8), a.hi);
     memcpy(to, numbers, (size_t)(count < 16 ? count : 16) * sizeof(int32_t));
+}
+
+/* Three bytes of each of the first `count` of 16 numbers, side by side. */
+INLINE void store_threes(uint8_t *to, v16i a, int32_t count)
+{
+    const __m256i bytes = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
+    const __m256i words = _mm256_setr_epi32(0, 1, 2, 4, 5, 6, 7, 7);
+    uint8_t all[56];
+
+    _mm256_storeu_si256((__m256i *)(void *)all, _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(a.lo, bytes), words));
+    _mm256_storeu_si256((__m256i *)(void *)(all + 24), _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(a.hi, bytes), words));
+    if (count >= 16)
+        memcpy(to, all, 48);
+    else
+        memcpy(to, all, (size_t)(3 * count));
 }
 
 typedef struct {

@@ -79,6 +79,12 @@ INLINE v16f mul(v16f a, v16f b)
     return _mm512_mul_ps(a, b);
 }
 
+/* Whether any |a| is above the limit. */
+INLINE int any_beyond(v16f a, float limit)
+{
+    return _mm512_cmp_ps_mask(_mm512_abs_ps(a), _mm512_set1_ps(limit), _CMP_GT_OQ) != 0;
+}
+
 /* a * b + c, fused or not: used where both are right. */
 INLINE v16f mul_add(v16f a, v16f b, v16f c)
 {
@@ -125,6 +131,16 @@ INLINE void store_i(uint8_t *to, v16i a, int32_t count)
         _mm512_storeu_si512(to, a);
     else
         _mm512_mask_storeu_epi32(to, first_lanes(count), a);
+}
+
+/* Three bytes of each of the first `count` of 16 numbers, side by side. */
+INLINE void store_threes(uint8_t *to, v16i a, int32_t count)
+{
+    const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
+    const __m512i words = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 15, 15, 15, 15);
+
+    a = _mm512_permutexvar_epi32(words, _mm512_shuffle_epi8(a, bytes));
+    _mm512_mask_storeu_epi8(to, ((uint64_t)1 << (3 * count)) - 1, a);
 }
 
 INLINE v16b load_b(const uint8_t *from)

@@ -121,6 +121,15 @@ INLINE v16f mul(v16f a, v16f b)
     return a;
 }
 
+/* Whether any |a| is above the limit. */
+INLINE int any_beyond(v16f a, float limit)
+{
+    int found = 0;
+
+    EACH found |= a.at[i] > limit || -a.at[i] > limit;
+    return found;
+}
+
 /* a * b + c, fused or not: used where both are right. */
 INLINE v16f mul_add(v16f a, v16f b, v16f c)
 {
@@ -169,6 +178,13 @@ INLINE void store_u8(uint8_t *to, v16i a, int32_t count)
 INLINE void store_i(uint8_t *to, v16i a, int32_t count)
 {
     memcpy(to, a.at, (size_t)(count < 16 ? count : 16) * sizeof(int32_t));
+}
+
+/* Three bytes of each of the first `count` of 16 numbers, side by side. */
+INLINE void store_threes(uint8_t *to, v16i a, int32_t count)
+{
+    for (int32_t i = 0; i < count; i++)
+        memcpy(to + 3 * i, &a.at[i], 3);
 }
 
 INLINE v16b load_b(const uint8_t *from)

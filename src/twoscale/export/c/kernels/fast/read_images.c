@@ -1,33 +1,56 @@
-/* A row of float pixels, in planes, to integers, channels together; equation (11). Clamped before it is rounded, which
- * is the same since both bounds are integers. Returns whether there is a NaN or an infinity. */
+/* 16 float pixels to integers, equation (11). Quotients are products with the reciprocal: less than 2^-14 beside those of
+ * a division, which is only asked where one is nearer than p->tie to where rounding changes. They are clamped before
+ * they are rounded, which is the same since both bounds are integers. */
+INLINE v16i quantize(const read_images_params *p, v16f real)
+{
+    const v16f lo = set_f(p->lo), hi = set_f(p->hi);
+    const v16f quotient = clamp_f(mul(real, set_f(p->inverse)), lo, hi);
+    v16i q = round_f(quotient);
+
+    if (any_beyond(mul_add(to_f(q), set_f(-1.0f), quotient), p->tie))
+        q = round_f(clamp_f(divide(real, set_f(p->scale)), lo, hi));
+    return add_i(q, set_i(p->zero));
+}
+
+/* 16 pixels, `plane` values from one channel to the next, of up to four channels: side by side in 32 bits. */
+INLINE v16i quantize_pixels(const read_images_params *p, const float *x, int32_t plane, int32_t channels, int32_t count,
+                            int *bad)
+{
+    v16i pixels = set_i(0);
+
+    UNROLL
+    for (int32_t k = 0; k < channels; k++) {
+        const v16f real = load_f(x + k * plane, count);
+
+        *bad |= not_finite(real);
+        pixels = put_byte(pixels, quantize(p, real), k);
+    }
+    return pixels;
+}
+
+/* A row of float pixels, in planes, to integers, channels together. Returns whether there is a NaN or an infinity. */
 static int quantize_row(const read_images_params *p, const float *x, int32_t plane, uint8_t *y)
 {
-    const v16f scale = set_f(p->scale), lo = set_f(p->lo), hi = set_f(p->hi);
-    const v16i zero = set_i(p->zero);
     int bad = 0;
+    int32_t i = 0;
 
-    for (int32_t i = 0; i < p->in_w; i += 16) {
+    if (p->in_c == 3) {
+        for (; i + 16 <= p->in_w; i += 16)
+            store_threes(y + 3 * i, quantize_pixels(p, x + i, plane, 3, 16, &bad), 16);
+        if (i < p->in_w)
+            store_threes(y + 3 * i, quantize_pixels(p, x + i, plane, 3, p->in_w - i, &bad), p->in_w - i);
+        return bad;
+    }
+    for (; i < p->in_w; i += 16) {
         const int32_t count = p->in_w - i < 16 ? p->in_w - i : 16;
 
-        /* Up to four channels, side by side in 32 bits. Where they are three, a pixel's fourth byte is overwritten by
-         * the next pixel, but for the last one's, which may belong to somebody else. */
         for (int32_t c = 0; c < p->in_c; c += 4) {
             const int32_t together = p->in_c - c < 4 ? p->in_c - c : 4;
-            int32_t whole = together == 4 ? count : together == 3 && p->in_c == 3 ? count - 1 : 0;
             uint8_t bytes[64];
-            v16i pixels = set_i(0);
 
-            for (int32_t k = 0; k < together; k++) {
-                const v16f real = load_f(x + (c + k) * plane + i, count);
-
-                bad |= not_finite(real);
-                pixels = put_byte(pixels, add_i(round_f(clamp_f(divide(real, scale), lo, hi)), zero), k);
-            }
-            store_i(bytes, pixels, 16);
-            for (int32_t k = 0; k < whole; k++)
-                memcpy(y + (i + k) * p->in_c + c, bytes + 4 * k, 4);
-            for (; whole < count; whole++)
-                memcpy(y + (i + whole) * p->in_c + c, bytes + 4 * whole, (size_t)together);
+            store_i(bytes, quantize_pixels(p, x + c * plane + i, plane, together, count, &bad), 16);
+            for (int32_t k = 0; k < count; k++)
+                memcpy(y + (i + k) * p->in_c + c, bytes + 4 * k, (size_t)together);
         }
     }
     return bad;
