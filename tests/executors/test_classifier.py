@@ -89,8 +89,17 @@ def test_the_quick_call_takes_plain_batches_only() -> None:
     assert sys.getrefcount(images) == references
     assert none_is_wrong(run.quick_logits(images[:0])).shape == (0, network(images).shape[1])
     channels = images.shape[1]
-    for other in (images[:, ::-1], images.astype(np.float64), images.view(np.int32), images[:, :, :-1].copy(),
-                  images[0], images[:, : channels - 1].copy(), np.float32(1).reshape(()), images[None]):  # fmt: skip
+    others: tuple[NDArray[Any], ...] = (
+        images[:, ::-1],
+        images.astype(np.float64),
+        images.view(np.int32),
+        images[:, :, :-1].copy(),
+        images[0],
+        images[:, : channels - 1].copy(),
+        np.zeros((), np.float32),
+        images[None],
+    )
+    for other in others:
         assert run.quick_logits(other) is None
     images[2, 0, 0, 0] = np.nan
     assert run.quick_logits(images) is None
