@@ -185,6 +185,10 @@ def test_ctrl_c_and_a_killed_process_end_in_the_same_weights(tmp_path: Path, sta
     os.kill(killed[1], signal.SIGKILL)
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
+    [died, again] = [line for line in err.splitlines() if "restart 1" in line]
+    assert died == "twoscale: process 1 was ended by SIGKILL; all are started again, restart 1 of 1"
+    assert again.startswith("a process had died: restart 1, and the run goes on after mini-batch ")
+    assert "Traceback" not in err
     assert not ranks_of(out)
     undisturbed = start(whole)
     _, err = undisturbed.communicate(timeout=240)
@@ -194,10 +198,19 @@ def test_ctrl_c_and_a_killed_process_end_in_the_same_weights(tmp_path: Path, sta
     records = [read_record(folder / "run.json", RunRecord) for folder in (whole, out)]
     assert records[0].losses == records[1].losses
     assert records[1].world_size == 2
+    assert again in records[1].notes
 
 
-def test_wrong_input_is_one_line(tmp_path: Path, start: Any) -> None:
+def test_wrong_input_is_one_line_and_starts_nothing_again(tmp_path: Path, start: Any) -> None:
     process = start(tmp_path / "run", "--momentum", "2")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
     assert err == "twoscale: error: momentum is 2.0; expected at least 0 and less than 1\n"
+    # What only training shows: every process says the same, and so it would after another start.
+    process = start(tmp_path / "run", "--lr", "1e30", "--max-restarts", "2")
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (2, "")
+    title, reason = err.splitlines()
+    assert title.startswith("net on digits: ")
+    assert reason.startswith("twoscale: error: ")
+    assert "lower the learning rate" in reason

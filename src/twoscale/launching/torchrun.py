@@ -59,9 +59,9 @@ def end(agents: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
             agent.wait()
 
 
-def restarted() -> bool:
-    """Return whether torchrun started this process again after one of the group had failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def restarted() -> int:
+    """Return how often torchrun started this process again, after one of the group had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def speaks() -> bool:

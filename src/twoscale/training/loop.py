@@ -126,7 +126,7 @@ def train(
         run = _Run(config.resolved(), dataset, out, model, telling, ranks)
         stack.enter_context(numerics(threads=run.threads, batch_size=run.size))
         stack.enter_context(torch.no_grad())
-        run.begin(resume or (restarted() and out is not None))
+        run.begin(resume or (restarted() > 0 and out is not None))
         run.loop()
         return run.finish()
 
@@ -216,6 +216,9 @@ class _Run:
                 if resume:
                     self.telling.say(f"nothing to resume in {self.out}: it begins at the beginning")
                 self._save()  # also shows that the folder can be written, before time is spent
+        if attempt := restarted():
+            where = f"after mini-batch {self.position.done:,}" if self.position.done else "from the beginning"
+            self.step.notes.append(f"a process had died: restart {attempt}, and the run goes on {where}")
         self.model.train()
         clock = time.perf_counter()
         if self.position.done < self.total:

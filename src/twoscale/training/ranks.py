@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,6 +25,9 @@ from twoscale.launching.processes import die_with
 __all__ = ["Ranks", "process_group", "share_of"]
 
 T = TypeVar("T")
+
+_LOST = 3.0
+"""Seconds that a process waits to be ended after it lost another, before it says so itself."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,11 @@ def process_group(device: str) -> Iterator[Ranks]:
         dist.destroy_process_group()
     except (TwoscaleError, KeyboardInterrupt):  # which all processes raise together
         dist.destroy_process_group()
+        raise
+    except RuntimeError as error:
+        if "gloo" in str(error) or isinstance(error, dist.DistError):
+            # Another process is gone. Whoever started both ends this one in a moment, and says which it was.
+            time.sleep(_LOST)
         raise
 
 
