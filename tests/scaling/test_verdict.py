@@ -89,20 +89,21 @@ def _arms(
 @pytest.mark.parametrize(
     ("cause", "words", "rounds", "arms", "model"),
     [
-        ("latency", "lost is latency: ", _rounds(10, 10, 14), _arms(exposed=4), FAR_LINK),
+        ("latency", "goes to latency. ", _rounds(10, 10, 14), _arms(exposed=4), FAR_LINK),
         # 8 ms of the two buckets' time cannot be hidden; the last is 1 ms of it.
-        ("bandwidth", "lost is bandwidth: ", _rounds(10, 10, 18), _arms(exposed=8), SLOW_LINK),
-        ("last bucket", "lost is the last bucket: ", _rounds(10, 10, 13), _arms(exposed=3, alone=(1, 3)), SLOW_LINK),
-        ("buffers", "lost is buffers: ", _rounds(10, 10, 13), _arms(exposed=3, buffers=2.5), SLOW_LINK),
-        ("data", "lost is data: ", _rounds(10, 10, 10, (1, 5)), _arms(), SLOW_LINK),
-        ("cores", "lost is shared cores: ", _rounds(10, 15, 15), _arms(), SLOW_LINK),
-        ("wrapper", "lost is the wrapper: ", _rounds(10, 10, 12), _arms(wrapper=2), SLOW_LINK),
+        ("bandwidth", "goes to bandwidth. ", _rounds(10, 10, 18), _arms(exposed=8), SLOW_LINK),
+        ("last bucket", "goes to the last bucket. ", _rounds(10, 10, 13), _arms(exposed=3, alone=(1, 3)), SLOW_LINK),
+        ("buffers", "goes to buffers. ", _rounds(10, 10, 13), _arms(exposed=3, buffers=2.5), SLOW_LINK),
+        ("data", "goes to data. ", _rounds(10, 10, 10, (1, 5)), _arms(), SLOW_LINK),
+        ("cores", "goes to shared cores. ", _rounds(10, 15, 15), _arms(), SLOW_LINK),
+        ("wrapper", "goes to the wrapper. ", _rounds(10, 10, 12), _arms(wrapper=2), SLOW_LINK),
     ],
 )
 def test_each_cause_is_named(cause: str, words: str, rounds: list[Round], arms: ArmsRecord, model: LinkModel) -> None:
     verdict = decide(rounds, arms, model, 64)
     assert verdict.causes[0].name == cause
     assert words in verdict.sentence
+    assert ":" not in verdict.sentence
     assert sum(one.share for one in verdict.causes) == pytest.approx(1)
     assert verdict.unexplained == pytest.approx(0, abs=0.05 * MS)
     assert [one.seconds for one in verdict.causes] == sorted((one.seconds for one in verdict.causes), reverse=True)

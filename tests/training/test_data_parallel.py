@@ -76,6 +76,17 @@ def test_what_two_processes_say(shares: Any) -> None:
     )
 
 
+def test_compiled_steps_in_two_processes(shares: Any) -> None:
+    [how] = shares["compiled"]["notes"]
+    assert how == "steps run compiled in 2 processes, gradients averaged over gloo"
+    assert difference(shares["compiled"]["weights"], shares["not compiled"]["weights"]) < 1e-10
+    assert shares["compiled"]["agree"]
+    eagerly, why = shares["one cannot compile"]["notes"]
+    assert eagerly == "steps run eagerly in 2 processes, gradients averaged over gloo"
+    assert why == "torch.compile failed (no working C++ compiler): it runs eagerly instead"
+    assert difference(shares["one cannot compile"]["weights"], shares["not compiled"]["weights"]) == 0
+
+
 @pytest.mark.parametrize(("n", "batch", "size"), [(100, 10, 2), (101, 10, 3), (17, 4, 4), (7, 7, 3), (13, 6, 5)])
 def test_shares_are_all_images_once(n: int, batch: int, size: int) -> None:
     orders = [torch.from_numpy(epoch_order(n, seed=1, epoch=epoch)) for epoch in range(2)]

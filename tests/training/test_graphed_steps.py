@@ -10,7 +10,7 @@ import torch
 
 from twoscale import training
 from twoscale.data import Dataset
-from twoscale.training import TrainConfig, TrainResult, loop
+from twoscale.training import TrainConfig, TrainResult, construction, loop
 from twoscale.training.graphed import GraphedStep
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -33,17 +33,15 @@ def largest_difference(a: TrainResult, b: TrainResult) -> float:
 @pytest.fixture
 def on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a run take the way of CUDA graphs, but run the steps that they would hold."""
-    create = loop._Run._create_step
+    create = construction.create_step
 
-    def graphed(self: Any) -> GraphedStep:
-        plain = create(self)
+    def graphed(config: TrainConfig, model: Any, images: Any, ranks: Any, *, mini_batches: int) -> GraphedStep:
+        plain = create(config, model, images, ranks, mini_batches=mini_batches)
         assert not isinstance(plain, GraphedStep)
-        compiled = self.config.step == "compiled"
-        return GraphedStep(
-            self.model, plain._optimizer, self.images, plain._gradient, compiled=compiled, lr=self.config.lr
-        )
+        compiled = config.step == "compiled"
+        return GraphedStep(model, plain._optimizer, images, plain._gradient, compiled=compiled, lr=config.lr)
 
-    monkeypatch.setattr(loop._Run, "_create_step", graphed)
+    monkeypatch.setattr(loop, "create_step", graphed)
     monkeypatch.setattr(GraphedStep, "_capture", lambda self, loss, size, steps: steps)
 
 

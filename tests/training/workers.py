@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,10 @@ def planted(name: str, value: Any, owner: Any, run: Callable[[], TrainResult]) -
         setattr(owner, name, before)
 
 
+def no_compiler(*_: object, **__: object) -> None:
+    raise RuntimeError("no working C++ compiler")
+
+
 def shares(_: dict[str, Any]) -> dict[str, Any]:
     """Everything that needs two processes and can be compared with one."""
     rank = dist.get_rank()
@@ -77,6 +82,17 @@ def shares(_: dict[str, Any]) -> dict[str, Any]:
 
     record = result.record
     found["record"] = {"world_size": record.world_size, "backend": record.backend, "notes": record.notes}
+    compiled = replace(CONFIG["rest"], step="compiled")
+    # Dynamo and DDP's own splitting of the graph, but no C++ compiler, which takes tens of seconds.
+    through = partial(torch.compile, backend="aot_eager")
+    with torch.no_grad():
+        result = planted("compile", through, torch, lambda: train(compiled, Normed))
+        found["compiled"] = {"weights": weights(result), "notes": result.record.notes, "agree": replicas_agree(result)}
+        found["not compiled"] = {"weights": weights(train(CONFIG["rest"], Normed))}
+        # One process that cannot compile, and the other would wait for it.
+        broken = through if rank == 0 else no_compiler
+        result = planted("compile", broken, torch, lambda: train(compiled, Normed))
+        found["one cannot compile"] = {"weights": weights(result), "notes": result.record.notes}
     captured = train(replace(CONFIG["even"], step="captured"))
     found["captured"] = captured.record.notes
     try:

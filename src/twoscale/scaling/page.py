@@ -8,6 +8,7 @@ from twoscale.report.numbers import count
 from twoscale.report.page import Figure, Group, Section, render_page
 from twoscale.report.svg import Drawing
 from twoscale.scaling import figures, tables
+from twoscale.scaling.config import SECTIONS
 from twoscale.scaling.results import StudyResults
 from twoscale.scaling.sentences import most_ranks
 
@@ -27,23 +28,17 @@ _TITLES = {
 
 def render_study(results: StudyResults) -> str:
     """Return the self-contained page of a study."""
-    makers: dict[str, Callable[[StudyResults], Section]] = {
-        "batch": _batch,
-        "speedup": _speedup,
-        "communication": _communication,
-        "accuracy": _accuracy,
-        "sampler": _sampler,
-        "wire": _wire,
-        "replicas": _replicas,
-        "forecast": _forecast,
-    }
+    makers: tuple[Callable[[StudyResults], Section], ...] = (
+        _batch, _speedup, _communication, _accuracy, _sampler, _wire, _replicas, _forecast,
+    )  # fmt: skip
+    by_name = dict(zip(SECTIONS, makers, strict=True))
     config = results.config
     where = "GPUs" if config.device == "cuda" else "processor"
     sizes = ", ".join(map(str, config.world_sizes))
     return render_page(
         f"twoscale scale: {config.model} on {config.data}",
         f"Ranks: {sizes}; {where}; {results.environment.machine}, {results.environment.cores} cores",
-        [_summary(results), *(makers[name](results) for name in config.sections), _made(results)],
+        [_summary(results), *(by_name[name](results) for name in config.sections), _made(results)],
         results.environment,
         "study.json",
     )

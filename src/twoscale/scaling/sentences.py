@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from twoscale.report.numbers import count, fixed, joined, percent, signed
+from twoscale.scaling.config import SECTIONS
 from twoscale.scaling.records import LedgerRecord, Summary
 from twoscale.scaling.results import ArmsAt, SpeedRow, StudyResults
 
@@ -24,18 +25,13 @@ def seconds_text(seconds: float) -> str:
 
 def sentences(results: StudyResults) -> dict[str, str]:
     """Return the answer to each section that was asked for; a section without numbers says so."""
-    makers: dict[str, Callable[[StudyResults], str | None]] = {
-        "batch": _batch,
-        "speedup": _speedup,
-        "communication": _communication,
-        "accuracy": _accuracy,
-        "sampler": _sampler,
-        "wire": _wire,
-        "replicas": _replicas,
-        "forecast": _forecast,
-    }
+    makers: tuple[Callable[[StudyResults], str | None], ...] = (
+        _batch, _speedup, _communication, _accuracy, _sampler, _wire, _replicas, _forecast,
+    )  # fmt: skip
+    by_name = dict(zip(SECTIONS, makers, strict=True))
     return {
-        name: makers[name](results) or "Nothing was measured: see the cells that failed, or that there was no time for."
+        name: by_name[name](results)
+        or "Nothing was measured: see the cells that failed, or that there was no time for."
         for name in results.config.sections
     }
 

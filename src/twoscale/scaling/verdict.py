@@ -38,18 +38,18 @@ SCALES = 0.95
 """Efficiency from which on there is nothing to explain."""
 
 _WHY = {
-    "latency": "each message costs its fixed time however small it is: fewer, larger collectives or less frequent "
-    "steps would help, a faster link would not",
-    "bandwidth": "there are more bytes than the backward pass can hide: a faster link, fewer bytes (bf16 gradients, "
-    "accumulation) or more computing a step would help",
-    "last bucket": "the last gradients are ready only when the backward pass ends, and nothing is left to hide their "
-    "all-reduce behind: a smaller last bucket or more computing a step would help",
-    "buffers": "buffers are broadcast before every forward pass, which waits for them: broadcasting them at the start "
-    "only, or never, would help",
-    "data": "ranks wait for their batches: a faster or less shared source of data would help",
-    "cores": "the ranks slow each other's computing, or wait for the slowest: cores, memory and power of their own "
-    "would help, the network is not at fault",
-    "wrapper": "DDP's own work, without any communication, takes the time: more computing a step would help",
+    "latency": "Each message costs its fixed time however small it is. Fewer, larger collectives or less frequent "
+    "steps would help, a faster link would not.",
+    "bandwidth": "There are more bytes than the backward pass can hide. A faster link, fewer bytes (bf16 gradients, "
+    "accumulation) or more computing a step would help.",
+    "last bucket": "The last gradients are ready only when the backward pass ends, and nothing is left to hide their "
+    "all-reduce behind. A smaller last bucket or more computing a step would help.",
+    "buffers": "Buffers are broadcast before every forward pass, which waits for them. Broadcasting them at the start "
+    "only, or never, would help.",
+    "data": "Ranks wait for their batches. A faster or less shared source of data would help.",
+    "cores": "Ranks slow each other's computing, or wait for the slowest. Cores, memory and power of their own would "
+    "help, a faster network would not.",
+    "wrapper": "DDP's own work, without any communication, takes the time. More computing a step would help.",
 }
 _NAMES = {"last bucket": "the last bucket", "wrapper": "the wrapper", "cores": "shared cores"}
 
@@ -127,7 +127,7 @@ def decide(rounds: Sequence[Round], many: ArmsRecord, model: LinkModel | None, b
     else:
         first = causes[0]
         sentence = (
-            f"At {n} ranks a step keeps {efficiency:.0%} of its speed, and {first.share:.0%} of what is lost is "
-            f"{_NAMES.get(first.name, first.name)}: {_WHY[first.name]}."
+            f"At {n} ranks a step keeps {efficiency:.0%} of its speed. The largest part of what is lost, "
+            f"{first.share:.0%}, goes to {_NAMES.get(first.name, first.name)}. {_WHY[first.name]}"
         )
     return Verdict(n, batch_size, loss, efficiency, causes, unexplained, sentence)

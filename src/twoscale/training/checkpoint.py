@@ -14,7 +14,7 @@ from twoscale.models.tensorfile import copy_into, fit, read_tensors, write_tenso
 from twoscale.training.config import TrainConfig
 from twoscale.training.record import EpochRecord
 
-__all__ = ["LOSSES", "Position", "check_continues", "read_state", "write_state"]
+__all__ = ["LOSSES", "Position", "check_continues", "noted", "read_state", "write_state"]
 
 LOSSES = ("recent_losses", "epoch_loss")
 _KEY = "twoscale.training"
@@ -120,3 +120,24 @@ def check_continues(found: Position, position: Position, path: Path) -> None:
             f"{path.parent} holds another run: {'; '.join(differences)}; continue it with its own options, "
             "or choose another folder"
         )
+
+
+def noted(found: Position, position: Position) -> list[str]:
+    """Return what changes in a run that goes on otherwise than it began, a line each.
+
+    Args:
+        found: what was saved.
+        position: of this session, its configuration with every default filled in.
+    """
+    notes = []
+    then, now = found.config, position.config
+    if then.threads != now.threads:
+        notes.append(f"resumed with {now.threads} threads after {then.threads}: the last bits may differ")
+    if then.device != now.device:
+        notes.append(f"resumed on {now.device} after {then.device}: the last bits may differ")
+    if found.world_size != position.world_size:
+        notes.append(
+            f"resumed in {position.world_size} processes after {found.world_size}: batches are the same, but sums are "
+            "in another order, BatchNorm sees other shares of a batch, and dropout draws anew"
+        )
+    return notes

@@ -8,7 +8,7 @@ learning rates, and the losses that it leaves.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 
 from twoscale.training.images import DeviceImages
 from twoscale.training.optimizers import Optimizer
-from twoscale.training.step import Gradient
+from twoscale.training.step import Gradient, reason_of, unchanged
 
 __all__ = ["GraphedStep"]
 
@@ -90,9 +90,7 @@ class GraphedStep:
                     self._warm_up(fast, full)
                 loss = fast
             except Exception as error:  # a missing compiler, or a bug of the compiler's
-                inner = getattr(error, "inner_exception", error)
-                reason = next((line.strip() for line in str(inner).splitlines() if line.strip()), type(inner).__name__)
-                self.notes.append(f"torch.compile failed ({reason}): steps run eagerly in the graph instead")
+                self.notes.append(f"torch.compile failed ({reason_of(error)}): steps run eagerly in the graph instead")
                 self._compiled = False
         for size, count in {(full, 1), (full, self._chunk)} if batches else ():
             self._record(loss, size, count, scheduled)
@@ -152,17 +150,9 @@ class GraphedStep:
         for _ in range(_WARM_UP):
             self._step(loss, where, self._lr, out)
 
-    @contextlib.contextmanager
-    def _unchanged(self) -> Iterator[None]:
+    def _unchanged(self) -> contextlib.AbstractContextManager[None]:
         """Put everything back that steps change."""
-        tensors = [*self._model.state_dict(keep_vars=True).values(), *self.state.values()]
-        before = [value.detach().clone() for value in tensors]
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for value, old in zip(tensors, before, strict=True):
-                    value.detach().copy_(old)
+        return unchanged([*self._model.state_dict(keep_vars=True).values(), *self.state.values()])
 
     def _record(self, loss: Callable[[torch.Tensor], torch.Tensor], size: int, count: int, scheduled: bool) -> None:
         device = self._images.labels.device
@@ -180,8 +170,7 @@ class GraphedStep:
                 try:
                     replay = self._capture(loss, size, steps)
                 except Exception as error:  # whatever cannot be part of a graph, in the module's own code
-                    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-                    self.notes.append(f"no CUDA graph could be recorded ({reason or type(error).__name__})")
+                    self.notes.append(f"no CUDA graph could be recorded ({reason_of(error)})")
                     self._recorded = False
         self._graphs[size, count] = _Graph(replay, where, rates, losses)
 

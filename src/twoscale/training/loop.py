@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import signal
 import sys
 import threading
 import time
@@ -19,13 +18,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import torch
 from torch import nn
 
-from twoscale import models
 from twoscale.data import Dataset, Split
 from twoscale.errors import ConfigurationError, TwoscaleError
 from twoscale.launching.torchrun import restarted
@@ -33,18 +29,18 @@ from twoscale.models import ModelInfo, save_model
 from twoscale.records import current_environment, write_record
 from twoscale.training.accuracy import check_takes, correct
 from twoscale.training.batch_norm import alone, synchronized
-from twoscale.training.checkpoint import LOSSES, Position, check_continues, read_state, write_state
+from twoscale.training.checkpoint import LOSSES, Position, check_continues, noted, read_state, write_state
 from twoscale.training.config import TrainConfig
+from twoscale.training.construction import create_model, create_step
 from twoscale.training.graphed import GraphedStep
 from twoscale.training.images import DeviceImages
-from twoscale.training.initialization import whiten, zero_init_residual
-from twoscale.training.optimizers import create_optimizer
+from twoscale.training.interrupts import TrainingInterrupted, deferred_interrupt
 from twoscale.training.parallel import ParallelStep
-from twoscale.training.progress import Reporter, reporter
+from twoscale.training.progress import Reporter, reporter, title
 from twoscale.training.ranks import Ranks, process_group, share_of
 from twoscale.training.record import MODEL_FILE, RECORD_FILE, STATE_FILE, EpochRecord, RunRecord
-from twoscale.training.schedule import describe_schedule, learning_rates
-from twoscale.training.step import Gradient, Step, numerics
+from twoscale.training.schedule import learning_rates
+from twoscale.training.step import numerics
 
 __all__ = ["TrainResult", "TrainingInterrupted", "train"]
 
@@ -55,17 +51,6 @@ _EVALUATION_BATCH_ON_GPU = 1000
 _LOOK_EVERY = 64
 """Mini-batches between looks at the clock and at Ctrl-C."""
 _LOOK_EVERY_ON_GPU = 1024
-_WORTH_RECORDING = 10_000
-"""Mini-batches from which on recording the step, which takes 1 to 2 s, pays."""
-_WORTH_COMPILING = 250_000
-"""Images from which on compiling the step for a GPU, which takes up to a minute, pays."""
-
-
-_OPTIMIZERS = {"sgd": "SGD", "lars": "LARS", "lamb": "LAMB", "adamw": "AdamW"}
-
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C ended a run; the message says where it was saved and how it goes on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +130,7 @@ class _Run:
     ) -> None:
         self.dataset, self.out, self.telling, self.ranks = dataset, out, telling, ranks
         self.options = {} if model is not None else {"classes": len(dataset.classes)}
-        self.model, self.device = _model_for(config, dataset, model, self.options)
+        self.model, self.device = create_model(config, dataset, model, self.options)
         self.config = config = dataclasses.replace(config, device="cuda" if self.device.type == "cuda" else "cpu")
         assert config.epochs is not None  # resolved
         assert config.threads is not None
@@ -168,7 +153,7 @@ class _Run:
         self.position = Position(config, zlib.crc32(dataset.train.labels.tobytes()), world_size=ranks.size)
         rates = learning_rates(config, self.total, self.per_epoch)
         self.rates = None if rates is None else torch.tensor(rates, device=self.device, dtype=dtype)
-        self.step = self._create_step()
+        self.step = create_step(config, self.model, self.images, ranks, mini_batches=self.total)
         self.recent = torch.zeros(config.log_every, device=self.device, dtype=dtype)
         self.epoch_loss = torch.zeros((), device=self.device, dtype=torch.float64)
         """Sum of the losses of the epoch that is under way, up to the last look."""
@@ -179,32 +164,6 @@ class _Run:
     def _share(self, batch: int) -> int:
         """Return how many of a batch's images are this process's."""
         return len(range(self.ranks.rank, batch, self.ranks.size))
-
-    def _create_step(self) -> Step | GraphedStep | ParallelStep:
-        config, how, notes = self.config, self.config.step, []
-        gpu = self.device.type == "cuda"
-        if how == "auto":
-            long = self.total >= _WORTH_RECORDING
-            if gpu:
-                how = "compiled" if self.epochs * len(self.images) >= _WORTH_COMPILING else "cuda-graph"
-            else:
-                how = "captured" if long else "eager"
-        if how == "cuda-graph" and not gpu:
-            notes.append("CUDA graphs need a GPU: it runs eagerly instead")
-            how = "eager"
-        optimizer, gradient = create_optimizer(config, self.model), Gradient.of(config)
-        step: Step | GraphedStep | ParallelStep
-        if self.ranks.size > 1:
-            compiled = how == "compiled" and self.config.step == "compiled"
-            if self.config.step in ("captured", "cuda-graph"):
-                notes.append(f"{self.config.step} steps are for one process: it runs eagerly instead")
-            step = ParallelStep(self.model, optimizer, gradient, self.ranks, lr=config.lr, compiled=compiled)
-        elif gpu and how in ("cuda-graph", "compiled"):
-            step = GraphedStep(self.model, optimizer, self.images, gradient, compiled=how == "compiled", lr=config.lr)
-        else:
-            step = Step(self.model, optimizer, how, lr=config.lr, gradient=gradient)
-        step.notes += notes
-        return step
 
     def begin(self, resume: bool) -> None:
         """Take up an earlier state or clear it away, and get the step ready."""
@@ -227,10 +186,13 @@ class _Run:
 
     def _prepare(self) -> None:
         last = len(self.images) % self.batch
-        if isinstance(self.step, ParallelStep):
-            return
         if isinstance(self.step, GraphedStep):
             self.step.prepare(self.size, last, len(self.images) // self.size, self.rates is not None)
+            return
+        if isinstance(self.step, ParallelStep):
+            self.step.prepare(
+                self.images.take(torch.arange(self.size, device=self.device)), self.images.labels[: self.size]
+            )
             return
         for size in {self.size, last} - {0}:
             rate = None if self.rates is None else self.rates[0]
@@ -241,10 +203,14 @@ class _Run:
         config, position = self.config, self.position
         often = _LOOK_EVERY if self.device.type == "cpu" else _LOOK_EVERY_ON_GPU
         looks = [often, config.log_every, self.per_epoch, *filter(None, [config.checkpoint_every])]
-        self.telling.start(self._title(), self.total, position.done)
+        self.telling.start(
+            title(config, self.per_epoch, self.step.describe(), self.ranks.size, position.done),
+            self.total,
+            position.done,
+        )
         for note in self.step.notes:
             self.telling.say(note)
-        with _deferred_interrupt() as interrupted:
+        with deferred_interrupt() as interrupted:
             while position.done < self.total:
                 clock = self._now()
                 epoch, first = divmod(position.done, self.per_epoch)
@@ -448,18 +414,9 @@ class _Run:
     def _take_up(self, state: Path) -> None:
         found, losses, random_states = self.ranks.from_leader(lambda: self._read_state(state))
         self.ranks.broadcast([*self.model.state_dict(keep_vars=True).values(), *self.step.state.values()])
-        notes, threads, device = self.step.notes, self.threads, self.config.device
-        if found.config.threads != threads:
-            notes.append(f"resumed with {threads} threads after {found.config.threads}: the last bits may differ")
-        if found.config.device != device:
-            notes.append(f"resumed on {device} after {found.config.device}: the last bits may differ")
+        self.step.notes += noted(found, self.position)
         if found.world_size == self.ranks.size:
             torch.set_rng_state(random_states[self.ranks.rank])
-        else:
-            notes.append(
-                f"resumed in {self.ranks.size} processes after {found.world_size}: batches are the same, but sums are "
-                "in another order, BatchNorm sees other shares of a batch, and dropout draws anew"
-            )
         if found.done % self.config.log_every and found.losses and found.losses[-1][0] == found.done < self.total:
             found.losses.pop()  # the short entry at what then was the end
         self.position = dataclasses.replace(found, config=self.config, world_size=self.ranks.size)
@@ -515,39 +472,6 @@ class _Run:
             backend=self.ranks.backend,
         )
 
-    def _title(self) -> str:
-        config = self.config
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
-        if self.ranks.size > 1:
-            threads += " each"
-        begun = f"; resumed after mini-batch {self.position.done:,}" if self.position.done else ""
-        return (
-            f"{config.model} on {config.data}: {epochs} of {self.per_epoch:,} mini-batches of {config.batch_size}, "
-            f"{_OPTIMIZERS[config.optimizer]}, {describe_schedule(config, self.per_epoch)}, "
-            f"momentum {config.momentum:g}, seed {config.seed}; "
-            f"{self.step.describe()}, {threads}{begun}"
-        )
-
-
-def _model_for(
-    config: TrainConfig, dataset: Dataset, model: nn.Module | None, options: dict[str, int]
-) -> tuple[nn.Module, torch.device]:
-    """Return the model with its initial weights where it is to run, and that device."""
-    if model is None:
-        model = models.create(config.model, seed=config.seed, **options)
-        if config.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigurationError("device is cuda, but PyTorch finds no GPU; use --device cpu")
-        if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()):
-            model.to("cuda")
-    if config.zero_init_residual:
-        zero_init_residual(model)
-    if config.whiten:
-        whiten(model, dataset)
-    if config.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model, next((value.device for value in model.parameters()), torch.device("cpu"))
-
 
 def _peak_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
@@ -570,22 +494,3 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise TwoscaleError(f"cannot remove {path}: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Let Ctrl-C set an event, so that a step is never left half done; the second one ends at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # only the main thread may change what a signal does
-        return
-
-    def note(_signal: int, _frame: FrameType | None) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before: Any = signal.signal(signal.SIGINT, note)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -103,11 +103,8 @@ class LARS:
 
 
 @dataclass(frozen=True)
-class AdamW:
-    """w ← w − lr·βw; m ← β₁m + (1−β₁)g; v ← β₂v + (1−β₂)g²; w ← w − lr·m̂/(√v̂ + ε).
-
-    m̂ = m/(1−β₁ᵗ) and v̂ = v/(1−β₂ᵗ). Loshchilov and Hutter 2019, as torch.optim.AdamW has it.
-    """
+class _Adaptive:
+    """What AdamW and LAMB have in common: the moments m and v, and their number t."""
 
     beta1: float = 0.9
     beta2: float = 0.999
@@ -117,11 +114,39 @@ class AdamW:
 
     def state_for(self, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return m = v = 0 for every parameter, and t = 0."""
-        return _moments(parameters)
+        one = next(iter(parameters.values()))
+        return {
+            **_zeros("first", parameters),
+            **_zeros("second", parameters),
+            "updates": torch.zeros((), dtype=one.dtype, device=one.device),
+        }
+
+    def _steps(self, gradients: Tensors, state: Tensors) -> Tensors:
+        """Move the moments on; return m̂/(√v̂ + ε)."""
+        count = len(gradients)
+        first, second, updates = state[:count], state[count : 2 * count], state[-1]
+        updates.add_(1)
+        torch._foreach_lerp_(first, gradients, 1 - self.beta1)
+        torch._foreach_mul_(second, self.beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1 - self.beta2)
+        divisors = list(torch._foreach_div(second, 1 - self.beta2**updates))
+        torch._foreach_sqrt_(divisors)
+        torch._foreach_add_(divisors, self.epsilon)
+        steps = list(torch._foreach_div(first, 1 - self.beta1**updates))
+        torch._foreach_div_(steps, divisors)
+        return steps
+
+
+@dataclass(frozen=True)
+class AdamW(_Adaptive):
+    """w ← w − lr·βw; m ← β₁m + (1−β₁)g; v ← β₂v + (1−β₂)g²; w ← w − lr·m̂/(√v̂ + ε).
+
+    m̂ = m/(1−β₁ᵗ) and v̂ = v/(1−β₂ᵗ). Loshchilov and Hutter 2019, as torch.optim.AdamW has it.
+    """
 
     def update(self, parameters: Tensors, gradients: Tensors, state: Tensors, lr: Rate) -> None:
         """Update every parameter."""
-        steps = _adam(gradients, state, self.beta1, self.beta2, self.epsilon)
+        steps = self._steps(gradients, state)
         if self.weight_decay:
             chosen = _chosen(self.groups.decayed, parameters)
             torch._foreach_mul_([parameters[i] for i in chosen], 1 - lr * self.weight_decay)
@@ -129,25 +154,17 @@ class AdamW:
 
 
 @dataclass(frozen=True)
-class LAMB:
+class LAMB(_Adaptive):
     """m, v as in AdamW; r = m̂/(√v̂ + ε) + βw; w ← w − lr·(‖w‖/‖r‖)·r; the ratio is 1 where either norm is 0.
 
     You et al. 2019, algorithm 2, with φ(z) = z.
     """
 
-    beta1: float = 0.9
-    beta2: float = 0.999
     epsilon: float = 1e-6
-    weight_decay: float = 0.0
-    groups: Groups = Groups()
-
-    def state_for(self, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return m = v = 0 for every parameter, and t = 0."""
-        return _moments(parameters)
 
     def update(self, parameters: Tensors, gradients: Tensors, state: Tensors, lr: Rate) -> None:
         """Update every parameter."""
-        steps = _adam(gradients, state, self.beta1, self.beta2, self.epsilon)
+        steps = self._steps(gradients, state)
         steps = _decayed(steps, parameters, self.weight_decay, self.groups.decayed)
         w, r = _norms(parameters), _norms(steps)
         ratio = torch.where(_mask(self.groups.adapted, w) & (w > 0) & (r > 0), w / r, 1.0)
@@ -192,31 +209,6 @@ def clip(gradients: Tensors, largest: float) -> Tensors:
 
 def _zeros(name: str, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {f"{name}.{key}": torch.zeros_like(value) for key, value in parameters.items()}
-
-
-def _moments(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    one = next(iter(parameters.values()))
-    return {
-        **_zeros("first", parameters),
-        **_zeros("second", parameters),
-        "updates": torch.zeros((), dtype=one.dtype, device=one.device),
-    }
-
-
-def _adam(gradients: Tensors, state: Tensors, beta1: float, beta2: float, epsilon: float) -> Tensors:
-    """Move the moments on; return m̂/(√v̂ + ε)."""
-    count = len(gradients)
-    first, second, updates = state[:count], state[count : 2 * count], state[-1]
-    updates.add_(1)
-    torch._foreach_lerp_(first, gradients, 1 - beta1)
-    torch._foreach_mul_(second, beta2)
-    torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
-    divisors = list(torch._foreach_div(second, 1 - beta2**updates))
-    torch._foreach_sqrt_(divisors)
-    torch._foreach_add_(divisors, epsilon)
-    steps = list(torch._foreach_div(first, 1 - beta1**updates))
-    torch._foreach_div_(steps, divisors)
-    return steps
 
 
 def _chosen(mask: tuple[bool, ...], tensors: Sequence[torch.Tensor]) -> list[int]:

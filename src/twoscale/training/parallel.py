@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from twoscale.training.optimizers import Optimizer, clip
 from twoscale.training.ranks import Ranks
-from twoscale.training.step import Gradient
+from twoscale.training.step import Gradient, reason_of, unchanged
 
 __all__ = ["ParallelStep", "weight_of"]
 
@@ -53,7 +54,40 @@ class ParallelStep:
         self._compiled = compiled
         device = next(iter(self.parameters.values())).device
         self._model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-        self._forward = torch.compile(self._model, dynamic=False) if compiled else self._model
+        self._forward: Callable[[torch.Tensor], torch.Tensor] = self._model
+
+    def prepare(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Compile forward and backward where that is asked for; no tensor of the model is changed.
+
+        Where it fails in any process, all run eagerly, and ``notes`` says so.
+
+        Args:
+            images: as many as this process has of a batch.
+            labels: theirs.
+        """
+        if not self._compiled:
+            return
+        failure: str | None = None
+        module = self._model.module
+        with unchanged(module.state_dict(keep_vars=True).values()), torch.random.fork_rng(devices=[]):
+            try:
+                compiled = torch.compile(self._model, dynamic=False)
+                # Without communication, for which a process that cannot compile would keep the others waiting; no_sync
+                # alone leaves the first forward pass's broadcast of buffers.
+                self._model.require_forward_param_sync = False
+                with self._model.no_sync(), torch.enable_grad(), warnings.catch_warnings(action="ignore"):
+                    part, their = (tensor.tensor_split(self._gradient.accumulation)[0] for tensor in (images, labels))
+                    self._gradient.loss(compiled, part, their).backward()  # type: ignore[no-untyped-call]
+                self._forward = compiled
+            except Exception as error:  # a missing compiler, or a bug of the compiler's
+                failure = reason_of(error)
+        self._model.require_forward_param_sync = True
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        failures = [reason for reason in self._ranks.gathered(failure) if reason]
+        if failures:
+            self.notes.append(f"torch.compile failed ({failures[0]}): it runs eagerly instead")
+            self._forward, self._compiled = self._model, False
 
     def describe(self) -> str:
         """Return one line on how steps run."""

@@ -8,7 +8,33 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["Reporter", "reporter"]
+from twoscale.training.config import TrainConfig
+from twoscale.training.schedule import describe_schedule
+
+__all__ = ["Reporter", "reporter", "title"]
+
+_OPTIMIZERS = {"sgd": "SGD", "lars": "LARS", "lamb": "LAMB", "adamw": "AdamW"}
+
+
+def title(config: TrainConfig, per_epoch: int, how: str, processes: int, done: int) -> str:
+    """Return a run in one line.
+
+    Args:
+        config: with every default filled in.
+        per_epoch: mini-batches of an epoch.
+        how: its steps run.
+        processes: that share each batch.
+        done: mini-batches of an earlier session.
+    """
+    threads = "1 thread" if config.threads == 1 else f"{config.threads} threads"
+    epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
+    each = " each" if processes > 1 else ""
+    begun = f"; resumed after mini-batch {done:,}" if done else ""
+    return (
+        f"{config.model} on {config.data}: {epochs} of {per_epoch:,} mini-batches of {config.batch_size}, "
+        f"{_OPTIMIZERS[config.optimizer]}, {describe_schedule(config, per_epoch)}, "
+        f"momentum {config.momentum:g}, seed {config.seed}; {how}, {threads}{each}{begun}"
+    )
 
 
 class Reporter(Protocol):

@@ -20,37 +20,25 @@ _PHOTOGRAPHS = TrainConfig(
 )
 """What the recipes for ResNets have in common; batch sizes divide the 50,000 images, so that none is left over."""
 
+_STANDARD = dataclasses.replace(
+    _PHOTOGRAPHS,
+    epochs=50,
+    batch_size=500,
+    lr=0.1,
+    base_batch=125,
+    warmup_epochs=5,
+    weight_decay=5e-4,
+    schedule="cosine",
+    label_smoothing=0.1,
+    crop=4,
+    flip="random",
+    zero_init_residual=True,
+)
+
 RECIPES = {
     "lab": TrainConfig(),
-    "standard": dataclasses.replace(
-        _PHOTOGRAPHS,
-        epochs=50,
-        batch_size=500,
-        lr=0.1,
-        base_batch=125,
-        warmup_epochs=5,
-        weight_decay=5e-4,
-        schedule="cosine",
-        label_smoothing=0.1,
-        crop=4,
-        flip="random",
-        zero_init_residual=True,
-    ),
-    "large-batch": dataclasses.replace(
-        _PHOTOGRAPHS,
-        epochs=50,
-        batch_size=5000,
-        lr=0.1,
-        base_batch=125,
-        warmup_epochs=5,
-        warmup_steps=100,
-        weight_decay=5e-4,
-        schedule="cosine",
-        label_smoothing=0.1,
-        crop=4,
-        flip="random",
-        zero_init_residual=True,
-    ),
+    "standard": _STANDARD,
+    "large-batch": dataclasses.replace(_STANDARD, batch_size=5000, warmup_steps=100),
     "fast": dataclasses.replace(
         _PHOTOGRAPHS,
         epochs=20,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from twoscale.training.config import TrainConfig
 from twoscale.training.optimizers import Optimizer, Rate, clip
 
-__all__ = ["Gradient", "Step", "numerics"]
+__all__ = ["Gradient", "Step", "numerics", "reason_of", "unchanged"]
 
 _NATIVE_CONVOLUTION_BATCH = 8
 
@@ -45,6 +45,24 @@ def numerics(*, threads: int, batch_size: int) -> Iterator[None]:
         yield
     finally:
         put(*before)
+
+
+@contextlib.contextmanager
+def unchanged(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Put tensors back, in place, to what they were before the block."""
+    kept = [(value.detach(), value.detach().clone()) for value in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for value, old in kept:
+                value.copy_(old)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an exception, or of the one that torch.compile's own is about; else its type's name."""
+    inner = getattr(error, "inner_exception", error)
+    return next((line.strip() for line in str(inner).splitlines() if line.strip()), type(inner).__name__)
 
 
 @dataclass(frozen=True)
@@ -204,9 +222,7 @@ class Step:
         }[self._how]
 
     def _fall_back(self, how: str, what: str, error: Exception) -> None:
-        inner = getattr(error, "inner_exception", error)  # what torch.compile's own exception is about
-        reason = next((line.strip() for line in str(inner).splitlines() if line.strip()), type(inner).__name__)
-        self.notes.append(f"{what} ({reason}): it runs {how} instead")
+        self.notes.append(f"{what} ({reason_of(error)}): it runs {how} instead")
         self._how = how
         self._graphs.clear()
 
