@@ -189,6 +189,8 @@ class VerifyResult:
     mismatches_by_executor: dict[str, int] = field(default_factory=dict)
     first_divergence: str | None = None
     """Layer, image, index, expected and found of the first differing integer."""
+    divergence_by_executor: dict[str, str] = field(default_factory=dict)
+    """The same for each executor that differs."""
     against: str | None = None
     """What agreement and SQNR refer to: "float", or another integer network's name and scheme; None: nothing."""
     uncompared: tuple[str, ...] = ()
@@ -239,6 +241,15 @@ class LabResults:
     environment: Environment
     seconds: dict[str, float]
     """Stage to wall-clock seconds."""
+
+    def __repr__(self) -> str:  # that of a dataclass would be all histograms
+        accuracies = [
+            f"{stage.network} {stage.scheme} {stage.top1:.2%}"
+            for network in self.networks
+            for stage in network.stages
+            if stage.stage in {"float", "integer"}
+        ]
+        return f"LabResults({', '.join([self.data, *accuracies])})"
 
     def _repr_html_(self) -> str:
         from twoscale.report import stages_html

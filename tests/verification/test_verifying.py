@@ -143,6 +143,8 @@ def test_each_executor_has_its_count(network: IntegerNetwork) -> None:
     reversed_ = verify(network, cut(20), executors=[Flipping(network, flipping.flips), "reference", "torch"])
     assert reversed_.mismatches_by_executor == {"reference": 2, "torch": 2}
     assert reversed_.mismatches == 4
+    assert list(reversed_.divergence_by_executor) == ["reference", "torch"]
+    assert reversed_.first_divergence == reversed_.divergence_by_executor["reference"]
 
 
 def test_one_executor_compares_nothing(network: IntegerNetwork) -> None:

@@ -135,15 +135,30 @@ def _layers(result: VerifyResult) -> tables.Table:
     )
 
 
+def _executors(result: VerifyResult) -> tables.Table:
+    reference, *others = result.executors
+    compared = result.compared // max(1, len(others))
+    return tables.Table(
+        f"compared with {reference}",
+        (tables.Column("Executor", numeric=False), tables.Column("Differ"), tables.Column("Of")),
+        tuple(
+            (
+                tables.Cell(name),
+                tables.Cell(count(number)),
+                tables.Cell(count(compared * others.count(name))),
+            )
+            for name, number in result.mismatches_by_executor.items()
+        ),
+    )
+
+
 def _summary(result: VerifyResult) -> list[str]:
     promise = "on the grid, 0 promised" if result.on_grid else "off the grid, measured"
     lines = [
         f"{result.network}, scheme {result.scheme}: {count(result.mismatches)} of {count(result.compared)} integers "
         f"differ ({promise}) between {', '.join(result.executors)} over {count(result.samples)} images"
     ]
-    lines += [f"  {name}: {count(number)} differ" for name, number in result.mismatches_by_executor.items() if number]
-    if result.first_divergence is not None:
-        lines.append(f"first: {result.first_divergence}")
+    lines += [f"first difference of {name}: {where}" for name, where in result.divergence_by_executor.items()]
     parts = []
     if result.top1 is not None:
         parts.append(f"top-1 {percent(result.top1)} %")
@@ -178,12 +193,16 @@ def _summary(result: VerifyResult) -> list[str]:
 
 
 def verify_tables(result: VerifyResult) -> tuple[RenderableType, ...]:
-    """Return what verify found for a terminal: a summary and a row for each layer."""
+    """Return what verify found for a terminal: a row for each layer, one for each executor, a summary."""
     summary = Group(*(Text(line) for line in _summary(result)))
-    return rich_table(_layers(result)), Text(), summary
+    parts: list[RenderableType] = [rich_table(_layers(result)), Text()]
+    if len(result.executors) > 1:
+        parts += [rich_table(_executors(result)), Text()]
+    return *parts, summary
 
 
 def verify_html(result: VerifyResult) -> str:
-    """Return what verify found for a notebook: a row for each layer and a summary."""
+    """Return what verify found for a notebook: a row for each layer, one for each executor, a summary."""
+    executors = table_html(_executors(result)) if len(result.executors) > 1 else ""
     lines = Markup("<br>").join(_summary(result))
-    return table_html(_layers(result)) + str(Markup("<p>{}</p>").format(lines))
+    return table_html(_layers(result)) + executors + str(Markup("<p>{}</p>").format(lines))

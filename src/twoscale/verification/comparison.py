@@ -154,7 +154,7 @@ def verify(
     compared_with = against if model is None else model
     tallies = {layer.name: _LayerTally(layer) for layer in network}
     by_executor = {executor.name: 0 for executor in made[1:]}
-    first_divergence: str | None = None
+    divergences: dict[str, str] = {}
     other: _FloatSide | _IntegerSide | None = None
     logit_noise = SignalToNoise()
     samples = correct = agreeing = labels_seen = 0
@@ -176,8 +176,8 @@ def verify(
                 if count:
                     tallies[layer.name].mismatches += count
                     by_executor[executor.name] += count
-                    if first_divergence is None:
-                        first_divergence = _divergence(
+                    if executor.name not in divergences:
+                        divergences[executor.name] = _divergence(
                             layer, executor.name, samples, expected[layer.name], found[layer.name], different
                         )
         logits = network.logits(expected[network.output])
@@ -206,7 +206,8 @@ def verify(
         sqnr_db=logit_noise.db,
         layers=checks,
         mismatches_by_executor=by_executor,
-        first_divergence=first_divergence,
+        first_divergence=next(iter(divergences.values()), None),
+        divergence_by_executor=divergences,
         against=None if other is None else other.name,
         uncompared=() if other is None else other.uncompared,
     )
