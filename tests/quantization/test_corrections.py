@@ -125,7 +125,7 @@ def test_bias_correction_leaves_less_than_an_accumulator_step(
 
 
 def channel_errors(graph: g.FloatGraph, network: IntegerNetwork) -> dict[str, Float64]:
-    """Return each channel's mean error before the ReLU, in accumulator steps: integer network less float network."""
+    """Return each channel's mean error after the ReLU, in accumulator steps: integer network less float network."""
     integers = integers_of(network)
     real: dict[str, torch.Tensor] = {}
     exact = GraphModule(graph, dtype=torch.float64)
@@ -134,18 +134,19 @@ def channel_errors(graph: g.FloatGraph, network: IntegerNetwork) -> dict[str, Fl
     for layer in accumulating(network):
         node = graph[layer.name]
         assert isinstance(node, g.Conv2d | g.Linear)
-        unbounded = dataclasses.replace(node, bounds=g.UNBOUNDED)
-        wanted = exact.compute(unbounded, [real[name] for name in layer.inputs])
         x = columns(layer, integers[layer.inputs[0]])
         rows = np.split(layer.weight.reshape(len(layer.bias_o), -1).astype(np.float64), len(x))
-        means = np.concatenate([part @ inputs.mean(1) for part, inputs in zip(rows, x, strict=True)]) + layer.bias_o
+        sums: Float64 = (
+            np.concatenate([part @ inputs for part, inputs in zip(rows, x, strict=True)]) + layer.bias_o[:, None]
+        )
         scales = weight_scales(layer, network.spec(layer.inputs[0]))
-        unit = np.broadcast_to(network.spec(layer.inputs[0]).scale * scales, means.shape)
-        target = wanted.mean([0, *range(2, wanted.ndim)]).numpy()
+        unit = np.broadcast_to(network.spec(layer.inputs[0]).scale * scales, layer.bias_o.shape)[:, None]
         if len(layer.inputs) == 2:
             residual = integers[layer.inputs[1]] * network.spec(layer.inputs[1]).scale
-            target = target - residual.mean((0, 2, 3))
-        errors[layer.name] = means - target / unit
+            sums = sums + residual.swapaxes(0, 1).reshape(sums.shape) / unit
+        means = np.clip(sums, node.bounds[0] / unit, node.bounds[1] / unit).mean(1)
+        wanted = real[layer.name]
+        errors[layer.name] = means - wanted.mean([0, *range(2, wanted.ndim)]).numpy() / unit[:, 0]
     return errors
 
 

@@ -6,8 +6,10 @@ calibration images, so that each layer is corrected for what reaches it from the
 - Error feedback: weights are rounded one input after the other, each error pushed onto the weights not yet
   rounded so that the layer's *output* error is least (Frantar et al., "GPTQ", 2022; it is the closed form of
   Hassibi and Stork's optimal brain surgeon for rounding).
-- Bias correction: the mean output error that is left in each channel goes into its bias (Nagel et al.,
-  "Data-free quantization through weight equalization and bias correction", 2019; here measured, not assumed).
+- Bias correction: each channel's bias is moved until its mean output is that of the float network (Nagel et al.,
+  "Data-free quantization through weight equalization and bias correction", 2019; here measured, not assumed, and after
+  the ReLU instead of before it). A ReLU turns noise around zero into a positive mean, which sums of many inputs then
+  hold everywhere. Taken back before the ReLU, it would be taken from large activations too, and all logits shrink.
 """
 
 from __future__ import annotations
@@ -41,6 +43,10 @@ _CHUNK = 32
 
 _BLOCK = 64
 """Weights that are rounded before the others hear of it: the faster the matrix products, the same result."""
+
+_NEWTON_STEPS = 4
+_LEAST_BETWEEN = 0.02
+"""Fraction of a channel's values between its bounds, at least: channels that hardly ever fire move slowly."""
 
 _LEAST_COLUMNS = 1 << 14
 _COLUMNS_PER_WEIGHT = 16
@@ -106,20 +112,40 @@ def correct_layer(
     if scheme.error_feedback:
         layer = _with_error_feedback(layer, node, scales, shifted, scheme.weight_limit_of(layer.name))
     if scheme.bias_correction:
-        unbounded = dataclasses.replace(node, bounds=g.UNBOUNDED)
-        target = _channel_means(module.compute(unbounded, x_real))
-        if len(layer.inputs) == 2:  # the accumulators are to make good what the residual lacks too
-            target -= _channel_means(executor.shifted(layer, x_integer, 1)) * specs(layer.inputs[1]).scale
-        found = _channel_means(executor.accumulate(layer, shifted))
         unit = specs(layer.inputs[0]).scale * scales
-        bias = quantize_bias(layer.name, (target - found * unit) + layer.bias_o * unit, unit)
+        found = executor.accumulate(layer, shifted).float()
+        steps = torch.from_numpy(np.broadcast_to(unit, layer.bias_o.shape).astype(np.float32))
+        found *= _along_channels(steps, found)
+        if len(layer.inputs) == 2:  # the accumulators are to make good what the residual lacks too
+            found += executor.shifted(layer, x_integer, 1).float() * specs(layer.inputs[1]).scale
+        shift = _shift_to_means(found, _channel_means(module.compute(node, x_real)), node.bounds)
+        bias = quantize_bias(layer.name, shift.numpy() + layer.bias_o * unit, unit)
         layer = dataclasses.replace(layer, bias_o=bias)
     return layer
 
 
-def _channel_means(x: torch.Tensor) -> Float64:
-    means: Float64 = x.double().mean([0, *range(2, x.ndim)]).numpy()
-    return means
+def _shift_to_means(x: torch.Tensor, means: torch.Tensor, bounds: g.Bounds) -> torch.Tensor:
+    """Return what to add to each channel of x (N, O, ...) for the channels of clamp(x, bounds) to have these means.
+
+    By Newton's method: a mean grows with the shift by the fraction of values that lie between the bounds.
+    """
+    if bounds == g.UNBOUNDED:
+        return means - _channel_means(x)
+    shift = torch.zeros_like(means)
+    for _ in range(_NEWTON_STEPS):
+        moved = x + _along_channels(shift.float(), x)
+        between = _channel_means((moved > bounds[0]) & (moved < bounds[1]))
+        shift += (means - _channel_means(moved.clamp_(*bounds))) / between.clamp(min=_LEAST_BETWEEN)
+    return shift
+
+
+def _along_channels(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return values.reshape(-1, *[1] * (x.ndim - 2))
+
+
+def _channel_means(x: torch.Tensor) -> torch.Tensor:
+    """Return the mean of each channel of (N, O, ...), (O,) in float64."""
+    return x.mean([0, *range(2, x.ndim)], dtype=torch.float64)
 
 
 def _with_error_feedback(

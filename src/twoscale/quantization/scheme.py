@@ -44,7 +44,7 @@ class Scheme:
     error_feedback: bool = True
     """Round weights so that their errors cancel over the calibration images (GPTQ), not each to the nearest."""
     bias_correction: bool = True
-    """Add to each bias the mean error that quantization leaves in its channel."""
+    """Move each bias until the mean output of its channel is what it was before quantization."""
     layer_weight_bits: tuple[tuple[str, int], ...] = ()
     """(layer, bits) where the weights have other bits than ``weight_bits``."""
     layer_activation_bits: tuple[tuple[str, int], ...] = ()
