@@ -1,17 +1,13 @@
-"""Training steps per second: the course lab's own loop against ours, the same recipe, in one run.
+"""Training steps per second: the plain loop, which is also the course lab's, against ours, in one run.
 
-    python benchmarks/training_speed.py [--steps 3000] [--repeats 5] [--full] [--compiled]
+    python -m benchmarks.training_speed [--steps 3000] [--repeats 5] [--deep-steps 8] [--full] [--compiled]
 
-The lab's loop (``lab_loop``) is the one everybody writes: ``torch.utils.data.DataLoader`` with 2 workers that
-turn one image after the other into a PIL image, a tensor, and a normalized tensor, as torchvision's CIFAR10,
-ToTensor and Normalize do (written out here, torchvision is not needed); shuffled mini-batches of 4; an eager step
-with ``torch.optim.SGD``; ``loss.item()`` at every step; a printed line every 2,000.
-
-Ours is ``twoscale.training.train`` with the lab's recipe, which is its default, and its steps as they run in a
-full-length run. Both sides' clocks leave out start-up and evaluation. The sides run in turn.
+The plain loop is described in ``benchmarks.plain_loop``. Ours is ``twoscale.training.train`` with the lab's recipe,
+which is its default (Net, mini-batches of 4), and its steps as they run in a full-length run; then ResNet-18, on a
+slice of an epoch. Both sides' clocks leave out start-up and evaluation. The sides run in turn.
 
 ``--full`` runs the whole recipe on each side, 2 epochs on CIFAR-10, and gives the final test accuracies and the
-times from call to result.
+times from call to result. ``--deep-steps 0`` leaves ResNet-18 out.
 """
 
 from __future__ import annotations
@@ -26,82 +22,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
-from torch import nn, optim
-from torch.utils.data import DataLoader, Dataset
 
-from twoscale import data, models
+from twoscale import data
 from twoscale.training import TrainConfig, evaluate, train
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.common import paired, write_result
+from benchmarks.plain_loop import plain_loop
 
 WARM_UP = 100
-"""Steps of the lab's loop before its clock starts: workers, first allocations."""
+"""Steps of the plain loop before its clock starts."""
+DEEP_BATCH, DEEP_WARM_UP = 32, 2
+"""Of ResNet-18."""
 
 
-class PilImages(Dataset[tuple[torch.Tensor, int]]):
-    """As torchvision.datasets.CIFAR10 with transforms.Compose([ToTensor(), Normalize(mean, std)])."""
-
-    def __init__(self, split: data.Split, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        self.images: NDArray[np.uint8] = np.ascontiguousarray(split.images.transpose(0, 2, 3, 1))
-        self.labels = [int(label) for label in split.labels]
-        self.mean, self.std = mean, std
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        image = Image.fromarray(self.images[index])
-        # ToTensor
-        pixels = torch.from_numpy(np.array(image, np.uint8, copy=True))
-        pixels = pixels.view(image.size[1], image.size[0], len(image.getbands()))
-        tensor = pixels.permute((2, 0, 1)).contiguous().to(dtype=torch.get_default_dtype()).div(255)
-        # Normalize
-        tensor = tensor.clone()
-        mean = torch.as_tensor(self.mean, dtype=tensor.dtype, device=tensor.device)
-        std = torch.as_tensor(self.std, dtype=tensor.dtype, device=tensor.device)
-        if (std == 0).any():
-            raise ValueError("std evaluated to zero")
-        return tensor.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1)), self.labels[index]
-
-
-def lab_loop(dataset: data.Dataset, *, epochs: int, steps: int | None, seed: int) -> tuple[nn.Module, float]:
-    """Train as the lab does; return the model, and steps per second after the warm-up."""
-    torch.manual_seed(seed)
-    net = models.Net()
-    criterion = nn.CrossEntropyLoss()
-    optimizer = optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
-    trainloader = DataLoader(
-        PilImages(dataset.train, dataset.mean, dataset.std), batch_size=4, shuffle=True, num_workers=2
-    )
-    done, clock = 0, time.perf_counter()
-    for epoch in range(epochs):
-        running_loss = 0.0
-        for i, (inputs, labels) in enumerate(trainloader, 0):
-            optimizer.zero_grad()
-            outputs = net(inputs)
-            loss = criterion(outputs, labels)
-            loss.backward()
-            optimizer.step()
-            running_loss += loss.item()
-            if i % 2000 == 1999:
-                print(f"  [{epoch + 1}, {i + 1:5d}] loss: {running_loss / 2000:.3f}", flush=True)
-                running_loss = 0.0
-            done += 1
-            if done == WARM_UP:
-                clock = time.perf_counter()
-            if done == steps:
-                break
-    return net, (done - WARM_UP) / (time.perf_counter() - clock)
-
-
-def lab_rate(dataset: data.Dataset, steps: int) -> float:
-    rate = lab_loop(dataset, epochs=1, steps=steps + WARM_UP, seed=0)[1]
-    print(f"lab's loop        {rate:8.1f} steps/s", flush=True)
+def plain_rate(dataset: data.Dataset, steps: int) -> float:
+    rate = plain_loop(dataset, warm_up=WARM_UP, steps=steps)[1]
+    print(f"plain loop        {rate:8.1f} steps/s", flush=True)
     return rate
 
 
@@ -116,12 +54,44 @@ def our_rate(dataset: data.Dataset, steps: int) -> float:
     return float(our_record(dataset, steps, "captured").steps_per_second)
 
 
+def deep_pair(dataset: data.Dataset, steps: int, repeats: int) -> dict[str, Any]:
+    """Time ResNet-18, both sides in fp32 and with all cores: steps of a slice of an epoch, in turn."""
+
+    def ours() -> float:
+        n = DEEP_BATCH * (DEEP_WARM_UP + steps)
+        short = dataclasses.replace(dataset, train=dataset.train.head(n), test=dataset.test.head(8))
+        config = TrainConfig(model="resnet18", data=dataset.name, epochs=1, batch_size=DEEP_BATCH, step="captured",
+                             channels_last=True)  # fmt: skip
+        record = train(config, short, progress=False).record
+        assert record.steps_per_second is not None
+        print(f"ResNet-18, ours       {record.steps_per_second:8.3f} steps/s", flush=True)
+        return record.steps_per_second
+
+    def plain() -> float:
+        rate = plain_loop(dataset, "resnet18", batch_size=DEEP_BATCH, warm_up=DEEP_WARM_UP, steps=steps)[1]
+        print(f"ResNet-18, plain loop {rate:8.3f} steps/s", flush=True)
+        return rate
+
+    pair = paired(ours, plain, repeats)
+    per_epoch = -(-len(dataset.train) // DEEP_BATCH)
+    return {
+        "recipe": f"ResNet-18, {dataset.name}, mini-batches of {DEEP_BATCH}, fp32; ours captured, channels_last",
+        "timed_steps": steps,
+        "ours_steps_per_second": pair.a,
+        "plain_steps_per_second": pair.b,
+        "ours_epoch_seconds": per_epoch / pair.median_a,
+        "plain_epoch_seconds": per_epoch / pair.median_b,
+        "ratio_of_medians": pair.ratio,
+        "ratio_smallest_and_largest_pair": pair.ratio_spread,
+    }
+
+
 def full(dataset: data.Dataset, seeds: int) -> dict[str, list[dict[str, float]]]:
     """Run the whole recipe on each side, once a seed."""
     found: dict[str, list[dict[str, float]]] = {"lab": [], "ours": []}
     for seed in range(seeds):
         start = time.perf_counter()
-        model, rate = lab_loop(dataset, epochs=2, steps=None, seed=seed)
+        model, rate = plain_loop(dataset, warm_up=WARM_UP, epochs=2, seed=seed)
         accuracy = evaluate(model, dataset.test, dataset.mean, dataset.std)
         seconds = time.perf_counter() - start
         found["lab"].append({"seed": seed, "accuracy": accuracy, "steps_per_second": rate, "seconds": seconds})
@@ -150,6 +120,8 @@ def main() -> None:
     parser.add_argument("--data", default="cifar10", help="data set (default cifar10)")
     parser.add_argument("--steps", type=int, default=3000, help="steps of a run (default 3000)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each side (default 5)")
+    parser.add_argument("--deep-steps", type=int, default=8, help="timed steps of a run of ResNet-18 (default 8)")
+    parser.add_argument("--deep-repeats", type=int, default=3, help="runs of each side of it (default 3)")
     parser.add_argument("--full", type=int, nargs="?", const=1, default=0, metavar="SEEDS", help="the whole recipe too")
     parser.add_argument("--compiled", action="store_true", help="also compiled steps, which take tens of seconds")
     arguments = parser.parse_args()
@@ -158,7 +130,7 @@ def main() -> None:
     dataset = data.load(arguments.data)
     load_average = os.getloadavg()
     pair = paired(
-        lambda: our_rate(dataset, arguments.steps), lambda: lab_rate(dataset, arguments.steps), arguments.repeats
+        lambda: our_rate(dataset, arguments.steps), lambda: plain_rate(dataset, arguments.steps), arguments.repeats
     )
     kinds = ["eager", "captured", *(["compiled"] if arguments.compiled else [])]
     variants: dict[str, Any] = {kind: [] for kind in kinds}
@@ -187,6 +159,7 @@ def main() -> None:
         "priority": priority(),
         "cores_of_this_process": len(os.sched_getaffinity(0)),
         "threads_of_the_lab_s_loop": torch.get_num_threads(),
+        "resnet18": deep_pair(dataset, arguments.deep_steps, arguments.deep_repeats) if arguments.deep_steps else None,
         "full_recipe": full(dataset, arguments.full) if arguments.full else None,
     }
     low, high = pair.ratio_spread
@@ -194,6 +167,13 @@ def main() -> None:
         f"ours {pair.median_a:.0f} steps/s, the lab's loop {pair.median_b:.0f} steps/s: "
         f"{pair.ratio:.2f} times (pairs from {low:.2f} to {high:.2f})"
     )
+    if deep := result["resnet18"]:
+        low, high = deep["ratio_smallest_and_largest_pair"]
+        print(
+            f"ResNet-18: an epoch in {deep['ours_epoch_seconds']:.0f} s, with the plain loop "
+            f"{deep['plain_epoch_seconds']:.0f} s: {deep['ratio_of_medians']:.2f} times "
+            f"(pairs from {low:.2f} to {high:.2f})"
+        )
     print(f"wrote {write_result('training_speed', result, 'pillow')}")
 
 

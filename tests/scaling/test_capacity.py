@@ -23,8 +23,8 @@ def _fits_up_to(largest: int) -> tuple[list[int], object]:
 @pytest.mark.parametrize("largest", [1, 2, 3, 7, 8, 63, 64, 65, 100, 127])
 def test_search_finds_the_largest(largest: int) -> None:
     tried, trial = _fits_up_to(largest)
-    found, trials = search(trial, start=1, limit=128, tolerance=0)  # type: ignore[arg-type]
-    assert found == largest
+    found, trials, ended = search(trial, start=1, limit=128, tolerance=0)  # type: ignore[arg-type]
+    assert (found, ended) == (largest, True)
     assert [t.batch_size for t in trials] == tried
     assert len(tried) == len(set(tried))  # nothing is tried twice
 
@@ -51,6 +51,18 @@ def test_search_halves_where_the_start_does_not_fit() -> None:
     tried, trial = _fits_up_to(11)
     assert search(trial, start=32, limit=64, tolerance=0)[0] == 11  # type: ignore[arg-type]
     assert tried == [32, 16, 8, 12, 10, 11]
+
+
+@pytest.mark.parametrize(("seconds", "tried"), [(0.0, [8]), (25.0, [8, 16]), (59.9, [8, 16, 32, 64, 128]), (1e9, None)])
+def test_search_ends_with_what_it_has_when_time_is_up(seconds: float, tried: list[int] | None) -> None:
+    def trial(batch_size: int) -> CapacityTrial:
+        return CapacityTrial(batch_size, "ok" if batch_size <= 100 else "out-of-memory", 10.0, None)
+
+    found, trials, ended = search(trial, start=8, limit=1024, tolerance=0.05, seconds=seconds)
+    assert ended == (tried is None)
+    assert tried is None or [one.batch_size for one in trials] == tried
+    assert found == max(one.batch_size for one in trials if one.status == "ok")
+    assert len(trials) == 1 or sum(one.seconds for one in trials) <= seconds
 
 
 @pytest.mark.parametrize(("start", "limit", "tolerance"), [(0, 8, 0.0), (9, 8, 0.0), (1, 8, -0.1)])

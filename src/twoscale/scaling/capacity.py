@@ -25,8 +25,8 @@ def default_memory_limit(world_size: int) -> int:
 
 
 def search(
-    trial: Callable[[int], CapacityTrial], *, start: int, limit: int, tolerance: float
-) -> tuple[int | None, tuple[CapacityTrial, ...]]:
+    trial: Callable[[int], CapacityTrial], *, start: int, limit: int, tolerance: float, seconds: float | None = None
+) -> tuple[int | None, tuple[CapacityTrial, ...], bool]:
     """Find the largest batch whose trial is "ok": doubling from ``start``, or halving where it fails, then bisection.
 
     Args:
@@ -34,9 +34,11 @@ def search(
         start: first batch size, at least 1.
         limit: no batch above this is tried.
         tolerance: bisection ends once the smallest failure is within this share above the largest success.
+        seconds: of all trials together. The first runs in any case, another one only where it would end in time if it
+            took as long as the longest before it. Default: without end.
 
     Returns:
-        The largest that fitted, or None where none did, and all trials as they ran.
+        The largest that fitted, or None where none did; all trials as they ran; and whether the search came to its end.
 
     Raises:
         ConfigurationError: not 1 <= start <= limit, or a negative tolerance.
@@ -51,8 +53,14 @@ def search(
         trials.append(trial(batch_size))
         return trials[-1].status == "ok"
 
+    def in_time() -> bool:
+        taken = [one.seconds for one in trials]
+        return seconds is None or not taken or sum(taken) + max(taken) <= seconds
+
     good, bad, size = None, None, start
     while good is None or bad is None:
+        if not in_time():
+            return good, tuple(trials), False
         if not fits(size):
             bad = size
             size = size // 2
@@ -64,12 +72,14 @@ def search(
                 break
             size = min(2 * size, limit)
     while good is not None and bad is not None and bad - good > max(1, int(good * tolerance)):
+        if not in_time():
+            return good, tuple(trials), False
         middle = (good + bad) // 2
         if fits(middle):
             good = middle
         else:
             bad = middle
-    return good, tuple(trials)
+    return good, tuple(trials), True
 
 
 def run_trial(arguments: dict[str, Any]) -> dict[str, int]:
@@ -99,6 +109,7 @@ def find_largest_batch(
     tolerance: float = 0.05,
     steps: int = 3,
     timeout: float = 300.0,
+    seconds: float | None = None,
     threads_per_rank: int | None = None,
     hosts: Sequence[Host] = (Host(),),
 ) -> CapacityRecord:
@@ -117,6 +128,7 @@ def find_largest_batch(
         tolerance: see :func:`search`.
         steps: of each trial, at least 3.
         timeout: of each trial, seconds.
+        seconds: see :func:`search`.
         threads_per_rank: as for :func:`~twoscale.scaling.launch.launch`.
         hosts: as for :func:`~twoscale.scaling.launch.launch`.
 
@@ -141,7 +153,7 @@ def find_largest_batch(
         peak = outcome.result["peak_memory_bytes"] if outcome.ok else None
         return CapacityTrial(batch_size, outcome.status, outcome.seconds, peak, outcome.message)
 
-    largest, trials = search(trial, start=start, limit=limit, tolerance=tolerance)
+    largest, trials, ended = search(trial, start=start, limit=limit, tolerance=tolerance, seconds=seconds)
     return CapacityRecord(
         workload=workload,
         world_size=world_size,
@@ -149,4 +161,5 @@ def find_largest_batch(
         largest=largest,
         reached_limit=largest == limit,
         trials=trials,
+        ended=ended,
     )

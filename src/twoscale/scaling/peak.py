@@ -81,7 +81,8 @@ def measure_peak(
         raise ConfigurationError(f"repeats is {repeats}; expected at least 1")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     deadline = time.monotonic() + budget_seconds
-    generator = torch.Generator().manual_seed(0)
+    # On the device: drawing the largest matrices on a processor takes longer than all products.
+    generator = torch.Generator(device).manual_seed(0)
     rows: list[PeakRow] = []
 
     def now() -> float:
@@ -95,7 +96,7 @@ def measure_peak(
             if time.monotonic() + expected > deadline:
                 break
             # Not zeros: a GPU draws less power for them, and clocks higher.
-            a, b = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))
+            a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
             out = torch.empty(size, size, device=device, dtype=dtype)
             torch.mm(a, b, out=out)
             times = []

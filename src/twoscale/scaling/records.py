@@ -592,3 +592,5 @@ class CapacityRecord:
     """Whether the search stopped at its own upper end, not at the memory's."""
     trials: tuple[CapacityTrial, ...]
     """In the order they ran."""
+    ended: bool = True
+    """False: there was no time to look for a larger one."""

@@ -56,6 +56,8 @@ def _batch(results: StudyResults) -> str | None:
             f"; all {largest} training images fit in one batch"
             if capacity.reached_limit
             else f"; the largest batch that fits is {largest}"
+            if capacity.ended
+            else f"; a batch of {largest} fits, and there was no time to try larger ones"
         )
     return text + "."
 

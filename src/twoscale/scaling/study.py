@@ -42,6 +42,8 @@ REPORT = "report.html"
 
 _SYNTHETIC = 2048
 """Images of the synthetic data set."""
+_SHARE_OF_SEARCH = 0.25
+"""Of the time that is left, for the search for the largest batch, whose number of trials is not known before."""
 _NEAR = 4
 """The search for the largest batch begins with all images where they are at most so many times the largest asked."""
 
@@ -176,6 +178,7 @@ class _Runner:
             limit=self.images,
             tolerance=float(cell.arguments["tolerance"]),
             timeout=self.config.timeout,
+            seconds=None if self.deadline is None else _SHARE_OF_SEARCH * (self.deadline - start),
             threads_per_rank=cell.threads_per_rank,
         )
         plain = msgspec.json.decode(msgspec.json.encode(record))
