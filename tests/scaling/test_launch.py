@@ -81,6 +81,13 @@ def test_a_killed_rank_is_a_recorded_crash(ranks: Callable[..., Outcome]) -> Non
     assert (outcome.status, outcome.message) == ("crash", "rank 1: killed by SIGKILL")
 
 
+def test_an_aborted_rank_leaves_where_it_was_in_the_record(ranks: Callable[..., Outcome]) -> None:
+    outcome = ranks("abort", world_size=1)
+    assert (outcome.status, outcome.message) == ("crash", "rank 0: killed by SIGABRT")
+    assert "Fatal Python error: Aborted" in outcome.log_tail
+    assert "in abort" in outcome.log_tail
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory limits are the kernel's, and Linux's here")
 def test_running_out_of_memory_is_a_recorded_failure(ranks: Callable[..., Outcome]) -> None:
     outcome = ranks("fill_memory", world_size=1, memory_limit_bytes=1 << 30)

@@ -62,6 +62,10 @@ def kill_second(_: dict[str, Any]) -> None:
     dist.barrier()
 
 
+def abort(_: dict[str, Any]) -> None:
+    os.abort()
+
+
 def fill_memory(_: dict[str, Any]) -> None:
     kept = []
     while True:

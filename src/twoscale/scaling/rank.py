@@ -8,19 +8,20 @@ Reads ``job.json``; rank 0 writes what the function returned to ``result.json``;
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import msgspec
 
 from twoscale.errors import TwoscaleError
 from twoscale.files import write_bytes
 from twoscale.launching.processes import die_with, pin
-from twoscale.scaling.launch import FAILURE, FOLDER, JOB, PID, RESULT, Failure, Job, function_of
+from twoscale.scaling.launch import DONE, FAILURE, FOLDER, JOB, PID, RESULT, Failure, Job, function_of
 
 _OUT_OF_MEMORY = (
     "out of memory",
@@ -32,6 +33,9 @@ _OUT_OF_MEMORY = (
     "could not create a memory object",  # oneDNN
     "can't start new thread",
 )
+
+_PATIENCE = 60.0
+"""Seconds that a rank that is done waits for the others to be."""
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -56,16 +60,30 @@ def _run(job: Job) -> object:
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
-    result = function_of(job.target)(job.arguments)
-    # Only after success: to the others, a rank that leaves looks like one that failed, and they would fail first.
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    return result
+    return function_of(job.target)(job.arguments)
+
+
+def _leave(folder: Path, rank: int, world_size: int) -> NoReturn:
+    """End this rank once all are done, and nothing of it with care.
+
+    To the others, a rank that leaves looks like one that failed: gloo's threads would find its connections closed while
+    they may still be at work. And an interpreter that is taken down may free Python objects that these threads hold,
+    which aborts the process. So ranks meet in the job's folder, which needs no connection, and then end at once: the
+    system closes what is open.
+    """
+    (folder / DONE.format(rank)).touch()
+    deadline = time.monotonic() + _PATIENCE  # a rank that fails has the others ended by its launcher, on its host
+    while len(list(folder.glob(DONE.format("*")))) < world_size and time.monotonic() < deadline:
+        time.sleep(0.01)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def main() -> None:
     """Do the job in the folder named by the only argument."""
     die_with(os.getppid())
+    faulthandler.enable(all_threads=False)  # where a crash came from is in the log, and so in the record
     folder = Path(sys.argv[1])
     os.environ[FOLDER] = str(folder)
     rank = int(os.environ["RANK"])
@@ -86,10 +104,7 @@ def main() -> None:
         sys.stderr.flush()
         # Not sys.exit: a rank whose peers are gone may wait for them in destructors.
         os._exit(1)
-    # Likewise with a result: gloo's threads may still hold Python objects while the interpreter is taken down.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    _leave(folder, rank, int(os.environ["WORLD_SIZE"]))
 
 
 if __name__ == "__main__":
