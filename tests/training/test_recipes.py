@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.made_up import dataset_of
+from tests.training.made_up import Normed, dataset_of
 from twoscale import data, models, training
 from twoscale.data import Dataset
 from twoscale.errors import ConfigurationError, UnknownNameError
@@ -123,3 +123,88 @@ def test_options_that_cannot_be_had_are_said(dataset: Dataset) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigurationError, match="device is cuda, but PyTorch finds no GPU; use --device cpu"):
             training.train(TrainConfig(device="cuda"), dataset, progress=False)
+
+
+def by_torch(dataset: Dataset, config: TrainConfig, model: nn.Module, fault: str = "") -> dict[str, torch.Tensor]:
+    """Train by a recipe with PyTorch's own parts: images padded and cut one by one, the schedule's closed form."""
+    n, batch, pad = len(dataset.train), config.batch_size, config.crop
+    assert config.epochs is not None
+    assert config.base_batch is not None
+    per_epoch = -(-n // batch)
+    warm, total = round(config.warmup_epochs * per_epoch), config.epochs * per_epoch
+    matrices = [value for value in model.parameters() if value.ndim > 1]
+    vectors = [value for value in model.parameters() if value.ndim <= 1]
+    decays = [(matrices, config.weight_decay), (vectors, config.weight_decay if fault == "decayed norm" else 0.0)]
+    optimizer = torch.optim.SGD(
+        [{"params": some, "weight_decay": decay} for some, decay in decays],
+        lr=config.lr, momentum=config.momentum, nesterov=config.nesterov,
+    )  # fmt: skip
+    peak = config.lr * batch / config.base_batch
+
+    def rate(done: int) -> float:
+        if done < warm:
+            return 1 + (peak / config.lr - 1) * done / warm
+        angle = np.pi * (done - warm) / (total - warm)
+        return float(peak / config.lr * (1 + np.cos(angle)) / 2)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (dataset.mean, dataset.std))
+    model.train()
+    for epoch in range(config.epochs):
+        drawn = data.augmentation(
+            n, seed=config.seed, epoch=0 if fault == "same shifts" else epoch, padding=pad, flip="random"
+        )
+        order = data.epoch_order(n, seed=config.seed, epoch=epoch)
+        for start in range(0, n, batch):
+            where = order[start : start + batch]
+            batch_of = []
+            for i in where:
+                top, left, mirrored = drawn[i]
+                padded = np.pad(dataset.train.images[i], ((0, 0), (pad, pad), (pad, pad)))
+                cut = padded[:, pad + top : pad + top + 32, pad + left : pad + left + 32]
+                pixels = torch.from_numpy((cut[:, :, ::-1] if mirrored else cut).copy())
+                batch_of.append(((pixels.float() / 255 - mean) / std).double())
+            loss = criterion(model(torch.stack(batch_of)), torch.from_numpy(dataset.train.labels[where]).long())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("step", ["eager", "captured"])
+def test_a_recipe_is_what_pytorch_s_own_parts_make_of_it(dataset: Dataset, step: Any) -> None:
+    """Every image, learning rate and decay of --recipe standard, and BatchNorm's statistics, the uneven batch too."""
+    config = recipe("standard", data="digits", batch_size=35, base_batch=7, epochs=4, warmup_epochs=2, lr=0.01,
+                    weight_decay=0.05, precision="fp32", zero_init_residual=False, step=step)  # fmt: skip
+
+    def model() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return Normed().double()
+
+    ours = run(dataset, config, model=model()).model.state_dict()
+    theirs = by_torch(dataset, config, model())
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-11)
+    # and it would notice
+    for fault in ("decayed norm", "same shifts") if step == "eager" else ():
+        planted = by_torch(dataset, config, model(), fault)
+        assert max(float((ours[name] - value).abs().max()) for name, value in planted.items()) > 1e-6
+
+
+def test_shifts_and_mirrors_are_drawn_for_each_image_and_epoch() -> None:
+    """All 81 places alike often, each by itself, and none of it the same in the next epoch."""
+    n = 81 * 500
+    first, second = (data.augmentation(n, seed=0, epoch=epoch, padding=4, flip="random") for epoch in (5, 6))
+    for drawn in (first, second):
+        counts = np.zeros((9, 9, 2))
+        np.add.at(counts, (drawn[:, 0] + 4, drawn[:, 1] + 4, drawn[:, 2]), 1)
+        expected = n / 162
+        # Chi-squared with 161 degrees of freedom: below 240 in all but one of 10,000 draws.
+        assert ((counts - expected) ** 2 / expected).sum() < 240
+    together = np.corrcoef(np.concatenate([first, second], axis=1).T) - np.eye(6)
+    assert np.abs(together).max() < 5 / n**0.5
+    order = data.epoch_order(n, seed=0, epoch=5)
+    assert np.abs(np.corrcoef(order, first.T) - np.eye(4)).max() < 5 / n**0.5
