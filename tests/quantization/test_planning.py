@@ -43,6 +43,26 @@ def check_spec(spec: TensorSpec, lo: int, hi: int, dtype: str) -> None:
     assert spec.scale == float(np.float32(spec.scale))  # runtimes divide by it in float32
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("brightest", [3, 180, 254, 255])
+@pytest.mark.parametrize("unit", [1, 255])
+def test_pixels_are_integers_as_they_are(method: str, brightest: int, unit: int) -> None:
+    """Also where no calibration image has the brightest pixels."""
+    graph = graph_of((3, 8, 8), EXACT_CONV)
+    integers = np.random.default_rng(3).integers(0, brightest + 1, (6, 3, 8, 8))
+    integers.flat[0] = brightest
+    pixels = (integers / unit).astype(np.float32)
+    how = Scheme(activation_range=method)
+    spec = planned(graph, pixels, how).specs["input"]
+    assert spec.zero_point == 0
+    assert (np.rint(np.arange(256, dtype=np.float32) / np.float32(unit) / np.float32(spec.scale)) == range(256)).all()
+    other = planned(graph, pixels + np.float32(0.4 / unit), how).specs["input"]
+    assert other.scale < (brightest + 1) / 255 / unit  # nothing but pixels is taken for pixels
+    fewer = planned(graph, pixels, dataclasses.replace(how, activation_bits=6)).specs["input"]
+    assert fewer.hi == 63
+    assert fewer.scale * 63 <= brightest / unit * (1 + 1e-6)
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),

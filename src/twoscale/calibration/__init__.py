@@ -8,7 +8,7 @@ in one streaming pass with bounded memory; weights, which are at hand whole, go 
 
 from twoscale.calibration.affine import RealRange, affine_parameters
 from twoscale.calibration.methods import RangeMethod
-from twoscale.calibration.ranges import choose_range
+from twoscale.calibration.ranges import choose_range, pixel_range
 from twoscale.calibration.squared_error import expected_squared_error
 from twoscale.calibration.statistics import StatisticsAccumulator, TensorStatistics, to_summary
 from twoscale.calibration.weights import choose_weight_scales
@@ -22,5 +22,6 @@ __all__ = [
     "choose_range",
     "choose_weight_scales",
     "expected_squared_error",
+    "pixel_range",
     "to_summary",
 ]

@@ -11,7 +11,10 @@ from twoscale.calibration.methods import RangeMethod
 from twoscale.calibration.squared_error import least_squared_error_range
 from twoscale.calibration.statistics import TensorStatistics
 
-__all__ = ["choose_range"]
+__all__ = ["choose_range", "pixel_range"]
+
+_PIXEL_TOLERANCE = 1e-4
+"""What rounding pixels / 255 to float32 may move them by, in steps."""
 
 
 def choose_range(
@@ -61,6 +64,22 @@ def choose_range(
         magnitude = max(-found.lo, found.hi)
         return RealRange(-magnitude if lo < 0 else 0.0, magnitude)
     return found
+
+
+def pixel_range(stats: TensorStatistics, *, lo: int, hi: int) -> RealRange | None:
+    """Return the range in which 8-bit pixels are integers as they are: 0..255, or 0..1 for pixels / 255.
+
+    None for values that are something else, as far as the histogram tells, or if lo..hi are not 256 integers from 0.
+    A few images may lack the brightest pixels: a range of what was seen would round all others.
+    """
+    step = 1.0 if stats.max > 1.0 else 1 / 255
+    is_possible = stats.min >= 0.0 and 0.0 < stats.max <= 255 * step
+    if (lo, hi) != (0, 255) or not is_possible or stats.bin_width > step / 8:
+        return None  # in bins as wide as steps everything would look like a pixel
+    occupied = (stats.first_bin + np.flatnonzero(stats.nonzero_counts)) * stats.bin_width
+    next_pixel = np.ceil((occupied - _PIXEL_TOLERANCE * step) / step) * step
+    is_pixel = next_pixel < occupied + stats.bin_width + _PIXEL_TOLERANCE * step
+    return RealRange(0.0, 255 * step) if is_pixel.all() else None
 
 
 def _within(seen: RealRange, lo: float, hi: float) -> RealRange:

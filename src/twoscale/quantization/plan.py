@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from twoscale.arithmetic import ADD_SHIFT, FLOAT32_LIMIT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
-from twoscale.calibration import RangeMethod, RealRange, TensorStatistics, affine_parameters, choose_range
+from twoscale.calibration import RangeMethod, RealRange, TensorStatistics, affine_parameters, choose_range, pixel_range
 from twoscale.calibration.profile import moves_values
 from twoscale.errors import QuantizationError, UnknownNameError
 from twoscale.graph import nodes as g
@@ -81,8 +81,10 @@ def make_plan(
             continue
         lo, hi = scheme.activation_limits_of(node.name)
         if (node.name, lo, hi) not in chosen:
-            chosen[node.name, lo, hi] = choose_range(
-                statistics[node.name], method, lo=lo, hi=hi, symmetric=scheme.signed_activations
+            seen = statistics[node.name]
+            pixels = pixel_range(seen, lo=lo, hi=hi) if node is graph.input else None
+            chosen[node.name, lo, hi] = pixels or choose_range(
+                seen, method, lo=lo, hi=hi, symmetric=scheme.signed_activations
             )
         own[node.name] = chosen[node.name, lo, hi]
 
