@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from twoscale.export.c.fast.tiles import LANES, Tile, choose_tile
 from twoscale.network import layers as n
+from twoscale.network.layers import TensorSpec
 
 __all__ = [
     "Packed",
@@ -27,11 +28,41 @@ __all__ = [
     "linear_windows",
     "pack",
     "pack_depthwise",
+    "requantizes_exactly",
 ]
 
 Weights = NDArray[np.int8]
 _SHORT = 9
 """Words of a run."""
+_FAR_BYTES = 128 * 1024
+"""Weights of one layer that other layers' weights and a block's images push out of a core's caches."""
+
+
+def requantizes_exactly(
+    layer: n.Conv2d | n.Linear, x: TensorSpec, residual: TensorSpec | None = None, shift: int = 0
+) -> bool:
+    """Tell whether the kernels' float32 gives the integers of (3), or of (7b) with a residual.
+
+    They add the zero point z before rounding, as (5) and (7c) allow, and convert before they clamp, so that numbers
+    have to stay within int32. With a residual they compute q_s · m_s + c and then acc · m + that, where
+    c = z · 2^14 − z_s · m_s. All of q_s · m_s, c and their sum are below 2^24 here, hence exact; the rest is (7c) with
+    B ≤ 3 · 2^22.
+
+    Args:
+        layer: what is computed.
+        x: what it reads.
+        residual: what joins.
+        shift: from an integer of the residual to the byte that is kept, which the kernels multiply.
+    """
+    if layer.multiplier is None:
+        return True
+    if (layer.partial_bound(x) * layer.multiplier.values.astype(np.float64)).max() >= 2.0**30:
+        return False
+    if not isinstance(layer, n.Conv2d) or layer.residual_multiplier is None or residual is None:
+        return True
+    multiplier = int(layer.residual_multiplier.integers.max())
+    reach = max(residual.hi - residual.zero_point, residual.zero_point - residual.lo, residual.zero_point + shift)
+    return reach * multiplier <= 3 << 22 and (residual.hi + shift) * multiplier <= 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +115,11 @@ class Packed:
     """[blocks][segments][words][channels of a block][4]."""
     bias: NDArray[np.int32]
     scale: NDArray[np.float32] | None
+
+    @property
+    def is_far(self) -> bool:
+        """Whether weights come from so far that they have to be fetched ahead of their use."""
+        return self.weight.nbytes >= _FAR_BYTES
 
 
 def conv_windows(layer: n.Conv2d, in_shape: tuple[int, ...], zero: int, row_stride: int, group: int = 0) -> Windows:

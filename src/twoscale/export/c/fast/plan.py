@@ -24,6 +24,7 @@ from twoscale.export.c.fast.convolutions import (
     linear_windows,
     pack,
     pack_depthwise,
+    requantizes_exactly,
 )
 from twoscale.export.c.fast.tiles import Tile
 from twoscale.export.c.lowering import lower, window_fields
@@ -157,14 +158,22 @@ class _Lowering:
         if isinstance(layer, n.Conv2d):
             if self.is_depthwise(layer):
                 return True
-            products = sum_bounds(self.network, layer)
-            return layer.groups <= _MOST_GROUPS and (products is None or sum_is_exact(*products))
+            return layer.groups <= _MOST_GROUPS and self.is_exact(layer)
         if isinstance(layer, n.Add):
             products = sum_bounds(self.network, layer)
             return products is not None and sum_is_exact(*products)
         if isinstance(layer, n.Mul):
             return layer.multiplier is not None and self.gate_of(layer) is not None
-        return isinstance(layer, n.Linear | n.QuantizeInput | n.MaxPool2d | n.AveragePool2d)
+        if isinstance(layer, n.Linear):
+            return self.is_exact(layer)
+        return isinstance(layer, n.QuantizeInput | n.MaxPool2d | n.AveragePool2d)
+
+    def is_exact(self, layer: n.Conv2d | n.Linear) -> bool:
+        """Whether accumulators become the right bytes in float32."""
+        x, *others = (self.network.spec(name) for name in layer.inputs)
+        if not others:
+            return requantizes_exactly(layer, x)
+        return requantizes_exactly(layer, x, others[0], self.tensors[layer.inputs[1]].shift)
 
     def is_depthwise(self, layer: n.Layer) -> bool:
         """Whether a convolution has one input and one output channel a group, and becomes bytes."""
@@ -220,7 +229,7 @@ class _Lowering:
             calls += self.depthwise(step.identifier, layer)
         elif isinstance(layer, n.Conv2d) and self.has_kernel(layer):
             calls += self.conv(step.identifier, layer)
-        elif isinstance(layer, n.Linear):
+        elif isinstance(layer, n.Linear) and self.has_kernel(layer):
             calls += self.linear(step.identifier, layer)
         elif isinstance(layer, n.MaxPool2d | n.AveragePool2d):
             calls.append(self.pool(layer))
@@ -292,14 +301,16 @@ class _Lowering:
             for packed in pack(windows):
                 channel = group * (layer.output.shape[0] // layer.groups) + packed.first
                 more: dict[str, Any] = {"out_row": target.stride, "out_pixel": out_pixel * item}
+                more |= self.weights(identifier, layer, packed)
                 residual: Operand | str = "NULL"
                 if layer.residual_multiplier is not None:
                     joined = self.tensors[layer.inputs[1]]
+                    scale = layer.residual_multiplier.values[0]
                     more |= {
                         "residual_row": self.rows[joined.name].stride,
                         "residual_pixel": out_pixel,
-                        "residual_zero": joined.zero,
-                        "residual_scale": _float(layer.residual_multiplier.values[0]),
+                        "residual_scale": _float(scale),
+                        "zero": _float(self.tensors[layer.name].zero - joined.zero * float(scale)),
                     }
                     residual = Operand(joined.name, channel)
                 arguments = (
@@ -314,8 +325,10 @@ class _Lowering:
                     packed.tile.vectors,
                     windows.pixel_step,
                     int(windows.is_short),
+                    int(packed.is_far),
+                    _end(layer),
                 )
-                fields = conv_fields(windows, packed, **more) | self.weights(identifier, layer, packed)
+                fields = conv_fields(windows, packed, **more)
                 calls.append(FastCall("conv", arguments, fields, instance=instance))
         return calls
 
@@ -379,7 +392,9 @@ class _Lowering:
         for packed in pack(windows, Tile(6, 1, 4)):
             arguments = (Operand(x.name), Operand(layer.name, packed.first * item), "count")
             fields = conv_fields(windows, packed, out_pixel="IMAGE_BYTES") | self.weights(identifier, layer, packed)
-            calls.append(FastCall("linear", arguments, fields, instance=(packed.tile.pixels, packed.tile.vectors)))
+            calls.append(
+                FastCall("linear", arguments, fields, instance=(packed.tile.pixels, packed.tile.vectors, _end(layer)))
+            )
         return calls
 
     def pool(self, layer: n.MaxPool2d | n.AveragePool2d) -> FastCall:
@@ -429,8 +444,19 @@ class _Lowering:
         }
         if packed.scale is None:
             return fields
-        scale = self.constant(f"{identifier}_scale", "float", packed.scale, packed.scale.shape)
-        return fields | {"scale": scale, **self.bounds(layer)}
+        fields["scale"] = self.constant(f"{identifier}_scale", "float", packed.scale, packed.scale.shape)
+        if isinstance(packed, PackedDepthwise):
+            return fields | self.bounds(layer)
+        tensor = self.tensors[layer.name]
+        lo, hi = layer.output.lo + tensor.shift, layer.output.hi + tensor.shift
+        return fields | {"lo": lo, "hi": hi, "zero": f"{tensor.zero}.0f"}
+
+
+def _end(layer: n.Conv2d | n.Linear) -> int:
+    """Return what accumulators become: the kernels' NUMBERS, BYTES or JOINED."""
+    if layer.multiplier is None:
+        return 0
+    return 2 if len(layer.inputs) > 1 else 1
 
 
 def _float(value: float) -> str:

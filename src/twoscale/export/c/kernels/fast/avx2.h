@@ -87,6 +87,13 @@ INLINE v16i dot(v16i acc, word x, weights w)
     return acc;
 }
 
+/* The same, as one variable: gcc would keep a sum and its view as another type, and copy one to the other in every step. */
+INLINE v16i summed(v16i acc)
+{
+    __asm__("" : "+x"(acc.lo), "+x"(acc.hi));
+    return acc;
+}
+
 INLINE v16f set_f(float value)
 {
     const v16f v = {_mm256_set1_ps(value), _mm256_set1_ps(value)};
@@ -246,6 +253,53 @@ INLINE void store_threes(uint8_t *to, v16i a, int32_t count)
         memcpy(to, all, 48);
     else
         memcpy(to, all, (size_t)(3 * count));
+}
+
+typedef struct {
+    __m256i lo, hi;
+} v64b;
+
+/* RNE of |numbers| < 2^31, where those beyond 0..255 become 0 or 255; in their order. */
+INLINE __m256i round_32(v16f a, v16f b)
+{
+    const __m256i words_a = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+    const __m256i words_b = _mm256_packs_epi32(_mm256_cvtps_epi32(b.lo), _mm256_cvtps_epi32(b.hi));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+
+    return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words_a, words_b), order);
+}
+
+INLINE v64b round_64(v16f a, v16f b, v16f c, v16f d)
+{
+    const v64b v = {round_32(a, b), round_32(c, d)};
+
+    return v;
+}
+
+INLINE __m256i clamp_32(__m256i a, uint8_t lo, uint8_t hi)
+{
+    return _mm256_min_epu8(_mm256_max_epu8(a, _mm256_set1_epi8((char)lo)), _mm256_set1_epi8((char)hi));
+}
+
+INLINE v64b clamp_64(v64b a, uint8_t lo, uint8_t hi)
+{
+    const v64b v = {clamp_32(a.lo, lo, hi), clamp_32(a.hi, lo, hi)};
+
+    return v;
+}
+
+INLINE void store_64(uint8_t *to, v64b a)
+{
+    _mm256_storeu_si256((__m256i *)(void *)to, a.lo);
+    _mm256_storeu_si256((__m256i *)(void *)(to + 32), a.hi);
+}
+
+/* The first `count` of the 16 bytes of a quarter: 0, 1, 2 or 3. */
+INLINE void store_quarter(uint8_t *to, v64b a, int32_t quarter, int32_t count)
+{
+    const __m256i half = quarter < 2 ? a.lo : a.hi;
+
+    store_b(to, quarter % 2 == 0 ? _mm256_castsi256_si128(half) : _mm256_extracti128_si256(half, 1), count);
 }
 
 typedef struct {

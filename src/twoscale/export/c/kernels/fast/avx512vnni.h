@@ -47,6 +47,13 @@ INLINE v16i dot(v16i acc, word x, weights w)
     return _mm512_dpbusd_epi32(acc, x, w);
 }
 
+/* The same, as one variable: gcc would keep a sum and its view as another type, and copy one to the other in every step. */
+INLINE v16i summed(v16i acc)
+{
+    __asm__("" : "+v"(acc));
+    return acc;
+}
+
 INLINE v16f set_f(float value)
 {
     return _mm512_set1_ps(value);
@@ -165,6 +172,39 @@ INLINE void store_b(uint8_t *to, v16b a, int32_t count)
 INLINE v16b max_b(v16b a, v16b b)
 {
     return _mm_max_epu8(a, b);
+}
+
+typedef __m512i v64b;
+
+/* RNE of |numbers| < 2^31, where those beyond 0..255 become 0 or 255; in their order. */
+INLINE v64b round_64(v16f a, v16f b, v16f c, v16f d)
+{
+    const __m512i ab = _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
+    const __m512i cd = _mm512_packs_epi32(_mm512_cvtps_epi32(c), _mm512_cvtps_epi32(d));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+
+    return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(ab, cd));
+}
+
+INLINE v64b clamp_64(v64b a, uint8_t lo, uint8_t hi)
+{
+    return _mm512_min_epu8(_mm512_max_epu8(a, _mm512_set1_epi8((char)lo)), _mm512_set1_epi8((char)hi));
+}
+
+INLINE void store_64(uint8_t *to, v64b a)
+{
+    _mm512_storeu_si512(to, a);
+}
+
+/* The first `count` of the 16 bytes of a quarter: 0, 1, 2 or 3. */
+INLINE void store_quarter(uint8_t *to, v64b a, int32_t quarter, int32_t count)
+{
+    const __m128i bytes = quarter == 0   ? _mm512_castsi512_si128(a)
+                          : quarter == 1 ? _mm512_extracti32x4_epi32(a, 1)
+                          : quarter == 2 ? _mm512_extracti32x4_epi32(a, 2)
+                                         : _mm512_extracti32x4_epi32(a, 3);
+
+    store_b(to, bytes, count);
 }
 
 typedef struct {

@@ -1,47 +1,86 @@
-/* What an accumulator of 16 channels, from `channel` on, of one pixel becomes. */
-INLINE void conv_store(const conv_params *p, v16i acc, int32_t channel, const uint8_t *residual, uint8_t *y)
+/* Where the rows of a tile begin: of windows, of a residual, of results. */
+typedef struct {
+    const uint8_t *x[4], *residual[4];
+    uint8_t *y[4];
+} conv_rows;
+
+/* What sixteen accumulators become, not rounded yet, the zero point added: it is even, which changes no tie. `zero` has
+ * the zero point of the residual taken away as well, so that the residual is multiplied as it is. */
+INLINE v16f conv_requantize(const conv_params *p, v16i acc, int32_t channel, const uint8_t *residual)
 {
-    const int32_t rest = p->out_c - channel;
-    v16f q;
+    v16f zero = set_f(p->zero);
 
-    if (p->scale == NULL) {
-        store_i(y + 4 * channel, acc, rest);
-        return;
-    }
-    if (residual == NULL) {
-        q = mul(to_f(acc), load_f(p->scale + channel, 16));
-    } else {
-        const v16i joined = add_i(load_u8(residual + channel, rest), set_i(-p->residual_zero));
-
-        q = mul_add(to_f(acc), load_f(p->scale + channel, 16), mul(to_f(joined), set_f(p->residual_scale)));
-    }
-    store_u8(y + channel, add_i(round_f(clamp_f(q, set_f(p->lo), set_f(p->hi))), set_i(p->zero)), rest);
+    if (residual != NULL)
+        zero = mul_add(to_f(load_u8(residual, 16)), set_f(p->residual_scale), zero);
+    return mul_add(to_f(acc), load_f(p->scale + channel, 16), zero);
 }
 
 /* The accumulators of a tile, one by one: as an array, compilers would not keep all of them in registers. */
 #define EACH_ACCUMULATOR(DO) \
     DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11) \
     DO(12) DO(13) DO(14) DO(15) DO(16) DO(17) DO(18) DO(19) DO(20) DO(21) DO(22) DO(23)
+#define EACH_FOUR(DO) \
+    DO(0, 1, 2, 3) DO(4, 5, 6, 7) DO(8, 9, 10, 11) DO(12, 13, 14, 15) DO(16, 17, 18, 19) DO(20, 21, 22, 23)
+#define VECTOR(i) ((i) % vectors)
 #define PIXEL(i) ((i) / vectors % pixels)
 #define ROW(i) ((i) / vectors / pixels)
-#define BEGIN(i) \
+#define RESULT(i) (at->y[ROW(i)] + PIXEL(i) * p->out_pixel + (channel + 16 * VECTOR(i)) * (end == NUMBERS ? 4 : 1))
+#define RESIDUAL(i) \
+    (end != JOINED || i >= used ? NULL : at->residual[ROW(i)] + PIXEL(i) * p->residual_pixel + channel + 16 * VECTOR(i))
+#define REQUANTIZE(i, acc) conv_requantize(p, acc, channel + 16 * VECTOR(i), RESIDUAL(i))
+#define STORE_NUMBERS(i, acc) \
     if (i < used) \
-        acc##i = load_i(p->bias + channel + 16 * (i % vectors));
+        store_i(RESULT(i), acc, rest - 16 * VECTOR(i));
+#define STORE_BYTES(i, quarter) \
+    if (i < used) \
+        store_quarter(RESULT(i), bytes, quarter, whole ? 16 : rest - 16 * VECTOR(i));
+
+/* Accumulators `first` .. first + 3 of a tile, as far as it has so many: their place in memory may be one run. */
+INLINE void conv_store(const conv_params *p, const conv_rows *at, v16i a, v16i b, v16i c, v16i d, int32_t first,
+                       int32_t channel, int32_t pixels, int32_t rows, int32_t vectors, int32_t end)
+{
+    const int32_t rest = p->out_c - channel, used = pixels * rows * vectors;
+    const int32_t whole = rest >= 16 * vectors;
+    const int32_t row = first + 3 < used && ROW(first) == ROW(first + 3);
+    v64b bytes;
+
+    if (end == NUMBERS) {
+        STORE_NUMBERS(first, a)
+        STORE_NUMBERS(first + 1, b)
+        STORE_NUMBERS(first + 2, c)
+        STORE_NUMBERS(first + 3, d)
+        return;
+    }
+    bytes = round_64(REQUANTIZE(first, a), REQUANTIZE(first + 1, b), REQUANTIZE(first + 2, c), REQUANTIZE(first + 3, d));
+    bytes = clamp_64(bytes, p->lo, p->hi);
+    if (row && whole && (vectors == 4 || p->out_pixel == 16 * vectors)) {
+        store_64(RESULT(first), bytes);
+        return;
+    }
+    STORE_BYTES(first, 0)
+    STORE_BYTES(first + 1, 1)
+    STORE_BYTES(first + 2, 2)
+    STORE_BYTES(first + 3, 3)
+}
+
+#define BEGIN(i) acc##i = load_i(p->bias + channel + 16 * VECTOR(i));
 #define ADD(i) \
     if (i < used) \
-        acc##i = dot(acc##i, load_word(from + ROW(i) * p->row_step + PIXEL(i) * step), many[i % vectors]);
-#define STORE(i) \
+        acc##i = dot(acc##i, load_word(from[ROW(i)] + PIXEL(i) * step), many[VECTOR(i)]);
+#define SUMMED(i) \
     if (i < used) \
-        conv_store(p, acc##i, channel + 16 * (i % vectors), \
-                   residual == NULL ? NULL : residual + ROW(i) * p->residual_row + PIXEL(i) * p->residual_pixel, \
-                   y + ROW(i) * p->out_row + PIXEL(i) * p->out_pixel);
+        acc##i = summed(acc##i);
+#define STORE(a, b, c, d) \
+    if (a < used) \
+        conv_store(p, at, acc##a, acc##b, acc##c, acc##d, a, channel, pixels, rows, vectors, end);
 
 /* A tile: `pixels` windows, `step` bytes apart, of each of `rows` rows, and 16 * `vectors` channels, whose weights for
- * one word are followed by the next `stride` bytes later. Runs are of `words` words, or, if that is 0, of p->words. All but
- * p and pointers are known when it is compiled. */
-INLINE void conv_tile(const conv_params *p, const uint8_t *x, const int8_t *w, int32_t channel, const uint8_t *residual,
-                      uint8_t *y, int32_t pixels, int32_t rows, int32_t vectors, int32_t step, int32_t stride,
-                      int32_t words)
+ * one word are followed by the next `stride` bytes later. Runs are of `words` words, or, if that is 0, of p->words. If
+ * `fetch` is set, `ahead_step` bytes a word are fetched into the cache, from `ahead` on. All but p, ahead_step and pointers
+ * are known when it is compiled. */
+INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w, const int8_t *ahead, int32_t ahead_step,
+                      int32_t channel, int32_t pixels, int32_t rows, int32_t vectors, int32_t step, int32_t stride,
+                      int32_t words, int32_t fetch, int32_t end)
 {
     const int32_t used = pixels * rows * vectors, run = words > 0 ? words : p->words;
     v16i acc0, acc1, acc2, acc3, acc4, acc5, acc6, acc7, acc8, acc9, acc10, acc11;
@@ -49,9 +88,11 @@ INLINE void conv_tile(const conv_params *p, const uint8_t *x, const int8_t *w, i
 
     EACH_ACCUMULATOR(BEGIN)
     for (int32_t s = 0; s < p->segments; s++) {
-        const uint8_t *from = x + p->segment[s];
+        const uint8_t *from[4];
 
-        for (int32_t k = 0; k < run; k++, from += 4, w += stride) {
+        for (int32_t i = 0; i < rows; i++)
+            from[i] = at->x[i] + p->segment[s];
+        for (int32_t k = 0; k < run; k++, w += stride) {
             weights many[4];
 
             many[0] = load_weights(w);
@@ -62,53 +103,81 @@ INLINE void conv_tile(const conv_params *p, const uint8_t *x, const int8_t *w, i
             if (vectors > 3)
                 many[3] = load_weights(w + 192);
             EACH_ACCUMULATOR(ADD)
+            if (fetch) {
+                __builtin_prefetch(ahead);
+                ahead += ahead_step;
+            }
+            for (int32_t i = 0; i < rows; i++)
+                from[i] += 4;
         }
     }
-    EACH_ACCUMULATOR(STORE)
+    EACH_ACCUMULATOR(SUMMED)
+    EACH_FOUR(STORE)
 }
 
 #undef EACH_ACCUMULATOR
+#undef EACH_FOUR
+#undef VECTOR
 #undef PIXEL
 #undef ROW
+#undef RESULT
+#undef RESIDUAL
+#undef REQUANTIZE
+#undef STORE_NUMBERS
+#undef STORE_BYTES
 #undef BEGIN
 #undef ADD
+#undef SUMMED
 #undef STORE
 
-/* A block of images, tile after tile. Weights stay in the cache for all pixels of all images. Tiles at the right and
- * at the bottom are moved back where they would not fit, and compute some pixels again. */
+/* A block of images, tile after tile. Weights stay in the cache for all pixels of all images; if `fetch` is set, the next
+ * ones are fetched meanwhile. A tile's rows may be of two
+ * images. Tiles at the right and at the end are moved back where they would not fit, and compute some pixels again. */
 INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count,
-                        int32_t wide, int32_t high, int32_t vectors, int32_t step, int32_t words)
+                        int32_t wide, int32_t high, int32_t vectors, int32_t step, int32_t words, int32_t fetch,
+                        int32_t end)
 {
     const int32_t fits = wide * high * vectors <= ACCUMULATORS;
     const int32_t rows = fits ? high : 1, together = fits ? vectors : 1;
     const int32_t pixels = fits || wide <= ACCUMULATORS ? wide : ACCUMULATORS;
     const int32_t stride = 64 * vectors, block_bytes = stride * p->segments * p->words;
+    const int32_t all = count * p->out_h;
+    const int32_t tiles = (all + rows - 1) / rows * ((p->out_w + pixels - 1) / pixels);
+    const int32_t ahead_step = (64 * together + tiles - 1) / tiles;
 
     for (int32_t c = 0; c < p->out_c; c += 16 * together) {
         const int8_t *w = p->weight + c / (16 * vectors) * block_bytes + c % (16 * vectors) * 4;
+        const int8_t *ahead = w + block_bytes;
 
-        for (int32_t n = 0; n < count; n++) {
-            const uint8_t *image = x + n * IMAGE_BYTES, *join = residual == NULL ? NULL : residual + n * IMAGE_BYTES;
+        for (int32_t i = 0; i < all; i += rows) {
+            conv_rows row, at;
 
-            for (int32_t i = 0; i < p->out_h; i += rows) {
-                const int32_t row = i + rows <= p->out_h ? i : p->out_h - rows;
+            for (int32_t r = 0; r < rows; r++) {
+                const int32_t index = (i + rows <= all ? i : all - rows) + r;
+                const int32_t image = index / p->out_h * IMAGE_BYTES, inside = index % p->out_h;
 
-                for (int32_t j = 0; j < p->out_w; j += pixels) {
-                    const int32_t pixel = j + pixels <= p->out_w ? j : p->out_w - pixels;
+                row.x[r] = x + image + inside * p->row_step;
+                row.residual[r] = end == JOINED ? residual + image + inside * p->residual_row : NULL;
+                row.y[r] = y + image + inside * p->out_row;
+            }
+            for (int32_t j = 0; j < p->out_w; j += pixels) {
+                const int32_t pixel = j + pixels <= p->out_w ? j : p->out_w - pixels;
 
-                    conv_tile(p, image + row * p->row_step + pixel * step, w, c,
-                              join == NULL ? NULL : join + row * p->residual_row + pixel * p->residual_pixel,
-                              y + n * IMAGE_BYTES + row * p->out_row + pixel * p->out_pixel,
-                              pixels, rows, together, step, stride, words);
+                for (int32_t r = 0; r < rows; r++) {
+                    at.x[r] = row.x[r] + pixel * step;
+                    at.residual[r] = end == JOINED ? row.residual[r] + pixel * p->residual_pixel : NULL;
+                    at.y[r] = row.y[r] + pixel * p->out_pixel;
                 }
+                conv_tile(p, &at, w, ahead, ahead_step, c, pixels, rows, together, step, stride, words, fetch, end);
+                ahead += ahead_step * p->segments * p->words;
             }
         }
     }
 }
 
 /* A kernel for one shape of tile. */
-#define CONV(name, pixels, rows, vectors, step, words) \
+#define CONV(name, pixels, rows, vectors, step, words, fetch, end) \
     KERNEL void name(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count) \
     { \
-        conv_images(p, x, residual, y, count, pixels, rows, vectors, step, words); \
+        conv_images(p, x, residual, y, count, pixels, rows, vectors, step, words, fetch, end); \
     }

@@ -13,9 +13,11 @@ typedef struct {
     int32_t residual_row, residual_pixel;            /* and of the residual */
     const int8_t *weight;                            /* [blocks][segments][words][channels of a block][4] */
     const int32_t *bias;
-    const float *scale; /* m / 2^shift of each channel; NULL: accumulators leave as int32 */
-    float lo, hi;       /* relative to the zero point */
-    int32_t zero;
-    int32_t residual_zero;
+    const float *scale; /* m / 2^shift of each channel */
+    uint8_t lo, hi;
+    float zero;         /* with a residual: less its zero point times its scale */
     float residual_scale;
 } conv_params;
+
+/* What accumulators become. */
+enum { NUMBERS, BYTES, JOINED }; /* int32; bytes; bytes, after a residual has joined */

@@ -81,6 +81,12 @@ INLINE v16i dot(v16i acc, word x, weights w)
     return acc;
 }
 
+/* The same: other instruction sets have to help their compiler here. */
+INLINE v16i summed(v16i acc)
+{
+    return acc;
+}
+
 INLINE v16f set_f(float value)
 {
     v16f v;
@@ -213,6 +219,42 @@ INLINE v16b max_b(v16b a, v16b b)
 {
     EACH a.at[i] = a.at[i] > b.at[i] ? a.at[i] : b.at[i];
     return a;
+}
+
+typedef struct {
+    uint8_t at[64];
+} v64b;
+
+/* RNE of |numbers| < 2^31, where those beyond 0..255 become 0 or 255; in their order. */
+INLINE v64b round_64(v16f a, v16f b, v16f c, v16f d)
+{
+    const v16f all[4] = {a, b, c, d};
+    v64b v;
+
+    for (int32_t k = 0; k < 4; k++) {
+        const v16i whole = round_f(clamp_f(all[k], set_f(0.0f), set_f(255.0f)));
+
+        EACH v.at[16 * k + i] = (uint8_t)whole.at[i];
+    }
+    return v;
+}
+
+INLINE v64b clamp_64(v64b a, uint8_t lo, uint8_t hi)
+{
+    for (int32_t i = 0; i < 64; i++)
+        a.at[i] = a.at[i] < lo ? lo : a.at[i] > hi ? hi : a.at[i];
+    return a;
+}
+
+INLINE void store_64(uint8_t *to, v64b a)
+{
+    memcpy(to, a.at, sizeof a.at);
+}
+
+/* The first `count` of the 16 bytes of a quarter: 0, 1, 2 or 3. */
+INLINE void store_quarter(uint8_t *to, v64b a, int32_t quarter, int32_t count)
+{
+    memcpy(to, a.at + 16 * quarter, count < 16 ? (size_t)count : 16);
 }
 
 typedef struct {

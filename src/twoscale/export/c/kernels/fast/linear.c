@@ -1,5 +1,6 @@
 /* A block of images as the pixels of one row: for layers whose window is the whole image. */
-INLINE void linear_images(const conv_params *p, const uint8_t *x, uint8_t *y, int32_t count, int32_t wide, int32_t vectors)
+INLINE void linear_images(const conv_params *p, const uint8_t *x, uint8_t *y, int32_t count, int32_t wide, int32_t vectors,
+                          int32_t end)
 {
     const int32_t fits = wide * vectors <= ACCUMULATORS;
     const int32_t together = vectors <= ACCUMULATORS ? vectors : 1;
@@ -11,17 +12,22 @@ INLINE void linear_images(const conv_params *p, const uint8_t *x, uint8_t *y, in
         int32_t n = 0;
 
         for (; n < count && count >= pixels; n += pixels) {
-            n = n + pixels <= count ? n : count - pixels;
-            conv_tile(p, x + n * IMAGE_BYTES, w, c, NULL, y + n * IMAGE_BYTES, pixels, 1, together, IMAGE_BYTES, stride, 0);
+            const int32_t first = n + pixels <= count ? n : count - pixels;
+            const conv_rows at = {{x + first * IMAGE_BYTES}, {NULL}, {y + first * IMAGE_BYTES}};
+
+            conv_tile(p, &at, w, w, 0, c, pixels, 1, together, IMAGE_BYTES, stride, 0, 0, end);
         }
-        for (; n < count; n++)
-            conv_tile(p, x + n * IMAGE_BYTES, w, c, NULL, y + n * IMAGE_BYTES, 1, 1, together, IMAGE_BYTES, stride, 0);
+        for (; n < count; n++) {
+            const conv_rows at = {{x + n * IMAGE_BYTES}, {NULL}, {y + n * IMAGE_BYTES}};
+
+            conv_tile(p, &at, w, w, 0, c, 1, 1, together, IMAGE_BYTES, stride, 0, 0, end);
+        }
     }
 }
 
 /* A kernel for one shape of tile. */
-#define LINEAR(name, pixels, vectors) \
+#define LINEAR(name, pixels, vectors, end) \
     KERNEL void name(const conv_params *p, const uint8_t *x, uint8_t *y, int32_t count) \
     { \
-        linear_images(p, x, y, count, pixels, vectors); \
+        linear_images(p, x, y, count, pixels, vectors, end); \
     }
