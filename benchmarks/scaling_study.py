@@ -1,11 +1,11 @@
-"""The scaling study that docs/scaling.md quotes, and its tables there.
+"""The scaling study that docs/scaling.md quotes, its tables there, and the notebook that reads it: all in one.
 
     python -m benchmarks.scaling_study [--out DIR] [--resume] [--keep]
 
 Runs `twoscale scale` with its defaults on this machine's processor, and of ResNet-18 what is not timed: the ledger, the
-replicas and the sampler; writes docs/scaling-study.json and docs/scaling-resnet18.json, and puts their sentences and
-tables between the markers of docs/scaling.md. A few minutes; run it on an idle machine. --keep leaves the records as
-they are and renews the document only.
+replicas and the sampler; writes docs/scaling-study.json and docs/scaling-resnet18.json, puts their sentences and tables
+between the markers of docs/scaling.md, and runs examples/scaling.ipynb anew. A few minutes; run it on an idle machine.
+--keep leaves the records as they are and renews document and notebook only.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import nbclient
+import nbformat
 
 from twoscale.files import write_bytes, write_text
 from twoscale.records import read_record
@@ -31,6 +33,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 DOCUMENT = DOCS / "scaling.md"
 RECORD = DOCS / "scaling-study.json"
 RESNET = DOCS / "scaling-resnet18.json"
+NOTEBOOK = DOCS.parent / "examples" / "scaling.ipynb"
 
 
 def markdown(table: Table, columns: Sequence[int]) -> str:
@@ -84,6 +87,21 @@ def renewed(text: str, parts: dict[str, str]) -> str:
     return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", part, text, flags=re.DOTALL)
 
 
+def executed(path: Path) -> nbformat.NotebookNode:
+    """Return a notebook with the outputs of running it where it lies."""
+    notebook: nbformat.NotebookNode = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # when it ran, which says nothing
+    nbclient.NotebookClient(
+        notebook,
+        timeout=120,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(path.parent)}},
+    ).execute()
+    return notebook
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder of the studies; default: one that is removed")
@@ -105,6 +123,8 @@ def main() -> None:
                 write_bytes(record, msgspec.json.encode(results) + b"\n")
     parts = generated(read_record(RECORD, StudyResults), read_record(RESNET, StudyResults))
     write_text(DOCUMENT, renewed(DOCUMENT.read_text(), parts))
+    write_text(NOTEBOOK, nbformat.writes(executed(NOTEBOOK)) + "\n")  # type: ignore[no-untyped-call]
+    print(f"{'' if arguments.keep else 'measured anew; '}renewed {DOCUMENT.name} and {NOTEBOOK.name}")
 
 
 if __name__ == "__main__":

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import nbclient
-import nbformat
-
-from benchmarks.scaling_study import DOCUMENT, RECORD, RESNET, generated, renewed
+from benchmarks.scaling_study import DOCUMENT, NOTEBOOK, RECORD, RESNET, executed, generated, renewed
 from twoscale.records import read_record
 from twoscale.scaling.config import SECTIONS
 from twoscale.scaling.results import StudyResults
-
-NOTEBOOK = Path(__file__).parents[2] / "examples" / "scaling.ipynb"
 
 
 def test_the_documents_tables_are_the_records() -> None:
@@ -35,13 +28,16 @@ def test_the_records_are_whole() -> None:
     assert (ledger.ok, ledger.parameters, ledger.total("backward 3")) == (True, 11_173_962, 44_695_848)
 
 
+def study_sentence() -> str:
+    verdict = read_record(RECORD, StudyResults).verdict
+    assert verdict is not None
+    return verdict.sentence
+
+
 def test_the_notebook_runs() -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
-    client = nbclient.NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}
-    )
-    client.execute()
+    notebook = executed(NOTEBOOK)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert study_sentence() in printed
     assert "backward 3: all_reduce of 247,080 bytes" in printed
     assert "refused: no collective was timed over '10 Gbit/s Ethernet'" in printed
