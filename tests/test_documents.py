@@ -14,6 +14,7 @@ import nbclient
 import nbformat
 import pytest
 
+from benchmarks import accuracy
 from benchmarks.engine import Results, table
 from benchmarks.small_ram import Costs
 from twoscale.cli import VERBS, main
@@ -197,6 +198,11 @@ def test_readme_speeds_are_the_record() -> None:
     speeds = table(results)
     assert speeds in README, f"the README's table should be:\n{speeds}"
     assert not [case for case in results.cases if case.mismatches]
+
+
+def test_what_choices_are_worth_is_the_record() -> None:
+    choices = accuracy.table(read_record(accuracy.RECORD, accuracy.Record))
+    assert choices in (ROOT / "docs" / "accuracy.md").read_text(), f"the table should be:\n{choices}"
 
 
 def test_small_ram_figures_are_the_record() -> None:
