@@ -1,6 +1,6 @@
 """Training steps per second: the plain loop, which is also the course lab's, against ours, in one run.
 
-    python -m benchmarks.training_speed [--steps 3000] [--repeats 5] [--deep-steps 8] [--full] [--compiled]
+    python -m benchmarks.training_speed [--steps 3000] [--repeats 5] [--deep-steps 6] [--full] [--compiled]
 
 The plain loop is described in ``benchmarks.plain_loop``. Ours is ``twoscale.training.train`` with the lab's recipe,
 which is its default (Net, mini-batches of 4), and its steps as they run in a full-length run; then ResNet-18, on a
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--data", default="cifar10", help="data set (default cifar10)")
     parser.add_argument("--steps", type=int, default=3000, help="steps of a run (default 3000)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each side (default 5)")
-    parser.add_argument("--deep-steps", type=int, default=8, help="timed steps of a run of ResNet-18 (default 8)")
+    parser.add_argument("--deep-steps", type=int, default=6, help="timed steps of a run of ResNet-18 (default 6)")
     parser.add_argument("--deep-repeats", type=int, default=3, help="runs of each side of it (default 3)")
     parser.add_argument("--full", type=int, nargs="?", const=1, default=0, metavar="SEEDS", help="the whole recipe too")
     parser.add_argument("--compiled", action="store_true", help="also compiled steps, which take tens of seconds")

@@ -74,6 +74,11 @@ CONFIG = {
     "lamb": replace(_EVEN, batch_size=31, optimizer="lamb", weight_decay=0.01, lr=0.01),
 }  # fmt: skip
 
+OF_THE_COMMAND = TrainConfig(
+    model="net", data="digits", device="cpu", batch_size=50, lr=0.01, epochs=10, checkpoint_every=5, threads=1,
+)  # fmt: skip
+"""What the runs that are killed and interrupted are to come to."""
+
 
 def plain_list(model: nn.Module) -> dict[str, list[float]]:
     """Return parameters and buffers as numbers for JSON, which keeps float64 to the bit."""

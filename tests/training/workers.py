@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.training.made_up import CONFIG, Normed, Plain, dataset_of, plain_list
-from twoscale import training
+from tests.training.made_up import CONFIG, OF_THE_COMMAND, Normed, Plain, dataset_of, plain_list
+from twoscale import data, training
 from twoscale.training import TrainConfig, TrainResult, loop, parallel
 from twoscale.training.images import DeviceImages
 from twoscale.training.ranks import Ranks, share_of
@@ -68,6 +68,9 @@ def shares(_: dict[str, Any]) -> dict[str, Any]:
             "weights": weights(result),
             "kinds": [type(m).__name__ for m in result.model.modules()],
         }
+
+    undisturbed = training.train(OF_THE_COMMAND, data.load("digits"), progress=False)
+    found["undisturbed"] = {"weights": weights(undisturbed), "losses": undisturbed.record.losses}
 
     # Faults that the comparison is there to find.
     summed = planted("weight_of", lambda share, batch, size: float(size), parallel, lambda: train(CONFIG["uneven"]))
