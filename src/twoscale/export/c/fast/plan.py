@@ -26,11 +26,12 @@ from twoscale.export.c.fast.convolutions import (
     pack_depthwise,
     requantizes_exactly,
 )
+from twoscale.export.c.fast.groups import join_groups
 from twoscale.export.c.fast.tiles import Tile
 from twoscale.export.c.lowering import lower, window_fields
 from twoscale.export.c.memory import Buffer, MemoryPlan, plan_memory
 from twoscale.export.c.names import Identifiers
-from twoscale.export.c.program import Call, Constant, Lowered, Operand, Place, Program, Step, Tensor
+from twoscale.export.c.program import Call, Constant, Fields, Lowered, Operand, Place, Program, Step, Tensor
 from twoscale.export.c.text import decimal
 from twoscale.network import layers as n
 from twoscale.network.checks import sum_bounds
@@ -44,8 +45,8 @@ _SLACK = 64
 _BLOCK_BYTES = 2 * 1024 * 1024
 """Arenas of a block of images are to stay in a core's second-level cache."""
 _LARGEST_BLOCK = 16
-_MOST_GROUPS = 8
-"""A convolution of more groups keeps its portable kernel."""
+_MOST_GROUPS = 64
+"""A convolution of more groups, with at least 16 channels or all there are in each, keeps its portable kernel."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class _Lowering:
         if isinstance(layer, n.Conv2d):
             if self.is_depthwise(layer):
                 return True
-            return layer.groups <= _MOST_GROUPS and self.is_exact(layer)
+            return join_groups(layer).groups <= _MOST_GROUPS and self.is_exact(layer)
         if isinstance(layer, n.Add):
             products = sum_bounds(self.network, layer)
             return products is not None and sum_is_exact(*products)
@@ -166,7 +167,7 @@ class _Lowering:
             return layer.multiplier is not None and self.gate_of(layer) is not None
         if isinstance(layer, n.Linear):
             return self.is_exact(layer)
-        return isinstance(layer, n.QuantizeInput | n.MaxPool2d | n.AveragePool2d)
+        return isinstance(layer, n.QuantizeInput | n.MaxPool2d | n.AveragePool2d | n.Table)
 
     def is_exact(self, layer: n.Conv2d | n.Linear) -> bool:
         """Whether accumulators become the right bytes in float32."""
@@ -236,6 +237,8 @@ class _Lowering:
         elif isinstance(layer, n.Add) and self.has_kernel(layer):
             a_scale, b_scale = (_float(m.values[0]) for m in layer.multipliers)
             calls.append(self.join("add_rows", layer, *layer.inputs, a_scale=a_scale, b_scale=b_scale))
+        elif isinstance(layer, n.Table):
+            calls.append(self.look_up(step.identifier, layer))
         elif isinstance(layer, n.Mul) and self.has_kernel(layer):
             gate = self.gate_of(layer)
             assert gate is not None
@@ -244,10 +247,39 @@ class _Lowering:
             scale = _float(layer.multiplier.values[0])
             calls.append(self.join("multiply_rows", layer, whole, other, gates=gates, a_scale=scale))
         else:
-            calls += [FastCall(call.kernel, call.arguments, call.fields, portable=True) for call in step.calls]
+            calls += [self.for_a_block(call, layer) for call in step.calls]
             self.constants += step.constants
         constants = tuple(self.constants)
         return FastStep(step.index, layer, step.identifier, tuple(calls), constants, view_of=step.view_of)
+
+    def for_a_block(self, call: Call, layer: n.Layer) -> FastCall:
+        """Return a call of the portable C as one for a block of images, where there is a kernel for it."""
+        if call.kernel == "copy":
+            assert call.fields is not None
+            return FastCall("move", (*call.arguments, "count"), _longest_inside(call.fields))
+        if call.kernel == "rescale":
+            assert call.fields is not None
+            assert isinstance(layer, n.Concat)
+            source, _ = call.arguments
+            assert isinstance(source, Operand)
+            multiplier = layer.multipliers[layer.inputs.index(source.tensor)]
+            assert multiplier is not None
+            runs = {name: call.fields[name] for name in ("outer", "run", "y_step")}
+            fields = {**runs, "in_zero": call.fields["in_zero"], "scale": _float(multiplier.values[0])}
+            return FastCall("rescale_runs", (*call.arguments, "count"), fields | self.bounds(layer))
+        return FastCall(call.kernel, call.arguments, call.fields, portable=True)
+
+    def look_up(self, identifier: str, layer: n.Table) -> FastCall:
+        """Return the call of any function of one byte."""
+        rows, table = self.rows[layer.name], (layer.table + self.tensors[layer.name].shift).astype(np.uint8)
+        fields = {
+            "rows": rows.count,
+            "row_bytes": rows.length,
+            "in_row": self.rows[layer.inputs[0]].stride,
+            "out_row": rows.stride,
+            "table": self.constant(f"{identifier}_table", "uint8_t", table, table.shape),
+        }
+        return FastCall("look_up_rows", (Operand(layer.inputs[0]), Operand(layer.name), "count"), fields)
 
     def constant(self, name: str, ctype: str, values: NDArray[Any], dimensions: tuple[int, ...]) -> str:
         identifier = self.identifiers.of(name)
@@ -286,6 +318,7 @@ class _Lowering:
 
     def conv(self, identifier: str, layer: n.Conv2d) -> list[FastCall]:
         """Return the calls of a convolution, one for each group and kind of tile."""
+        layer = join_groups(layer)
         x = self.tensors[layer.inputs[0]]
         channels = x.spec.shape[0]
         calls: list[FastCall] = []
@@ -457,6 +490,13 @@ def _end(layer: n.Conv2d | n.Linear) -> int:
     if layer.multiplier is None:
         return 0
     return 2 if len(layer.inputs) > 1 else 1
+
+
+def _longest_inside(fields: Fields) -> Fields:
+    """Return the parameters of a copy with its longest loop as the last one: its elements go anywhere in any order."""
+    loops = sorted(zip(fields["size"], fields["from_step"], fields["to_step"], strict=True))
+    size, from_step, to_step = zip(*loops, strict=True)
+    return {**fields, "size": size, "from_step": from_step, "to_step": to_step}
 
 
 def _float(value: float) -> str:

@@ -208,6 +208,42 @@ INLINE void store_quarter(uint8_t *to, v64b a, int32_t quarter, int32_t count)
 }
 
 typedef struct {
+    const uint8_t *at;
+    int has_vbmi; /* whether this CPU permutes bytes */
+} table256; /* a function of a byte */
+
+INLINE table256 load_table(const uint8_t *from)
+{
+    const table256 table = {from, __builtin_cpu_supports("avx512vbmi") != 0};
+
+    return table;
+}
+
+__attribute__((noinline, unused, target("avx512f,avx512bw,avx512vl,avx512vbmi"))) static void
+look_up_64(const uint8_t *table, const uint8_t *x, uint8_t *y, int32_t count)
+{
+    const __m512i a = _mm512_loadu_si512(table), b = _mm512_loadu_si512(table + 64);
+    const __m512i c = _mm512_loadu_si512(table + 128), d = _mm512_loadu_si512(table + 192);
+
+    for (int32_t i = 0; i < count; i += 64) {
+        const __mmask64 some = count - i < 64 ? ((uint64_t)1 << (count - i)) - 1 : ~(uint64_t)0;
+        const __m512i at = _mm512_maskz_loadu_epi8(some, x + i);
+        const __m512i low = _mm512_permutex2var_epi8(a, at, b), high = _mm512_permutex2var_epi8(c, at, d);
+
+        _mm512_mask_storeu_epi8(y + i, some, _mm512_mask_blend_epi8(_mm512_movepi8_mask(at), low, high));
+    }
+}
+
+INLINE void look_up(table256 table, const uint8_t *x, uint8_t *y, int32_t count)
+{
+    if (table.has_vbmi)
+        look_up_64(table.at, x, y, count);
+    else
+        for (int32_t i = 0; i < count; i++)
+            y[i] = table.at[x[i]];
+}
+
+typedef struct {
     __m512i at[4];
 } taps; /* four taps of 64 channels */
 

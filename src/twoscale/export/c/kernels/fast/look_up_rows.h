@@ -1,0 +1,6 @@
+/* Any function of one byte, on rows that may be apart. */
+typedef struct {
+    int32_t rows, row_bytes;
+    int32_t in_row, out_row; /* bytes between rows */
+    const uint8_t *table;    /* [256] */
+} look_up_rows_params;
