@@ -2,12 +2,13 @@
 static void move_runs(const move_params *p, const uint8_t *x, uint8_t *y)
 {
     const int32_t last = p->rank - 1, from = p->from_step[last], to = p->to_step[last];
+    const int32_t size = p->size[last], run = p->run;
 
-    for (int32_t k = 0; p->run == 1 && k < p->size[last]; k++)
+    for (int32_t k = 0; run == 1 && k < size; k++)
         y[k * to] = x[k * from];
-    for (int32_t k = 0; p->run > 1 && k < p->size[last]; k++)
-        for (int32_t i = 0; i < p->run; i += 16)
-            store_b(y + k * to + i, load_b(x + k * from + i), p->run - i);
+    for (int32_t k = 0; run > 1 && k < size; k++)
+        for (int32_t i = 0; i < run; i += 16)
+            store_b(y + k * to + i, load_b(x + k * from + i), run - i);
 }
 
 /* Slices, permutations, and the parts of concatenations and paddings. */
