@@ -247,22 +247,20 @@ class _Lowering:
             scale = _float(layer.multiplier.values[0])
             calls.append(self.join("multiply_rows", layer, whole, other, gates=gates, a_scale=scale))
         else:
-            calls += [self.for_a_block(call, layer) for call in step.calls]
+            calls += [self.for_a_block(call, layer, index) for index, call in enumerate(step.calls)]
             self.constants += step.constants
         constants = tuple(self.constants)
         return FastStep(step.index, layer, step.identifier, tuple(calls), constants, view_of=step.view_of)
 
-    def for_a_block(self, call: Call, layer: n.Layer) -> FastCall:
-        """Return a call of the portable C as one for a block of images, where there is a kernel for it."""
+    def for_a_block(self, call: Call, layer: n.Layer, index: int) -> FastCall:
+        """Return call number ``index`` of a layer's portable C as one for a block, where there is a kernel for it."""
         if call.kernel == "copy":
             assert call.fields is not None
             return FastCall("move", (*call.arguments, "count"), _longest_inside(call.fields))
         if call.kernel == "rescale":
             assert call.fields is not None
             assert isinstance(layer, n.Concat)
-            source, _ = call.arguments
-            assert isinstance(source, Operand)
-            multiplier = layer.multipliers[layer.inputs.index(source.tensor)]
+            multiplier = layer.multipliers[index]  # one call an operand, which may be the same tensor again
             assert multiplier is not None
             runs = {name: call.fields[name] for name in ("outer", "run", "y_step")}
             fields = {**runs, "in_zero": call.fields["in_zero"], "scale": _float(multiplier.values[0])}
