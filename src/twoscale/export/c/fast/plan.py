@@ -27,6 +27,7 @@ from twoscale.export.c.fast.convolutions import (
     requantizes_exactly,
 )
 from twoscale.export.c.fast.groups import join_groups
+from twoscale.export.c.fast.rows import Rows, bordered, dense
 from twoscale.export.c.fast.tiles import Tile
 from twoscale.export.c.lowering import lower, window_fields
 from twoscale.export.c.memory import Buffer, MemoryPlan, plan_memory
@@ -37,7 +38,7 @@ from twoscale.network import layers as n
 from twoscale.network.checks import sum_bounds
 from twoscale.network.network import IntegerNetwork
 
-__all__ = ["FastCall", "FastProgram", "FastStep", "Rows", "lower_fast"]
+__all__ = ["FastCall", "FastProgram", "FastStep", "lower_fast"]
 
 _ALIGNMENT = 64
 _SLACK = 64
@@ -47,26 +48,6 @@ _BLOCK_BYTES = 2 * 1024 * 1024
 _LARGEST_BLOCK = 16
 _MOST_GROUPS = 64
 """A convolution of more groups, with at least 16 channels or all there are in each, keeps its portable kernel."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Where the bytes of one image's tensor lie: rows of equal length, equally far apart."""
-
-    count: int
-    length: int
-    """Bytes of a row."""
-    stride: int
-    """Bytes from one row to the next."""
-    first: int = 0
-    """Bytes before the first row."""
-    size: int = 0
-    """Bytes of all of it, border included."""
-
-    @property
-    def has_border(self) -> bool:
-        """Whether there is anything around the rows."""
-        return self.size != self.count * self.length
 
 
 @dataclass(frozen=True)
@@ -140,7 +121,7 @@ class _Lowering:
         for step in program.steps:
             name = step.layer.name
             self.roots[name] = name if step.view_of is None else self.roots[step.view_of]
-        self.rows = {name: _dense(tensor) for name, tensor in program.tensors.items()}
+        self.rows = {name: dense(tensor) for name, tensor in program.tensors.items()}
         self.readers: dict[str, list[n.Layer]] = {name: [] for name in self.roots}
         for layer in self.network:
             for name in layer.inputs:
@@ -216,7 +197,7 @@ class _Lowering:
             if isinstance(layer, n.Conv2d) and layer.inputs[0] == name and any(layer.padding)
         ]
         if pads:
-            self.rows[name] = _bordered(self.tensors[name], [max(sides) for sides in zip(*pads, strict=True)])
+            self.rows[name] = bordered(self.tensors[name], [max(sides) for sides in zip(*pads, strict=True)])
 
     def step(self, step: Step) -> FastStep:
         self.constants = []
@@ -395,7 +376,7 @@ class _Lowering:
         x = self.tensors[layer.inputs[0]]
         source = x.name
         if any(layer.padding) and not self.rows[source].has_border:
-            source = self.with_border(layer, x, _bordered(x, layer.padding), calls)
+            source = self.with_border(layer, x, bordered(x, layer.padding), calls)
         top, left = layer.padding[:2]
         return source, -top * self.rows[source].stride - left * x.spec.shape[0]
 
@@ -500,24 +481,6 @@ def _longest_inside(fields: Fields) -> Fields:
 def _float(value: float) -> str:
     """Return a float32 for C."""
     return f"{decimal(np.float32(value))}f"
-
-
-def _dense(tensor: Tensor) -> Rows:
-    """Return a tensor's rows without a border: those of an image, else one."""
-    if len(tensor.spec.shape) != 3:
-        return Rows(1, tensor.size, tensor.size, 0, tensor.size)
-    channels, height, width = tensor.spec.shape
-    length = width * channels * tensor.item
-    return Rows(height, length, length, 0, height * length)
-
-
-def _bordered(tensor: Tensor, padding: Sequence[int]) -> Rows:
-    """Return a tensor's rows with a border: what is right of a row is also left of the next."""
-    top, left, bottom, right = padding
-    channels, height, width = tensor.spec.shape
-    gap = max(left, right) * channels
-    stride = width * channels + gap
-    return Rows(height, width * channels, stride, top * stride + gap, (top + height + bottom) * stride + gap)
 
 
 def _aligned(size: int) -> int:
