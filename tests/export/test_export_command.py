@@ -14,6 +14,7 @@ from tests.export.compiling import STRICT, build, need, run
 from tests.integer_networks import random_network
 from twoscale.cli.export import export_command
 from twoscale.errors import ConfigurationError, NetworkFileError, UnknownNameError
+from twoscale.network import load
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,19 @@ def test_bad_input_is_named(file: Path, tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no network")
     with pytest.raises(NetworkFileError):
         export_command(tmp_path / "text.onnx", tmp_path)
+
+
+def test_it_writes_the_qdq_form(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export_command(file, tmp_path / "qdq.onnx", to="qdq")
+    assert capsys.readouterr().out == f"Wrote {tmp_path / 'qdq.onnx'}: saved [bold] in QDQ form, not to be read back\n"
+    with pytest.raises(NetworkFileError, match="qdq"):
+        load(tmp_path / "qdq.onnx")
+    export_command(file, tmp_path / "again.onnx", to="qdq", json=True)
+    assert json.loads(capsys.readouterr().out)["fingerprint"] == load(file).fingerprint
+    with pytest.raises(ConfigurationError, match="is a folder; expected a file"):
+        export_command(file, tmp_path, to="qdq")
+    with pytest.raises(ConfigurationError, match="is the network itself"):
+        export_command(file, file, to="qdq")
 
 
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ def test_the_same_network_comes_back(tmp_path_factory: pytest.TempPathFactory, n
     path = tmp_path_factory.getbasetemp() / "network.onnx"
     network.save(path)
     back = load(path)
+    assert back == network
+    assert hash(back) == hash(network)
     assert back.fingerprint == network.fingerprint
     assert (back.name, back.scheme, back.output) == (network.name, network.scheme, network.output)
     assert back.metadata == network.metadata
@@ -481,6 +483,19 @@ def test_the_fingerprint_is_checked(saved: Path) -> None:
     set_property(model, "twoscale.fingerprint", "0" * 64)
     onnx.save(model, saved)
     assert "the file says 000000000000…" in refusal(saved)
+
+
+def test_networks_are_equal_if_they_compute_the_same_and_say_the_same(saved: Path) -> None:
+    network = load(saved)
+    assert network == load(saved)
+    for change in ({"name": "other"}, {"scheme": "other"}, {"metadata": {**network.metadata, "data": "other"}}):
+        assert dataclasses.replace(network, **change) != network  # type: ignore[arg-type]
+    biased = [
+        dataclasses.replace(layer, bias_o=layer.bias_o + 1) if isinstance(layer, n.Accumulating) else layer
+        for layer in network
+    ]
+    assert dataclasses.replace(network, layers=tuple(biased)) != network
+    assert network != saved
 
 
 def test_real_scales_are_part_of_the_network(saved: Path) -> None:

@@ -147,7 +147,7 @@ VERBS = {
         "export FILE",
         "integer network to C source",
         "twoscale.cli.export:export_command",
-        ("twoscale export net.onnx --out net-c",),
+        ("twoscale export net.onnx --out net-c", "twoscale export net.onnx --to qdq --out net-qdq.onnx"),
     ),
 }
 

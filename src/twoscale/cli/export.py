@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from twoscale.export.c import SizeReport
+    from twoscale.network import IntegerNetwork
 
 __all__ = ["export_command"]
 
 
 def export_command(
     network: File,
-    out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="DIR")],
-    to: Literal["c"] = "c",
+    out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="PATH")],
+    to: Literal["c", "qdq"] = "c",
     target: Literal["portable", "small-ram", "native", "avx512vnni", "avx2"] = "portable",
     name: str | None = None,
     data: str | None = None,
@@ -34,10 +35,14 @@ def export_command(
     The folder gets NAME.h, NAME.c, a self-test with expected outputs and a checksum of every layer, a Makefile
     ("make test", "make size") and a report of flash, RAM and multiply-adds.
 
+    ONNX Runtime needs no export: it runs the network's own file. For runtimes that want floating-point operators
+    between quantize and dequantize nodes (OpenVINO, TensorRT), "--to qdq" writes such a file; how they round is their
+    own affair, so integers may differ.
+
     Args:
         network: Integer network (.onnx).
-        out: Folder to write to.
-        to: Language.
+        out: Folder to write to; for qdq, the file.
+        to: "c", or "qdq" for an ONNX file in QDQ form, to which the other options do not apply.
         target: "portable" for microcontrollers, "small-ram" for those with little memory; "native" for big CPUs, with
             the instruction set chosen when it runs; "avx512vnni" or "avx2" for one of them.
         name: What files and public names begin with; the network's own name by default.
@@ -53,6 +58,9 @@ def export_command(
     if images < 1:
         raise ConfigurationError(f"--images is {images}; expected at least 1")
     loaded = network_room.load(require_file(network, "an integer network (.onnx)"))
+    if to == "qdq":
+        _qdq(loaded, network, out, json=json)
+        return
     if data is None:
         inputs = default_images(loaded, images)
     else:
@@ -71,6 +79,18 @@ def export_command(
         markup=False,
         soft_wrap=True,
     )
+
+
+def _qdq(network: IntegerNetwork, source: Path, out: Path, *, json: bool) -> None:
+    if out.is_dir():
+        raise ConfigurationError(f"{out} is a folder; expected a file to write the QDQ form to")
+    if out.exists() and out.samefile(source):
+        raise ConfigurationError(f"{out} is the network itself; the QDQ form cannot be read back, name another file")
+    network.save(out, form="qdq")
+    if json:
+        print_json({"file": str(out), "form": "qdq", "fingerprint": network.fingerprint})
+        return
+    console().print(f"Wrote {out}: {network.name} in QDQ form, not to be read back", markup=False, soft_wrap=True)
 
 
 def _table(sizes: SizeReport) -> Table:

@@ -44,6 +44,9 @@ class IntegerNetwork:
     Called with float32 images (N, C, H, W), NumPy or torch, it returns float32 logits (N, classes), computed
     by the NumPy reference. The first layer is QuantizeInput; the output is ``output``'s integers times its
     scale, equation (12).
+
+    Networks are equal if they compute the same bits (their fingerprints are equal) and have the same name, scheme and
+    metadata; ``load`` gives back what ``save`` was given.
     """
 
     name: str
@@ -67,6 +70,15 @@ class IntegerNetwork:
             f"<IntegerNetwork {self.name}: {len(self.layers)} layers, {self.parameters:,} parameters, "
             f"scheme {self.scheme}, {grid}>"
         )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, IntegerNetwork):
+            return NotImplemented
+        mine, theirs = ((x.fingerprint, x.name, x.scheme, dict(x.metadata)) for x in (self, other))
+        return mine == theirs
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
 
     def __iter__(self) -> Iterator[n.Layer]:
         return iter(self.layers)

@@ -56,7 +56,8 @@ class Reader:
         self.refuse(
             node,
             f"not an operator on integers that twoscale reads (it reads {', '.join(self._operators)}); "
-            "quantize the whole model in operator form (QuantFormat.QOperator)",
+            "quantize the whole model in operator form (QuantFormat.QOperator), or the float model with "
+            "twoscale.quantize",
         )
 
     def constant(self, node: onnx.NodeProto, index: int) -> NDArray[Any]:
@@ -162,7 +163,9 @@ class Reader:
         shifted = weight.astype(np.int16) - zero_point.astype(np.int16)
         if shifted.min(initial=0) < -128 or shifted.max(initial=0) > 127:
             self.refuse(
-                node, f"weights less their zero point reach {shifted.min()}..{shifted.max()}, beyond 8 signed bits"
+                node,
+                f"weights less their zero point reach {shifted.min()}..{shifted.max()}, beyond 8 signed bits; "
+                "quantize weights as QuantType.QInt8",
             )
         return shifted.astype(np.int8)
 
