@@ -214,6 +214,14 @@ def test_small_ram_figures_are_the_record() -> None:
     assert ", ".join(f"{cost.ratio:.2f}" for cost in costs) in text
 
 
+def test_qdq_figures_are_the_record() -> None:
+    text = (ROOT / "docs" / "onnx.md").read_text()
+    for row in json.loads((ROOT / "benchmarks" / "results" / "qdq.json").read_text())["rows"]:
+        counts = [f"{row[key]:,}" for key in ("integers_compared", "integers_that_differ", "differ_by_more_than_1")]
+        figures = [row["optimizations"], *counts, f"{row['logit_sqnr_db']:.1f} dB", str(row["classes_that_differ"])]
+        assert " | ".join(figures) in text
+
+
 def test_readme_picture_is_of_the_record(tmp_path: Path) -> None:
     from twoscale.report.picture import write_picture
 
