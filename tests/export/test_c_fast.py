@@ -14,7 +14,7 @@ STRICT = (
     "-std=gnu99", "-O1", "-pthread", "-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wundef", "-Wstrict-prototypes",
     "-Wmissing-prototypes",
 )  # fmt: skip
-SANITIZED = ("-std=gnu99", "-O1", "-g0", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZED = ("-std=gnu99", "-O0", "-g0", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 SOURCES = ["fast_test.c", "fast.c"]
 EXPECTED = "fast: 4 images, all layers and outputs as expected ("
 

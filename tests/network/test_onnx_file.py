@@ -489,7 +489,7 @@ def test_networks_are_equal_if_they_compute_the_same_and_say_the_same(saved: Pat
     network = load(saved)
     assert network == load(saved)
     for change in ({"name": "other"}, {"scheme": "other"}, {"metadata": {**network.metadata, "data": "other"}}):
-        assert dataclasses.replace(network, **change) != network  # type: ignore[arg-type]
+        assert dataclasses.replace(network, **change) != network
     biased = [
         dataclasses.replace(layer, bias_o=layer.bias_o + 1) if isinstance(layer, n.Accumulating) else layer
         for layer in network
