@@ -197,14 +197,22 @@ def best_merge(windows: Windows) -> Windows:
 
 def cycles(windows: Windows) -> float:
     """Return the cycles of one image by the model of tiles."""
+    return _cycles(windows, _split(windows))
+
+
+def _cycles(windows: Windows, parts: list[tuple[int, int]]) -> float:
     words = len(windows.segments) * windows.words
-    return sum(choose_tile(windows.out_h, windows.out_w, count, words)[1] for _, count in _split(windows.vectors))
+    return sum(choose_tile(windows.out_h, windows.out_w, count, words)[1] for _, count in parts)
 
 
-def _split(vectors: int) -> list[tuple[int, int]]:
-    """Cut vectors of channels into two parts that whole tiles fit: (first, count)."""
-    whole = vectors // 4 * 4 if vectors > 4 else vectors
-    return [(0, whole), (whole, vectors - whole)] if whole < vectors else [(0, vectors)]
+def _split(windows: Windows) -> list[tuple[int, int]]:
+    """Cut vectors of channels into one or two parts that whole tiles fit: (first, count)."""
+    vectors = windows.vectors
+    whole = vectors // 4 * 4
+    candidates = [[(0, vectors)]]
+    if 0 < whole < vectors:
+        candidates.append([(0, whole), (whole, vectors - whole)])
+    return min(candidates, key=lambda parts: _cycles(windows, parts))
 
 
 def pack(windows: Windows, tile: Tile | None = None) -> list[Packed]:
@@ -222,7 +230,7 @@ def pack(windows: Windows, tile: Tile | None = None) -> list[Packed]:
         scale = np.zeros(windows.vectors * LANES, np.float32)
         scale[:out_c] = windows.scale
     parts = []
-    for first, count in _split(windows.vectors):
+    for first, count in _split(windows):
         chosen = tile or choose_tile(windows.out_h, windows.out_w, count, segments * words)[0]
         if count % chosen.vectors:
             chosen = Tile(chosen.pixels, chosen.rows, math.gcd(count, chosen.vectors))

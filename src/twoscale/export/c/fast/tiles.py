@@ -13,13 +13,15 @@ ACCUMULATORS = 24
 """Of 32 vector registers: the others hold weights and an activation."""
 _LATENCY = 5
 """Cycles until a sum can be added to again: fewer accumulators than that leave the multiplier waiting."""
-_DOT = 0.55
-_LOAD = 0.6
+_DOT = 0.5
+_LOAD = 0.52
 """Cycles of a product of vectors, and of a load: two units for each, not always both busy (measured)."""
-_STORE = 5.0
+_STORE = 2.5
 """Cycles to turn an accumulator into bytes."""
-_TILE = 12.0
+_TILE = 20.0
 """Cycles to begin a tile."""
+_IMAGES = 8
+"""Images of a block: a tile's rows may be of two of them."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def choose_tile(out_h: int, out_w: int, vectors: int, words: int) -> tuple[Tile,
             used = rows * pixels * together
             if rows > out_h or pixels > out_w or used > ACCUMULATORS:
                 continue
-            tiles = math.ceil(out_h / rows) * math.ceil(out_w / pixels) * (vectors // together)
+            tiles = math.ceil(out_h * _IMAGES / rows) / _IMAGES * math.ceil(out_w / pixels) * (vectors // together)
             loads = rows * pixels + together
             cycles = tiles * (words * (max(used * _DOT, _LATENCY, loads * _LOAD) + 0.5) + used * _STORE + _TILE)
             if best is None or cycles < best[0]:

@@ -293,14 +293,16 @@ INLINE v64b round_64(v16f a, v16f b, v16f c, v16f d)
     return v;
 }
 
-INLINE __m256i clamp_32(__m256i a, uint8_t lo, uint8_t hi)
+INLINE v64b set_64(uint8_t value)
 {
-    return _mm256_min_epu8(_mm256_max_epu8(a, _mm256_set1_epi8((char)lo)), _mm256_set1_epi8((char)hi));
+    const v64b v = {_mm256_set1_epi8((char)value), _mm256_set1_epi8((char)value)};
+
+    return v;
 }
 
-INLINE v64b clamp_64(v64b a, uint8_t lo, uint8_t hi)
+INLINE v64b clamp_64(v64b a, v64b lo, v64b hi)
 {
-    const v64b v = {clamp_32(a.lo, lo, hi), clamp_32(a.hi, lo, hi)};
+    const v64b v = {_mm256_min_epu8(_mm256_max_epu8(a.lo, lo.lo), hi.lo), _mm256_min_epu8(_mm256_max_epu8(a.hi, lo.hi), hi.hi)};
 
     return v;
 }
@@ -311,12 +313,27 @@ INLINE void store_64(uint8_t *to, v64b a)
     _mm256_storeu_si256((__m256i *)(void *)(to + 32), a.hi);
 }
 
-/* The first `count` of the 16 bytes of a quarter: 0, 1, 2 or 3. */
-INLINE void store_quarter(uint8_t *to, v64b a, int32_t quarter, int32_t count)
+INLINE void store_half(uint8_t *to, v64b a, int32_t half)
+{
+    _mm256_storeu_si256((__m256i *)(void *)to, half == 0 ? a.lo : a.hi);
+}
+
+INLINE __m128i quarter_of(v64b a, int32_t quarter)
 {
     const __m256i half = quarter < 2 ? a.lo : a.hi;
 
-    store_b(to, quarter % 2 == 0 ? _mm256_castsi256_si128(half) : _mm256_extracti128_si256(half, 1), count);
+    return quarter % 2 == 0 ? _mm256_castsi256_si128(half) : _mm256_extracti128_si256(half, 1);
+}
+
+INLINE void store_quarter(uint8_t *to, v64b a, int32_t quarter)
+{
+    store_b(to, quarter_of(a, quarter), 16);
+}
+
+/* The first `count` bytes of a quarter. */
+INLINE void store_few(uint8_t *to, v64b a, int32_t quarter, int32_t count)
+{
+    store_b(to, quarter_of(a, quarter), count);
 }
 
 typedef struct {

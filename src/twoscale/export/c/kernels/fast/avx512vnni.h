@@ -186,9 +186,14 @@ INLINE v64b round_64(v16f a, v16f b, v16f c, v16f d)
     return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(ab, cd));
 }
 
-INLINE v64b clamp_64(v64b a, uint8_t lo, uint8_t hi)
+INLINE v64b set_64(uint8_t value)
 {
-    return _mm512_min_epu8(_mm512_max_epu8(a, _mm512_set1_epi8((char)lo)), _mm512_set1_epi8((char)hi));
+    return _mm512_set1_epi8((char)value);
+}
+
+INLINE v64b clamp_64(v64b a, v64b lo, v64b hi)
+{
+    return _mm512_min_epu8(_mm512_max_epu8(a, lo), hi);
 }
 
 INLINE void store_64(uint8_t *to, v64b a)
@@ -196,15 +201,28 @@ INLINE void store_64(uint8_t *to, v64b a)
     _mm512_storeu_si512(to, a);
 }
 
-/* The first `count` of the 16 bytes of a quarter: 0, 1, 2 or 3. */
-INLINE void store_quarter(uint8_t *to, v64b a, int32_t quarter, int32_t count)
+INLINE void store_half(uint8_t *to, v64b a, int32_t half)
 {
-    const __m128i bytes = quarter == 0   ? _mm512_castsi512_si128(a)
-                          : quarter == 1 ? _mm512_extracti32x4_epi32(a, 1)
-                          : quarter == 2 ? _mm512_extracti32x4_epi32(a, 2)
-                                         : _mm512_extracti32x4_epi32(a, 3);
+    _mm256_storeu_si256((__m256i *)(void *)to, half == 0 ? _mm512_castsi512_si256(a) : _mm512_extracti64x4_epi64(a, 1));
+}
 
-    store_b(to, bytes, count);
+INLINE __m128i quarter_of(v64b a, int32_t quarter)
+{
+    return quarter == 0   ? _mm512_castsi512_si128(a)
+           : quarter == 1 ? _mm512_extracti32x4_epi32(a, 1)
+           : quarter == 2 ? _mm512_extracti32x4_epi32(a, 2)
+                          : _mm512_extracti32x4_epi32(a, 3);
+}
+
+INLINE void store_quarter(uint8_t *to, v64b a, int32_t quarter)
+{
+    store_b(to, quarter_of(a, quarter), 16);
+}
+
+/* The first `count` bytes of a quarter. */
+INLINE void store_few(uint8_t *to, v64b a, int32_t quarter, int32_t count)
+{
+    store_b(to, quarter_of(a, quarter), count);
 }
 
 typedef struct {

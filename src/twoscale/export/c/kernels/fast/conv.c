@@ -4,15 +4,22 @@ typedef struct {
     uint8_t *y[4];
 } conv_rows;
 
+/* How the accumulators of a tile become results, read once for all of them. */
+typedef struct {
+    v16f zero, residual_scale;
+    v64b lo, hi;
+    int32_t rest, out_pixel, residual_pixel;
+} conv_end;
+
 /* What sixteen accumulators become, not rounded yet, the zero point added: it is even, which changes no tie. `zero` has
  * the zero point of the residual taken away as well, so that the residual is multiplied as it is. */
-INLINE v16f conv_requantize(const conv_params *p, v16i acc, int32_t channel, const uint8_t *residual)
+INLINE v16f conv_requantize(const conv_end *e, v16i acc, const float *scale, const uint8_t *residual)
 {
-    v16f zero = set_f(p->zero);
+    v16f zero = e->zero;
 
     if (residual != NULL)
-        zero = mul_add(to_f(load_u8(residual, 16)), set_f(p->residual_scale), zero);
-    return mul_add(to_f(acc), load_f(p->scale + channel, 16), zero);
+        zero = mul_add(to_f(load_u8(residual, 16)), e->residual_scale, zero);
+    return mul_add(to_f(acc), load_f(scale, 16), zero);
 }
 
 /* The accumulators of a tile, one by one: as an array, compilers would not keep all of them in registers. */
@@ -24,23 +31,25 @@ INLINE v16f conv_requantize(const conv_params *p, v16i acc, int32_t channel, con
 #define VECTOR(i) ((i) % vectors)
 #define PIXEL(i) ((i) / vectors % pixels)
 #define ROW(i) ((i) / vectors / pixels)
-#define RESULT(i) (at->y[ROW(i)] + PIXEL(i) * p->out_pixel + (channel + 16 * VECTOR(i)) * (end == NUMBERS ? 4 : 1))
+#define RESULT(i) (at->y[ROW(i)] + PIXEL(i) * e->out_pixel + (channel + 16 * VECTOR(i)) * (end == NUMBERS ? 4 : 1))
 #define RESIDUAL(i) \
-    (end != JOINED || i >= used ? NULL : at->residual[ROW(i)] + PIXEL(i) * p->residual_pixel + channel + 16 * VECTOR(i))
-#define REQUANTIZE(i, acc) conv_requantize(p, acc, channel + 16 * VECTOR(i), RESIDUAL(i))
+    (end != JOINED || i >= used ? NULL : at->residual[ROW(i)] + PIXEL(i) * e->residual_pixel + channel + 16 * VECTOR(i))
+#define REQUANTIZE(i, acc) conv_requantize(e, acc, p->scale + channel + 16 * VECTOR(i), RESIDUAL(i))
 #define STORE_NUMBERS(i, acc) \
     if (i < used) \
-        store_i(RESULT(i), acc, rest - 16 * VECTOR(i));
-#define STORE_BYTES(i, quarter) \
+        store_i(RESULT(i), acc, e->rest - 16 * VECTOR(i));
+#define STORE_QUARTER(i, quarter) \
     if (i < used) \
-        store_quarter(RESULT(i), bytes, quarter, whole ? 16 : rest - 16 * VECTOR(i));
+        store_quarter(RESULT(i), bytes, quarter);
+#define STORE_FEW(i, quarter) \
+    if (i < used) \
+        store_few(RESULT(i), bytes, quarter, e->rest - 16 * VECTOR(i));
 
 /* Accumulators `first` .. first + 3 of a tile, as far as it has so many: their place in memory may be one run. */
-INLINE void conv_store(const conv_params *p, const conv_rows *at, v16i a, v16i b, v16i c, v16i d, int32_t first,
-                       int32_t channel, int32_t pixels, int32_t rows, int32_t vectors, int32_t end)
+INLINE void conv_store(const conv_params *p, const conv_rows *at, const conv_end *e, v16i a, v16i b, v16i c, v16i d,
+                       int32_t first, int32_t channel, int32_t pixels, int32_t rows, int32_t vectors, int32_t end)
 {
-    const int32_t rest = p->out_c - channel, used = pixels * rows * vectors;
-    const int32_t whole = rest >= 16 * vectors;
+    const int32_t used = pixels * rows * vectors;
     const int32_t row = first + 3 < used && ROW(first) == ROW(first + 3);
     v64b bytes;
 
@@ -52,15 +61,23 @@ INLINE void conv_store(const conv_params *p, const conv_rows *at, v16i a, v16i b
         return;
     }
     bytes = round_64(REQUANTIZE(first, a), REQUANTIZE(first + 1, b), REQUANTIZE(first + 2, c), REQUANTIZE(first + 3, d));
-    bytes = clamp_64(bytes, p->lo, p->hi);
-    if (row && whole && (vectors == 4 || p->out_pixel == 16 * vectors)) {
+    bytes = clamp_64(bytes, e->lo, e->hi);
+    if (e->rest < 16 * vectors) {
+        STORE_FEW(first, 0)
+        STORE_FEW(first + 1, 1)
+        STORE_FEW(first + 2, 2)
+        STORE_FEW(first + 3, 3)
+    } else if (row && (vectors == 4 || e->out_pixel == 16 * vectors)) {
         store_64(RESULT(first), bytes);
-        return;
+    } else if (row && vectors == 2) {
+        store_half(RESULT(first), bytes, 0);
+        store_half(RESULT(first + 2), bytes, 1);
+    } else {
+        STORE_QUARTER(first, 0)
+        STORE_QUARTER(first + 1, 1)
+        STORE_QUARTER(first + 2, 2)
+        STORE_QUARTER(first + 3, 3)
     }
-    STORE_BYTES(first, 0)
-    STORE_BYTES(first + 1, 1)
-    STORE_BYTES(first + 2, 2)
-    STORE_BYTES(first + 3, 3)
 }
 
 #define BEGIN(i) acc##i = load_i(p->bias + channel + 16 * VECTOR(i));
@@ -72,7 +89,7 @@ INLINE void conv_store(const conv_params *p, const conv_rows *at, v16i a, v16i b
         acc##i = summed(acc##i);
 #define STORE(a, b, c, d) \
     if (a < used) \
-        conv_store(p, at, acc##a, acc##b, acc##c, acc##d, a, channel, pixels, rows, vectors, end);
+        conv_store(p, at, &e, acc##a, acc##b, acc##c, acc##d, a, channel, pixels, rows, vectors, end);
 
 /* A tile: `pixels` windows, `step` bytes apart, of each of `rows` rows, and 16 * `vectors` channels, whose weights for
  * one word are followed by the next `stride` bytes later. Runs are of `words` words, or, if that is 0, of p->words. If
@@ -85,6 +102,7 @@ INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w
     const int32_t used = pixels * rows * vectors, run = words > 0 ? words : p->words;
     v16i acc0, acc1, acc2, acc3, acc4, acc5, acc6, acc7, acc8, acc9, acc10, acc11;
     v16i acc12, acc13, acc14, acc15, acc16, acc17, acc18, acc19, acc20, acc21, acc22, acc23;
+    conv_end e;
 
     EACH_ACCUMULATOR(BEGIN)
     for (int32_t s = 0; s < p->segments; s++) {
@@ -112,6 +130,13 @@ INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w
         }
     }
     EACH_ACCUMULATOR(SUMMED)
+    e.zero = set_f(p->zero);
+    e.residual_scale = set_f(p->residual_scale);
+    e.lo = set_64(p->lo);
+    e.hi = set_64(p->hi);
+    e.rest = p->out_c - channel;
+    e.out_pixel = p->out_pixel;
+    e.residual_pixel = p->residual_pixel;
     EACH_FOUR(STORE)
 }
 
@@ -124,15 +149,17 @@ INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w
 #undef RESIDUAL
 #undef REQUANTIZE
 #undef STORE_NUMBERS
-#undef STORE_BYTES
+#undef STORE_QUARTER
+#undef STORE_FEW
 #undef BEGIN
 #undef ADD
 #undef SUMMED
 #undef STORE
 
-/* A block of images, tile after tile. Weights stay in the cache for all pixels of all images; if `fetch` is set, the next
- * ones are fetched meanwhile. A tile's rows may be of two
- * images. Tiles at the right and at the end are moved back where they would not fit, and compute some pixels again. */
+/* A block of images, tile after tile. Few weights are read for each row of tiles, so that results are written line by
+ * line; many stay in the cache for all pixels of all images, and if `fetch` is set, the next ones are fetched meanwhile.
+ * A tile's rows may be of two images. Tiles at the right and at the end are moved back where they would not fit, and
+ * compute some pixels again. */
 INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count,
                         int32_t wide, int32_t high, int32_t vectors, int32_t step, int32_t words, int32_t fetch,
                         int32_t end)
@@ -144,11 +171,12 @@ INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *r
     const int32_t all = count * p->out_h;
     const int32_t tiles = (all + rows - 1) / rows * ((p->out_w + pixels - 1) / pixels);
     const int32_t ahead_step = (64 * together + tiles - 1) / tiles;
+    const int32_t near = (p->out_c + 15) / 16 * 64 * p->segments * p->words <= NEAR_BYTES;
 
-    for (int32_t c = 0; c < p->out_c; c += 16 * together) {
-        const int8_t *w = p->weight + c / (16 * vectors) * block_bytes + c % (16 * vectors) * 4;
-        const int8_t *ahead = w + block_bytes;
+    for (int32_t first = 0, last; first < p->out_c; first = last) {
+        const int8_t *ahead = p->weight + (first / (16 * vectors) + 1) * block_bytes;
 
+        last = near ? p->out_c : first + 16 * together;
         for (int32_t i = 0; i < all; i += rows) {
             conv_rows row, at;
 
@@ -160,16 +188,20 @@ INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *r
                 row.residual[r] = end == JOINED ? residual + image + inside * p->residual_row : NULL;
                 row.y[r] = y + image + inside * p->out_row;
             }
-            for (int32_t j = 0; j < p->out_w; j += pixels) {
-                const int32_t pixel = j + pixels <= p->out_w ? j : p->out_w - pixels;
+            for (int32_t c = first; c < last; c += 16 * together) {
+                const int8_t *w = p->weight + c / (16 * vectors) * block_bytes + c % (16 * vectors) * 4;
 
-                for (int32_t r = 0; r < rows; r++) {
-                    at.x[r] = row.x[r] + pixel * step;
-                    at.residual[r] = end == JOINED ? row.residual[r] + pixel * p->residual_pixel : NULL;
-                    at.y[r] = row.y[r] + pixel * p->out_pixel;
+                for (int32_t j = 0; j < p->out_w; j += pixels) {
+                    const int32_t pixel = j + pixels <= p->out_w ? j : p->out_w - pixels;
+
+                    for (int32_t r = 0; r < rows; r++) {
+                        at.x[r] = row.x[r] + pixel * step;
+                        at.residual[r] = end == JOINED ? row.residual[r] + pixel * p->residual_pixel : NULL;
+                        at.y[r] = row.y[r] + pixel * p->out_pixel;
+                    }
+                    conv_tile(p, &at, w, ahead, ahead_step, c, pixels, rows, together, step, stride, words, fetch, end);
+                    ahead += ahead_step * p->segments * p->words;
                 }
-                conv_tile(p, &at, w, ahead, ahead_step, c, pixels, rows, together, step, stride, words, fetch, end);
-                ahead += ahead_step * p->segments * p->words;
             }
         }
     }

@@ -21,3 +21,5 @@ typedef struct {
 
 /* What accumulators become. */
 enum { NUMBERS, BYTES, JOINED }; /* int32; bytes; bytes, after a residual has joined */
+
+enum { NEAR_BYTES = 16384 }; /* weights that stay in the first-level cache while pixels come and go */

@@ -256,10 +256,18 @@ INLINE v64b round_64(v16f a, v16f b, v16f c, v16f d)
     return v;
 }
 
-INLINE v64b clamp_64(v64b a, uint8_t lo, uint8_t hi)
+INLINE v64b set_64(uint8_t value)
+{
+    v64b v;
+
+    memset(v.at, value, sizeof v.at);
+    return v;
+}
+
+INLINE v64b clamp_64(v64b a, v64b lo, v64b hi)
 {
     for (int32_t i = 0; i < 64; i++)
-        a.at[i] = a.at[i] < lo ? lo : a.at[i] > hi ? hi : a.at[i];
+        a.at[i] = a.at[i] < lo.at[i] ? lo.at[i] : a.at[i] > hi.at[i] ? hi.at[i] : a.at[i];
     return a;
 }
 
@@ -268,8 +276,18 @@ INLINE void store_64(uint8_t *to, v64b a)
     memcpy(to, a.at, sizeof a.at);
 }
 
-/* The first `count` of the 16 bytes of a quarter: 0, 1, 2 or 3. */
-INLINE void store_quarter(uint8_t *to, v64b a, int32_t quarter, int32_t count)
+INLINE void store_half(uint8_t *to, v64b a, int32_t half)
+{
+    memcpy(to, a.at + 32 * half, 32);
+}
+
+INLINE void store_quarter(uint8_t *to, v64b a, int32_t quarter)
+{
+    memcpy(to, a.at + 16 * quarter, 16);
+}
+
+/* The first `count` bytes of a quarter. */
+INLINE void store_few(uint8_t *to, v64b a, int32_t quarter, int32_t count)
 {
     memcpy(to, a.at + 16 * quarter, count < 16 ? (size_t)count : 16);
 }
