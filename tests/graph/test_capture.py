@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from twoscale.errors import CaptureError, UnsupportedOperatorError
 from twoscale.graph import nodes as g
@@ -319,6 +320,19 @@ FORMS: dict[str, tuple[Function, list[str]]] = {
         lambda: Forward(lambda m, x: F.max_pool2d(F.pad(x, (0, 1, 1, 1), value=-math.inf), 3, 2)),
         ["Pad", "MaxPool2d"],
     ),
+    "zeros of the batch": (
+        lambda: Forward(lambda m, x: torch.cat([x, torch.zeros(x.size(0), 2, 8, 8)], 1)), ["Pad"]
+    ),
+    "zeros of the same shape": (
+        lambda: Forward(lambda m, x: torch.cat([torch.zeros_like(x), x, x.new_zeros(x.shape)], 1)), ["Pad"]
+    ),
+    "a sum that begins with zeros": (lambda: Forward(accumulated), ["ChannelAffine", "Add"]),
+    "the number of a parameter": (lambda: Forward(lambda m, x: x / m.s.item(), s=images(1)), ["ChannelAffine"]),
+    "one of two constants": (
+        lambda: Forward(lambda m, x: x * torch.var_mean(m.s, 0)[0] + torch.var_mean(m.s, 0)[1], s=images(9)),
+        ["ChannelAffine", "ChannelAffine"],
+    ),
+    "len for the batch size": (lambda: Forward(lambda m, x: x.reshape(len(x), -1)), []),
     "pad by reflection": (lambda: Forward(lambda m, x: F.pad(x, (2, 1, 0, 1), "reflect")), [
         "Slice", "Concat", "Slice", "Slice", "Slice", "Concat"
     ]),
@@ -335,6 +349,13 @@ def decomposed(m: Any, x: torch.Tensor) -> torch.Tensor:
     x = aten._native_batch_norm_legit_no_training(x, None, None, m.u, m.v, 0.1, 1e-5)[0]
     x = aten.max_pool2d_with_indices(x, [3, 3])[0]
     return aten._unsafe_view(aten._adaptive_avg_pool2d(x, [1, 1]), [x.shape[0], 4])  # type: ignore[no-any-return]
+
+
+def accumulated(m: Any, x: torch.Tensor) -> torch.Tensor:
+    y = torch.zeros_like(x)
+    y += x
+    y.add_(x)
+    return y
 
 
 def plus_equals(m: Any, x: torch.Tensor) -> torch.Tensor:
@@ -553,6 +574,53 @@ def test_heads_that_only_training_uses_are_left_out() -> None:
     assert [node.name for node in graph] == ["input", "c", "flatten"]
 
 
+@pytest.mark.parametrize("function", ["softmax", "log_softmax"])
+def test_a_softmax_at_the_end_is_left_out_and_said(function: str) -> None:
+    model = seeded(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)))
+    end = {"softmax": nn.Softmax(1), "log_softmax": nn.LogSoftmax(-1)}[function]
+    with pytest.warns(
+        UserWarning, match=rf"the {function} at module 1 \((Log)?Softmax\) is left out of Sequential: .*logits"
+    ):
+        graph = capture(nn.Sequential(model, end), images())
+    assert torch.allclose(GraphModule(graph)(images()), model(images()), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch.compile's own
+@pytest.mark.parametrize("wrap", [nn.DataParallel, AveragedModel, torch.compile])
+def test_wrappers_are_taken_off(wrap: Function) -> None:
+    graph = capture(wrap(seeded(Net())), images(1, 3, 32, 32))
+    assert (graph.name, graph.nodes[1].name) == ("Net", "conv1")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_models_of_other_types_are_captured_in_float32(dtype: torch.dtype) -> None:
+    model = seeded(Net()).eval()
+    expected = model(images(2, 3, 32, 32))
+    found = GraphModule(capture(model.to(dtype), images(1, 3, 32, 32)))(images(2, 3, 32, 32))
+    assert torch.allclose(found, expected, atol=float((4 * torch.finfo(dtype).eps + 1e-6) * expected.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_torchscript_is_refused() -> None:
+    with pytest.raises(
+        CaptureError, match="is TorchScript, which cannot be captured; pass the module that it was made"
+    ):
+        capture(torch.jit.script(nn.ReLU()), images())
+
+
+def test_a_buffer_that_counts_calls_is_left_as_it_was() -> None:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        m.calls += 1
+        m.last = m.last + 1
+        return x.flatten(1)
+
+    model = Forward(forward, calls=torch.zeros(()), last=torch.zeros(2))
+    before = dict(model.named_buffers())
+    capture(model, images())
+    assert not model.get_buffer("calls").any()
+    assert model.get_buffer("last") is before["last"]
+
+
 # In place, and views.
 
 
@@ -663,10 +731,21 @@ def flat(function: Callable[[torch.Tensor], torch.Tensor]) -> Function:
     return lambda m, x: function(x).flatten(1)
 
 
+def autocast(m: Any, x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x = m.c(x)
+    return x.float().flatten(1)
+
+
+class TwoInputs(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (x + y).flatten(1)
+
+
 REFUSED: dict[str, tuple[nn.Module, str]] = {
     "unsupported operator": (
-        Forward(lambda m, x: torch.softmax(x.flatten(1), 1)),
-        r"operator aten\.softmax\.int at \S+"
+        Forward(lambda m, x: torch.cumsum(x.flatten(1), 1)),
+        r"operator aten\.cumsum\.default at \S+"
         + LINE
         + r".* has no integer form here; replace it by supported operators",
     ),
@@ -678,7 +757,6 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         Forward(lambda m, x: x.reshape(2, 192)),
         "works only for some batch sizes, expected any; write the batch size as x.shape",
     ),
-    "len for the batch size": (Forward(lambda m, x: x.reshape(len(x), -1)), "write the batch size as x.shape"),
     "view across images": (
         Forward(lambda m, x: x.view(-1, 96)),
         r"aten\.view\.default at \S+" + LINE + r".* mixes the images of a batch \(result .*first dimension to stay",
@@ -755,6 +833,21 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     ),
     "noise": (Forward(flat(lambda x: x + torch.rand(3, 1, 1))), "is random; expected the same logits for the same"),
     "noise per image": (Forward(flat(lambda x: x + torch.rand_like(x))), "operator aten.rand_like"),
+    "a softmax before the end": (
+        Forward(lambda m, x: torch.softmax(x.flatten(1), 1) * 2),
+        r"aten\.softmax\.int at \S+" + LINE + ".*: a softmax before the end .*may only be the last operation",
+    ),
+    "a softmax over pixels": (Forward(flat(lambda x: torch.softmax(x, 3))), "a softmax before the end"),
+    "a module inside torch's own": (
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.GroupNorm(2, 4)), nn.Flatten()),
+        r"operator aten\.group_norm\.default at module 1\.0 \(GroupNorm\) has no integer form here; use BatchNorm",
+    ),
+    "autocast": (Forward(autocast, c=nn.Conv2d(3, 4, 1)), "wrap_with_autocast at .*take autocast out of the forward"),
+    "more inputs": (TwoInputs(), r"TwoInputs.forward takes \(x.*, y.*\).*, expected images alone; wrap the model"),
+    "an unusual call": (
+        Forward(lambda m, x: F.conv2d(x, x[:1, :, :3, :3]).flatten(1)),
+        "conv2d.default at .*no integer form|mixes",
+    ),
     "half precision": (Forward(flat(lambda x: x.half())), "a conversion to torch.float16 .*keep the model in float32"),
     "an error of the model": (
         Forward(lambda m, x: m.l(x), l=nn.Linear(7, 2)),

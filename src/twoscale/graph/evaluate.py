@@ -33,6 +33,12 @@ _FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
     "softplus": F.softplus,
     "log_sigmoid": F.logsigmoid,
     "abs": torch.abs,
+    "erf": torch.erf,
+    "sign": torch.sign,
+    "power": torch.pow,
+    "threshold": F.threshold,
+    "hardshrink": F.hardshrink,
+    "softshrink": F.softshrink,
     "exp": torch.exp,
     "constant": torch.full_like,
 }

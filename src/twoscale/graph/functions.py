@@ -38,6 +38,11 @@ def _erf(x: Float64) -> Float64:
     return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(x), np.float64)
 
 
+def _power(x: Float64, exponent: float) -> Float64:
+    # Tables have entries for values that never come, negative ones under a root among them.
+    return np.power(x if exponent.is_integer() else np.maximum(x, 0.0), exponent)
+
+
 FUNCTIONS: dict[str, Callable[..., Float64]] = {
     "sigmoid": _sigmoid,
     "tanh": np.tanh,
@@ -55,6 +60,12 @@ FUNCTIONS: dict[str, Callable[..., Float64]] = {
     "softplus": _softplus,
     "log_sigmoid": lambda x: -np.logaddexp(0.0, -x),
     "abs": np.abs,
+    "erf": _erf,
+    "sign": np.sign,
+    "power": _power,
+    "threshold": lambda x, limit, value: np.where(x > limit, x, np.full_like(x, value)),
+    "hardshrink": lambda x, limit: np.where(np.abs(x) > limit, x, 0.0),
+    "softshrink": lambda x, limit: np.sign(x) * np.maximum(np.abs(x) - limit, 0.0),
     "exp": np.exp,
     "constant": lambda x, value: np.full_like(x, value),
 }

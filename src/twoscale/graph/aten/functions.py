@@ -8,18 +8,29 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from twoscale.graph.aten.translator import Translation, Translator, unsupported
-from twoscale.graph.nodes import Add, ChannelAffine, Clamp, Elementwise
+from twoscale.graph.aten.translator import Translation, Translator, remedy, unsupported
+from twoscale.graph.nodes import Add, ChannelAffine, Clamp, Elementwise, Mul, Node, Permute, Slice
+
+
+def _by_value(t: Translator, node: fx.Node, x: fx.Node, kind: type[Node], **fields: Any) -> None:
+    """Append a function of one value; it comes before a change of the order of dimensions, so that those can meet."""
+    name = t.input(x)
+    source = t.made(name)
+    if isinstance(source, Permute):
+        inner = t.made(source.inputs[0])
+        t.permute(node, t.derive(node, kind, inner.shape, inner.name, **fields), source.axes)
+    else:
+        t.derive(node, kind, t.shape(node), name, **fields)
 
 
 def relu(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
     """max(x, 0)."""
-    t.add(node, Clamp(**t.common(node, a["self"]), bounds=(0.0, math.inf)))
+    _by_value(t, node, a["self"], Clamp, bounds=(0.0, math.inf))
 
 
 def relu6(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
     """min(max(x, 0), 6)."""
-    t.add(node, Clamp(**t.common(node, a["self"]), bounds=(0.0, 6.0)))
+    _by_value(t, node, a["self"], Clamp, bounds=(0.0, 6.0))
 
 
 def clamp(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
@@ -29,7 +40,7 @@ def clamp(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
     if isinstance(lo, fx.Node) or isinstance(hi, fx.Node):
         raise unsupported(t, node, "a clamp with tensor bounds", "use numbers")
     bounds = (-math.inf if lo is None else float(lo), math.inf if hi is None else float(hi))
-    t.add(node, Clamp(**t.common(node, a["self"]), bounds=bounds))
+    _by_value(t, node, a["self"], Clamp, bounds=bounds)
 
 
 def table_of(name: str, *names: str) -> Translation:
@@ -37,7 +48,7 @@ def table_of(name: str, *names: str) -> Translation:
 
     def translation(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
         parameters = tuple(float(a[parameter]) for parameter in names)
-        t.add(node, Elementwise(**t.common(node, a["self"]), function=name, parameters=parameters))
+        _by_value(t, node, a["self"], Elementwise, function=name, parameters=parameters)
 
     return translation
 
@@ -59,4 +70,39 @@ def prelu(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
 def gelu(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
     """Its exact form, or the one by tanh."""
     function = "gelu_tanh" if a.get("approximate") == "tanh" else "gelu"
-    t.add(node, Elementwise(**t.common(node, a["self"]), function=function))
+    _by_value(t, node, a["self"], Elementwise, function=function)
+
+
+def softmax(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """A softmax over the classes at the end changes no order: what it is of are the logits."""
+    function = str(node.target._opname).strip("_")  # type: ignore[union-attr]
+    rank = 1 + len(t.input_shape(a["self"]))
+    at_the_end = rank == 2 and int(a["dim"]) % rank == 1 and all(user.op == "output" for user in node.users)
+    if not at_the_end:
+        raise unsupported(t, node, f"a {function} before the end", remedy(function))
+    t.same(node, a["self"])
+    t.left_out = (function, t.source(node))
+
+
+def rrelu(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """In eval mode, a leaky ReLU with the mean of the random slopes."""
+    if a.get("training"):
+        raise unsupported(t, node, "a random slope in eval mode", "pass training=self.training")
+    slope = (float(a["lower"]) + float(a["upper"])) / 2
+    _by_value(t, node, a["self"], Elementwise, function="leaky_relu", parameters=(slope,))
+
+
+def glu(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """One half of a dimension, gated by the other."""
+    name, shape = t.input(a["self"]), t.shape(node)
+    axis = int(a["dim"]) % (1 + len(shape)) - 1
+    half = shape[axis]
+    value, gate = (
+        t.derive(node, Slice, shape, name, axis=axis, start=start, stop=start + half, step=1) for start in (0, half)
+    )
+    t.derive(node, Mul, shape, value, t.derive(node, Elementwise, shape, gate, function="sigmoid"))
+
+
+def sqrt(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """The power 1/2."""
+    _by_value(t, node, a["self"], Elementwise, function="power", parameters=(0.5,))

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from twoscale.graph.aten.translator import Translator, pair, symmetric, unsupported
-from twoscale.graph.nodes import ChannelAffine, Conv2d, Linear
+from twoscale.graph.aten.translator import Translator, pair, remedy, symmetric, unsupported
+from twoscale.graph.nodes import ChannelAffine, Conv2d
 
 
 def conv2d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
@@ -68,23 +68,17 @@ def conv1d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
 
 
 def linear(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
-    """A linear layer on vectors."""
+    """A linear layer over the last dimension."""
     weight, bias = t.array(a["weight"]), t.array(a["bias"])
-    assert weight is not None
-    if len(t.input_shape(a["input"])) != 1:
-        raise unsupported(t, node, "a linear layer on more than one dimension", "flatten first, or use a 1x1 Conv2d")
-    t.add(
-        node,
-        Linear(
-            **t.common(node, a["input"]),
-            weight_oi=weight,
-            bias_o=np.zeros(weight.shape[0], np.float32) if bias is None else bias,
-        ),
-    )
+    if weight is None or t.is_activation(a["weight"]):
+        raise unsupported(t, node, "a linear layer with computed weights", "use Linear")
+    t.linear(node, a["input"], weight, np.zeros(len(weight), np.float32) if bias is None else bias)
 
 
 def batch_norm(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
     """A batch norm with its statistics fixed is a scale and a shift a channel."""
+    if a.get("use_input_stats"):
+        raise unsupported(t, node, "a norm by the statistics of each image", remedy("instance_norm"))
     mean, variance = t.array(a["running_mean"]), t.array(a["running_var"])
     if mean is None or variance is None:
         raise unsupported(t, node, "a batch norm without running statistics", "set track_running_stats=True")

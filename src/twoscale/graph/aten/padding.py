@@ -10,7 +10,7 @@ from torch import fx
 
 from twoscale.errors import CaptureError
 from twoscale.graph.aten.translator import Translator, unsupported
-from twoscale.graph.nodes import Pad
+from twoscale.graph.nodes import ChannelAffine, Pad, Slice
 
 
 def pad(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
@@ -26,19 +26,41 @@ def pad(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
         widths[rank - 1 - i] = (flat[2 * i], flat[2 * i + 1])
     target = str(node.target)
     mode = "reflect" if "reflection" in target else "replicate" if "replication" in target else a.get("mode")
-    if mode in ("reflect", "replicate"):
-        _pad_with_values(t, node, argument, widths, reflects=mode == "reflect")
+    if mode in ("reflect", "replicate", "circular"):
+        _pad_with_values(t, node, argument, widths, mode)
         return
+    name = t.input(argument)
+    shape = list(t.input_shape(argument))
+    for axis, (before, after) in enumerate(widths):
+        if before < 0 or after < 0:  # what is cut off
+            start, stop = max(0, -before), shape[axis] + min(0, after)
+            shape[axis] = stop - start
+            name = t.derive(node, Slice, tuple(shape), name, axis=axis, start=start, stop=stop, step=1)
+    widths = [(max(0, before), max(0, after)) for before, after in widths]
     value = float(a.get("value") or 0.0)
     lowest = value == -math.inf or value <= -3e38
-    if (mode or "constant") != "constant" or (
-        value != 0.0 and not (lowest and widths[0] == (0, 0) and _read_by_max_pools(node))
+    if (mode or "constant") != "constant" or not (
+        math.isfinite(value) or (lowest and widths[0] == (0, 0) and _read_by_max_pools(node))
     ):
-        raise unsupported(t, node, f"padding with {value if value else mode}", "pad with zeros")
-    if any(n < 0 for pair in widths for n in pair):
-        raise unsupported(t, node, "negative padding", "slice instead")
-    fields = t.common(node, argument)
-    t.add(node, Pad(**fields, widths=tuple(widths), value=-math.inf if lowest else 0.0))
+        raise unsupported(
+            t, node, f"padding with {mode if (mode or 'constant') != 'constant' else value}", "pad with zeros"
+        )
+    if lowest:
+        t.derive(node, Pad, t.shape(node), name, widths=tuple(widths), value=-math.inf)
+    elif not any(any(pair) for pair in widths):
+        t.tensors[node] = name
+    elif value == 0.0:
+        t.derive(node, Pad, t.shape(node), name, widths=tuple(widths))
+    else:  # zeros around x − value
+        name = _shifted(t, node, name, -value)
+        name = t.derive(node, Pad, t.shape(node), name, widths=tuple(widths))
+        _shifted(t, node, name, value)
+
+
+def _shifted(t: Translator, node: fx.Node, name: str, value: float) -> str:
+    shape = t.made(name).shape
+    shift = np.full(shape[0], value, np.float32)
+    return t.derive(node, ChannelAffine, shape, name, scale_c=np.ones_like(shift), shift_c=shift)
 
 
 def _read_by_max_pools(node: fx.Node) -> bool:
@@ -46,16 +68,17 @@ def _read_by_max_pools(node: fx.Node) -> bool:
     return len(node.users) == 1 and readers <= {"max_pool2d", "max_pool2d_with_indices"}
 
 
-def _pad_with_values(
-    t: Translator, node: fx.Node, argument: fx.Node, widths: list[tuple[int, int]], *, reflects: bool
-) -> None:
-    """Reflection and replication: rows and columns that are there already, taken once more."""
+def _pad_with_values(t: Translator, node: fx.Node, argument: fx.Node, widths: list[tuple[int, int]], mode: str) -> None:
+    """Reflection, replication and wrapping around: rows and columns that are there already, taken once more."""
     name = t.input(argument)
     for axis, ((before, after), size) in enumerate(zip(widths, t.input_shape(argument), strict=True)):
         if before or after:
             positions = np.arange(-before, size + after)
-            inside = np.abs(positions) if reflects else np.maximum(positions, 0)
             last = size - 1
-            inside = np.where(positions > last, 2 * last - positions if reflects else last, inside)
+            inside = {
+                "reflect": last - np.abs(last - np.abs(positions)),
+                "replicate": np.clip(positions, 0, last),
+                "circular": positions % size,
+            }[mode]
             name = t.gather(node, name, axis, [int(i) for i in inside])
     t.tensors[node] = name

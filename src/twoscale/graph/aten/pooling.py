@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from typing import Any
 
 import numpy as np
 from torch import fx
 
+from twoscale.errors import CaptureError
+from twoscale.graph.aten.sums import maximum
 from twoscale.graph.aten.translator import Translator, pair, symmetric, unsupported
-from twoscale.graph.nodes import AveragePool2d, ChannelAffine, MaxPool2d, Padding, WindowAverage2d, Windows
+from twoscale.graph.nodes import (
+    Add,
+    AveragePool2d,
+    ChannelAffine,
+    MaxPool2d,
+    Padding,
+    Slice,
+    WindowAverage2d,
+    Windows,
+)
 
 
 def max_pool2d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
@@ -111,14 +124,66 @@ def _adaptive_kernel(t: Translator, node: fx.Node, argument: fx.Node) -> tuple[i
 
 
 def mean(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
-    """A mean over height, width or both."""
-    shape = t.input_shape(a["self"])
-    dims = sorted(int(d) % (1 + len(shape)) for d in (a.get("dim") or ()))
-    spatial = {3: ([2], [3], [2, 3]), 2: ([2],)}.get(len(shape), ())
-    if dims not in spatial:
-        raise unsupported(t, node, f"a mean over dimensions {a.get('dim')}", "take the mean over height and width")
-    image = (*shape, 1)[:3]
-    kernel = (image[1] if 2 in dims else 1, image[2] if 3 in dims else 1)
-    name = t.reshape(node, t.input(a["self"]), image)
-    pooled = (image[0], image[1] // kernel[0], image[2] // kernel[1])
-    t.reshape(node, t.derive(node, AveragePool2d, pooled, name, kernel=kernel, stride=kernel), t.shape(node))
+    """A mean over any dimensions but the batch."""
+    _reduced(t, node, a, AveragePool2d)
+
+
+def total(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """A sum is a mean times the number of values; few things are added one by one."""
+    shape, axes = t.input_shape(a["self"]), _reduced_axes(t, node, a)
+    count = math.prod(shape[axis] for axis in axes)
+    if len(axes) == 1 and count <= 8 and axes[0] < len(shape) - 2:  # branches of one block
+        part = (*shape[: axes[0]], 1, *shape[axes[0] + 1 :])
+        name, *terms = (
+            t.derive(node, Slice, part, t.input(a["self"]), axis=axes[0], start=index, stop=index + 1, step=1)
+            for index in range(count)
+        )
+        for term in terms:
+            name = t.derive(node, Add, part, name, term)
+        t.reshape(node, name, t.shape(node))
+        return
+    name = _reduced(t, node, a, AveragePool2d)
+    result = t.shape(node)
+    scale = np.full(result[0], count, np.float32)
+    t.derive(node, ChannelAffine, result, name, scale_c=scale, shift_c=np.zeros_like(scale))
+
+
+def largest(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """A maximum over any dimensions but the batch; ``max.other`` is of two tensors."""
+    if "other" in a:
+        maximum(t, node, a)
+    elif any(user.args[1] != 0 for user in node.users if user.target is operator.getitem):
+        raise unsupported(t, node, "the index of a maximum", "use its value")
+    else:
+        _reduced(t, node, a, MaxPool2d)
+
+
+def _reduced_axes(t: Translator, node: fx.Node, a: dict[str, Any]) -> list[int]:
+    rank = 1 + len(t.input_shape(a["self"]))
+    dims = a.get("dim")
+    dims = [dims] if isinstance(dims, int) else list(dims or range(rank))
+    axes = sorted(int(dim) % rank - 1 for dim in dims)
+    if axes[0] < 0:
+        raise CaptureError(f"{node.target} at {t.source(node)} is over the batch; expected images to stay apart")
+    return axes
+
+
+def _reduced(t: Translator, node: fx.Node, a: dict[str, Any], kind: type[AveragePool2d | MaxPool2d]) -> str:
+    """Pool over dimensions, neighbours together; return the name of the result."""
+    shape, axes = list(t.input_shape(a["self"])), _reduced_axes(t, node, a)
+    name = t.input(a["self"])
+    if axes == [1, 2] or (len(shape) == 3 and axes in ([1], [2])):
+        kernel = (shape[1] if 1 in axes else 1, shape[2] if 2 in axes else 1)
+        pooled = (shape[0], shape[1] // kernel[0], shape[2] // kernel[1])
+        name = t.derive(node, kind, pooled, name, kernel=kernel, stride=kernel)
+        return t.reshape(node, name, t.shape(node))
+    while axes:
+        run = [axis for position, axis in enumerate(axes) if axis == axes[0] + position]
+        axes = axes[len(run) :]
+        before, count, after = (
+            math.prod(shape[start:stop]) for start, stop in ((0, run[0]), (run[0], run[-1] + 1), (run[-1] + 1, None))
+        )
+        name = t.reshape(node, name, (before, count, after))
+        name = t.derive(node, kind, (before, 1, after), name, kernel=(count, 1), stride=(count, 1))
+        shape[run[0] : run[-1] + 1] = [1] * len(run)
+    return t.reshape(node, name, t.shape(node))

@@ -10,7 +10,7 @@ from torch import fx
 
 from twoscale.errors import CaptureError
 from twoscale.graph.aten.translator import Translator, unsupported
-from twoscale.graph.nodes import Concat, Permute, Slice
+from twoscale.graph.nodes import Concat, Pad, Slice
 
 
 def reshape(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
@@ -57,17 +57,22 @@ def upsample_nearest(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
 def permute(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
     """Dimensions in another order; the batch stays the first."""
     rank = 1 + len(t.input_shape(a["self"]))
+    order = list(range(rank))
     if "dims" in a:
         order = [int(d) % rank for d in a["dims"]]
+    elif "source" in a:  # movedim
+        source, destination = ([int(d) % rank for d in np.atleast_1d(a[key])] for key in ("source", "destination"))
+        order = [d for d in order if d not in source]
+        for position, dim in sorted(zip(destination, source, strict=True)):
+            order.insert(position, dim)
     else:
-        order = list(range(rank))
-        i, j = int(a["dim0"]) % rank, int(a["dim1"]) % rank
+        i, j = (int(a[old if old in a else new]) % rank for old, new in (("dim0", "axis0"), ("dim1", "axis1")))
         order[i], order[j] = order[j], order[i]
     if order[0] != 0:
         raise CaptureError(
             f"{node.target} at {t.source(node)} moves the batch; expected it to stay the first dimension"
         )
-    t.add(node, Permute(**t.common(node, a["self"]), axes=tuple(d - 1 for d in order[1:])))
+    t.permute(node, t.input(a["self"]), tuple(d - 1 for d in order[1:]))
 
 
 def stack(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
@@ -78,10 +83,21 @@ def stack(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
 
 
 def cat(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
-    """Concatenation along any dimension but the batch."""
-    tensors = a["tensors"]
-    axis = axis_of(t, node, a["dim"])
-    t.add(node, Concat(**t.common(node, *tensors), axis=axis))
+    """Concatenation along any dimension but the batch; zeros at the ends are padding."""
+    axis, shape = axis_of(t, node, a["dim"]), t.shape(node)
+    parts = [part for part in a["tensors"] if part.meta["val"].numel() != 0]
+    first, *_, last = [index for index, part in enumerate(parts) if t.is_activation(part)] * 2
+    ends = parts[:first], parts[last + 1 :]
+    if any(t.array(part).any() for end in ends for part in end):  # type: ignore[union-attr]
+        raise unsupported(t, node, "a concatenation with constants that are not zero", "concatenate activations")
+    before, after = (sum(int(part.meta["val"].shape[axis + 1]) for part in end) for end in ends)
+    names = [t.input(part) for part in parts[first : last + 1]]
+    inner = (*shape[:axis], shape[axis] - before - after, *shape[axis + 1 :])
+    name = names[0] if len(names) == 1 else t.derive(node, Concat, inner, *names, axis=axis)
+    t.tensors[node] = name
+    if before or after:
+        widths = tuple((before, after) if index == axis else (0, 0) for index in range(len(shape)))
+        t.derive(node, Pad, shape, name, widths=widths)
 
 
 def axis_of(t: Translator, node: fx.Node, dim: Any) -> int:
@@ -167,6 +183,60 @@ def identity(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
 def to(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
     """A copy in float32."""
     value = node.meta["val"]
-    if value.dtype != torch.float32:
+    if value.dtype not in (torch.float32, t.dtype):
         raise unsupported(t, node, f"a conversion to {value.dtype}", "keep the model in float32")
     t.same(node, a["self"])
+
+
+def filled(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """One value in the shape of another tensor; as a constant, one image stands for all."""
+    value = 1.0 if "ones" in str(node.target) else float(a.get("fill_value") or 0.0)
+    t.constants[node] = torch.full((1, *t.shape(node)), value)
+
+
+def repeat(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """Copies one after the other along each dimension."""
+    shape = t.shape(node)
+    name = t.input(a["self"])
+    size = t.made(name).shape
+    size = (1,) * (len(shape) - len(size)) + size
+    name = t.reshape(node, name, size)
+    for axis, (whole, part) in enumerate(zip(shape, size, strict=True)):
+        if whole != part:
+            size = (*size[:axis], whole, *size[axis + 1 :])
+            name = t.derive(node, Concat, size, *[name] * (whole // part), axis=axis)
+    t.tensors[node] = name
+
+
+def rearranged(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+    """Indices of dimensions in another order, or several times: index, index_select, flip, roll."""
+    name, rank = t.input(a["self"]), 1 + len(t.input_shape(a["self"]))
+    function = str(node.target._opname)  # type: ignore[union-attr]
+    orders: list[tuple[int, Any]]
+    if function == "index":
+        orders = [(dim, t.array(index)) for dim, index in enumerate(a["indices"]) if index is not None]
+    elif function == "index_select":
+        orders = [(int(a["dim"]), t.array(a["index"]))]
+    elif function == "repeat_interleave":
+        orders = [(int(a["dim"]), None)]
+    elif function == "flip":
+        orders = [(int(dim), None) for dim in a["dims"]]
+    else:
+        orders = [(int(dim), int(shift)) for dim, shift in zip(a["dims"], a["shifts"], strict=True)]
+    if len(orders) > 1 and function == "index":
+        raise unsupported(t, node, "an index along several dimensions", "index one after the other")
+    for dim, order in orders:
+        axis = dim % rank - 1
+        if axis < 0:
+            raise CaptureError(f"{node.target} at {t.source(node)} moves images; expected them to stay apart")
+        indices = np.arange(t.made(name).shape[axis])
+        if function == "flip":
+            indices = indices[::-1]
+        elif function == "roll":
+            indices = np.roll(indices, order)
+        elif function == "repeat_interleave":
+            indices = np.repeat(indices, int(a["repeats"]))
+        else:
+            indices = indices[np.asarray(order).astype(int)]
+        name = t.gather(node, name, axis, [int(i) for i in indices])
+    t.tensors[node] = name
