@@ -22,7 +22,8 @@ __all__ = ["Plan", "make_plan"]
 _COARSER = 1.25
 """How many times coarser a tensor may become that shares a concatenation's scale and is read elsewhere too.
 
-Sharing saves the tensor's second rounding, in the concatenation; what else reads it sees larger steps.
+Sharing saves the tensor's second rounding, in the concatenation; what else reads it sees larger steps. Nor may its
+reach become shorter than by this.
 """
 
 _ADDEND_LIMIT = (FLOAT32_LIMIT - (1 << (8 + ADD_SHIFT))) / (1 << ADD_SHIFT)
@@ -172,9 +173,12 @@ def _shared_ranges(
                 continue
             members = groups[name] | groups[node.name]
             before = {member: spec_of(member, own[member]) for member in members}
-            scale = spec_of(node.name, joint(members)).scale
+            range_ = joint(members)
+            scale = spec_of(node.name, range_).scale
             alike = len({(spec.lo, spec.hi) for spec in before.values()}) == 1
-            if alike and all(passed_on[m] or scale <= _COARSER * before[m].scale for m in members):
+            # A tensor that goes into the concatenation through a ReLU has negative values for its other readers.
+            reaching = {m for m in members if range_.lo <= own[m].lo / _COARSER and range_.hi >= own[m].hi / _COARSER}
+            if alike and all(passed_on[m] or (m in reaching and scale <= _COARSER * before[m].scale) for m in members):
                 groups.update(dict.fromkeys(members, members))
     return {name: joint(members) for name, members in groups.items() if len(members) > 1}
 

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from twoscale.graph.aten.translator import Translator, pair, remedy, symmetric, unsupported
-from twoscale.graph.nodes import ChannelAffine, Conv2d
+from twoscale.graph.aten.emitter import Emitter, pair, remedy, symmetric, unsupported
+from twoscale.graph.nodes import Conv2d
 
 
-def conv2d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+def conv2d(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
     """A two-dimensional convolution whose weights do not depend on the images."""
-    weight = t.array(a["weight"])
-    if weight is None or t.is_activation(a["weight"]) or weight.ndim != 4 or a.get("transposed"):
-        raise unsupported(t, node, "a transposed or one-dimensional convolution", "use Conv2d")
-    bias = t.array(a["bias"])
+    weight = e.array(a["weight"])
+    if weight is None or e.is_activation(a["weight"]) or weight.ndim != 4 or a.get("transposed"):
+        raise unsupported(e, node, "a transposed or one-dimensional convolution", "use Conv2d")
+    bias = e.array(a["bias"])
     stride, dilation = pair(a["stride"]), pair(a["dilation"])
     if a["padding"] == "valid":
         padding = (0, 0, 0, 0)
@@ -25,10 +25,10 @@ def conv2d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
         padding = (total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2)
     else:
         padding = symmetric(pair(a["padding"]))
-    t.add(
+    e.add(
         node,
         Conv2d(
-            **t.common(node, a["input"]),
+            **e.common(node, a["input"]),
             weight_oihw=weight,
             bias_o=np.zeros(weight.shape[0], np.float32) if bias is None else bias,
             stride=stride,
@@ -39,20 +39,20 @@ def conv2d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
     )
 
 
-def conv1d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+def conv1d(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
     """A convolution of one row."""
-    weight, bias = t.array(a["weight"]), t.array(a["bias"])
-    if weight is None or t.is_activation(a["weight"]):
-        raise unsupported(t, node, "a convolution with computed weights", "use Conv1d")
-    (channels, length), (out, out_length) = t.input_shape(a["input"]), t.shape(node)
+    weight, bias = e.array(a["weight"]), e.array(a["bias"])
+    if weight is None or e.is_activation(a["weight"]):
+        raise unsupported(e, node, "a convolution with computed weights", "use Conv1d")
+    (channels, length), (out, out_length) = e.input_shape(a["input"]), e.shape(node)
     stride, dilation, kernel = int(a["stride"][0]), int(a["dilation"][0]), weight.shape[2]
     before = after = 0
     if a["padding"] == "same":
         before, after = dilation * (kernel - 1) // 2, -(-dilation * (kernel - 1) // 2)
     elif a["padding"] != "valid":
         before = after = int(a["padding"][0])
-    name = t.reshape(node, t.input(a["input"]), (channels, 1, length))
-    name = t.derive(
+    name = e.reshape(node, e.input(a["input"]), (channels, 1, length))
+    name = e.derive(
         node,
         Conv2d,
         (out, 1, out_length),
@@ -64,37 +64,30 @@ def conv1d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
         dilation=(1, dilation),
         groups=int(a["groups"]),
     )
-    t.reshape(node, name, (out, out_length))
+    e.reshape(node, name, (out, out_length))
 
 
-def linear(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+def linear(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
     """A linear layer over the last dimension."""
-    weight, bias = t.array(a["weight"]), t.array(a["bias"])
-    if weight is None or t.is_activation(a["weight"]):
-        raise unsupported(t, node, "a linear layer with computed weights", "use Linear")
-    t.linear(node, a["input"], weight, np.zeros(len(weight), np.float32) if bias is None else bias)
+    weight, bias = e.array(a["weight"]), e.array(a["bias"])
+    if weight is None or e.is_activation(a["weight"]):
+        raise unsupported(e, node, "a linear layer with computed weights", "use Linear")
+    e.linear(node, a["input"], weight, np.zeros(len(weight), np.float32) if bias is None else bias)
 
 
-def batch_norm(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+def batch_norm(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
     """A batch norm with its statistics fixed is a scale and a shift a channel."""
     if a.get("use_input_stats"):
-        raise unsupported(t, node, "a norm by the statistics of each image", remedy("instance_norm"))
-    mean, variance = t.array(a["running_mean"]), t.array(a["running_var"])
+        raise unsupported(e, node, "a norm by the statistics of each image", remedy("instance_norm"))
+    mean, variance = e.array(a["running_mean"]), e.array(a["running_var"])
     if mean is None or variance is None:
-        raise unsupported(t, node, "a batch norm without running statistics", "set track_running_stats=True")
+        raise unsupported(e, node, "a batch norm without running statistics", "set track_running_stats=True")
     if a.get("training"):
-        raise unsupported(t, node, "a batch norm on the statistics of the batch", "pass training=self.training")
-    gamma, beta = t.array(a["weight"]), t.array(a["bias"])
+        raise unsupported(e, node, "a batch norm on the statistics of the batch", "pass training=self.training")
+    gamma, beta = e.array(a["weight"]), e.array(a["bias"])
     # float64: folding must not add error of its own.
     scale = 1.0 / np.sqrt(variance.astype(np.float64) + float(a["eps"]))
     if gamma is not None:
         scale = scale * gamma
     shift = -mean * scale if beta is None else beta - mean * scale
-    t.add(
-        node,
-        ChannelAffine(
-            **t.common(node, a["input"]),
-            scale_c=scale.astype(np.float32),
-            shift_c=shift.astype(np.float32),
-        ),
-    )
+    e.affine(node, e.input(a["input"]), scale, shift)

@@ -9,33 +9,33 @@ import numpy as np
 from torch import fx
 
 from twoscale.errors import CaptureError
-from twoscale.graph.aten.translator import Translator, unsupported
-from twoscale.graph.nodes import ChannelAffine, Pad, Slice
+from twoscale.graph.aten.emitter import Emitter, unsupported
+from twoscale.graph.nodes import Pad, Slice
 
 
-def pad(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+def pad(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
     """Padding of any dimension but the batch."""
     argument = a["self"] if "self" in a else a["input"]
-    rank = len(t.input_shape(argument))
+    rank = len(e.input_shape(argument))
     padding = a["pad"] if "pad" in a else a["padding"]
     flat = [int(n) for n in padding]
     widths = [(0, 0)] * rank
     for i in range(len(flat) // 2):  # torch lists the last dimension first
         if i >= rank and (flat[2 * i] or flat[2 * i + 1]):
-            raise CaptureError(f"{node.target} at {t.source(node)} pads the batch; expected images to stay apart")
+            raise CaptureError(f"{node.target} at {e.source(node)} pads the batch; expected images to stay apart")
         widths[rank - 1 - i] = (flat[2 * i], flat[2 * i + 1])
     target = str(node.target)
     mode = "reflect" if "reflection" in target else "replicate" if "replication" in target else a.get("mode")
     if mode in ("reflect", "replicate", "circular"):
-        _pad_with_values(t, node, argument, widths, mode)
+        _pad_with_values(e, node, argument, widths, mode)
         return
-    name = t.input(argument)
-    shape = list(t.input_shape(argument))
+    name = e.input(argument)
+    shape = list(e.input_shape(argument))
     for axis, (before, after) in enumerate(widths):
         if before < 0 or after < 0:  # what is cut off
             start, stop = max(0, -before), shape[axis] + min(0, after)
             shape[axis] = stop - start
-            name = t.derive(node, Slice, tuple(shape), name, axis=axis, start=start, stop=stop, step=1)
+            name = e.derive(node, Slice, tuple(shape), name, axis=axis, start=start, stop=stop, step=1)
     widths = [(max(0, before), max(0, after)) for before, after in widths]
     value = float(a.get("value") or 0.0)
     lowest = value == -math.inf or value <= -3e38
@@ -43,24 +43,18 @@ def pad(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
         math.isfinite(value) or (lowest and widths[0] == (0, 0) and _read_by_max_pools(node))
     ):
         raise unsupported(
-            t, node, f"padding with {mode if (mode or 'constant') != 'constant' else value}", "pad with zeros"
+            e, node, f"padding with {mode if (mode or 'constant') != 'constant' else value}", "pad with zeros"
         )
     if lowest:
-        t.derive(node, Pad, t.shape(node), name, widths=tuple(widths), value=-math.inf)
+        e.derive(node, Pad, e.shape(node), name, widths=tuple(widths), value=-math.inf)
     elif not any(any(pair) for pair in widths):
-        t.tensors[node] = name
+        e.tensors[node] = name
     elif value == 0.0:
-        t.derive(node, Pad, t.shape(node), name, widths=tuple(widths))
+        e.derive(node, Pad, e.shape(node), name, widths=tuple(widths))
     else:  # zeros around x − value
-        name = _shifted(t, node, name, -value)
-        name = t.derive(node, Pad, t.shape(node), name, widths=tuple(widths))
-        _shifted(t, node, name, value)
-
-
-def _shifted(t: Translator, node: fx.Node, name: str, value: float) -> str:
-    shape = t.made(name).shape
-    shift = np.full(shape[0], value, np.float32)
-    return t.derive(node, ChannelAffine, shape, name, scale_c=np.ones_like(shift), shift_c=shift)
+        name = e.affine(node, name, 1.0, -value)
+        name = e.derive(node, Pad, e.shape(node), name, widths=tuple(widths))
+        e.affine(node, name, 1.0, value)
 
 
 def _read_by_max_pools(node: fx.Node) -> bool:
@@ -68,10 +62,10 @@ def _read_by_max_pools(node: fx.Node) -> bool:
     return len(node.users) == 1 and readers <= {"max_pool2d", "max_pool2d_with_indices"}
 
 
-def _pad_with_values(t: Translator, node: fx.Node, argument: fx.Node, widths: list[tuple[int, int]], mode: str) -> None:
+def _pad_with_values(e: Emitter, node: fx.Node, argument: fx.Node, widths: list[tuple[int, int]], mode: str) -> None:
     """Reflection, replication and wrapping around: rows and columns that are there already, taken once more."""
-    name = t.input(argument)
-    for axis, ((before, after), size) in enumerate(zip(widths, t.input_shape(argument), strict=True)):
+    name = e.input(argument)
+    for axis, ((before, after), size) in enumerate(zip(widths, e.input_shape(argument), strict=True)):
         if before or after:
             positions = np.arange(-before, size + after)
             last = size - 1
@@ -80,5 +74,5 @@ def _pad_with_values(t: Translator, node: fx.Node, argument: fx.Node, widths: li
                 "replicate": np.clip(positions, 0, last),
                 "circular": positions % size,
             }[mode]
-            name = t.gather(node, name, axis, [int(i) for i in inside])
-    t.tensors[node] = name
+            name = e.gather(node, name, axis, [int(i) for i in inside])
+    e.tensors[node] = name

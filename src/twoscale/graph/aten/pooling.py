@@ -6,16 +6,14 @@ import math
 import operator
 from typing import Any
 
-import numpy as np
 from torch import fx
 
 from twoscale.errors import CaptureError
+from twoscale.graph.aten.emitter import Emitter, pair, symmetric, unsupported
 from twoscale.graph.aten.sums import maximum
-from twoscale.graph.aten.translator import Translator, pair, symmetric, unsupported
 from twoscale.graph.nodes import (
     Add,
     AveragePool2d,
-    ChannelAffine,
     MaxPool2d,
     Padding,
     Slice,
@@ -24,15 +22,15 @@ from twoscale.graph.nodes import (
 )
 
 
-def max_pool2d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+def max_pool2d(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
     """A maximum over windows."""
     kernel = pair(a["kernel_size"])
     stride = pair(a["stride"]) if a["stride"] else kernel
     padding = symmetric(pair(a["padding"]))
-    fields = t.common(node, a["self"])
+    fields = e.common(node, a["self"])
     if a["ceil_mode"]:
-        padding = _ceil_padding(t.input_shape(a["self"]), fields["shape"], kernel, stride, padding, pair(a["dilation"]))
-    t.add(
+        padding = _ceil_padding(e.input_shape(a["self"]), fields["shape"], kernel, stride, padding, pair(a["dilation"]))
+    e.add(
         node,
         MaxPool2d(**fields, kernel=kernel, stride=stride, padding=padding, dilation=pair(a["dilation"])),
     )
@@ -57,13 +55,13 @@ def _ceil_padding(
     return (padding[0], padding[1], padding[0] + more[0], padding[1] + more[1])
 
 
-def avg_pool2d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+def avg_pool2d(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
     """A mean over windows, whatever the options make of their sizes at the borders."""
     kernel = pair(a["kernel_size"])
     stride = pair(a["stride"]) if a["stride"] else kernel
     padding = pair(a["padding"])
-    shape, size = t.shape(node), t.input_shape(a["self"])[1:]
-    name, override = t.input(a["self"]), a["divisor_override"]
+    shape, size = e.shape(node), e.input_shape(a["self"])[1:]
+    name, override = e.input(a["self"]), a["divisor_override"]
     counts_padding = bool(a["count_include_pad"] or override)
     rows, columns = (
         _pool_windows(size[i], shape[i + 1], kernel[i], stride[i], padding[i], counts_padding and not override)
@@ -76,12 +74,11 @@ def avg_pool2d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
     )
     if all(window[2] == kernel[0] for window in rows) and all(window[2] == kernel[1] for window in columns):
         partial = _ceil_padding((0, *size), shape, kernel, stride, symmetric(padding))
-        name = t.derive(node, AveragePool2d, shape, name, kernel=kernel, stride=stride, padding=partial)
+        name = e.derive(node, AveragePool2d, shape, name, kernel=kernel, stride=stride, padding=partial)
     else:
-        name = t.derive(node, WindowAverage2d, shape, name, rows=rows, columns=columns)
+        name = e.derive(node, WindowAverage2d, shape, name, rows=rows, columns=columns)
     if override and int(override) != kernel[0] * kernel[1]:
-        scale = np.full(shape[0], kernel[0] * kernel[1] / int(override), np.float32)
-        t.derive(node, ChannelAffine, shape, name, scale_c=scale, shift_c=np.zeros_like(scale))
+        e.affine(node, name, kernel[0] * kernel[1] / int(override))
 
 
 def _pool_windows(size: int, out: int, kernel: int, stride: int, padding: int, counts_padding: bool) -> Windows:
@@ -96,94 +93,92 @@ def _pool_windows(size: int, out: int, kernel: int, stride: int, padding: int, c
     return tuple(windows)
 
 
-def adaptive_avg_pool2d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+def adaptive_avg_pool2d(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
     """A mean over windows whose sizes follow from the size of the result."""
-    (_, *size), (_, *out) = t.input_shape(a["self"]), t.shape(node)
+    (_, *size), (_, *out) = e.input_shape(a["self"]), e.shape(node)
     if size[0] % out[0] or size[1] % out[1]:
         rows, columns = (
             tuple((i * n // m, -(-(i + 1) * n // m), -(-(i + 1) * n // m) - i * n // m) for i in range(m))
             for n, m in zip(size, out, strict=True)
         )
-        t.add(node, WindowAverage2d(**t.common(node, a["self"]), rows=rows, columns=columns))
+        e.add(node, WindowAverage2d(**e.common(node, a["self"]), rows=rows, columns=columns))
         return
     kernel = (size[0] // out[0], size[1] // out[1])
-    t.add(node, AveragePool2d(**t.common(node, a["self"]), kernel=kernel, stride=kernel))
+    e.add(node, AveragePool2d(**e.common(node, a["self"]), kernel=kernel, stride=kernel))
 
 
-def adaptive_max_pool2d(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+def adaptive_max_pool2d(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
     """A maximum over windows whose sizes follow from the size of the result."""
-    kernel = _adaptive_kernel(t, node, a["self"])
-    t.add(node, MaxPool2d(**t.common(node, a["self"]), kernel=kernel, stride=kernel))
+    kernel = _adaptive_kernel(e, node, a["self"])
+    e.add(node, MaxPool2d(**e.common(node, a["self"]), kernel=kernel, stride=kernel))
 
 
-def _adaptive_kernel(t: Translator, node: fx.Node, argument: fx.Node) -> tuple[int, int]:
-    (_, h, w), (_, out_h, out_w) = t.input_shape(argument), t.shape(node)
+def _adaptive_kernel(e: Emitter, node: fx.Node, argument: fx.Node) -> tuple[int, int]:
+    (_, h, w), (_, out_h, out_w) = e.input_shape(argument), e.shape(node)
     if h % out_h or w % out_w:
-        raise unsupported(t, node, f"adaptive pooling of {h}x{w} to {out_h}x{out_w}", "choose sizes that divide evenly")
+        raise unsupported(e, node, f"adaptive pooling of {h}x{w} to {out_h}x{out_w}", "choose sizes that divide evenly")
     return (h // out_h, w // out_w)
 
 
-def mean(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+def mean(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
     """A mean over any dimensions but the batch."""
-    _reduced(t, node, a, AveragePool2d)
+    _reduced(e, node, a, AveragePool2d)
 
 
-def total(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+def total(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
     """A sum is a mean times the number of values; few things are added one by one."""
-    shape, axes = t.input_shape(a["self"]), _reduced_axes(t, node, a)
+    shape, axes = e.input_shape(a["self"]), _reduced_axes(e, node, a)
     count = math.prod(shape[axis] for axis in axes)
     if len(axes) == 1 and count <= 8 and axes[0] < len(shape) - 2:  # branches of one block
         part = (*shape[: axes[0]], 1, *shape[axes[0] + 1 :])
         name, *terms = (
-            t.derive(node, Slice, part, t.input(a["self"]), axis=axes[0], start=index, stop=index + 1, step=1)
+            e.derive(node, Slice, part, e.input(a["self"]), axis=axes[0], start=index, stop=index + 1, step=1)
             for index in range(count)
         )
         for term in terms:
-            name = t.derive(node, Add, part, name, term)
-        t.reshape(node, name, t.shape(node))
+            name = e.derive(node, Add, part, name, term)
+        e.reshape(node, name, e.shape(node))
         return
-    name = _reduced(t, node, a, AveragePool2d)
-    result = t.shape(node)
-    scale = np.full(result[0], count, np.float32)
-    t.derive(node, ChannelAffine, result, name, scale_c=scale, shift_c=np.zeros_like(scale))
+    name = _reduced(e, node, a, AveragePool2d)
+    e.affine(node, name, count)
 
 
-def largest(t: Translator, node: fx.Node, a: dict[str, Any]) -> None:
+def largest(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
     """A maximum over any dimensions but the batch; ``max.other`` is of two tensors."""
     if "other" in a:
-        maximum(t, node, a)
+        maximum(e, node, a)
     elif any(user.args[1] != 0 for user in node.users if user.target is operator.getitem):
-        raise unsupported(t, node, "the index of a maximum", "use its value")
+        raise unsupported(e, node, "the index of a maximum", "use its value")
     else:
-        _reduced(t, node, a, MaxPool2d)
+        _reduced(e, node, a, MaxPool2d)
 
 
-def _reduced_axes(t: Translator, node: fx.Node, a: dict[str, Any]) -> list[int]:
-    rank = 1 + len(t.input_shape(a["self"]))
+def _reduced_axes(e: Emitter, node: fx.Node, a: dict[str, Any]) -> list[int]:
+    rank = 1 + len(e.input_shape(a["self"]))
     dims = a.get("dim")
     dims = [dims] if isinstance(dims, int) else list(dims or range(rank))
     axes = sorted(int(dim) % rank - 1 for dim in dims)
     if axes[0] < 0:
-        raise CaptureError(f"{node.target} at {t.source(node)} is over the batch; expected images to stay apart")
+        raise CaptureError(f"{node.target} at {e.source(node)} is over the batch; expected images to stay apart")
     return axes
 
 
-def _reduced(t: Translator, node: fx.Node, a: dict[str, Any], kind: type[AveragePool2d | MaxPool2d]) -> str:
+def _reduced(e: Emitter, node: fx.Node, a: dict[str, Any], kind: type[AveragePool2d | MaxPool2d]) -> str:
     """Pool over dimensions, neighbours together; return the name of the result."""
-    shape, axes = list(t.input_shape(a["self"])), _reduced_axes(t, node, a)
-    name = t.input(a["self"])
+    shape, axes = list(e.input_shape(a["self"])), _reduced_axes(e, node, a)
+    name = e.input(a["self"])
     if axes == [1, 2] or (len(shape) == 3 and axes in ([1], [2])):
         kernel = (shape[1] if 1 in axes else 1, shape[2] if 2 in axes else 1)
         pooled = (shape[0], shape[1] // kernel[0], shape[2] // kernel[1])
-        name = t.derive(node, kind, pooled, name, kernel=kernel, stride=kernel)
-        return t.reshape(node, name, t.shape(node))
+        name = e.derive(node, kind, pooled, name, kernel=kernel, stride=kernel)
+        return e.reshape(node, name, e.shape(node))
     while axes:
         run = [axis for position, axis in enumerate(axes) if axis == axes[0] + position]
         axes = axes[len(run) :]
         before, count, after = (
             math.prod(shape[start:stop]) for start, stop in ((0, run[0]), (run[0], run[-1] + 1), (run[-1] + 1, None))
         )
-        name = t.reshape(node, name, (before, count, after))
-        name = t.derive(node, kind, (before, 1, after), name, kernel=(count, 1), stride=(count, 1))
+        name = e.reshape(node, name, (before, count, after))
+        name = e.derive(node, kind, (before, 1, after), name, kernel=(count, 1), stride=(count, 1))
         shape[run[0] : run[-1] + 1] = [1] * len(run)
-    return t.reshape(node, name, t.shape(node))
+    return e.reshape(node, name, e.shape(node))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from twoscale.graph.aten import functions, layers, padding, pooling, shapes, sums
+from twoscale.graph.aten.emitter import Translation
 from twoscale.graph.aten.functions import table_of
-from twoscale.graph.aten.translator import Translation
 
 __all__ = ["TRANSLATIONS"]
 
