@@ -422,6 +422,61 @@ class NormalizerFree(nn.Module):
         )
 
 
+class ConvNeXtBlock(nn.Module):
+    """Liu et al., 2022, with batch norm: linear layers on channels that come last, and a scale for each channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.norm = nn.BatchNorm2d(channels)
+        self.pwconv1, self.act, self.pwconv2 = nn.Linear(channels, 32), nn.GELU(), nn.Linear(32, channels)
+        self.gamma = nn.Parameter(torch.linspace(0.2, 0.5, channels))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.dwconv(input)).permute(0, 2, 3, 1)
+        x = self.gamma * self.pwconv2(self.act(self.pwconv1(x)))
+        return input + x.permute(0, 3, 1, 2)
+
+
+class AttentionBlock(nn.Module):
+    """Woo et al., CBAM, 2018, and the gate of two branches of ResNeSt (Zhang et al., 2020, radix 2, by sigmoids)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Flatten(), nn.Linear(channels, 4), nn.ReLU(), nn.Linear(4, channels))
+        self.spatial = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+        self.branches, self.gate = conv_bn(channels, 2 * channels, g=2), nn.Conv2d(channels, 2 * channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled = self.mlp(F.avg_pool2d(x, x.size(2))) + self.mlp(F.max_pool2d(x, x.size(2)))
+        x = x * torch.sigmoid(pooled)[:, :, None, None]
+        statistics = torch.cat([torch.mean(x, 1, keepdim=True), torch.max(x, 1, keepdim=True)[0]], dim=1)
+        x = x * torch.sigmoid(self.spatial(statistics))
+        n, c, h, w = x.shape
+        parts = self.branches(x).view(n, 2, c, h, w)
+        gates = torch.sigmoid(self.gate(parts.sum(1).mean((2, 3), keepdim=True))).view(n, 2, c, 1, 1)
+        return (parts * gates).sum(1)
+
+
+class ConcatenatedReLU(nn.Module):
+    """Shang et al., 2016, and activations by maxima: FReLU (Ma et al., 2020), maxout; zeros as in option A."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.funnel = conv_bn(3, 8, act=None), conv_bn(16, 16, s=2, act=None), conv_bn(16, 16, g=16)
+        self.c, self.bn = nn.Conv2d(16, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(32)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        x = self.b(torch.cat([F.relu(x), F.relu(-x)], 1))
+        x = torch.max(x, self.funnel(x))
+        shortcut = x[:, :, ::2, ::2]
+        x = torch.cat([shortcut, torch.zeros(shortcut.shape, device=x.device)], 1) + torch.cat([self.c(x)] * 2, 1)
+        x = torch.maximum(*self.bn(x).chunk(2, 1))
+        return torch.log_softmax(self.fc(x.sum((2, 3)) / 64), dim=-1)
+
+
 def classifier(features: nn.Module, channels: int) -> nn.Module:
     return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
 
@@ -485,5 +540,8 @@ FAMILIES: dict[str, tuple[Family, int]] = {
         lambda: classifier(nn.Sequential(conv_bn(3, 8, s=2), GhostModule(8, 15), GhostModule(15, 12)), 12), 32
     ),
     "normalizer-free": (NormalizerFree, 32),
+    "ConvNeXt": (lambda: classifier(nn.Sequential(nn.Conv2d(3, 12, 4, 4), ConvNeXtBlock(12)), 12), 32),
+    "CBAM and ResNeSt": (lambda: classifier(nn.Sequential(conv_bn(3, 12, s=2), AttentionBlock(12)), 12), 32),
+    "CReLU, FReLU and maxout": (ConcatenatedReLU, 32),
 }  # fmt: skip
 """Name to what makes it, and the size of its images."""

@@ -125,6 +125,12 @@ REFERENCES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], tuple[float,
     "log_sigmoid": (F.logsigmoid, ()),
     "abs": (torch.abs, ()),
     "exp": (torch.exp, ()),
+    "erf": (torch.erf, ()),
+    "sign": (torch.sign, ()),
+    "power": (lambda x: x**3, (3.0,)),
+    "threshold": (lambda x: F.threshold(x, 0.5, -2.0), (0.5, -2.0)),
+    "hardshrink": (lambda x: F.hardshrink(x, 0.5), (0.5,)),
+    "softshrink": (lambda x: F.softshrink(x, 0.5), (0.5,)),
     "constant": (lambda x: torch.full_like(x, 2.5), (2.5,)),
 }
 

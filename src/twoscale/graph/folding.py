@@ -49,6 +49,7 @@ def fold(graph: FloatGraph, *, join_residuals: bool = True) -> FloatGraph:
             integers that is one rounding fewer, equation (7b) instead of (3) and (7).
     """
     graph = _merge(graph, _affine_into_producer)
+    graph = _merge(graph, _scale_into_consumer)
     graph = _merge(graph, _padding_into_consumer)
     graph = _merge(graph, _clamp_into_producer)
     graph = _with_functions_recognized(_merge(graph, _hardsigmoid))
@@ -140,6 +141,20 @@ def _affine_into_producer(producer: Node, node: Node) -> Node | None:
             scale_c=(producer.scale_c * scale).astype(np.float32),
             shift_c=(producer.shift_c * scale + node.shift_c).astype(np.float32),
         )
+    return None
+
+
+def _scale_into_consumer(producer: Node, node: Node) -> Node | None:
+    """A scale that is the same for all channels goes into the weights that read it: one rounding fewer."""
+    if not isinstance(producer, ChannelAffine) or producer.bounds != UNBOUNDED or producer.shift_c.any():
+        return None
+    scale = float(producer.scale_c[0])
+    if (producer.scale_c != scale).any() or len(node.inputs) != 1:
+        return None
+    if isinstance(node, Conv2d):
+        return dataclasses.replace(node, inputs=producer.inputs, weight_oihw=node.weight_oihw * np.float32(scale))
+    if isinstance(node, Linear):
+        return dataclasses.replace(node, inputs=producer.inputs, weight_oi=node.weight_oi * np.float32(scale))
     return None
 
 
