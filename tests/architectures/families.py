@@ -435,7 +435,7 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.dwconv(input)).permute(0, 2, 3, 1)
         x = self.gamma * self.pwconv2(self.act(self.pwconv1(x)))
-        return input + x.permute(0, 3, 1, 2)
+        return torch.as_tensor(input + x.permute(0, 3, 1, 2))
 
 
 class AttentionBlock(nn.Module):
@@ -455,7 +455,7 @@ class AttentionBlock(nn.Module):
         n, c, h, w = x.shape
         parts = self.branches(x).view(n, 2, c, h, w)
         gates = torch.sigmoid(self.gate(parts.sum(1).mean((2, 3), keepdim=True))).view(n, 2, c, 1, 1)
-        return (parts * gates).sum(1)
+        return torch.as_tensor((parts * gates).sum(1))
 
 
 class ConcatenatedReLU(nn.Module):
