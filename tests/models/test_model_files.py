@@ -1,4 +1,6 @@
+import dataclasses
 import io
+import re
 import resource
 import zipfile
 from pathlib import Path
@@ -37,6 +39,17 @@ def assert_same(a: torch.nn.Module, b: torch.nn.Module) -> None:
     x, y = a.state_dict(), b.state_dict()
     assert x.keys() == y.keys()
     assert all(torch.equal(x[name], y[name]) for name in x)
+
+
+def test_a_file_says_its_models_options_and_what_does_not_fit_is_told_briefly(tmp_path: Path) -> None:
+    path = tmp_path / "thin.safetensors"
+    thin = models.create("mobilenetv2", width=0.35)
+    models.save_model(path, thin, dataclasses.replace(info_of("mobilenetv2"), options={"width": 0.35}))
+    assert_same(models.load("mobilenetv2", path), thin)
+    with pytest.raises(CheckpointError) as caught:
+        models.load("mobilenetv2", path, width=1.0)
+    assert len(str(caught.value)) < 800
+    assert re.search(r", and \d\d+ more$", str(caught.value))
 
 
 def test_what_is_saved_comes_back(saved: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from twoscale import __version__
-from twoscale.errors import CheckpointError
+from twoscale.errors import CheckpointError, UnknownNameError
 from twoscale.models.registry import create, names
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ def load(name: str | None, path: Path | str, **options: Any) -> nn.Module:
         name: one of :func:`twoscale.models.names`; None: the file says it (:func:`load_checkpoint`).
         path: a safetensors file, or one of ``torch.save`` that holds a state dict. Common wrappers around it
             ("state_dict", "model") and prefixes of its names ("module.") are taken off. Nothing in it is executed.
-        options: the model's own, as for :func:`twoscale.models.create`.
+        options: the model's own, as for :func:`twoscale.models.create`. Default: what a file that :func:`save_model`
+            wrote says of this model.
 
     Returns:
         The model, on the CPU and in evaluation mode.
@@ -122,6 +123,13 @@ def load(name: str | None, path: Path | str, **options: Any) -> nn.Module:
         return load_checkpoint(path)[0]
     from twoscale.models.tensorfile import fit, read_tensors
 
+    if name not in names():
+        raise UnknownNameError("model", name, names())
+    path = Path(path)
+    content = read_tensors(path)
+    text = content.metadata.get(_KEY)
+    if text is not None and (info := _decoded(path, text)).model == name:
+        options = {**info.options, **options}
     model = create(name, **options)
-    fit(model, read_tensors(Path(path)).tensors, str(path))
+    fit(model, content.tensors, str(path))
     return model.eval()

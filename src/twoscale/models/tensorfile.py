@@ -21,6 +21,8 @@ _DIGEST = "twoscale.sha256"
 # What training scripts put around a state dict, and in front of its names.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+_SHOWN = 5
+"""Tensors that a message names of each fault."""
 
 
 class TensorFile:
@@ -100,13 +102,14 @@ def copy_into(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tenso
         CheckpointError: a tensor is missing, left over, of another shape, or has NaN or infinity in it; names
             the tensors. Nothing was changed then.
     """
-    faults = [f"missing {', '.join(missing)}"] if (missing := sorted(own.keys() - tensors.keys())) else []
-    faults += [f"unexpected {', '.join(extra)}"] if (extra := sorted(tensors.keys() - own.keys())) else []
-    faults += [
+    faults = [f"missing {_some(missing)}"] if (missing := sorted(own.keys() - tensors.keys())) else []
+    faults += [f"unexpected {_some(extra)}"] if (extra := sorted(tensors.keys() - own.keys())) else []
+    shapes = [
         f"{name} is {list(tensors[name].shape)}, expected {list(value.shape)}"
         for name, value in own.items()
         if name in tensors and tensors[name].shape != value.shape
     ]
+    faults += [_some(shapes)] if shapes else []
     if faults:
         raise CheckpointError(f"{origin} does not fit {owner}: {'; '.join(faults)}")
     for name, value in own.items():
@@ -162,3 +165,9 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, torch.Tensor]:
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
+
+
+def _some(faults: list[str]) -> str:
+    """Return the first of a long list, and how many there are besides."""
+    shown = faults if len(faults) <= _SHOWN + 1 else [*faults[:_SHOWN], f"and {len(faults) - _SHOWN} more"]
+    return ", ".join(shown)
