@@ -86,11 +86,12 @@ def main() -> None:
     faulthandler.enable(all_threads=False)  # where a crash came from is in the log, and so in the record
     folder = Path(sys.argv[1])
     os.environ[FOLDER] = str(folder)
-    rank = int(os.environ["RANK"])
+    # Now: a job may take these variables away, to train in each rank alone.
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     (folder / PID.format(rank)).write_text(str(os.getpid()))
     job = msgspec.json.decode((folder / JOB).read_bytes(), type=Job)
     if job.pin:
-        pin(rank, int(os.environ["WORLD_SIZE"]), job.threads_per_rank)
+        pin(rank, world_size, job.threads_per_rank)
     try:
         result = _run(job)
         if rank == 0:
@@ -104,7 +105,7 @@ def main() -> None:
         sys.stderr.flush()
         # Not sys.exit: a rank whose peers are gone may wait for them in destructors.
         os._exit(1)
-    _leave(folder, rank, int(os.environ["WORLD_SIZE"]))
+    _leave(folder, rank, world_size)
 
 
 if __name__ == "__main__":
