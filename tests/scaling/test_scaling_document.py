@@ -6,6 +6,7 @@ from benchmarks.scaling_study import DOCUMENT, NOTEBOOK, RECORD, RESNET, execute
 from twoscale.records import read_record
 from twoscale.scaling.config import SECTIONS
 from twoscale.scaling.results import StudyResults
+from twoscale.scaling.sentences import sentences
 
 
 def test_the_documents_tables_are_the_records() -> None:
@@ -24,6 +25,7 @@ def test_the_records_are_whole() -> None:
     assert not study.failures
     assert study.config.repeats >= 3
     assert study.config.seeds >= 3
+    assert sentences(study) == study.sentences
     ledger = resnet.ledgers[0]
     assert (ledger.ok, ledger.parameters, ledger.total("backward 3")) == (True, 11_173_962, 44_695_848)
 

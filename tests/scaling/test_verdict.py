@@ -8,6 +8,7 @@ import pytest
 
 from twoscale.scaling.records import ArmsRecord, Bucket, CollectiveTime, EpochTime, LinkModel, Summary, Workload
 from twoscale.scaling.statistics import summarize
+from twoscale.scaling.tables import causes_table
 from twoscale.scaling.verdict import Round, decide, latency_share
 
 MS = 1e-3
@@ -129,6 +130,16 @@ def test_scaling_that_holds_has_no_cause() -> None:
 def test_rounds_that_contradict_each_other_have_no_cause() -> None:
     rounds = [*_rounds(10, 12, 16)[:2], *_rounds(10, 9, 9)[:1]]
     assert "but not in every round of launches" in decide(rounds, _arms(exposed=1), SLOW_LINK, 64).sentence
+
+
+def test_a_share_is_of_what_is_lost_not_of_what_is_explained() -> None:
+    # 10 ms are lost, 6 of them explained: 5 by the wrapper, 1 by cores.
+    verdict = decide(_rounds(10, 11, 20), _arms(wrapper=5), SLOW_LINK, 64)
+    assert "The largest part of what is lost, 50%, goes to the wrapper." in verdict.sentence
+    assert {one.name: one.share for one in verdict.causes if one.share} == pytest.approx(
+        {"wrapper": 0.5, "cores": 0.1}, rel=1e-3
+    )
+    assert [cell.text for cell in causes_table(verdict).rows[-1]] == ["not explained", "4.00", "40"]
 
 
 def test_what_no_part_explains_is_said() -> None:

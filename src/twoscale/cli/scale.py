@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -51,7 +54,7 @@ def scale_command(
         model: Name of the model. Default: net on a processor, resnet18 on a GPU.
         data: Data set, or synthetic. Default: digits on a processor, cifar10 on a GPU.
         batch_sizes: Batch sizes on one device, ascending. Default: 32,128,512, on a GPU 32 to 8192 by doubling.
-        world_sizes: Numbers of ranks. Default: 1,2, on GPUs as many of 1,2,4 as there are.
+        world_sizes: Numbers of ranks; 1 is always among them. Default: 1,2, on GPUs as many of 1,2,4 as there are.
         out: Folder of the study; it is made.
         device: Default: cuda where there is a GPU.
         sections: Questions to answer: batch, speedup, communication, accuracy, sampler, wire, replicas, forecast, or
@@ -72,6 +75,7 @@ def scale_command(
     """
     from twoscale.scaling.config import SECTIONS, StudyConfig
     from twoscale.scaling.progress import telling
+    from twoscale.scaling.sentences import verdict_sentence
     from twoscale.scaling.study import REPORT, run_study
 
     config = StudyConfig.for_this_machine(
@@ -94,7 +98,8 @@ def scale_command(
         seed=seed,
     )
     try:
-        results = run_study(config, out, resume=resume, minutes=minutes, telling=telling())
+        with _interrupted_by_sigterm():
+            results = run_study(config, out, resume=resume, minutes=minutes, telling=telling())
     except KeyboardInterrupt as error:
         words = [word for word in sys.argv[1:] if word != "--resume"]
         again = shlex.join(["twoscale", *words, "--resume"]) if words[:1] == ["scale"] else "the same with --resume"
@@ -103,13 +108,28 @@ def scale_command(
         print_json(results)
         return
     printer = console()
-    lines = [results.verdict.sentence] if results.verdict is not None else []
+    asked = not {"speedup", "communication"}.isdisjoint(results.config.sections)
+    lines = [verdict_sentence(results)] if results.verdict is not None or asked else []
     lines += [f"{SECTIONS.index(name) + 1} {sentence}" for name, sentence in results.sentences.items()]
     lines += [f"failed: {one.what}: {one.status}: {one.message}" for one in results.failures]
     lines += [f"no time for: {what}" for what in results.left_out]
     for line in lines:
         printer.print(line, markup=False)
     printer.print(f"Everything, with pictures: {out / REPORT}", soft_wrap=True, markup=False)
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end a study as Ctrl-C does: the terminal and the folders of its launches are left in order."""
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not the main thread, which alone hears signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _numbers(option: str, text: str | None) -> tuple[int, ...] | None:

@@ -266,13 +266,16 @@ def _model(cells: Sequence[Cell], link: Link) -> LinkModel | None:
 
 
 def _verdict(config: StudyConfig, times: Times, arms: Sequence[ArmsAt], cells: Sequence[Cell]) -> Verdict | None:
-    most, base = config.world_sizes[-1], config.base_batch
-    record = next((at.record for at in arms if at.record.world_size == most and at.batch_size == base), None)
-    alone, apart, ddp = (times.get(key, {}) for key in (("bare", 1, base), ("bare", most, base), ("ddp", most, base)))
-    rounds = [Round(alone[r], apart[r], ddp[r]) for r in alone if r in apart and r in ddp]
-    if most == 1 or record is None or not rounds:
-        return None
-    return decide(rounds, record, _model(cells, _link(config)), base)
+    base = config.base_batch
+    alone = times.get(("bare", 1, base), {})
+    # At the most ranks that everything is known of: a cell that failed there leaves fewer to be judged.
+    for n in reversed([n for n in config.world_sizes if n > 1]):
+        record = next((at.record for at in arms if at.record.world_size == n and at.batch_size == base), None)
+        apart, ddp = times.get(("bare", n, base), {}), times.get(("ddp", n, base), {})
+        rounds = [Round(alone[r], apart[r], ddp[r]) for r in alone if r in apart and r in ddp]
+        if record is not None and rounds:
+            return decide(rounds, record, _model(cells, _link(config)), base)
+    return None
 
 
 # ---------------------------------------------------------------- 4, accuracy

@@ -15,6 +15,11 @@ SECTIONS = ("batch", "speedup", "communication", "accuracy", "sampler", "wire", 
 """The study's questions, in order."""
 
 
+_RANKS_A_CORE = 16
+"""More would measure how a machine runs out of memory."""
+_LARGEST_SEED = 2**32 - 1
+
+
 def _accelerators() -> int:
     """Return how many GPUs PyTorch finds; it is asked only where there is a driver."""
     if not any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")):
@@ -41,7 +46,7 @@ class StudyConfig:
     base_batch: int
     """Images a device and step where numbers of ranks are compared."""
     world_sizes: tuple[int, ...]
-    """Ranks, ascending."""
+    """Ranks, ascending; the first is 1, which all others are compared with."""
     epochs: int
     """Of the runs whose accuracy is compared."""
     accuracy_batches: tuple[int, int]
@@ -84,8 +89,14 @@ class StudyConfig:
                 raise ConfigurationError(f"{name} is {shown}; expected ascending numbers of at least 1")
         if len(self.accuracy_batches) != 2:
             raise ConfigurationError(f"accuracy_batches has {len(self.accuracy_batches)} numbers; expected 2")
-        if self.seed < 0:
-            raise ConfigurationError(f"seed is {self.seed}; expected at least 0")
+        if self.world_sizes[0] != 1:
+            raise ConfigurationError(f"world_sizes begins with {self.world_sizes[0]}; expected 1, to compare with")
+        if self.world_sizes[-1] > _RANKS_A_CORE * self.cores:
+            raise ConfigurationError(
+                f"{self.world_sizes[-1]} ranks on {self.cores} core(s); expected at most {_RANKS_A_CORE} a core"
+            )
+        if not 0 <= self.seed <= _LARGEST_SEED:
+            raise ConfigurationError(f"seed is {self.seed}; expected 0 to {_LARGEST_SEED}")
         if not self.tolerance >= 0:
             raise ConfigurationError(f"tolerance is {self.tolerance}; expected at least 0")
         if not self.timeout > 0:
@@ -125,6 +136,8 @@ class StudyConfig:
                 "channels_last": False,
             }  # fmt: skip
         values |= {name: value for name, value in given.items() if value is not None}
+        if min(values["world_sizes"], default=0) > 1:
+            values["world_sizes"] = (1, *values["world_sizes"])
         if "sections" in values:
             order = [name for name in SECTIONS if name in values["sections"]]
             values["sections"] = (*order, *(name for name in values["sections"] if name not in SECTIONS))

@@ -10,7 +10,7 @@ from twoscale.report.svg import Drawing
 from twoscale.scaling import figures, tables
 from twoscale.scaling.config import SECTIONS
 from twoscale.scaling.results import StudyResults
-from twoscale.scaling.sentences import most_ranks
+from twoscale.scaling.sentences import most_ranks, verdict_sentence
 
 __all__ = ["render_study"]
 
@@ -80,7 +80,7 @@ def _summary(results: StudyResults) -> Section:
         if verdict is not None
         else (),
         groups,
-        lead=verdict.sentence if verdict is not None else "There is no verdict: it needs the arms at 1 and more ranks.",
+        lead=verdict_sentence(results),
         findings=findings,
     )
 

@@ -123,7 +123,7 @@ class Cause:
     seconds: float
     """Of a step."""
     share: float
-    """Of the sum of all causes, 0..1."""
+    """Of the loss, or of the sum of all causes where that is more, 0..1."""
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
-from twoscale.report.numbers import count, fixed, joined, percent, signed
+from twoscale.report.numbers import count, fixed, joined, percent
 from twoscale.scaling.config import SECTIONS
-from twoscale.scaling.records import LedgerRecord, Summary
-from twoscale.scaling.results import ArmsAt, SpeedRow, StudyResults
+from twoscale.scaling.records import CapacityRecord, LedgerRecord, Summary
+from twoscale.scaling.results import AccuracyRow, ArmsAt, SpeedRow, StudyResults
 
-__all__ = ["milliseconds", "seconds_text", "sentences"]
+__all__ = ["milliseconds", "seconds_text", "sentences", "verdict_sentence"]
 
 
 def milliseconds(seconds: float) -> str:
@@ -36,6 +37,19 @@ def sentences(results: StudyResults) -> dict[str, str]:
     }
 
 
+def verdict_sentence(results: StudyResults) -> str:
+    """Return why scaling stops here, or why that cannot be said."""
+    if results.verdict is not None:
+        return results.verdict.sentence
+    if results.config.world_sizes[-1] == 1:
+        why = "one rank has nothing to scale to; measure more with --world-sizes 1,2"
+    elif {"communication", "forecast"}.isdisjoint(results.config.sections):
+        why = "it needs the arms, which the sections communication and forecast measure"
+    else:
+        why = "it needs the steps of one rank and the steps and arms of more, and not all of them gave a result"
+    return f"There is no verdict: {why}."
+
+
 def _batch(results: StudyResults) -> str | None:
     rows = [row for row in results.batches if row.epoch is not None]
     if not rows:
@@ -49,17 +63,24 @@ def _batch(results: StudyResults) -> str | None:
         text = f"An epoch takes {seconds_text(_median(fast.epoch))} at batch {count(fast.batch_size)}"
     if fast.of_peak is not None:
         text += f", at {percent(fast.of_peak, 0)} % of the device's measured matrix rate"
-    capacity = results.capacity
-    if capacity is not None and capacity.largest is not None:
-        largest = count(capacity.largest)
-        text += (
-            f"; all {largest} training images fit in one batch"
-            if capacity.reached_limit
-            else f"; the largest batch that fits is {largest}"
-            if capacity.ended
-            else f"; a batch of {largest} fits, and there was no time to try larger ones"
-        )
-    return text + "."
+    return text + _largest(results.capacity) + "."
+
+
+def _largest(capacity: CapacityRecord | None) -> str:
+    """Say how large a batch fits, and what the next larger one met where that was not the end of memory."""
+    if capacity is None or capacity.largest is None:
+        return ""
+    largest = count(capacity.largest)
+    if capacity.reached_limit:
+        return f"; all {largest} training images fit in one batch"
+    if not capacity.ended:
+        return f"; a batch of {largest} fits, and there was no time to try larger ones"
+    over = min(
+        (t for t in capacity.trials if t.batch_size > capacity.largest), key=lambda t: t.batch_size, default=None
+    )
+    if over is not None and over.status != "out-of-memory":
+        return f"; a batch of {largest} runs, and one of {count(over.batch_size)} ended in a {over.status}"
+    return f"; the largest batch that fits is {largest}"
 
 
 def _median(summary: Summary | None) -> float:
@@ -80,9 +101,10 @@ def _speedup(results: StudyResults) -> str | None:
     if parts and weak is not None:
         return f"Against the bare module on one, {weak.world_size} ranks train {joined(parts)}."
     if alone is not None and alone.efficiency is not None:
+        why = "one rank was asked for" if results.config.world_sizes[-1] == 1 else "more ranks gave no result"
         return (
-            f"There is one device, and no speed-up to measure; DDP around it keeps "
-            f"{percent(alone.efficiency.mean, 0)} % of the bare module's speed."
+            f"There is no speed-up to tell: {why}; DDP at one rank keeps {percent(alone.efficiency.mean, 0)} % of the "
+            "bare module's speed."
         )
     return None
 
@@ -99,38 +121,77 @@ def _communication(results: StudyResults) -> str | None:
         return None
     record = at.record
     if record.isolated is None:
-        return (
-            f"One rank sends nothing; DDP itself adds {milliseconds(record.wrapper_tax.median)} to a step of "
-            f"{milliseconds(record.bare.median)}."
+        tax = record.wrapper_tax
+        adds = (
+            f"{milliseconds(tax.median)} to a step of {milliseconds(record.bare.median)}"
+            if tax.median_interval.low > 0
+            else f"nothing that could be told apart from zero to a step of {milliseconds(record.bare.median)}"
         )
-    overlap = "" if record.overlap is None else f"; overlap {percent(record.overlap, 0)} %"
-    return (
-        f"At {record.world_size} ranks a step of {milliseconds(record.ddp.median)} waits "
-        f"{milliseconds(record.exposed.median)} for communication that takes {milliseconds(record.isolated.median)} "
-        f"alone{overlap}."
+        return f"One rank sends nothing; DDP itself adds {adds}."
+    step, alone = milliseconds(record.ddp.median), milliseconds(record.isolated.median)
+    if record.exposed.median_interval.low <= 0:
+        return (
+            f"At {record.world_size} ranks a step of {step} does not measurably wait for communication, which takes "
+            f"{alone} alone."
+        )
+    text = (
+        f"At {record.world_size} ranks a step of {step} waits {milliseconds(record.exposed.median)} for communication "
+        f"that takes {alone} alone: "
     )
+    if record.exposed.median > record.isolated.median:
+        return text + "nothing of it is hidden behind computing, and inside a step it costs more than alone."
+    return text + f"computing hides {percent(record.overlap, 0)} % of it."
 
 
 def _accuracy(results: StudyResults) -> str | None:
     rows = {(row.way, row.equal): row for row in results.accuracy}
     small, plain = rows.get(("small", "epochs")), rows.get(("plain", "epochs"))
-    helped = [
-        row
-        for (way, equal), row in rows.items()
-        if equal == "epochs" and way not in ("small", "plain") and row.accuracy is not None
-    ]
-    if small is None or plain is None or small.accuracy is None or plain.accuracy is None or not helped:
+    if small is None or plain is None:
         return None
-    best = max(helped, key=lambda row: _median(row.accuracy))
+    if small.accuracy is None or _diverged(small):
+        return f"The small batch itself diverged with {_diverged(small)} seeds: there is nothing to compare with."
+    before, change = percent(small.accuracy.mean, 1), plain.against_small
+    if plain.accuracy is None or _diverged(plain):
+        text = f"At equal epochs the large batch diverges with nothing changed, with {_diverged(plain)} seeds"
+    elif (
+        change is None or change.mean_interval is None or not change.mean_interval.low <= 0 <= change.mean_interval.high
+    ):
+        lost = small.accuracy.mean - plain.accuracy.mean
+        text = (
+            f"At equal epochs the large batch {'gains' if lost < 0 else 'loses'} {fixed(abs(100 * lost), 1)} points "
+            f"with nothing changed ({before} % to {percent(plain.accuracy.mean, 1)} %)"
+        )
+    else:
+        text = (
+            f"At equal epochs the large batch with nothing changed reaches {percent(plain.accuracy.mean, 1)} %, the "
+            f"small one {before} %, no more apart than seeds are"
+        )
+    helped = [
+        row for (way, equal), row in rows.items() if equal == "epochs" and way not in ("small", "plain") and _whole(row)
+    ]
+    if helped:
+        best = max(helped, key=_mean)
+        text += f"; the best of the remedies, {best.title}, reaches {percent(_mean(best), 1)} %"
     longer = rows.get(("plain", "steps"))
-    text = (
-        f"At equal epochs the large batch loses {signed(-100 * (plain.accuracy.mean - small.accuracy.mean), 1)} points "
-        f"with nothing changed ({percent(small.accuracy.mean, 1)} % to {percent(plain.accuracy.mean, 1)} %); the best "
-        f"of the remedies, {best.title}, reaches {percent(best.accuracy.mean if best.accuracy else None, 1)} %"
-    )
-    if longer is not None and longer.accuracy is not None:
-        text += f"; at equal steps nothing has to be changed for {percent(longer.accuracy.mean, 1)} %"
-    return text.replace("loses +", "loses ").replace("loses −", "gains ") + "."
+    if longer is not None and _whole(longer):
+        text += f"; at equal steps, nothing changed, it reaches {percent(_mean(longer), 1)} %"
+    return text + "."
+
+
+def _diverged(row: AccuracyRow) -> str:
+    """Return "2 of 3" where so many runs have no accuracy, else nothing."""
+    lost = sum(value is None for value in row.accuracies)
+    return f"{lost} of {len(row.accuracies)}" if lost else ""
+
+
+def _whole(row: AccuracyRow) -> bool:
+    """Return whether every run has an accuracy: a mean of those that did not diverge would flatter."""
+    return row.accuracy is not None and not _diverged(row)
+
+
+def _mean(row: AccuracyRow) -> float:
+    assert row.accuracy is not None
+    return row.accuracy.mean
 
 
 def _sampler(results: StudyResults) -> str | None:
@@ -138,20 +199,28 @@ def _sampler(results: StudyResults) -> str | None:
     untold = next((row for row in results.orders if not row.set_epoch), None)
     if told is None or untold is None:
         return None
-    return (
-        f"Without set_epoch {percent(untold.same_place[-1], 0)} % of the images have the same place in every epoch, "
-        f"with it {percent(told.same_place[-1], 2)} %: only then is the order drawn anew."
+    least, most = min(untold.same_place[1:], default=1.0), max(told.same_place[1:], default=1.0)
+    text = (
+        f"Without set_epoch {percent(least, 0)} % of the images have the same place in every epoch, with it at most "
+        f"{percent(most, 2)} %"
     )
+    return f"{text}: only then is the order drawn anew." if most < least else f"{text}: it makes no difference."
 
 
 def _wire(results: StudyResults) -> str | None:
     if not results.ledgers:
         return None
     ledger = results.ledgers[0]
-    state = "as predicted, to the byte" if all(one.ok for one in results.ledgers) else "not as predicted"
+    off = sum(len(one.differences) for one in results.ledgers)
+    if all(one.ok for one in results.ledgers):
+        state = "every collective was observed as predicted, to the byte"
+    elif off:
+        state = f"{off} collective{'s were' if off > 1 else ' was'} not observed as predicted"
+    else:
+        state = "nothing was observed to compare the prediction with"
     return (
         f"Every step all-reduces {count(gradient_bytes(ledger))} bytes of gradients in {buckets(ledger)} "
-        f"bucket{'s' * (buckets(ledger) != 1)}; every collective was observed {state}."
+        f"bucket{'s' * (buckets(ledger) != 1)}; {state}."
     )
 
 
@@ -189,17 +258,17 @@ def _replicas(results: StudyResults) -> str | None:
 
 def _forecast(results: StudyResults) -> str | None:
     errors = [abs(one.error) for one in results.held_out if one.error is not None]
+    refused = len(results.refused)
+    said = f"{refused} forecast{'s were' if refused != 1 else ' was'} refused" if refused else ""
     if not errors:
-        refused = len(results.refused)
-        return f"No cell could be held out to check a forecast on; {refused} were refused." if refused else None
-    text = f"Steps of {len(errors)} held-out cells were forecast from the others to within {percent(max(errors), 0)} %"
-    ahead = results.forecasts[:1]
-    if ahead:
-        efficiency = ahead[0].compute / ahead[0].step
+        return f"No cell could be held out to check a forecast on; {said}." if said else None
+    steps = f"Steps of {len(errors)} held-out cells were" if len(errors) > 1 else "The step of 1 held-out cell was"
+    # Rounded up: no error is larger than what is said.
+    text = f"{steps} forecast from the others to within {math.ceil(100 * max(errors))} %"
+    if ahead := results.forecasts[:1]:
+        share = ahead[0].exposed / ahead[0].step
         text += (
-            f"; {ahead[0].world_size} ranks, each with cores of its own, would wait for communication "
-            f"{percent(1 - efficiency, 0)} % of a step"
+            f"; {ahead[0].world_size} ranks that compute as fast as these would wait for communication "
+            f"{percent(share, 0)} % of a step"
         )
-    if results.refused:
-        text += f"; {len(results.refused)} forecasts were refused"
-    return text + "."
+    return text + (f"; {said}." if said else ".")

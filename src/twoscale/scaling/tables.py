@@ -398,7 +398,8 @@ def forecast_table(forecasts: Sequence[Forecast], caption: str) -> Table:
 def causes_table(verdict: Verdict) -> Table:
     """Return one row a cause."""
     rows = [[cause.name, _number(cause.seconds * 1e3), percent(cause.share, 0)] for cause in verdict.causes]
-    rows.append(["not explained", _number(verdict.unexplained * 1e3), MISSING])
+    unknown = percent(verdict.unexplained / verdict.loss.mean, 0) if verdict.unexplained > 0 else MISSING
+    rows.append(["not explained", _number(verdict.unexplained * 1e3), unknown])
     columns = [_named("Cause"), Column("Of a step", "ms"), Column("Share", "%")]
     loss = verdict.loss
     spread = (

@@ -106,8 +106,10 @@ def decide(rounds: Sequence[Round], many: ArmsRecord, model: LinkModel | None, b
         "wrapper": max(0.0, many.wrapper_tax.median),
     }
     total = sum(parts.values())
+    # What no cause explains has its share too; causes that overlap are shares of their sum.
+    whole = max(total, loss.mean)
     causes = tuple(
-        Cause(name, seconds, seconds / total if total else 0.0)  # type: ignore[arg-type]
+        Cause(name, seconds, seconds / whole if whole > 0 else 0.0)  # type: ignore[arg-type]
         for name, seconds in sorted(parts.items(), key=lambda item: -item[1])
     )
     n = many.world_size

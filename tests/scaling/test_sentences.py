@@ -1,0 +1,129 @@
+"""The plain sentences are true of their numbers: a real record, changed into what that machine did not show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twoscale.records import read_record
+from twoscale.scaling.records import CapacityTrial
+from twoscale.scaling.results import AccuracyRow, StudyResults
+from twoscale.scaling.sentences import sentences, verdict_sentence
+from twoscale.scaling.statistics import summarize
+
+RECORD = Path(__file__).parents[2] / "docs" / "scaling-study.json"
+
+
+@pytest.fixture(scope="module")
+def study() -> StudyResults:
+    return read_record(RECORD, StudyResults)
+
+
+def _said(section: str, study: StudyResults, **changed: Any) -> str:
+    return sentences(replace(study, **changed))[section]
+
+
+def _exposed(study: StudyResults, *milliseconds: float, alone: float = 2.0) -> str:
+    """Return what is said of arms at two ranks with these exposed times, one a round."""
+    arms = []
+    for at in study.arms:
+        if at.record.world_size == 2:
+            exposed, isolated = summarize([one / 1e3 for one in milliseconds]), summarize([alone / 1e3] * 6)
+            overlap = 1 - exposed.median / isolated.median
+            at = replace(at, record=replace(at.record, exposed=exposed, isolated=isolated, overlap=overlap))
+        arms.append(at)
+    return _said("communication", study, arms=tuple(arms))
+
+
+def test_communication_hidden_or_not(study: StudyResults) -> None:
+    assert _exposed(study, *[0.5] * 6).endswith(
+        "waits 0.50 ms for communication that takes 2.00 ms alone: computing hides 75 % of it."
+    )
+    assert _exposed(study, *[3.0] * 6).endswith(
+        "alone: nothing of it is hidden behind computing, and inside a step it costs more than alone."
+    )
+    noise = (-0.4, -0.3, -0.2, 0.1, 0.2, 0.3)
+    assert "does not measurably wait for communication, which takes 2.00 ms alone." in _exposed(study, *noise)
+
+
+def test_a_failed_launch_is_no_single_device(study: StudyResults) -> None:
+    alone = tuple(row for row in study.speed if row.world_size == 1)
+    assert "no speed-up to tell: more ranks gave no result; DDP at one rank keeps 96 %" in _said(
+        "speedup", study, speed=alone
+    )
+    one = replace(study.config, world_sizes=(1,))
+    assert "one rank was asked for" in _said("speedup", study, speed=alone, config=one)
+
+
+def _accuracies(study: StudyResults, **values: tuple[float | None, ...]) -> str:
+    """Return what is said where ways at equal epochs reached other accuracies, one a seed."""
+    small = values.get("small", (0.9, 0.91, 0.92))
+    rows = []
+    for row in study.accuracy:
+        if row.equal == "epochs" and row.way in values:
+            found = values[row.way]
+            known = [value for value in found if value is not None]
+            paired = [a - b for a, b in zip(found, small, strict=True) if a is not None and b is not None]
+            row = replace(
+                row,
+                accuracies=found,
+                accuracy=summarize(known) if known else None,
+                against_small=summarize(paired) if paired and row.way != "small" else None,
+            )
+        rows.append(row)
+    return _said("accuracy", study, accuracy=tuple[AccuracyRow, ...](rows))
+
+
+def test_accuracies_that_seeds_explain_are_no_loss(study: StudyResults) -> None:
+    text = _accuracies(study, small=(0.9, 0.91, 0.92), plain=(0.91, 0.9, 0.91))
+    assert "with nothing changed reaches 90.7 %, the small one 91.0 %, no more apart than seeds are" in text
+    assert "gains 3.0 points" in _accuracies(study, small=(0.9, 0.91, 0.92), plain=(0.93, 0.94, 0.95))
+
+
+def test_runs_that_diverged_are_said_and_never_the_best(study: StudyResults) -> None:
+    small = (0.9, 0.91, 0.92)
+    text = _accuracies(study, small=small, plain=(None, None, 0.5), lamb=(None, 0.99, 0.99))
+    assert "the large batch diverges with nothing changed, with 2 of 3 seeds; the best of the remedies, AdamW" in text
+    assert "The small batch itself diverged with 3 of 3 seeds" in _accuracies(study, small=(None, None, None))
+
+
+def test_a_ledger_that_differs(study: StudyResults) -> None:
+    ledger = replace(study.ledgers[0], differences=("backward 3: one", "backward 3: two"))
+    assert _said("wire", study, ledgers=(ledger,)).endswith("2 collectives were not observed as predicted.")
+    unseen = replace(study.ledgers[0], observed=None)
+    assert "nothing was observed" in _said("wire", study, ledgers=(unseen,))
+
+
+def test_no_error_of_a_forecast_is_larger_than_said(study: StudyResults) -> None:
+    one = replace(study.held_out[0], error=-0.0641)
+    assert _said("forecast", study, held_out=(one,)).startswith(
+        "The step of 1 held-out cell was forecast from the others to within 7 %"
+    )
+
+
+def test_what_stopped_the_search_for_the_largest_batch(study: StudyResults) -> None:
+    assert study.capacity is not None
+    trials = [CapacityTrial(64, "ok", 1.0, 1), CapacityTrial(128, "time-out", 1.0, None, "no result")]
+    capacity = replace(study.capacity, largest=64, reached_limit=False, trials=tuple(trials))
+    assert _said("batch", study, capacity=capacity).endswith("a batch of 64 runs, and one of 128 ended in a time-out.")
+    full = replace(capacity, trials=(trials[0], replace(trials[1], status="out-of-memory")))
+    assert _said("batch", study, capacity=full).endswith("the largest batch that fits is 64.")
+
+
+def test_why_there_is_no_verdict(study: StudyResults) -> None:
+    without = replace(study, verdict=None)
+    assert "not all of them gave a result" in verdict_sentence(without)
+    assert "it needs the arms" in verdict_sentence(
+        replace(without, config=replace(study.config, sections=("speedup",)))
+    )
+    assert "one rank has nothing" in verdict_sentence(replace(without, config=replace(study.config, world_sizes=(1,))))
+
+
+def test_everything_failed(study: StudyResults) -> None:
+    empty = replace(
+        study, batches=(), speed=(), arms=(), accuracy=(), orders=(), ledgers=(), replicas=(), held_out=(), refused=()
+    )
+    assert all(sentence.startswith("Nothing was measured") for sentence in sentences(empty).values())
