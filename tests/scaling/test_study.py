@@ -21,6 +21,7 @@ from twoscale.cli import main
 from twoscale.errors import ConfigurationError, TwoscaleError, UnknownNameError
 from twoscale.records import read_record
 from twoscale.scaling import progress, study
+from twoscale.scaling.analysis import analyse
 from twoscale.scaling.cells import CellRecord, StudyCell, first_cells, later_cells, ways
 from twoscale.scaling.config import SECTIONS, StudyConfig
 from twoscale.scaling.page import render_study
@@ -246,6 +247,75 @@ def test_a_terminal_sees_a_table_of_what_is_done(
     assert re.search(r"wire, replicas, sampler +1 *$", shown, re.MULTILINE)  # failed
 
 
+def test_one_study_at_a_time_in_a_folder(again: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    give = study._Runner._measure
+    refused: list[str] = []
+
+    def another(self: Any, cell: StudyCell) -> Outcome:
+        with pytest.raises(TwoscaleError) as error:
+            run_study(_config(sections=("wire",)), tmp_path, resume=True)
+        refused.append(str(error.value))
+        return give(self, cell)
+
+    monkeypatch.setattr(study._Runner, "_measure", another)
+    run_study(_config(sections=("wire",)), tmp_path)
+    assert refused == [f"another study is at work in {tmp_path / CELLS}; wait for it, or choose another --out"]
+    run_study(_config(sections=("wire",)), tmp_path, resume=True)
+
+
+def test_a_folder_that_cannot_be_is_said_before_anything_is_measured(again: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TwoscaleError, match=r"cannot write .*file/cells: Not a directory; choose another --out"):
+        run_study(_config(), tmp_path / "file")
+    assert again == []
+
+
+def test_a_damaged_cell_is_named_and_how_to_go_on(again: list[str], tmp_path: Path) -> None:
+    run_study(_config(sections=("wire",)), tmp_path)
+    file = tmp_path / CELLS / "wire-2-0.json"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(TwoscaleError, match=r"wire-2-0.json does not hold .*; remove the file to have that cell"):
+        run_study(_config(sections=("wire",)), tmp_path, resume=True)
+    file.unlink()
+    again.clear()
+    run_study(_config(sections=("wire",)), tmp_path, resume=True)
+    assert again == ["wire-2-0"]
+
+
+def test_what_there_was_no_time_for_is_measured_with_more_time(again: list[str], tmp_path: Path) -> None:
+    # A search with less time is coarser; what it found is kept.
+    options = {"sections": ("batch",)}
+    run_study(_config(**options, tolerance=0.25), tmp_path, minutes=10)
+    again.clear()
+    run_study(_config(**options), tmp_path, resume=True)
+    assert again == []
+
+
+def test_the_verdict_is_at_the_most_ranks_that_gave_a_result(done: Path) -> None:
+    results = read_record(done / STUDY, StudyResults)
+    assert results.verdict is not None
+    records = [read_record(file, CellRecord) for file in sorted((done / CELLS).iterdir())]
+    # Four ranks were asked for and all their cells failed.
+    config = dataclasses.replace(results.config, world_sizes=(1, 2, 4))
+    assert analyse(config, records, (), environment=results.environment).verdict == results.verdict
+
+
+def test_one_rank_is_always_measured() -> None:
+    assert _config(world_sizes=(2, 4)).world_sizes == (1, 2, 4)
+    with pytest.raises(ConfigurationError, match="world_sizes begins with 2; expected 1, to compare with"):
+        dataclasses.replace(_config(), world_sizes=(2,))
+
+
+def test_the_time_of_training_runs_is_expected_from_the_search_for_rates(tmp_path: Path) -> None:
+    config = _config(tune=True, epochs=2)
+    (tune,) = (cell for cell in first_cells(config) if cell.kind == "tune")
+    (runs,) = (cell for cell in later_cells(config, {}) if cell.kind == "accuracy")
+    runner = study._Runner(config, tmp_path, 1437, None, progress.Silent())
+    runner._keep(CellRecord(tune, Outcome("ok", 30.0, 1, 1, []), "", None), again=True)
+    # 15 runs of 2 epochs in 30 s; 7 of 2 epochs, and 6 of 4.
+    assert runner.expected(runs) == pytest.approx(30 * (7 * 2 + 6 * 4) / (15 * 2))
+
+
 def test_cells_of_other_options_are_not_taken(again: list[str], tmp_path: Path) -> None:
     run_study(_config(sections=("wire",)), tmp_path)
     with pytest.raises(TwoscaleError, match=r"wire-2-0.json was measured with other options; continue with those"):
@@ -289,7 +359,8 @@ def test_what_there_is_no_time_for_is_left_out_and_said(again: list[str], tmp_pa
 # ---------------------------------------------------------------- the command line
 
 
-def test_a_real_interrupt_leaves_no_process_and_no_half_cell(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_interrupt_leaves_no_process_and_no_half_cell(number: signal.Signals, tmp_path: Path) -> None:
     # A process that was started in the background may have been told to ignore Ctrl-C.
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom twoscale.cli import main; main()"
@@ -316,7 +387,7 @@ def test_a_real_interrupt_leaves_no_process_and_no_half_cell(tmp_path: Path) -> 
         time.sleep(0.05)
         started = below(process.pid)
     assert len(started) >= 3
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, text = process.communicate(timeout=60)
     assert process.returncode == 130
     assert text.splitlines()[-1].startswith("twoscale: interrupted; finished cells are kept, go on with: ")
@@ -335,6 +406,8 @@ def test_a_real_interrupt_leaves_no_process_and_no_half_cell(tmp_path: Path) -> 
         (["--world-sizes", "0,1"], "world_sizes is 0, 1; expected ascending numbers of at least 1"),
         (["--sections", "waves"], "unknown section 'waves': known names: accuracy, batch, "),
         (["--accuracy-batches", "16"], "accuracy_batches has 1 numbers; expected 2"),
+        (["--world-sizes", "1,99999"], "99999 ranks on "),
+        (["--seed", "99999999999999999999"], "seed is 99999999999999999999; expected 0 to 4294967295"),
         (["--repeats", "0"], "repeats is 0; expected at least 1"),
         (["--minutes", "-1"], "minutes is -1; expected a positive number"),
         (["nett"], "unknown model 'nett': did you mean 'net'? "),

@@ -153,7 +153,8 @@ def first_cells(config: StudyConfig) -> tuple[StudyCell, ...]:
     """Return the cells on which others depend."""
     cells = []
     if _wanted(config, "capacity"):
-        start = _plain(workload=_workload(config, 1), start=config.batch_sizes[-1], tolerance=config.tolerance)
+        # Without the tolerance: with less time the search is coarser, and what it found is kept all the same.
+        start = _plain(workload=_workload(config, 1), start=config.batch_sizes[-1])
         cells.append(StudyCell("capacity", 1, 0, config.cores, config.device, start))
     if _wanted(config, "tune") and config.tune:
         arguments = _plain(

@@ -10,17 +10,19 @@ remove its file.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from twoscale import data, models
-from twoscale.errors import ConfigurationError, UnknownNameError
+from twoscale.errors import ConfigurationError, TwoscaleError, UnknownNameError
 from twoscale.files import write_text
 from twoscale.records import current_environment, read_record, write_record
 from twoscale.scaling.analysis import analyse
@@ -69,7 +71,8 @@ def run_study(
         ConfigurationError: the folder holds cells and ``resume`` is not asked for, or ``minutes`` is not positive.
         UnknownNameError: no such model or data set.
         DataError: the data set cannot be had.
-        TwoscaleError: the folder holds cells of other options, or cannot be written.
+        TwoscaleError: the folder holds cells of other options or damaged ones, another study is at work in it, or it
+            cannot be written.
     """
     if minutes is not None and not minutes > 0:
         raise ConfigurationError(f"minutes is {minutes:g}; expected a positive number")
@@ -80,23 +83,57 @@ def run_study(
         raise ConfigurationError(f"{out} holds a study already; continue it with --resume, or choose another --out")
     # Here, once, with its progress, and not in every cell.
     images = _SYNTHETIC if config.data == "synthetic" else len(data.load(config.data).train)
-    runner = _Runner(config, folder, images, minutes, telling or Silent())
-    try:
-        first = first_cells(config)
-        runner.tell(first)
-        outcomes: dict[str, Outcome] = {
-            cell.kind: record.outcome for cell in first if (record := runner.run(cell)) is not None
-        }
-        later = later_cells(config, outcomes)
-        runner.tell((*first, *later))
-        for cell in later:
-            runner.run(cell)
-    finally:
-        runner.telling.close()
-    results = analyse(config, runner.records, runner.left_out, environment=current_environment())
-    write_record(out / STUDY, results)
-    write_text(out / REPORT, render_study(results))
+    with _alone_in(folder):
+        runner = _Runner(config, folder, images, minutes, telling or Silent())
+        try:
+            first = first_cells(config)
+            runner.tell((*first, *later_cells(config, {})))  # as many as there will be
+            outcomes: dict[str, Outcome] = {
+                cell.kind: record.outcome for cell in first if (record := runner.run(cell)) is not None
+            }
+            later = later_cells(config, outcomes)
+            runner.tell((*first, *later))
+            for cell in later:
+                runner.run(cell)
+        finally:
+            runner.telling.close()
+        results = analyse(config, runner.records, runner.left_out, environment=current_environment())
+        write_record(out / STUDY, results)
+        write_text(out / REPORT, render_study(results))
     return results
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Make the folder, and keep other studies out of it: two would disturb each other's times, and share cells.
+
+    Raises:
+        TwoscaleError: another study is at work in it, or it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise TwoscaleError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
+    try:
+        if not os.access(folder, os.W_OK):
+            raise TwoscaleError(f"cannot write {folder}: no permission; choose another --out")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that does
+        except BlockingIOError as error:
+            raise TwoscaleError(
+                f"another study is at work in {folder}; wait for it, or choose another --out"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def _epochs(cell: StudyCell) -> int:
+    """Return the epochs of all training runs of a cell."""
+    return sum(int(run["config"]["epochs"]) for run in cell.arguments["runs"])
 
 
 class _Runner:
@@ -109,6 +146,8 @@ class _Runner:
         self.left_out: list[StudyCell] = []
         self._taken: dict[str, list[float]] = {}
         """Kind to the seconds that its cells took."""
+        self._each_epoch: float | None = None
+        """Seconds of a training epoch in one process, as the search for learning rates showed."""
         self._planned: Sequence[StudyCell] = ()
 
     def tell(self, planned: Sequence[StudyCell]) -> None:
@@ -120,7 +159,10 @@ class _Runner:
         """Do a cell, or take up what it left; None where there is no time for it."""
         file = self.folder / f"{cell.name}.json"
         if file.exists():
-            record = read_record(file, CellRecord)
+            try:
+                record = read_record(file, CellRecord)
+            except TwoscaleError as error:
+                raise TwoscaleError(f"{error}; remove the file to have that cell measured again") from error
             check_same(record, cell, str(file))
             self._keep(record, again=True)
             return record
@@ -140,11 +182,15 @@ class _Runner:
     def _keep(self, record: CellRecord, *, again: bool) -> None:
         self.records.append(record)
         self._taken.setdefault(record.cell.kind, []).append(record.outcome.seconds)
+        if record.cell.kind == "tune" and record.outcome.ok:
+            self._each_epoch = record.outcome.seconds * record.cell.world_size / _epochs(record.cell)
         self.telling.end(record, self.left(), again=again)
 
     def expected(self, cell: StudyCell) -> float | None:
         """Return the seconds that a cell is expected to take; None where none was done."""
         same = self._taken.get(cell.kind)
+        if not same and cell.kind == "accuracy" and self._each_epoch is not None:
+            return self._each_epoch * _epochs(cell) / cell.world_size
         every = [seconds for taken in self._taken.values() for seconds in taken]
         if same:
             return statistics.median(same)
@@ -176,7 +222,7 @@ class _Runner:
             decode(cell.arguments["workload"], Workload),
             start=self.images if self.images <= _NEAR * asked else asked,
             limit=self.images,
-            tolerance=float(cell.arguments["tolerance"]),
+            tolerance=self.config.tolerance,
             timeout=self.config.timeout,
             seconds=None if self.deadline is None else _SHARE_OF_SEARCH * (self.deadline - start),
             threads_per_rank=cell.threads_per_rank,
