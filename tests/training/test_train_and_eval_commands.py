@@ -87,6 +87,13 @@ def test_ctrl_c_is_exit_code_130(
 
 
 def test_bad_input(command: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--max-restarts -1; expected at least 1 and 0"):
+        command(f"train net -o {tmp_path}/run --max-restarts -1")
+    with pytest.raises(ConfigurationError, match="a batch of 4 cannot be shared by 5 processes"):
+        command(f"train net -o {tmp_path}/run --procs 5")
+    with pytest.raises(ConfigurationError, match="crop is 32; expected less than 32, the images' size"):
+        command(f"train net -o {tmp_path}/run --crop 32 --fill reflect")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(UnknownNameError, match="unknown model 'nett': did you mean 'net'"):
         command(f"train nett -o {tmp_path}/run")
     with pytest.raises(ConfigurationError, match="--max-samples is 0; expected at least 1"):

@@ -87,11 +87,17 @@ def train_command(
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)}
     off = {_switch(name): False for name in without}
     config = training.recipe(recipe, **{name: value for name, value in given.items() if value is not None} | off)
-    if procs is not None:
+    if procs is not None or max_restarts:
+        procs = 1 if procs is None else procs
         if procs < 1 or max_restarts < 0:
             raise ConfigurationError(f"--procs is {procs} and --max-restarts {max_restarts}; expected at least 1 and 0")
         if "RANK" in os.environ:
-            raise ConfigurationError("torchrun started this process already; leave --procs out")
+            raise ConfigurationError("torchrun started this process already; give --procs and --max-restarts to it")
+        if config.batch_size < procs:
+            raise ConfigurationError(
+                f"a batch of {config.batch_size} cannot be shared by {procs} processes; "
+                "expected at least one image each"
+            )
         if procs > 1 or max_restarts:
             words = _words(
                 options,

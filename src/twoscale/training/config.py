@@ -22,6 +22,7 @@ _AT_LEAST = {
     "epochs": 1, "batch_size": 1, "seed": 0, "log_every": 1, "checkpoint_every": 1, "threads": 1, "base_batch": 1,
     "accumulation": 1, "evaluate_every": 1, "crop": 0, "warmup_epochs": 0, "warmup_steps": 0, "weight_decay": 0,
 }  # fmt: skip
+_AT_MOST = {"seed": 2**63 - 1, "threads": 1024, "crop": 127}
 _POSITIVE = ("lr", "trust_coefficient", "epsilon", "decay", "clip_norm", "bias_lr")
 _BELOW_ONE = ("momentum", "beta2", "label_smoothing")
 
@@ -130,8 +131,12 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not (value >= least and math.isfinite(value)):
                 reject(name, f"at least {least}")
-        if self.seed >= 2**63:
-            reject("seed", "less than 2**63")
+        for name, most in _AT_MOST.items():
+            value = getattr(self, name)
+            if value is not None and value > most:
+                reject(name, f"at most {most}")
+        if self.accumulation > self.batch_size:
+            reject("accumulation", f"at most the batch size, {self.batch_size}")
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from twoscale.data import Dataset, augmentation, crop_flip, epoch_order, normalizer
+from twoscale.errors import ConfigurationError
 from twoscale.training.config import TrainConfig
 
 __all__ = ["DeviceImages"]
@@ -18,9 +19,17 @@ class DeviceImages:
         config: gives seed, crop, flip and memory layout.
         device: where they go.
         dtype: of the batches.
+
+    Raises:
+        ConfigurationError: shifts that are larger than an image can be continued by mirroring it.
     """
 
     def __init__(self, dataset: Dataset, config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
+        smallest = min(dataset.train.images.shape[2:])
+        if config.fill == "reflect" and config.crop >= smallest:
+            raise ConfigurationError(
+                f"crop is {config.crop}; expected less than {smallest}, the images' size, where fill is reflect"
+            )
         self.images = torch.from_numpy(dataset.train.images).to(device)
         self.labels = torch.from_numpy(dataset.train.labels).to(device).long()
         self._config, self._dtype = config, dtype

@@ -154,7 +154,7 @@ class _Run:
         rates = learning_rates(config, self.total, self.per_epoch)
         self.rates = None if rates is None else torch.tensor(rates, device=self.device, dtype=dtype)
         self.step = create_step(config, self.model, self.images, ranks, mini_batches=self.total)
-        self.recent = torch.zeros(config.log_every, device=self.device, dtype=dtype)
+        self.recent = torch.zeros(min(config.log_every, self.total), device=self.device, dtype=dtype)
         self.epoch_loss = torch.zeros((), device=self.device, dtype=torch.float64)
         """Sum of the losses of the epoch that is under way, up to the last look."""
         self.prepare_seconds = 0.0
