@@ -13,6 +13,7 @@ from twoscale.scaling.records import CapacityTrial
 from twoscale.scaling.results import AccuracyRow, StudyResults
 from twoscale.scaling.sentences import sentences, verdict_sentence
 from twoscale.scaling.statistics import summarize
+from twoscale.scaling.tables import batch_table
 
 RECORD = Path(__file__).parents[2] / "docs" / "scaling-study.json"
 
@@ -47,6 +48,13 @@ def test_communication_hidden_or_not(study: StudyResults) -> None:
     )
     noise = (-0.4, -0.3, -0.2, 0.1, 0.2, 0.3)
     assert "does not measurably wait for communication, which takes 2.00 ms alone." in _exposed(study, *noise)
+
+
+def test_the_batch_sentence_says_what_its_table_says(study: StudyResults) -> None:
+    slow = summarize([0.1, 0.1, 1.0])  # one launch was disturbed
+    rows = tuple(replace(row, epoch=slow) if row.batch_size == 32 else row for row in study.batches)
+    assert _said("batch", study, batches=rows).startswith("An epoch takes 0.40 s at batch 32 and ")
+    assert batch_table(replace(study, batches=rows)).rows[0][1].text == "0.400"
 
 
 def test_a_failed_launch_is_no_single_device(study: StudyResults) -> None:

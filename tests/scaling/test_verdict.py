@@ -142,6 +142,11 @@ def test_a_share_is_of_what_is_lost_not_of_what_is_explained() -> None:
     assert [cell.text for cell in causes_table(verdict).rows[-1]] == ["not explained", "4.00", "40"]
 
 
+def test_parts_that_add_up_to_far_more_than_is_lost_name_no_cause() -> None:
+    verdict = decide(_rounds(10, 11, 13), _arms(exposed=7, alone=(3, 4)), SLOW_LINK, 64)
+    assert "adds up to 2.7 times what is lost, so that there is no cause to name" in verdict.sentence
+
+
 def test_what_no_part_explains_is_said() -> None:
     verdict = decide(_rounds(10, 10, 18), _arms(exposed=1), SLOW_LINK, 64)
     assert "most of what is lost, 88%, has no measured cause" in verdict.sentence

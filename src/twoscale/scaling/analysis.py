@@ -143,7 +143,7 @@ def _batches(
         if not found:
             rows.append(BatchRow(size, None, None, None, None, None, None, messages[size]))
             continue
-        step = statistics.median(time.step.median for time in found)
+        step = statistics.fmean(time.step.median for time in found)
         flops = found[0].flops_per_step
         memory = [time.peak_memory_bytes for time in found if time.peak_memory_bytes is not None]
         rate = flops / step if flops else None

@@ -45,7 +45,7 @@ def _by_batch(title: str, points: Points, y_label: str, label: str) -> Drawing |
 
 def epoch_plot(results: StudyResults) -> Drawing | None:
     """Draw the time of an epoch by batch size."""
-    points = [(float(row.batch_size), row.epoch.median) for row in results.batches if row.epoch]
+    points = [(float(row.batch_size), row.epoch.mean) for row in results.batches if row.epoch]
     spoken = ", ".join(f"{seconds_text(y)} at {count(round(x))}" for x, y in points)
     return _by_batch("Epoch time", points, "seconds", f"Epoch time by batch size: {spoken}")
 
@@ -209,24 +209,33 @@ def ledger_plot(ledger: LedgerRecord) -> Drawing:
 
 
 def replicas_plot(record: ReplicasRecord) -> Drawing:
-    """Draw after how many steps replicas were still the same, by how they began and what was broadcast."""
+    """Draw in how many steps replicas were the same, by how they began and what was broadcast."""
 
     def equal(hashes: Sequence[tuple[str, ...]]) -> float:
         return float(sum(len(set(one)) == 1 for one in hashes))
 
-    rows, parameters, buffers = [], [], []
+    rows: list[str] = []
+    parameters: list[float | None] = []
+    inside: list[float | None] = []
+    after: list[float | None] = []
     for case in record.cases:
         seeds = "same" if case.same_seed else "other"
         rows.append(f"{seeds} {'i' if case.initial_broadcast else '–'} {'b' if case.buffers_broadcast else '–'}")
-        parameters.append(equal([step.parameters for step in case.steps]))
-        buffers.append(equal([step.buffers for step in case.steps]) if case.buffers_equal is not None else None)
-    last = len(record.cases[0].steps)
+        steps = case.steps[1:]
+        parameters.append(equal([step.parameters for step in steps]))
+        has_buffers = case.buffers_equal is not None
+        inside.append(equal([step.buffers_in_forward for step in steps]) if has_buffers else None)
+        after.append(equal([step.buffers for step in steps]) if has_buffers else None)
+    last = len(record.cases[0].steps) - 1
+    series = [Series("parameters", tuple(parameters))]
+    if any(value is not None for value in after):
+        series += [Series("buffers in forward", tuple(inside)), Series("after", tuple(after))]
     return dot_plot(
         f"Equal replicas: {record.model}",
         rows,
-        [Series("parameters", tuple(parameters)), Series("buffers", tuple(buffers))],
-        label=f"Of {last} moments, those at which replicas of {record.model} were equal",
-        x_label=f"moments of {last} at which all ranks were equal",
+        series,
+        label=f"Of {last} steps, those in which replicas of {record.model} were equal",
+        x_label=f"steps of {last} in which all ranks were equal",
         span=(-0.2, last + 0.2),
     )
 

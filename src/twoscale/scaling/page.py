@@ -54,7 +54,10 @@ def _section(results: StudyResults, name: str, intro: tuple[str, ...], groups: l
 
 def _summary(results: StudyResults) -> Section:
     verdict = results.verdict
-    findings = [f"{_TITLES[name]}: {results.sentences[name]}" for name in results.config.sections]
+    findings = [
+        f"{_TITLES[name]}{'' if _TITLES[name].endswith('?') else ':'} {results.sentences[name]}"
+        for name in results.config.sections
+    ]
     if results.failures:
         findings.append(f"{len(results.failures)} cells failed; they are listed at the end.")
     if results.left_out:
@@ -138,7 +141,7 @@ def _communication(results: StudyResults) -> Section:
     listed = []
     drawn = _figures(parts=figures.parts_plot(results.arms, results.config.base_batch))
     if results.arms:
-        listed.append(tables.arms_table(results.arms))
+        listed += [tables.arms_table(results.arms), tables.waits_table(results.arms)]
     if at is not None and at.record.collectives_in_situ:
         listed.append(tables.buckets_table(at))
     for record in results.bandwidth:

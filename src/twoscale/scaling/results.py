@@ -41,13 +41,13 @@ class BatchRow:
     epoch: Summary | None
     """Seconds of an epoch, one value a launch; None: it failed."""
     samples_per_second: float | None
-    """At the median epoch."""
+    """At the mean step of the launches."""
     data_wait: float | None
     """Share of the step spent asking for its batch, 0..1; median over launches."""
     peak_memory_bytes: int | None
     """Median over launches."""
     flops_per_second: float | None
-    """Floating-point operations of forward and backward pass, by the median step."""
+    """Floating-point operations of forward and backward pass, by the mean step of the launches."""
     of_peak: float | None
     """Of the device's measured matrix rate, 0..1."""
     message: str = ""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from twoscale.report.numbers import count, fixed, joined, percent
 from twoscale.scaling.config import SECTIONS
 from twoscale.scaling.records import CapacityRecord, LedgerRecord, Summary
-from twoscale.scaling.results import AccuracyRow, ArmsAt, SpeedRow, StudyResults
+from twoscale.scaling.results import AccuracyRow, ArmsAt, BatchRow, SpeedRow, StudyResults
 
 __all__ = ["milliseconds", "seconds_text", "sentences", "verdict_sentence"]
 
@@ -54,13 +54,13 @@ def _batch(results: StudyResults) -> str | None:
     rows = [row for row in results.batches if row.epoch is not None]
     if not rows:
         return None
-    slow, fast = max(rows, key=lambda r: _median(r.epoch)), min(rows, key=lambda r: _median(r.epoch))
+    slow, fast = max(rows, key=_epoch), min(rows, key=_epoch)
     text = (
-        f"An epoch takes {seconds_text(_median(slow.epoch))} at batch {count(slow.batch_size)} and "
-        f"{seconds_text(_median(fast.epoch))} at {count(fast.batch_size)}, the fastest measured"
+        f"An epoch takes {seconds_text(_epoch(slow))} at batch {count(slow.batch_size)} and "
+        f"{seconds_text(_epoch(fast))} at {count(fast.batch_size)}, the fastest measured"
     )
     if slow is fast:
-        text = f"An epoch takes {seconds_text(_median(fast.epoch))} at batch {count(fast.batch_size)}"
+        text = f"An epoch takes {seconds_text(_epoch(fast))} at batch {count(fast.batch_size)}"
     if fast.of_peak is not None:
         text += f", at {percent(fast.of_peak, 0)} % of the device's measured matrix rate"
     return text + _largest(results.capacity) + "."
@@ -83,9 +83,9 @@ def _largest(capacity: CapacityRecord | None) -> str:
     return f"; the largest batch that fits is {largest}"
 
 
-def _median(summary: Summary | None) -> float:
-    assert summary is not None
-    return summary.median
+def _epoch(row: BatchRow) -> float:
+    assert row.epoch is not None
+    return row.epoch.mean
 
 
 def _speedup(results: StudyResults) -> str | None:
@@ -94,7 +94,7 @@ def _speedup(results: StudyResults) -> str | None:
 
     weak, strong, alone = last("weak"), last("strong"), last("ddp-alone")
     parts = [
-        f"{fixed(row.speedup.mean, 2)} times as fast {what} (efficiency {percent(row.efficiency.mean, 0)} %)"
+        f"{fixed(row.speedup.mean, 2)} times as fast {what} (efficiency {_range(row.efficiency)})"
         for row, what in ((weak, "with the batch of a rank kept"), (strong, "with the batch of all kept"))
         if row is not None and row.speedup is not None and row.efficiency is not None
     ]
@@ -107,6 +107,13 @@ def _speedup(results: StudyResults) -> str | None:
             "bare module's speed."
         )
     return None
+
+
+def _range(share: Summary) -> str:
+    """Return a mean share of launches in percent, with its interval."""
+    interval = share.mean_interval
+    between = "" if interval is None else f", {percent(interval.low, 0)} to {percent(interval.high, 0)}"
+    return f"{percent(share.mean, 0)} %{between}"
 
 
 def most_ranks(results: StudyResults) -> ArmsAt | None:

@@ -33,6 +33,7 @@ __all__ = [
     "orders_table",
     "replicas_table",
     "speed_table",
+    "waits_table",
 ]
 
 
@@ -177,11 +178,15 @@ def speed_table(results: StudyResults) -> Table:
     return _table("Means of launches with 95% intervals; ratios of launches of the same round", columns, rows)
 
 
+def _cell_name(at: ArmsAt) -> str:
+    return f"{at.record.world_size} rank{'s' * (at.record.world_size > 1)}, batch {at.batch_size}"
+
+
 def arms_table(arms: Sequence[ArmsAt]) -> Table:
     """Return one row a number of ranks and batch."""
     rows = [
         [
-            f"{r.world_size} rank{'s' * (r.world_size > 1)}, batch {at.batch_size}",
+            _cell_name(at),
             _rounds(r.ddp),
             _rounds(r.silent),
             _rounds(r.bare),
@@ -190,9 +195,6 @@ def arms_table(arms: Sequence[ArmsAt]) -> Table:
             _rounds(r.exposed),
             _rounds(r.exposed_in_situ),
             percent(r.overlap, 0),
-            _rounds(r.buffers),
-            _rounds(r.skew),
-            _rounds(r.data_wait),
         ]
         for at in arms
         for r in (at.record,)
@@ -200,18 +202,32 @@ def arms_table(arms: Sequence[ArmsAt]) -> Table:
     columns = [
         _named("Cell"),
         Column("A: DDP", "ms"),
-        Column("B: DDP silent", "ms"),
+        Column("B: silent", "ms"),
         Column("D: bare", "ms"),
-        Column("R: collectives alone", "ms"),
+        Column("R: alone", "ms"),
         Column("B − D: wrapper", "ms"),
         Column("A − B: exposed", "ms"),
         Column("Exposed in situ", "ms"),
         Column("Overlap", "%"),
-        Column("Of it buffers", "ms"),
-        Column("Skew", "ms"),
-        Column("Data wait", "ms"),
     ]
     return _table("The arms, a step: medians of rounds with their intervals", columns, rows)
+
+
+def waits_table(arms: Sequence[ArmsAt]) -> Table:
+    """Return what else a step waits for, one row a number of ranks and batch."""
+    rows = [
+        [_cell_name(at), _rounds(r.buffers), _rounds(r.skew), _rounds(r.data_wait), _rounds(r.free_running)]
+        for at in arms
+        for r in (at.record,)
+    ]
+    columns = [
+        _named("Cell"),
+        Column("Exposed for buffers", "ms"),
+        Column("Skew", "ms"),
+        Column("Data wait", "ms"),
+        Column("A without barriers", "ms"),
+    ]
+    return _table("What else a step waits for; A as a training loop runs it", columns, rows)
 
 
 def bandwidth_table(record: BandwidthRecord) -> Table:

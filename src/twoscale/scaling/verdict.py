@@ -18,7 +18,8 @@ and exposed communication is divided further, by the collectives' times alone an
 
 A part below zero counts as zero. The largest is the cause. Where efficiency is 95% or more, or the growth is not above
 zero in every round, there is no cause to name. Where more of the growth is unexplained than the largest part explains,
-the verdict says so.
+the verdict says so, and so it does where the parts, which other launches measured, add up to that much more than was
+lost.
 """
 
 from __future__ import annotations
@@ -125,6 +126,12 @@ def decide(rounds: Sequence[Round], many: ArmsRecord, model: LinkModel | None, b
         sentence = (
             f"At {n} ranks a step keeps {efficiency:.0%} of its speed, and most of what is lost, "
             f"{unexplained / loss.mean:.0%}, has no measured cause: measure again on a quieter machine."
+        )
+    elif -unexplained > causes[0].seconds:
+        sentence = (
+            f"At {n} ranks a step keeps {efficiency:.0%} of its speed, but what its causes took in launches of their "
+            f"own adds up to {total / loss.mean:.1f} times what is lost, so that there is no cause to name; measure "
+            "again on a quieter machine."
         )
     else:
         first = causes[0]
