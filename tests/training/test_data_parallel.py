@@ -67,6 +67,15 @@ def test_batch_norm_sees_shares_unless_it_is_synchronized(shares: Any) -> None:
     assert shares["batch norm True"]["kinds"] == ["Normed", "Conv2d", "Linear", "BatchNorm2d"]
 
 
+def test_synchronized_batch_norm_of_processes_with_fewer_images(shares: Any) -> None:
+    one = plain_list(alone(CONFIG["one left"], Normed).model)
+    assert difference(one, shares["one left, synchronized"]) < 1e-10
+    assert shares["parts, synchronized"]
+    single, half = shares["bf16, synchronized"]
+    assert half == pytest.approx(single, abs=0.01)
+    assert half != single
+
+
 def test_what_two_processes_say(shares: Any) -> None:
     how = "steps run eagerly in 2 processes, gradients averaged over gloo"
     assert shares["record"] == {"world_size": 2, "backend": "gloo", "notes": [how]}

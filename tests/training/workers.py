@@ -20,11 +20,14 @@ from twoscale.training.images import DeviceImages
 from twoscale.training.ranks import Ranks, share_of
 
 
-def train(config: TrainConfig, kind: type[nn.Module] = Plain, **options: Any) -> TrainResult:
+def seeded(kind: type[nn.Module]) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = kind().double()
-    return training.train(config, dataset_of(90, 37), model=model, progress=False, **options)
+        return kind()
+
+
+def train(config: TrainConfig, kind: type[nn.Module] = Plain, **options: Any) -> TrainResult:
+    return training.train(config, dataset_of(90, 37), model=seeded(kind).double(), progress=False, **options)
 
 
 def weights(result: TrainResult) -> dict[str, list[float]]:
@@ -68,6 +71,18 @@ def shares(_: dict[str, Any]) -> dict[str, Any]:
             "weights": weights(result),
             "kinds": [type(m).__name__ for m in result.model.modules()],
         }
+
+    synchronized = replace(CONFIG["one left"], sync_batch_norm=True)
+    found["one left, synchronized"] = weights(train(synchronized, Normed))
+    # Shares of 4 and 3 in as many parts.
+    synchronized = replace(CONFIG["uneven"], sync_batch_norm=True, epochs=1)
+    found["parts, synchronized"] = replicas_agree(train(replace(synchronized, accumulation=4), Normed))
+    # A model of float32, as bf16 needs it.
+    runs = [
+        training.train(replace(synchronized, precision=kind), dataset_of(90, 37), model=seeded(Normed), progress=False)
+        for kind in ("fp32", "bf16")
+    ]
+    found["bf16, synchronized"] = [weights(result)["norm.weight"] for result in runs]
 
     undisturbed = training.train(OF_THE_COMMAND, data.load("digits"), progress=False)
     found["undisturbed"] = {"weights": weights(undisturbed), "losses": undisturbed.record.losses}

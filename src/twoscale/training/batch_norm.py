@@ -39,7 +39,8 @@ class _SynchronizedBatchNorm(nn.BatchNorm2d):
         """Map (N, C, H, W) to the same shape."""
         if not self.training or not dist.is_initialized():
             return super().forward(x)
-        axes = (0, 2, 3)
+        given, axes = x.dtype, (0, 2, 3)
+        x = x.to(torch.promote_types(given, torch.float32))  # a bfloat16 cannot even count the values
         count = x.new_tensor([x.numel() // x.shape[1]])
         total = _sum_over_ranks(torch.cat([x.sum(axes), count]))
         number = total[-1].detach()
@@ -55,7 +56,7 @@ class _SynchronizedBatchNorm(nn.BatchNorm2d):
             self.running_mean.lerp_(mean.flatten(), self.momentum)
             self.running_var.lerp_(variance * (number / (number - 1)), self.momentum)
         scaled = centred * torch.rsqrt(variance + self.eps)[:, None, None]
-        return scaled * self.weight[:, None, None] + self.bias[:, None, None]
+        return (scaled * self.weight[:, None, None] + self.bias[:, None, None]).to(given)
 
 
 def synchronized(model: nn.Module, device: torch.device) -> nn.Module:

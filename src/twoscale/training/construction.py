@@ -83,7 +83,15 @@ def create_step(
     if ranks.size > 1:
         if config.step in ("captured", "cuda-graph"):
             notes.append(f"{config.step} steps are for one process: it runs eagerly instead")
-        step = ParallelStep(model, optimizer, gradient, ranks, lr=config.lr, compiled=config.step == "compiled")
+        step = ParallelStep(
+            model,
+            optimizer,
+            gradient,
+            ranks,
+            lr=config.lr,
+            compiled=config.step == "compiled",
+            synchronized=config.sync_batch_norm,
+        )
     elif gpu and how in ("cuda-graph", "compiled"):
         step = GraphedStep(model, optimizer, images, gradient, compiled=how == "compiled", lr=config.lr)
     else:

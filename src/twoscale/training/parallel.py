@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable
 
@@ -41,17 +42,26 @@ class ParallelStep:
         ranks: this process.
         lr: learning rate of steps that are not given one.
         compiled: compile forward and backward.
+        synchronized: processes communicate in the forward pass too, so that all must have as many.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, gradient: Gradient, ranks: Ranks, *, lr: float, compiled: bool
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        gradient: Gradient,
+        ranks: Ranks,
+        *,
+        lr: float,
+        compiled: bool,
+        synchronized: bool = False,
     ) -> None:
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self.state = optimizer.state_for(self.parameters)
         self.notes: list[str] = []
         """How it runs, and why not as asked."""
         self._optimizer, self._gradient, self._ranks, self._lr = optimizer, gradient, ranks, lr
-        self._compiled = compiled
+        self._compiled, self._synchronized = compiled, synchronized
         device = next(iter(self.parameters.values())).device
         self._model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
         self._forward: Callable[[torch.Tensor], torch.Tensor] = self._model
@@ -115,11 +125,7 @@ class ParallelStep:
             batch: images of the batch, of all processes together.
         """
         weight = weight_of(share, batch, self._ranks.size)
-        parts = [
-            part
-            for part in zip(*(t.tensor_split(self._gradient.accumulation) for t in (images, labels)), strict=True)
-            if len(part[0])
-        ]
+        parts = self._parts(images, labels, share, batch)
         loss.zero_()
         for number, (some, their) in enumerate(parts, 1):
             alone = self._model.no_sync() if number < len(parts) else contextlib.nullcontext()
@@ -138,3 +144,17 @@ class ParallelStep:
             self._optimizer.update([p.detach() for p in parameters], gradients, list(self.state.values()), rate)
         for parameter in parameters:
             parameter.grad = None
+
+    def _parts(
+        self, images: torch.Tensor, labels: torch.Tensor, share: int, batch: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return the parts of this process's share.
+
+        Where processes communicate in the forward pass, all have as many as the largest share has, some of them empty,
+        and the image of a process that has none is not among them: it would count in the statistics.
+        """
+        if self._synchronized:
+            images, labels = images[:share], labels[:share]
+        split = zip(*(tensor.tensor_split(self._gradient.accumulation) for tensor in (images, labels)), strict=True)
+        largest = math.ceil(batch / self._ranks.size)
+        return [part for i, part in enumerate(split) if len(part[0]) or (self._synchronized and i < largest)]
