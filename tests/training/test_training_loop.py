@@ -22,7 +22,8 @@ from twoscale.errors import CheckpointError, ConfigurationError, DataError, Twos
 from twoscale.models import tensorfile
 from twoscale.records import read_record
 from twoscale.training import RunRecord, TrainConfig, TrainingInterrupted, TrainResult, checkpoint, loop
-from twoscale.training.progress import Reporter, reporter
+from twoscale.training.images import DeviceImages
+from twoscale.training.progress import Reporter, per_second, reporter
 
 CONFIG = TrainConfig(epochs=3, lr=0.01, log_every=10, seed=4, device="cpu")
 PER_EPOCH = 23  # 90 images in mini-batches of 4
@@ -132,6 +133,18 @@ def test_record_and_files(dataset: Dataset, tmp_path: Path) -> None:
     assert all(torch.equal(value, weights(result)[name]) for name, value in model.state_dict().items())
     assert (info.model, info.data, info.epochs, info.seed) == ("net", "digits", 3, 4)
     assert (info.mean, info.std, info.test_accuracy) == (dataset.mean, dataset.std, record.test_accuracy)
+
+
+def test_drawing_an_epoch_is_waiting_for_data(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = DeviceImages.begin_epoch
+
+    def slow(self: DeviceImages, epoch: int) -> torch.Tensor:
+        time.sleep(0.2)
+        return begin(self, epoch)
+
+    monkeypatch.setattr(DeviceImages, "begin_epoch", slow)
+    [epoch] = run(dataset, replace(CONFIG, epochs=1)).record.epochs
+    assert epoch.seconds > epoch.data_wait_seconds > 0.2
 
 
 def test_it_learns() -> None:
@@ -427,6 +440,7 @@ def test_lines_where_standard_error_is_no_terminal(dataset: Dataset, capsys: pyt
     )
     assert lines[1].startswith("mini-batch 20 of 23: loss 2.")
     assert lines[1].endswith(" mini-batches/s")
+    assert not lines[1].endswith(" 0 mini-batches/s")
     assert lines[-1].startswith("epoch 1 of 1: test accuracy ")
 
 
@@ -438,6 +452,7 @@ def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     telling.advance(250, 1234.5)
     telling.loss(250, 1.2345)
     telling.accuracy(1, 2, 0.5)
+    assert (per_second(0.3456), per_second(9.96), per_second(10)) == ("0.35", "10", "10")
     telling.close()
     err = capsys.readouterr().err
     for text in ("net on digits", "250/1,000", "loss 1.234", "accuracy 50.0%", "1,234/s"):

@@ -215,6 +215,7 @@ class _Run:
                 clock = self._now()
                 epoch, first = divmod(position.done, self.per_epoch)
                 take = self._steps(share_of(self.images.begin_epoch(epoch), self.batch, self.ranks), first)
+                position.epoch_data_wait += self._now() - clock
                 while position.done < (epoch + 1) * self.per_epoch:
                     done = _next(position.done, looks)
                     take(done)
@@ -288,9 +289,9 @@ class _Run:
     def _look(self, interrupted: threading.Event) -> None:
         """Do what is due after so many mini-batches."""
         config, position, done = self.config, self.position, self.position.done
+        self.telling.advance(done, done / position.seconds if position.seconds else 0.0)
         if done % config.log_every == 0 or done == self.total:
             self._enter_loss()
-        self.telling.advance(done, done / position.seconds if position.seconds else 0.0)
         epoch_ends = done % self.per_epoch == 0
         if epoch_ends:
             self._checked_losses()

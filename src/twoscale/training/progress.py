@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from twoscale.training.config import TrainConfig
 from twoscale.training.schedule import describe_schedule
 
-__all__ = ["Reporter", "reporter", "title"]
+__all__ = ["Reporter", "per_second", "reporter", "title"]
 
 _OPTIMIZERS = {"sgd": "SGD", "lars": "LARS", "lamb": "LAMB", "adamw": "AdamW"}
 
@@ -35,6 +35,11 @@ def title(config: TrainConfig, per_epoch: int, how: str, processes: int, done: i
         f"{_OPTIMIZERS[config.optimizer]}, {describe_schedule(config, per_epoch)}, "
         f"momentum {config.momentum:g}, seed {config.seed}; {how}, {threads}{each}{begun}"
     )
+
+
+def per_second(rate: float) -> str:
+    """Return a rate as a number for people, slow ones to two digits."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 class Reporter(Protocol):
@@ -102,7 +107,7 @@ class _Lines:
         self._rate = rate
 
     def loss(self, done: int, value: float) -> None:
-        self.say(f"mini-batch {done:,} of {self._total:,}: loss {value:.3f}, {self._rate:,.0f} mini-batches/s")
+        self.say(f"mini-batch {done:,} of {self._total:,}: loss {value:.3f}, {per_second(self._rate)} mini-batches/s")
 
     def accuracy(self, epoch: int, epochs: int, value: float) -> None:
         self.say(f"epoch {epoch} of {epochs}: test accuracy {value:.2%}")
@@ -136,7 +141,7 @@ class _Bar:
         self._progress.start()
 
     def advance(self, done: int, rate: float) -> None:
-        self._progress.update(self._task, completed=done, rate=f"{rate:,.0f}/s")
+        self._progress.update(self._task, completed=done, rate=f"{per_second(rate)}/s")
 
     def loss(self, done: int, value: float) -> None:
         self._progress.update(self._task, completed=done, loss=f"{value:.3f}")
