@@ -326,14 +326,25 @@ def test_resume_of_another_run(dataset: Dataset, tmp_path: Path) -> None:
     swapped = replace(dataset, train=Split(dataset.train.images, dataset.train.labels[::-1].copy()))
     with pytest.raises(ConfigurationError, match="holds another run: the training labels are others"):
         run(swapped, one, out=tmp_path, resume=True)
-    with pytest.raises(CheckpointError, match=r"does not fit the optimizer: missing momentum.fc3.bias"):
-        run(dataset, replace(one, model="net-with-bias"), out=tmp_path, resume=True)
+    for change in ({"model": "net-with-bias"}, {"optimizer": "lamb"}, {"momentum": 0.0}, {"crop": 1}):
+        with pytest.raises(ConfigurationError, match=f"holds another run: {next(iter(change))} was "):
+            run(dataset, replace(one, **change), out=tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match=r"does not fit the optimizer: missing momentum.1.weight; unexpected"):
+        run(dataset, one, out=tmp_path, resume=True, model=nn.Sequential(nn.Flatten(), nn.Linear(3072, 10, bias=False)))
 
 
-def test_resume_with_other_threads_says_that_bits_may_differ(dataset: Dataset, tmp_path: Path) -> None:
+def test_what_resumes_change_is_said_and_stays_in_the_record(dataset: Dataset, tmp_path: Path, recorded: Any) -> None:
     run(dataset, replace(CONFIG, epochs=1, threads=1), out=tmp_path)
-    record = run(dataset, replace(CONFIG, threads=2), out=tmp_path, resume=True).record
-    assert record.notes[1:] == ("resumed with 2 threads after 1: the last bits may differ",)
+    run(dataset, replace(CONFIG, epochs=2, threads=2), out=tmp_path, resume=True)
+    recorder = recorded(Recorder())
+    record = run(dataset, replace(CONFIG, threads=2, step="captured", flip_test=True), out=tmp_path, resume=True).record
+    threads, *others = record.notes[1:]
+    assert threads == "resumed with 2 threads after 1: the last bits may differ"
+    assert others == [
+        "resumed with captured steps after auto: the last bits may differ",
+        "resumed with flip_test: accuracies from here on do not compare with those before",
+    ]
+    assert [line for kind, *line in recorder.lines if kind == "say"] == [[note] for note in others]
 
 
 def test_resume_of_a_damaged_state(dataset: Dataset, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from twoscale.models.tensorfile import copy_into, fit, read_tensors, write_tenso
 from twoscale.training.config import TrainConfig
 from twoscale.training.record import EpochRecord
 
-__all__ = ["LOSSES", "Position", "check_continues", "noted", "read_state", "write_state"]
+__all__ = ["LOSSES", "Position", "noted", "read_state", "write_state"]
 
 LOSSES = ("recent_losses", "epoch_loss")
 _KEY = "twoscale.training"
@@ -42,6 +42,8 @@ class Position:
     epoch_data_wait: float = 0.0
     world_size: int = 1
     """Processes of the session that wrote it."""
+    notes: list[str] = field(default_factory=list)
+    """What sessions did otherwise than those before them."""
 
 
 def write_state(
@@ -75,14 +77,21 @@ def write_state(
 
 
 def read_state(
-    path: Path, model: torch.nn.Module, optimizer: dict[str, torch.Tensor]
+    path: Path, expected: Position, model: torch.nn.Module, optimizer: dict[str, torch.Tensor]
 ) -> tuple[Position, dict[str, torch.Tensor], list[torch.Tensor]]:
     """Put the state of a run into ``model`` and ``optimizer``.
+
+    Args:
+        path: the file.
+        expected: of the session that goes on with it.
+        model: gets the parameters and buffers.
+        optimizer: name to state.
 
     Returns:
         How far the run had come, the losses that are not in that, and each process's random state.
 
     Raises:
+        ConfigurationError: it is another run's; names what differs.
         CheckpointError: missing, damaged, not the state of a run, or it does not fit.
     """
     content = read_tensors(path)
@@ -93,6 +102,8 @@ def read_state(
     except (KeyError, msgspec.MsgspecError) as error:
         raise CheckpointError(f"{path} is not the state of a training run ({error}); start anew") from error
 
+    _check_continues(position, expected, path)
+
     def part(prefix: str) -> dict[str, torch.Tensor]:
         return {name.removeprefix(prefix): value for name, value in content.tensors.items() if name.startswith(prefix)}
 
@@ -101,12 +112,8 @@ def read_state(
     return position, losses, random_states
 
 
-def check_continues(found: Position, position: Position, path: Path) -> None:
-    """Check that the run found in ``path`` is the one that is to be continued.
-
-    Raises:
-        ConfigurationError: it computes something else, or has already gone further; names what differs.
-    """
+def _check_continues(found: Position, position: Position, path: Path) -> None:
+    """Raise ConfigurationError where the run found in ``path`` is not the one that is to be continued."""
     free = _FREE if found.config.schedule == "constant" else _FREE - {"epochs"}  # which the other schedules end with
     differences = [
         f"{name} was {getattr(found.config, name)}, is {getattr(position.config, name)}"
@@ -135,6 +142,11 @@ def noted(found: Position, position: Position) -> list[str]:
         notes.append(f"resumed with {now.threads} threads after {then.threads}: the last bits may differ")
     if then.device != now.device:
         notes.append(f"resumed on {now.device} after {then.device}: the last bits may differ")
+    if then.step != now.step:
+        notes.append(f"resumed with {now.step} steps after {then.step}: the last bits may differ")
+    if then.flip_test != now.flip_test:
+        how = "with" if now.flip_test else "without"
+        notes.append(f"resumed {how} flip_test: accuracies from here on do not compare with those before")
     if found.world_size != position.world_size:
         notes.append(
             f"resumed in {position.world_size} processes after {found.world_size}: batches are the same, but sums are "

@@ -29,7 +29,7 @@ from twoscale.models import ModelInfo, save_model
 from twoscale.records import current_environment, write_record
 from twoscale.training.accuracy import check_takes, correct
 from twoscale.training.batch_norm import alone, synchronized
-from twoscale.training.checkpoint import LOSSES, Position, check_continues, noted, read_state, write_state
+from twoscale.training.checkpoint import LOSSES, Position, noted, read_state, write_state
 from twoscale.training.config import TrainConfig
 from twoscale.training.construction import create_model, create_step
 from twoscale.training.graphed import GraphedStep
@@ -158,6 +158,8 @@ class _Run:
         self.epoch_loss = torch.zeros((), device=self.device, dtype=torch.float64)
         """Sum of the losses of the epoch that is under way, up to the last look."""
         self.prepare_seconds = 0.0
+        self.news: list[str] = []
+        """What this session does otherwise than those before it."""
         self.saved: int | None = None
         """Mini-batches done at the last checkpoint."""
 
@@ -177,7 +179,8 @@ class _Run:
                 self._save()  # also shows that the folder can be written, before time is spent
         if attempt := restarted():
             where = f"after mini-batch {self.position.done:,}" if self.position.done else "from the beginning"
-            self.step.notes.append(f"a process had died: restart {attempt}, and the run goes on {where}")
+            self.news.append(f"a process had died: restart {attempt}, and the run goes on {where}")
+            self.position.notes.append(self.news[-1])
         self.model.train()
         clock = time.perf_counter()
         if self.position.done < self.total:
@@ -208,7 +211,7 @@ class _Run:
             self.total,
             position.done,
         )
-        for note in self.step.notes:
+        for note in [*self.news, *self.step.notes]:
             self.telling.say(note)
         with deferred_interrupt() as interrupted:
             while position.done < self.total:
@@ -415,20 +418,20 @@ class _Run:
     def _take_up(self, state: Path) -> None:
         found, losses, random_states = self.ranks.from_leader(lambda: self._read_state(state))
         self.ranks.broadcast([*self.model.state_dict(keep_vars=True).values(), *self.step.state.values()])
-        self.step.notes += noted(found, self.position)
+        self.news += noted(found, self.position)
         if found.world_size == self.ranks.size:
             torch.set_rng_state(random_states[self.ranks.rank])
         if found.done % self.config.log_every and found.losses and found.losses[-1][0] == found.done < self.total:
             found.losses.pop()  # the short entry at what then was the end
         self.position = dataclasses.replace(found, config=self.config, world_size=self.ranks.size)
+        self.position.notes += self.news
         recent, epoch_loss = (losses[name].to(self.device) for name in LOSSES)
         self.recent[: len(recent)] = recent
         self.epoch_loss.copy_(epoch_loss)
         self.saved = found.done
 
     def _read_state(self, state: Path) -> tuple[Position, dict[str, torch.Tensor], list[torch.Tensor]]:
-        found, losses, random_states = read_state(state, self.model, self.step.state)
-        check_continues(found, self.position, state)
+        found, losses, random_states = read_state(state, self.position, self.model, self.step.state)
         if found.done > self.total:
             raise ConfigurationError(
                 f"{self.out} holds a run of {found.done // self.per_epoch} epochs; expected at most "
@@ -465,7 +468,7 @@ class _Run:
             seconds=position.seconds,
             steps_per_second=position.done / position.seconds if position.seconds else None,
             prepare_seconds=self.prepare_seconds,
-            notes=(self.step.describe(), *self.step.notes),
+            notes=(self.step.describe(), *position.notes, *self.step.notes),
             environment=current_environment("safetensors"),
             epochs=tuple(position.epochs),
             device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
