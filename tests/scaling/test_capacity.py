@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import sys
 
 import pytest
@@ -73,6 +74,11 @@ def test_search_ranges(start: int, limit: int, tolerance: float) -> None:
 
 def test_default_limit_is_half_the_machine() -> None:
     assert default_memory_limit(1) == pytest.approx(2 * default_memory_limit(2), abs=1)
+
+
+def test_the_users_own_limit_is_never_exceeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1 << 20, 1 << 20))  # ulimit -d 1024
+    assert default_memory_limit(1) == 1 << 20
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory limits are the kernel's, and Linux's here")

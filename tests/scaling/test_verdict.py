@@ -127,6 +127,11 @@ def test_scaling_that_holds_has_no_cause() -> None:
     assert verdict.sentence == "Scaling does not stop at 2 ranks: a step keeps 97% of its speed."
 
 
+def test_a_step_that_more_ranks_make_faster_is_a_disturbed_one() -> None:
+    verdict = decide(_rounds(17, 11, 10), _arms(), SLOW_LINK, 64)
+    assert "At 2 ranks a step was faster than on one, 170% of its speed, which no scaling explains" in verdict.sentence
+
+
 def test_rounds_that_contradict_each_other_have_no_cause() -> None:
     rounds = [*_rounds(10, 12, 16)[:2], *_rounds(10, 9, 9)[:1]]
     assert "but not in every round of launches" in decide(rounds, _arms(exposed=1), SLOW_LINK, 64).sentence

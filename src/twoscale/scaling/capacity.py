@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import resource
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -20,8 +21,13 @@ __all__ = ["default_memory_limit", "find_largest_batch", "run_trial", "search"]
 
 
 def default_memory_limit(world_size: int) -> int:
-    """Return half of this machine's memory, shared among ``world_size`` processes, in bytes."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // world_size
+    """Return half of this machine's memory, shared among ``world_size`` processes, in bytes.
+
+    Less where the user's own limit of a process (``ulimit -d``) is less.
+    """
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // world_size
+    allowed = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    return half if allowed == resource.RLIM_INFINITY else min(half, allowed)
 
 
 def search(

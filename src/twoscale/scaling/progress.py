@@ -136,6 +136,7 @@ class _Live:
 
     def end(self, record: CellRecord, left: float | None, *, again: bool) -> None:
         self._status[record.cell.name] = "done" if record.outcome.ok else "failed"
+        self._running = None
         self._expect(left)
         if not record.outcome.ok and not again:
             line = f"{describe(record.cell)}: {record.outcome.status}: {record.outcome.message}"

@@ -112,7 +112,7 @@ def _speedup(results: StudyResults) -> str | None:
 def _range(share: Summary) -> str:
     """Return a mean share of launches in percent, with its interval."""
     interval = share.mean_interval
-    between = "" if interval is None else f", {percent(interval.low, 0)} to {percent(interval.high, 0)}"
+    between = ", 1 launch" if interval is None else f", {percent(interval.low, 0)} to {percent(interval.high, 0)}"
     return f"{percent(share.mean, 0)} %{between}"
 
 

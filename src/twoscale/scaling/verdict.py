@@ -115,7 +115,12 @@ def decide(rounds: Sequence[Round], many: ArmsRecord, model: LinkModel | None, b
     )
     n = many.world_size
     unexplained = loss.mean - total
-    if efficiency >= SCALES:
+    if efficiency > 2 - SCALES:
+        sentence = (
+            f"At {n} ranks a step was faster than on one, {efficiency:.0%} of its speed, which no scaling explains; "
+            "measure again on a quieter machine, or more launches."
+        )
+    elif efficiency >= SCALES:
         sentence = f"Scaling does not stop at {n} ranks: a step keeps {efficiency:.0%} of its speed."
     elif loss.min <= 0:
         sentence = (
