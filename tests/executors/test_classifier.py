@@ -33,7 +33,6 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("TWOSCALE_CACHE", str(shared_cache))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.export.compiling import build, need, run
+from tests.export.compiling import NOT_INLINED, build, need, run
 from tests.integer_networks import OPERATORS, ActivationType, random_images, random_network
 from twoscale.executors.c import CExecutor
 from twoscale.executors.reference import ReferenceExecutor
@@ -88,7 +88,7 @@ def test_sanitizers_find_nothing(seed: int, target: Target, tmp_path: Path) -> N
     spec = network.input.output
     images = np.random.default_rng(0).integers(spec.lo, spec.hi, (19, *spec.shape), endpoint=True).astype(spec.dtype)
     export_c(network, tmp_path, target=target, name="wide", inputs=images)
-    flags = ("-std=gnu99", "-O0", "-g", "-pthread", "-ffp-contract=off", "-fsanitize=address,undefined",
+    flags = ("-std=gnu99", "-O0", NOT_INLINED, "-g", "-pthread", "-ffp-contract=off", "-fsanitize=address,undefined",
              "-fno-sanitize-recover=all")  # fmt: skip
     done = run(build("gcc", tmp_path, ["wide_test.c", "wide.c"], *flags))
     assert done.stderr == ""

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.export.compiling import build, every_kernel, need, run
+from tests.export.compiling import NOT_INLINED, build, every_kernel, need, run
 from twoscale.export.c import export_c
 
 STRICT = (
     "-std=gnu99", "-O1", "-pthread", "-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wundef", "-Wstrict-prototypes",
     "-Wmissing-prototypes",
 )  # fmt: skip
-SANITIZED = ("-std=gnu99", "-O0", "-g0", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+QUICK = ("-std=gnu99", "-O0", NOT_INLINED, "-pthread")
+SANITIZED = (*QUICK, "-g0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 SOURCES = ["fast_test.c", "fast.c"]
 EXPECTED = "fast: 4 images, all layers and outputs as expected ("
 
@@ -66,5 +67,5 @@ def test_a_planted_fault_shows(file: str, old: str, new: str, folder: Path, tmp_
     text = (copy / file).read_text()
     assert old in text
     (copy / file).write_text(text.replace(old, new))
-    program = build("gcc", copy, SOURCES, "-std=gnu99", "-O1", "-pthread")
+    program = build("gcc", copy, SOURCES, *QUICK)
     assert run(program).returncode != 0
