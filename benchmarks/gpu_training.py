@@ -177,9 +177,10 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 TRIED: list[dict[str, Any]] = [
-    {"weight_decay": 3e-3}, {"weight_decay": 8e-4}, {"lr": 1.0}, {"bias_lr": 8.0}, {"zero_init_residual": False},
-    {"whiten": False}, {"decay_norm_and_bias": True},
+    {"decay_norm_and_bias": True}, {"whiten": False}, {"lr": 1.0}, {"crop": 4}, {"weight_decay": 1.2e-3},
+    {"bias_lr": 16.0},
 ]  # fmt: skip
+"""What the recipe as it is has not been compared with, what promises most first."""
 GOAL, MARGIN = 0.94, 0.001
 """The mean of some seeds is to exceed the goal: one run must by this much."""
 SHORT = 8
@@ -210,20 +211,17 @@ def search(place: Place) -> Any:
     for change in TRIED[: 1 if place.tiny else None]:
         if time.perf_counter() - start > SEARCH_SECONDS:
             break
-        if "weight_decay" in best and "weight_decay" in change:
-            continue
         found = attempt({**best, **change})
         if found > accuracy + MARGIN:
             best, accuracy = {**best, **change}, found
         yield {"tried": tried, "best": best}
-    epochs, enough = 12, list[int]()
+    epochs, enough = 20, list[int]()
     for _ in range(2):
         found = attempt({**best, "epochs": epochs, "warmup_epochs": 0.25 * epochs})
         enough += [epochs] if found >= GOAL + MARGIN else []
-        tries = {True: epochs - 2, False: 15 if found > GOAL - 0.004 else 20}
         yield {"tried": tried, "enough": enough}
-        epochs = tries[bool(enough)]
-    chosen = min(enough, default=20)
+        epochs = 17 if enough else 24
+    chosen = min(enough, default=28)
     best = {**best, "epochs": chosen, "warmup_epochs": 0.25 * chosen}
     runs = []
     for seed in range(2 if place.tiny else 4):
