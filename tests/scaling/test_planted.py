@@ -33,7 +33,13 @@ def _growth(found: dict[str, ArmsRecord], where: str) -> dict[str, float]:
 
 @pytest.mark.parametrize(
     ("where", "row"),
-    [("compute", "compute"), ("communication", "exposed"), ("data", "data_wait"), ("one rank", "skew")],
+    [
+        ("compute", "compute"),
+        ("wrapper", "wrapper_tax"),
+        ("communication", "exposed"),
+        ("data", "data_wait"),
+        ("one rank", "skew"),
+    ],
 )
 def test_a_sleep_has_its_own_row(found: dict[str, ArmsRecord], where: str, row: str) -> None:
     growth = _growth(found, where)
@@ -61,7 +67,7 @@ def test_a_sleep_in_communication_is_seen_alone_and_from_inside(found: dict[str,
 
 
 def test_a_free_running_step_holds_every_part(found: dict[str, ArmsRecord]) -> None:
-    for where in ("compute", "communication", "data", "one rank"):
+    for where in ("compute", "wrapper", "communication", "data", "one rank"):
         grown = found[where].free_running.median - found["nowhere"].free_running.median
         assert grown == pytest.approx(SLEEP, abs=0.4 * SLEEP), where
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[attr-defined]
 from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
 
 from twoscale import models
 from twoscale.scaling.arms import measure_arms
@@ -249,22 +251,39 @@ def _sleepy(source: Iterator[Batch], seconds: float) -> Iterator[Batch]:
         yield batch
 
 
+@contextlib.contextmanager
+def _sleepy_wrapper(seconds: float) -> Iterator[None]:
+    """Let DDP itself take longer, whatever it sends."""
+    forward = DistributedDataParallel.forward
+
+    def late(self: DistributedDataParallel, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(seconds)
+        return forward(self, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+    DistributedDataParallel.forward = late  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        DistributedDataParallel.forward = forward  # type: ignore[method-assign]
+
+
 def planted(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arms of the small CNN with a sleep somewhere."""
     seconds = arguments["seconds"]
     workload = Workload(batch_size=4)
     rank, size = dist.get_rank(), dist.get_world_size()
     found = {}
-    for where in ("nowhere", "compute", "communication", "data", "one rank"):
+    for where in ("nowhere", "compute", "wrapper", "communication", "data", "one rank"):
         compute = seconds if where == "compute" or (where == "one rank" and rank == 1) else 0.0
-        found[where] = measure_arms(
-            workload,
-            rounds=arguments["rounds"],
-            steps=arguments["steps"],
-            group=SleepyGroup(seconds if where == "communication" else 0.0),
-            create=functools.partial(_create_sleepy, workload, compute),
-            source=_sleepy(batches(workload, rank, size), seconds if where == "data" else 0.0),
-        )
+        with _sleepy_wrapper(seconds) if where == "wrapper" else contextlib.nullcontext():
+            found[where] = measure_arms(
+                workload,
+                rounds=arguments["rounds"],
+                steps=arguments["steps"],
+                group=SleepyGroup(seconds if where == "communication" else 0.0),
+                create=functools.partial(_create_sleepy, workload, compute),
+                source=_sleepy(batches(workload, rank, size), seconds if where == "data" else 0.0),
+            )
     return found
 
 
