@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 from tyro.extras import SubcommandApp
 
+from twoscale import cli, data, training
 from twoscale.cli.evaluate import eval_command
 from twoscale.cli.train import train_command
 from twoscale.data import Dataset
 from twoscale.errors import CheckpointError, ConfigurationError, UnknownNameError
 from twoscale.records import read_record
-from twoscale.training import RunRecord, accuracy, loop
+from twoscale.training import RunRecord, TrainConfig, accuracy, loop
 
 
 @pytest.fixture
@@ -68,6 +69,40 @@ def test_a_folder_with_a_run_is_not_replaced_unasked(command: Any, tmp_path: Pat
     assert (out / "model.safetensors").read_bytes() != before
     command(f"train net -o {out} --epochs 2 --seed 1 --resume")
     assert read_record(out / "run.json", RunRecord).mini_batches == 46
+
+
+def test_only_a_run_of_its_own_is_taken_up_after_a_restart(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    command(f"train net -o {out} --epochs 1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(ConfigurationError, match="holds a run already"):
+        command(f"train net -o {out} --epochs 1")
+    command(f"train net -o {out} --epochs 1 --overwrite")  # which had ended before it could begin anew
+    again = "a process had died: restart 1, and the run goes on "
+    assert read_record(out / "run.json", RunRecord).notes[1:] == (f"{again}from the beginning",)
+    command(f"train net -o {out} --epochs 1 --overwrite")
+    assert read_record(out / "run.json", RunRecord).notes[-1] == f"{again}after mini-batch 23"
+
+
+def test_a_process_that_fails_alone_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    monkeypatch.setattr(cli, "_LEAVE_TIME", 0.0)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train", "nett", "--out", "x", "--momentum", "2"])
+    assert capsys.readouterr().err == (
+        "twoscale: error: process 1: momentum is 2.0; expected at least 0 and less than 1\n"
+    )
+    with pytest.raises(ConfigurationError, match="WORLD_SIZE is 'two' in the environment; expected a whole number"):
+        training.train(TrainConfig(), data.load("digits"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigurationError, match="is one of 2 processes, but MASTER_ADDR is not set"):
+        training.train(TrainConfig(), data.load("digits"))
 
 
 def test_ctrl_c_is_exit_code_130(

@@ -6,25 +6,29 @@ a line in ``VERBS``.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
 import textwrap
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-__all__ = ["main"]
+__all__ = ["ending_at_once", "main"]
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, 128 + SIGINT."""
 BROKEN_PIPE = 141
 """Exit code when the reader of the output left, 128 + SIGPIPE."""
+_KEPT = "interrupted; finished files are kept, none is half written"
 
-
-_LEAVE_TIME = 1.0
-"""Seconds that a process which does not speak leaves to the one that does: torchrun ends all with the first."""
+_LEAVE_TIME = 5.0
+"""Seconds that a process which does not speak leaves to the one that does: torchrun ends all with the first. After that
+the error was its own."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TwoscaleError as error:
         _fail(" ".join(str(error).split()))
     except KeyboardInterrupt as error:
-        _say(str(error) or "interrupted; finished files are kept, none is half written")
+        _say(str(error) or _KEPT)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         _drop_output()
@@ -194,6 +198,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{error.filename or 'standard output'}: {error.strerror or error}")
     if code:
         sys.exit(code)
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process in this block without an exception: importing torch loses one, or crashes of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        _say(_KEPT)
+        os._exit(INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _run(words: list[str]) -> int:
@@ -277,7 +299,10 @@ def _say(message: str) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    _say(f"error: {message}")
-    if os.environ.get("RANK", "0") != "0":
+    from twoscale.launching.torchrun import speaks
+
+    if not speaks():
         time.sleep(_LEAVE_TIME)
+        message = f"process {os.environ['RANK']}: {message}"
+    sys.stderr.write(f"twoscale: error: {message}\n")
     sys.exit(2)

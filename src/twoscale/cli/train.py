@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from twoscale import data as data_room
+from twoscale.cli import ending_at_once
 from twoscale.cli.common import console, print_json
 from twoscale.errors import ConfigurationError, UnknownNameError
 from twoscale.launching import torchrun
@@ -80,14 +81,15 @@ def train_command(
     if resume and overwrite:
         raise ConfigurationError("--resume and --overwrite exclude each other; choose one")
     leads = torchrun.speaks()
-    if leads and not torchrun.restarted() and (out / STATE_FILE).exists() and not (resume or overwrite):
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)}
+    off = {_switch(name): False for name in without}
+    config = training.recipe(recipe, **{name: value for name, value in given.items() if value is not None} | off)
+    state = out / STATE_FILE
+    if leads and state.exists() and not (resume or overwrite or (torchrun.restarted() and _begun_here(state))):
         raise ConfigurationError(
             f"{out} holds a run already; continue it with --resume, replace it with --overwrite, "
             "or choose another --out"
         )
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)}
-    off = {_switch(name): False for name in without}
-    config = training.recipe(recipe, **{name: value for name, value in given.items() if value is not None} | off)
     if procs is not None or max_restarts:
         procs = 1 if procs is None else procs
         if procs < 1 or max_restarts < 0:
@@ -113,8 +115,10 @@ def train_command(
             )
             return torchrun.run(procs, max_restarts, "twoscale.cli", ["train", *words])
     dataset = data_room.load(config.data)
+    with ending_at_once():
+        train = training.train
     try:
-        result = training.train(config, dataset, out=out, resume=resume)
+        result = train(config, dataset, out=out, resume=resume)
     except training.TrainingInterrupted as error:
         if leads:
             sys.stderr.write(f"twoscale: {error}\n")
@@ -126,6 +130,12 @@ def train_command(
     else:
         console().print(_summary(result.record, len(dataset.test), out), soft_wrap=True)
     return 0
+
+
+def _begun_here(state: Path) -> bool:
+    from twoscale.training.checkpoint import begun_here
+
+    return begun_here(state)
 
 
 def _switch(option: str) -> str:

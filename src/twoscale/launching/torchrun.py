@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 
-__all__ = ["command", "end", "environment", "restarted", "run", "speaks"]
+__all__ = ["command", "end", "environment", "launch", "restarted", "run", "speaks"]
 
 _OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _GRACE = 40.0
@@ -64,6 +64,15 @@ def restarted() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
+def launch() -> str:
+    """Return a name of what started this process that stays the same when it starts it again; without torchrun none."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run is None:
+        return ""
+    # torchrun calls every run of several machines "none" unless it is told otherwise.
+    return f"{socket.gethostname()} {os.getppid()}" if run in ("", "none") else run
+
+
 def speaks() -> bool:
     """Return whether this process is the one of its group that prints and writes."""
     return os.environ.get("RANK", "0") == "0"
@@ -76,6 +85,9 @@ def run(processes: int, max_restarts: int, module: str, arguments: Sequence[str]
 
     Returns:
         The exit code: 0, or that of the ranks.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C before there were any.
     """
     words = [
         "--standalone",
@@ -95,8 +107,10 @@ def run(processes: int, max_restarts: int, module: str, arguments: Sequence[str]
             return agent.wait()
         except KeyboardInterrupt:
             agent.send_signal(signal.SIGINT)
-            return agent.wait(_GRACE)
-    except (KeyboardInterrupt, subprocess.TimeoutExpired):
+            if agent.wait(_GRACE) < 0:  # nobody has heard of it, or said so
+                raise
+            return agent.returncode
+    except subprocess.TimeoutExpired:
         return 128 + signal.SIGINT
     finally:
         end([agent], grace=2.0)

@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import safetensors
 import torch
 
 from twoscale.errors import CheckpointError, ConfigurationError
+from twoscale.launching.torchrun import launch, restarted
 from twoscale.models.tensorfile import copy_into, fit, read_tensors, write_tensors
 from twoscale.training.config import TrainConfig
 from twoscale.training.record import EpochRecord
 
-__all__ = ["LOSSES", "Position", "noted", "read_state", "write_state"]
+__all__ = ["LOSSES", "Position", "begun_here", "noted", "read_state", "write_state"]
 
 LOSSES = ("recent_losses", "epoch_loss")
 _KEY = "twoscale.training"
@@ -42,6 +44,8 @@ class Position:
     epoch_data_wait: float = 0.0
     world_size: int = 1
     """Processes of the session that wrote it."""
+    launch: str = ""
+    """What had started that session."""
     notes: list[str] = field(default_factory=list)
     """What sessions did otherwise than those before them."""
 
@@ -110,6 +114,17 @@ def read_state(
     copy_into(optimizer, part("optimizer."), str(path), "the optimizer")
     fit(model, part("model."), str(path))
     return position, losses, random_states
+
+
+def begun_here(path: Path) -> bool:
+    """Return whether torchrun has started this process again, and a state is of the same launch of it."""
+    if not restarted():
+        return False
+    try:
+        with safetensors.safe_open(path, framework="pt") as opened:
+            return msgspec.json.decode((opened.metadata() or {})[_KEY], type=Position).launch == launch()
+    except (OSError, safetensors.SafetensorError, KeyError, msgspec.MsgspecError):
+        return False
 
 
 def _check_continues(found: Position, position: Position, path: Path) -> None:

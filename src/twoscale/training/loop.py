@@ -24,12 +24,12 @@ from torch import nn
 
 from twoscale.data import Dataset, Split
 from twoscale.errors import ConfigurationError, TwoscaleError
-from twoscale.launching.torchrun import restarted
+from twoscale.launching.torchrun import launch, restarted
 from twoscale.models import ModelInfo, save_model
 from twoscale.records import current_environment, write_record
 from twoscale.training.accuracy import check_takes, correct
 from twoscale.training.batch_norm import alone, synchronized
-from twoscale.training.checkpoint import LOSSES, Position, noted, read_state, write_state
+from twoscale.training.checkpoint import LOSSES, Position, begun_here, noted, read_state, write_state
 from twoscale.training.config import TrainConfig
 from twoscale.training.construction import create_model, create_step
 from twoscale.training.graphed import GraphedStep
@@ -77,7 +77,7 @@ def train(
     was interrupted and resumed. Torch's global random state is left as it was.
 
     In each of the processes that torchrun started, the same call trains together with the others; the leading one
-    speaks and writes. After torchrun has restarted them, the run in ``out`` is continued.
+    speaks and writes. After torchrun has restarted them, the run that they had begun in ``out`` is continued.
 
     Args:
         config: what to do.
@@ -111,7 +111,7 @@ def train(
         run = _Run(config.resolved(), dataset, out, model, telling, ranks)
         stack.enter_context(numerics(threads=run.threads, batch_size=run.size))
         stack.enter_context(torch.no_grad())
-        run.begin(resume or (restarted() > 0 and out is not None))
+        run.begin(resume)
         run.loop()
         return run.finish()
 
@@ -150,7 +150,9 @@ class _Run:
             )
         self.per_epoch = math.ceil(len(self.images) / config.batch_size)
         self.total = self.epochs * self.per_epoch
-        self.position = Position(config, zlib.crc32(dataset.train.labels.tobytes()), world_size=ranks.size)
+        self.position = Position(
+            config, zlib.crc32(dataset.train.labels.tobytes()), world_size=ranks.size, launch=launch()
+        )
         rates = learning_rates(config, self.total, self.per_epoch)
         self.rates = None if rates is None else torch.tensor(rates, device=self.device, dtype=dtype)
         self.step = create_step(config, self.model, self.images, ranks, mini_batches=self.total)
@@ -171,7 +173,7 @@ class _Run:
         """Take up an earlier state or clear it away, and get the step ready."""
         if self.out is not None:
             state = self.out / STATE_FILE
-            if resume and self.ranks.from_leader(state.exists):
+            if self.ranks.from_leader(lambda: state.exists() and (resume or begun_here(state))):
                 self._take_up(state)
             else:
                 if resume:
@@ -423,7 +425,7 @@ class _Run:
             torch.set_rng_state(random_states[self.ranks.rank])
         if found.done % self.config.log_every and found.losses and found.losses[-1][0] == found.done < self.total:
             found.losses.pop()  # the short entry at what then was the end
-        self.position = dataclasses.replace(found, config=self.config, world_size=self.ranks.size)
+        self.position = dataclasses.replace(found, config=self.config, world_size=self.ranks.size, launch=launch())
         self.position.notes += self.news
         recent, epoch_loss = (losses[name].to(self.device) for name in LOSSES)
         self.recent[: len(recent)] = recent

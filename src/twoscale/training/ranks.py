@@ -95,19 +95,25 @@ def process_group(device: str) -> Iterator[Ranks]:
         device: "cuda": NCCL, each process on a GPU of its own. "cpu": gloo. "auto": cuda where there is a GPU.
 
     Raises:
-        ConfigurationError: fewer GPUs than processes on this machine.
+        ConfigurationError: fewer GPUs than processes on this machine, or the environment does not say who this is.
     """
     if dist.is_initialized():
         yield (
             Ranks(dist.get_rank(), dist.get_world_size(), dist.get_backend()) if dist.get_world_size() > 1 else Ranks()
         )
         return
-    size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    size = _number("WORLD_SIZE", 1) if "RANK" in os.environ else 1
     if size == 1:
         yield Ranks()
         return
+    local, here = _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise ConfigurationError(
+                f"RANK and WORLD_SIZE say that this is one of {size} processes, but {name} is not set; "
+                "start it with torchrun, or unset them"
+            )
     die_with(os.getppid())
-    local, here = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         if here > torch.cuda.device_count():
             raise ConfigurationError(
@@ -130,6 +136,15 @@ def process_group(device: str) -> Iterator[Ranks]:
             # Another process is gone. Whoever started both ends this one in a moment, and says which it was.
             time.sleep(_LOST)
         raise
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise ConfigurationError(
+            f"{name} is {value!r} in the environment; expected a whole number, as torchrun sets it"
+        )
+    return int(value)
 
 
 def _meeting() -> dict[str, Any]:
