@@ -1,5 +1,7 @@
 import json
 import signal
+import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,25 @@ def test_a_process_that_fails_alone_says_so(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigurationError, match="is one of 2 processes, but MASTER_ADDR is not set"):
         training.train(TrainConfig(), data.load("digits"))
+
+
+def test_nothing_holds_what_a_run_had_when_the_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process group that ends with the interpreter aborts it, and the exit code is lost."""
+    groups = []
+
+    def verb(_: list[str]) -> int:
+        group = threading.Event()
+        groups.append(weakref.ref(group))
+        raise ConfigurationError("wrong")
+
+    def fail(message: str) -> None:
+        assert (message, groups[0]()) == ("wrong", None)
+        raise SystemExit(2)
+
+    monkeypatch.setattr(cli, "_run", verb)
+    monkeypatch.setattr(cli, "_fail", fail)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([])
 
 
 def test_ctrl_c_is_exit_code_130(

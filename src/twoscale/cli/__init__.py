@@ -179,11 +179,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     from twoscale.errors import TwoscaleError
 
+    wrong: str | None = None
     try:
         code = _run(words)
         sys.stdout.flush()
     except TwoscaleError as error:
-        _fail(" ".join(str(error).split()))
+        # Said below, when nothing holds the error's frames any more: at the interpreter's end it would be too late for
+        # the threads of a process group in them.
+        wrong = " ".join(str(error).split())
     except KeyboardInterrupt as error:
         _say(str(error) or _KEPT)
         sys.exit(INTERRUPTED)
@@ -196,6 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except OSError:
             _drop_output()
         _fail(f"{error.filename or 'standard output'}: {error.strerror or error}")
+    if wrong is not None:
+        _fail(wrong)
     if code:
         sys.exit(code)
 
