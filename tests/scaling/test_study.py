@@ -139,6 +139,14 @@ def test_the_page_says_what_the_record_says(done: Path) -> None:
     assert page.count("<figure>") >= 12
 
 
+def test_gpus_of_different_kinds_are_said(done: Path) -> None:
+    results = dataclasses.replace(read_record(done / STUDY, StudyResults), gpus=("A", "B", "A"))
+    page = render_study(results)
+    assert "Ranks: 1, 2; 2 × A, 1 × B; " in page
+    assert "The GPUs are of different kinds (A, B, A): " in page
+    assert "of different kinds" not in render_study(dataclasses.replace(results, gpus=("A", "A")))
+
+
 # ---------------------------------------------------------------- plan and order
 
 

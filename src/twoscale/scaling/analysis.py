@@ -43,7 +43,7 @@ from twoscale.scaling.sentences import sentences
 from twoscale.scaling.statistics import summarize
 from twoscale.scaling.verdict import Round, decide
 
-__all__ = ["TRUSTED", "analyse"]
+__all__ = ["TRUSTED", "analyse", "link_of", "measured_cells"]
 
 Times = dict[tuple[str, int, int], dict[int, EpochTime]]
 """(arm, ranks, batch per rank) to what each round's launch measured."""
@@ -56,7 +56,12 @@ _NEAR = 4
 
 
 def analyse(
-    config: StudyConfig, records: Sequence[CellRecord], left_out: Sequence[StudyCell], *, environment: Environment
+    config: StudyConfig,
+    records: Sequence[CellRecord],
+    left_out: Sequence[StudyCell],
+    *,
+    environment: Environment,
+    gpus: Sequence[str] = (),
 ) -> StudyResults:
     """Return the answers that these cells give.
 
@@ -65,6 +70,7 @@ def analyse(
         records: cells that were done, failed ones too.
         left_out: cells that there was no time for.
         environment: of the machine.
+        gpus: names of those that ranks ran on, rank 0's first.
     """
     good: dict[str, list[CellRecord]] = {}
     for record in records:
@@ -74,7 +80,7 @@ def analyse(
     times, batches, peak = _batches(config, good.get("batches", []), capacity)
     steps = _times(good.get("ranks", []))
     arms, bandwidth = _arms(good.get("arms", []))
-    cells = _cells(config, arms, bandwidth)
+    cells = measured_cells(config, arms, bandwidth)
     forecasts, held, refused = _forecasts(config, cells) if "forecast" in config.sections else ((), (), ())
     wire = next((r.outcome.result for r in good.get("wire", [])), None) or {}
     loads = [record.load for record in records if record.load is not None]
@@ -103,6 +109,7 @@ def analyse(
         left_out=tuple(describe(cell) for cell in left_out),
         seconds=sum(record.outcome.seconds for record in records),
         loads=(min(loads), max(loads)) if loads else None,
+        gpus=tuple(gpus),
     )
     return replace(results, sentences=sentences(results))
 
@@ -237,11 +244,13 @@ def _arms(records: Sequence[CellRecord]) -> tuple[tuple[ArmsAt, ...], tuple[Band
     return tuple(found), tuple(bandwidth)
 
 
-def _link(config: StudyConfig) -> Link:
+def link_of(config: StudyConfig) -> Link:
+    """Return what the ranks of a study talk over."""
     return Link("between this machine's GPUs" if config.device == "cuda" else "this machine's loopback")
 
 
-def _cells(config: StudyConfig, arms: Sequence[ArmsAt], bandwidth: Sequence[BandwidthRecord]) -> list[Cell]:
+def measured_cells(config: StudyConfig, arms: Sequence[ArmsAt], bandwidth: Sequence[BandwidthRecord]) -> list[Cell]:
+    """Return what a study's forecasts are made from: its arms, and all-reduces alone of like sizes."""
     cells = []
     for at in arms:
         sizes = [bucket.bytes for bucket in at.record.buckets]
@@ -252,7 +261,7 @@ def _cells(config: StudyConfig, arms: Sequence[ArmsAt], bandwidth: Sequence[Band
             for row in record.rows
             if sizes and min(sizes) / _NEAR <= row.bytes <= max(sizes) * _NEAR
         ]
-        cells.append(cell_of(at.record, at.batch_size, _link(config), more))
+        cells.append(cell_of(at.record, at.batch_size, link_of(config), more))
     # One rank broadcasts nothing, but its cell tells what more ranks would compute: they broadcast what others do.
     broadcasts = next((cell.broadcasts for cell in cells if cell.broadcasts), ())
     return [replace(cell, broadcasts=broadcasts) for cell in cells]
@@ -274,7 +283,7 @@ def _verdict(config: StudyConfig, times: Times, arms: Sequence[ArmsAt], cells: S
         apart, ddp = times.get(("bare", n, base), {}), times.get(("ddp", n, base), {})
         rounds = [Round(alone[r], apart[r], ddp[r]) for r in alone if r in apart and r in ddp]
         if record is not None and rounds:
-            return decide(rounds, record, _model(cells, _link(config)), base)
+            return decide(rounds, record, _model(cells, link_of(config)), base)
     return None
 
 
@@ -329,7 +338,7 @@ def _forecasts(
         return (), (), ()
     held, refused = held_out(cells)
     lines = list(refused)
-    link, most = _link(config), max(cell.world_size for cell in cells)
+    link, most = link_of(config), max(cell.world_size for cell in cells)
     errors = [abs(one.error) for one in held if one.error is not None]
     found = []
     for factor in _BEYOND:

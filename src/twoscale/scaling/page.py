@@ -33,7 +33,8 @@ def render_study(results: StudyResults) -> str:
     )  # fmt: skip
     by_name = dict(zip(SECTIONS, makers, strict=True))
     config = results.config
-    where = "GPUs" if config.device == "cuda" else "processor"
+    kinds = [f"{results.gpus.count(kind)} × {kind}" for kind in dict.fromkeys(results.gpus)]
+    where = ", ".join(kinds) or ("GPUs" if config.device == "cuda" else "processor")
     sizes = ", ".join(map(str, config.world_sizes))
     return render_page(
         f"twoscale scale: {config.model} on {config.data}",
@@ -58,11 +59,19 @@ def _summary(results: StudyResults) -> Section:
         f"{_TITLES[name]}{'' if _TITLES[name].endswith('?') else ':'} {results.sentences[name]}"
         for name in results.config.sections
     ]
+    if len(set(results.gpus)) > 1:
+        findings.append(
+            f"The GPUs are of different kinds ({', '.join(results.gpus)}): all are compared with the first, and "
+            "what others are slower counts as shared cores."
+        )
     if results.failures:
-        findings.append(f"{len(results.failures)} cells failed; they are listed at the end.")
+        failed = len(results.failures)
+        findings.append(
+            f"{failed} cells failed; they are listed at the end." if failed > 1 else "1 cell failed; see the end."
+        )
     if results.left_out:
         findings.append(
-            f"There was no time for {len(results.left_out)} cells; the same command with --resume measures them."
+            f"Cells that there was no time for: {len(results.left_out)}. The same command with --resume measures them."
         )
     groups = []
     if verdict is not None:
@@ -132,7 +141,7 @@ def _speedup(results: StudyResults) -> Section:
 def _communication(results: StudyResults) -> Section:
     at = most_ranks(results)
     notes = [
-        f"{one.record.world_size} ranks, batch {one.batch_size}: {one.record.disagreement}"
+        f"{one.record.world_size} ranks, batch {one.batch_size}: {one.record.disagreement}."
         for one in results.arms
         if one.record.disagreement
     ]

@@ -189,3 +189,5 @@ class StudyResults:
     """That all cells took together."""
     loads: tuple[float, float] | None
     """Smallest and largest load of the machine as cells began."""
+    gpus: tuple[str, ...] = ()
+    """Names of those that ranks ran on, rank 0's first; empty on a processor."""

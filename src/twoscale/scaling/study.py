@@ -97,10 +97,21 @@ def run_study(
                 runner.run(cell)
         finally:
             runner.telling.close()
-        results = analyse(config, runner.records, runner.left_out, environment=current_environment())
+        results = analyse(
+            config, runner.records, runner.left_out, environment=current_environment(), gpus=_gpus(config)
+        )
         write_record(out / STUDY, results)
         write_text(out / REPORT, render_study(results))
     return results
+
+
+def _gpus(config: StudyConfig) -> list[str]:
+    """Return the names of the GPUs that ranks ran on."""
+    if config.device == "cpu":
+        return []
+    import torch
+
+    return [torch.cuda.get_device_name(rank) for rank in range(config.world_sizes[-1])]
 
 
 @contextlib.contextmanager

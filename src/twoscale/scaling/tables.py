@@ -108,7 +108,8 @@ def batch_table(results: StudyResults) -> Table:
         Column("Arithmetic", "GFLOP/s"),
         Column("Of matrix rate", "%"),
     ]
-    return _table("The bare module on one device with all its cores", columns, rows)
+    where = "GPU" if results.config.device == "cuda" else "processor, with all its cores"
+    return _table(f"The bare module on one {where}", columns, rows)
 
 
 def capacity_table(record: CapacityRecord) -> Table:
@@ -155,7 +156,8 @@ def speed_table(results: StudyResults) -> Table:
     ]
     base = results.config.base_batch
     whole = next((row for row in results.batches if row.batch_size == base), None)
-    if whole is not None and whole.epoch is not None and results.speed:
+    on_cores = results.config.device == "cpu"
+    if on_cores and whole is not None and whole.epoch is not None and results.speed:
         rows.insert(
             1,
             [
