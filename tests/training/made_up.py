@@ -57,6 +57,13 @@ class Normed(Plain):
         return logits
 
 
+def seeded(kind: type[nn.Module]) -> nn.Module:
+    """Return a model with the same weights in every process."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return kind()
+
+
 _EVEN = TrainConfig(
     epochs=2, batch_size=18, lr=0.05, momentum=0.9, seed=3, log_every=4, crop=2, flip="random", threads=1, device="cpu",
 )  # fmt: skip

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.made_up import CONFIG, Normed, Plain, dataset_of, plain_list
+from tests.training.made_up import CONFIG, Normed, Plain, dataset_of, plain_list, seeded
 from twoscale import training
 from twoscale.data import epoch_order
 from twoscale.models import load_checkpoint
@@ -27,10 +27,7 @@ Weights = dict[str, list[float]]
 
 
 def alone(config: TrainConfig, kind: type[nn.Module] = Plain, **options: Any) -> TrainResult:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = kind().double()
-    return training.train(config, dataset_of(90, 37), model=model, progress=False, **options)
+    return training.train(config, dataset_of(90, 37), model=seeded(kind).double(), progress=False, **options)
 
 
 def difference(a: Weights, b: Weights) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.training.made_up import Normed, seeded
 from twoscale import training
 from twoscale.data import Dataset
 from twoscale.training import TrainConfig, TrainResult, construction, loop
@@ -58,6 +59,23 @@ def test_same_weights_as_eager_steps(
     assert graphed.record.losses == eager.record.losses
     assert [epoch.loss for epoch in graphed.record.epochs] == [epoch.loss for epoch in eager.record.epochs]
     assert largest_difference(graphed, run(dataset, replace(config, seed=1))) > 0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "lamb", "adamw"])
+def test_every_rule_and_model_of_float64(
+    dataset: Dataset, on_a_processor: None, monkeypatch: pytest.MonkeyPatch, optimizer: Any
+) -> None:
+    """Rates and losses pass through the graph's own memory, and lose no bit there."""
+    config = replace(
+        CONFIG, optimizer=optimizer, nesterov=False, lr=0.01, clip_norm=1.0, accumulation=2, bias_lr=3, batch_size=20,
+        device="cpu", base_batch=15,
+    )  # fmt: skip
+    graphed = run(dataset, config, model=seeded(Normed).double())
+    assert graphed.record.notes[0].startswith("steps are replayed as CUDA graphs")
+    monkeypatch.undo()
+    eager = run(dataset, config, model=seeded(Normed).double())
+    assert largest_difference(graphed, eager) == 0
+    assert graphed.record.losses == eager.record.losses
 
 
 def test_constant_rates_and_resuming(

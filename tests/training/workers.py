@@ -13,17 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.training.made_up import CONFIG, OF_THE_COMMAND, Normed, Plain, dataset_of, plain_list
+from tests.training.made_up import CONFIG, OF_THE_COMMAND, Normed, Plain, dataset_of, plain_list, seeded
 from twoscale import data, training
 from twoscale.training import TrainConfig, TrainResult, loop, parallel
 from twoscale.training.images import DeviceImages
 from twoscale.training.ranks import Ranks, share_of
-
-
-def seeded(kind: type[nn.Module]) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return kind()
 
 
 def train(config: TrainConfig, kind: type[nn.Module] = Plain, **options: Any) -> TrainResult:

@@ -68,6 +68,7 @@ class GraphedStep:
         self._model, self._optimizer, self._images, self._gradient = model, optimizer, images, gradient
         self._compiled, self._lr = compiled, lr
         self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._dtype = next(iter(self.parameters.values())).dtype
         self._pool: Any = None
         self._recorded = True
         self._chunk = 1
@@ -146,7 +147,7 @@ class GraphedStep:
 
     def _warm_up(self, loss: Callable[[torch.Tensor], torch.Tensor], size: int) -> None:
         where = torch.arange(size, device=self._images.labels.device)
-        out = torch.zeros((), device=where.device)
+        out = torch.zeros((), device=where.device, dtype=self._dtype)
         for _ in range(_WARM_UP):
             self._step(loss, where, self._lr, out)
 
@@ -157,8 +158,8 @@ class GraphedStep:
     def _record(self, loss: Callable[[torch.Tensor], torch.Tensor], size: int, count: int, scheduled: bool) -> None:
         device = self._images.labels.device
         where = torch.arange(size, device=device).repeat(count, 1)
-        rates = torch.full((count,), self._lr, device=device)
-        losses = torch.zeros(count, device=device)
+        rates = torch.full((count,), self._lr, device=device, dtype=self._dtype)
+        losses = torch.zeros(count, device=device, dtype=self._dtype)
 
         def steps() -> None:
             for i in range(count):
