@@ -91,6 +91,8 @@ def test_compiled_steps_in_two_processes(shares: Any) -> None:
     assert eagerly == "steps run eagerly in 2 processes, gradients averaged over gloo"
     assert why == "torch.compile failed (no working C++ compiler): it runs eagerly instead"
     assert difference(shares["one cannot compile"]["weights"], shares["not compiled"]["weights"]) == 0
+    prepared, all_of_them = shares["graphs"]
+    assert prepared == all_of_them == 3  # parts of 5, 4 and 1: none is compiled while the clock runs
 
 
 @pytest.mark.parametrize(("n", "batch", "size"), [(100, 10, 2), (101, 10, 3), (17, 4, 4), (7, 7, 3), (13, 6, 5)])

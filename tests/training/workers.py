@@ -97,8 +97,25 @@ def shares(_: dict[str, Any]) -> dict[str, Any]:
     compiled = replace(CONFIG["rest"], step="compiled")
     # Dynamo and DDP's own splitting of the graph, but no C++ compiler, which takes tens of seconds.
     through = partial(torch.compile, backend="aot_eager")
+    graphs, prepared = list[int](), list[int]()
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        graphs.append(len(graphs))
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    prepare = parallel.ParallelStep.prepare
+
+    def counted(*arguments: Any) -> None:
+        prepare(*arguments)
+        prepared.append(len(graphs))
+
+    def run() -> TrainResult:
+        counts = partial(torch.compile, backend=counting)
+        return planted("compile", counts, torch, lambda: train(compiled, Normed))
+
     with torch.no_grad():
-        result = planted("compile", through, torch, lambda: train(compiled, Normed))
+        result = planted("prepare", counted, parallel.ParallelStep, run)
+        found["graphs"] = [*prepared, len(graphs)]
         found["compiled"] = {"weights": weights(result), "notes": result.record.notes, "agree": replicas_agree(result)}
         found["not compiled"] = {"weights": weights(train(CONFIG["rest"], Normed))}
         # One process that cannot compile, and the other would wait for it.

@@ -195,9 +195,9 @@ class _Run:
             self.step.prepare(self.size, last, len(self.images) // self.size, self.rates is not None)
             return
         if isinstance(self.step, ParallelStep):
-            self.step.prepare(
-                self.images.take(torch.arange(self.size, device=self.device)), self.images.labels[: self.size]
-            )
+            images = self.images.take(torch.arange(self.size, device=self.device))
+            batches = [(self._share(batch), batch) for batch in (self.batch, last) if batch]
+            self.step.prepare(images, self.images.labels[: self.size], batches)
             return
         for size in {self.size, last} - {0}:
             rate = None if self.rates is None else self.rates[0]

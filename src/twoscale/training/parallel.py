@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -66,7 +66,7 @@ class ParallelStep:
         self._model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
         self._forward: Callable[[torch.Tensor], torch.Tensor] = self._model
 
-    def prepare(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def prepare(self, images: torch.Tensor, labels: torch.Tensor, batches: Iterable[tuple[int, int]]) -> None:
         """Compile forward and backward where that is asked for; no tensor of the model is changed.
 
         Where it fails in any process, all run eagerly, and ``notes`` says so.
@@ -74,6 +74,7 @@ class ParallelStep:
         Args:
             images: as many as this process has of a batch.
             labels: theirs.
+            batches: that will come, each as this process's share and all images, as steps are given them.
         """
         if not self._compiled:
             return
@@ -86,8 +87,11 @@ class ParallelStep:
                 # alone leaves the first forward pass's broadcast of buffers.
                 self._model.require_forward_param_sync = False
                 with self._model.no_sync(), torch.enable_grad(), warnings.catch_warnings(action="ignore"):
-                    part, their = (tensor.tensor_split(self._gradient.accumulation)[0] for tensor in (images, labels))
-                    self._gradient.loss(compiled, part, their).backward()  # type: ignore[no-untyped-call]
+                    for share, batch in batches:
+                        mine = max(share, 1)
+                        for part, their in self._parts(images[:mine], labels[:mine], share, batch):
+                            value = self._gradient.loss(compiled, part, their, reduction="sum")
+                            value.backward()  # type: ignore[no-untyped-call]
                 self._forward = compiled
             except Exception as error:  # a missing compiler, or a bug of the compiler's
                 failure = reason_of(error)
