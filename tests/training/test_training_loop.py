@@ -415,6 +415,19 @@ def test_a_full_disk_keeps_the_last_checkpoint(dataset: Dataset, tmp_path: Path,
     assert equal(run(dataset, out=tmp_path, resume=True), run(dataset))
 
 
+def test_a_folder_is_for_one_run_at_a_time(dataset: Dataset, tmp_path: Path, recorded: Any) -> None:
+    (tmp_path / ".training-state.x1.safetensors").touch()  # of a process that was killed while it wrote
+
+    def second() -> None:
+        with pytest.raises(ConfigurationError, match=r"another process is training in .* at this moment"):
+            run(dataset, replace(CONFIG, seed=1), out=tmp_path)
+
+    recorded(Recorder(10, second))
+    assert equal(run(dataset, out=tmp_path), run(dataset))
+    assert len(list(tmp_path.iterdir())) == 3
+    run(dataset, out=tmp_path)
+
+
 def test_a_folder_that_cannot_be_written_fails_before_training(dataset: Dataset, recorded: Any) -> None:
     recorder = recorded(Recorder())
     with pytest.raises(TwoscaleError, match="cannot write /proc/run/"):

@@ -32,6 +32,7 @@ from twoscale.training.batch_norm import alone, synchronized
 from twoscale.training.checkpoint import LOSSES, Position, begun_here, noted, read_state, write_state
 from twoscale.training.config import TrainConfig
 from twoscale.training.construction import create_model, create_step
+from twoscale.training.folder import held
 from twoscale.training.graphed import GraphedStep
 from twoscale.training.images import DeviceImages
 from twoscale.training.interrupts import TrainingInterrupted, deferred_interrupt
@@ -95,7 +96,8 @@ def train(
 
     Raises:
         TrainingInterrupted: Ctrl-C; a checkpoint was written first.
-        ConfigurationError: options that do not fit each other, or the loss became infinite or NaN.
+        ConfigurationError: options that do not fit each other, the loss became infinite or NaN, or another process is
+            training in the folder.
         DataError: the model does not take these images.
         CheckpointError: the state to resume from is damaged.
         TwoscaleError: the folder cannot be written, or the disk is full; the last checkpoint is kept.
@@ -111,6 +113,8 @@ def train(
         run = _Run(config.resolved(), dataset, out, model, telling, ranks)
         stack.enter_context(numerics(threads=run.threads, batch_size=run.size))
         stack.enter_context(torch.no_grad())
+        if out is not None:
+            ranks.from_leader(lambda: stack.enter_context(held(out)))
         run.begin(resume)
         run.loop()
         return run.finish()
