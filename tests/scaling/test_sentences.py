@@ -62,6 +62,8 @@ def test_a_failed_launch_is_no_single_device(study: StudyResults) -> None:
     assert "no speed-up to tell: more ranks gave no result; DDP at one rank keeps 96 %" in _said(
         "speedup", study, speed=alone
     )
+    many = tuple(replace(row, speedup=None, efficiency=None) for row in study.speed if row.world_size > 1)
+    assert "the bare module on one rank, to compare with, gave no result" in _said("speedup", study, speed=many)
     one = replace(study.config, world_sizes=(1,))
     assert "one rank was asked for" in _said("speedup", study, speed=alone, config=one)
 

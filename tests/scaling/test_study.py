@@ -25,6 +25,7 @@ from twoscale.scaling.analysis import analyse
 from twoscale.scaling.cells import CellRecord, StudyCell, first_cells, later_cells, ways
 from twoscale.scaling.config import SECTIONS, StudyConfig
 from twoscale.scaling.page import render_study
+from twoscale.scaling.rank import _in_a_line
 from twoscale.scaling.records import Outcome
 from twoscale.scaling.results import StudyResults
 from twoscale.scaling.study import CELLS, REPORT, STUDY, run_study
@@ -364,6 +365,12 @@ def test_what_there_is_no_time_for_is_left_out_and_said(again: list[str], tmp_pa
         run_study(_config(), tmp_path, minutes=0)
 
 
+def test_errors_are_told_in_a_line() -> None:
+    assert _in_a_line(MemoryError()) == "MemoryError"
+    assert _in_a_line(ValueError("one\n two")) == "ValueError: one two"
+    assert _in_a_line(ConfigurationError("steps is 0")) == "steps is 0"
+
+
 # ---------------------------------------------------------------- the command line
 
 
@@ -437,6 +444,16 @@ def test_mistakes_are_one_line(
     assert found.startswith(f"twoscale: error: {message}")
     assert found.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_how_a_failed_cell_is_measured_again_is_said(
+    again: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study._Runner, "_measure", lambda self, cell: Outcome("crash", 1.0, 2, 1, None, "planted"))
+    main([*WORDS, "--sections", "6", "--out", str(tmp_path)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "failed: wire, replicas, sampler, 2 ranks: crash: planted" in said
+    assert said.count("To measure a failed cell again, remove its file in ") == 1
 
 
 def test_sections_by_number_and_json(again: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,7 +76,7 @@ def scale_command(
     from twoscale.scaling.config import SECTIONS, StudyConfig
     from twoscale.scaling.progress import telling
     from twoscale.scaling.sentences import verdict_sentence
-    from twoscale.scaling.study import REPORT, run_study
+    from twoscale.scaling.study import CELLS, REPORT, run_study
 
     config = StudyConfig.for_this_machine(
         device,
@@ -112,6 +112,8 @@ def scale_command(
     lines = [verdict_sentence(results)] if results.verdict is not None or asked else []
     lines += [f"{SECTIONS.index(name) + 1} {sentence}" for name, sentence in results.sentences.items()]
     lines += [f"failed: {one.what}: {one.status}: {one.message}" for one in results.failures]
+    if results.failures:
+        lines.append(f"To measure a failed cell again, remove its file in {out / CELLS} and go on with --resume.")
     lines += [f"no time for: {what}" for what in results.left_out]
     for line in lines:
         printer.print(line, markup=False)

@@ -43,6 +43,14 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(part in text for part in _OUT_OF_MEMORY)
 
 
+def _in_a_line(error: BaseException) -> str:
+    """Return what an error says, after its type's name where that tells more; some say nothing."""
+    text = " ".join(str(error).split())
+    if isinstance(error, TwoscaleError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def _run(job: Job) -> object:
     import torch
     import torch.distributed as dist
@@ -99,8 +107,7 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         kind: Literal["out-of-memory", "crash"] = "out-of-memory" if _is_out_of_memory(error) else "crash"
-        text = str(error) if isinstance(error, TwoscaleError) else f"{type(error).__name__}: {error}"
-        failure = Failure(kind, " ".join(text.split()), time.time())
+        failure = Failure(kind, _in_a_line(error), time.time())
         write_bytes(folder / FAILURE.format(rank), msgspec.json.encode(failure))
         sys.stderr.flush()
         # Not sys.exit: a rank whose peers are gone may wait for them in destructors.

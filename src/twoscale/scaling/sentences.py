@@ -106,6 +106,8 @@ def _speedup(results: StudyResults) -> str | None:
             f"There is no speed-up to tell: {why}; DDP at one rank keeps {percent(alone.efficiency.mean, 0)} % of the "
             "bare module's speed."
         )
+    if results.speed:
+        return "There is no speed-up to tell: the bare module on one rank, to compare with, gave no result."
     return None
 
 
