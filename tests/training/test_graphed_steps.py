@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.training.made_up import Normed, seeded
 from twoscale import training
@@ -120,3 +121,24 @@ def test_every_rule_in_a_graph(dataset: Dataset, optimizer: Any) -> None:
     eager, graphed = (run(dataset, replace(config, step=how)) for how in ("eager", "cuda-graph"))
     assert "replayed as CUDA graphs" in graphed.record.notes[0], graphed.record.notes
     assert largest_difference(eager, graphed) < 0.01
+
+
+@GPU
+@pytest.mark.parametrize("how", ["eager", "cuda-graph"])
+def test_dropout_on_a_gpu_is_the_seed_s_and_goes_on(dataset: Dataset, how: Any, tmp_path: Any) -> None:
+    """Other masks change the losses by far more than sums in another order."""
+
+    def dropping(config: TrainConfig, **options: Any) -> list[float]:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3072, 10)).cuda()
+        return [loss for _, loss in run(dataset, config, model=model, **options).record.losses]
+
+    config = replace(CONFIG, step=how, schedule="constant", warmup_steps=0, lr=0.001, log_every=1)
+    state = torch.cuda.get_rng_state()
+    whole = dropping(config)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    torch.cuda.manual_seed(5)
+    dropping(replace(config, epochs=1), out=tmp_path)
+    torch.cuda.manual_seed(6)
+    assert dropping(config, out=tmp_path, resume=True) == pytest.approx(whole, rel=1e-3)

@@ -38,6 +38,7 @@ from twoscale.training.images import DeviceImages
 from twoscale.training.interrupts import TrainingInterrupted, deferred_interrupt
 from twoscale.training.parallel import ParallelStep
 from twoscale.training.progress import Reporter, reporter, title
+from twoscale.training.random_state import put_random_state, random_state, seeded
 from twoscale.training.ranks import Ranks, process_group, share_of
 from twoscale.training.record import MODEL_FILE, RECORD_FILE, STATE_FILE, EpochRecord, RunRecord
 from twoscale.training.schedule import learning_rates
@@ -104,13 +105,12 @@ def train(
     """
     if resume and out is None:
         raise ConfigurationError("resume needs the folder (out) of the run that is to be continued")
-    with torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(process_group(config.device))
-        # For what is random in a model, such as dropout; the initial weights have their own generator.
-        torch.default_generator.manual_seed(config.seed + ranks.rank)
         telling = reporter(progress and ranks.leads)
         stack.callback(telling.close)
         run = _Run(config.resolved(), dataset, out, model, telling, ranks)
+        stack.enter_context(seeded(config.seed + ranks.rank, run.device))
         stack.enter_context(numerics(threads=run.threads, batch_size=run.size))
         stack.enter_context(torch.no_grad())
         if out is not None:
@@ -190,7 +190,9 @@ class _Run:
         self.model.train()
         clock = time.perf_counter()
         if self.position.done < self.total:
+            before = random_state(self.device)
             self._prepare()
+            put_random_state(before, self.device)
         self.prepare_seconds = self._now() - clock
 
     def _prepare(self) -> None:
@@ -386,7 +388,7 @@ class _Run:
     def _save(self) -> None:
         if self.out is None:
             return
-        random_states = self.ranks.gathered(torch.get_rng_state())
+        random_states = self.ranks.gathered(random_state(self.device))
         self.ranks.broadcast(self.model.buffers())
         self.ranks.from_leader(lambda: self._write_state(random_states))
         self.saved = self.position.done
@@ -426,7 +428,7 @@ class _Run:
         self.ranks.broadcast([*self.model.state_dict(keep_vars=True).values(), *self.step.state.values()])
         self.news += noted(found, self.position)
         if found.world_size == self.ranks.size:
-            torch.set_rng_state(random_states[self.ranks.rank])
+            put_random_state(random_states[self.ranks.rank], self.device)
         if found.done % self.config.log_every and found.losses and found.losses[-1][0] == found.done < self.total:
             found.losses.pop()  # the short entry at what then was the end
         self.position = dataclasses.replace(found, config=self.config, world_size=self.ranks.size, launch=launch())
