@@ -154,7 +154,7 @@ def test_parts_that_add_up_to_far_more_than_is_lost_name_no_cause() -> None:
 
 def test_what_no_part_explains_is_said() -> None:
     verdict = decide(_rounds(10, 10, 18), _arms(exposed=1), SLOW_LINK, 64)
-    assert "most of what is lost, 88%, has no measured cause" in verdict.sentence
+    assert "the largest part of what is lost, 88%, has no measured cause" in verdict.sentence
 
 
 def test_without_a_fitted_link_nothing_is_latency() -> None:

@@ -129,7 +129,7 @@ def decide(rounds: Sequence[Round], many: ArmsRecord, model: LinkModel | None, b
         )
     elif unexplained > causes[0].seconds:
         sentence = (
-            f"At {n} ranks a step keeps {efficiency:.0%} of its speed, and most of what is lost, "
+            f"At {n} ranks a step keeps {efficiency:.0%} of its speed, and the largest part of what is lost, "
             f"{unexplained / loss.mean:.0%}, has no measured cause: measure again on a quieter machine."
         )
     elif -unexplained > causes[0].seconds:
