@@ -15,7 +15,7 @@ from tests.training.made_up import Normed, dataset_of
 from twoscale import data, models, training
 from twoscale.data import Dataset
 from twoscale.errors import ConfigurationError, UnknownNameError
-from twoscale.training import RECIPES, TrainConfig, recipe
+from twoscale.training import RECIPES, TrainConfig, construction, recipe
 from twoscale.training.initialization import whiten, zero_init_residual
 from twoscale.training.step import Gradient
 
@@ -47,6 +47,17 @@ def test_whitened_patches_are_uncorrelated() -> None:
     assert torch.allclose(covariance, torch.eye(27), atol=0.05)
     assert torch.equal(first.weight[27:54], -first.weight[:27])
     assert torch.equal(first.weight[54:], left)
+
+
+def test_whitening_has_the_threads_of_the_run(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    monkeypatch.setattr(construction, "whiten", lambda *_: found.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        config = TrainConfig(epochs=1, batch_size=30, whiten=True, threads=threads, device="cpu")
+        training.train(config, dataset, progress=False)
+    assert found == [1, 2]
+    assert torch.get_num_threads() == before
 
 
 def test_residual_blocks_begin_as_their_shortcuts() -> None:

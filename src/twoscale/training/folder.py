@@ -8,13 +8,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from twoscale.errors import ConfigurationError
+from twoscale.errors import ConfigurationError, TwoscaleError
 from twoscale.training.record import MODEL_FILE, RECORD_FILE, STATE_FILE
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["held"]
+__all__ = ["held", "remove"]
 
 
 @contextlib.contextmanager
@@ -55,3 +55,15 @@ def _remove_leftovers(folder: Path) -> None:
     for name in (MODEL_FILE, RECORD_FILE, STATE_FILE):
         for leftover in folder.glob(f".{Path(name).stem}.*{Path(name).suffix}"):
             leftover.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, where there is one.
+
+    Raises:
+        TwoscaleError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise TwoscaleError(f"cannot remove {path}: {error.strerror or error}") from error

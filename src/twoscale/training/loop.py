@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from twoscale.data import Dataset, Split
-from twoscale.errors import ConfigurationError, TwoscaleError
+from twoscale.errors import ConfigurationError
 from twoscale.launching.torchrun import launch, restarted
 from twoscale.models import ModelInfo, save_model
 from twoscale.records import current_environment, write_record
@@ -32,7 +32,7 @@ from twoscale.training.batch_norm import alone, synchronized
 from twoscale.training.checkpoint import LOSSES, Position, begun_here, noted, read_state, write_state
 from twoscale.training.config import TrainConfig
 from twoscale.training.construction import create_model, create_step
-from twoscale.training.folder import held
+from twoscale.training.folder import held, remove
 from twoscale.training.graphed import GraphedStep
 from twoscale.training.images import DeviceImages
 from twoscale.training.interrupts import TrainingInterrupted, deferred_interrupt
@@ -109,7 +109,11 @@ def train(
         ranks = stack.enter_context(process_group(config.device))
         telling = reporter(progress and ranks.leads)
         stack.callback(telling.close)
-        run = _Run(config.resolved(), dataset, out, model, telling, ranks)
+        config = config.resolved()
+        assert config.threads is not None
+        # Initial weights that are computed have the same bits whatever OMP_NUM_THREADS says.
+        stack.enter_context(numerics(threads=config.threads, batch_size=config.batch_size))
+        run = _Run(config, dataset, out, model, telling, ranks)
         stack.enter_context(seeded(config.seed + ranks.rank, run.device))
         stack.enter_context(numerics(threads=run.threads, batch_size=run.size))
         stack.enter_context(torch.no_grad())
@@ -401,7 +405,7 @@ class _Run:
         write_state(self.out / STATE_FILE, position, self.model, self.step.state, losses, random_states)
         write_record(self.out / RECORD_FILE, self._record())
         if position.done < self.total:
-            _remove(self.out / MODEL_FILE)  # of an earlier run
+            remove(self.out / MODEL_FILE)  # of an earlier run
 
     def _write_results(self, record: RunRecord) -> None:
         assert self.out is not None
@@ -499,10 +503,3 @@ def _peak_memory(device: torch.device) -> int | None:
 def _next(done: int, intervals: list[int]) -> int:
     """Return the next number of mini-batches at which one of the intervals ends."""
     return min((done // interval + 1) * interval for interval in intervals)
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise TwoscaleError(f"cannot remove {path}: {error.strerror or error}") from error
