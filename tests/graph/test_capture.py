@@ -149,7 +149,7 @@ FORMS: dict[str, tuple[Function, list[str]]] = {
     "relu6 in place": (lambda: Forward(lambda m, x: F.relu6(x * 4, inplace=True)), ["ChannelAffine", "Clamp"]),
     "hardtanh": (lambda: Forward(lambda m, x: F.hardtanh(x, -0.5, 0.7)), ["Clamp"]),
     "clamp": (lambda: Forward(lambda m, x: x.clamp(-0.25, 1)), ["Clamp"]),
-    "clamp min": (lambda: Forward(lambda m, x: torch.clamp(x, min=0.5)), ["Clamp"]),
+    "clamp min": (lambda: Forward(lambda m, x: torch.clamp(x, min=0.5)), ["Elementwise"]),
     "clamp max": (lambda: Forward(lambda m, x: x.clamp_max(0.5)), ["Clamp"]),
     "clamp min in place": (lambda: Forward(lambda m, x: (x + 1).clamp_min_(0)), ["ChannelAffine", "Clamp"]),
     "add": (lambda: Forward(lambda m, x: x + m.c(x), c=nn.Conv2d(3, 3, 1)), ["Conv2d", "Add"]),
@@ -355,6 +355,9 @@ FORMS: dict[str, tuple[Function, list[str]]] = {
     "maximum with a number": (
         lambda: Forward(lambda m, x: torch.maximum(torch.full_like(x, 0.5), x)), ["Clamp"]
     ),
+    "generalized mean": (  # Radenović et al., 2017; as it is copied, with a learnt power
+        lambda: Forward(lambda m, x: x.clamp(min=1e-6).pow(m.w).mean((2, 3)).pow(1.0 / m.w), w=torch.tensor([3.0])), [
+            "Elementwise", "Elementwise", "AveragePool2d", "Elementwise"]),
     "cube and root": (lambda: Forward(lambda m, x: (x**3).abs().sqrt() + 0.0), [
         "Elementwise", "Elementwise", "Elementwise", "ChannelAffine"
     ]),
@@ -869,7 +872,11 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         Forward(lambda m, x: torch.cat([x, torch.ones_like(x)], 1).flatten(1)),
         "a concatenation with constants",
     ),
-    "an inverse power": (Forward(flat(lambda x: x**-1)), "a power that is not a positive number"),
+    "an inverse power": (Forward(flat(lambda x: x**-1)), "a power that is not one positive number"),
+    "a clamp without 0": (
+        Forward(flat(lambda x: x.clamp(0.5, 2.0))),
+        r"aten\.clamp\.default at \S+" + LINE + r".* a clamp to a range without 0 .*clamp to bounds with 0 between",
+    ),
     "flipped batch": (Forward(flat(lambda x: x.flip(0))), "moves images; expected them to stay apart"),
     "statistics of each image": (
         nn.Sequential(nn.InstanceNorm2d(3), nn.Flatten()),

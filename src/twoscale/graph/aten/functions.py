@@ -39,6 +39,11 @@ def clamp(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
     if isinstance(lo, fx.Node) or isinstance(hi, fx.Node):
         raise unsupported(e, node, "a clamp with tensor bounds", "use numbers")
     bounds = (-math.inf if lo is None else float(lo), math.inf if hi is None else float(hi))
+    if bounds[0] > 0 and bounds[1] == math.inf:  # integers keep a 0, so this is a table
+        _by_value(e, node, a["self"], Elementwise, function="threshold", parameters=(bounds[0], bounds[0]))
+        return
+    if not bounds[0] <= 0 <= bounds[1]:
+        raise unsupported(e, node, "a clamp to a range without 0", "clamp to bounds with 0 between them")
     _by_value(e, node, a["self"], Clamp, bounds=bounds)
 
 

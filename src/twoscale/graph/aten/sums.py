@@ -113,8 +113,11 @@ def div(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
 def power(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
     """A square is a product, any other power a table."""
     exponent = a.get("exponent")
+    if isinstance(exponent, fx.Node) and not e.is_activation(exponent):
+        values = e.array(exponent)
+        exponent = None if values is None or values.size != 1 else float(values.reshape(()))
     if not e.is_activation(a["self"]) or not isinstance(exponent, int | float) or exponent <= 0:
-        raise unsupported(e, node, "a power that is not a positive number", "multiply instead")
+        raise unsupported(e, node, "a power that is not one positive number", "multiply instead")
     if exponent == 2:
         e.add(node, Mul(**e.common(node, a["self"], a["self"])))
     else:
