@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import io
+import itertools
 from dataclasses import replace
 
 from rich.console import Console
 
 from twoscale.records import LabResults
 from twoscale.report import summary_table
+from twoscale.report.fitting import rich_table
+from twoscale.report.tables import Cell, Column, Table
 
 
 def _printed(results: LabResults, width: int = 80) -> list[str]:
@@ -43,3 +46,31 @@ def test_missing_values_and_odd_names(results: LabResults) -> None:
     lines = _printed(replace(results, networks=(replace(network, name="[bold]n", stages=stages),)))
     assert any(line.strip() == "[bold]n" for line in lines)
     assert any(line.split() == ["[red]x[/red]", "–", "54.21", "–", "–", "–"] for line in lines)
+
+
+def test_a_narrow_terminal_cuts_no_number() -> None:
+    columns = (
+        Column("Layer", numeric=False),
+        Column("Operator", numeric=False),
+        Column("Size"),
+        Column("Bound", "bits"),
+    )
+    rows = (("stack1.shortcut", "QuantizeInput", "1,234,567", "22.4"), ("fc", "Linear", "10", "–"))
+    table = Table("caption", columns, tuple(tuple(map(Cell, row)) for row in rows))
+
+    def printed(width: int) -> list[list[str]]:
+        console = Console(file=io.StringIO(), width=width, color_system=None)
+        console.print(rich_table(table))
+        assert isinstance(console.file, io.StringIO)
+        lines = console.file.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        return [line.split() for line in lines]
+
+    fc = ["fc", "Linear", "10", "–"]
+    assert printed(48)[5:] == [["stack1.shortcut", "QuantizeInput", "1,234,567", "22.4"], fc]
+    assert printed(34)[5:] == [["stack1.", "Quantize", "1,234,567", "22.4"], ["shortcut", "Input"], fc]
+    left_out = ["left", "out,", "for", "want", "of", "room:", "Operator"]
+    narrow = printed(25)[5:]
+    assert narrow[:3] == [["stack1.", "1,234,567", "22.4"], ["shortcut"], ["fc", "10", "–"]]
+    assert [*itertools.chain(*narrow[3:])] == left_out
+    assert [*itertools.chain(*printed(18))][-2:] == ["Operator,", "Bound"]

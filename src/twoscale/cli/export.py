@@ -11,10 +11,9 @@ from twoscale.cli.common import File, batches_of, console, print_json, require_f
 from twoscale.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from twoscale.export.c import SizeReport
     from twoscale.network import IntegerNetwork
+    from twoscale.report.tables import Table
 
 __all__ = ["export_command"]
 
@@ -71,8 +70,10 @@ def export_command(
     if json:
         print_json(result)
         return
+    from twoscale.report.fitting import rich_table
+
     printer = console()
-    printer.print(_table(result.sizes))
+    printer.print(rich_table(_table(result.sizes)))
     printer.print(_totals(result.sizes), markup=False, soft_wrap=True)
     printer.print(
         f"\nWrote {result.folder}: {', '.join(result.files)}\nCheck it: make -C {result.folder} test",
@@ -94,33 +95,30 @@ def _qdq(network: IntegerNetwork, source: Path, out: Path, *, json: bool) -> Non
 
 
 def _table(sizes: SizeReport) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     from twoscale.export.c.storage import memory_axes
+    from twoscale.report.tables import Cell, Column, Table
 
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=Text(f"{sizes.name}: {sizes.parameters:,} parameters, {sizes.macs:,} multiply-adds an image"),
-        title_style="bold",
-        title_justify="left",
-        pad_edge=False,
-    )
-    for head in ("layer", "kind"):
-        table.add_column(head, overflow="fold")
-    for head in ("H×W×C", "multiply-\nadds", "flash\nbytes", "arena\nin use"):
-        table.add_column(head, justify="right", no_wrap=True)
-    for layer in sizes.layers:
-        table.add_row(
-            Text(layer.name),
+    rows = [
+        (
+            layer.name,
             layer.op,
             "×".join(str(layer.shape[axis]) for axis in memory_axes(len(layer.shape))),
             f"{layer.macs:,}" if layer.macs else "",
             f"{layer.constant_bytes:,}" if layer.constant_bytes else "",
             f"{layer.live_bytes:,}",
         )
-    return table
+        for layer in sizes.layers
+    ]
+    columns = (
+        Column("Layer", numeric=False),
+        Column("Operator", numeric=False),
+        Column("H×W×C"),
+        Column("MACs"),
+        Column("Flash", "bytes"),
+        Column("Arena in use", "bytes"),
+    )
+    caption = f"{sizes.name}: {sizes.parameters:,} parameters, {sizes.macs:,} multiply-adds an image"
+    return Table(caption, columns, tuple(tuple(map(Cell, row)) for row in rows))
 
 
 def _totals(sizes: SizeReport) -> str:

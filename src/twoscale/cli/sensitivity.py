@@ -135,7 +135,7 @@ def sensitivity_command(
     if json:
         print_json(SensitivityRecord(result, measured, None if out is None else str(out)))
         return
-    from twoscale.report.networks import rich_table
+    from twoscale.report.fitting import rich_table
 
     printer = console()
     for part in _tables(result, None if measured is None else dict(measured.choice.layer_weight_bits)):

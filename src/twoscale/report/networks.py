@@ -2,56 +2,27 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
 from markupsafe import Markup
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from twoscale.network import layers as n
 from twoscale.network.network import IntegerNetwork
 from twoscale.records import TensorSummary, VerifyResult
 from twoscale.report import tables
+from twoscale.report.fitting import rich_table
 from twoscale.report.numbers import MISSING, count, fixed, percent
 from twoscale.report.page import table_html
 
 __all__ = [
     "network_html",
     "network_table",
-    "rich_table",
     "statistics_table",
     "verify_html",
     "verify_tables",
 ]
-
-_HEAD_WIDTH = 8
-"""Longer heads are wrapped, so that wide tables fit 80 columns."""
-
-
-def rich_table(table: tables.Table) -> RichTable:
-    """Draw a table for a terminal: units under the heads, numbers to the right, and never broken in two."""
-    drawn = RichTable(
-        box=box.SIMPLE_HEAD,
-        title=Text(f"{table.caption}\n"),
-        title_style="bold",
-        title_justify="left",
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for column in table.columns:
-        head = textwrap.wrap(column.label, _HEAD_WIDTH) + [column.unit] * bool(column.unit)
-        drawn.add_column(
-            Text("\n".join(head)),
-            justify="right" if column.numeric else "left",
-            no_wrap=column.numeric,
-            overflow="fold",
-        )
-    for row in table.rows:
-        drawn.add_row(*(Text(cell.text) for cell in row))
-    return drawn
 
 
 def _network(network: IntegerNetwork) -> tables.Table:
