@@ -70,7 +70,7 @@ def generated(study: StudyResults, resnet: StudyResults) -> dict[str, str]:
         **{name: f"> {sentence}" for name, sentence in study.sentences.items()},
         "batch-table": markdown(tables.batch_table(study), (0, 1, 2, 3, 4, 6)),
         "speedup-table": markdown(tables.speed_table(study), (0, 1, 2, 4, 5, 7, 8)),
-        "communication-table": markdown(tables.arms_table(study.arms), (0, 1, 2, 3, 4, 5, 6, 7, 8)),
+        "communication-table": markdown(tables.arms_table(study.arms), (0, 1, 2, 3, 4, 5, 6, 7)),
         "epochs-table": markdown(tables.accuracy_table(study, "epochs"), (0, 1, 3, 4, 5)),
         "steps-table": markdown(tables.accuracy_table(study, "steps"), (0, 1, 3, 4, 5)),
         "ledger-table": markdown(tables.ledger_table(resnet.ledgers[0]), (0, 1, 2, 3, 4, 5)),

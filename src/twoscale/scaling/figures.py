@@ -229,7 +229,7 @@ def replicas_plot(record: ReplicasRecord) -> Drawing:
     last = len(record.cases[0].steps) - 1
     series = [Series("parameters", tuple(parameters))]
     if any(value is not None for value in after):
-        series += [Series("buffers in forward", tuple(inside)), Series("after", tuple(after))]
+        series += [Series("buffers", tuple(inside)), Series("after", tuple(after))]
     return dot_plot(
         f"Equal replicas: {record.model}",
         rows,

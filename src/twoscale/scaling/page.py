@@ -247,7 +247,8 @@ def _replicas(results: StudyResults) -> Section:
         (
             "Replicas begin from the same seed or from different ones, with or without DDP's initial broadcast, and "
             "with or without the broadcast of buffers before every forward pass; after each step, parameters and "
-            "buffers of every rank are hashed. In the chart a row reads seeds, i for initial broadcast, b for buffers.",
+            "buffers of every rank are hashed. In the chart a row reads seeds, i for initial broadcast, b for buffers; "
+            "buffers are those that the forward pass sees, and those after the step.",
         ),
         groups,
     )

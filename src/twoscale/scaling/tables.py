@@ -193,7 +193,6 @@ def arms_table(arms: Sequence[ArmsAt]) -> Table:
             _rounds(r.silent),
             _rounds(r.bare),
             _rounds(r.isolated),
-            _rounds(r.wrapper_tax),
             _rounds(r.exposed),
             _rounds(r.exposed_in_situ),
             percent(r.overlap, 0),
@@ -207,7 +206,6 @@ def arms_table(arms: Sequence[ArmsAt]) -> Table:
         Column("B: silent", "ms"),
         Column("D: bare", "ms"),
         Column("R: alone", "ms"),
-        Column("B − D: wrapper", "ms"),
         Column("A − B: exposed", "ms"),
         Column("Exposed in situ", "ms"),
         Column("Overlap", "%"),
@@ -216,20 +214,21 @@ def arms_table(arms: Sequence[ArmsAt]) -> Table:
 
 
 def waits_table(arms: Sequence[ArmsAt]) -> Table:
-    """Return what else a step waits for, one row a number of ranks and batch."""
+    """Return what else a step costs, one row a number of ranks and batch."""
     rows = [
-        [_cell_name(at), _rounds(r.buffers), _rounds(r.skew), _rounds(r.data_wait), _rounds(r.free_running)]
+        [_cell_name(at), *map(_rounds, (r.wrapper_tax, r.buffers, r.skew, r.data_wait, r.free_running))]
         for at in arms
         for r in (at.record,)
     ]
     columns = [
         _named("Cell"),
+        Column("B − D: wrapper", "ms"),
         Column("Exposed for buffers", "ms"),
         Column("Skew", "ms"),
         Column("Data wait", "ms"),
         Column("A without barriers", "ms"),
     ]
-    return _table("What else a step waits for; A as a training loop runs it", columns, rows)
+    return _table("What else a step costs; A as a training loop runs it", columns, rows)
 
 
 def bandwidth_table(record: BandwidthRecord) -> Table:
