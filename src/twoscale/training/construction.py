@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -15,6 +17,7 @@ from twoscale.training.initialization import whiten, zero_init_residual
 from twoscale.training.optimizers import create_optimizer
 from twoscale.training.parallel import ParallelStep
 from twoscale.training.ranks import Ranks
+from twoscale.training.schedule import warmup_updates
 from twoscale.training.step import Gradient, Step
 
 __all__ = ["AnyStep", "create_model", "create_step"]
@@ -69,6 +72,12 @@ def create_step(
         mini_batches: of the run.
     """
     how, notes = config.step, list[str]()
+    warmup = warmup_updates(config, math.ceil(len(images) / config.batch_size))
+    if warmup >= mini_batches:
+        notes.append(
+            f"the warm-up of {warmup:,} updates does not end in this run of {mini_batches:,}: the learning rate never "
+            "reaches its peak"
+        )
     gpu = images.labels.device.type == "cuda"
     if how == "auto":
         if gpu:
