@@ -256,23 +256,6 @@ INLINE void store_threes(uint8_t *to, v16i a, int32_t count)
 }
 
 typedef struct {
-    const uint8_t *at;
-} table256; /* a function of a byte */
-
-INLINE table256 load_table(const uint8_t *from)
-{
-    const table256 table = {from};
-
-    return table;
-}
-
-INLINE void look_up(table256 table, const uint8_t *x, uint8_t *y, int32_t count)
-{
-    for (int32_t i = 0; i < count; i++)
-        y[i] = table.at[x[i]];
-}
-
-typedef struct {
     __m256i lo, hi;
 } v64b;
 

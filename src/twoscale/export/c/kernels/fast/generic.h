@@ -222,23 +222,6 @@ INLINE v16b max_b(v16b a, v16b b)
 }
 
 typedef struct {
-    const uint8_t *at;
-} table256; /* a function of a byte */
-
-INLINE table256 load_table(const uint8_t *from)
-{
-    const table256 table = {from};
-
-    return table;
-}
-
-INLINE void look_up(table256 table, const uint8_t *x, uint8_t *y, int32_t count)
-{
-    for (int32_t i = 0; i < count; i++)
-        y[i] = table.at[x[i]];
-}
-
-typedef struct {
     uint8_t at[64];
 } v64b;
 

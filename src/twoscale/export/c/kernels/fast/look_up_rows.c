@@ -1,3 +1,23 @@
+#ifndef FOR_AVX512VNNI /* which looks up many at a time */
+typedef struct {
+    const uint8_t *at;
+} table256; /* a function of a byte */
+
+INLINE table256 load_table(const uint8_t *from)
+{
+    const table256 table = {from};
+
+    return table;
+}
+
+INLINE void look_up(table256 table, const uint8_t *x, uint8_t *y, int32_t count)
+{
+    for (int32_t i = 0; i < count; i++)
+        y[i] = table.at[x[i]];
+}
+
+#endif
+
 /* Any function of one byte, equation (10). */
 static void look_up_rows(const look_up_rows_params *p, const uint8_t *x, uint8_t *y, int32_t count)
 {
