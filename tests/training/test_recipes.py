@@ -133,6 +133,8 @@ def test_options_that_cannot_be_had_are_said(dataset: Dataset) -> None:
     assert notes == ("steps run eagerly", "CUDA graphs need a GPU: it runs eagerly instead")
     _, note = run(dataset, TrainConfig(epochs=1, batch_size=30, warmup_epochs=1)).record.notes
     assert note == "the warm-up of 3 updates does not end in this run of 3: the learning rate never reaches its peak"
+    with pytest.raises(ConfigurationError, match="Normed has no parameters to train"):
+        run(dataset, TrainConfig(), model=Normed().requires_grad_(False))
     if not torch.cuda.is_available():
         with pytest.raises(ConfigurationError, match="device is cuda, but PyTorch finds no GPU; use --device cpu"):
             training.train(TrainConfig(device="cuda"), dataset, progress=False)

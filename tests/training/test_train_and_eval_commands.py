@@ -1,5 +1,6 @@
 import json
 import signal
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -13,6 +14,7 @@ from twoscale.cli.evaluate import eval_command
 from twoscale.cli.train import train_command
 from twoscale.data import Dataset
 from twoscale.errors import CheckpointError, ConfigurationError, UnknownNameError
+from twoscale.launching import torchrun
 from twoscale.records import read_record
 from twoscale.training import RunRecord, TrainConfig, accuracy, loop
 
@@ -105,6 +107,13 @@ def test_a_process_that_fails_alone_says_so(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigurationError, match="is one of 2 processes, but MASTER_ADDR is not set"):
         training.train(TrainConfig(), data.load("digits"))
+
+
+def test_a_launcher_that_is_killed_is_said(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    kill = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    monkeypatch.setattr(torchrun, "command", lambda *_, **__: kill)
+    assert torchrun.run(2, 0, "twoscale.cli", []) == 1
+    assert capfd.readouterr().err == "twoscale: torchrun was ended by SIGKILL, and its processes with it\n"
 
 
 def test_nothing_holds_what_a_run_had_when_the_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def run(processes: int, max_restarts: int, module: str, arguments: Sequence[str]
     )
     try:
         try:
-            return agent.wait()
+            code = agent.wait()
         except KeyboardInterrupt:
             agent.send_signal(signal.SIGINT)
             if agent.wait(_GRACE) < 0:  # nobody has heard of it, or said so
@@ -114,6 +114,10 @@ def run(processes: int, max_restarts: int, module: str, arguments: Sequence[str]
         return 128 + signal.SIGINT
     finally:
         end([agent], grace=2.0)
+    if code < 0:
+        sys.stderr.write(f"twoscale: torchrun was ended by {signal.Signals(-code).name}, and its processes with it\n")
+        return 1
+    return code
 
 
 def _loopback() -> str | None:

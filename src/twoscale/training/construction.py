@@ -42,7 +42,7 @@ def create_model(
         options: of the named model.
 
     Raises:
-        ConfigurationError: there is no GPU, or the model cannot begin so.
+        ConfigurationError: there is no GPU, nothing to train, or the model cannot begin so.
     """
     if model is None:
         model = models.create(config.model, seed=config.seed, **options)
@@ -50,6 +50,8 @@ def create_model(
             raise ConfigurationError("device is cuda, but PyTorch finds no GPU; use --device cpu")
         if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()):
             model.to("cuda")
+    if not any(value.requires_grad for value in model.parameters()):
+        raise ConfigurationError(f"{type(model).__name__} has no parameters to train; let some require gradients")
     if config.zero_init_residual:
         zero_init_residual(model)
     if config.whiten:
