@@ -1,16 +1,56 @@
-"""Writing files so that a crash never leaves half a file under a good name."""
+"""Writing files so that a crash never leaves half a file under a good name, in folders that one process has."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from twoscale.errors import TwoscaleError
+from twoscale.errors import ConfigurationError, TwoscaleError
 
-__all__ = ["replacing", "write_bytes", "write_text"]
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["held", "replacing", "write_bytes", "write_text"]
+
+
+@contextlib.contextmanager
+def held(folder: Path, doing: str) -> Iterator[None]:
+    """Make a folder, and hold it for this process.
+
+    The lock belongs to the open folder, so that it ends with the process however that ends. Where the system or the
+    folder's file system has no locks, nothing is held.
+
+    Args:
+        folder: may be there already.
+        doing: a word for what processes do in it, such as "training".
+
+    Raises:
+        ConfigurationError: another process holds it.
+        TwoscaleError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(None, "no permission")
+    except OSError as error:
+        raise TwoscaleError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
+    with contextlib.ExitStack() as stack:
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):
+                handle = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, handle)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise ConfigurationError(
+                        f"another process is {doing} in {folder} at this moment; "
+                        "wait for its end, or choose another folder"
+                    ) from error
+        yield
 
 
 @contextlib.contextmanager

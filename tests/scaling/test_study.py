@@ -268,13 +268,15 @@ def test_one_study_at_a_time_in_a_folder(again: list[str], tmp_path: Path, monke
 
     monkeypatch.setattr(study._Runner, "_measure", another)
     run_study(_config(sections=("wire",)), tmp_path)
-    assert refused == [f"another study is at work in {tmp_path / CELLS}; wait for it, or choose another --out"]
+    assert refused == [
+        f"another process is measuring in {tmp_path / CELLS} at this moment; wait for its end, or choose another folder"
+    ]
     run_study(_config(sections=("wire",)), tmp_path, resume=True)
 
 
 def test_a_folder_that_cannot_be_is_said_before_anything_is_measured(again: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(TwoscaleError, match=r"cannot write .*file/cells: Not a directory; choose another --out"):
+    with pytest.raises(TwoscaleError, match=r"cannot write .*file/cells: Not a directory; choose another folder"):
         run_study(_config(), tmp_path / "file")
     assert again == []
 

@@ -430,7 +430,7 @@ def test_a_folder_is_for_one_run_at_a_time(dataset: Dataset, tmp_path: Path, rec
 
 def test_a_folder_that_cannot_be_written_fails_before_training(dataset: Dataset, recorded: Any) -> None:
     recorder = recorded(Recorder())
-    with pytest.raises(TwoscaleError, match="cannot write /proc/run/"):
+    with pytest.raises(TwoscaleError, match="cannot write /proc/run"):
         run(dataset, out=Path("/proc/run"))
     assert recorder.lines == [("close",)]
 

@@ -10,20 +10,18 @@ remove its file.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import fcntl
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from twoscale import data, models
 from twoscale.errors import ConfigurationError, TwoscaleError, UnknownNameError
-from twoscale.files import write_text
+from twoscale.files import held, write_text
 from twoscale.records import current_environment, read_record, write_record
 from twoscale.scaling.analysis import analyse
 from twoscale.scaling.capacity import find_largest_batch
@@ -83,7 +81,7 @@ def run_study(
         raise ConfigurationError(f"{out} holds a study already; continue it with --resume, or choose another --out")
     # Here, once, with its progress, and not in every cell.
     images = _SYNTHETIC if config.data == "synthetic" else len(data.load(config.data).train)
-    with _alone_in(folder):
+    with held(folder, "measuring"):  # two would disturb each other's times, and share cells
         runner = _Runner(config, folder, images, minutes, telling or Silent())
         try:
             first = first_cells(config)
@@ -112,34 +110,6 @@ def _gpus(config: StudyConfig) -> list[str]:
     import torch
 
     return [torch.cuda.get_device_name(rank) for rank in range(config.world_sizes[-1])]
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep other studies out of it: two would disturb each other's times, and share cells.
-
-    Raises:
-        TwoscaleError: another study is at work in it, or it cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise TwoscaleError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
-    try:
-        if not os.access(folder, os.W_OK):
-            raise TwoscaleError(f"cannot write {folder}: no permission; choose another --out")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that does
-        except BlockingIOError as error:
-            raise TwoscaleError(
-                f"another study is at work in {folder}; wait for it, or choose another --out"
-            ) from error
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(handle)
 
 
 def _epochs(cell: StudyCell) -> int:

@@ -24,6 +24,7 @@ from torch import nn
 
 from twoscale.data import Dataset, Split
 from twoscale.errors import ConfigurationError
+from twoscale.files import held
 from twoscale.launching.torchrun import launch, restarted
 from twoscale.models import ModelInfo, save_model
 from twoscale.records import current_environment, write_record
@@ -32,7 +33,7 @@ from twoscale.training.batch_norm import alone, synchronized
 from twoscale.training.checkpoint import LOSSES, Position, begun_here, noted, read_state, write_state
 from twoscale.training.config import TrainConfig
 from twoscale.training.construction import create_model, create_step
-from twoscale.training.folder import held, remove
+from twoscale.training.folder import remove, remove_leftovers
 from twoscale.training.graphed import GraphedStep
 from twoscale.training.images import DeviceImages
 from twoscale.training.interrupts import TrainingInterrupted, deferred_interrupt
@@ -118,10 +119,17 @@ def train(
         stack.enter_context(numerics(threads=run.threads, batch_size=run.size))
         stack.enter_context(torch.no_grad())
         if out is not None:
-            ranks.from_leader(lambda: stack.enter_context(held(out)))
+            ranks.from_leader(lambda: stack.enter_context(_own(out)))
         run.begin(resume)
         run.loop()
         return run.finish()
+
+
+@contextlib.contextmanager
+def _own(folder: Path) -> Iterator[None]:
+    with held(folder, "training"):
+        remove_leftovers(folder)
+        yield
 
 
 class _Run:
