@@ -165,7 +165,7 @@ def test_clipping_as_torch_has_it(largest: float) -> None:
 
 
 def rates(total: int = 10, per_epoch: int = 5, **options: Any) -> list[float] | None:
-    return learning_rates(TrainConfig(**{"lr": 0.1, **options}), total, per_epoch)
+    return learning_rates(TrainConfig(**{"lr": 0.1, **options}), total, per_epoch, range(total))
 
 
 def test_schedules() -> None:

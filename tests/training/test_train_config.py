@@ -20,6 +20,9 @@ def test_defaults_are_the_lab_s_recipe() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"epochs": 10**12}, "epochs is 1000000000000; expected at most 1000000000"),
+        ({"batch_size": 10**400}, "expected at most 9223372036854775807"),
+        ({"warmup_epochs": float("inf")}, "warmup_epochs is inf; expected at most 1000000000"),
         ({"epochs": 0}, "epochs is 0; expected at least 1"),
         ({"batch_size": 0}, "batch_size is 0; expected at least 1"),
         ({"seed": -1}, "seed is -1; expected at least 0"),

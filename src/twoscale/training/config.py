@@ -22,7 +22,7 @@ _AT_LEAST = {
     "epochs": 1, "batch_size": 1, "seed": 0, "log_every": 1, "checkpoint_every": 1, "threads": 1, "base_batch": 1,
     "accumulation": 1, "evaluate_every": 1, "crop": 0, "warmup_epochs": 0, "warmup_steps": 0, "weight_decay": 0,
 }  # fmt: skip
-_AT_MOST = {"seed": 2**63 - 1, "threads": 1024, "crop": 127}
+_AT_MOST = dict.fromkeys(_AT_LEAST, 2**63 - 1) | {"epochs": 10**9, "warmup_epochs": 10**9, "threads": 1024, "crop": 127}
 _POSITIVE = ("lr", "trust_coefficient", "epsilon", "decay", "clip_norm", "bias_lr")
 _BELOW_ONE = ("momentum", "beta2", "label_smoothing")
 
@@ -129,12 +129,10 @@ class TrainConfig:
 
         for name, least in _AT_LEAST.items():
             value = getattr(self, name)
-            if value is not None and not (value >= least and math.isfinite(value)):
+            if value is not None and not value >= least:
                 reject(name, f"at least {least}")
-        for name, most in _AT_MOST.items():
-            value = getattr(self, name)
-            if value is not None and value > most:
-                reject(name, f"at most {most}")
+            if value is not None and value > _AT_MOST[name]:
+                reject(name, f"at most {_AT_MOST[name]}")
         if self.accumulation > self.batch_size:
             reject("accumulation", f"at most the batch size, {self.batch_size}")
         for name in _POSITIVE:

@@ -169,8 +169,8 @@ class _Run:
         self.position = Position(
             config, zlib.crc32(dataset.train.labels.tobytes()), world_size=ranks.size, launch=launch()
         )
-        rates = learning_rates(config, self.total, self.per_epoch)
-        self.rates = None if rates is None else torch.tensor(rates, device=self.device, dtype=dtype)
+        self.rates = self._rates(0, dtype)
+        """Learning rates of the epoch that is under way; None where they are all the same."""
         self.step = create_step(config, self.model, self.images, ranks, mini_batches=self.total)
         self.recent = torch.zeros(min(config.log_every, self.total), device=self.device, dtype=dtype)
         self.epoch_loss = torch.zeros((), device=self.device, dtype=torch.float64)
@@ -184,6 +184,11 @@ class _Run:
     def _share(self, batch: int) -> int:
         """Return how many of a batch's images are this process's."""
         return len(range(self.ranks.rank, batch, self.ranks.size))
+
+    def _rates(self, epoch: int, dtype: torch.dtype) -> torch.Tensor | None:
+        updates = range(epoch * self.per_epoch, (epoch + 1) * self.per_epoch)
+        rates = learning_rates(self.config, self.total, self.per_epoch, updates)
+        return None if rates is None else torch.tensor(rates, device=self.device, dtype=dtype)
 
     def begin(self, resume: bool) -> None:
         """Take up an earlier state or clear it away, and get the step ready."""
@@ -235,8 +240,9 @@ class _Run:
             self.telling.say(note)
         with deferred_interrupt() as interrupted:
             while position.done < self.total:
-                clock = self._now()
                 epoch, first = divmod(position.done, self.per_epoch)
+                self.rates = self._rates(epoch, self.recent.dtype)
+                clock = self._now()
                 take = self._steps(share_of(self.images.begin_epoch(epoch), self.batch, self.ranks), first)
                 position.epoch_data_wait += self._now() - clock
                 while position.done < (epoch + 1) * self.per_epoch:
@@ -265,7 +271,7 @@ class _Run:
             assert isinstance(step, GraphedStep)
             clock = time.perf_counter()
             begin = position.done % self.per_epoch
-            rates = None if self.rates is None else self.rates[position.done : done]
+            rates = None if self.rates is None else self.rates[begin : begin + done - position.done]
             where = order[begin * size : (begin + done - position.done) * size]
             position.epoch_data_wait += time.perf_counter() - clock
             step.run(where, size, self._losses(position.done, done), rates)
@@ -278,7 +284,7 @@ class _Run:
             assert not isinstance(step, GraphedStep)
             for number in range(position.done, done):
                 images, labels = next(batches)
-                rate = None if self.rates is None else self.rates[number]
+                rate = None if self.rates is None else self.rates[number % self.per_epoch]
                 loss = recent[number % self.config.log_every]
                 if isinstance(step, ParallelStep):
                     last = len(self.images) % self.batch if (number + 1) % self.per_epoch == 0 else 0

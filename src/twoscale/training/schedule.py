@@ -1,4 +1,4 @@
-"""Learning rates of a whole run, update by update."""
+"""Learning rates of a run, update by update."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def warmup_updates(config: TrainConfig, per_epoch: int) -> int:
     return max(math.ceil(config.warmup_epochs * per_epoch), config.warmup_steps)
 
 
-def learning_rates(config: TrainConfig, total: int, per_epoch: int) -> list[float] | None:
-    """Return the learning rate of each update of a run; None where it never changes and is ``config.lr``.
+def learning_rates(config: TrainConfig, total: int, per_epoch: int, updates: range) -> list[float] | None:
+    """Return the learning rates of some updates of a run; None where it never changes and is ``config.lr``.
 
     With ``base_batch`` the peak is lr · batch_size / base_batch (Goyal et al. 2017, the linear scaling rule). A
     warm-up of k updates goes in equal steps from lr, or without ``base_batch`` from 0, to the peak, which update k
@@ -30,6 +30,7 @@ def learning_rates(config: TrainConfig, total: int, per_epoch: int) -> list[floa
         config: the schedule.
         total: updates of the run.
         per_epoch: updates of an epoch.
+        updates: which, counted from 0.
     """
     warmup = warmup_updates(config, per_epoch)
     peak = config.lr * (config.batch_size / config.base_batch if config.base_batch else 1.0)
@@ -50,7 +51,7 @@ def learning_rates(config: TrainConfig, total: int, per_epoch: int) -> list[floa
             return float(peak * config.decay ** sum(done >= where * total for where in config.milestones))
         return peak
 
-    return [rate(done) for done in range(total)]
+    return [rate(done) for done in updates]
 
 
 def describe_schedule(config: TrainConfig, per_epoch: int) -> str:
