@@ -26,6 +26,11 @@ Refused = Callable[..., str]
         (("lab", "--seed", "one"), "--seed: 'one' is not a whole number; see twoscale lab --help"),
         (("train", "net", "-o", "x", "--lr", "fast"), "--lr: 'fast' is not a number; see twoscale train --help"),
         (("train", "net", "-o=x", "--epochs=1.5"), "--epochs: '1.5' is not a whole number; see twoscale train --help"),
+        (("train", "net", "--out", ""), "--out is empty; expected a value; see twoscale train --help"),
+        (("train", "net", "--out="), "--out is empty; expected a value; see twoscale train --help"),
+        (("train", "net", "-o", "x", "--without"), "--without needs a value; leave it out, or say at least one"),
+        (("train", "-o", "x", "--milestones", "--lr", "1"), "--milestones needs a value; leave it out, or say at least "
+         "one"),
         (("quantize",), "missing FILE and --out; see twoscale quantize --help"),
         (("quantize", "net.pt", "--oout", "x.onnx"), "unknown option --oout, did you mean --out?; "
          "see twoscale quantize --help"),

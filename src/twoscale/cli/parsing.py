@@ -37,6 +37,10 @@ def bind(function: Callable[..., Any], prog: str, arguments: Sequence[str]) -> C
     if not {"-h", "--help"}.isdisjoint(arguments):
         sys.stdout.write(f"{_description(function)}\n\n")
     options = _options(function)
+    for before, word in zip((None, *arguments), arguments, strict=False):
+        option = before if word == "" else word.removesuffix("=")
+        if word == "" or (word.startswith("--") and word.endswith("=")):  # as a path it would be the current folder
+            raise UsageError(f"{option or 'the first argument'} is empty; expected a value; see {prog} --help")
     with _one_line_errors(prog, [f"--{name.replace('_', '-')}" for name in options]):
         bound: Callable[[], Any] = tyro.cli(
             _binder(function, options),

@@ -48,7 +48,7 @@ def train_command(
     options: Annotated[TrainOptions, tyro.conf.arg(name="")],  # type: ignore[valid-type]
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="DIR")],
     recipe: Literal["lab", "standard", "large-batch", "fast"] = "lab",
-    without: tuple[str, ...] = (),
+    without: tuple[str, ...] | None = None,
     procs: int | None = None,
     max_restarts: int = 0,
     resume: bool = False,
@@ -80,9 +80,12 @@ def train_command(
 
     if resume and overwrite:
         raise ConfigurationError("--resume and --overwrite exclude each other; choose one")
+    for option, values in (("--without", without), ("--milestones", options.milestones)):  # type: ignore[attr-defined]
+        if values == ():
+            raise ConfigurationError(f"{option} needs a value; leave it out, or say at least one")
     leads = torchrun.speaks()
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)}
-    off = {_switch(name): False for name in without}
+    off = {_switch(name): False for name in without or ()}
     config = training.recipe(recipe, **{name: value for name, value in given.items() if value is not None} | off)
     state = out / STATE_FILE
     if leads and state.exists() and not (resume or overwrite or (torchrun.restarted() and _begun_here(state))):
