@@ -5,11 +5,12 @@ import os
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from twoscale.errors import TwoscaleError
-from twoscale.files import replacing, write_bytes, write_text
+from twoscale.files import replacing, write_bytes, write_text, write_texts
 
 
 def test_written_whole(tmp_path: Path) -> None:
@@ -73,6 +74,45 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, 
             write_bytes(target, b"after")
     assert str(caught.value) == f"cannot write {target}: No space left on device; what was there before is unchanged"
     assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if before is None else [before])
+
+
+@pytest.mark.parametrize("place", ["write_bytes", "fsync", "replace"])
+def test_full_disk_at_the_second_of_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Both are as they were; only where the second rename itself fails is the first new, and the message says so."""
+    owner: Any = os if place == "fsync" else Path
+    before = getattr(owner, place)
+    calls: list[tuple[object, ...]] = []
+
+    def full_at_second(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return before(*arguments)
+
+    write_texts(tmp_path, {"net.h": "old h", "net.c": "old c"})
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, place, full_at_second)
+        with pytest.raises(TwoscaleError) as caught:
+            write_texts(tmp_path, {"net.h": "new h", "net.c": "new c"})
+    late = place == "replace"
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+        "net.h": "new h" if late else "old h",
+        "net.c": "old c",
+    }
+    assert str(caught.value) == (
+        f"cannot write {tmp_path / 'net.c'}: No space left on device; already new: net.h; the others are unchanged"
+        if late
+        else f"cannot write {tmp_path}: No space left on device; what was there before is unchanged"
+    )
+
+
+def test_folder_in_place_of_the_second_of_two_files(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "old")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(TwoscaleError, match=r"b: Is a directory; what was there before is unchanged"):
+        write_texts(tmp_path, {"a": "new", "b": "new"})
+    assert (tmp_path / "a").read_text() == "old"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

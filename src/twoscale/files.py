@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from twoscale.errors import ConfigurationError, TwoscaleError
@@ -14,7 +15,7 @@ from twoscale.errors import ConfigurationError, TwoscaleError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["held", "replacing", "write_bytes", "write_text"]
+__all__ = ["held", "replacing", "write_bytes", "write_text", "write_texts"]
 
 
 @contextlib.contextmanager
@@ -63,27 +64,48 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         TwoscaleError: the folder cannot be written, or the disk is full.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise TwoscaleError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
-    temporary = Path(name)
-    try:
+    with _replacing_all((path,), path) as (temporary,):
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _replacing_all(paths: Sequence[Path], called: Path) -> Iterator[tuple[Path, ...]]:
+    """Give a temporary path beside each path, and rename them only when all are written and synced.
+
+    Args:
+        paths: where the files go.
+        called: what a message names while it is no single file that failed.
+    """
+    temporaries: list[Path] = []
+    renamed: list[str] = []
+    at, unchanged = called, "nothing was changed"
+    try:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+            temporaries.append(Path(name))
+            os.close(handle)
+        unchanged = "what was there before is unchanged"
+        yield tuple(temporaries)
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; a result should be as readable as any
-        temporary.replace(path)
+        for temporary in temporaries:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; a result should be as readable as any
+        for at in paths:
+            if at.is_dir():  # the one thing that stops a rename between names in one folder
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        for temporary, at in zip(temporaries, paths, strict=True):
+            temporary.replace(at)
+            renamed.append(at.name)
     except OSError as error:
-        raise TwoscaleError(
-            f"cannot write {path}: {error.strerror or error}; what was there before is unchanged"
-        ) from error
+        if renamed:
+            unchanged = f"already new: {', '.join(renamed)}; the others are unchanged"
+        raise TwoscaleError(f"cannot write {at}: {error.strerror or error}; {unchanged}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -95,3 +117,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """Write ``content`` to ``path`` as UTF-8, all of it or nothing."""
     write_bytes(path, content.encode())
+
+
+def write_texts(folder: Path, contents: Mapping[str, str]) -> None:
+    """Write files of these names to ``folder`` as UTF-8: all of them, or none."""
+    with _replacing_all([folder / name for name in contents], folder) as temporaries:
+        for temporary, content in zip(temporaries, contents.values(), strict=True):
+            temporary.write_bytes(content.encode())

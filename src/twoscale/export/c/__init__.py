@@ -16,7 +16,7 @@ from twoscale.export.c.row_source import RowSource
 from twoscale.export.c.selftest import default_images, self_test
 from twoscale.export.c.sizes import LayerSize, SizeReport, size_report, size_table
 from twoscale.export.c.source import Source
-from twoscale.files import write_text
+from twoscale.files import write_texts
 from twoscale.network.network import IntegerNetwork
 from twoscale.records import record_to_json
 
@@ -62,7 +62,7 @@ def export_c(
         network: on the grid (any scheme but those with free float multipliers).
         target: "portable" or "small-ram" for microcontrollers; "native" for this and other big CPUs, instruction sets
             being chosen when it runs; "avx512vnni" or "avx2" for one of them.
-        folder: where; made if it does not exist. Files of the same names are replaced.
+        folder: where; made if it does not exist. Files of the same names are replaced, all of them or none.
         name: what files and public names begin with, made an identifier; the network's own by default.
         inputs: quantized images (N, C, H, W) of the network's input type for the self-test; four made-up ones
             by default. They go into the self-test only.
@@ -94,6 +94,5 @@ def export_c(
         f"{prefix}_sizes.txt": size_table(report),
         f"{prefix}_sizes.json": record_to_json(report),
     }
-    for file, text in texts.items():
-        write_text(Path(folder) / file, text)
+    write_texts(Path(folder), texts)
     return ExportResult(str(folder), tuple(texts), prefix, report)
