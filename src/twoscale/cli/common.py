@@ -98,10 +98,27 @@ def load_float(path: Path, model: str | None) -> tuple[nn.Module, ModelInfo | Pu
     from twoscale import models
 
     require_file(path, "weights (.safetensors, .pt or .pth)")
+    if path.suffix == ".onnx":
+        raise ConfigurationError(_not_weights(path))
     if model is None:
         return models.load_checkpoint(path)
     network = models.load(model, path)
     return network, models.read_info(path) or models.published(model)
+
+
+def _not_weights(path: Path) -> str:
+    """Say what an ONNX file is that was given in place of weights, and what it is for."""
+    from twoscale import network
+    from twoscale.errors import NetworkFileError
+
+    try:
+        network.load(path)
+    except NetworkFileError:
+        return f"{path} is an ONNX file; expected the weights of the float network (.safetensors, .pt or .pth)"
+    return (
+        f"{path} is an integer network already; check it with twoscale verify, write its C with twoscale export, or "
+        "give the weights of the float network (.safetensors, .pt or .pth)"
+    )
 
 
 def load_model(path: Path, model: str | None) -> nn.Module:
