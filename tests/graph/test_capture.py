@@ -353,8 +353,9 @@ FORMS: dict[str, tuple[Function, list[str]]] = {
     "maximum of pixels": (lambda: Forward(lambda m, x: x.amax((2, 3))), ["MaxPool2d"]),
     "maximum of two": (lambda: Forward(lambda m, x: torch.max(x, -x)), ["ChannelAffine", "Concat", "MaxPool2d"]),
     "maximum with a number": (
-        lambda: Forward(lambda m, x: torch.maximum(torch.full_like(x, 0.5), x)), ["Clamp"]
+        lambda: Forward(lambda m, x: torch.maximum(torch.full_like(x, 0.5), x)), ["Elementwise"]
     ),
+    "maximum with a negative number": (lambda: Forward(lambda m, x: torch.max(x, torch.tensor(-0.5))), ["Clamp"]),
     "generalized mean": (  # Radenović et al., 2017; as it is copied, with a learnt power
         lambda: Forward(lambda m, x: x.clamp(min=1e-6).pow(m.w).mean((2, 3)).pow(1.0 / m.w), w=torch.tensor([3.0])), [
             "Elementwise", "Elementwise", "AveragePool2d", "Elementwise"]),

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from twoscale.graph.aten.emitter import Emitter, Translation, remedy, unsupported
-from twoscale.graph.nodes import Add, Clamp, Elementwise, Mul, Node, Permute, Slice
+from twoscale.graph.nodes import Add, Bounds, Clamp, Elementwise, Mul, Node, Permute, Slice
 
 
 def _by_value(e: Emitter, node: fx.Node, x: fx.Node, kind: type[Node], **fields: Any) -> None:
@@ -38,13 +38,17 @@ def clamp(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
     hi = a.get("max_val", a.get("max"))
     if isinstance(lo, fx.Node) or isinstance(hi, fx.Node):
         raise unsupported(e, node, "a clamp with tensor bounds", "use numbers")
-    bounds = (-math.inf if lo is None else float(lo), math.inf if hi is None else float(hi))
+    clamp_to(e, node, a["self"], (-math.inf if lo is None else float(lo), math.inf if hi is None else float(hi)))
+
+
+def clamp_to(e: Emitter, node: fx.Node, x: fx.Node, bounds: Bounds) -> None:
+    """min(max(x, lo), hi)."""
     if bounds[0] > 0 and bounds[1] == math.inf:  # integers keep a 0, so this is a table
-        _by_value(e, node, a["self"], Elementwise, function="threshold", parameters=(bounds[0], bounds[0]))
+        _by_value(e, node, x, Elementwise, function="threshold", parameters=(bounds[0], bounds[0]))
         return
     if not bounds[0] <= 0 <= bounds[1]:
         raise unsupported(e, node, "a clamp to a range without 0", "clamp to bounds with 0 between them")
-    _by_value(e, node, a["self"], Clamp, bounds=bounds)
+    _by_value(e, node, x, Clamp, bounds=bounds)
 
 
 def table_of(name: str, *names: str) -> Translation:

@@ -11,7 +11,8 @@ from torch import fx
 
 from twoscale.errors import CaptureError
 from twoscale.graph.aten.emitter import Emitter, unsupported
-from twoscale.graph.nodes import Add, Clamp, Concat, Elementwise, MaxPool2d, Mul
+from twoscale.graph.aten.functions import clamp_to
+from twoscale.graph.nodes import Add, Concat, Elementwise, MaxPool2d, Mul
 
 
 def _affine(e: Emitter, node: fx.Node, x: fx.Node, scale: Any, shift: Any) -> None:
@@ -162,7 +163,7 @@ def maximum(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
         bound = _constant(e, node, left, right)
         if bound.size != 1:
             raise unsupported(e, node, "a maximum with constants that differ", "use one number")
-        e.add(node, Clamp(**e.common(node, left), bounds=(float(bound.reshape(-1)[0]), math.inf)))
+        clamp_to(e, node, left, (float(bound.reshape(-1)[0]), math.inf))
         return
     size = math.prod(shape)
     rows = [e.reshape(node, e.broadcast(node, e.input(x), shape), (1, 1, size)) for x in (left, right)]
