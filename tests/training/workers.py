@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -114,7 +116,12 @@ def shares(_: dict[str, Any]) -> dict[str, Any]:
         return planted("compile", counts, torch, lambda: train(compiled, Normed))
 
     with torch.no_grad():
+        stream = io.StringIO()
+        handler = logging.StreamHandler(stream)
+        logging.getLogger("torch._dynamo").addHandler(handler)
         result = planted("prepare", counted, parallel.ParallelStep, run)
+        logging.getLogger("torch._dynamo").removeHandler(handler)
+        found["dynamo says"] = stream.getvalue()
         found["graphs"] = [*prepared, len(graphs)]
         found["compiled"] = {"weights": weights(result), "notes": result.record.notes, "agree": replicas_agree(result)}
         found["not compiled"] = {"weights": weights(train(CONFIG["rest"], Normed))}

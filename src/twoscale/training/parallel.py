@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
@@ -30,6 +31,21 @@ def weight_of(share: int, batch: int, size: int) -> float:
         size: number of processes.
     """
     return size / batch if share else 0.0
+
+
+@contextlib.contextmanager
+def _profiler_unmentioned() -> Iterator[None]:
+    """Keep back that dynamo leaves out DistributedDataParallel's mark for the profiler, which nobody here asked for."""
+    logger = logging.getLogger("torch._dynamo.variables.ctx_manager")
+
+    def other(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Profiler record function")
+
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 class ParallelStep:
@@ -86,7 +102,8 @@ class ParallelStep:
                 # Without communication, for which a process that cannot compile would keep the others waiting; no_sync
                 # alone leaves the first forward pass's broadcast of buffers.
                 self._model.require_forward_param_sync = False
-                with self._model.no_sync(), torch.enable_grad(), warnings.catch_warnings(action="ignore"):
+                quiet = warnings.catch_warnings(action="ignore")
+                with self._model.no_sync(), torch.enable_grad(), quiet, _profiler_unmentioned():
                     for share, batch in batches:
                         mine = max(share, 1)
                         for part, their in self._parts(images[:mine], labels[:mine], share, batch):
