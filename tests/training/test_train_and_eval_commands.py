@@ -60,6 +60,24 @@ def test_json_of_a_run(command: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found == json.loads((tmp_path / "run" / "run.json").read_text())
 
 
+def test_options_without_effect_are_said(command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = (
+        "--beta2 0.9 --trust-coefficient 0.01 --adapt-norm-and-bias True --decay-norm-and-bias True --milestones 0.5"
+    )
+    command(f"train net -o {tmp_path}/run --epochs 1 --fill reflect --momentum 0.8 {given}")
+    assert [line for line in capsys.readouterr().err.splitlines() if "no effect" in line] == [
+        "twoscale: --decay-norm-and-bias has no effect: weight_decay is 0",
+        "twoscale: --adapt-norm-and-bias has no effect: it is for lars and lamb, not sgd",
+        "twoscale: --trust-coefficient has no effect: it is for lars, not sgd",
+        "twoscale: --beta2 has no effect: it is for adamw and lamb, not sgd",
+        "twoscale: --milestones has no effect: it is for the schedule step, not constant",
+        "twoscale: --fill has no effect: crop is 0",
+    ]
+    given = "--optimizer lamb --beta2 0.9 --schedule step --milestones 0.5 --crop 2 --fill reflect --weight-decay 0.1"
+    command(f"train net -o {tmp_path}/used --epochs 1 --decay-norm-and-bias True --adapt-norm-and-bias True {given}")
+    assert "no effect" not in capsys.readouterr().err
+
+
 def test_a_folder_with_a_run_is_not_replaced_unasked(command: Any, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command(f"train net -o {out} --epochs 1")

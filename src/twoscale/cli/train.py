@@ -17,6 +17,7 @@ from twoscale.cli.common import console, print_json
 from twoscale.errors import ConfigurationError, UnknownNameError
 from twoscale.launching import torchrun
 from twoscale.training import RunRecord, TrainConfig
+from twoscale.training.effects import without_effect
 from twoscale.training.progress import per_second
 from twoscale.training.record import MODEL_FILE, RECORD_FILE, STATE_FILE
 
@@ -86,7 +87,8 @@ def train_command(
     leads = torchrun.speaks()
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)}
     off = {_switch(name): False for name in without or ()}
-    config = training.recipe(recipe, **{name: value for name, value in given.items() if value is not None} | off)
+    given = {name: value for name, value in given.items() if value is not None}
+    config = training.recipe(recipe, **given | off)
     state = out / STATE_FILE
     if leads and state.exists() and not (resume or overwrite or (torchrun.restarted() and _begun_here(state))):
         raise ConfigurationError(
@@ -117,6 +119,9 @@ def train_command(
                 },
             )
             return torchrun.run(procs, max_restarts, "twoscale.cli", ["train", *words])
+    if leads:
+        for name, reason in without_effect(config, given).items():
+            sys.stderr.write(f"twoscale: --{name.replace('_', '-')} has no effect: {reason}\n")
     dataset = data_room.load(config.data)
     with ending_at_once():
         train = training.train
