@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tests.export.compiling import DTYPES, SANITIZED, STRICT, build, compile_c, every_kernel, need, run
 from tests.integer_networks import random_network
 from twoscale.errors import ConfigurationError, TwoscaleError
+from twoscale.executors.reference import ReferenceExecutor
 from twoscale.export.c import SizeReport, default_images, export_c
 from twoscale.export.c.lowering import lower
 from twoscale.export.c.source import Source
@@ -65,6 +66,20 @@ def tiny(name: str = "tiny", layer: str = "head") -> IntegerNetwork:
     )  # fmt: skip
 
 
+def entries_that_show(network: IntegerNetwork) -> list[int]:
+    """Count, of each table, the entries that the self-test's images look up and that differ from their neighbour."""
+    reference = ReferenceExecutor(network)
+    values: dict[str, NDArray[Any]] = {network.input.name: default_images(network)}
+    counts = []
+    for layer in network.layers[1:]:
+        inputs = [values[name] for name in layer.inputs]
+        values[layer.name] = reference.compute(layer, inputs)
+        if isinstance(layer, n.Table):
+            entry = np.unique(inputs[0]).astype(np.int64) + (128 if inputs[0].dtype == np.int8 else 0)
+            counts.append(int((layer.table[entry] != layer.table[entry ^ 1]).sum()))
+    return counts
+
+
 def test_the_test_networks_hold_every_kernel() -> None:
     for dtype in DTYPES:
         program = lower(every_kernel(dtype))
@@ -74,6 +89,7 @@ def test_the_test_networks_hold_every_kernel() -> None:
         assert any(isinstance(layer, n.Conv2d) and layer.residual_multiplier is not None for layer in program.network)
         assert any(step.in_place_of and program.places[step.layer.name] == program.places[step.in_place_of[0]]
                    for step in program.steps)  # fmt: skip
+        assert max(entries_that_show(program.network)) >= 30
     assert Source(lower(every_kernel("int8")), "x").output_type == "int8_t"
 
 
