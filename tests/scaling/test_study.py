@@ -24,6 +24,7 @@ from twoscale.scaling import progress, study
 from twoscale.scaling.analysis import analyse
 from twoscale.scaling.cells import CellRecord, StudyCell, first_cells, later_cells, ways
 from twoscale.scaling.config import SECTIONS, StudyConfig
+from twoscale.scaling.machine import Machine
 from twoscale.scaling.page import render_study
 from twoscale.scaling.rank import _in_a_line
 from twoscale.scaling.records import Outcome
@@ -321,7 +322,7 @@ def test_the_time_of_training_runs_is_expected_from_the_search_for_rates(tmp_pat
     config = _config(tune=True, epochs=2)
     (tune,) = (cell for cell in first_cells(config) if cell.kind == "tune")
     (runs,) = (cell for cell in later_cells(config, {}) if cell.kind == "accuracy")
-    runner = study._Runner(config, tmp_path, 1437, None, progress.Silent())
+    runner = study._Runner(config, tmp_path, 1437, None, progress.Silent(), Machine.here("cpu"))
     runner._keep(CellRecord(tune, Outcome("ok", 30.0, 1, 1, []), "", None), again=True)
     # 15 runs of 2 epochs in 30 s; 7 of 2 epochs, and 6 of 4.
     assert runner.expected(runs) == pytest.approx(30 * (7 * 2 + 6 * 4) / (15 * 2))
@@ -331,6 +332,36 @@ def test_cells_of_other_options_are_not_taken(again: list[str], tmp_path: Path) 
     run_study(_config(sections=("wire",)), tmp_path)
     with pytest.raises(TwoscaleError, match=r"wire-2-0.json was measured with other options; continue with those"):
         run_study(_config(sections=("wire",), seed=1), tmp_path, resume=True)
+
+
+def test_a_study_does_not_go_on_elsewhere(again: list[str], tmp_path: Path) -> None:
+    run_study(_config(sections=("wire",)), tmp_path)
+    file = tmp_path / CELLS / "wire-2-0.json"
+    written = json.loads(file.read_text())
+    here = Machine.here("cpu")
+    assert written["machine"] == {"processor": here.processor, "cores": here.cores, "gpus": [], "torch": here.torch}
+    again.clear()
+
+    def resumed_with(**planted: Any) -> None:
+        file.write_text(json.dumps({**written, "machine": {**written["machine"], **planted}}))
+        run_study(_config(sections=("wire", "communication")), tmp_path, resume=True)
+
+    for planted, words in (
+        ({"torch": "1.0"}, f"torch 1.0, now {here.torch}"),
+        ({"cores": 99, "gpus": ["A", "B"]}, f"cores 99, now {here.cores}; gpus A and B, now none"),
+        ({"processor": "Z80"}, f"processor Z80, now {here.processor}"),
+    ):
+        with pytest.raises(TwoscaleError) as refused:
+            resumed_with(**planted)
+        assert str(refused.value) == (
+            f"{file} was measured elsewhere ({words}), and times of both do not compare; go on where it was, or choose "
+            "another --out"
+        )
+    assert again == []  # said before anything else is measured
+    del written["machine"]  # an earlier version's
+    file.write_text(json.dumps(written))
+    run_study(_config(sections=("wire",)), tmp_path, resume=True)
+    assert again == []
 
 
 def test_a_cell_that_fails_is_a_result(again: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ import msgspec
 
 from twoscale.errors import TwoscaleError
 from twoscale.scaling.config import StudyConfig
+from twoscale.scaling.machine import Machine
 from twoscale.scaling.records import CapacityRecord, Outcome, Workload, decode
 
 __all__ = ["COMPANION", "CellRecord", "StudyCell", "Way", "first_cells", "later_cells", "strong_batch", "ways"]
@@ -75,6 +76,8 @@ class CellRecord:
     """UTC, ISO 8601."""
     load: float | None
     """Processes that wanted a core in the minute before it began; None where the system does not say."""
+    machine: Machine | None = None
+    """Where it was measured; None in files of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -303,6 +306,19 @@ def _accuracy(config: StudyConfig, rates: Mapping[str, float]) -> list[StudyCell
         ]  # fmt: skip
     lanes = _lanes(config, len(runs))
     return [StudyCell("accuracy", lanes, 0, max(1, config.cores // lanes), config.device, _plain(runs=runs))]
+
+
+def check_machine(record: CellRecord, here: Machine, file: str) -> None:
+    """Check that a cell was measured where a study goes on: its times are compared with those that follow.
+
+    Raises:
+        TwoscaleError: it was measured elsewhere, or with another PyTorch.
+    """
+    if record.machine is not None and (different := record.machine.differences(here)):
+        raise TwoscaleError(
+            f"{file} was measured elsewhere ({different}), and times of both do not compare; go on where it was, or "
+            "choose another --out"
+        )
 
 
 def check_same(record: CellRecord, cell: StudyCell, file: str) -> None:

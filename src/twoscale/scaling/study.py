@@ -25,9 +25,10 @@ from twoscale.files import held, write_text
 from twoscale.records import current_environment, read_record, write_record
 from twoscale.scaling.analysis import analyse
 from twoscale.scaling.capacity import find_largest_batch
-from twoscale.scaling.cells import CellRecord, StudyCell, check_same, first_cells, later_cells
+from twoscale.scaling.cells import CellRecord, StudyCell, check_machine, check_same, first_cells, later_cells
 from twoscale.scaling.config import StudyConfig
 from twoscale.scaling.launch import launch
+from twoscale.scaling.machine import Machine
 from twoscale.scaling.page import render_study
 from twoscale.scaling.progress import Silent, Telling
 from twoscale.scaling.records import Outcome, Workload, decode
@@ -69,8 +70,8 @@ def run_study(
         ConfigurationError: the folder holds cells and ``resume`` is not asked for, or ``minutes`` is not positive.
         UnknownNameError: no such model or data set.
         DataError: the data set cannot be had.
-        TwoscaleError: the folder holds cells of other options or damaged ones, another study is at work in it, or it
-            cannot be written.
+        TwoscaleError: the folder holds cells of other options, of another machine or PyTorch, or damaged ones, another
+            study is at work in it, or it cannot be written.
     """
     if minutes is not None and not minutes > 0:
         raise ConfigurationError(f"minutes is {minutes:g}; expected a positive number")
@@ -82,7 +83,10 @@ def run_study(
     # Here, once, with its progress, and not in every cell.
     images = _SYNTHETIC if config.data == "synthetic" else len(data.load(config.data).train)
     with held(folder, "measuring"):  # two would disturb each other's times, and share cells
-        runner = _Runner(config, folder, images, minutes, telling or Silent())
+        here = Machine.here(config.device)
+        for file in sorted(folder.glob("*.json")):  # all, before any time is spent
+            check_machine(_read(file), here, str(file))
+        runner = _Runner(config, folder, images, minutes, telling or Silent(), here)
         try:
             first = first_cells(config)
             runner.tell((*first, *later_cells(config, {})))  # as many as there will be
@@ -103,6 +107,13 @@ def run_study(
     return results
 
 
+def _read(file: Path) -> CellRecord:
+    try:
+        return read_record(file, CellRecord)
+    except TwoscaleError as error:
+        raise TwoscaleError(f"{error}; remove the file to have that cell measured again") from error
+
+
 def _gpus(config: StudyConfig) -> list[str]:
     """Return the names of the GPUs that ranks ran on."""
     if config.device == "cpu":
@@ -120,8 +131,16 @@ def _epochs(cell: StudyCell) -> int:
 class _Runner:
     """The cells that are done, and how to do one more."""
 
-    def __init__(self, config: StudyConfig, folder: Path, images: int, minutes: float | None, telling: Telling) -> None:
-        self.config, self.folder, self.images, self.telling = config, folder, images, telling
+    def __init__(
+        self,
+        config: StudyConfig,
+        folder: Path,
+        images: int,
+        minutes: float | None,
+        telling: Telling,
+        here: Machine,
+    ) -> None:
+        self.config, self.folder, self.images, self.telling, self.here = config, folder, images, telling, here
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self.records: list[CellRecord] = []
         self.left_out: list[StudyCell] = []
@@ -140,10 +159,7 @@ class _Runner:
         """Do a cell, or take up what it left; None where there is no time for it."""
         file = self.folder / f"{cell.name}.json"
         if file.exists():
-            try:
-                record = read_record(file, CellRecord)
-            except TwoscaleError as error:
-                raise TwoscaleError(f"{error}; remove the file to have that cell measured again") from error
+            record = _read(file)
             check_same(record, cell, str(file))
             self._keep(record, again=True)
             return record
@@ -155,7 +171,7 @@ class _Runner:
         self.telling.begin(cell, self.left())
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        record = CellRecord(cell, self._measure(cell), started, load)
+        record = CellRecord(cell, self._measure(cell), started, load, self.here)
         write_record(file, record)
         self._keep(record, again=False)
         return record
