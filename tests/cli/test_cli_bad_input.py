@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Callable
@@ -81,6 +82,10 @@ def test_folder_in_place_of_a_file(refused: Refused, tmp_path: Path, words: tupl
     assert f"{tmp_path} is a folder; expected " in refused(
         *(word.format(file=tmp_path, tmp=tmp_path) for word in words)
     )
+
+
+def test_device_in_place_of_a_file(refused: Refused) -> None:
+    assert refused("verify", os.devnull) == f"{os.devnull} is no ordinary file; expected an integer network (.onnx)"
 
 
 def cut_off(content: bytes) -> bytes:

@@ -74,7 +74,7 @@ def require_file(path: Path, what: str) -> Path:
         ConfigurationError: it is not; says what was expected.
     """
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
+        found = "is a folder" if path.is_dir() else "is no ordinary file" if path.exists() else "does not exist"
         raise ConfigurationError(f"{path} {found}; expected {what}")
     return path
 

@@ -43,8 +43,16 @@ def read(path: Path, model: onnx.ModelProto) -> IntegerNetwork:
         model: what is in the file.
 
     Raises:
-        NetworkFileError: it does not fit the subset; names the node, its operator and the reason.
+        NetworkFileError: it is a float network, or does not fit the subset; then names the node, its operator and the
+            reason.
     """
+    operators = {node.op_type for node in model.graph.node}
+    if not any(operator.startswith("Q") or "Quantize" in operator for operator in operators):
+        raise NetworkFileError(
+            f"{path} is a float network: no operator in it quantizes or is quantized; quantize its weights "
+            "(.safetensors, .pt or .pth) with twoscale quantize, or the whole model in operator form "
+            "(QuantFormat.QOperator)"
+        )
     reader = Reader(path, model.graph, OPERATORS)
     for node in model.graph.node:
         try:
