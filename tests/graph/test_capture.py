@@ -874,6 +874,18 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         "a concatenation with constants",
     ),
     "an inverse power": (Forward(flat(lambda x: x**-1)), "a power that is not one positive number"),
+    **{
+        f"a minimum by {name}": (
+            Forward(flat(function)),
+            rf"aten\.{name}\.\w+ at \S+" + LINE + r".* use -torch\.maximum\(-x, -y\), .* x\.clamp\(max=number\)",
+        )
+        for name, function in {
+            "minimum": lambda x: torch.minimum(x, -x),
+            "fmin": lambda x: torch.fmin(x, -x),
+            "min": lambda x: x.min(1, True)[0],
+            "amin": lambda x: x.amin(1, True),
+        }.items()
+    },
     "a clamp without 0": (
         Forward(flat(lambda x: x.clamp(0.5, 2.0))),
         r"aten\.clamp\.default at \S+" + LINE + r".* a clamp to a range without 0 .*clamp to bounds with 0 between",

@@ -255,7 +255,13 @@ def unsupported(e: Emitter, node: fx.Node, what: str, remedy: str) -> Unsupporte
     return UnsupportedOperatorError(f"{node.target} at {e.source(node)}: {what} has no integer form here; {remedy}")
 
 
+_MINIMUM = "use -torch.maximum(-x, -y), over dimensions -(-x).amax(dims), with a number x.clamp(max=number)"
 _REMEDIES = {
+    "minimum": _MINIMUM,
+    "fmin": _MINIMUM,
+    "min": _MINIMUM,
+    "amin": _MINIMUM,
+    "fmax": "use torch.maximum",
     "layer_norm": "use BatchNorm: its statistics are fixed after training",
     "group_norm": "use BatchNorm: its statistics are fixed after training",
     "instance_norm": "use BatchNorm: its statistics are fixed after training",
