@@ -107,6 +107,8 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_really_full_disk(run: Run, refused: Refused, trained: Any, tiny_disk: Path) -> None:
     message = refused("quantize", trained.checkpoint, "-o", tiny_disk / "net.onnx", "--calibration-images", 20)
     assert message.startswith(f"cannot write {tiny_disk / 'net.onnx'}: No space left on device")
+    message = refused("export", trained.network, "-o", tiny_disk)
+    assert message == f"cannot write {tiny_disk}: No space left on device; what was there before is unchanged"
     outcome = run("train", "net", "--epochs", 1, "-o", tiny_disk)
     assert outcome.code == 2
     assert outcome.err.splitlines()[-1].startswith("twoscale: error: cannot write ")
