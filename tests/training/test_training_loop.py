@@ -443,6 +443,49 @@ def test_images_that_do_not_fit(dataset: Dataset) -> None:
         run(replace(dataset, train=Split(dataset.train.images[:0], dataset.train.labels[:0])))
 
 
+class Pooled(nn.Module):
+    """Its BatchNorm has one value a channel from each image."""
+
+    def __init__(self, norm: type[nn.Module], maps: int) -> None:
+        super().__init__()
+        self.maps, self.norm = maps, norm(3)
+        self.last = nn.Linear(3 * maps * maps, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled = F.adaptive_avg_pool2d(x, self.maps)
+        pooled = pooled.flatten(1) if isinstance(self.norm, nn.BatchNorm1d) else pooled
+        logits: torch.Tensor = self.last(self.norm(pooled).flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.BatchNorm2d])
+def test_batch_norm_of_single_images_is_said_before_training(
+    dataset: Dataset, norm: type[nn.Module], tmp_path: Path
+) -> None:
+    def message(model: nn.Module, **options: Any) -> str:
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        with pytest.raises(ConfigurationError) as refused:
+            training.train(TrainConfig(epochs=1, **options), dataset, model=model, progress=False, out=tmp_path / "run")
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert not (tmp_path / "run").exists()
+        return str(refused.value)
+
+    said = "Pooled has a BatchNorm that one image gives a single value a channel, which is without variance; "
+    at_the_end = "the last update of an epoch (90 images in batches of 89) comes down to one image"
+    assert message(Pooled(norm, 1), batch_size=89) == f"{said}{at_the_end}: choose another batch size"
+    assert message(Pooled(norm, 1), batch_size=5, accumulation=3) == (
+        f"{said}an update of 5 images comes down to one image: choose another batch size or fewer parts (accumulation)"
+    )
+    for size, parts in ((88, 1), (6, 3)):
+        config = TrainConfig(epochs=1, batch_size=size, accumulation=parts)
+        assert training.train(config, dataset, model=Pooled(norm, 1), progress=False).record.finished
+
+
+def test_batch_norm_of_several_values_trains_on_single_images(dataset: Dataset) -> None:
+    config = TrainConfig(epochs=1, batch_size=89)
+    assert training.train(config, dataset, model=Pooled(nn.BatchNorm2d, 2), progress=False).record.finished
+
+
 def test_what_is_told(dataset: Dataset, recorded: Any) -> None:
     recorder = recorded(Recorder())
     record = run(dataset, replace(CONFIG, epochs=2)).record

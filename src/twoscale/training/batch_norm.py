@@ -1,4 +1,7 @@
-"""BatchNorm over the batch of all processes: PyTorch's own on GPUs, and the same on processors, which it has not."""
+"""BatchNorm over the batch of all processes: PyTorch's own on GPUs, and the same on processors, which it has not.
+
+And whether it can train on the batches of a run at all.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-__all__ = ["alone", "synchronized"]
+from twoscale.errors import ConfigurationError
+from twoscale.training.step import unchanged
+
+__all__ = ["alone", "check_batches", "synchronized"]
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -78,3 +84,50 @@ def alone(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.SyncBatchNorm | _SynchronizedBatchNorm):
             module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+
+
+def check_batches(
+    model: nn.Module, image: torch.Tensor, *, images: int, batch: int, processes: int, accumulation: int
+) -> None:
+    """Check that no BatchNorm of ``model`` is left with one value a channel, of which there is no variance.
+
+    Args:
+        model: is run on ``image`` in training mode where a run has such batches, and left as it was.
+        image: (1, C, H, W), normalized.
+        images: of an epoch.
+        batch: images of an update.
+        processes: that share it.
+        accumulation: parts in which each computes its share.
+
+    Raises:
+        ConfigurationError: one is; says at which updates, and what to change.
+    """
+
+    def has_single(size: int) -> bool:
+        # A process without a share computes with an image that does not count.
+        return max(1, size // processes) < 2 * accumulation
+
+    last = images % batch
+    if has_single(batch):
+        which = f"an update of {batch} images"
+    elif last and has_single(last):
+        which = f"the last update of an epoch ({images:,} images in batches of {batch})"
+    else:
+        return
+    ways = [*["fewer processes"] * (processes > 1), *["fewer parts (accumulation)"] * (accumulation > 1)]
+    was_training = model.training
+    model.train()
+    gpus = [image.device] if image.device.type == "cuda" else []
+    try:
+        with unchanged(model.state_dict(keep_vars=True).values()), torch.random.fork_rng(gpus), torch.no_grad():
+            model(image)
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel when training"):
+            raise
+        raise ConfigurationError(
+            f"{type(model).__name__} has a BatchNorm that one image gives a single value a channel, which is without "
+            f"variance; {which} comes down to one image: choose "
+            f"{' or '.join(['another batch size', *ways])}"
+        ) from error
+    finally:
+        model.train(was_training)

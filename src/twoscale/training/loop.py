@@ -29,7 +29,7 @@ from twoscale.launching.torchrun import launch, restarted
 from twoscale.models import ModelInfo, save_model
 from twoscale.records import current_environment, write_record
 from twoscale.training.accuracy import check_takes, correct
-from twoscale.training.batch_norm import alone, synchronized
+from twoscale.training.batch_norm import alone, check_batches, synchronized
 from twoscale.training.checkpoint import LOSSES, Position, begun_here, noted, read_state, write_state
 from twoscale.training.config import TrainConfig
 from twoscale.training.construction import create_model, create_step
@@ -163,6 +163,15 @@ class _Run:
         if self.batch < ranks.size:
             raise ConfigurationError(
                 f"a batch of {self.batch} cannot be shared by {ranks.size} processes; expected at least one image each"
+            )
+        if not (config.sync_batch_norm and ranks.size > 1):
+            check_batches(
+                self.model,
+                self.images.take(torch.arange(1, device=self.device)),
+                images=len(self.images),
+                batch=self.batch,
+                processes=ranks.size,
+                accumulation=config.accumulation,
             )
         self.per_epoch = math.ceil(len(self.images) / config.batch_size)
         self.total = self.epochs * self.per_epoch
