@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import sys
 import threading
 import time
 import zlib
@@ -26,8 +25,7 @@ from twoscale.data import Dataset, Split
 from twoscale.errors import ConfigurationError
 from twoscale.files import held
 from twoscale.launching.torchrun import launch, restarted
-from twoscale.models import ModelInfo, save_model
-from twoscale.records import current_environment, write_record
+from twoscale.records import write_record
 from twoscale.training.accuracy import check_takes, correct
 from twoscale.training.batch_norm import alone, check_batches, synchronized
 from twoscale.training.checkpoint import LOSSES, Position, begun_here, noted, read_state, write_state
@@ -42,6 +40,7 @@ from twoscale.training.progress import Reporter, reporter, title
 from twoscale.training.random_state import put_random_state, random_state, seeded
 from twoscale.training.ranks import Ranks, process_group, share_of
 from twoscale.training.record import MODEL_FILE, RECORD_FILE, STATE_FILE, EpochRecord, RunRecord
+from twoscale.training.results import peak_memory, run_record, save_result
 from twoscale.training.schedule import learning_rates
 from twoscale.training.step import numerics
 
@@ -360,7 +359,7 @@ class _Run:
             images_per_second=len(self.images) / seconds if seconds else 0.0,
             data_wait_seconds=position.epoch_data_wait,
             evaluation_seconds=self._now() - clock,
-            peak_memory_bytes=_peak_memory(self.device),
+            peak_memory_bytes=peak_memory(self.device),
         )
         position.epochs.append(epoch)
         position.epoch_seconds = position.epoch_data_wait = 0.0
@@ -432,23 +431,8 @@ class _Run:
 
     def _write_results(self, record: RunRecord) -> None:
         assert self.out is not None
-        self._save_model(record)
+        save_result(self.out / MODEL_FILE, self.model, record, self.dataset, self.options)
         write_record(self.out / RECORD_FILE, record)
-
-    def _save_model(self, record: RunRecord) -> None:
-        assert self.out is not None
-        info = ModelInfo(
-            model=self.config.model if self.options else type(self.model).__name__,
-            data=self.config.data,
-            classes=self.dataset.classes,
-            mean=self.dataset.mean,
-            std=self.dataset.std,
-            seed=self.config.seed,
-            epochs=self.epochs,
-            test_accuracy=record.test_accuracy,
-            options=self.options,
-        )
-        save_model(self.out / MODEL_FILE, self.model, info)
 
     def _take_up(self, state: Path) -> None:
         found, losses, random_states = self.ranks.from_leader(lambda: self._read_state(state))
@@ -491,36 +475,15 @@ class _Run:
                     yield pair
 
     def _record(self) -> RunRecord:
-        position = self.position
-        return RunRecord(
-            config=self.config,
-            finished=position.done == self.total,
-            parameters=sum(value.numel() for value in self.model.parameters()),
-            mini_batches=position.done,
-            losses=tuple(position.losses),
-            epoch_accuracy=(measured := tuple(e.accuracy for e in position.epochs if e.accuracy is not None)),
-            test_accuracy=measured[-1] if measured else None,
-            seconds=position.seconds,
-            steps_per_second=position.done / position.seconds if position.seconds else None,
+        return run_record(
+            self.position,
+            self.total,
+            self.model,
+            self.device,
+            self.ranks,
             prepare_seconds=self.prepare_seconds,
-            notes=(self.step.describe(), *position.notes, *self.step.notes),
-            environment=current_environment("safetensors"),
-            epochs=tuple(position.epochs),
-            device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
-            world_size=self.ranks.size,
-            backend=self.ranks.backend,
+            how=(self.step.describe(), *self.position.notes, *self.step.notes),
         )
-
-
-def _peak_memory(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _next(done: int, intervals: list[int]) -> int:
