@@ -16,6 +16,7 @@ from twoscale import data, models, training
 from twoscale.data import Dataset
 from twoscale.errors import ConfigurationError, UnknownNameError
 from twoscale.training import RECIPES, TrainConfig, construction, recipe
+from twoscale.training.config import Views
 from twoscale.training.initialization import whiten, zero_init_residual
 from twoscale.training.step import Gradient
 
@@ -88,11 +89,19 @@ def test_accuracy_as_often_as_asked(dataset: Dataset, tmp_path: Path) -> None:
     assert [epoch.loss for epoch in record.epochs] == [epoch.loss for epoch in each.epochs]
 
 
-def test_accuracy_with_mirror_images(dataset: Dataset) -> None:
-    result = run(dataset, TrainConfig(epochs=1, batch_size=30, lr=0.05, flip_test=True))
-    x = torch.from_numpy(data.normalize(dataset.test.images, dataset.mean, dataset.std))
+@pytest.mark.parametrize("views", ["mirrored", "shifted"])
+def test_accuracy_with_other_views_of_the_test_images(dataset: Dataset, views: Views) -> None:
+    result = run(dataset, TrainConfig(epochs=1, batch_size=30, lr=0.05, test_views=views))
+    x = data.normalize(dataset.test.images, dataset.mean, dataset.std)
+    bordered = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
+    weights = {x.tobytes(): 1.0} if views == "mirrored" else {x.tobytes(): 2.0}
+    for by in (0, 2) if views == "shifted" else ():
+        weights[bordered[:, :, by : by + x.shape[2], by : by + x.shape[3]].tobytes()] = 1.0
+    logits = torch.zeros(len(x), 10, dtype=torch.float64)
     with torch.inference_mode():
-        logits = result.model(x) + result.model(x.flip(-1))
+        for content, weight in weights.items():
+            shifted = torch.from_numpy(np.frombuffer(content, np.float32).reshape(x.shape).copy())
+            logits += weight * (result.model(shifted) + result.model(shifted.flip(-1)))
     right = int((logits.argmax(1).numpy() == dataset.test.labels).sum())
     assert result.record.test_accuracy == right / 37
 

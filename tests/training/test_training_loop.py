@@ -337,12 +337,14 @@ def test_what_resumes_change_is_said_and_stays_in_the_record(dataset: Dataset, t
     run(dataset, replace(CONFIG, epochs=1, threads=1), out=tmp_path)
     run(dataset, replace(CONFIG, epochs=2, threads=2), out=tmp_path, resume=True)
     recorder = recorded(Recorder())
-    record = run(dataset, replace(CONFIG, threads=2, step="captured", flip_test=True), out=tmp_path, resume=True).record
+    record = run(
+        dataset, replace(CONFIG, threads=2, step="captured", test_views="mirrored"), out=tmp_path, resume=True
+    ).record
     threads, *others = record.notes[1:]
     assert threads == "resumed with 2 threads after 1: the last bits may differ"
     assert others == [
         "resumed with captured steps after auto: the last bits may differ",
-        "resumed with flip_test: accuracies from here on do not compare with those before",
+        "resumed with test_views mirrored after one: accuracies from here on do not compare with those before",
     ]
     assert [line for kind, *line in recorder.lines if kind == "say"] == [[note] for note in others]
 

@@ -17,6 +17,7 @@ from twoscale.cli.common import (
     require_file,
 )
 from twoscale.errors import ConfigurationError
+from twoscale.training.config import Views
 
 __all__ = ["EvalRecord", "eval_command"]
 
@@ -43,6 +44,7 @@ def eval_command(
     mean: Channels = None,
     std: Channels = None,
     max_samples: int | None = None,
+    views: Views = "one",
     json: bool = False,
 ) -> None:
     """Accuracy on the test images, of a float model or of an integer network.
@@ -57,12 +59,19 @@ def eval_command(
             weights of the model want; else 0.5.
         std: Standard deviation likewise.
         max_samples: Use only the first images.
+        views: What each image is judged by, of a float model: its logits; mirrored: the mean with its mirror image's;
+            shifted: the mean with both shifted by a pixel either way, too.
         json: Print JSON for programs.
     """
     if max_samples is not None and max_samples < 1:
         raise ConfigurationError(f"--max-samples is {max_samples}; expected at least 1")
     require_file(file, "weights (.safetensors, .pt, .pth) or an integer network (.onnx)")
-    found = (_integer if file.suffix == ".onnx" else _float)(file, data, model, mean, std, max_samples)
+    if file.suffix == ".onnx":
+        if views != "one":
+            raise ConfigurationError("--views is for weights; an integer network judges each image once")
+        found = _integer(file, data, model, mean, std, max_samples)
+    else:
+        found = _float(file, data, model, mean, std, max_samples, views)
     if json:
         print_json(found)
         return
@@ -71,13 +80,19 @@ def eval_command(
 
 
 def _float(
-    file: Path, data: str | None, model: str | None, mean: Channels, std: Channels, max_samples: int | None
+    file: Path,
+    data: str | None,
+    model: str | None,
+    mean: Channels,
+    std: Channels,
+    max_samples: int | None,
+    views: Views,
 ) -> EvalRecord:
     from twoscale.training import evaluate
 
     network, info = load_float(file, model)
     dataset = dataset_for(data, recorded(info), mean, std)
-    top1 = evaluate(network, dataset.test, dataset.mean, dataset.std, max_samples=max_samples)
+    top1 = evaluate(network, dataset.test, dataset.mean, dataset.std, max_samples=max_samples, views=views)
     samples = min(len(dataset.test), max_samples or len(dataset.test))
     return EvalRecord(str(file), type(network).__name__, dataset.name, samples, top1, "torch")
 

@@ -21,7 +21,7 @@ __all__ = ["LOSSES", "Position", "begun_here", "noted", "read_state", "write_sta
 LOSSES = ("recent_losses", "epoch_loss")
 _KEY = "twoscale.training"
 # Fields that may differ between the sessions of a run without changing what it computes.
-_FREE = frozenset({"epochs", "checkpoint_every", "step", "threads", "device", "flip_test", "evaluate_every"})
+_FREE = frozenset({"epochs", "checkpoint_every", "step", "threads", "device", "test_views", "evaluate_every"})
 
 
 @dataclass
@@ -159,9 +159,11 @@ def noted(found: Position, position: Position) -> list[str]:
         notes.append(f"resumed on {now.device} after {then.device}: the last bits may differ")
     if then.step != now.step:
         notes.append(f"resumed with {now.step} steps after {then.step}: the last bits may differ")
-    if then.flip_test != now.flip_test:
-        how = "with" if now.flip_test else "without"
-        notes.append(f"resumed {how} flip_test: accuracies from here on do not compare with those before")
+    if then.test_views != now.test_views:
+        notes.append(
+            f"resumed with test_views {now.test_views} after {then.test_views}: accuracies from here on do not compare "
+            "with those before"
+        )
     if found.world_size != position.world_size:
         notes.append(
             f"resumed in {position.world_size} processes after {found.world_size}: batches are the same, but sums are "

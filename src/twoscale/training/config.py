@@ -10,7 +10,10 @@ from typing import Literal
 
 from twoscale.errors import ConfigurationError
 
-__all__ = ["TrainConfig"]
+__all__ = ["TrainConfig", "Views"]
+
+Views = Literal["one", "mirrored", "shifted"]
+"""Of test images."""
 
 _EPOCHS = 2
 _EPOCHS_OF_SMALL_SETS = {"digits": 12}
@@ -120,8 +123,9 @@ class TrainConfig:
     """Begin with a first convolution that whitens the patches of the training images."""
     evaluate_every: int = 1
     """Epochs between two measurements of the test accuracy; the last epoch has one in any case."""
-    flip_test: bool = False
-    """Accuracy with the mean logits of each test image and its mirror image."""
+    test_views: Views = "one"
+    """What test images are judged by: their logits; mirrored: the mean of those of each image and its mirror image;
+    shifted: of both, and of both shifted by a pixel either way along the diagonal."""
 
     def __post_init__(self) -> None:
         def reject(name: str, expected: str) -> None:

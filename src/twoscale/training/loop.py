@@ -377,7 +377,7 @@ class _Run:
         share = Split(dataset.test.images[mine], dataset.test.labels[mine])
         with numerics(threads=self.threads, batch_size=batch):
             right = correct(
-                self.model, share, dataset.mean, dataset.std, batch_size=batch, mirrored=self.config.flip_test
+                self.model, share, dataset.mean, dataset.std, batch_size=batch, views=self.config.test_views
             )
         return int(self.ranks.sum_(torch.tensor(right, device=self.device))) / len(dataset.test)
 
