@@ -15,7 +15,7 @@ from twoscale.errors import ConfigurationError, TwoscaleError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["held", "replacing", "write_bytes", "write_text", "write_texts"]
+__all__ = ["held", "remove", "remove_leftovers", "replacing", "write_bytes", "write_text", "write_texts"]
 
 
 @contextlib.contextmanager
@@ -82,7 +82,7 @@ def _replacing_all(paths: Sequence[Path], called: Path) -> Iterator[tuple[Path, 
     try:
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+            handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix, dir=path.parent)
             temporaries.append(Path(name))
             os.close(handle)
         unchanged = "what was there before is unchanged"
@@ -106,6 +106,32 @@ def _replacing_all(paths: Sequence[Path], called: Path) -> Iterator[tuple[Path, 
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.stem}."
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left half written of ``path``, which no other process may be writing.
+
+    Raises:
+        TwoscaleError: a file cannot be removed.
+    """
+    for leftover in path.parent.glob(f"{_prefix(path)}*{path.suffix}"):
+        remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, where there is one.
+
+    Raises:
+        TwoscaleError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise TwoscaleError(f"cannot remove {path}: {error.strerror or error}") from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

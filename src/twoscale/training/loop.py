@@ -23,7 +23,7 @@ from torch import nn
 
 from twoscale.data import Dataset, Split
 from twoscale.errors import ConfigurationError
-from twoscale.files import held
+from twoscale.files import held, remove, remove_leftovers
 from twoscale.launching.torchrun import launch, restarted
 from twoscale.records import write_record
 from twoscale.training.accuracy import check_takes, correct
@@ -31,7 +31,6 @@ from twoscale.training.batch_norm import alone, check_batches, synchronized
 from twoscale.training.checkpoint import LOSSES, Position, begun_here, noted, read_state, write_state
 from twoscale.training.config import TrainConfig
 from twoscale.training.construction import create_model, create_step
-from twoscale.training.folder import remove, remove_leftovers
 from twoscale.training.graphed import GraphedStep
 from twoscale.training.images import DeviceImages
 from twoscale.training.interrupts import TrainingInterrupted, deferred_interrupt
@@ -127,7 +126,8 @@ def train(
 @contextlib.contextmanager
 def _own(folder: Path) -> Iterator[None]:
     with held(folder, "training"):
-        remove_leftovers(folder)
+        for name in (MODEL_FILE, RECORD_FILE, STATE_FILE):
+            remove_leftovers(folder / name)
         yield
 
 
