@@ -27,16 +27,17 @@ from benchmarks.common import RESULTS
 from twoscale import data, models
 from twoscale.calibration import affine_parameters, choose_range
 from twoscale.calibration.profile import Profile, profile
+from twoscale.environment import Environment, current_environment
+from twoscale.files import read_record, write_record
+from twoscale.page.numbers import MISSING, percent, signed
 from twoscale.quantization import COURSE, DEFAULT, Scheme, float_graph, quantize_plan
 from twoscale.quantization.range_tuning import tuned_plan
-from twoscale.records import Environment, current_environment, read_record, write_record
-from twoscale.report.numbers import MISSING, percent, signed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from twoscale.graph.nodes import FloatGraph
-    from twoscale.network import IntegerNetwork
+    from twoscale.ir.float_graph import FloatGraph
+    from twoscale.ir.integer_network import IntegerNetwork
     from twoscale.quantization.plan import Plan
 
 RECORD = RESULTS / "accuracy.json"
@@ -166,8 +167,8 @@ def any_zero_point() -> Iterator[None]:
 
 def measure(name: str, path: Path, choices: tuple[str, ...], calibration: int, samples: int) -> Iterator[Measured]:
     """Yield the network with the choices measured so far, after each."""
-    from twoscale.executors import fastest
-    from twoscale.graph.evaluate import GraphModule
+    from twoscale.ir.float_module import GraphModule
+    from twoscale.runtimes import fastest
 
     start = time.perf_counter()
     network = Network(name, path, calibration)

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from benchmarks.common import write_result
 from twoscale.errors import TwoscaleError
-from twoscale.scaling.launch import Host, launch
-from twoscale.scaling.records import BandwidthRecord
+from twoscale.scaling.measure.launch import Host, launch
+from twoscale.scaling.measure.records import BandwidthRecord
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "netns"
 PAYLOAD = 1448 / 1514
@@ -70,7 +70,12 @@ def measure(mbit: int, sizes: Sequence[int], repeats: int) -> list[Row]:
     with shaped_link(mbit) as hosts:
         arguments = {"sizes": list(sizes), "repeats": repeats, "budget_seconds": 600}
         outcome = launch(
-            "twoscale.scaling.bandwidth:run", arguments, world_size=2, threads_per_rank=1, hosts=hosts, timeout=900
+            "twoscale.scaling.measure.bandwidth:run",
+            arguments,
+            world_size=2,
+            threads_per_rank=1,
+            hosts=hosts,
+            timeout=900,
         )
     record = outcome.record(BandwidthRecord)
     rows = []

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twoscale.records import current_environment, write_record
+from twoscale.environment import current_environment
+from twoscale.files import write_record
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -36,12 +36,13 @@ from numpy.typing import NDArray
 from benchmarks.common import RESULTS, write_result
 from benchmarks.peers.build import NETWORKS, Files
 from benchmarks.peers.run import Peak, Side, peers
-from twoscale.executors.compiled import CompiledNetwork
-from twoscale.executors.reference import ReferenceExecutor
-from twoscale.network import layers as n
-from twoscale.network import load
-from twoscale.network.network import IntegerNetwork
-from twoscale.records import Environment, read_record
+from twoscale.environment import Environment
+from twoscale.files import read_record
+from twoscale.formats import load
+from twoscale.ir import layers as n
+from twoscale.ir.integer_network import IntegerNetwork
+from twoscale.ir.reference import ReferenceExecutor
+from twoscale.runtimes.compiled import CompiledNetwork
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "build" / "engine"

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from twoscale.data import Dataset
-    from twoscale.executors import Executor
-    from twoscale.graph.nodes import FloatGraph
-    from twoscale.network import IntegerNetwork
-    from twoscale.records import VerifyResult
+    from twoscale.ir.execution import Executor
+    from twoscale.ir.float_graph import FloatGraph
+    from twoscale.ir.integer_network import IntegerNetwork
+    from twoscale.verification.results import VerifyResult
 
 BATCH = 100
 CALIBRATION_IMAGES = 400
@@ -43,7 +43,7 @@ class Listening:
     name = "reference"
 
     def __init__(self, network: IntegerNetwork) -> None:
-        from twoscale.executors import create
+        from twoscale.runtimes import create
 
         self._executor: Executor = create("reference", network)
         self._network = network
@@ -61,10 +61,10 @@ def compare(
     """Verify test images start..stop − 1, the first ``c_images`` of all in C too; return both networks' logits."""
     import torch
 
-    from twoscale.executors import create
-    from twoscale.executors.c import CExecutor
-    from twoscale.executors.onnxruntime import OnnxRuntimeExecutor
-    from twoscale.graph.evaluate import GraphModule
+    from twoscale.ir.float_module import GraphModule
+    from twoscale.runtimes import create
+    from twoscale.runtimes.c import CExecutor
+    from twoscale.runtimes.onnxruntime import OnnxRuntimeExecutor
     from twoscale.verification import verify
 
     torch.set_num_threads(1)

@@ -112,7 +112,7 @@ def epoch(place: Place) -> Any:
     import torch
 
     from twoscale import models
-    from twoscale.scaling.peak import measure_peak, step_flops
+    from twoscale.scaling.measure.peak import measure_peak, step_flops
 
     peak = measure_peak(
         torch.device(place.device), precision="bf16", sizes=(512,) if place.tiny else (2048, 4096, 8192)
@@ -357,7 +357,8 @@ def aims(out: Path) -> list[str]:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    from twoscale.records import current_environment, write_record
+    from twoscale.environment import current_environment
+    from twoscale.files import write_record
 
     write_record(path, {**content, "environment": current_environment("triton")})
 

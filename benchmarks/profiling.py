@@ -37,7 +37,7 @@ from benchmarks.common import Pair, paired, write_result
 from twoscale.calibration.profile import profile
 from twoscale.data import LAB_MEAN, LAB_STD, load, normalize
 from twoscale.errors import TwoscaleError
-from twoscale.graph import capture
+from twoscale.frontends.torch_export import capture
 from twoscale.models import Net
 
 LAB_BATCH = 4

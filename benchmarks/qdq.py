@@ -20,11 +20,11 @@ import onnxruntime
 
 from benchmarks.common import write_result
 from twoscale import data, load
-from twoscale.executors.onnxruntime import LEVELS
-from twoscale.executors.reference import ReferenceExecutor
-from twoscale.network import IntegerNetwork
-from twoscale.network.onnx_file import to_model
-from twoscale.verification import SignalToNoise
+from twoscale.formats import to_model
+from twoscale.ir.integer_network import IntegerNetwork
+from twoscale.ir.reference import ReferenceExecutor
+from twoscale.metrics import SignalToNoise
+from twoscale.runtimes.onnxruntime import LEVELS
 
 BATCH = 100
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from twoscale.executors import Executor
+    from twoscale.ir.execution import Executor
 
 BATCH = 500
 
@@ -114,10 +114,10 @@ def work(task: Task) -> Run:
 
         from twoscale import data, models, network
         from twoscale.calibration.profile import profile
-        from twoscale.executors import create
-        from twoscale.graph.capture import capture
-        from twoscale.graph.folding import fold
+        from twoscale.frontends.torch_export.capture import capture
+        from twoscale.passes.fold import fold
         from twoscale.quantization import find_scheme, quantize_graph
+        from twoscale.runtimes import create
         from twoscale.verification import verify
 
     with stage("load data"):

@@ -21,15 +21,14 @@ import msgspec
 import nbclient
 import nbformat
 
-from twoscale.files import write_bytes, write_text
-from twoscale.records import read_record
-from twoscale.report.tables import Table
-from twoscale.scaling import tables
-from twoscale.scaling.config import StudyConfig
-from twoscale.scaling.progress import telling
-from twoscale.scaling.results import StudyResults
-from twoscale.scaling.sentences import sentences
-from twoscale.scaling.study import run_study
+from twoscale.files import read_record, write_bytes, write_text
+from twoscale.page.tables import Table
+from twoscale.scaling.questions import tables
+from twoscale.scaling.questions.results import StudyResults
+from twoscale.scaling.questions.sentences import sentences
+from twoscale.scaling.study.config import StudyConfig
+from twoscale.scaling.study.progress import telling
+from twoscale.scaling.study.run import run_study
 
 DOCS = Path(__file__).parents[1] / "docs"
 DOCUMENT = DOCS / "scaling.md"

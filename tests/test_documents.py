@@ -18,8 +18,9 @@ from benchmarks import accuracy
 from benchmarks.engine import Results, table
 from benchmarks.small_ram import Costs
 from twoscale.cli import VERBS, main
-from twoscale.records import LabResults, read_record
-from twoscale.report.numbers import MISSING, count, fixed, percent
+from twoscale.files import read_record
+from twoscale.lab.records import LabResults
+from twoscale.page.numbers import MISSING, count, fixed, percent
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -223,11 +224,11 @@ def test_qdq_figures_are_the_record() -> None:
 
 
 def test_readme_picture_is_of_the_record(tmp_path: Path) -> None:
-    from twoscale.report.picture import write_picture
+    from twoscale.lab.picture import write_picture
 
     for path in write_picture(read_record(RECORD, LabResults), tmp_path):
         assert path.read_text() == (ROOT / "docs" / path.name).read_text(), (
-            "renew it: python -m twoscale.report.picture docs/lab-cifar10.json docs"
+            "renew it: python -m twoscale.lab.picture docs/lab-cifar10.json docs"
         )
 
 

@@ -12,21 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twoscale import records
+from twoscale.calibration.summaries import Histogram, TensorSummary
+from twoscale.environment import Environment, current_environment
 from twoscale.errors import TwoscaleError
-from twoscale.records import (
-    Environment,
-    Histogram,
-    LabResults,
-    LayerCheck,
-    RangeRecord,
-    StageResult,
-    TensorSummary,
-    VerifyResult,
-    current_environment,
-    read_record,
-    record_to_json,
-    write_record,
-)
+from twoscale.files import read_record, record_to_json, write_record
+from twoscale.lab.records import LabResults, StageResult
+from twoscale.quantization.records import RangeRecord
+from twoscale.verification.results import LayerCheck, VerifyResult
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 HISTOGRAMS = st.builds(Histogram, FINITE, FINITE, st.lists(st.integers(0, 2**62), max_size=4).map(tuple))

@@ -9,13 +9,31 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import platformdirs
 
 from twoscale.errors import ConfigurationError, TwoscaleError
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["held", "remove", "remove_leftovers", "replacing", "write_bytes", "write_text", "write_texts"]
+__all__ = [
+    "cache_dir",
+    "held",
+    "read_record",
+    "record_to_json",
+    "remove",
+    "remove_leftovers",
+    "replacing",
+    "write_bytes",
+    "write_record",
+    "write_text",
+    "write_texts",
+]
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -150,3 +168,36 @@ def write_texts(folder: Path, contents: Mapping[str, str]) -> None:
     with _replacing_all([folder / name for name in contents], folder) as temporaries:
         for temporary, content in zip(temporaries, contents.values(), strict=True):
             temporary.write_bytes(content.encode())
+
+
+def record_to_json(record: object) -> str:
+    """Return ``record`` as indented JSON; NaN and infinity, which JSON has not, become null."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=2).decode() + "\n"
+
+
+def write_record(path: Path, record: object) -> None:
+    """Write ``record`` to ``path`` as JSON, all of it or nothing."""
+    write_bytes(path, record_to_json(record).encode())
+
+
+def read_record(path: Path, kind: type[T]) -> T:
+    """Read a record of type ``kind``.
+
+    Raises:
+        TwoscaleError: the file is missing, is not JSON, or does not hold such a record.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise TwoscaleError(f"cannot read {path}: {error.strerror or error}") from error
+    except msgspec.MsgspecError as error:
+        raise TwoscaleError(f"{path} does not hold a {kind.__name__} record: {error}") from error
+
+
+def cache_dir() -> Path:
+    """Return the folder of fetched data sets: $TWOSCALE_CACHE, or else the platform's cache folder.
+
+    It need not exist.
+    """
+    moved = os.environ.get("TWOSCALE_CACHE")
+    return Path(moved).expanduser().absolute() if moved else platformdirs.user_cache_path("twoscale")

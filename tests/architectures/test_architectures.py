@@ -14,11 +14,11 @@ from torch import nn
 
 import twoscale
 from tests.architectures.families import FAMILIES
-from twoscale.graph import nodes as g
-from twoscale.graph.capture import capture
-from twoscale.graph.evaluate import GraphModule
-from twoscale.graph.folding import fold
-from twoscale.network import layers as n
+from twoscale.frontends.torch_export.capture import capture
+from twoscale.ir import float_graph as g
+from twoscale.ir import layers as n
+from twoscale.ir.float_module import GraphModule
+from twoscale.passes.fold import fold
 from twoscale.verification import verify
 
 LEAST_DB = {"DenseNet": 27.0, "DenseNet, running": 27.0}

@@ -14,7 +14,8 @@ import pytest
 
 from twoscale import data
 from twoscale.cli import main
-from twoscale.records import LabResults, read_record
+from twoscale.files import read_record
+from twoscale.lab.records import LabResults
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ import twoscale
 from twoscale import data
 from twoscale.cli.evaluate import EvalRecord
 from twoscale.cli.quantize import QuantizeRecord
-from twoscale.executors import create
-from twoscale.records import LabResults, VerifyResult
+from twoscale.lab.records import LabResults
+from twoscale.runtimes import create
 from twoscale.training import RunRecord
+from twoscale.verification.results import VerifyResult
 
 Run = Callable[..., Any]
 
@@ -166,7 +167,7 @@ def test_verify_with_the_float_network(run: Run, trained: Any) -> None:
 
 
 def test_verify_that_finds_a_difference_exits_with_1(run: Run, trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from twoscale.executors.torch import TorchExecutor
+    from twoscale.runtimes.torch import TorchExecutor
 
     original = TorchExecutor.run
 

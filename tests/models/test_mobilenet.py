@@ -9,7 +9,7 @@ from torch import nn
 import twoscale
 from twoscale import models
 from twoscale.errors import ConfigurationError
-from twoscale.network import layers as n
+from twoscale.ir import layers as n
 
 
 def test_parameters_are_as_published() -> None:

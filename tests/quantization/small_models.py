@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from twoscale.calibration.profile import profile
-from twoscale.graph import nodes as g
-from twoscale.network import layers as n
-from twoscale.network.network import IntegerNetwork
+from twoscale.ir import float_graph as g
+from twoscale.ir import layers as n
+from twoscale.ir.integer_network import IntegerNetwork
 from twoscale.quantization.build import build
 from twoscale.quantization.plan import Plan, make_plan
 from twoscale.quantization.scheme import Scheme

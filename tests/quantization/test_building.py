@@ -26,14 +26,14 @@ from tests.quantization.small_models import (
     linear,
     planned,
 )
-from twoscale.arithmetic import rne_ratio
 from twoscale.calibration import RangeMethod, choose_weight_scales
 from twoscale.errors import QuantizationError
-from twoscale.executors.reference import ReferenceExecutor
-from twoscale.graph import nodes as g
-from twoscale.graph.functions import FUNCTIONS
-from twoscale.network import layers as n
-from twoscale.network.network import IntegerNetwork
+from twoscale.ir import float_graph as g
+from twoscale.ir import layers as n
+from twoscale.ir.arithmetic import rne_ratio
+from twoscale.ir.functions import FUNCTIONS
+from twoscale.ir.integer_network import IntegerNetwork
+from twoscale.ir.reference import ReferenceExecutor
 from twoscale.quantization import COURSE, DEFAULT, Scheme
 from twoscale.quantization.build import build, quantize_bias, weight_scales
 

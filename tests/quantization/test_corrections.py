@@ -21,13 +21,13 @@ from tests.quantization.small_models import (
     small_cnn,
 )
 from twoscale.calibration.profile import Profile, profile
-from twoscale.executors.reference import ReferenceExecutor
-from twoscale.graph import nodes as g
-from twoscale.graph.capture import capture
-from twoscale.graph.evaluate import GraphModule
-from twoscale.graph.folding import fold
-from twoscale.network import layers as n
-from twoscale.network.network import IntegerNetwork
+from twoscale.frontends.torch_export.capture import capture
+from twoscale.ir import float_graph as g
+from twoscale.ir import layers as n
+from twoscale.ir.float_module import GraphModule
+from twoscale.ir.integer_network import IntegerNetwork
+from twoscale.ir.reference import ReferenceExecutor
+from twoscale.passes.fold import fold
 from twoscale.quantization import DEFAULT, Scheme, quantize, quantize_graph
 from twoscale.quantization.build import build, weight_scales
 from twoscale.quantization.corrections import correct

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from tests.quantization.small_models import conv, graph_of, images, linear, planned
 from twoscale.errors import QuantizationError
-from twoscale.graph import nodes as g
-from twoscale.graph.evaluate import GraphModule
-from twoscale.network.layers import TensorSpec
+from twoscale.ir import float_graph as g
+from twoscale.ir.float_module import GraphModule
+from twoscale.ir.layers import TensorSpec
 from twoscale.quantization import COURSE, DEFAULT, Scheme
 from twoscale.quantization.plan import Plan
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from twoscale import data, models
 from twoscale.errors import DataError
-from twoscale.network import layers as n
+from twoscale.ir import layers as n
 from twoscale.quantization import COURSE, Scheme, quantize
 from twoscale.verification import verify
 

@@ -16,8 +16,8 @@ import twoscale
 from tests.quantization.small_models import images, residual_model, small_cnn
 from twoscale.calibration.profile import KEEP_SAMPLES, profile
 from twoscale.errors import CalibrationError, CaptureError, QuantizationError, TwoscaleError, UnknownNameError
-from twoscale.graph.capture import capture
-from twoscale.graph.folding import fold
+from twoscale.frontends.torch_export.capture import capture
+from twoscale.passes.fold import fold
 from twoscale.quantization import COURSE, DEFAULT, quantize, quantize_graph
 
 PIXELS = images(51, 24)

@@ -23,14 +23,14 @@ from torch import nn
 from tests.quantization.small_models import Model, images, residual_model, seeded, small_cnn
 from twoscale import quantize, verify
 from twoscale.calibration.profile import Profile, profile
-from twoscale.executors import create
-from twoscale.graph import nodes as g
-from twoscale.graph.capture import capture
-from twoscale.graph.folding import fold
-from twoscale.network import layers as n
-from twoscale.network.network import IntegerNetwork
+from twoscale.frontends.torch_export.capture import capture
+from twoscale.ir import float_graph as g
+from twoscale.ir import layers as n
+from twoscale.ir.integer_network import IntegerNetwork
+from twoscale.passes.fold import fold
 from twoscale.quantization import COURSE, DEFAULT, SCHEMES, Scheme, quantize_graph
 from twoscale.quantization.build import weight_scales
+from twoscale.runtimes import create
 
 Float32 = NDArray[np.float32]
 Forward = Callable[[Any, torch.Tensor], torch.Tensor]

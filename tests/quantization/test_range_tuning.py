@@ -11,10 +11,10 @@ import torch
 from tests.quantization.small_models import images, residual_model
 from twoscale.calibration import affine_parameters
 from twoscale.calibration.profile import Profile, profile
-from twoscale.graph import nodes as g
-from twoscale.graph.capture import capture
-from twoscale.graph.evaluate import GraphModule
-from twoscale.graph.folding import fold
+from twoscale.frontends.torch_export.capture import capture
+from twoscale.ir import float_graph as g
+from twoscale.ir.float_module import GraphModule
+from twoscale.passes.fold import fold
 from twoscale.quantization import COURSE, DEFAULT, quantize
 from twoscale.quantization.plan import Plan, make_plan
 from twoscale.quantization.range_tuning import tuned_plan, tuned_ranges

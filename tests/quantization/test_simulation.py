@@ -26,13 +26,12 @@ from tests.quantization.small_models import (
 )
 from twoscale import data
 from twoscale.calibration.profile import profile
-from twoscale.executors import create
-from twoscale.graph import nodes as g
-from twoscale.graph.capture import capture
-from twoscale.graph.evaluate import GraphModule
-from twoscale.graph.folding import fold
-from twoscale.network import layers as n
-from twoscale.network.network import IntegerNetwork
+from twoscale.frontends.torch_export.capture import capture
+from twoscale.ir import float_graph as g
+from twoscale.ir import layers as n
+from twoscale.ir.float_module import GraphModule
+from twoscale.ir.integer_network import IntegerNetwork
+from twoscale.passes.fold import fold
 from twoscale.quantization import COURSE, DEFAULT, Scheme, quantize_graph
 from twoscale.quantization.build import weight_scales
 from twoscale.quantization.simulate import (
@@ -41,6 +40,7 @@ from twoscale.quantization.simulate import (
     with_bias_in_real_units,
     with_weights_quantized,
 )
+from twoscale.runtimes import create
 
 PIXELS = images(61, 100)
 FRESH = torch.from_numpy(images(62, 60))

@@ -13,8 +13,8 @@ import pytest
 
 from twoscale.errors import ConfigurationError, TwoscaleError
 from twoscale.launching.processes import available_cores
-from twoscale.scaling.launch import Host, function_of, launch
-from twoscale.scaling.records import Outcome, PeakRecord
+from twoscale.scaling.measure.launch import Host, function_of, launch
+from twoscale.scaling.measure.records import Outcome, PeakRecord
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,9 +111,8 @@ def test_a_time_out_ends_every_process_even_stubborn_ones(ranks: Callable[..., O
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_outlives_an_interrupted_or_killed_launcher(number: signal.Signals, tmp_path: Path) -> None:
     arguments = {"folder": str(tmp_path)}
-    code = (
-        f"from twoscale.scaling.launch import launch; launch('tests.scaling.workers:hang', {arguments}, world_size=2)"
-    )
+    call = f"launch('tests.scaling.workers:hang', {arguments}, world_size=2)"
+    code = f"from twoscale.scaling.measure.launch import launch; {call}"
     launcher = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
@@ -138,9 +137,9 @@ def test_nothing_outlives_an_interrupted_or_killed_launcher(number: signal.Signa
     ("target", "message"),
     [
         ("twoscale.scaling.nowhere:run", "no function 'twoscale.scaling.nowhere:run' .*expected 'module:function'"),
-        ("twoscale.scaling.launch:nothing", "has no attribute 'nothing'"),
-        ("twoscale.scaling.launch", "expected 'module:function'"),
-        ("twoscale.scaling.launch:JOB", "is no function"),
+        ("twoscale.scaling.measure.launch:nothing", "has no attribute 'nothing'"),
+        ("twoscale.scaling.measure.launch", "expected 'module:function'"),
+        ("twoscale.scaling.measure.launch:JOB", "is no function"),
     ],
 )
 def test_targets_that_are_no_functions(target: str, message: str) -> None:
@@ -159,7 +158,7 @@ def test_targets_that_are_no_functions(target: str, message: str) -> None:
 )
 def test_numbers_outside_their_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        launch("twoscale.scaling.peak:run", **options)
+        launch("twoscale.scaling.measure.peak:run", **options)
 
 
 def test_the_launcher_does_not_import_torch() -> None:

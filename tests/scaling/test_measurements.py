@@ -13,12 +13,11 @@ import torch
 
 from twoscale import models
 from twoscale.errors import ConfigurationError, UnknownNameError
-from twoscale.records import read_record, write_record
-from twoscale.scaling.bandwidth import SIZES, bus_factor, measure_bandwidth
-from twoscale.scaling.clocks import epoch_time
-from twoscale.scaling.forecast import cell_of
-from twoscale.scaling.peak import measure_peak, step_flops
-from twoscale.scaling.records import (
+from twoscale.files import read_record, write_record
+from twoscale.scaling.measure.bandwidth import SIZES, bus_factor, measure_bandwidth
+from twoscale.scaling.measure.clocks import epoch_time
+from twoscale.scaling.measure.peak import measure_peak, step_flops
+from twoscale.scaling.measure.records import (
     ArmsRecord,
     BandwidthRecord,
     EpochTime,
@@ -30,8 +29,9 @@ from twoscale.scaling.records import (
     Workload,
     decode,
 )
-from twoscale.scaling.replicas import hash_replicas, hash_tensors, sampler_orders
-from twoscale.scaling.workload import batches, create_model
+from twoscale.scaling.measure.replicas import hash_replicas, hash_tensors, sampler_orders
+from twoscale.scaling.measure.workload import batches, create_model
+from twoscale.scaling.questions.forecast import cell_of
 
 
 @pytest.fixture(scope="module")

@@ -19,17 +19,18 @@ from rich.console import Console
 
 from twoscale.cli import main
 from twoscale.errors import ConfigurationError, TwoscaleError, UnknownNameError
-from twoscale.records import read_record
-from twoscale.scaling import progress, study
-from twoscale.scaling.analysis import analyse
-from twoscale.scaling.cells import CellRecord, StudyCell, first_cells, later_cells, ways
-from twoscale.scaling.config import SECTIONS, StudyConfig
-from twoscale.scaling.machine import Machine
-from twoscale.scaling.page import render_study
-from twoscale.scaling.rank import _in_a_line
-from twoscale.scaling.records import Outcome
-from twoscale.scaling.results import StudyResults
-from twoscale.scaling.study import CELLS, REPORT, STUDY, run_study
+from twoscale.files import read_record
+from twoscale.scaling.measure.rank import _in_a_line
+from twoscale.scaling.measure.records import Outcome
+from twoscale.scaling.questions.analysis import analyse
+from twoscale.scaling.questions.page import render_study
+from twoscale.scaling.questions.results import StudyResults
+from twoscale.scaling.study import progress
+from twoscale.scaling.study import run as study
+from twoscale.scaling.study.cells import CellRecord, StudyCell, first_cells, later_cells, ways
+from twoscale.scaling.study.config import SECTIONS, StudyConfig
+from twoscale.scaling.study.machine import Machine
+from twoscale.scaling.study.run import CELLS, REPORT, STUDY, run_study
 
 WORDS = [
     "scale", "--device", "cpu", "--batch-sizes", "32,512", "--base-batch", "16", "--repeats", "1", "--seeds", "1",

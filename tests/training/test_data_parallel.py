@@ -18,8 +18,8 @@ from torch import nn
 from tests.training.made_up import CONFIG, Normed, Plain, dataset_of, plain_list, seeded
 from twoscale import training
 from twoscale.data import epoch_order
+from twoscale.files import read_record
 from twoscale.models import load_checkpoint
-from twoscale.records import read_record
 from twoscale.training import RunRecord, TrainConfig, TrainResult
 from twoscale.training.ranks import Ranks, share_of
 

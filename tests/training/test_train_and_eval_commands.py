@@ -14,8 +14,8 @@ from twoscale.cli.evaluate import eval_command
 from twoscale.cli.train import train_command
 from twoscale.data import Dataset
 from twoscale.errors import CheckpointError, ConfigurationError, UnknownNameError
+from twoscale.files import read_record
 from twoscale.launching import torchrun
-from twoscale.records import read_record
 from twoscale.training import RunRecord, TrainConfig, accuracy, loop
 
 

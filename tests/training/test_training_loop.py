@@ -20,8 +20,8 @@ from torch import nn
 from twoscale import data, models, training
 from twoscale.data import Dataset, Split
 from twoscale.errors import CheckpointError, ConfigurationError, DataError, TwoscaleError
+from twoscale.files import read_record
 from twoscale.models import tensorfile
-from twoscale.records import read_record
 from twoscale.training import RunRecord, TrainConfig, TrainingInterrupted, TrainResult, checkpoint, loop
 from twoscale.training.images import DeviceImages
 from twoscale.training.progress import Reporter, per_second, reporter

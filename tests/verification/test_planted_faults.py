@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from twoscale.executors.reference import ReferenceExecutor
-from twoscale.network import IntegerNetwork
-from twoscale.network import layers as n
-from twoscale.network.layers import TensorSpec
+from twoscale.ir import layers as n
+from twoscale.ir.integer_network import IntegerNetwork
+from twoscale.ir.layers import TensorSpec
+from twoscale.ir.reference import ReferenceExecutor
 from twoscale.verification import verify
 
 Fault = Callable[[ReferenceExecutor, Any, list[NDArray[Any]]], NDArray[Any]]

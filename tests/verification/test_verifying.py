@@ -20,16 +20,18 @@ from tests.integer_networks import random_images, random_network
 from tests.quantization.small_models import images, residual_model
 from twoscale.calibration.profile import profile
 from twoscale.errors import CaptureError, ConfigurationError, ExecutorError, TwoscaleError, UnknownNameError
-from twoscale.executors.reference import ReferenceExecutor
-from twoscale.executors.torch import TorchExecutor
-from twoscale.graph import nodes as g
-from twoscale.graph.capture import capture
-from twoscale.graph.evaluate import GraphModule
-from twoscale.graph.folding import fold
-from twoscale.network import IntegerNetwork
+from twoscale.files import record_to_json
+from twoscale.frontends.torch_export.capture import capture
+from twoscale.ir import float_graph as g
+from twoscale.ir.float_module import GraphModule
+from twoscale.ir.integer_network import IntegerNetwork
+from twoscale.ir.reference import ReferenceExecutor
+from twoscale.metrics import SignalToNoise
+from twoscale.passes.fold import fold
 from twoscale.quantization import COURSE, quantize_graph
-from twoscale.records import VerifyResult, record_to_json
-from twoscale.verification import SignalToNoise, accuracy, verify
+from twoscale.runtimes.torch import TorchExecutor
+from twoscale.verification import accuracy, verify
+from twoscale.verification.results import VerifyResult
 
 MODEL = residual_model(1)
 PIXELS = images(71, 50)

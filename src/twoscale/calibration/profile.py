@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoscale.calibration.statistics import StatisticsAccumulator, TensorStatistics, to_summary
+from twoscale.calibration.summaries import TensorSummary
 from twoscale.errors import CalibrationError
-from twoscale.graph import nodes as g
-from twoscale.records import TensorSummary
+from twoscale.ir import float_graph as g
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,7 @@ def profile(graph: g.FloatGraph, batches: Iterable[Any], *, device: str | torch.
     """
     import torch
 
-    from twoscale.graph.evaluate import GraphModule
+    from twoscale.ir.float_module import GraphModule
 
     module = GraphModule(graph, device)
     accumulators = {node.name: StatisticsAccumulator(node.name) for node in graph if not moves_values(node)}

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from twoscale.calibration.summaries import Histogram, TensorSummary
 from twoscale.errors import CalibrationError, ConfigurationError
-from twoscale.records import Histogram, TensorSummary
 
 __all__ = ["StatisticsAccumulator", "TensorStatistics", "to_summary"]
 

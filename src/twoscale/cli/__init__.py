@@ -228,9 +228,9 @@ def _run(words: list[str]) -> int:
         sys.stdout.write(_help())
         return 0
     if words in (["--version"], ["-V"]):
-        from twoscale import __version__
+        from twoscale.environment import VERSION
 
-        sys.stdout.write(f"twoscale {__version__}\n")
+        sys.stdout.write(f"twoscale {VERSION}\n")
         return 0
     name, rest = _split(words)
     from twoscale.cli.parsing import bind

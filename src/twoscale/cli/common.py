@@ -13,14 +13,14 @@ from rich.console import Console
 
 from twoscale import data
 from twoscale.errors import ConfigurationError
-from twoscale.records import record_to_json
+from twoscale.files import record_to_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from twoscale.ir.integer_network import IntegerNetwork
     from twoscale.models import ModelInfo, Published
-    from twoscale.network import IntegerNetwork
 
 __all__ = [
     "Channels",
@@ -108,11 +108,11 @@ def load_float(path: Path, model: str | None) -> tuple[nn.Module, ModelInfo | Pu
 
 def _not_weights(path: Path) -> str:
     """Say what an ONNX file is that was given in place of weights, and what it is for."""
-    from twoscale import network
     from twoscale.errors import NetworkFileError
+    from twoscale.formats import load
 
     try:
-        network.load(path)
+        load(path)
     except NetworkFileError:
         return f"{path} is an ONNX file; expected the weights of the float network (.safetensors, .pt or .pth)"
     return (

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from twoscale import data
 from twoscale.cli.common import console
-from twoscale.records import record_to_json
+from twoscale.files import record_to_json
 
 __all__ = ["fetch_command", "list_command"]
 

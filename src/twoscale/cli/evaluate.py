@@ -100,13 +100,13 @@ def _float(
 def _integer(
     file: Path, data: str | None, model: str | None, mean: Channels, std: Channels, max_samples: int | None
 ) -> EvalRecord:
-    from twoscale import network as network_room
-    from twoscale.executors import fastest
+    from twoscale.formats import load
+    from twoscale.runtimes import fastest
     from twoscale.verification import accuracy
 
     if model is not None:
         raise ConfigurationError("--model is for weights; an integer network says itself what it is")
-    network = network_room.load(file)
+    network = load(file)
     dataset = dataset_for(data, recorded(network), mean, std)
     executor = fastest(network)
     top1, samples = accuracy(network, batches_of(dataset.test, dataset, limit=max_samples), executor=executor)

@@ -11,9 +11,9 @@ from twoscale.cli.common import File, batches_of, console, print_json, require_f
 from twoscale.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from twoscale.export.c import SizeReport
-    from twoscale.network import IntegerNetwork
-    from twoscale.report.tables import Table
+    from twoscale.codegen.c import SizeReport
+    from twoscale.ir.integer_network import IntegerNetwork
+    from twoscale.page.tables import Table
 
 __all__ = ["export_command"]
 
@@ -50,13 +50,13 @@ def export_command(
         json: Print JSON for programs instead of a table.
     """
     from twoscale import data as data_room
-    from twoscale import network as network_room
-    from twoscale.executors.reference import quantize_input
-    from twoscale.export.c import default_images, export_c
+    from twoscale.codegen.c import default_images, export_c
+    from twoscale.formats import load
+    from twoscale.ir.reference import quantize_input
 
     if images < 1:
         raise ConfigurationError(f"--images is {images}; expected at least 1")
-    loaded = network_room.load(require_file(network, "an integer network (.onnx)"))
+    loaded = load(require_file(network, "an integer network (.onnx)"))
     if to == "qdq":
         _qdq(loaded, network, out, json=json)
         return
@@ -70,7 +70,7 @@ def export_command(
     if json:
         print_json(result)
         return
-    from twoscale.report.fitting import rich_table
+    from twoscale.page.terminal import rich_table
 
     printer = console()
     printer.print(rich_table(_table(result.sizes)))
@@ -95,8 +95,8 @@ def _qdq(network: IntegerNetwork, source: Path, out: Path, *, json: bool) -> Non
 
 
 def _table(sizes: SizeReport) -> Table:
-    from twoscale.export.c.storage import memory_axes
-    from twoscale.report.tables import Cell, Column, Table
+    from twoscale.codegen.c.common.storage import memory_axes
+    from twoscale.page.tables import Cell, Column, Table
 
     rows = [
         (

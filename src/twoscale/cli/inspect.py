@@ -53,9 +53,9 @@ def inspect_command(
         _integer(file, json)
         return
     from twoscale.calibration.profile import profile, weight_summaries
-    from twoscale.graph.capture import capture
-    from twoscale.graph.folding import fold
-    from twoscale.report.networks import statistics_table
+    from twoscale.display.networks import statistics_table
+    from twoscale.frontends.torch_export.capture import capture
+    from twoscale.passes.fold import fold
 
     network, info = load_float(file, model)
     dataset = dataset_for(data, recorded(info), mean, std)
@@ -83,8 +83,8 @@ def inspect_command(
 
 
 def _integer(file: Path, json: bool) -> None:
-    from twoscale.network import load
-    from twoscale.report.networks import network_table
+    from twoscale.display.networks import network_table
+    from twoscale.formats import load
 
     network = load(file)
     if not json:

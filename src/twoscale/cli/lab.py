@@ -53,7 +53,7 @@ def lab_command(
     if json:
         print_json(results)
     else:
-        from twoscale.report import summary_table
+        from twoscale.lab.terminal import summary_table
 
         printer = console()
         printer.print(summary_table(results))

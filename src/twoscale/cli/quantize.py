@@ -143,7 +143,7 @@ def quantize_command(
             )
         )
         return
-    from twoscale.report.networks import network_table
+    from twoscale.display.networks import network_table
 
     printer = console()
     printer.print(network_table(network))

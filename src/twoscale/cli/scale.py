@@ -73,10 +73,10 @@ def scale_command(
         resume: Go on with the study in the folder.
         json: Print the answers as JSON instead of sentences.
     """
-    from twoscale.scaling.config import SECTIONS, StudyConfig
-    from twoscale.scaling.progress import telling
-    from twoscale.scaling.sentences import verdict_sentence
-    from twoscale.scaling.study import CELLS, REPORT, run_study
+    from twoscale.scaling.questions.sentences import verdict_sentence
+    from twoscale.scaling.study.config import SECTIONS, StudyConfig
+    from twoscale.scaling.study.progress import telling
+    from twoscale.scaling.study.run import CELLS, REPORT, run_study
 
     config = StudyConfig.for_this_machine(
         device,

@@ -29,8 +29,8 @@ from twoscale.cli.common import (
 from twoscale.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from twoscale.quantization.mixed_precision import MeasuredChoice, Sensitivity
-    from twoscale.report.tables import Table
+    from twoscale.page.tables import Table
+    from twoscale.search.sensitivity import MeasuredChoice, Sensitivity
 
 __all__ = ["SensitivityRecord", "sensitivity_command"]
 
@@ -97,7 +97,7 @@ def sensitivity_command(
         raise ConfigurationError(f"--out is {out}; expected a file name that ends in .onnx")
     from twoscale import quantization
     from twoscale.calibration.profile import profile
-    from twoscale.quantization.mixed_precision import choose_bits, measure, sensitivity
+    from twoscale.search.sensitivity import choose_bits, measure, sensitivity
 
     network_float, info = load_float(file, model)
     dataset = dataset_for(data, recorded(info), mean, std)
@@ -135,7 +135,7 @@ def sensitivity_command(
     if json:
         print_json(SensitivityRecord(result, measured, None if out is None else str(out)))
         return
-    from twoscale.report.fitting import rich_table
+    from twoscale.page.terminal import rich_table
 
     printer = console()
     for part in _tables(result, None if measured is None else dict(measured.choice.layer_weight_bits)):
@@ -181,8 +181,8 @@ def _status() -> Iterator[Callable[[str], None] | None]:
 
 
 def _tables(result: Sensitivity, chosen: dict[str, int] | None) -> Iterator[Table]:
-    from twoscale.report.numbers import count, fixed, percent
-    from twoscale.report.tables import Cell, Column, Table
+    from twoscale.page.numbers import count, fixed, percent
+    from twoscale.page.tables import Cell, Column, Table
 
     for kind, title in (("weight", "weights"), ("activation", "output")):
         entries = {(s.layer, s.bits): s for s in result.layers if s.kind == kind}
@@ -208,7 +208,7 @@ def _tables(result: Sensitivity, chosen: dict[str, int] | None) -> Iterator[Tabl
 
 
 def _summary(result: Sensitivity, measured: MeasuredChoice | None) -> Iterator[str]:
-    from twoscale.report.numbers import count, fixed, percent
+    from twoscale.page.numbers import count, fixed, percent
 
     top1 = "" if result.top1 is None else f", top-1 {percent(result.top1)} %"
     yield (

@@ -55,17 +55,17 @@ def verify_command(
         max_samples: Use only the first images.
         json: Print JSON for programs instead of a table.
     """
-    from twoscale import network as network_room
+    from twoscale.formats import load
     from twoscale.verification import verify
 
     at_least_one("--max-samples", max_samples)
-    network = network_room.load(require_file(file, "an integer network (.onnx)"))
+    network = load(require_file(file, "an integer network (.onnx)"))
     if checkpoint is not None and against is not None:
         raise ConfigurationError("--checkpoint and --against both say what to compare with; give one of them")
     weights = checkpoint or against
     other: Any = None
     if weights is not None and weights.suffix == ".onnx":
-        other = network_room.load(require_file(weights, "an integer network (.onnx) or weights"))
+        other = load(require_file(weights, "an integer network (.onnx) or weights"))
     elif weights is not None:
         other = load_model(weights, model)
     dataset = dataset_for(data, recorded(network), mean, std)
@@ -78,7 +78,7 @@ def verify_command(
     if json:
         print_json(result)
     else:
-        from twoscale.report.networks import verify_tables
+        from twoscale.display.networks import verify_tables
 
         printer = console()
         for part in verify_tables(result):

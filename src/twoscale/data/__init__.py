@@ -3,7 +3,6 @@
 Nothing here needs torch, except that tensors may be given where arrays may.
 """
 
-from twoscale.data.cache import cache_dir
 from twoscale.data.dataset import CIFAR10_MEAN, CIFAR10_STD, LAB_MEAN, LAB_STD, Dataset, Split
 from twoscale.data.pipeline import (
     augmentation,
@@ -15,6 +14,7 @@ from twoscale.data.pipeline import (
     random_crop_flip,
 )
 from twoscale.data.registry import Description, describe, fetch, load, names
+from twoscale.files import cache_dir
 
 __all__ = [
     "CIFAR10_MEAN",

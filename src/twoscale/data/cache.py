@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import platformdirs
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from twoscale.data.arrays import Arrays, Digests, check
 from twoscale.errors import DataError
-from twoscale.files import replacing
+from twoscale.files import cache_dir, replacing
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["cache_dir", "cached_file", "exclusive", "read", "scratch_folder", "write"]
+__all__ = ["cached_file", "exclusive", "read", "scratch_folder", "write"]
 
 _log = logging.getLogger(__name__)
-
-
-def cache_dir() -> Path:
-    """Return the folder of fetched data sets: $TWOSCALE_CACHE, or else the platform's cache folder.
-
-    It need not exist.
-    """
-    moved = os.environ.get("TWOSCALE_CACHE")
-    return Path(moved).expanduser().absolute() if moved else platformdirs.user_cache_path("twoscale")
 
 
 def cached_file(name: str) -> Path:

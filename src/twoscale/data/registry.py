@@ -16,6 +16,7 @@ from twoscale.data.arrays import Arrays, Digests
 from twoscale.data.dataset import LAB_MEAN, LAB_STD, Dataset, Split
 from twoscale.data.progress import Reporter
 from twoscale.errors import DataError, UnknownNameError
+from twoscale.files import cache_dir
 
 __all__ = ["Description", "describe", "fetch", "load", "names"]
 
@@ -183,7 +184,7 @@ def _fetched(name: str, kind: _Fetchable, reporter: Reporter) -> tuple[Arrays, s
                 arrays, source = kind.fetch(folder, reporter)
         except OSError as error:
             raise DataError(
-                f"{name} cannot be fetched into {cache.cache_dir()}: {error.strerror or error}; "
+                f"{name} cannot be fetched into {cache_dir()}: {error.strerror or error}; "
                 "make room there or set TWOSCALE_CACHE to another folder"
             ) from error
         cache.write(name, arrays, source)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from twoscale import __version__
+from twoscale.environment import VERSION
 from twoscale.errors import CheckpointError, UnknownNameError
 from twoscale.models.registry import create, names
 
@@ -39,7 +39,7 @@ class ModelInfo:
     """Fraction right of the whole test set, 0..1."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of :func:`twoscale.models.create`."""
-    version: str = __version__
+    version: str = VERSION
     """Of twoscale, when it was written."""
 
 

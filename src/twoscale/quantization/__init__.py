@@ -6,14 +6,6 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from twoscale.quantization.mixed_precision import (
-    BitsChoice,
-    MeasuredChoice,
-    Sensitivity,
-    choose_bits,
-    measure,
-    sensitivity,
-)
 from twoscale.quantization.scheme import COURSE, DEFAULT, SCHEMES, Scheme, find_scheme
 
 if TYPE_CHECKING:
@@ -22,26 +14,20 @@ if TYPE_CHECKING:
     from torch import nn
 
     from twoscale.calibration.profile import Profile
-    from twoscale.graph.nodes import FloatGraph
-    from twoscale.network.network import IntegerNetwork
+    from twoscale.ir.float_graph import FloatGraph
+    from twoscale.ir.integer_network import IntegerNetwork
     from twoscale.quantization.plan import Plan
 
 __all__ = [
     "COURSE",
     "DEFAULT",
     "SCHEMES",
-    "BitsChoice",
-    "MeasuredChoice",
     "Scheme",
-    "Sensitivity",
-    "choose_bits",
     "find_scheme",
     "float_graph",
-    "measure",
     "quantize",
     "quantize_graph",
     "quantize_plan",
-    "sensitivity",
     "taking_pixels",
 ]
 
@@ -119,10 +105,10 @@ def float_graph(
     """
     import torch
 
-    from twoscale.graph.capture import capture
-    from twoscale.graph.folding import fold
-    from twoscale.graph.normalization import with_normalization
-    from twoscale.quantization.equalization import equalize
+    from twoscale.frontends.torch_export.capture import capture
+    from twoscale.passes.absorb_normalization import with_normalization
+    from twoscale.passes.equalize import equalize
+    from twoscale.passes.fold import fold
 
     graph = capture(model, torch.from_numpy(example_nchw), name=name)
     if normalization is not None:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
 from twoscale.calibration import RangeMethod, choose_weight_scales
 from twoscale.errors import QuantizationError
-from twoscale.graph import functions
-from twoscale.graph import nodes as g
-from twoscale.network import layers as n
-from twoscale.network.network import IntegerNetwork
+from twoscale.ir import float_graph as g
+from twoscale.ir import functions
+from twoscale.ir import layers as n
+from twoscale.ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
+from twoscale.ir.integer_network import IntegerNetwork
 from twoscale.quantization.plan import Plan
 from twoscale.quantization.scheme import Scheme
 

@@ -22,14 +22,14 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from twoscale.executors.torch import TorchExecutor
-from twoscale.graph import nodes as g
-from twoscale.graph.evaluate import GraphModule
-from twoscale.network import layers as n
-from twoscale.network.network import IntegerNetwork
+from twoscale.ir import float_graph as g
+from twoscale.ir import layers as n
+from twoscale.ir.float_module import GraphModule
+from twoscale.ir.integer_network import IntegerNetwork
 from twoscale.quantization.build import quantize_bias, weight_scales
 from twoscale.quantization.plan import Plan
 from twoscale.quantization.scheme import Scheme
+from twoscale.runtimes.torch import TorchExecutor
 
 __all__ = ["correct", "correct_layer"]
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twoscale.arithmetic import ADD_SHIFT, FLOAT32_LIMIT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
 from twoscale.calibration import RangeMethod, RealRange, TensorStatistics, affine_parameters, choose_range, pixel_range
 from twoscale.calibration.profile import moves_values
 from twoscale.errors import QuantizationError, UnknownNameError
-from twoscale.graph import nodes as g
-from twoscale.network.layers import TensorSpec
+from twoscale.ir import float_graph as g
+from twoscale.ir.arithmetic import ADD_SHIFT, FLOAT32_LIMIT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
+from twoscale.ir.layers import TensorSpec
 from twoscale.quantization.scheme import Scheme
 
 __all__ = ["Plan", "make_plan"]

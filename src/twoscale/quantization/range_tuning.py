@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from twoscale.calibration import RealRange, TensorStatistics, affine_parameters
 from twoscale.calibration.profile import Profile, moves_values
-from twoscale.graph import nodes as g
-from twoscale.graph.evaluate import GraphModule
-from twoscale.network.layers import TensorSpec
+from twoscale.ir import float_graph as g
+from twoscale.ir.float_module import GraphModule
+from twoscale.ir.layers import TensorSpec
 from twoscale.quantization.plan import Plan, make_plan
 from twoscale.quantization.scheme import Scheme
 

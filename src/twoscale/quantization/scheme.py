@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 from twoscale.calibration import RangeMethod
 from twoscale.errors import ConfigurationError, UnknownNameError
+from twoscale.passes.equalize import EQUALIZATIONS
 
-__all__ = ["COURSE", "DEFAULT", "EQUALIZATIONS", "SCHEMES", "Scheme", "find_scheme"]
-
-EQUALIZATIONS = ("none", "weights", "activations")
-"""Ways to equalize, see ``equalization.equalize``."""
+__all__ = ["COURSE", "DEFAULT", "SCHEMES", "Scheme", "find_scheme"]
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from twoscale.graph import nodes as g
-from twoscale.graph.evaluate import GraphModule
-from twoscale.network import layers as n
-from twoscale.network.network import IntegerNetwork
+from twoscale.calibration.summaries import Histogram
+from twoscale.ir import float_graph as g
+from twoscale.ir import layers as n
+from twoscale.ir.float_module import GraphModule
+from twoscale.ir.integer_network import IntegerNetwork
+from twoscale.metrics import SignalToNoise
 from twoscale.quantization.build import weight_scales
+from twoscale.quantization.records import RangeRecord
 from twoscale.quantization.scheme import Scheme
-from twoscale.records import Histogram, RangeRecord
-from twoscale.verification import SignalToNoise
 
 __all__ = [
     "Logits",

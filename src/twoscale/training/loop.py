@@ -23,9 +23,8 @@ from torch import nn
 
 from twoscale.data import Dataset, Split
 from twoscale.errors import ConfigurationError
-from twoscale.files import held, remove, remove_leftovers
+from twoscale.files import held, remove, remove_leftovers, write_record
 from twoscale.launching.torchrun import launch, restarted
-from twoscale.records import write_record
 from twoscale.training.accuracy import check_takes, correct
 from twoscale.training.batch_norm import alone, check_batches, synchronized
 from twoscale.training.checkpoint import LOSSES, Position, begun_here, noted, read_state, write_state

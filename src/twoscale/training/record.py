@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from twoscale.records import Environment
+from twoscale.environment import Environment
 from twoscale.training.config import TrainConfig
 
 __all__ = ["MODEL_FILE", "RECORD_FILE", "STATE_FILE", "EpochRecord", "RunRecord"]

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from twoscale.data import Dataset
+from twoscale.environment import current_environment
 from twoscale.models import ModelInfo, save_model
-from twoscale.records import current_environment
 from twoscale.training.checkpoint import Position
 from twoscale.training.ranks import Ranks
 from twoscale.training.record import RunRecord

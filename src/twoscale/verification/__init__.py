@@ -1,5 +1,6 @@
 """Verification: equal bits in every executor, accuracy, and noise against the float network."""
 
-from twoscale.verification.comparison import SignalToNoise, accuracy, labelled, verify
+from twoscale.metrics import SignalToNoise, labelled
+from twoscale.verification.comparison import accuracy, verify
 
 __all__ = ["SignalToNoise", "accuracy", "labelled", "verify"]

@@ -1,0 +1,1 @@
+"""What every C target shares: names, memory, constants, self-test, sizes."""

@@ -1,0 +1,1 @@
+"""Portable C99 for microcontrollers: one call per layer, whole tensors."""

@@ -1,0 +1,1 @@
+"""C for little RAM: layers that compute row by row."""

@@ -1,0 +1,1 @@
+"""Networks and their verification as tables, for terminals and notebooks."""

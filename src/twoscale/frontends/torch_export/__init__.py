@@ -1,0 +1,1 @@
+"""nn.Module to FloatGraph, through torch.export."""

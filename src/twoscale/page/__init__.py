@@ -1,0 +1,1 @@
+"""Tables, charts and pages as data, drawn for browsers, notebooks and terminals."""

@@ -1,0 +1,1 @@
+"""What a study answers: numbers, sentences, tables, charts and the page."""
