@@ -25,20 +25,20 @@ import torch
 
 from benchmarks.common import RESULTS
 from twoscale import data, models
-from twoscale.calibration import affine_parameters, choose_range
-from twoscale.calibration.profile import Profile, profile
-from twoscale.environment import Environment, current_environment
-from twoscale.files import read_record, write_record
-from twoscale.page.numbers import MISSING, percent, signed
-from twoscale.quantization import COURSE, DEFAULT, Scheme, float_graph, quantize_plan
-from twoscale.quantization.range_tuning import tuned_plan
+from twoscale._calibration import affine_parameters, choose_range
+from twoscale._calibration.profile import Profile, profile
+from twoscale._environment import Environment, current_environment
+from twoscale._files import read_record, write_record
+from twoscale._page.numbers import MISSING, percent, signed
+from twoscale._quantization import COURSE, DEFAULT, Scheme, float_graph, quantize_plan
+from twoscale._quantization.range_tuning import tuned_plan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from twoscale.ir.float_graph import FloatGraph
-    from twoscale.ir.integer_network import IntegerNetwork
-    from twoscale.quantization.plan import Plan
+    from twoscale._ir.float_graph import FloatGraph
+    from twoscale._ir.integer_network import IntegerNetwork
+    from twoscale._quantization.plan import Plan
 
 RECORD = RESULTS / "accuracy.json"
 BATCH = 100
@@ -158,17 +158,17 @@ def any_zero_point() -> Iterator[None]:
     any_range = functools.partial(choose_range, even_zero_point=False)
     any_parameters = functools.partial(affine_parameters, even_zero_point=False)
     with (
-        mock.patch("twoscale.quantization.plan.choose_range", any_range),
-        mock.patch("twoscale.quantization.plan.affine_parameters", any_parameters),
-        mock.patch("twoscale.quantization.range_tuning.affine_parameters", any_parameters),
+        mock.patch("twoscale._quantization.plan.choose_range", any_range),
+        mock.patch("twoscale._quantization.plan.affine_parameters", any_parameters),
+        mock.patch("twoscale._quantization.range_tuning.affine_parameters", any_parameters),
     ):
         yield
 
 
 def measure(name: str, path: Path, choices: tuple[str, ...], calibration: int, samples: int) -> Iterator[Measured]:
     """Yield the network with the choices measured so far, after each."""
-    from twoscale.ir.float_module import GraphModule
-    from twoscale.runtimes import fastest
+    from twoscale._ir.float_module import GraphModule
+    from twoscale._runtimes import fastest
 
     start = time.perf_counter()
     network = Network(name, path, calibration)

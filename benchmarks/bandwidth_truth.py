@@ -22,8 +22,8 @@ from pathlib import Path
 
 from benchmarks.common import write_result
 from twoscale.errors import TwoscaleError
-from twoscale.scaling.measure.launch import Host, launch
-from twoscale.scaling.measure.records import BandwidthRecord
+from twoscale.scaling._measure.launch import Host, launch
+from twoscale.scaling._measure.records import BandwidthRecord
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "netns"
 PAYLOAD = 1448 / 1514
@@ -70,7 +70,7 @@ def measure(mbit: int, sizes: Sequence[int], repeats: int) -> list[Row]:
     with shaped_link(mbit) as hosts:
         arguments = {"sizes": list(sizes), "repeats": repeats, "budget_seconds": 600}
         outcome = launch(
-            "twoscale.scaling.measure.bandwidth:run",
+            "twoscale.scaling._measure.bandwidth:run",
             arguments,
             world_size=2,
             threads_per_rank=1,

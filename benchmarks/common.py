@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twoscale.environment import current_environment
-from twoscale.files import write_record
+from twoscale._environment import current_environment
+from twoscale._files import write_record
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -36,13 +36,13 @@ from numpy.typing import NDArray
 from benchmarks.common import RESULTS, write_result
 from benchmarks.peers.build import NETWORKS, Files
 from benchmarks.peers.run import Peak, Side, peers
-from twoscale.environment import Environment
-from twoscale.files import read_record
-from twoscale.formats import load
-from twoscale.ir import layers as n
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.ir.reference import ReferenceExecutor
-from twoscale.runtimes.compiled import CompiledNetwork
+from twoscale._environment import Environment
+from twoscale._files import read_record
+from twoscale._formats import load
+from twoscale._ir import layers as n
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.reference import ReferenceExecutor
+from twoscale._runtimes.compiled import CompiledNetwork
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "build" / "engine"

@@ -27,11 +27,11 @@ from twoscale import data, models
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from twoscale._ir.execution import Executor
+    from twoscale._ir.float_graph import FloatGraph
+    from twoscale._ir.integer_network import IntegerNetwork
+    from twoscale._verification.results import VerifyResult
     from twoscale.data import Dataset
-    from twoscale.ir.execution import Executor
-    from twoscale.ir.float_graph import FloatGraph
-    from twoscale.ir.integer_network import IntegerNetwork
-    from twoscale.verification.results import VerifyResult
 
 BATCH = 100
 CALIBRATION_IMAGES = 400
@@ -43,7 +43,7 @@ class Listening:
     name = "reference"
 
     def __init__(self, network: IntegerNetwork) -> None:
-        from twoscale.runtimes import create
+        from twoscale._runtimes import create
 
         self._executor: Executor = create("reference", network)
         self._network = network
@@ -61,11 +61,11 @@ def compare(
     """Verify test images start..stop − 1, the first ``c_images`` of all in C too; return both networks' logits."""
     import torch
 
-    from twoscale.ir.float_module import GraphModule
-    from twoscale.runtimes import create
-    from twoscale.runtimes.c import CExecutor
-    from twoscale.runtimes.onnxruntime import OnnxRuntimeExecutor
-    from twoscale.verification import verify
+    from twoscale._ir.float_module import GraphModule
+    from twoscale._runtimes import create
+    from twoscale._runtimes.c import CExecutor
+    from twoscale._runtimes.onnxruntime import OnnxRuntimeExecutor
+    from twoscale._verification import verify
 
     torch.set_num_threads(1)
     module, reference = GraphModule(graph), Listening(network)
@@ -85,8 +85,8 @@ def measure(name: str, path: Path, form: str, test_images: int, c_images: int, p
     """Quantize a model and run it everywhere; ``form`` is what the network takes, pixels or normalized images."""
     from dataclasses import replace
 
-    from twoscale.calibration.profile import profile
-    from twoscale.quantization import float_graph, quantize_graph
+    from twoscale._calibration.profile import profile
+    from twoscale._quantization import float_graph, quantize_graph
 
     dataset = data.load("cifar10")
     mean, std = models.normalization(name) or (dataset.mean, dataset.std)

@@ -21,9 +21,9 @@ from typing import Any
 from benchmarks.common import write_result
 from twoscale import data
 from twoscale.errors import TwoscaleError
-from twoscale.scaling.study.config import SECTIONS, StudyConfig
-from twoscale.scaling.study.progress import telling
-from twoscale.scaling.study.run import run_study
+from twoscale.scaling._study.config import SECTIONS, StudyConfig
+from twoscale.scaling._study.progress import telling
+from twoscale.scaling._study.run import run_study
 
 TINY = {
     "device": "cpu", "model": "net", "data": "digits", "batch_sizes": (16, 32), "world_sizes": (1,), "base_batch": 16,

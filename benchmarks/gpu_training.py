@@ -112,7 +112,7 @@ def epoch(place: Place) -> Any:
     import torch
 
     from twoscale import models
-    from twoscale.scaling.measure.peak import measure_peak, step_flops
+    from twoscale.scaling._measure.peak import measure_peak, step_flops
 
     peak = measure_peak(
         torch.device(place.device), precision="bf16", sizes=(512,) if place.tiny else (2048, 4096, 8192)
@@ -251,7 +251,7 @@ def pieces_of(place: Place, folder: Path) -> dict[str, Any]:
 
 def standard(place: Place) -> Any:
     folder = place.out / "standard"
-    command = [sys.executable, "-m", "twoscale.cli", "train", "resnet18", "--recipe", "standard", "--out", str(folder)]
+    command = [sys.executable, "-m", "twoscale", "train", "resnet18", "--recipe", "standard", "--out", str(folder)]
     command += ["--device", place.device, "--overwrite"]
     if place.tiny:
         command += ["--data", "digits", "--batch-size", "512", "--epochs", "1", "--step", "eager"]
@@ -309,7 +309,7 @@ def tests(place: Place) -> Any:
 def torchrun(place: Place) -> Any:
     folder = place.out / "torchrun"
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m", "twoscale.cli",
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m", "twoscale",
          "train", "net", "--data", "digits", "--epochs", "2", "--batch-size", "64", "--device", place.device,
          "--out", str(folder), "--overwrite"],
         capture_output=True, text=True, check=False,
@@ -357,8 +357,8 @@ def aims(out: Path) -> list[str]:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    from twoscale.environment import current_environment
-    from twoscale.files import write_record
+    from twoscale._environment import current_environment
+    from twoscale._files import write_record
 
     write_record(path, {**content, "environment": current_environment("triton")})
 

@@ -34,10 +34,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.common import Pair, paired, write_result
-from twoscale.calibration.profile import profile
+from twoscale._calibration.profile import profile
+from twoscale._frontends.torch_export import capture
 from twoscale.data import LAB_MEAN, LAB_STD, load, normalize
 from twoscale.errors import TwoscaleError
-from twoscale.frontends.torch_export import capture
 from twoscale.models import Net
 
 LAB_BATCH = 4

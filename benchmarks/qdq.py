@@ -20,11 +20,11 @@ import onnxruntime
 
 from benchmarks.common import write_result
 from twoscale import data, load
-from twoscale.formats import to_model
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.ir.reference import ReferenceExecutor
-from twoscale.metrics import SignalToNoise
-from twoscale.runtimes.onnxruntime import LEVELS
+from twoscale._formats import to_model
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.reference import ReferenceExecutor
+from twoscale._metrics import SignalToNoise
+from twoscale._runtimes.onnxruntime import LEVELS
 
 BATCH = 100
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from twoscale.ir.execution import Executor
+    from twoscale._ir.execution import Executor
 
 BATCH = 500
 
@@ -113,12 +113,12 @@ def work(task: Task) -> Run:
         import torch
 
         from twoscale import data, models, network
-        from twoscale.calibration.profile import profile
-        from twoscale.frontends.torch_export.capture import capture
-        from twoscale.passes.fold import fold
-        from twoscale.quantization import find_scheme, quantize_graph
-        from twoscale.runtimes import create
-        from twoscale.verification import verify
+        from twoscale._calibration.profile import profile
+        from twoscale._frontends.torch_export.capture import capture
+        from twoscale._passes.fold import fold
+        from twoscale._quantization import find_scheme, quantize_graph
+        from twoscale._runtimes import create
+        from twoscale._verification import verify
 
     with stage("load data"):
         dataset = data.load(task.data)

@@ -21,14 +21,14 @@ import msgspec
 import nbclient
 import nbformat
 
-from twoscale.files import read_record, write_bytes, write_text
-from twoscale.page.tables import Table
-from twoscale.scaling.questions import tables
-from twoscale.scaling.questions.results import StudyResults
-from twoscale.scaling.questions.sentences import sentences
-from twoscale.scaling.study.config import StudyConfig
-from twoscale.scaling.study.progress import telling
-from twoscale.scaling.study.run import run_study
+from twoscale._files import read_record, write_bytes, write_text
+from twoscale._page.tables import Table
+from twoscale.scaling._questions import tables
+from twoscale.scaling._questions.results import StudyResults
+from twoscale.scaling._questions.sentences import sentences
+from twoscale.scaling._study.config import StudyConfig
+from twoscale.scaling._study.progress import telling
+from twoscale.scaling._study.run import run_study
 
 DOCS = Path(__file__).parents[1] / "docs"
 DOCUMENT = DOCS / "scaling.md"

@@ -21,7 +21,7 @@ import torch
 import twoscale
 from benchmarks.common import paired, write_result
 from benchmarks.peers.build import make_images, make_model
-from twoscale.codegen.c import export_c
+from twoscale._codegen.c import export_c
 
 NETWORKS = ("net", "resnet8", "resnet20", "mobilenetv2")
 RUNS = 5

@@ -19,9 +19,9 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from twoscale.ir import layers as n
-from twoscale.ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
-from twoscale.ir.integer_network import IntegerNetwork
+from twoscale._ir import layers as n
+from twoscale._ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
+from twoscale._ir.integer_network import IntegerNetwork
 
 __all__ = ["OPERATORS", "networks", "random_images", "random_network"]
 

@@ -1,4 +1,4 @@
-"""An integer network run by plain loops over twoscale.ir.arithmetic: the definition, one output value at a time.
+"""An integer network run by plain loops over twoscale._ir.arithmetic: the definition, one output value at a time.
 
 Nothing here is vectorized or shared with an executor. A tensor is a NumPy array of Python integers, used only as
 a container. Off the grid, products are float32's, as runtimes with float multipliers compute them.
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale.ir import arithmetic
-from twoscale.ir import layers as n
-from twoscale.ir.integer_network import IntegerNetwork
+from twoscale._ir import arithmetic
+from twoscale._ir import layers as n
+from twoscale._ir.integer_network import IntegerNetwork
 
 __all__ = ["ScalarExecutor"]
 

@@ -17,10 +17,10 @@ import pytest
 from benchmarks import accuracy
 from benchmarks.engine import Results, table
 from benchmarks.small_ram import Costs
-from twoscale.cli import VERBS, main
-from twoscale.files import read_record
-from twoscale.lab.records import LabResults
-from twoscale.page.numbers import MISSING, count, fixed, percent
+from twoscale._cli import VERBS, main
+from twoscale._files import read_record
+from twoscale._lab.records import LabResults
+from twoscale._page.numbers import MISSING, count, fixed, percent
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -88,7 +88,7 @@ def test_readme_library_is_ten_lines() -> None:
 def test_commands_are_accepted(document: Path) -> None:
     import importlib
 
-    from twoscale.cli.parsing import bind
+    from twoscale._cli.parsing import bind
 
     for words in commands(document.read_text()):
         verb = next(name for name in VERBS if words[: len(name.split())] == name.split())
@@ -158,8 +158,7 @@ def test_every_place_that_knows_all_layers_is_in_the_checklist() -> None:
 def test_contributing_names_every_room() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     for path in (ROOT / "src" / "twoscale").iterdir():
-        public = not path.name.startswith("_") and (path.is_dir() or path.suffix == ".py")
-        if public:
+        if not path.name.startswith("__") and (path.is_dir() or path.suffix == ".py"):
             assert f"`{path.stem}`" in text, path.stem
 
 
@@ -224,11 +223,11 @@ def test_qdq_figures_are_the_record() -> None:
 
 
 def test_readme_picture_is_of_the_record(tmp_path: Path) -> None:
-    from twoscale.lab.picture import write_picture
+    from twoscale._lab.picture import write_picture
 
     for path in write_picture(read_record(RECORD, LabResults), tmp_path):
         assert path.read_text() == (ROOT / "docs" / path.name).read_text(), (
-            "renew it: python -m twoscale.lab.picture docs/lab-cifar10.json docs"
+            "renew it: python -m twoscale._lab.picture docs/lab-cifar10.json docs"
         )
 
 

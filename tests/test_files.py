@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from twoscale._files import replacing, write_bytes, write_text, write_texts
 from twoscale.errors import TwoscaleError
-from twoscale.files import replacing, write_bytes, write_text, write_texts
 
 
 def test_written_whole(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import twoscale
-from twoscale.runtimes import EXECUTORS
+from twoscale._runtimes import EXECUTORS
 
 SOURCE = Path(twoscale.__file__).parent
 MODULES = sorted(
@@ -28,54 +28,54 @@ MODULES = sorted(
 # The packages, lowest first. A package imports only from packages before it, wherever in its files the import is.
 LAYERS = [
     "errors",
-    "files",
-    "environment",
-    "delegates",
-    "page",
-    "ir",
-    "metrics",
-    "passes",
-    "frontends",
-    "formats",
-    "codegen",
-    "runtimes",
-    "calibration",
-    "quantization",
-    "verification",
-    "search",
+    "_files",
+    "_environment",
+    "_delegates",
+    "_page",
+    "_ir",
+    "_metrics",
+    "_passes",
+    "_frontends",
+    "_formats",
+    "_codegen",
+    "_runtimes",
+    "_calibration",
+    "_quantization",
+    "_verification",
+    "_search",
     "data",
     "models",
-    "launching",
+    "_launching",
     "training",
     "scaling",
-    "lab",
-    "display",
-    "cli",
+    "_lab",
+    "_display",
+    "_cli",
 ]
 
 # What works where there is no torch.
 WITHOUT_TORCH = [
     "twoscale",
-    "twoscale.ir.arithmetic",
-    "twoscale.calibration",
-    "twoscale.cli",
+    "twoscale._ir.arithmetic",
+    "twoscale._calibration",
+    "twoscale._cli",
     "twoscale.data",
     "twoscale.errors",
-    "twoscale.runtimes",
-    "twoscale.runtimes.c",
-    "twoscale.runtimes.onnxruntime",
-    "twoscale.ir.reference",
-    "twoscale.codegen.c",
-    "twoscale.files",
-    "twoscale.ir.float_graph",
-    "twoscale.launching.torchrun",
+    "twoscale._runtimes",
+    "twoscale._runtimes.c",
+    "twoscale._runtimes.onnxruntime",
+    "twoscale._ir.reference",
+    "twoscale._codegen.c",
+    "twoscale._files",
+    "twoscale._ir.float_graph",
+    "twoscale._launching.torchrun",
     "twoscale.models",
-    "twoscale.formats",
-    "twoscale.quantization",
-    "twoscale.lab",
-    "twoscale.display.networks",
+    "twoscale._formats",
+    "twoscale._quantization",
+    "twoscale._lab",
+    "twoscale._display.networks",
     "twoscale.training",
-    "twoscale.verification",
+    "twoscale._verification",
 ]
 
 
@@ -116,9 +116,11 @@ def all_imports() -> list[Import]:
 
 
 def room(module: str) -> str | None:
-    """Return the room of a module of the package: "calibration" of twoscale.calibration.affine."""
+    """Return the room of a module of the package: "calibration" of twoscale._calibration.affine."""
     parts = module.split(".")
-    return parts[1] if parts[0] == "twoscale" and len(parts) > 1 else None
+    if parts[0] != "twoscale" or len(parts) == 1 or parts[1].startswith("__"):
+        return None
+    return parts[1]
 
 
 def faults(imports: list[Import]) -> list[str]:
@@ -141,13 +143,13 @@ def test_packages_import_only_from_packages_below_them() -> None:
 
 
 def test_a_planted_import_is_found() -> None:
-    text = "from twoscale.quantization import quantize\n"
-    assert faults(list(imports_of("twoscale.passes.fold", text))) == [
-        "twoscale.passes.fold imports twoscale.quantization.quantize: passes is below quantization"
+    text = "from twoscale._quantization import quantize\n"
+    assert faults(list(imports_of("twoscale._passes.fold", text))) == [
+        "twoscale._passes.fold imports twoscale._quantization.quantize: passes is below quantization"
     ]
-    inside = "def call():\n    from twoscale.runtimes import create\n"
-    assert faults(list(imports_of("twoscale.ir.integer_network", inside))) == [
-        "twoscale.ir.integer_network imports twoscale.runtimes.create: ir is below runtimes"
+    inside = "def call():\n    from twoscale._runtimes import create\n"
+    assert faults(list(imports_of("twoscale._ir.integer_network", inside))) == [
+        "twoscale._ir.integer_network imports twoscale._runtimes.create: ir is below runtimes"
     ]
 
 
@@ -160,14 +162,14 @@ def test_executors_do_not_know_each_other() -> None:
 
 def test_arithmetic_imports_nothing_of_others() -> None:
     for one in all_imports():
-        if one.by == "twoscale.ir.arithmetic":
+        if one.by == "twoscale._ir.arithmetic":
             assert one.of.split(".")[0] in {"__future__", *sys.stdlib_module_names}
 
 
 def test_only_the_command_line_knows_tyro() -> None:
     for one in all_imports():
         if one.of.split(".")[0] in {"tyro", "docstring_parser"}:
-            assert room(one.by) == "cli", one
+            assert room(one.by) == "_cli", one
 
 
 BLOCKER = """

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twoscale import records
-from twoscale.calibration.summaries import Histogram, TensorSummary
-from twoscale.environment import Environment, current_environment
+from twoscale._calibration.summaries import Histogram, TensorSummary
+from twoscale._environment import Environment, current_environment
+from twoscale._files import read_record, record_to_json, write_record
+from twoscale._lab.records import LabResults, StageResult
+from twoscale._quantization.records import RangeRecord
+from twoscale._verification.results import LayerCheck, VerifyResult
 from twoscale.errors import TwoscaleError
-from twoscale.files import read_record, record_to_json, write_record
-from twoscale.lab.records import LabResults, StageResult
-from twoscale.quantization.records import RangeRecord
-from twoscale.verification.results import LayerCheck, VerifyResult
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 HISTOGRAMS = st.builds(Histogram, FINITE, FINITE, st.lists(st.integers(0, 2**62), max_size=4).map(tuple))

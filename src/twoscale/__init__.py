@@ -12,26 +12,26 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from twoscale import delegates
+from twoscale import _delegates as delegates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from twoscale._formats import load
+    from twoscale._ir.integer_network import IntegerNetwork
+    from twoscale._quantization import Scheme, quantize
+    from twoscale._verification import verify
     from twoscale.errors import TwoscaleError
-    from twoscale.formats import load
-    from twoscale.ir.integer_network import IntegerNetwork
-    from twoscale.quantization import Scheme, quantize
-    from twoscale.verification import verify
 
 __all__ = ["IntegerNetwork", "Scheme", "TwoscaleError", "load", "quantize", "verify"]
 
 _HOMES = {
-    "IntegerNetwork": "twoscale.ir.integer_network",
-    "Scheme": "twoscale.quantization",
+    "IntegerNetwork": "twoscale._ir.integer_network",
+    "Scheme": "twoscale._quantization",
     "TwoscaleError": "twoscale.errors",
-    "load": "twoscale.formats",
-    "quantize": "twoscale.quantization",
-    "verify": "twoscale.verification",
+    "load": "twoscale._formats",
+    "quantize": "twoscale._quantization",
+    "verify": "twoscale._verification",
 }
 
 
@@ -45,15 +45,15 @@ def _lazily(module: str, name: str) -> Callable[..., Any]:
 
 
 # What methods of lower packages call in higher ones.
-delegates.register("compile", _lazily("twoscale.runtimes.classifier", "CompiledClassifier"))
-delegates.register("save", _lazily("twoscale.formats", "save"))
-delegates.register("network_html", _lazily("twoscale.display.networks", "network_html"))
-delegates.register("verify_html", _lazily("twoscale.display.networks", "verify_html"))
+delegates.register("compile", _lazily("twoscale._runtimes.classifier", "CompiledClassifier"))
+delegates.register("save", _lazily("twoscale._formats", "save"))
+delegates.register("network_html", _lazily("twoscale._display.networks", "network_html"))
+delegates.register("verify_html", _lazily("twoscale._display.networks", "verify_html"))
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from twoscale.environment import VERSION
+        from twoscale._environment import VERSION
 
         return VERSION
     if name in _HOMES:

@@ -14,12 +14,12 @@ from torch import nn
 
 import twoscale
 from tests.architectures.families import FAMILIES
-from twoscale.frontends.torch_export.capture import capture
-from twoscale.ir import float_graph as g
-from twoscale.ir import layers as n
-from twoscale.ir.float_module import GraphModule
-from twoscale.passes.fold import fold
-from twoscale.verification import verify
+from twoscale._frontends.torch_export.capture import capture
+from twoscale._ir import float_graph as g
+from twoscale._ir import layers as n
+from twoscale._ir.float_module import GraphModule
+from twoscale._passes.fold import fold
+from twoscale._verification import verify
 
 LEAST_DB = {"DenseNet": 27.0, "DenseNet, running": 27.0}
 

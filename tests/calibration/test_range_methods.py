@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from twoscale.calibration import (
+from twoscale._calibration import (
     RangeMethod,
     RealRange,
     StatisticsAccumulator,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from twoscale.calibration import StatisticsAccumulator, TensorStatistics, to_summary
+from twoscale._calibration import StatisticsAccumulator, TensorStatistics, to_summary
 from twoscale.errors import CalibrationError, ConfigurationError
 
 Floats = NDArray[np.float32]
@@ -261,5 +261,5 @@ def test_summary_far_from_zero_is_not_one_bar() -> None:
 
 
 def test_calibration_needs_no_torch() -> None:
-    code = "import sys, twoscale.calibration; sys.exit('torch' in sys.modules)"
+    code = "import sys, twoscale._calibration; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from twoscale.calibration import RangeMethod, choose_weight_scales
+from twoscale._calibration import RangeMethod, choose_weight_scales
 from twoscale.errors import ConfigurationError, QuantizationError
 
 Weights = NDArray[np.float32]

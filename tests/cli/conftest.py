@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from twoscale import data
-from twoscale.cli import main
-from twoscale.files import read_record
-from twoscale.lab.records import LabResults
+from twoscale._cli import main
+from twoscale._files import read_record
+from twoscale._lab.records import LabResults
 
 
 @dataclass(frozen=True)

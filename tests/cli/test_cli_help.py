@@ -10,8 +10,8 @@ import docstring_parser
 import pytest
 
 import twoscale
-from twoscale.cli import VERBS
-from twoscale.cli.parsing import bind
+from twoscale._cli import VERBS
+from twoscale._cli.parsing import bind
 
 Run = Any
 EVERY_VERB = pytest.mark.parametrize("verb", VERBS)
@@ -80,21 +80,21 @@ def test_examples_are_right(verb: str) -> None:
 def test_every_verb_of_the_package_is_listed() -> None:
     import pkgutil
 
-    from twoscale import cli
+    from twoscale import _cli as cli
 
     functions = set()
     for module in pkgutil.iter_modules(cli.__path__):
         if module.name == "__main__":
             continue
-        names = importlib.import_module(f"twoscale.cli.{module.name}").__all__
-        functions |= {f"twoscale.cli.{module.name}:{name}" for name in names if name.endswith("_command")}
+        names = importlib.import_module(f"twoscale._cli.{module.name}").__all__
+        functions |= {f"twoscale._cli.{module.name}:{name}" for name in names if name.endswith("_command")}
     assert functions == {verb.function for verb in VERBS.values()}
 
 
 def test_help_needs_no_torch() -> None:
     code = (
         "import sys\n"
-        "from twoscale.cli import VERBS, main\n"
+        "from twoscale._cli import VERBS, main\n"
         "for words in [[], *([*verb.split(), '--help'] for verb in VERBS)]:\n"
         "    try:\n"
         "        main(words)\n"
@@ -107,6 +107,6 @@ def test_help_needs_no_torch() -> None:
 
 
 def test_the_first_help_needs_hardly_anything() -> None:
-    code = "import sys; from twoscale.cli import main; main([]); print(*sys.modules)"
+    code = "import sys; from twoscale._cli import main; main([]); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert {"numpy", "rich", "torch", "tyro"}.isdisjoint(done.stdout.splitlines()[-1].split())

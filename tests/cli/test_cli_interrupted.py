@@ -36,8 +36,8 @@ def interrupt_at_call(number: int, function: Callable[..., Any]) -> Callable[...
 @pytest.mark.parametrize(
     ("place", "number"),
     [
-        ("twoscale.training.loop.correct", 3),  # in the middle of training the first network
-        ("twoscale.quantization.quantize_graph", 3),  # the second network is trained
+        ("twoscale.training._loop.correct", 3),  # in the middle of training the first network
+        ("twoscale._quantization.quantize_graph", 3),  # the second network is trained
     ],
 )
 def test_an_interrupted_lab_goes_on_to_the_same_result(
@@ -116,7 +116,7 @@ def test_really_full_disk(run: Run, refused: Refused, trained: Any, tiny_disk: P
 
 
 def command(*words: object) -> list[str]:
-    return [sys.executable, "-c", "from twoscale.cli import main; main()", *map(str, words)]
+    return [sys.executable, "-c", "from twoscale._cli import main; main()", *map(str, words)]
 
 
 def test_output_on_a_full_disk(trained: Any) -> None:

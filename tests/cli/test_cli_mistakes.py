@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from twoscale.cli.parsing import bind
+from twoscale._cli.parsing import bind
 
 Refused = Callable[..., str]
 

@@ -15,12 +15,12 @@ import pytest
 
 import twoscale
 from twoscale import data
-from twoscale.cli.evaluate import EvalRecord
-from twoscale.cli.quantize import QuantizeRecord
-from twoscale.lab.records import LabResults
-from twoscale.runtimes import create
+from twoscale._cli.evaluate import EvalRecord
+from twoscale._cli.quantize import QuantizeRecord
+from twoscale._lab.records import LabResults
+from twoscale._runtimes import create
+from twoscale._verification.results import VerifyResult
 from twoscale.training import RunRecord
-from twoscale.verification.results import VerifyResult
 
 Run = Callable[..., Any]
 
@@ -167,7 +167,7 @@ def test_verify_with_the_float_network(run: Run, trained: Any) -> None:
 
 
 def test_verify_that_finds_a_difference_exits_with_1(run: Run, trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from twoscale.runtimes.torch import TorchExecutor
+    from twoscale._runtimes.torch import TorchExecutor
 
     original = TorchExecutor.run
 
@@ -239,7 +239,7 @@ def test_lab(lab: Any) -> None:
 
 
 def test_lab_prints_its_table(run: Run, tmp_path: Path, lab: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("twoscale.lab.run_lab", lambda config, say: lab.results)
+    monkeypatch.setattr("twoscale._lab.run_lab", lambda config, say: lab.results)
     outcome = run("lab", "--out", tmp_path)
     assert outcome.code == 0
     assert "all integer" in outcome.out
@@ -250,5 +250,5 @@ def test_lab_whose_promise_is_broken_exits_with_1(run: Run, tmp_path: Path, lab:
     network = lab.results.networks[0]
     verify = {**network.verify, "default": dataclasses.replace(network.verify["default"], mismatches=3)}
     broken = dataclasses.replace(lab.results, networks=(dataclasses.replace(network, verify=verify),))
-    monkeypatch.setattr("twoscale.lab.run_lab", lambda config, say: broken)
+    monkeypatch.setattr("twoscale._lab.run_lab", lambda config, say: broken)
     assert run("lab", "--out", tmp_path).code == 1

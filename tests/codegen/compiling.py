@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.integer_networks import ActivationType, Output, random_network
-from twoscale.ir.integer_network import IntegerNetwork
+from twoscale._ir.integer_network import IntegerNetwork
 
 STRICT = (
     "-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wsign-conversion", "-Wshadow", "-Wpedantic",

@@ -11,10 +11,10 @@ import pytest
 
 from tests.codegen.compiling import STRICT, build, need, run
 from tests.integer_networks import random_network
-from twoscale.codegen.c import export_c
-from twoscale.codegen.c.common.pixels import pixel_table
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.ir.reference import ReferenceExecutor
+from twoscale._codegen.c import export_c
+from twoscale._codegen.c.common.pixels import pixel_table
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.reference import ReferenceExecutor
 
 TEXT = (Path(__file__).parents[2] / "docs" / "c.md").read_text()
 

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from tests.codegen.compiling import every_kernel
 from tests.integer_networks import random_network
-from twoscale.codegen.c.common.memory import Buffer, plan_memory
-from twoscale.codegen.c.common.program import Operand, Program
-from twoscale.codegen.c.portable.lowering import lower
+from twoscale._codegen.c.common.memory import Buffer, plan_memory
+from twoscale._codegen.c.common.program import Operand, Program
+from twoscale._codegen.c.portable.lowering import lower
+from twoscale._ir import layers as n
+from twoscale._ir.integer_network import IntegerNetwork
 from twoscale.errors import QuantizationError
-from twoscale.ir import layers as n
-from twoscale.ir.integer_network import IntegerNetwork
 
 buffers = st.lists(
     st.builds(lambda size, first, length: Buffer(size, first, first + length),
@@ -230,7 +230,7 @@ def test_every_process_plans_the_same_memory(tmp_path: Path) -> None:
     """The c executor runs libraries that other processes compiled, in an arena that it sizes itself."""
     every_kernel("uint8").save(tmp_path / "net.onnx")
     program = (
-        "import sys; from twoscale.codegen.c import export_c; from twoscale.formats import load\n"
+        "import sys; from twoscale._codegen.c import export_c; from twoscale._formats import load\n"
         "net = load(sys.argv[1])\n"
         "for target in ('native', 'small-ram'): export_c(net, sys.argv[2] + target, target=target)"
     )

@@ -10,7 +10,7 @@ import pytest
 
 from tests.codegen.compiling import DTYPES, every_kernel, need
 from tests.integer_networks import ActivationType
-from twoscale.codegen.c import export_c
+from twoscale._codegen.c import export_c
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cortex-m"
 TOOLS = ("make", "arm-none-eabi-gcc", "qemu-system-arm")
@@ -57,8 +57,8 @@ def test_a_difference_ends_with_an_error(tmp_path: Path) -> None:
 
 
 def test_its_size_is_constants_and_a_little_code(exported: Path) -> None:
-    from twoscale.codegen.c import SizeReport
-    from twoscale.files import read_record
+    from twoscale._codegen.c import SizeReport
+    from twoscale._files import read_record
 
     done = make("size", exported, "cortex-m3")
     text, data, bss, *_ = (int(n) for n in done.stdout.splitlines()[1].split()[:3])

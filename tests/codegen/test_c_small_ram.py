@@ -16,12 +16,12 @@ from tests.codegen.compiling import DTYPES, SANITIZED, STRICT, build, need, run
 from tests.codegen.test_c_on_cortex_m import TOOLS, make
 from tests.integer_networks import ActivationType, random_network
 from twoscale import models
-from twoscale.codegen.c import SizeReport, export_c
-from twoscale.codegen.c.portable.lowering import lower
-from twoscale.codegen.c.small_ram.lowering import RowProgram, lower_rows
-from twoscale.codegen.c.small_ram.segments import Window, plan_segments
-from twoscale.files import read_record
-from twoscale.ir.integer_network import IntegerNetwork
+from twoscale._codegen.c import SizeReport, export_c
+from twoscale._codegen.c.portable.lowering import lower
+from twoscale._codegen.c.small_ram.lowering import RowProgram, lower_rows
+from twoscale._codegen.c.small_ram.segments import Window, plan_segments
+from twoscale._files import read_record
+from twoscale._ir.integer_network import IntegerNetwork
 
 ROWWISE = {"add", "average_pool", "clamp", "conv", "depthwise", "max_pool", "pad", "residual", "slice", "table"}
 
@@ -125,7 +125,7 @@ def test_resnet20_in_twenty_kib_and_its_plan_is_tight(tmp_path: Path, monkeypatc
         assert late != [s.over for s in segments]
         return [dataclasses.replace(s, over=over) for s, over in zip(segments, late, strict=True)]
 
-    monkeypatch.setattr("twoscale.codegen.c.small_ram.lowering.plan_segments", careless)
+    monkeypatch.setattr("twoscale._codegen.c.small_ram.lowering.plan_segments", careless)
     export_c(resnet20, tmp_path, target="small-ram", name="resnet20", inputs=inputs)
     done = run(build("gcc", tmp_path, ["resnet20_test.c", "resnet20.c"], "-std=c99", "-O1", "-DRESNET20_TRACE"))
     assert "is the first to differ" in done.stdout

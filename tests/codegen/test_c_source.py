@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from tests.codegen.compiling import DTYPES, SANITIZED, STRICT, build, compile_c, every_kernel, need, run
 from tests.integer_networks import random_network
-from twoscale.codegen.c import SizeReport, default_images, export_c
-from twoscale.codegen.c.portable.lowering import lower
-from twoscale.codegen.c.portable.source import Source
+from twoscale._codegen.c import SizeReport, default_images, export_c
+from twoscale._codegen.c.portable.lowering import lower
+from twoscale._codegen.c.portable.source import Source
+from twoscale._files import read_record
+from twoscale._ir import layers as n
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.reference import ReferenceExecutor
 from twoscale.errors import ConfigurationError, TwoscaleError
-from twoscale.files import read_record
-from twoscale.ir import layers as n
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.ir.reference import ReferenceExecutor
 
 EXPECTED = "every_kernel: 4 images, all layers and outputs as expected\n"
 

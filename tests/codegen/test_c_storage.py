@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from twoscale.codegen.c.common.storage import Move, memory_order, memory_steps, reshape_move
+from twoscale._codegen.c.common.storage import Move, memory_order, memory_steps, reshape_move
 
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=5).map(tuple)
 

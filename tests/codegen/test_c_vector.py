@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.codegen.compiling import NOT_INLINED, build, every_kernel, need, run
-from twoscale.codegen.c import export_c
+from twoscale._codegen.c import export_c
 
 STRICT = (
     "-std=gnu99", "-O1", "-pthread", "-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wundef", "-Wstrict-prototypes",

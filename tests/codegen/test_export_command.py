@@ -12,9 +12,9 @@ import tyro
 
 from tests.codegen.compiling import STRICT, build, need, run
 from tests.integer_networks import random_network
-from twoscale.cli.export import export_command
+from twoscale._cli.export import export_command
+from twoscale._formats import load
 from twoscale.errors import ConfigurationError, NetworkFileError, UnknownNameError
-from twoscale.formats import load
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from twoscale.data import cifar10, fashion_mnist, registry
-from twoscale.data.arrays import Arrays, Digests
+from twoscale.data import _cifar10 as cifar10
+from twoscale.data import _fashion_mnist as fashion_mnist
+from twoscale.data import _registry as registry
+from twoscale.data._arrays import Arrays, Digests
 
 PER_BATCH = 20
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from twoscale import data
-from twoscale.data import cifar10, transfer
-from twoscale.data.arrays import Arrays
+from twoscale.data import _cifar10 as cifar10
+from twoscale.data import _transfer as transfer
+from twoscale.data._arrays import Arrays
 from twoscale.errors import DataError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from twoscale import data
-from twoscale.data import digits
+from twoscale.data import _digits as digits
 from twoscale.errors import DataError
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from twoscale import data
-from twoscale.data import fashion_mnist
+from twoscale.data import _fashion_mnist as fashion_mnist
 from twoscale.errors import DataError
 
 if TYPE_CHECKING:

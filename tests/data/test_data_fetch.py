@@ -24,8 +24,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from twoscale import data
-from twoscale.data import cache, cifar10, fashion_mnist, transfer
-from twoscale.data.progress import Bar, Reporter
+from twoscale.data import _cache as cache
+from twoscale.data import _cifar10 as cifar10
+from twoscale.data import _fashion_mnist as fashion_mnist
+from twoscale.data import _transfer as transfer
+from twoscale.data._progress import Bar, Reporter
 from twoscale.errors import DataError, TwoscaleError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -378,7 +381,7 @@ import conftest
 import numpy as np
 from twoscale import data
 from twoscale.data import cifar10
-from twoscale.data.arrays import Arrays
+from twoscale.data._arrays import Arrays
 stored = np.load({str(tmp_path / "tiny.npz")!r})
 conftest.shrink_cifar10(Arrays(*(stored[key] for key in stored.files)), setattr)
 cifar10.URL, cifar10.MD5 = {cifar10.URL!r}, {cifar10.MD5!r}
@@ -575,7 +578,7 @@ def test_the_bar_counts() -> None:
 
 
 def test_list_command(capsys: pytest.CaptureFixture[str]) -> None:
-    from twoscale.cli.data import list_command
+    from twoscale._cli.data import list_command
 
     list_command()
     out = capsys.readouterr().out
@@ -590,7 +593,7 @@ def test_list_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_fetch_command(official: Host, no_npm: None, capsys: pytest.CaptureFixture[str]) -> None:
-    from twoscale.cli.data import fetch_command
+    from twoscale._cli.data import fetch_command
 
     fetch_command("cifar10")
     out, err = capsys.readouterr()

@@ -10,10 +10,10 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from twoscale.ir import layers as n
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.ir.reference import ReferenceExecutor
-from twoscale.runtimes.onnxruntime import LEVELS
+from twoscale._ir import layers as n
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.reference import ReferenceExecutor
+from twoscale._runtimes.onnxruntime import LEVELS
 
 __all__ = ["mismatches", "reference", "run_model", "sweep_input"]
 

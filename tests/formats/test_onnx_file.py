@@ -20,10 +20,10 @@ from onnx import numpy_helper
 import twoscale
 from tests.formats.onnx_running import mismatches, reference, run_model, sweep_input
 from tests.integer_networks import networks, random_images, random_network
+from twoscale._formats import load, save, to_model
+from twoscale._ir import layers as n
+from twoscale._ir.integer_network import IntegerNetwork
 from twoscale.errors import NetworkFileError, TwoscaleError, UnknownNameError
-from twoscale.formats import load, save, to_model
-from twoscale.ir import layers as n
-from twoscale.ir.integer_network import IntegerNetwork
 
 
 def example(seed: int = 0, **more: Any) -> IntegerNetwork:
@@ -190,7 +190,7 @@ def test_an_unknown_form_is_named(tmp_path: Path) -> None:
 
 def test_importing_needs_neither_torch_nor_onnx() -> None:
     code = (
-        "import sys, twoscale.ir.integer_network, twoscale.formats, twoscale.runtimes.onnxruntime as e\n"
+        "import sys, twoscale._ir.integer_network, twoscale._formats, twoscale._runtimes.onnxruntime as e\n"
         "print(sorted({'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

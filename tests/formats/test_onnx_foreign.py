@@ -16,10 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from tests.formats.onnx_running import reference, run_model
+from twoscale._formats import load
+from twoscale._frontends.onnx_integer import OPERATORS
+from twoscale._ir import layers as n
 from twoscale.errors import NetworkFileError
-from twoscale.formats import load
-from twoscale.frontends.onnx_integer import OPERATORS
-from twoscale.ir import layers as n
 
 CLASSES = 10
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 
 from tests.formats.onnx_running import reference, run_model
 from tests.integer_networks import networks, random_images, random_network
-from twoscale.formats import to_model
-from twoscale.ir import layers as n
-from twoscale.ir.integer_network import IntegerNetwork
+from twoscale._formats import to_model
+from twoscale._ir import layers as n
+from twoscale._ir.integer_network import IntegerNetwork
 
 
 @settings(deadline=None, max_examples=40)

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from twoscale._frontends.torch_export.aten.table import TRANSLATIONS
+from twoscale._frontends.torch_export.capture import capture, supported_operators
+from twoscale._ir import float_graph as g
+from twoscale._ir.float_module import GraphModule
+from twoscale._passes.fold import fold
 from twoscale.errors import CaptureError, UnsupportedOperatorError
-from twoscale.frontends.torch_export.aten.table import TRANSLATIONS
-from twoscale.frontends.torch_export.capture import capture, supported_operators
-from twoscale.ir import float_graph as g
-from twoscale.ir.float_module import GraphModule
 from twoscale.models import Net, NetWithBias
-from twoscale.passes.fold import fold
 
 Function = Callable[..., Any]
 aten: Any = torch.ops.aten
@@ -474,7 +474,7 @@ def test_every_supported_operator_has_a_form(monkeypatch: pytest.MonkeyPatch) ->
             reached.add(key)
             return super().get(key, default)
 
-    monkeypatch.setattr("twoscale.frontends.torch_export.capture.TRANSLATIONS", Spy(TRANSLATIONS))
+    monkeypatch.setattr("twoscale._frontends.torch_export.capture.TRANSLATIONS", Spy(TRANSLATIONS))
     for make, _ in FORMS.values():
         model = make()
         inner = model.function

@@ -18,8 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from twoscale.ir import arithmetic
-from twoscale.ir.arithmetic import ADD_SHIFT, FLOAT32_LIMIT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
+from twoscale._ir import arithmetic
+from twoscale._ir.arithmetic import ADD_SHIFT, FLOAT32_LIMIT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
 
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from twoscale._frontends.torch_export.capture import capture
+from twoscale._ir import float_graph as g
+from twoscale._ir import functions
+from twoscale._ir.float_module import GraphModule, logits
+from twoscale._passes.fold import fold
 from twoscale.errors import UnknownNameError
-from twoscale.frontends.torch_export.capture import capture
-from twoscale.ir import float_graph as g
-from twoscale.ir import functions
-from twoscale.ir.float_module import GraphModule, logits
 from twoscale.models import create
-from twoscale.passes.fold import fold
 
 
 class Residual(nn.Module):

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from tests.integer_networks import random_images, random_network
+from twoscale._ir import layers as n
+from twoscale._ir.arithmetic import ADD_SHIFT
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.reference import ReferenceExecutor
+from twoscale._runtimes.torch import TorchExecutor
 from twoscale.errors import QuantizationError
-from twoscale.ir import layers as n
-from twoscale.ir.arithmetic import ADD_SHIFT
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.ir.reference import ReferenceExecutor
-from twoscale.runtimes.torch import TorchExecutor
 
 X = n.TensorSpec((2, 4, 4), "uint8", 0.5, 128, 0, 255)
 LOGITS = n.TensorSpec((3,), "int32", 0.01)

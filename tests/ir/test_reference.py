@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from tests.integer_networks import OPERATORS, networks, random_images, random_network
 from tests.scalar_executor import ScalarExecutor
+from twoscale._ir import layers as n
+from twoscale._ir import reference
+from twoscale._ir.execution import check_images, run_logits
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.reference import ReferenceExecutor
+from twoscale._runtimes import EXECUTORS, create
 from twoscale.errors import ConfigurationError, UnknownNameError
-from twoscale.ir import layers as n
-from twoscale.ir import reference
-from twoscale.ir.execution import check_images, run_logits
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.ir.reference import ReferenceExecutor
-from twoscale.runtimes import EXECUTORS, create
 
 EXECUTOR_NAMES = ["reference", "torch"]
 

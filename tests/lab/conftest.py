@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from twoscale.calibration.summaries import Histogram, TensorSummary
-from twoscale.environment import Environment
-from twoscale.lab.records import LabNetwork, LabResults, StageResult
-from twoscale.quantization.records import RangeRecord
-from twoscale.verification.results import LayerCheck, VerifyResult
+from twoscale._calibration.summaries import Histogram, TensorSummary
+from twoscale._environment import Environment
+from twoscale._lab.records import LabNetwork, LabResults, StageResult
+from twoscale._quantization.records import RangeRecord
+from twoscale._verification.results import LayerCheck, VerifyResult
 
 SAMPLES = 10_000
 WEIGHTS = {"conv1": 450, "conv2": 2400, "fc1": 48_000, "fc2": 10_080, "fc3": 840}

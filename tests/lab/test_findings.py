@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from twoscale.lab import findings
-from twoscale.lab.records import LabNetwork, LabResults, StageResult
+from twoscale._lab import findings
+from twoscale._lab.records import LabNetwork, LabResults, StageResult
 
 BOTH = ("course", "default")
 

@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 
 import twoscale
 from twoscale import data, models
+from twoscale._files import read_record
+from twoscale._lab import LabConfig, run_lab
+from twoscale._lab.records import LabResults, StageResult
+from twoscale._quantization import quantize
+from twoscale._runtimes import create
+from twoscale._verification import accuracy
 from twoscale.errors import ConfigurationError, DataError, TwoscaleError, UnknownNameError
-from twoscale.files import read_record
-from twoscale.lab import LabConfig, run_lab
-from twoscale.lab.records import LabResults, StageResult
-from twoscale.quantization import quantize
-from twoscale.runtimes import create
-from twoscale.training import TrainingInterrupted, loop
-from twoscale.training.accuracy import correct
-from twoscale.verification import accuracy
+from twoscale.training import TrainingInterrupted
+from twoscale.training import _loop as loop
+from twoscale.training._accuracy import correct
 
 TRAIN, TEST, CALIBRATION = 120, 70, 100
 NETWORKS = {"Net": "net", "NetWithBias": "net-with-bias"}

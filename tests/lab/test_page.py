@@ -13,13 +13,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from twoscale.calibration.summaries import Histogram
+from twoscale._calibration.summaries import Histogram
+from twoscale._files import write_record
+from twoscale._lab.page import render_report, stages_html, write_plots, write_report
+from twoscale._lab.picture import main, write_picture
+from twoscale._lab.plots import stages_plot
+from twoscale._lab.records import LabNetwork, LabResults, StageResult
 from twoscale.errors import TwoscaleError
-from twoscale.files import write_record
-from twoscale.lab.page import render_report, stages_html, write_plots, write_report
-from twoscale.lab.picture import main, write_picture
-from twoscale.lab.plots import stages_plot
-from twoscale.lab.records import LabNetwork, LabResults, StageResult
 
 Expected = str | int | float | bool | None | tuple[int, int]
 
@@ -418,7 +418,7 @@ def test_the_readme_picture(results: LabResults, tmp_path: Path, capsys: pytest.
 
 def test_the_readme_picture_s_errors(results: LabResults, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
-    assert "usage: python -m twoscale.lab.picture RESULTS.json FOLDER" in capsys.readouterr().err
+    assert "usage: python -m twoscale._lab.picture RESULTS.json FOLDER" in capsys.readouterr().err
     assert main([str(tmp_path / "none.json"), str(tmp_path)]) == 2
     assert "cannot read" in capsys.readouterr().err
     with pytest.raises(TwoscaleError, match="there is nothing to draw: no network of these results has weights"):
@@ -426,6 +426,6 @@ def test_the_readme_picture_s_errors(results: LabResults, tmp_path: Path, capsys
 
 
 def test_the_report_needs_no_torch() -> None:
-    code = "import sys, twoscale.lab, twoscale.lab.picture; print({'torch', 'matplotlib'} & set(sys.modules))"
+    code = "import sys, twoscale._lab, twoscale._lab.picture; print({'torch', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

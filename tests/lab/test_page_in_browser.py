@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from twoscale.lab.page import write_report
-from twoscale.lab.records import LabResults
+from twoscale._lab.page import write_report
+from twoscale._lab.records import LabResults
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 

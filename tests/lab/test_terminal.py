@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from twoscale.lab.records import LabResults
-from twoscale.lab.terminal import summary_table
-from twoscale.page.tables import Cell, Column, Table
-from twoscale.page.terminal import rich_table
+from twoscale._lab.records import LabResults
+from twoscale._lab.terminal import summary_table
+from twoscale._page.tables import Cell, Column, Table
+from twoscale._page.terminal import rich_table
 
 
 def _printed(results: LabResults, width: int = 80) -> list[str]:

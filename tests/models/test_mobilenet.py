@@ -8,8 +8,8 @@ from torch import nn
 
 import twoscale
 from twoscale import models
+from twoscale._ir import layers as n
 from twoscale.errors import ConfigurationError
-from twoscale.ir import layers as n
 
 
 def test_parameters_are_as_published() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twoscale.page.charts import (
+from twoscale._page.charts import (
     DARK,
     LIGHT,
     Bracket,
@@ -21,7 +21,7 @@ from twoscale.page.charts import (
     side_by_side,
     style_rules,
 )
-from twoscale.page.charts import _bars as merged
+from twoscale._page.charts import _bars as merged
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from twoscale.page.numbers import compact, count, decimals_for, fixed, joined, percent, signed, yes_no
+from twoscale._page.numbers import compact, count, decimals_for, fixed, joined, percent, signed, yes_no
 
 
 @pytest.mark.parametrize(

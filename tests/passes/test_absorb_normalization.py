@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from twoscale import quantize, verify
+from twoscale._frontends.torch_export.capture import capture
+from twoscale._ir.float_module import GraphModule
+from twoscale._passes.absorb_normalization import with_normalization
+from twoscale._passes.fold import fold
 from twoscale.errors import ConfigurationError
-from twoscale.frontends.torch_export.capture import capture
-from twoscale.ir.float_module import GraphModule
-from twoscale.passes.absorb_normalization import with_normalization
-from twoscale.passes.fold import fold
 
 # 255 · mean is no whole number, and half-way between two for the second channel.
 MEAN, STD = (0.485, 0.5, 0.1), (0.229, 0.5, 0.31)

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.quantization.small_models import Model, conv, graph_of, images, linear, residual_model, seeded, small_cnn
+from twoscale._frontends.torch_export.capture import capture
+from twoscale._ir import float_graph as g
+from twoscale._ir.float_module import GraphModule
+from twoscale._passes.equalize import equalize
+from twoscale._passes.fold import fold
+from twoscale._quantization import Scheme, quantize
+from twoscale._verification import verify
 from twoscale.errors import UnknownNameError
-from twoscale.frontends.torch_export.capture import capture
-from twoscale.ir import float_graph as g
-from twoscale.ir.float_module import GraphModule
-from twoscale.passes.equalize import equalize
-from twoscale.passes.fold import fold
-from twoscale.quantization import Scheme, quantize
-from twoscale.verification import verify
 
 PIXELS = images(41, 60)
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from twoscale.ir import float_graph as g
-from twoscale.ir.float_module import GraphModule
-from twoscale.passes.fold import fold
+from twoscale._ir import float_graph as g
+from twoscale._ir.float_module import GraphModule
+from twoscale._passes.fold import fold
 
 SHAPE = (3, 6, 6)
 

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from twoscale.calibration.profile import profile
-from twoscale.ir import float_graph as g
-from twoscale.ir import layers as n
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.quantization.build import build
-from twoscale.quantization.plan import Plan, make_plan
-from twoscale.quantization.scheme import Scheme
+from twoscale._calibration.profile import profile
+from twoscale._ir import float_graph as g
+from twoscale._ir import layers as n
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._quantization.build import build
+from twoscale._quantization.plan import Plan, make_plan
+from twoscale._quantization.scheme import Scheme
 
 __all__ = [
     "Model",

@@ -26,16 +26,16 @@ from tests.quantization.small_models import (
     linear,
     planned,
 )
-from twoscale.calibration import RangeMethod, choose_weight_scales
+from twoscale._calibration import RangeMethod, choose_weight_scales
+from twoscale._ir import float_graph as g
+from twoscale._ir import layers as n
+from twoscale._ir.arithmetic import rne_ratio
+from twoscale._ir.functions import FUNCTIONS
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.reference import ReferenceExecutor
+from twoscale._quantization import COURSE, DEFAULT, Scheme
+from twoscale._quantization.build import build, quantize_bias, weight_scales
 from twoscale.errors import QuantizationError
-from twoscale.ir import float_graph as g
-from twoscale.ir import layers as n
-from twoscale.ir.arithmetic import rne_ratio
-from twoscale.ir.functions import FUNCTIONS
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.ir.reference import ReferenceExecutor
-from twoscale.quantization import COURSE, DEFAULT, Scheme
-from twoscale.quantization.build import build, quantize_bias, weight_scales
 
 Float32 = NDArray[np.float32]
 

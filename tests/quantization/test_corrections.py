@@ -20,19 +20,19 @@ from tests.quantization.small_models import (
     seeded,
     small_cnn,
 )
-from twoscale.calibration.profile import Profile, profile
-from twoscale.frontends.torch_export.capture import capture
-from twoscale.ir import float_graph as g
-from twoscale.ir import layers as n
-from twoscale.ir.float_module import GraphModule
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.ir.reference import ReferenceExecutor
-from twoscale.passes.fold import fold
-from twoscale.quantization import DEFAULT, Scheme, quantize, quantize_graph
-from twoscale.quantization.build import build, weight_scales
-from twoscale.quantization.corrections import correct
-from twoscale.quantization.plan import make_plan
-from twoscale.quantization.range_tuning import tuned_plan
+from twoscale._calibration.profile import Profile, profile
+from twoscale._frontends.torch_export.capture import capture
+from twoscale._ir import float_graph as g
+from twoscale._ir import layers as n
+from twoscale._ir.float_module import GraphModule
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.reference import ReferenceExecutor
+from twoscale._passes.fold import fold
+from twoscale._quantization import DEFAULT, Scheme, quantize, quantize_graph
+from twoscale._quantization.build import build, weight_scales
+from twoscale._quantization.corrections import correct
+from twoscale._quantization.plan import make_plan
+from twoscale._quantization.range_tuning import tuned_plan
 
 Float64 = NDArray[np.float64]
 

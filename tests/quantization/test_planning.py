@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.quantization.small_models import conv, graph_of, images, linear, planned
+from twoscale._ir import float_graph as g
+from twoscale._ir.float_module import GraphModule
+from twoscale._ir.layers import TensorSpec
+from twoscale._quantization import COURSE, DEFAULT, Scheme
+from twoscale._quantization.plan import Plan
 from twoscale.errors import QuantizationError
-from twoscale.ir import float_graph as g
-from twoscale.ir.float_module import GraphModule
-from twoscale.ir.layers import TensorSpec
-from twoscale.quantization import COURSE, DEFAULT, Scheme
-from twoscale.quantization.plan import Plan
 
 RELU = (0.0, math.inf)
 MINMAX = dataclasses.replace(DEFAULT, weight_range="minmax", activation_range="minmax")

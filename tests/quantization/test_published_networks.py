@@ -14,10 +14,10 @@ import pytest
 from numpy.typing import NDArray
 
 from twoscale import data, models
+from twoscale._ir import layers as n
+from twoscale._quantization import COURSE, Scheme, quantize
+from twoscale._verification import verify
 from twoscale.errors import DataError
-from twoscale.ir import layers as n
-from twoscale.quantization import COURSE, Scheme, quantize
-from twoscale.verification import verify
 
 MODELS = Path(__file__).resolve().parents[3] / "shared" / "models"
 

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import twoscale
 from tests.quantization.small_models import images, residual_model, small_cnn
-from twoscale.calibration.profile import KEEP_SAMPLES, profile
+from twoscale._calibration.profile import KEEP_SAMPLES, profile
+from twoscale._frontends.torch_export.capture import capture
+from twoscale._passes.fold import fold
+from twoscale._quantization import COURSE, DEFAULT, quantize, quantize_graph
 from twoscale.errors import CalibrationError, CaptureError, QuantizationError, TwoscaleError, UnknownNameError
-from twoscale.frontends.torch_export.capture import capture
-from twoscale.passes.fold import fold
-from twoscale.quantization import COURSE, DEFAULT, quantize, quantize_graph
 
 PIXELS = images(51, 24)
 LABELS = np.arange(24) % 5

@@ -22,15 +22,15 @@ from torch import nn
 
 from tests.quantization.small_models import Model, images, residual_model, seeded, small_cnn
 from twoscale import quantize, verify
-from twoscale.calibration.profile import Profile, profile
-from twoscale.frontends.torch_export.capture import capture
-from twoscale.ir import float_graph as g
-from twoscale.ir import layers as n
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.passes.fold import fold
-from twoscale.quantization import COURSE, DEFAULT, SCHEMES, Scheme, quantize_graph
-from twoscale.quantization.build import weight_scales
-from twoscale.runtimes import create
+from twoscale._calibration.profile import Profile, profile
+from twoscale._frontends.torch_export.capture import capture
+from twoscale._ir import float_graph as g
+from twoscale._ir import layers as n
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._passes.fold import fold
+from twoscale._quantization import COURSE, DEFAULT, SCHEMES, Scheme, quantize_graph
+from twoscale._quantization.build import weight_scales
+from twoscale._runtimes import create
 
 Float32 = NDArray[np.float32]
 Forward = Callable[[Any, torch.Tensor], torch.Tensor]

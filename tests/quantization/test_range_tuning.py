@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from tests.quantization.small_models import images, residual_model
-from twoscale.calibration import affine_parameters
-from twoscale.calibration.profile import Profile, profile
-from twoscale.frontends.torch_export.capture import capture
-from twoscale.ir import float_graph as g
-from twoscale.ir.float_module import GraphModule
-from twoscale.passes.fold import fold
-from twoscale.quantization import COURSE, DEFAULT, quantize
-from twoscale.quantization.plan import Plan, make_plan
-from twoscale.quantization.range_tuning import tuned_plan, tuned_ranges
-from twoscale.quantization.scheme import Scheme
+from twoscale._calibration import affine_parameters
+from twoscale._calibration.profile import Profile, profile
+from twoscale._frontends.torch_export.capture import capture
+from twoscale._ir import float_graph as g
+from twoscale._ir.float_module import GraphModule
+from twoscale._passes.fold import fold
+from twoscale._quantization import COURSE, DEFAULT, quantize
+from twoscale._quantization.plan import Plan, make_plan
+from twoscale._quantization.range_tuning import tuned_plan, tuned_ranges
+from twoscale._quantization.scheme import Scheme
 
 Prepared = tuple[g.FloatGraph, Profile]
 PIXELS = images(3, 48)

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
+from twoscale._quantization import COURSE, DEFAULT, SCHEMES, Scheme, find_scheme
 from twoscale.errors import ConfigurationError, TwoscaleError, UnknownNameError
-from twoscale.quantization import COURSE, DEFAULT, SCHEMES, Scheme, find_scheme
 
 
 def test_named_schemes() -> None:

@@ -25,22 +25,22 @@ from tests.quantization.small_models import (
     small_cnn,
 )
 from twoscale import data
-from twoscale.calibration.profile import profile
-from twoscale.frontends.torch_export.capture import capture
-from twoscale.ir import float_graph as g
-from twoscale.ir import layers as n
-from twoscale.ir.float_module import GraphModule
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.passes.fold import fold
-from twoscale.quantization import COURSE, DEFAULT, Scheme, quantize_graph
-from twoscale.quantization.build import weight_scales
-from twoscale.quantization.simulate import (
+from twoscale._calibration.profile import profile
+from twoscale._frontends.torch_export.capture import capture
+from twoscale._ir import float_graph as g
+from twoscale._ir import layers as n
+from twoscale._ir.float_module import GraphModule
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._passes.fold import fold
+from twoscale._quantization import COURSE, DEFAULT, Scheme, quantize_graph
+from twoscale._quantization.build import weight_scales
+from twoscale._quantization.simulate import (
     range_records,
     with_activations_quantized,
     with_bias_in_real_units,
     with_weights_quantized,
 )
-from twoscale.runtimes import create
+from twoscale._runtimes import create
 
 PIXELS = images(61, 100)
 FRESH = torch.from_numpy(images(62, 60))

@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import twoscale.runtimes.compiler as module
+import twoscale._runtimes.compiler as module
 from tests.integer_networks import ActivationType, random_images, random_network
+from twoscale._ir import layers as n
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.reference import ReferenceExecutor, quantize_input
+from twoscale._runtimes import EXECUTORS, create
+from twoscale._runtimes.c import CExecutor
 from twoscale.errors import ConfigurationError, ExecutorError, TwoscaleError, UnknownNameError
-from twoscale.ir import layers as n
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.ir.reference import ReferenceExecutor, quantize_input
-from twoscale.runtimes import EXECUTORS, create
-from twoscale.runtimes.c import CExecutor
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (cc) is installed")
 
@@ -243,7 +243,7 @@ def test_a_process_that_is_stopped_while_it_compiles(
         """
         import numpy as np
         from tests.integer_networks import random_network
-        from twoscale.runtimes.c import CExecutor
+        from twoscale._runtimes.c import CExecutor
         CExecutor(random_network(np.random.default_rng(3)))
         """
     )
@@ -287,7 +287,7 @@ def test_processes_at_once_do_not_collide(empty_cache: Path) -> None:
         import numpy as np
         from tests.runtimes.test_c import small_network
         from tests.integer_networks import random_images
-        from twoscale.runtimes.c import CExecutor
+        from twoscale._runtimes.c import CExecutor
         network = small_network()
         images = random_images(np.random.default_rng(1), network, 3)
         print(CExecutor(network).run(images)[network.output].tolist())
@@ -306,7 +306,7 @@ def test_processes_at_once_do_not_collide(empty_cache: Path) -> None:
 
 
 def test_it_needs_no_torch() -> None:
-    program = "import sys, twoscale.runtimes.c, twoscale.codegen.c; print('torch' in sys.modules)"
+    program = "import sys, twoscale._runtimes.c, twoscale._codegen.c; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from tests.integer_networks import random_images, random_network
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._runtimes import calling, fastest
+from twoscale._runtimes.compiled import CompiledNetwork
 from twoscale.data import normalize
 from twoscale.errors import ConfigurationError, ExecutorError, UnknownNameError
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.runtimes import calling, fastest
-from twoscale.runtimes.compiled import CompiledNetwork
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (cc) is installed")
 
@@ -164,9 +164,9 @@ def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         network.compile()
     assert fastest(network).name == "torch"
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setitem(sys.modules, "twoscale.runtimes.torch", None)
+    monkeypatch.setitem(sys.modules, "twoscale._runtimes.torch", None)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setitem(sys.modules, "twoscale.runtimes.onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "twoscale._runtimes.onnxruntime", None)
     assert fastest(network).name == "reference"
 
 

@@ -21,10 +21,10 @@ import pytest
 
 from tests.codegen.compiling import NOT_INLINED, build, need, run
 from tests.integer_networks import OPERATORS, ActivationType, random_images, random_network
-from twoscale.codegen.c import Target, export_c
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.ir.reference import ReferenceExecutor
-from twoscale.runtimes.c import CExecutor
+from twoscale._codegen.c import Target, export_c
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.reference import ReferenceExecutor
+from twoscale._runtimes.c import CExecutor
 
 TARGETS = ("native", "avx512vnni", "avx2", "portable")
 BATCHES = (0, 1, 2, 7, 16, 33, 70)

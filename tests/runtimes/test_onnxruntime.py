@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import twoscale.runtimes.onnxruntime as module
+import twoscale._runtimes.onnxruntime as module
 from tests.formats.onnx_running import mismatches, reference, run_model, sweep_input
 from tests.integer_networks import networks, random_images, random_network
+from twoscale._formats import to_model
+from twoscale._ir import layers as n
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._runtimes import EXECUTORS, create
+from twoscale._runtimes.onnxruntime import LEVELS, OnnxRuntimeExecutor, kernels_saturate, with_unsigned_weights
 from twoscale.errors import ExecutorError, UnknownNameError
-from twoscale.formats import to_model
-from twoscale.ir import layers as n
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.runtimes import EXECUTORS, create
-from twoscale.runtimes.onnxruntime import LEVELS, OnnxRuntimeExecutor, kernels_saturate, with_unsigned_weights
 
 levels = pytest.mark.parametrize("level", LEVELS)
 

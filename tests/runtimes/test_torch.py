@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.integer_networks import OPERATORS, networks, random_images, random_network
+from twoscale._ir import layers as n
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.reference import ReferenceExecutor
+from twoscale._runtimes import torch as torch_executor
+from twoscale._runtimes.torch import TorchExecutor
 from twoscale.errors import ExecutorError
-from twoscale.ir import layers as n
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.ir.reference import ReferenceExecutor
-from twoscale.runtimes import torch as torch_executor
-from twoscale.runtimes.torch import TorchExecutor
 
 mkldnn: Any = torch.backends.mkldnn
 

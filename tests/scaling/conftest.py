@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.once import once_in
-from twoscale.scaling.measure.launch import Host, launch
-from twoscale.scaling.measure.records import Outcome
+from twoscale.scaling._measure.launch import Host, launch
+from twoscale.scaling._measure.records import Outcome
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from twoscale.errors import ConfigurationError
-from twoscale.scaling.measure.capacity import default_memory_limit, find_largest_batch, search
-from twoscale.scaling.measure.launch import Host
-from twoscale.scaling.measure.records import CapacityTrial, Workload
+from twoscale.scaling._measure.capacity import default_memory_limit, find_largest_batch, search
+from twoscale.scaling._measure.launch import Host
+from twoscale.scaling._measure.records import CapacityTrial, Workload
 
 
 def _fits_up_to(largest: int) -> tuple[list[int], object]:

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from twoscale.errors import ForecastError
-from twoscale.scaling.measure.records import Bucket, Cell, CollectiveSample, Link, LinkModel, Op
-from twoscale.scaling.questions.forecast import collective_seconds, fit, forecast, held_out, replay
+from twoscale.scaling._measure.records import Bucket, Cell, CollectiveSample, Link, LinkModel, Op
+from twoscale.scaling._questions.forecast import collective_seconds, fit, forecast, held_out, replay
 
 RING = LinkModel("wire", "ring", latency=1e-4, fixed=2e-9, per_rate=0.0, rates=None, residual=0.0, samples=0)
 SIZES = (1000, 40_000, 1_000_000, 25_000_000)

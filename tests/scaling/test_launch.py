@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from twoscale._launching.processes import available_cores
 from twoscale.errors import ConfigurationError, TwoscaleError
-from twoscale.launching.processes import available_cores
-from twoscale.scaling.measure.launch import Host, function_of, launch
-from twoscale.scaling.measure.records import Outcome, PeakRecord
+from twoscale.scaling._measure.launch import Host, function_of, launch
+from twoscale.scaling._measure.records import Outcome, PeakRecord
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,7 +112,7 @@ def test_a_time_out_ends_every_process_even_stubborn_ones(ranks: Callable[..., O
 def test_nothing_outlives_an_interrupted_or_killed_launcher(number: signal.Signals, tmp_path: Path) -> None:
     arguments = {"folder": str(tmp_path)}
     call = f"launch('tests.scaling.workers:hang', {arguments}, world_size=2)"
-    code = f"from twoscale.scaling.measure.launch import launch; {call}"
+    code = f"from twoscale.scaling._measure.launch import launch; {call}"
     launcher = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
@@ -137,9 +137,9 @@ def test_nothing_outlives_an_interrupted_or_killed_launcher(number: signal.Signa
     ("target", "message"),
     [
         ("twoscale.scaling.nowhere:run", "no function 'twoscale.scaling.nowhere:run' .*expected 'module:function'"),
-        ("twoscale.scaling.measure.launch:nothing", "has no attribute 'nothing'"),
-        ("twoscale.scaling.measure.launch", "expected 'module:function'"),
-        ("twoscale.scaling.measure.launch:JOB", "is no function"),
+        ("twoscale.scaling._measure.launch:nothing", "has no attribute 'nothing'"),
+        ("twoscale.scaling._measure.launch", "expected 'module:function'"),
+        ("twoscale.scaling._measure.launch:JOB", "is no function"),
     ],
 )
 def test_targets_that_are_no_functions(target: str, message: str) -> None:
@@ -158,10 +158,11 @@ def test_targets_that_are_no_functions(target: str, message: str) -> None:
 )
 def test_numbers_outside_their_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        launch("twoscale.scaling.measure.peak:run", **options)
+        launch("twoscale.scaling._measure.peak:run", **options)
 
 
 def test_the_launcher_does_not_import_torch() -> None:
-    modules = ", ".join(f"twoscale.scaling.{name}" for name in ("launch", "capacity", "forecast", "statistics"))
+    names = ("_measure.launch", "_measure.capacity", "_questions.forecast", "_measure.statistics")
+    modules = ", ".join(f"twoscale.scaling.{name}" for name in names)
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -10,8 +10,8 @@ import torch
 
 from twoscale import models
 from twoscale.errors import ConfigurationError
-from twoscale.scaling.measure.ledger import GLOO_MESSAGE, buffer_broadcasts, gloo_sent, predict, ready_order, reconcile
-from twoscale.scaling.measure.records import DdpOptions, LedgerEntry, LedgerRecord, Outcome, decode
+from twoscale.scaling._measure.ledger import GLOO_MESSAGE, buffer_broadcasts, gloo_sent, predict, ready_order, reconcile
+from twoscale.scaling._measure.records import DdpOptions, LedgerEntry, LedgerRecord, Outcome, decode
 
 
 @pytest.fixture(scope="module")

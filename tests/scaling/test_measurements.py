@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from twoscale import models
+from twoscale._files import read_record, write_record
 from twoscale.errors import ConfigurationError, UnknownNameError
-from twoscale.files import read_record, write_record
-from twoscale.scaling.measure.bandwidth import SIZES, bus_factor, measure_bandwidth
-from twoscale.scaling.measure.clocks import epoch_time
-from twoscale.scaling.measure.peak import measure_peak, step_flops
-from twoscale.scaling.measure.records import (
+from twoscale.scaling._measure.bandwidth import SIZES, bus_factor, measure_bandwidth
+from twoscale.scaling._measure.clocks import epoch_time
+from twoscale.scaling._measure.peak import measure_peak, step_flops
+from twoscale.scaling._measure.records import (
     ArmsRecord,
     BandwidthRecord,
     EpochTime,
@@ -29,9 +29,9 @@ from twoscale.scaling.measure.records import (
     Workload,
     decode,
 )
-from twoscale.scaling.measure.replicas import hash_replicas, hash_tensors, sampler_orders
-from twoscale.scaling.measure.workload import batches, create_model
-from twoscale.scaling.questions.forecast import cell_of
+from twoscale.scaling._measure.replicas import hash_replicas, hash_tensors, sampler_orders
+from twoscale.scaling._measure.workload import batches, create_model
+from twoscale.scaling._questions.forecast import cell_of
 
 
 @pytest.fixture(scope="module")

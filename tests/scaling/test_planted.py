@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from twoscale.scaling.measure.records import ArmsRecord, decode
+from twoscale.scaling._measure.records import ArmsRecord, decode
 
 SLEEP = 0.1
 ROWS = ("compute", "skew", "data_wait", "wrapper_tax", "exposed")

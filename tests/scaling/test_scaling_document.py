@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from benchmarks.scaling_study import DOCUMENT, NOTEBOOK, RECORD, RESNET, executed, generated, renewed
-from twoscale.files import read_record
-from twoscale.scaling.questions.results import StudyResults
-from twoscale.scaling.questions.sentences import sentences
-from twoscale.scaling.study.config import SECTIONS
+from twoscale._files import read_record
+from twoscale.scaling._questions.results import StudyResults
+from twoscale.scaling._questions.sentences import sentences
+from twoscale.scaling._study.config import SECTIONS
 
 
 def test_the_documents_tables_are_the_records() -> None:

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats  # type: ignore[import-untyped]
 
 from twoscale.errors import ConfigurationError
-from twoscale.scaling.measure.records import Interval
-from twoscale.scaling.measure.statistics import mean_interval, median_interval, percentile, student_quantile, summarize
+from twoscale.scaling._measure.records import Interval
+from twoscale.scaling._measure.statistics import mean_interval, median_interval, percentile, student_quantile, summarize
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 6, 9, 10, 30, 101, 1000])

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from twoscale.files import read_record
-from twoscale.scaling.measure.records import CapacityTrial
-from twoscale.scaling.measure.statistics import summarize
-from twoscale.scaling.questions.results import AccuracyRow, StudyResults
-from twoscale.scaling.questions.sentences import sentences, verdict_sentence
-from twoscale.scaling.questions.tables import batch_table
+from twoscale._files import read_record
+from twoscale.scaling._measure.records import CapacityTrial
+from twoscale.scaling._measure.statistics import summarize
+from twoscale.scaling._questions.results import AccuracyRow, StudyResults
+from twoscale.scaling._questions.sentences import sentences, verdict_sentence
+from twoscale.scaling._questions.tables import batch_table
 
 RECORD = Path(__file__).parents[2] / "docs" / "scaling-study.json"
 

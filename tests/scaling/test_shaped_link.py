@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from twoscale.scaling.measure.launch import Host
-from twoscale.scaling.measure.records import ArmsRecord, BandwidthRecord, Cell, Outcome, decode
-from twoscale.scaling.questions.forecast import forecast, held_out
+from twoscale.scaling._measure.launch import Host
+from twoscale.scaling._measure.records import ArmsRecord, BandwidthRecord, Cell, Outcome, decode
+from twoscale.scaling._questions.forecast import forecast, held_out
 
 pytestmark = pytest.mark.slow
 

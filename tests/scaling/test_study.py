@@ -17,20 +17,20 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from twoscale.cli import main
+from twoscale._cli import main
+from twoscale._files import read_record
 from twoscale.errors import ConfigurationError, TwoscaleError, UnknownNameError
-from twoscale.files import read_record
-from twoscale.scaling.measure.rank import _in_a_line
-from twoscale.scaling.measure.records import Outcome
-from twoscale.scaling.questions.analysis import analyse
-from twoscale.scaling.questions.page import render_study
-from twoscale.scaling.questions.results import StudyResults
-from twoscale.scaling.study import progress
-from twoscale.scaling.study import run as study
-from twoscale.scaling.study.cells import CellRecord, StudyCell, first_cells, later_cells, ways
-from twoscale.scaling.study.config import SECTIONS, StudyConfig
-from twoscale.scaling.study.machine import Machine
-from twoscale.scaling.study.run import CELLS, REPORT, STUDY, run_study
+from twoscale.scaling._measure.rank import _in_a_line
+from twoscale.scaling._measure.records import Outcome
+from twoscale.scaling._questions.analysis import analyse
+from twoscale.scaling._questions.page import render_study
+from twoscale.scaling._questions.results import StudyResults
+from twoscale.scaling._study import progress
+from twoscale.scaling._study import run as study
+from twoscale.scaling._study.cells import CellRecord, StudyCell, first_cells, later_cells, ways
+from twoscale.scaling._study.config import SECTIONS, StudyConfig
+from twoscale.scaling._study.machine import Machine
+from twoscale.scaling._study.run import CELLS, REPORT, STUDY, run_study
 
 WORDS = [
     "scale", "--device", "cpu", "--batch-sizes", "32,512", "--base-batch", "16", "--repeats", "1", "--seeds", "1",
@@ -411,9 +411,8 @@ def test_errors_are_told_in_a_line() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_real_interrupt_leaves_no_process_and_no_half_cell(number: signal.Signals, tmp_path: Path) -> None:
     # A process that was started in the background may have been told to ignore Ctrl-C.
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom twoscale.cli import main; main()"
-    )
+    restore = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{restore}\nfrom twoscale._cli import main; main()"
     command = [sys.executable, "-c", code, "scale", "--device", "cpu",
                "--world-sizes", "2", "--sections", "wire", "--out", str(tmp_path)]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)

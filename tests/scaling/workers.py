@@ -21,16 +21,16 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from twoscale import models
-from twoscale.scaling.measure.arms import measure_arms
-from twoscale.scaling.measure.bandwidth import measure_bandwidth
-from twoscale.scaling.measure.clocks import Ranks, epoch_time
-from twoscale.scaling.measure.collectives import collective
-from twoscale.scaling.measure.ledger import GLOO_MESSAGE, gloo_sent, observe, predict, reconcile, write_ledger
-from twoscale.scaling.measure.peak import measure_peak
-from twoscale.scaling.measure.records import CollectiveSample, DdpOptions, LedgerEntry, Link, Summary, Workload
-from twoscale.scaling.measure.replicas import hash_replicas
-from twoscale.scaling.measure.workload import Batch, batches, create_model, wrap
-from twoscale.scaling.questions.forecast import cell_of
+from twoscale.scaling._measure.arms import measure_arms
+from twoscale.scaling._measure.bandwidth import measure_bandwidth
+from twoscale.scaling._measure.clocks import Ranks, epoch_time
+from twoscale.scaling._measure.collectives import collective
+from twoscale.scaling._measure.ledger import GLOO_MESSAGE, gloo_sent, observe, predict, reconcile, write_ledger
+from twoscale.scaling._measure.peak import measure_peak
+from twoscale.scaling._measure.records import CollectiveSample, DdpOptions, LedgerEntry, Link, Summary, Workload
+from twoscale.scaling._measure.replicas import hash_replicas
+from twoscale.scaling._measure.workload import Batch, batches, create_model, wrap
+from twoscale.scaling._questions.forecast import cell_of
 
 CPU = torch.device("cpu")
 

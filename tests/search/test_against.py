@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.quantization.small_models import accumulating, images, residual_model, small_cnn
+from twoscale._quantization import Scheme, quantize
+from twoscale._verification import verify
 from twoscale.errors import ConfigurationError
-from twoscale.quantization import Scheme, quantize
-from twoscale.verification import verify
 
 PIXELS = images(51, 60)
 MODEL = small_cnn(6)

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from tests.quantization.small_models import accumulating, images, residual_model, small_cnn
-from twoscale.calibration.profile import Profile, profile
+from twoscale._calibration.profile import Profile, profile
+from twoscale._formats import load
+from twoscale._ir import float_graph as g
+from twoscale._quantization import DEFAULT, Scheme, float_graph, quantize_graph
+from twoscale._search import choose_bits, measure, sensitivity
+from twoscale._search.sensitivity import LayerSensitivity, Sensitivity, packed_bytes
+from twoscale._verification import verify
 from twoscale.errors import ConfigurationError, UnknownNameError
-from twoscale.formats import load
-from twoscale.ir import float_graph as g
-from twoscale.quantization import DEFAULT, Scheme, float_graph, quantize_graph
-from twoscale.search import choose_bits, measure, sensitivity
-from twoscale.search.sensitivity import LayerSensitivity, Sensitivity, packed_bytes
-from twoscale.verification import verify
 
 PIXELS, TEST = images(31, 100), images(32, 150)
 LABELS = np.random.default_rng(33).integers(0, 5, 150)

@@ -9,7 +9,7 @@ import pytest
 from tests.once import once_in
 from tests.training.made_up import dataset_of
 from twoscale.data import Dataset
-from twoscale.scaling.measure.launch import launch
+from twoscale.scaling._measure.launch import launch
 
 ROOT = Path(__file__).parents[2]
 

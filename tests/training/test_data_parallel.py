@@ -17,11 +17,11 @@ from torch import nn
 
 from tests.training.made_up import CONFIG, Normed, Plain, dataset_of, plain_list, seeded
 from twoscale import training
+from twoscale._files import read_record
 from twoscale.data import epoch_order
-from twoscale.files import read_record
 from twoscale.models import load_checkpoint
 from twoscale.training import RunRecord, TrainConfig, TrainResult
-from twoscale.training.ranks import Ranks, share_of
+from twoscale.training._ranks import Ranks, share_of
 
 Weights = dict[str, list[float]]
 
@@ -131,7 +131,7 @@ def test_a_run_interrupted_in_one_process_resumes_to_the_same_weights(
 def command(out: Path, *words: str) -> list[str]:
     """Return the command that trains as OF_THE_COMMAND says."""
     return [
-        sys.executable, "-m", "twoscale.cli", "train", "net", "--device", "cpu", "--procs", "2", "--batch-size", "50",
+        sys.executable, "-m", "twoscale", "train", "net", "--device", "cpu", "--procs", "2", "--batch-size", "50",
         "--lr", "0.01", "--epochs", "10", "--checkpoint-every", "5", "--threads", "1", "--out", str(out), *words,
     ]  # fmt: skip
 

@@ -12,8 +12,10 @@ from torch import nn
 from tests.training.made_up import Normed, seeded
 from twoscale import training
 from twoscale.data import Dataset
-from twoscale.training import TrainConfig, TrainResult, construction, loop
-from twoscale.training.graphed import GraphedStep
+from twoscale.training import TrainConfig, TrainResult
+from twoscale.training import _construction as construction
+from twoscale.training import _loop as loop
+from twoscale.training._graphed import GraphedStep
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CONFIG = TrainConfig(

@@ -12,8 +12,8 @@ from torch import nn
 
 from twoscale import models
 from twoscale.training import TrainConfig
-from twoscale.training.optimizers import LAMB, LARS, SGD, AdamW, Groups, Optimizer, clip, create_optimizer, groups_of
-from twoscale.training.schedule import learning_rates
+from twoscale.training._optimizers import LAMB, LARS, SGD, AdamW, Groups, Optimizer, clip, create_optimizer, groups_of
+from twoscale.training._schedule import learning_rates
 
 SHAPES = ((3, 4), (5,), (2, 3, 2, 2))
 STEPS = 4

@@ -15,10 +15,11 @@ from tests.training.made_up import Normed, dataset_of
 from twoscale import data, models, training
 from twoscale.data import Dataset
 from twoscale.errors import ConfigurationError, UnknownNameError
-from twoscale.training import RECIPES, TrainConfig, construction, recipe
-from twoscale.training.config import Views
-from twoscale.training.initialization import whiten, zero_init_residual
-from twoscale.training.step import Gradient
+from twoscale.training import RECIPES, TrainConfig, recipe
+from twoscale.training import _construction as construction
+from twoscale.training._config import Views
+from twoscale.training._initialization import whiten, zero_init_residual
+from twoscale.training._step import Gradient
 
 
 def test_recipes_by_name() -> None:

@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 from tyro.extras import SubcommandApp
 
-from twoscale import cli, data, training
-from twoscale.cli.evaluate import eval_command
-from twoscale.cli.train import train_command
+from twoscale import _cli as cli
+from twoscale import data, training
+from twoscale._cli.evaluate import eval_command
+from twoscale._cli.train import train_command
+from twoscale._files import read_record
+from twoscale._launching import torchrun
 from twoscale.data import Dataset
 from twoscale.errors import CheckpointError, ConfigurationError, UnknownNameError
-from twoscale.files import read_record
-from twoscale.launching import torchrun
-from twoscale.training import RunRecord, TrainConfig, accuracy, loop
+from twoscale.training import RunRecord, TrainConfig
+from twoscale.training import _accuracy as accuracy
+from twoscale.training import _loop as loop
 
 
 @pytest.fixture
@@ -130,7 +133,7 @@ def test_a_process_that_fails_alone_says_so(
 def test_a_launcher_that_is_killed_is_said(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     kill = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     monkeypatch.setattr(torchrun, "command", lambda *_, **__: kill)
-    assert torchrun.run(2, 0, "twoscale.cli", []) == 1
+    assert torchrun.run(2, 0, "twoscale", []) == 1
     assert capfd.readouterr().err == "twoscale: torchrun was ended by SIGKILL, and its processes with it\n"
 
 

@@ -18,13 +18,24 @@ import torch.nn.functional as F
 from torch import nn
 
 from twoscale import data, models, training
+from twoscale._files import read_record
 from twoscale.data import Dataset, Split
 from twoscale.errors import CheckpointError, ConfigurationError, DataError, TwoscaleError
-from twoscale.files import read_record
-from twoscale.models import tensorfile
-from twoscale.training import RunRecord, TrainConfig, TrainingInterrupted, TrainResult, checkpoint, loop
-from twoscale.training.images import DeviceImages
-from twoscale.training.progress import Reporter, per_second, reporter
+from twoscale.models import _tensorfile as tensorfile
+from twoscale.training import (
+    RunRecord,
+    TrainConfig,
+    TrainingInterrupted,
+    TrainResult,
+)
+from twoscale.training import (
+    _checkpoint as checkpoint,
+)
+from twoscale.training import (
+    _loop as loop,
+)
+from twoscale.training._images import DeviceImages
+from twoscale.training._progress import Reporter, per_second, reporter
 
 CONFIG = TrainConfig(epochs=3, lr=0.01, log_every=10, seed=4, device="cpu")
 PER_EPOCH = 23  # 90 images in mini-batches of 4

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from twoscale import models
-from twoscale.training.optimizers import SGD
-from twoscale.training.step import Step, numerics
+from twoscale.training._optimizers import SGD
+from twoscale.training._step import Step, numerics
 
 
 @pytest.fixture(autouse=True)
@@ -166,8 +166,8 @@ def test_numerics_puts_everything_back() -> None:
 
 _COMPILED = """
 import torch
-from twoscale.training.optimizers import SGD
-from twoscale.training.step import Step
+from twoscale.training._optimizers import SGD
+from twoscale.training._step import Step
 from torch import nn
 torch.set_num_threads(1)
 images, labels = torch.linspace(-1, 1, 4 * 12).view(4, 3, 2, 2), torch.tensor([0, 1, 2, 3])

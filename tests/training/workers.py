@@ -17,9 +17,11 @@ from torch import nn
 
 from tests.training.made_up import CONFIG, OF_THE_COMMAND, Normed, Plain, dataset_of, plain_list, seeded
 from twoscale import data, training
-from twoscale.training import TrainConfig, TrainResult, loop, parallel
-from twoscale.training.images import DeviceImages
-from twoscale.training.ranks import Ranks, share_of
+from twoscale.training import TrainConfig, TrainResult
+from twoscale.training import _loop as loop
+from twoscale.training import _parallel as parallel
+from twoscale.training._images import DeviceImages
+from twoscale.training._ranks import Ranks, share_of
 
 
 def train(config: TrainConfig, kind: type[nn.Module] = Plain, **options: Any) -> TrainResult:

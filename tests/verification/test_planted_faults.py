@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from twoscale.ir import layers as n
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.ir.layers import TensorSpec
-from twoscale.ir.reference import ReferenceExecutor
-from twoscale.verification import verify
+from twoscale._ir import layers as n
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.layers import TensorSpec
+from twoscale._ir.reference import ReferenceExecutor
+from twoscale._verification import verify
 
 Fault = Callable[[ReferenceExecutor, Any, list[NDArray[Any]]], NDArray[Any]]
 

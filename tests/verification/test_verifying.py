@@ -18,20 +18,20 @@ from torch.utils.data import DataLoader, TensorDataset
 import twoscale
 from tests.integer_networks import random_images, random_network
 from tests.quantization.small_models import images, residual_model
-from twoscale.calibration.profile import profile
+from twoscale._calibration.profile import profile
+from twoscale._files import record_to_json
+from twoscale._frontends.torch_export.capture import capture
+from twoscale._ir import float_graph as g
+from twoscale._ir.float_module import GraphModule
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.reference import ReferenceExecutor
+from twoscale._metrics import SignalToNoise
+from twoscale._passes.fold import fold
+from twoscale._quantization import COURSE, quantize_graph
+from twoscale._runtimes.torch import TorchExecutor
+from twoscale._verification import accuracy, verify
+from twoscale._verification.results import VerifyResult
 from twoscale.errors import CaptureError, ConfigurationError, ExecutorError, TwoscaleError, UnknownNameError
-from twoscale.files import record_to_json
-from twoscale.frontends.torch_export.capture import capture
-from twoscale.ir import float_graph as g
-from twoscale.ir.float_module import GraphModule
-from twoscale.ir.integer_network import IntegerNetwork
-from twoscale.ir.reference import ReferenceExecutor
-from twoscale.metrics import SignalToNoise
-from twoscale.passes.fold import fold
-from twoscale.quantization import COURSE, quantize_graph
-from twoscale.runtimes.torch import TorchExecutor
-from twoscale.verification import accuracy, verify
-from twoscale.verification.results import VerifyResult
 
 MODEL = residual_model(1)
 PIXELS = images(71, 50)

@@ -3,8 +3,9 @@
 Nothing here needs torch, except that tensors may be given where arrays may.
 """
 
-from twoscale.data.dataset import CIFAR10_MEAN, CIFAR10_STD, LAB_MEAN, LAB_STD, Dataset, Split
-from twoscale.data.pipeline import (
+from twoscale._files import cache_dir
+from twoscale.data._dataset import CIFAR10_MEAN, CIFAR10_STD, LAB_MEAN, LAB_STD, Dataset, Split
+from twoscale.data._pipeline import (
     augmentation,
     batches,
     crop_flip,
@@ -13,8 +14,7 @@ from twoscale.data.pipeline import (
     normalizer,
     random_crop_flip,
 )
-from twoscale.data.registry import Description, describe, fetch, load, names
-from twoscale.files import cache_dir
+from twoscale.data._registry import Description, describe, fetch, load, names
 
 __all__ = [
     "CIFAR10_MEAN",

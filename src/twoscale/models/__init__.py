@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from twoscale.models.files import ModelInfo, load, load_checkpoint, read_info, save_model
-from twoscale.models.registry import Published, create, names, normalization, published
+from twoscale.models._files import ModelInfo, load, load_checkpoint, read_info, save_model
+from twoscale.models._registry import Published, create, names, normalization, published
 
 if TYPE_CHECKING:
-    from twoscale.models.net import Net, NetWithBias
+    from twoscale.models._net import Net, NetWithBias
 
 __all__ = [
     "ModelInfo",
@@ -36,4 +36,4 @@ _CLASSES = ("Net", "NetWithBias")
 def __getattr__(name: str) -> Any:
     if name not in _CLASSES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(importlib.import_module("twoscale.models.net"), name)
+    return getattr(importlib.import_module("twoscale.models._net"), name)

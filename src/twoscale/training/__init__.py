@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from twoscale.models.files import ModelInfo, load_checkpoint
-from twoscale.training.config import TrainConfig
-from twoscale.training.recipes import RECIPES, recipe
-from twoscale.training.record import EpochRecord, RunRecord
+from twoscale.models._files import ModelInfo, load_checkpoint
+from twoscale.training._config import TrainConfig
+from twoscale.training._recipes import RECIPES, recipe
+from twoscale.training._record import EpochRecord, RunRecord
 
 if TYPE_CHECKING:
-    from twoscale.training.accuracy import evaluate
-    from twoscale.training.loop import TrainingInterrupted, TrainResult, train
+    from twoscale.training._accuracy import evaluate
+    from twoscale.training._loop import TrainingInterrupted, TrainResult, train
 
 __all__ = [
     "RECIPES",
@@ -33,10 +33,10 @@ __all__ = [
 ]
 
 _LAZY = {
-    "TrainResult": "loop",
-    "TrainingInterrupted": "loop",
-    "evaluate": "accuracy",
-    "train": "loop",
+    "TrainResult": "_loop",
+    "TrainingInterrupted": "_loop",
+    "evaluate": "_accuracy",
+    "train": "_loop",
 }
 
 

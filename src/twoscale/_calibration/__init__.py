@@ -1,0 +1,27 @@
+"""Calibration: which range of real values the integers of each tensor represent.
+
+    values -> StatisticsAccumulator -> TensorStatistics -> choose_range -> RealRange -> affine_parameters
+
+in one streaming pass with bounded memory; weights, which are at hand whole, go through
+``choose_weight_scales``. NumPy only.
+"""
+
+from twoscale._calibration.affine import RealRange, affine_parameters
+from twoscale._calibration.methods import RangeMethod
+from twoscale._calibration.ranges import choose_range, pixel_range
+from twoscale._calibration.squared_error import expected_squared_error
+from twoscale._calibration.statistics import StatisticsAccumulator, TensorStatistics, to_summary
+from twoscale._calibration.weights import choose_weight_scales
+
+__all__ = [
+    "RangeMethod",
+    "RealRange",
+    "StatisticsAccumulator",
+    "TensorStatistics",
+    "affine_parameters",
+    "choose_range",
+    "choose_weight_scales",
+    "expected_squared_error",
+    "pixel_range",
+    "to_summary",
+]

@@ -1,0 +1,133 @@
+"""Profiling a FloatGraph: one streaming pass over images, statistics of the input and every layer's output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale._calibration.statistics import StatisticsAccumulator, TensorStatistics, to_summary
+from twoscale._calibration.summaries import TensorSummary
+from twoscale._ir import float_graph as g
+from twoscale.errors import CalibrationError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Profile", "image_batches", "moves_values", "profile", "weight_summaries"]
+
+KEEP_SAMPLES = 512
+"""Images that are kept for the corrections after calibration: enough for stable means, little memory."""
+
+_IMAGE_BINS = 8192
+"""Bins for the images: 8-bit images have few distinct values, and a bin should hold one of them at a known place."""
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """What calibration saw."""
+
+    statistics: Mapping[str, TensorStatistics]
+    """Node name to statistics of its output; nodes that only move values are left out."""
+    samples_nchw: NDArray[np.float32]
+    """The first images, at most KEEP_SAMPLES."""
+    images: int
+    """How many were seen."""
+
+    def summaries(self) -> tuple[TensorSummary, ...]:
+        """Return a record of each tensor."""
+        return tuple(
+            to_summary(stats, "input" if name == "input" else "activation") for name, stats in self.statistics.items()
+        )
+
+
+def moves_values(node: g.Node) -> bool:
+    """Tell whether a node's output holds only values of its input (and zeros), so that it shares its integers."""
+    return isinstance(node, g.MaxPool2d | g.Reshape | g.Permute | g.Slice | g.Pad | g.Clamp)
+
+
+def image_batches(batches: Iterable[Any]) -> Iterable[NDArray[np.float32]]:
+    """Take the images out of what people iterate over: tensors, arrays, or tuples that begin with one.
+
+    Raises:
+        CalibrationError: something else, or a batch that is not (N, C, H, W).
+    """
+    for index, batch in enumerate(batches):
+        images = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
+        if hasattr(images, "detach"):
+            images = images.detach().cpu()
+            images = (images.float() if images.is_floating_point() else images).numpy()  # NumPy has no bfloat16
+        if not isinstance(images, np.ndarray):
+            raise CalibrationError(
+                f"calibration batch {index} is a {type(batch).__name__}; expected images (N, C, H, W) as a tensor or "
+                "an array, or a tuple that begins with them"
+            )
+        if images.ndim != 4:
+            raise CalibrationError(
+                f"calibration batch {index} has shape {images.shape}; expected images (N, C, H, W)"
+                + ("; pass batches, not single images" if images.ndim == 3 else "")
+            )
+        if images.dtype == np.uint8 or images.dtype.kind not in "fiu":
+            kind = "uint8 pixels" if images.dtype == np.uint8 else str(images.dtype)
+            raise CalibrationError(
+                f"calibration batch {index} holds {kind}; expected the normalized float images the model takes"
+            )
+        if len(images):
+            yield np.require(images, np.float32, ("C", "W"))  # torch warns of arrays that it must not write to
+
+
+def profile(graph: g.FloatGraph, batches: Iterable[Any], *, device: str | torch.device = "cpu") -> Profile:
+    """Run ``graph`` over all batches once and collect statistics in bounded memory.
+
+    Args:
+        graph: from ``capture``, folded or not.
+        batches: images (N, C, H, W), or tuples that begin with them; any number.
+        device: where the graph runs.
+
+    Raises:
+        CalibrationError: no images, wrong shapes, NaN or infinity (names the layer).
+    """
+    import torch
+
+    from twoscale._ir.float_module import GraphModule
+
+    module = GraphModule(graph, device)
+    accumulators = {node.name: StatisticsAccumulator(node.name) for node in graph if not moves_values(node)}
+    accumulators[graph.input.name] = StatisticsAccumulator(graph.input.name, bins=_IMAGE_BINS)
+    kept: list[NDArray[np.float32]] = []
+    images = 0
+
+    def visit(node: g.Node, value: torch.Tensor) -> None:
+        if node.name in accumulators:
+            accumulators[node.name].update(value.cpu().numpy())
+
+    for batch in image_batches(batches):
+        if batch.shape[1:] != graph.input.shape:
+            raise CalibrationError(
+                f"calibration images have shape (N, {', '.join(map(str, batch.shape[1:]))}); "
+                f"{graph.name} takes (N, {', '.join(map(str, graph.input.shape))})"
+            )
+        room = KEEP_SAMPLES - min(images, KEEP_SAMPLES)
+        if room:
+            kept.append(batch[:room].copy())
+        images += len(batch)
+        module.run(torch.from_numpy(batch), visit)
+    if not images:
+        raise CalibrationError("calibration got no images; pass at least one batch (a few hundred images are good)")
+    return Profile({name: a.finish() for name, a in accumulators.items()}, np.concatenate(kept), images)
+
+
+def weight_summaries(graph: g.FloatGraph) -> tuple[TensorSummary, ...]:
+    """Return a record of every weight tensor of a graph, and of every bias that is not all zeros."""
+    summaries = []
+    for node in graph:
+        for field, value in vars(node).items():
+            if isinstance(value, np.ndarray) and (field != "bias_o" or value.any()):
+                is_bias = field == "bias_o"
+                accumulator = StatisticsAccumulator(f"{node.name}.bias" if is_bias else node.name)
+                accumulator.update(value)
+                summaries.append(to_summary(accumulator.finish(), "bias" if is_bias else "weight"))
+    return tuple(summaries)

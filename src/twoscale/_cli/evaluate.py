@@ -1,0 +1,113 @@
+"""``twoscale eval``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from twoscale._cli.common import (
+    Channels,
+    File,
+    batches_of,
+    console,
+    dataset_for,
+    load_float,
+    print_json,
+    recorded,
+    require_file,
+)
+from twoscale.errors import ConfigurationError
+from twoscale.training._config import Views
+
+__all__ = ["EvalRecord", "eval_command"]
+
+
+@dataclass(frozen=True)
+class EvalRecord:
+    """What ``twoscale eval --json`` prints."""
+
+    file: str
+    network: str
+    data: str
+    samples: int
+    """Test images used."""
+    top1: float
+    """Fraction correct, 0..1."""
+    executor: str
+    """What computed it: "torch" for a float model, else the fastest executor there is."""
+
+
+def eval_command(
+    file: File,
+    data: str | None = None,
+    model: str | None = None,
+    mean: Channels = None,
+    std: Channels = None,
+    max_samples: int | None = None,
+    views: Views = "one",
+    json: bool = False,
+) -> None:
+    """Accuracy on the test images, of a float model or of an integer network.
+
+    Integer networks run on the fastest executor there is: compiled C, or torch where there is no C compiler.
+
+    Args:
+        file: Weights (.safetensors, .pt, .pth) or integer network (.onnx).
+        data: Data set. Default: what the file was trained on, where it says so; else digits.
+        model: Model of the weights, where the file does not say it, such as net or resnet18.
+        mean: Mean of pixels / 255 that images are normalized with. Default: what the file says, or what the published
+            weights of the model want; else 0.5.
+        std: Standard deviation likewise.
+        max_samples: Use only the first images.
+        views: What each image is judged by, of a float model: its logits; mirrored: the mean with its mirror image's;
+            shifted: the mean with both shifted by a pixel either way, too.
+        json: Print JSON for programs.
+    """
+    if max_samples is not None and max_samples < 1:
+        raise ConfigurationError(f"--max-samples is {max_samples}; expected at least 1")
+    require_file(file, "weights (.safetensors, .pt, .pth) or an integer network (.onnx)")
+    if file.suffix == ".onnx":
+        if views != "one":
+            raise ConfigurationError("--views is for weights; an integer network judges each image once")
+        found = _integer(file, data, model, mean, std, max_samples)
+    else:
+        found = _float(file, data, model, mean, std, max_samples, views)
+    if json:
+        print_json(found)
+        return
+    by = "" if file.suffix != ".onnx" else f", computed by the executor {found.executor}"
+    console().print(f"{found.network}: {found.top1:.2%} of {found.samples:,} test images of {found.data} right{by}")
+
+
+def _float(
+    file: Path,
+    data: str | None,
+    model: str | None,
+    mean: Channels,
+    std: Channels,
+    max_samples: int | None,
+    views: Views,
+) -> EvalRecord:
+    from twoscale.training import evaluate
+
+    network, info = load_float(file, model)
+    dataset = dataset_for(data, recorded(info), mean, std)
+    top1 = evaluate(network, dataset.test, dataset.mean, dataset.std, max_samples=max_samples, views=views)
+    samples = min(len(dataset.test), max_samples or len(dataset.test))
+    return EvalRecord(str(file), type(network).__name__, dataset.name, samples, top1, "torch")
+
+
+def _integer(
+    file: Path, data: str | None, model: str | None, mean: Channels, std: Channels, max_samples: int | None
+) -> EvalRecord:
+    from twoscale._formats import load
+    from twoscale._runtimes import fastest
+    from twoscale._verification import accuracy
+
+    if model is not None:
+        raise ConfigurationError("--model is for weights; an integer network says itself what it is")
+    network = load(file)
+    dataset = dataset_for(data, recorded(network), mean, std)
+    executor = fastest(network)
+    top1, samples = accuracy(network, batches_of(dataset.test, dataset, limit=max_samples), executor=executor)
+    return EvalRecord(str(file), network.name, dataset.name, samples, top1, executor.name)

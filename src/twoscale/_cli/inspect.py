@@ -1,0 +1,105 @@
+"""``twoscale inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from twoscale._cli.common import (
+    Channels,
+    DataName,
+    File,
+    ModelName,
+    at_least_one,
+    batches_of,
+    console,
+    dataset_for,
+    load_float,
+    print_json,
+    recorded,
+    require_file,
+)
+
+__all__ = ["inspect_command"]
+
+
+def inspect_command(
+    file: File,
+    activations: bool = False,
+    data: DataName = None,
+    images: int = 1000,
+    model: ModelName = None,
+    mean: Channels = None,
+    std: Channels = None,
+    json: bool = False,
+) -> None:
+    """Show the weights of a float network, its activations over images, or the layers of an integer network.
+
+    Of each tensor: mean, standard deviation, smallest and largest value, total range, mean ± 3 standard deviations.
+
+    Args:
+        file: Weights (.safetensors, .pt, .pth) or integer network (.onnx).
+        activations: Show the input and every layer's output too, over training images.
+        data: Data set of those images. Default: the one the network was trained on, where its file says so; else
+            digits.
+        images: How many of them.
+        model: Model of the weights, where the file does not say it.
+        mean: Mean of pixels / 255 that images are normalized with. Default: what the file says, else 0.5.
+        std: Standard deviation likewise.
+        json: Print JSON for programs, histograms included, instead of tables.
+    """
+    at_least_one("--images", images)
+    require_file(file, "weights (.safetensors, .pt, .pth) or an integer network (.onnx)")
+    if file.suffix == ".onnx":
+        _integer(file, json)
+        return
+    from twoscale._calibration.profile import profile, weight_summaries
+    from twoscale._display.networks import statistics_table
+    from twoscale._frontends.torch_export.capture import capture
+    from twoscale._passes.fold import fold
+
+    network, info = load_float(file, model)
+    dataset = dataset_for(data, recorded(info), mean, std)
+    import torch
+
+    example, _ = next(batches_of(dataset.train, dataset, limit=1))
+    graph = fold(capture(network, torch.from_numpy(example)))
+    weights = weight_summaries(graph)
+    seen = min(images, len(dataset.train))
+    outputs = (
+        profile(graph, batches_of(dataset.train, dataset, batch_size=100, limit=seen)).summaries()
+        if activations
+        else ()
+    )
+    if json:
+        print_json({"name": graph.name, "weights": weights, "activations": outputs})
+        return
+    printer = console()
+    printer.print(statistics_table(f"{graph.name}: weights", weights))
+    if activations:
+        printer.print()
+        printer.print(
+            statistics_table(f"{graph.name}: activations over {seen:,} training images of {dataset.name}", outputs)
+        )
+
+
+def _integer(file: Path, json: bool) -> None:
+    from twoscale._display.networks import network_table
+    from twoscale._formats import load
+
+    network = load(file)
+    if not json:
+        console().print(network_table(network))
+        return
+    layers = [{"name": layer.name, "op": layer.op, "inputs": layer.inputs, "output": layer.output} for layer in network]
+    print_json(
+        {
+            "name": network.name,
+            "scheme": network.scheme,
+            "on_grid": network.on_grid,
+            "fingerprint": network.fingerprint,
+            "parameters": network.parameters,
+            "layers": layers,
+            "bounds": network.bounds,
+            "metadata": dict(network.metadata),
+        }
+    )

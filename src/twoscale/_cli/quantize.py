@@ -1,0 +1,159 @@
+"""``twoscale quantize``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from twoscale._cli.common import (
+    Channels,
+    DataName,
+    File,
+    ModelName,
+    as_pixels,
+    at_least_one,
+    batches_of,
+    console,
+    dataset_for,
+    load_float,
+    print_json,
+    recorded,
+)
+from twoscale.errors import ConfigurationError
+
+__all__ = ["QuantizeRecord", "quantize_command"]
+
+LayerBits = Annotated[str | None, tyro.conf.arg(metavar="LAYER=BITS,...")]
+Method = Annotated[str | None, tyro.conf.arg(metavar="METHOD")]
+
+
+@dataclass(frozen=True)
+class QuantizeRecord:
+    """What ``twoscale quantize --json`` prints."""
+
+    file: str
+    name: str
+    scheme: str
+    on_grid: bool
+    """Whether every executor provably gives the same integers."""
+    fingerprint: str
+    """SHA-256 over everything that decides the integers."""
+    parameters: int
+    data: str
+    calibration_samples: int
+    bounds: tuple[Any, ...]
+    """Of each layer with weights: layer, bound, float32_exact, pair_saturation_safe."""
+
+
+def quantize_command(
+    file: File,
+    out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="FILE.onnx")],
+    data: DataName = None,
+    calibration_images: int = 1000,
+    model: ModelName = None,
+    mean: Channels = None,
+    std: Channels = None,
+    images: Literal["pixels", "normalized"] = "pixels",
+    scheme: Literal["default", "course"] = "default",
+    weight_range: Method = None,
+    activation_range: Method = None,
+    weight_bits: int | None = None,
+    activation_bits: int | None = None,
+    weight_scales: Literal["per-channel", "per-layer"] | None = None,
+    layer_weight_bits: LayerBits = None,
+    layer_activation_bits: LayerBits = None,
+    equalization: Literal["none", "weights", "activations"] | None = None,
+    json: bool = False,
+) -> None:
+    """Turn a trained network into an integer-only one, and save it as ONNX.
+
+    A range METHOD says which real values the integers of a tensor stand for: minmax (all that were seen), 3-sigma (mean
+    ± 3 standard deviations; any number), percentile-99.99 (any number), mse (least squared error) or entropy.
+
+    Args:
+        file: Weights: .safetensors, .pt or .pth.
+        out: The file to write.
+        data: Data set whose training images calibrate the activations. Default: the one the network was trained on,
+            where its file says so; else digits.
+        calibration_images: How many of them.
+        model: Model of the weights, where the file does not say it.
+        mean: Mean of pixels / 255 that images are normalized with. Default: what the file says, else 0.5.
+        std: Standard deviation likewise.
+        images: What the integer network takes: pixels 0..255, which are integers as they are, with the normalization in
+            its first weights; or normalized images, as the float network does, which are rounded to 8 bits first.
+        scheme: default is uint8 activations, a weight scale per channel, mse ranges, rounding errors fed back, and the
+            same integers in every executor. course is symmetric int8, one weight scale per layer, minmax ranges.
+        weight_range: Range method of the weights, instead of the scheme's.
+        activation_range: Range method of the activations, instead of the scheme's.
+        weight_bits: 2 to 8, instead of the scheme's 8.
+        activation_bits: 4 to 8, instead of the scheme's 8.
+        weight_scales: One for each output channel or one for all, instead of the scheme's.
+        layer_weight_bits: Bits of single layers' weights, e.g. conv1=4,fc3=6; twoscale sensitivity finds good ones.
+        layer_activation_bits: Bits of single layers' outputs likewise; "input" is the images.
+        equalization: Factors moved from layer to layer so that channels have like ranges: by weights (Nagel et al.
+            2019), or by activations; instead of the scheme's.
+        json: Print JSON for programs instead of a table.
+    """
+    from twoscale import _quantization as quantization
+
+    if out.suffix != ".onnx":
+        raise ConfigurationError(f"--out is {out}; expected a file name that ends in .onnx")
+    at_least_one("--calibration-images", calibration_images)
+    chosen = {
+        "weight_range": weight_range,
+        "activation_range": activation_range,
+        "weight_bits": weight_bits,
+        "activation_bits": activation_bits,
+        "layer_weight_bits": _layer_bits("--layer-weight-bits", layer_weight_bits),
+        "layer_activation_bits": _layer_bits("--layer-activation-bits", layer_activation_bits),
+        "equalization": equalization,
+        "per_channel": None if weight_scales is None else weight_scales == "per-channel",
+    }
+    given: dict[str, Any] = {option: value for option, value in chosen.items() if value is not None}
+    how = replace(quantization.SCHEMES[scheme], **given)
+    network_float, info = load_float(file, model)
+    dataset = dataset_for(data, recorded(info), mean, std)
+    normalization = (dataset.mean, dataset.std) if images == "pixels" else None
+    dataset = dataset if normalization is None else as_pixels(dataset)
+    network = quantization.quantize(
+        network_float,
+        batches_of(dataset.train, dataset, batch_size=100, limit=calibration_images),
+        scheme=how,
+        normalization=normalization,
+    )
+    samples = min(calibration_images, len(dataset.train))
+    origin = {"data": dataset.name, "mean": list(dataset.mean), "std": list(dataset.std), "options": given}
+    network = replace(network, metadata={**network.metadata, **origin, "calibration_samples": samples})
+    network.save(out)
+    if json:
+        print_json(
+            QuantizeRecord(
+                file=str(out),
+                name=network.name,
+                scheme=network.scheme,
+                on_grid=network.on_grid,
+                fingerprint=network.fingerprint,
+                parameters=network.parameters,
+                data=dataset.name,
+                calibration_samples=samples,
+                bounds=network.bounds,
+            )
+        )
+        return
+    from twoscale._display.networks import network_table
+
+    printer = console()
+    printer.print(network_table(network))
+    printer.print(f"\nWrote {out}. Check it: twoscale verify {out} --checkpoint {file}", soft_wrap=True, markup=False)
+
+
+def _layer_bits(option: str, text: str | None) -> tuple[tuple[str, int], ...] | None:
+    if text is None:
+        return None
+    pairs = [word.rpartition("=") for word in text.split(",")]
+    if not all(layer.strip() and bits.strip().isdecimal() for layer, _, bits in pairs):
+        raise ConfigurationError(f"{option} is {text}; expected layers and bits, e.g. conv1=4,fc3=6")
+    return tuple((layer.strip(), int(bits)) for layer, _, bits in pairs)

@@ -1,0 +1,149 @@
+"""``twoscale scale``."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from twoscale._cli.common import console, print_json
+from twoscale.errors import ConfigurationError
+
+__all__ = ["scale_command"]
+
+Numbers = Annotated[str | None, tyro.conf.arg(metavar="N,N,...")]
+
+
+def scale_command(
+    model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None,
+    data: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    batch_sizes: Numbers = None,
+    world_sizes: Numbers = None,
+    out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="DIR")] = Path("scale"),
+    device: Literal["cpu", "cuda"] | None = None,
+    sections: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME,...")] = None,
+    base_batch: int | None = None,
+    repeats: int | None = None,
+    seeds: int | None = None,
+    epochs: int | None = None,
+    accuracy_batches: Numbers = None,
+    untuned: bool = False,
+    precision: Literal["fp32", "bf16"] | None = None,
+    separate: bool = False,
+    minutes: float | None = None,
+    timeout: float | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    json: bool = False,
+) -> None:
+    """Measure how training scales over processes or GPUs of this machine, and say why it stops where it does.
+
+    Answers eight questions: epoch time by batch size; speed-up by ranks; computing against communication; accuracy at
+    large batch; the epoch in the sampler; what crosses the wire; whether gradients alone would do; what more devices
+    would bring. Writes DIR/report.html (open it in a browser), DIR/study.json, and a file for each cell in DIR/cells. A
+    cell that fails is a result like any other. After Ctrl-C or a crash, the same command with --resume goes on.
+
+    Args:
+        model: Name of the model. Default: net on a processor, resnet18 on a GPU.
+        data: Data set, or synthetic. Default: digits on a processor, cifar10 on a GPU.
+        batch_sizes: Batch sizes on one device, ascending. Default: 32,128,512, on a GPU 32 to 8192 by doubling.
+        world_sizes: Numbers of ranks; 1 is always among them. Default: 1,2, on GPUs as many of 1,2,4 as there are.
+        out: Folder of the study; it is made.
+        device: Default: cuda where there is a GPU.
+        sections: Questions to answer: batch, speedup, communication, accuracy, sampler, wire, replicas, forecast, or
+            their numbers 1 to 8. Default: all.
+        base_batch: Batch of a rank where numbers of ranks are compared. Default: 64, on a GPU 128.
+        repeats: Launches of each timed cell. Default: 3.
+        seeds: Runs of each way to train at a large batch. Default: 3.
+        epochs: Epochs of these runs. Default: 3, on a GPU 8.
+        accuracy_batches: The small and the large batch of these runs. Default: 16,64, on a GPU 128,1024.
+        untuned: Take the first learning rate of each way instead of the best of three.
+        precision: Default: fp32, on a GPU bf16.
+        separate: Give every batch size, and every training run, a launch of its own.
+        minutes: Begin no cell that is expected to end later; what is left out can be resumed.
+        timeout: Seconds after which a launch is ended and recorded as such. Default: 900.
+        seed: Decides initial weights and the order of the cells.
+        resume: Go on with the study in the folder.
+        json: Print the answers as JSON instead of sentences.
+    """
+    from twoscale.scaling._questions.sentences import verdict_sentence
+    from twoscale.scaling._study.config import SECTIONS, StudyConfig
+    from twoscale.scaling._study.progress import telling
+    from twoscale.scaling._study.run import CELLS, REPORT, run_study
+
+    config = StudyConfig.for_this_machine(
+        device,
+        model=model,
+        data=data,
+        batch_sizes=_numbers("--batch-sizes", batch_sizes),
+        world_sizes=_numbers("--world-sizes", world_sizes),
+        sections=_sections(sections, SECTIONS),
+        base_batch=base_batch,
+        repeats=repeats,
+        seeds=seeds,
+        epochs=epochs,
+        accuracy_batches=_numbers("--accuracy-batches", accuracy_batches),
+        tune=not untuned,
+        precision=precision,
+        separate=separate,
+        tolerance=None if minutes is None else 0.25,
+        timeout=timeout,
+        seed=seed,
+    )
+    try:
+        with _interrupted_by_sigterm():
+            results = run_study(config, out, resume=resume, minutes=minutes, telling=telling())
+    except KeyboardInterrupt as error:
+        words = [word for word in sys.argv[1:] if word != "--resume"]
+        again = shlex.join(["twoscale", *words, "--resume"]) if words[:1] == ["scale"] else "the same with --resume"
+        raise KeyboardInterrupt(f"interrupted; finished cells are kept, go on with: {again}") from error
+    if json:
+        print_json(results)
+        return
+    printer = console()
+    asked = not {"speedup", "communication"}.isdisjoint(results.config.sections)
+    lines = [verdict_sentence(results)] if results.verdict is not None or asked else []
+    lines += [f"{SECTIONS.index(name) + 1} {sentence}" for name, sentence in results.sentences.items()]
+    lines += [f"failed: {one.what}: {one.status}: {one.message}" for one in results.failures]
+    if results.failures:
+        lines.append(f"To measure a failed cell again, remove its file in {out / CELLS} and go on with --resume.")
+    lines += [f"no time for: {what}" for what in results.left_out]
+    for line in lines:
+        printer.print(line, markup=False)
+    printer.print(f"Everything, with pictures: {out / REPORT}", soft_wrap=True, markup=False)
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end a study as Ctrl-C does: the terminal and the folders of its launches are left in order."""
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not the main thread, which alone hears signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _numbers(option: str, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise ConfigurationError(f"{option} is {text}; expected whole numbers with commas between, such as 1,2")
+    return tuple(int(number) for number in text.split(","))
+
+
+def _sections(text: str | None, known: tuple[str, ...]) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    named = [word.strip() for word in text.split(",")]
+    return tuple(known[int(word) - 1] if word.isdecimal() and 1 <= int(word) <= len(known) else word for word in named)

@@ -1,0 +1,225 @@
+"""``twoscale sensitivity``."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from twoscale._cli.common import (
+    Channels,
+    DataName,
+    File,
+    ModelName,
+    as_pixels,
+    at_least_one,
+    batches_of,
+    console,
+    dataset_for,
+    load_float,
+    print_json,
+    recorded,
+)
+from twoscale.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from twoscale._page.tables import Table
+    from twoscale._search.sensitivity import MeasuredChoice, Sensitivity
+
+__all__ = ["SensitivityRecord", "sensitivity_command"]
+
+Bits = Annotated[str, tyro.conf.arg(metavar="BITS,BITS,...")]
+
+
+@dataclass(frozen=True)
+class SensitivityRecord:
+    """What ``twoscale sensitivity --json`` prints."""
+
+    sensitivity: Sensitivity
+    choice: MeasuredChoice | None
+    """With --budget: the chosen bits, what was predicted of them, and what was measured."""
+    file: str | None
+    """The network that was written."""
+
+
+def sensitivity_command(
+    file: File,
+    bits: Bits = "2,3,4,6",
+    activation_bits: Bits = "4,6",
+    budget: Annotated[str | None, tyro.conf.arg(metavar="BYTES|RATIO")] = None,
+    out: Annotated[Path | None, tyro.conf.arg(aliases=("-o",), metavar="FILE.onnx")] = None,
+    data: DataName = None,
+    max_samples: int = 1000,
+    calibration_images: int = 400,
+    model: ModelName = None,
+    mean: Channels = None,
+    std: Channels = None,
+    scheme: Literal["default", "course"] = "default",
+    json: bool = False,
+) -> None:
+    """Show what each layer at fewer bits costs, and choose the bits of each layer for a size.
+
+    One layer at a time has its weights, or its output, rounded to fewer bits; the others stay at 8. With --budget, the
+    bits of every layer's weights are chosen so that they fit and the noise, as measured, sums to the least; the chosen
+    network is then made and measured itself.
+
+    Args:
+        file: Weights: .safetensors, .pt or .pth.
+        bits: Bits of weights to try, each 2 to 8.
+        activation_bits: Bits of layer outputs to try, each 4 to 8; "none" for none.
+        budget: Size of all weights packed at their bits with 4 bytes a bias: bytes (120000, 120k, 1.5M), or a ratio of
+            the size at 8 bits (0.5).
+        out: With --budget: write the chosen network here.
+        data: Data set: its training images calibrate, its test images measure. Default: the one the network was trained
+            on, where its file says so; else digits.
+        max_samples: How many test images.
+        calibration_images: How many training images.
+        model: Model of the weights, where the file does not say it.
+        mean: Mean of pixels / 255 that images are normalized with. Default: what the file says, else 0.5.
+        std: Standard deviation likewise.
+        scheme: What the layers that are not changed are quantized by; see twoscale quantize.
+        json: Print JSON for programs instead of tables.
+    """
+    at_least_one("--max-samples", max_samples)
+    at_least_one("--calibration-images", calibration_images)
+    weights = _bits("--bits", bits, 2)
+    activations = [] if activation_bits == "none" else _bits("--activation-bits", activation_bits, 4)
+    size = None if budget is None else parse_size("--budget", budget)
+    if out is not None and size is None:
+        raise ConfigurationError("--out writes the network that --budget chooses; give a budget too")
+    if out is not None and out.suffix != ".onnx":
+        raise ConfigurationError(f"--out is {out}; expected a file name that ends in .onnx")
+    from twoscale import _quantization as quantization
+    from twoscale._calibration.profile import profile
+    from twoscale._search.sensitivity import choose_bits, measure, sensitivity
+
+    network_float, info = load_float(file, model)
+    dataset = dataset_for(data, recorded(info), mean, std)
+    how = quantization.SCHEMES[scheme]
+    normalization = (dataset.mean, dataset.std)
+    dataset = as_pixels(dataset)
+    example, _ = next(batches_of(dataset.train, dataset, limit=min(100, calibration_images)))
+    graph = quantization.float_graph(network_float, example, how, normalization=normalization)
+    found = profile(graph, batches_of(dataset.train, dataset, batch_size=100, limit=calibration_images))
+    with _status() as say:
+        result = sensitivity(
+            graph,
+            found,
+            batches_of(dataset.test, dataset, limit=max_samples),
+            scheme=how,
+            weight_bits=weights,
+            activation_bits=activations,
+            progress=say,
+        )
+    measured = None
+    if size is not None:
+        choice = choose_bits(result, size)
+        test = batches_of(dataset.test, dataset, limit=max_samples)
+        network, measured = measure(choice, graph, found, test, scheme=how)
+        if out is not None:
+            origin = {
+                "data": dataset.name,
+                "mean": list(dataset.mean),
+                "std": list(dataset.std),
+                "options": {"layer_weight_bits": dict(choice.layer_weight_bits)},
+                "calibration_samples": found.images,
+            }
+            network = quantization.taking_pixels(network, normalization)
+            replace(network, metadata={**network.metadata, **origin}).save(out)
+    if json:
+        print_json(SensitivityRecord(result, measured, None if out is None else str(out)))
+        return
+    from twoscale._page.terminal import rich_table
+
+    printer = console()
+    for part in _tables(result, None if measured is None else dict(measured.choice.layer_weight_bits)):
+        printer.print(rich_table(part))
+        printer.print()
+    for line in _summary(result, measured):
+        printer.print(line, soft_wrap=True, markup=False)
+    if out is not None:
+        printer.print(f"Wrote {out}. Check it: twoscale verify {out} --checkpoint {file}", soft_wrap=True, markup=False)
+
+
+def parse_size(option: str, text: str) -> float:
+    """Return bytes, or a fraction up to 1, from "120000", "120k", "1.5M" or "0.5".
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([kKM]?)", text.strip())
+    value = float(match[1]) * {"": 1, "k": 1e3, "K": 1e3, "M": 1e6}[match[2]] if match else 0.0
+    if not value > 0 or not math.isfinite(value):
+        raise ConfigurationError(f"{option} is {text}; expected bytes (120000, 120k, 1.5M) or a ratio up to 1 (0.5)")
+    return value
+
+
+def _bits(option: str, text: str, least: int) -> list[int]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isdecimal() and least <= int(word) <= 8 for word in words):
+        raise ConfigurationError(f"{option} is {text}; expected numbers from {least} to 8 with commas, e.g. 4,6")
+    return [int(word) for word in words]
+
+
+@contextlib.contextmanager
+def _status() -> Iterator[Callable[[str], None] | None]:
+    """Show on a terminal's standard error what is being done."""
+    from rich.console import Console
+
+    stderr = Console(stderr=True)
+    if not stderr.is_terminal:
+        yield None
+        return
+    with stderr.status("") as status:
+        yield lambda what: status.update(f"sensitivity: {what}")
+
+
+def _tables(result: Sensitivity, chosen: dict[str, int] | None) -> Iterator[Table]:
+    from twoscale._page.numbers import count, fixed, percent
+    from twoscale._page.tables import Cell, Column, Table
+
+    for kind, title in (("weight", "weights"), ("activation", "output")):
+        entries = {(s.layer, s.bits): s for s in result.layers if s.kind == kind}
+        if not entries:
+            continue
+        levels = sorted({bits for _, bits in entries})
+        columns = [Column("Layer", numeric=False), Column("Values")]
+        columns += [Column(f"{bits} bits", "dB") for bits in levels]
+        columns += [Column(f"agree at {levels[0]} bits", "%")]
+        if kind == "weight" and chosen:
+            columns.append(Column("Chosen", "bits"))
+        rows = []
+        for layer in dict.fromkeys(name for name, _ in entries):
+            found = [entries.get((layer, bits)) for bits in levels]
+            values = next(s.values for s in found if s is not None)
+            row = [layer, count(values)]
+            row += [fixed(None if s is None else s.sqnr_db, 1) for s in found]
+            row += [percent(None if found[0] is None else found[0].agreement, 1)]
+            if kind == "weight" and chosen:
+                row.append(str(chosen[layer]))
+            rows.append(tuple(Cell(text) for text in row))
+        yield Table(f"{result.network}: one layer's {title} at fewer bits", tuple(columns), tuple(rows))
+
+
+def _summary(result: Sensitivity, measured: MeasuredChoice | None) -> Iterator[str]:
+    from twoscale._page.numbers import count, fixed, percent
+
+    top1 = "" if result.top1 is None else f", top-1 {percent(result.top1)} %"
+    yield (
+        f"Before: {count(result.size_bytes)} bytes, logit SQNR {fixed(result.sqnr_db, 1)} dB, agreement "
+        f"{percent(result.agreement)} %{top1} over {count(result.samples)} images"
+    )
+    if measured is not None:
+        choice = measured.choice
+        top1 = "" if measured.top1 is None else f", top-1 {percent(measured.top1)} %"
+        yield (
+            f"Chosen: {count(choice.size_bytes)} bytes (at most {count(choice.budget_bytes)}), logit SQNR "
+            f"{fixed(measured.sqnr_db, 1)} dB (predicted {fixed(choice.predicted_sqnr_db, 1)}), agreement "
+            f"{percent(measured.agreement)} %{top1}"
+        )

@@ -1,0 +1,178 @@
+"""``twoscale train``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from twoscale import data as data_room
+from twoscale._cli import ending_at_once
+from twoscale._cli.common import console, print_json
+from twoscale._launching import torchrun
+from twoscale.errors import ConfigurationError, UnknownNameError
+from twoscale.training import RunRecord, TrainConfig
+from twoscale.training._effects import without_effect
+from twoscale.training._progress import per_second
+from twoscale.training._record import MODEL_FILE, RECORD_FILE, STATE_FILE
+
+__all__ = ["TrainOptions", "train_command"]
+
+
+def _unset(field: dataclasses.Field[Any], hint: Any) -> tuple[str, Any, Any]:
+    """Return an option that says nothing unless it is given; the recipe does."""
+    if field.name == "model":
+        model = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+        return field.name, model, dataclasses.field(default=None, metadata={"note": "Default: the recipe's."})
+    lab = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    note = "" if field.default is None or isinstance(field.default, bool) else f"(lab: {lab})"
+    return field.name, hint | None, dataclasses.field(default=None, metadata={"note": note})
+
+
+_HINTS = typing.get_type_hints(TrainConfig)
+TrainOptions = dataclasses.make_dataclass(
+    "TrainOptions",
+    [_unset(field, _HINTS[field.name]) for field in dataclasses.fields(TrainConfig)],
+    bases=(TrainConfig,),
+    namespace={"__post_init__": lambda self: None, "__module__": __name__},
+    frozen=True,
+)
+"""The options of a training run: the fields of its configuration, each unset."""
+
+
+def train_command(
+    options: Annotated[TrainOptions, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+    out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="DIR")],
+    recipe: Literal["lab", "standard", "large-batch", "fast"] = "lab",
+    without: tuple[str, ...] | None = None,
+    procs: int | None = None,
+    max_restarts: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    json: bool = False,
+) -> int:
+    """Train a float model by a recipe; options override its values.
+
+    Writes DIR/model.safetensors (the weights), DIR/run.json (what ran, losses, accuracy, rate) and
+    DIR/training-state.safetensors, from which a run that was killed goes on to the same weights. Exit code 130 after
+    Ctrl-C, which writes a checkpoint first.
+
+    Data-parallel: --procs starts torchrun on this machine; or start it yourself, torchrun ... -m twoscale train ...
+
+    Args:
+        options: The run.
+        out: Folder of the run; it is made.
+        recipe: lab: the quantization lab's, for small networks. standard: resnet18 on cifar10, on a GPU. fast: to about
+            94% in few seconds. large-batch: standard at 5,000 images an update.
+        without: What the recipe switches on and this run does not have, such as whiten or channels-last.
+        procs: Processes that share each batch, over NCCL with a GPU each or over gloo on processors. Default: 1, or
+            those that torchrun started.
+        max_restarts: How often all processes are started again, from the last checkpoint, when one has died.
+        resume: Continue the run in the folder, or begin where there is none yet.
+        overwrite: Begin anew where the folder holds a run.
+        json: Print the record as JSON when done.
+    """
+    from twoscale import training
+
+    if resume and overwrite:
+        raise ConfigurationError("--resume and --overwrite exclude each other; choose one")
+    for option, values in (("--without", without), ("--milestones", options.milestones)):  # type: ignore[attr-defined]
+        if values == ():
+            raise ConfigurationError(f"{option} needs a value; leave it out, or say at least one")
+    leads = torchrun.speaks()
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)}
+    off = {_switch(name): False for name in without or ()}
+    given = {name: value for name, value in given.items() if value is not None}
+    config = training.recipe(recipe, **given | off)
+    state = out / STATE_FILE
+    if leads and state.exists() and not (resume or overwrite or (torchrun.restarted() and _begun_here(state))):
+        raise ConfigurationError(
+            f"{out} holds a run already; continue it with --resume, replace it with --overwrite, "
+            "or choose another --out"
+        )
+    if procs is not None or max_restarts:
+        procs = 1 if procs is None else procs
+        if procs < 1 or max_restarts < 0:
+            raise ConfigurationError(f"--procs is {procs} and --max-restarts {max_restarts}; expected at least 1 and 0")
+        if "RANK" in os.environ:
+            raise ConfigurationError("torchrun started this process already; give --procs and --max-restarts to it")
+        if config.batch_size < procs:
+            raise ConfigurationError(
+                f"a batch of {config.batch_size} cannot be shared by {procs} processes; "
+                "expected at least one image each"
+            )
+        if procs > 1 or max_restarts:
+            words = _words(
+                options,
+                {
+                    "out": out,
+                    "recipe": recipe,
+                    "without": without,
+                    "resume": resume,
+                    "overwrite": overwrite,
+                    "json": json,
+                },
+            )
+            return torchrun.run(procs, max_restarts, "twoscale", ["train", *words])
+    if leads:
+        for name, reason in without_effect(config, given).items():
+            sys.stderr.write(f"twoscale: --{name.replace('_', '-')} has no effect: {reason}\n")
+    dataset = data_room.load(config.data)
+    with ending_at_once():
+        train = training.train
+    try:
+        result = train(config, dataset, out=out, resume=resume)
+    except training.TrainingInterrupted as error:
+        if leads:
+            sys.stderr.write(f"twoscale: {error}\n")
+        return 130
+    if not leads:
+        return 0
+    if json:
+        print_json(result.record)
+    else:
+        console().print(_summary(result.record, len(dataset.test), out), soft_wrap=True)
+    return 0
+
+
+def _begun_here(state: Path) -> bool:
+    from twoscale.training._checkpoint import begun_here
+
+    return begun_here(state)
+
+
+def _switch(option: str) -> str:
+    """Return the field of an option that is on or off."""
+    switches = [field.name for field in dataclasses.fields(TrainConfig) if isinstance(field.default, bool)]
+    name = option.removeprefix("--").replace("-", "_")
+    if name not in switches:
+        raise UnknownNameError("switch", option, [switch.replace("_", "-") for switch in switches])
+    return name
+
+
+def _words(options: Any, others: dict[str, Any]) -> list[str]:
+    """Return the words of the command line that say the same."""
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)} | others
+    model = given.pop("model")
+    words = [] if model is None else [model]
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        elif value not in (None, False, ()):
+            words += [option, *map(str, value if isinstance(value, tuple) else [value])]
+    return words
+
+
+def _summary(record: RunRecord, samples: int, out: Path) -> str:
+    accuracy = "-" if record.test_accuracy is None else f"{record.test_accuracy:.2%}"
+    rate = "" if record.steps_per_second is None else f", {per_second(record.steps_per_second)} mini-batches a second"
+    return (
+        f"{record.config.model}: {accuracy} of {samples:,} test images right after {record.mini_batches:,} "
+        f"mini-batches in {record.seconds:.1f} s{rate}\nWrote {out / MODEL_FILE} and {out / RECORD_FILE}"
+    )

@@ -1,0 +1,30 @@
+"""The table that takes 8-bit pixels to the network's integers, so that a target needs no floating point at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.preprocessing import normalize
+from twoscale._ir.reference import quantize_input
+
+__all__ = ["pixel_table"]
+
+
+def pixel_table(network: IntegerNetwork) -> NDArray[Any] | None:
+    """Return, for each channel, the input integers of pixels 0..255, (C, 256).
+
+    The normalization is that of the network's metadata, (p / 255 − mean) / std; None where that says nothing or
+    where the input is no image.
+    """
+    mean, std = network.metadata.get("mean"), network.metadata.get("std")
+    spec = network.input.output
+    if not (isinstance(mean, list | tuple) and isinstance(std, list | tuple) and len(spec.shape) == 3):
+        return None
+    if not len(mean) == len(std) == spec.shape[0]:
+        return None
+    pixels = np.broadcast_to(np.arange(256, dtype=np.uint8), (len(mean), 1, 256))
+    return quantize_input(normalize(pixels, mean, std), spec).reshape(len(mean), 256)

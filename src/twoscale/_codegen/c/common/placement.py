@@ -1,0 +1,71 @@
+"""Steps → places: which tensors share bytes, and where in the arena each lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from twoscale._codegen.c.common.memory import Buffer, MemoryPlan, plan_memory
+from twoscale._codegen.c.common.program import Place, Step, Tensor
+from twoscale._ir.integer_network import IntegerNetwork
+
+__all__ = ["place"]
+
+
+@dataclass
+class _Group:
+    """Tensors that share bytes."""
+
+    size: int
+    first: int
+    last: int
+    where: str = "arena"
+
+
+def place(
+    tensors: Mapping[str, Tensor], steps: Sequence[Step], network: IntegerNetwork
+) -> tuple[dict[str, Place], MemoryPlan, tuple[int, ...]]:
+    """Decide which tensors share bytes, and lay the arena out."""
+    groups: dict[str, _Group] = {}
+    for step in steps:
+        name = step.layer.name
+        if step.view_of is not None:
+            groups[name] = groups[step.view_of]
+        else:
+            groups[name] = _Group(tensors[name].size, step.index, step.index)
+        for used in (*step.layer.inputs, *(t.name for t in step.scratch)):
+            group = groups.setdefault(used, _Group(tensors[used].size, step.index, step.index))
+            group.last = step.index
+    if not steps[0].calls:
+        groups[network.input.name].where = "image"
+    groups[network.output].where = "output"
+
+    for step in steps:
+        _share_in_place(step, groups)
+    arena = list({id(g): g for g in groups.values() if g.where == "arena"}.values())
+    buffers = [Buffer(g.size, g.first, g.last) for g in arena]
+    plan = plan_memory(buffers)
+    offsets = {id(g): offset for g, offset in zip(arena, plan.offsets, strict=True)}
+    places = {name: Place(g.where, offsets.get(id(g), 0)) for name, g in groups.items()}
+    live = tuple(sum(b.size for b in buffers if b.first <= step.index <= b.last) for step in steps)
+    return places, plan, live
+
+
+def _share_in_place(step: Step, groups: dict[str, _Group]) -> None:
+    """Let a step's result take the bytes of an operand that dies in it, where the kernel allows that."""
+    mine = groups[step.layer.name]
+    for candidate in step.in_place_of:
+        theirs = groups[candidate]
+        others = {name for name in step.layer.inputs if name != candidate}
+        if (
+            mine.where == theirs.where == "arena"
+            and mine is not theirs
+            and theirs.last == step.index
+            and mine.size <= theirs.size
+            and all(groups[name] is not theirs for name in others)
+        ):
+            theirs.last = max(theirs.last, mine.last)
+            for name, group in groups.items():
+                if group is mine:
+                    groups[name] = theirs
+            return

@@ -1,0 +1,150 @@
+"""What an exported network costs: constants, working memory, multiply-adds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twoscale._codegen.c.common.pixels import pixel_table
+from twoscale._codegen.c.common.program import Lowered, Program
+from twoscale._codegen.c.common.storage import memory_axes
+
+__all__ = ["LayerSize", "SizeReport", "size_report", "size_table"]
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """One layer of an exported network."""
+
+    index: int
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    """Of the output: channels, height, width."""
+    macs: int
+    """Multiply-adds of weights for one image."""
+    constant_bytes: int
+    """Weights, biases, multipliers and tables (for the input, that of pixels): flash."""
+    output_bytes: int
+    """Bytes of the output that there are at once: all, or those of the rows that are kept."""
+    where: str
+    """"image" or "output" (the caller's memory), or "arena"."""
+    arena_offset: int | None
+    """Of the output, in bytes; None if it is not in the arena."""
+    live_bytes: int
+    """Bytes of the arena that are needed while this layer runs."""
+
+
+@dataclass(frozen=True)
+class SizeReport:
+    """An exported network in numbers; bytes are those of the target."""
+
+    name: str
+    fingerprint: str
+    parameters: int
+    macs: int
+    """Multiply-adds for one image."""
+    constant_bytes: int
+    """Weights, biases, multipliers and tables: flash, to which the code comes (see ``make size``)."""
+    arena_bytes: int
+    """Working memory."""
+    arena_bound_bytes: int
+    """What the hungriest layer alone needs: no plan takes less."""
+    unshared_bytes: int
+    """What the arena would be if every tensor had bytes of its own."""
+    input_bytes: int
+    output_bytes: int
+    layers: tuple[LayerSize, ...]
+
+
+def size_report(program: Lowered, name: str) -> SizeReport:
+    """Return what a program costs; ``name`` is what it is to be called."""
+    table = pixel_table(program.network) if isinstance(program, Program) else None
+    pixels = 0 if table is None else table.size
+    layers = []
+    for step, live in zip(program.steps, program.live_bytes, strict=True):
+        place = program.places[step.layer.name]
+        layers.append(
+            LayerSize(
+                index=step.index,
+                name=step.layer.name,
+                op=step.layer.op,
+                shape=step.layer.output.shape,
+                macs=step.macs,
+                constant_bytes=sum(constant.size for constant in step.constants) + (0 if step.index else pixels),
+                output_bytes=program.bytes_kept(step.layer.name),
+                where=place.where,
+                arena_offset=place.offset if place.where == "arena" else None,
+                live_bytes=live,
+            )
+        )
+    return SizeReport(
+        name=name,
+        fingerprint=program.network.fingerprint,
+        parameters=program.network.parameters,
+        macs=sum(layer.macs for layer in layers),
+        constant_bytes=sum(layer.constant_bytes for layer in layers),
+        arena_bytes=program.arena_bytes,
+        arena_bound_bytes=program.plan.bound,
+        unshared_bytes=sum(
+            tensor.size for name, tensor in program.tensors.items() if program.places[name].where == "arena"
+        ),
+        input_bytes=program.input.size,
+        output_bytes=program.output.size,
+        layers=tuple(layers),
+    )
+
+
+def size_table(report: SizeReport) -> str:
+    """Return the report as plain text."""
+    heads = (
+        "layer",
+        "name",
+        "kind",
+        "H x W x C",
+        "multiply-adds",
+        "constants",
+        "output bytes",
+        "arena bytes",
+        "in use",
+    )
+    rows = [heads]
+    for layer in report.layers:
+        rows.append(
+            (
+                str(layer.index),
+                layer.name,
+                layer.op,
+                " x ".join(str(layer.shape[axis]) for axis in memory_axes(len(layer.shape))),
+                f"{layer.macs:,}" if layer.macs else "",
+                f"{layer.constant_bytes:,}" if layer.constant_bytes else "",
+                f"{layer.output_bytes:,}",
+                layer.where
+                if layer.arena_offset is None
+                else f"{layer.arena_offset:,}..{layer.arena_offset + layer.output_bytes - 1:,}",
+                f"{layer.live_bytes:,}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    left = {1, 2, 3}
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join(
+        [
+            f"{report.name}: {report.parameters:,} parameters, {report.macs:,} multiply-adds an image",
+            "",
+            f"flash, constants  {report.constant_bytes:>12,} bytes (weights, biases, multipliers, tables; the code: "
+            "make size)",
+            f"RAM, arena        {report.arena_bytes:>12,} bytes (the hungriest layer needs "
+            f"{report.arena_bound_bytes:,}; without sharing: {report.unshared_bytes:,})",
+            f"RAM, image        {report.input_bytes:>12,} bytes (only read)",
+            f"RAM, output       {report.output_bytes:>12,} bytes",
+            "",
+            *lines,
+            "",
+        ]
+    )

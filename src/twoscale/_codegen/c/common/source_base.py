@@ -1,0 +1,145 @@
+"""What the C of a network says whatever form it has: names, the facts of the header, each layer's constants."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from typing import Any, ClassVar
+
+import numpy as np
+
+from twoscale._codegen.c.common.names import Identifiers, network_identifier, printable
+from twoscale._codegen.c.common.program import Lowered, Step
+from twoscale._codegen.c.common.text import (
+    about,
+    array,
+    ctype,
+    decimal,
+    field_lines,
+    kind,
+    layout,
+    templates,
+    tensor_table,
+)
+
+__all__ = ["SourceBase"]
+
+
+@dataclass(frozen=True)
+class SourceBase(ABC):
+    """The C of a program.
+
+    Args:
+        program: what to write.
+        name: of the network; its C identifier is the prefix of public names and files.
+        compact: write 8-bit constants as strings, which compile about 20 times faster but cannot be read.
+    """
+
+    program: Lowered
+    name: str
+    compact: bool = False
+
+    self_test_template: ClassVar[str]
+
+    @cached_property
+    def prefix(self) -> str:
+        """What public names begin with, and what the files are called."""
+        return network_identifier(self.name)
+
+    @cached_property
+    def macro(self) -> str:
+        """What macros begin with."""
+        return self.prefix.upper()
+
+    @cached_property
+    def input_type(self) -> str:
+        """C type of the image's elements."""
+        return ctype(self.program.input)
+
+    @cached_property
+    def output_type(self) -> str:
+        """C type of the output's elements."""
+        return ctype(self.program.output)
+
+    @cached_property
+    def stamp(self) -> str:
+        """What tells files of one export from those of another."""
+        program = self.program
+        told = f"{program.network.fingerprint} {metadata.version('twoscale')} {program.arena_bytes} "
+        return hashlib.sha256(told.encode() + self.choices).hexdigest()[:12]
+
+    @property
+    def choices(self) -> bytes:
+        """What makes exports of one network differ."""
+        return b""
+
+    @cached_property
+    def instances(self) -> list[list[str]]:
+        """Names of the parameters of each step's calls; empty where a call has none."""
+        identifiers = Identifiers()
+        return [
+            ["" if call.fields is None else identifiers.of(f"{step.identifier}_layer") for call in step.calls]
+            for step in self.program.steps
+        ]
+
+    def render(self, template: str, **values: Any) -> str:
+        """Return a template's text, with what all of them use."""
+        return (
+            templates()
+            .get_template(template)
+            .render(
+                file=self.prefix,
+                prefix=self.prefix,
+                macro=self.macro,
+                title=printable(self.name),
+                version=metadata.version("twoscale"),
+                stamp=self.stamp,
+                input_type=self.input_type,
+                output_type=self.output_type,
+                **values,
+            )
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what every header says: sizes, scales, the tensors."""
+        program = self.program
+        return {
+            "input": program.input,
+            "output": program.output,
+            "input_layout": layout(program.input),
+            "output_layout": layout(program.output),
+            "input_count": len(program.input.order),
+            "output_count": len(program.output.order),
+            "input_scale": f"{decimal(np.float32(program.input.spec.scale))}f",
+            "output_scale": decimal(np.float64(program.output.spec.scale)),
+            "arena_bytes": program.arena_bytes,
+            "classes": len(program.output.spec.shape) == 1,
+            "fingerprint": program.network.fingerprint,
+            "layers": len(program.steps),
+            "tensor_table": tensor_table(program.tensors[layer.name] for layer in program.network),
+        }
+
+    def constants(self) -> list[str]:
+        """Return, for each layer that has any, a comment about it, its arrays, and the parameters of its calls."""
+        told = zip(self.program.steps, self.instances, strict=True)
+        return [self._constants(step, names) for step, names in told if step.constants or any(names)]
+
+    def _constants(self, step: Step, instances: Sequence[str]) -> str:
+        last = len(self.program.steps) - 1
+        title = f"{step.index} of {last}: {printable(step.layer.name)}, {kind(step.layer)}"
+        lines = [title, *about(step.layer, self.program.tensors, step.macs)]
+        parts = ["\n".join(["/* " + "\n * ".join(lines), " */"])]
+        parts += [array(constant, self.compact) for constant in step.constants]
+        for call, instance in zip(step.calls, instances, strict=True):
+            if call.fields is not None:
+                parameters = self.parameters_of(call.kernel)
+                parts.append(f"static const {parameters}_params {instance} = {{\n{field_lines(call.fields)}\n}};")
+        return "\n".join(parts)
+
+    def parameters_of(self, kernel: str) -> str:
+        """Return the kernel whose struct of parameters this one takes."""
+        return kernel

@@ -1,0 +1,204 @@
+"""IntegerNetwork → RowProgram: the calls of a program for little RAM, and the place of every tensor. No text yet."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from twoscale._codegen.c.common.memory import MemoryPlan
+from twoscale._codegen.c.common.program import Call, Operand, Place, Program, Step, Tensor
+from twoscale._codegen.c.common.storage import Move, memory_order, memory_steps
+from twoscale._codegen.c.portable.lowering import copy_call, lower
+from twoscale._codegen.c.small_ram.segments import Segment, plan_segments
+from twoscale._ir import layers as n
+from twoscale._ir.integer_network import IntegerNetwork
+
+__all__ = ["RowProgram", "lower_rows"]
+
+_TRIES = 300
+
+
+@dataclass(frozen=True, eq=False)
+class RowProgram(Program):
+    """A program whose layers compute row by row where that saves memory.
+
+    Steps of such layers have the calls for one row. Operands are then the row of the layer's output, and the row of an
+    input with the same number; ``conv2d_row`` and the pools take the rows of inputs that are kept instead.
+    """
+
+    segments: tuple[Segment, ...]
+    kept: Mapping[str, int]
+    """Rows of tensors that are rings; of other tensors all rows are kept."""
+
+    def rows_of(self, name: str) -> tuple[int, int]:
+        """Return how many rows of a tensor (C, H, W) are kept, and the bytes of one."""
+        height = self.tensors[name].spec.shape[1]
+        return self.kept.get(name, height), self.tensors[name].size // height
+
+    def bytes_kept(self, name: str) -> int:
+        """Return the bytes that a tensor takes."""
+        if name not in self.kept:
+            return super().bytes_kept(name)
+        rows, row_bytes = self.rows_of(name)
+        return rows * row_bytes
+
+
+def lower_rows(network: IntegerNetwork) -> RowProgram:
+    """Turn a network into calls that need little RAM.
+
+    Raises:
+        ConfigurationError: integers alone cannot compute it; names the layer and what to do.
+    """
+    program = lower(network)
+    segments = tuple(plan_segments(program))
+    kept = {name: rows for segment in segments for name, rows in segment.kept.items()}
+    steps = list(program.steps)
+    for segment in segments:
+        for index in sorted(set(segment.order)):
+            steps[index] = replace(steps[index], calls=_row_calls(program, steps[index]))
+    places, size = _place(program, segments, kept)
+    if size >= program.plan.size:  # nothing is gained
+        alone = tuple(Segment(i, i) for i in range(len(steps)))
+        return RowProgram(
+            network, program.tensors, program.steps, program.places, program.plan, program.live_bytes, alone, {}
+        )
+    live = tuple(segment.bytes for segment in segments for _ in range(segment.first, segment.last + 1))
+    return RowProgram(
+        network, program.tensors, tuple(steps), places, MemoryPlan((), size, max(live)), live, segments, kept
+    )
+
+
+def _row_calls(program: Program, step: Step) -> tuple[Call, ...]:
+    """Return the calls that compute one row of a layer."""
+    layer = step.layer
+    (call, *_) = step.calls
+    target = _row(program.tensors[layer.name])
+    match layer:
+        case n.Conv2d() | n.MaxPool2d() | n.AveragePool2d():
+            return (replace(call, kernel=f"{call.kernel}_row"),)
+        case n.Add():
+            assert call.fields is not None
+            return (replace(call, fields={**call.fields, "count": target.size}),)
+        case n.Clamp() | n.Table():
+            return (replace(call, arguments=(*call.arguments[:2], target.size, *call.arguments[3:])),)
+    x = _row(program.tensors[layer.inputs[0]])
+    to_steps, from_steps = memory_steps(target.spec.shape), list(memory_steps(x.spec.shape))
+    if isinstance(layer, n.Slice):
+        offset = 0
+        if layer.axis != 1:
+            offset = layer.start * from_steps[layer.axis]
+            from_steps[layer.axis] *= layer.step
+        return (copy_call(program.network, x, target, Move.of(target.spec.shape, tuple(from_steps), to_steps, offset)),)
+    assert isinstance(layer, n.Pad)
+    offset = sum(layer.widths[axis][0] * to_steps[axis] for axis in (0, 2))
+    move = Move.of(x.spec.shape, tuple(from_steps), to_steps, 0, offset)
+    return (Call("memset", (Operand(layer.name), x.zero, target.size)), copy_call(program.network, x, target, move))
+
+
+def _row(tensor: Tensor) -> Tensor:
+    """Return one row of a tensor (C, H, W) as a tensor."""
+    channels, _, width = tensor.spec.shape
+    shape = (channels, 1, width)
+    return Tensor(tensor.name, replace(tensor.spec, shape=shape), memory_order(shape))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A tensor in a body: bytes at ``begin``, needed from one segment to another, both included."""
+
+    name: str
+    begin: int
+    size: int
+    first: int
+    last: int
+
+    def at(self, offset: int) -> _Part:
+        return replace(self, begin=self.begin + offset)
+
+    def collides(self, other: _Part) -> bool:
+        meet = self.first <= other.last and other.first <= self.last
+        return meet and self.begin < other.begin + other.size and other.begin < self.begin + self.size
+
+
+def _place(program: Program, segments: Sequence[Segment], kept: Mapping[str, int]) -> tuple[dict[str, Place], int]:
+    """Lay the arena out: tensors that may share bytes have fixed places to each other, and are placed together."""
+    bound = max((segment.bytes for segment in segments), default=0)
+    # What does not have to share bytes is easier to place by itself.
+    hungry = [replace(s, over=s.over if s.bytes + s.saved > bound else None) for s in segments]
+    best: list[_Part] = []
+    best_size = -1
+    for order in _orders(*(_bodies(program, ways, kept) for ways in (hungry, segments))):
+        placed: list[_Part] = []
+        for body in order:
+            ends = sorted({0, *(p.begin + p.size - part.begin for p in placed for part in body)})
+            offset = next(
+                end for end in ends if end >= 0 and not any(part.at(end).collides(p) for part in body for p in placed)
+            )
+            placed += [part.at(offset) for part in body]
+        size = max((part.begin + part.size for part in placed), default=0)
+        if best_size < 0 or size < best_size:
+            best, best_size = placed, size
+        if best_size <= bound:
+            break
+    offsets = {part.name: part.begin for part in best}
+    places: dict[str, Place] = {}
+    for step in program.steps:
+        name = step.layer.name
+        for scratch in step.scratch:
+            places[scratch.name] = Place("arena", offsets[scratch.name])
+        if step.view_of is not None:
+            places[name] = places[step.view_of]
+        elif program.places[name].where == "arena":
+            places[name] = Place("arena", offsets[name])
+        else:
+            places[name] = program.places[name]
+    return places, best_size
+
+
+def _bodies(program: Program, segments: Sequence[Segment], kept: Mapping[str, int]) -> list[list[_Part]]:
+    """Return what is placed together."""
+    segment_of = {i: number for number, s in enumerate(segments) for i in range(s.first, s.last + 1)}
+    root: dict[str, str] = {}
+    made: dict[str, int] = {}
+    read: dict[str, int] = {}
+    size: dict[str, int] = {}
+    for step in program.steps:
+        name, now = step.layer.name, segment_of[step.index]
+        root[name] = name if step.view_of is None else root[step.view_of]
+        if program.places[name].where == "arena" and root[name] == name:
+            made[name], size[name] = now, program.tensors[name].size
+            if name in kept:
+                size[name] = kept[name] * (size[name] // step.layer.output.shape[1])
+        for scratch in step.scratch:
+            made[scratch.name], read[scratch.name], size[scratch.name] = now, now, scratch.size
+        for used in (*step.layer.inputs, name):
+            if root[used] in made:
+                read[root[used]] = now
+    bodies: dict[str, list[_Part]] = {}
+    for name in made:
+        bodies[name] = [_Part(name, 0, size[name], made[name], read[name])]
+    for segment in segments:
+        if segment.over is not None:
+            x, y, begin = segment.over
+            offset = next(part.begin for part in bodies[x] if part.name == x) + begin
+            (own,) = bodies[y]
+            bodies[x].append(own.at(offset))
+            for part in bodies[x]:
+                bodies[part.name] = bodies[x]
+    found = []
+    for body in {id(body): body for body in bodies.values()}.values():
+        lowest = min(part.begin for part in body)
+        found.append([part.at(-lowest) for part in body])
+    return found
+
+
+def _orders(*ways: list[list[_Part]]) -> Iterator[list[list[_Part]]]:
+    """Yield orders in which to place bodies: by size and by time first, then at random (seeded)."""
+    for bodies in ways:
+        yield sorted(bodies, key=lambda body: -max(part.begin + part.size for part in body))
+        yield sorted(bodies, key=lambda body: min(part.first for part in body))
+    rng = random.Random(0)
+    for _ in range(_TRIES):
+        for bodies in ways:
+            yield rng.sample(bodies, len(bodies))

@@ -1,0 +1,128 @@
+"""RowProgram → text: as the source of a program, with loops over rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from twoscale._codegen.c.common.names import printable
+from twoscale._codegen.c.common.program import Call, Operand, Step
+from twoscale._codegen.c.common.text import number_lines
+from twoscale._codegen.c.portable.source import Source
+from twoscale._codegen.c.small_ram.lowering import RowProgram
+from twoscale._codegen.c.small_ram.segments import Segment
+from twoscale._ir import layers as n
+
+__all__ = ["RowSource"]
+
+
+@dataclass(frozen=True)
+class RowSource(Source):
+    """The C of a program for little RAM."""
+
+    program: RowProgram
+    row_by_row: ClassVar[bool] = True
+
+    def _used(self) -> set[str]:
+        streamed = any(segment.order for segment in self.program.segments)
+        return super()._used() | ({"rows"} if streamed else set())
+
+    def _blocks(self, instances: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+        blocks = []
+        for segment in self.program.segments:
+            if segment.order:
+                blocks.append(self._loop(segment, instances))
+            else:
+                step = self.program.steps[segment.first]
+                blocks.append(self._block(step, instances[step.index]))
+        return blocks
+
+    def _loop(self, segment: Segment, instances: Sequence[Sequence[str]]) -> dict[str, Any]:
+        """Return the block of a segment that computes row by row."""
+        steps = self.program.steps[segment.first : segment.last + 1]
+        height = steps[-1].layer.output.shape[1]
+        if len(steps) == 1:
+            (step,) = steps
+            body = self._row(step, instances[step.index])
+            lines = [f"for (int32_t row = 0; row < {height}; row++) {{", *_indented(body), "}"]
+            return {"title": f"{step.index} {printable(step.layer.name)}, row by row", "lines": lines}
+        order = number_lines([index - segment.first for index in segment.order]).splitlines()
+        cases: list[str] = []
+        for step in steps:
+            cases += [f"case {step.index - segment.first}: {{ /* {step.index} {printable(step.layer.name)} */"]
+            cases += _indented([*self._row(step, instances[step.index]), "break;"])
+            cases += ["}"]
+        loop = ["const int32_t row = done[order[i]]++;", "", "switch (order[i]) {", *cases, "}"]
+        lines = [
+            "{",
+            "    static const uint8_t order[] = { /* whose next row is computed */",
+            *_indented(order),
+            "    };",
+            f"    int32_t done[{len(steps)}] = {{0}}; /* rows of each layer */",
+            "",
+            "    for (size_t i = 0; i < sizeof order; i++) {",
+            *_indented(loop, 2),
+            "    }",
+            "}",
+        ]
+        return {"title": f"{segment.first} to {segment.last}, row by row", "lines": lines}
+
+    def _row(self, step: Step, instances: Sequence[str]) -> list[str]:
+        """Return the statements that compute row ``row`` of a layer."""
+        layer = step.layer
+        kept, row_bytes = self.program.rows_of(layer.name)
+        whole = kept == layer.output.shape[1]
+        number = f"row * {row_bytes}" if whole else f"row % {kept} * {row_bytes}" if kept > 1 else ""
+        lines = [f"uint8_t *const to = {self._pointer(Operand(layer.name))}{f' + {number}' if number else ''};"]
+        for name, kept_as in _kept_as(layer).items():
+            kept, row_bytes = self.program.rows_of(name)
+            lines.append(f"const kept_rows {kept_as} = {{{self._pointer(Operand(name))}, {kept}, {row_bytes}}};")
+        lines.append("")
+        calls = [self._row_call(step, call, name) for call, name in zip(step.calls, instances, strict=True)]
+        if isinstance(layer, n.Pad) and (inside := _inside(layer)):
+            calls[-1] = f"if ({inside})\n    {calls[-1]}"
+        lines += "\n".join(calls).splitlines()
+        return [*lines, f"TRACE({step.index}, to, {self.program.tensors[layer.name].size // layer.output.shape[1]});"]
+
+    def _row_call(self, step: Step, call: Call, instance: str) -> str:
+        layer = step.layer
+        takes_rows = call.kernel.endswith("_row")
+        kept_as = _kept_as(layer)
+        arguments = [f"&{instance}"] if instance else []
+        for argument in call.arguments:
+            if not isinstance(argument, Operand):
+                arguments.append(str(argument))
+            elif argument.tensor == layer.name:
+                arguments.append(f"to + {argument.offset}" if argument.offset else "to")
+            else:
+                kept = f"&{kept_as[argument.tensor]}"
+                text = kept if takes_rows else f"row_of({kept}, {_input_row(layer)})"
+                arguments.append(f"{text} + {argument.offset}" if argument.offset else text)
+        return f"{call.kernel}({', '.join([*arguments, *['row'] * takes_rows])});"
+
+
+def _kept_as(layer: n.Layer) -> dict[str, str]:
+    """Return what the rows of each input are called in C."""
+    return dict(zip(dict.fromkeys(layer.inputs), ("from", "joins"), strict=False))
+
+
+def _indented(lines: Sequence[str], levels: int = 1) -> list[str]:
+    return ["    " * levels + line if line else "" for line in lines]
+
+
+def _input_row(layer: n.Layer) -> str:
+    """Return, in C, the number of the input's row that row ``row`` of a layer is made of."""
+    if isinstance(layer, n.Slice) and layer.axis == 1:
+        return "row" + f" * {layer.step}" * (layer.step != 1) + f" + {layer.start}" * (layer.start != 0)
+    if isinstance(layer, n.Pad) and layer.widths[1][0]:
+        return f"row - {layer.widths[1][0]}"
+    return "row"
+
+
+def _inside(layer: n.Pad) -> str:
+    """Return, in C, when row ``row`` has pixels of the input; empty: always."""
+    before, after = layer.widths[1]
+    height = layer.output.shape[1]
+    told = [f"row >= {before}"] * (before > 0) + [f"row < {height - after}"] * (after > 0)
+    return " && ".join(told)

@@ -1,0 +1,298 @@
+"""Convolutions and linear layers for the vector kernels: windows as runs of bytes, weights as they are read.
+
+A window is a few runs of bytes: an undilated row of taps is one, since pixels are neighbours in memory. What a run
+lacks to whole words of four bytes has weights of zero. Bytes are multiplied as they are: bias − zero point · Σ weights
+takes the place of the bias, modulo 2^32, which is what int32 sums are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale._codegen.c.vector.tiles import LANES, Tile, choose_tile
+from twoscale._ir import layers as n
+from twoscale._ir.layers import TensorSpec
+
+__all__ = [
+    "Packed",
+    "PackedDepthwise",
+    "Windows",
+    "best_merge",
+    "conv_fields",
+    "conv_windows",
+    "linear_windows",
+    "pack",
+    "pack_depthwise",
+    "requantizes_exactly",
+]
+
+Weights = NDArray[np.int8]
+_SHORT = 9
+"""Words of a run."""
+_FAR_BYTES = 128 * 1024
+"""Weights of one layer that other layers' weights and a block's images push out of a core's caches."""
+
+
+def requantizes_exactly(
+    layer: n.Conv2d | n.Linear, x: TensorSpec, residual: TensorSpec | None = None, shift: int = 0
+) -> bool:
+    """Tell whether the kernels' float32 gives the integers of (3), or of (7b) with a residual.
+
+    They add the zero point z before rounding, as (5) and (7c) allow, and convert before they clamp, so that numbers
+    have to stay within int32. With a residual they compute q_s · m_s + c and then acc · m + that, where
+    c = z · 2^14 − z_s · m_s. All of q_s · m_s, c and their sum are below 2^24 here, hence exact; the rest is (7c) with
+    B ≤ 3 · 2^22.
+
+    Args:
+        layer: what is computed.
+        x: what it reads.
+        residual: what joins.
+        shift: from an integer of the residual to the byte that is kept, which the kernels multiply.
+    """
+    if layer.multiplier is None:
+        return True
+    if (layer.partial_bound(x) * layer.multiplier.values.astype(np.float64)).max() >= 2.0**30:
+        return False
+    if not isinstance(layer, n.Conv2d) or layer.residual_multiplier is None or residual is None:
+        return True
+    multiplier = int(layer.residual_multiplier.integers.max())
+    reach = max(residual.hi - residual.zero_point, residual.zero_point - residual.lo, residual.zero_point + shift)
+    return reach * multiplier <= 3 << 22 and (residual.hi + shift) * multiplier <= 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """A layer as dot products of runs of bytes with weights, for one group of channels.
+
+    Several pixels may count as one with as many times the channels (``merged``), which fills vectors better.
+    """
+
+    out_h: int
+    out_w: int
+    segments: tuple[int, ...]
+    """Where each run of a window begins, in bytes after the first."""
+    row_step: int
+    pixel_step: int
+    """Bytes between the windows of neighbouring rows and pixels."""
+    weight: Weights
+    """(O, segments, bytes of a run)."""
+    bias: NDArray[np.int64]
+    scale: NDArray[np.float32] | None
+    zero: int
+    """Of the input, as it is kept."""
+    merged: int = 1
+
+    @property
+    def words(self) -> int:
+        """Words of four bytes in a run."""
+        return -(-int(self.weight.shape[2]) // 4)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether runs are so short that each word is made one of its own, which saves a loop."""
+        return 1 < self.words <= _SHORT
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of 16 channels."""
+        return -(-len(self.weight) // LANES)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Some of a layer's channels, all with one tile, in the order in which the kernel reads."""
+
+    first: int
+    """The first channel."""
+    channels: int
+    tile: Tile
+    weight: NDArray[np.int8]
+    """[blocks][segments][words][channels of a block][4]."""
+    bias: NDArray[np.int32]
+    scale: NDArray[np.float32] | None
+
+    @property
+    def is_far(self) -> bool:
+        """Whether weights come from so far that they have to be fetched ahead of their use."""
+        return self.weight.nbytes >= _FAR_BYTES
+
+
+def conv_windows(layer: n.Conv2d, in_shape: tuple[int, ...], zero: int, row_stride: int, group: int = 0) -> Windows:
+    """Return one group of a convolution whose input's rows are ``row_stride`` bytes apart."""
+    channels = in_shape[0]
+    out_c, out_h, out_w = layer.output.shape
+    kernel_h, kernel_w = layer.weight.shape[2:]
+    per_group = out_c // layer.groups
+    mine = slice(group * per_group, (group + 1) * per_group)
+    weight = layer.weight[mine].transpose(0, 2, 3, 1)  # O, H, W, I
+    rows = [ky * layer.dilation[0] * row_stride for ky in range(kernel_h)]
+    if layer.groups == 1 and layer.dilation[1] == 1:
+        segments = tuple(rows)
+        weight = weight.reshape(per_group, kernel_h, -1)
+    else:
+        segments = tuple(row + kx * layer.dilation[1] * channels for row in rows for kx in range(kernel_w))
+        weight = weight.reshape(per_group, kernel_h * kernel_w, -1)
+    return Windows(
+        out_h,
+        out_w,
+        segments,
+        layer.stride[0] * row_stride,
+        layer.stride[1] * channels,
+        weight,
+        layer.bias_o[mine].astype(np.int64),
+        _scale(layer, mine),
+        zero,
+    )
+
+
+def linear_windows(layer: n.Linear, order: NDArray[np.int64], zero: int, rows: int, row_stride: int) -> Windows:
+    """Return a linear layer on a tensor of ``rows`` rows, whose elements lie in ``order``."""
+    weight = layer.weight[:, order].reshape(len(layer.weight), rows, -1)
+    segments = tuple(row * row_stride for row in range(rows))
+    bias = layer.bias_o.astype(np.int64)
+    return Windows(1, 1, segments, 0, 0, weight, bias, _scale(layer, slice(None)), zero)
+
+
+def _scale(layer: n.Accumulating, mine: slice) -> NDArray[np.float32] | None:
+    if layer.multiplier is None:
+        return None
+    return np.broadcast_to(layer.multiplier.values, layer.bias_o.shape)[mine]
+
+
+def merge_pixels(windows: Windows, count: int) -> Windows:
+    """Let ``count`` pixels of a row be one with ``count`` times the channels, if its window is runs of whole rows."""
+    out_c, segments, run = windows.weight.shape
+    step = windows.pixel_step
+    weight = np.zeros((count, out_c, segments, run + (count - 1) * step), np.int8)
+    for i in range(count):
+        weight[i, :, :, i * step : i * step + run] = windows.weight
+    scale = windows.scale
+    return Windows(
+        windows.out_h,
+        windows.out_w // count,
+        windows.segments,
+        windows.row_step,
+        count * step,
+        weight.reshape(count * out_c, segments, -1),
+        np.tile(windows.bias, count),
+        None if scale is None else np.tile(scale, count),
+        windows.zero,
+        count,
+    )
+
+
+def best_merge(windows: Windows) -> Windows:
+    """Merge pixels where that takes fewer cycles."""
+    candidates = [windows]
+    for count in range(2, 9):
+        if windows.out_w % count == 0 and windows.pixel_step * (count - 1) < 4 * windows.weight.shape[2]:
+            candidates.append(merge_pixels(windows, count))
+    return min(candidates, key=cycles)
+
+
+def cycles(windows: Windows) -> float:
+    """Return the cycles of one image by the model of tiles."""
+    return _cycles(windows, _split(windows))
+
+
+def _cycles(windows: Windows, parts: list[tuple[int, int]]) -> float:
+    words = len(windows.segments) * windows.words
+    return sum(choose_tile(windows.out_h, windows.out_w, count, words)[1] for _, count in parts)
+
+
+def _split(windows: Windows) -> list[tuple[int, int]]:
+    """Cut vectors of channels into one or two parts that whole tiles fit: (first, count)."""
+    vectors = windows.vectors
+    whole = vectors // 4 * 4
+    candidates = [[(0, vectors)]]
+    if 0 < whole < vectors:
+        candidates.append([(0, whole), (whole, vectors - whole)])
+    return min(candidates, key=lambda parts: _cycles(windows, parts))
+
+
+def pack(windows: Windows, tile: Tile | None = None) -> list[Packed]:
+    """Return a layer's channels in the order in which kernels read them."""
+    out_c, segments, run = windows.weight.shape
+    words = windows.words
+    padded = np.zeros((windows.vectors * LANES, segments, words * 4), np.int8)
+    padded[:out_c, :, :run] = windows.weight
+    sums = windows.weight.astype(np.int64).sum((1, 2))
+    bias = np.zeros(windows.vectors * LANES, np.int64)
+    bias[:out_c] = windows.bias - windows.zero * sums
+    bias32 = bias.astype(np.uint32).view(np.int32)  # modulo 2^32
+    scale = None
+    if windows.scale is not None:
+        scale = np.zeros(windows.vectors * LANES, np.float32)
+        scale[:out_c] = windows.scale
+    parts = []
+    for first, count in _split(windows):
+        chosen = tile or choose_tile(windows.out_h, windows.out_w, count, segments * words)[0]
+        if count % chosen.vectors:
+            chosen = Tile(chosen.pixels, chosen.rows, math.gcd(count, chosen.vectors))
+        mine = slice(first * LANES, (first + count) * LANES)
+        blocks = padded[mine].reshape(count // chosen.vectors, chosen.vectors * LANES, segments, words, 4)
+        parts.append(
+            Packed(
+                first * LANES,
+                min(out_c - first * LANES, count * LANES),
+                chosen,
+                np.ascontiguousarray(blocks.transpose(0, 2, 3, 1, 4)),
+                bias32[mine],
+                None if scale is None else scale[mine],
+            )
+        )
+    return parts
+
+
+def conv_fields(windows: Windows, packed: Packed, **more: Any) -> dict[str, Any]:
+    """Return the fields of conv_params that do not name constants."""
+    words = windows.words
+    segments = [first + 4 * word for first in windows.segments for word in range(words)]
+    if not windows.is_short:
+        segments = segments[::words]
+    return {
+        "out_h": windows.out_h,
+        "out_w": windows.out_w,
+        "out_c": packed.channels,
+        "segments": len(segments),
+        "segment": f"(const int32_t[]){{{', '.join(map(str, segments))}}}",
+        "words": 1 if windows.is_short else words,
+        "row_step": windows.row_step,
+        **more,
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class PackedDepthwise:
+    """A depthwise convolution's numbers for blocks of 64 neighbouring bytes, until channels come again."""
+
+    weight: NDArray[np.int8]
+    """[blocks][rows of taps][fours of taps][4 vectors][16][4]."""
+    bias: NDArray[np.int32]
+    """[blocks][64], in the order of the vectors."""
+    scale: NDArray[np.float32]
+
+
+def pack_depthwise(layer: n.Conv2d, zero: int) -> PackedDepthwise:
+    """Return a depthwise convolution in the order in which its kernel reads.
+
+    Vector k of a block has bytes 16i + 4k .. 16i + 4k + 3 of it, for i from 0 to 3: the order that
+    unpacking bytes gives.
+    """
+    channels, _, kernel_h, kernel_w = layer.weight.shape
+    period = math.lcm(channels, 64) // 64 if layer.stride[1] == 1 else -(-channels // 64)
+    order = np.arange(64).reshape(4, 4, 4).transpose(1, 0, 2).ravel()
+    channel = (np.arange(period)[:, None] * 64 + order) % channels  # beyond the last channel nothing is stored
+    fours = -(-kernel_w // 4)
+    taps = np.zeros((channels, kernel_h, fours * 4), np.int8)
+    taps[:, :, :kernel_w] = layer.weight[:, 0]
+    weight = taps[channel].reshape(period, 4, 16, kernel_h, fours, 4).transpose(0, 3, 4, 1, 2, 5)
+    bias = layer.bias_o.astype(np.int64) - zero * taps.astype(np.int64).sum((1, 2))
+    scale = _scale(layer, slice(None))
+    assert scale is not None
+    return PackedDepthwise(np.ascontiguousarray(weight), bias.astype(np.uint32).view(np.int32)[channel], scale[channel])

@@ -1,0 +1,71 @@
+"""Other tools' ONNX files of QLinear operators → IntegerNetwork.
+
+The subset is what ONNX Runtime's quantizer writes in operator form (QuantFormat.QOperator) for feed-forward
+classifiers: QuantizeLinear at the input, the QLinear operators of the default and the com.microsoft domain, operators
+that only move integers, and DequantizeLinear at the logits. Between a DequantizeLinear and a QuantizeLinear the
+operators that only move numbers are read as moving integers.
+
+Such networks have free float multipliers and any zero points, so they are off the grid: executors may differ in the
+last bit of a rounding, and verify measures how often. What does not fit is refused, with the node's name and the
+reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+
+from twoscale._frontends.onnx_integer.computing import COMPUTING
+from twoscale._frontends.onnx_integer.moving import MOVING
+from twoscale._frontends.onnx_integer.reader import Reader
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale.errors import NetworkFileError, QuantizationError
+
+__all__ = ["OPERATORS", "read"]
+
+_READ: dict[str, Callable[[Reader, onnx.NodeProto], None]] = {
+    "Constant": Reader.read_constant,
+    **COMPUTING,
+    **MOVING,
+}
+
+OPERATORS = tuple(sorted(_READ))
+"""Operators that are read."""
+
+
+def read(path: Path, model: onnx.ModelProto) -> IntegerNetwork:
+    """Read a foreign model.
+
+    Args:
+        path: where it comes from, for messages.
+        model: what is in the file.
+
+    Raises:
+        NetworkFileError: it is a float network, or does not fit the subset; then names the node, its operator and the
+            reason.
+    """
+    operators = {node.op_type for node in model.graph.node}
+    if not any(operator.startswith("Q") or "Quantize" in operator for operator in operators):
+        raise NetworkFileError(
+            f"{path} is a float network: no operator in it quantizes or is quantized; quantize its weights "
+            "(.safetensors, .pt or .pth) with twoscale quantize, or the whole model in operator form "
+            "(QuantFormat.QOperator)"
+        )
+    reader = Reader(path, model.graph, OPERATORS)
+    for node in model.graph.node:
+        try:
+            _READ.get(node.op_type, Reader.refuse_operator)(reader, node)
+        except (ValueError, IndexError, TypeError, ArithmeticError) as error:
+            reader.refuse(node, f"it cannot be read ({error})")
+    try:
+        return IntegerNetwork(
+            name=model.graph.name or path.stem,
+            layers=tuple(reader.layers),
+            output=reader.output(),
+            scheme="foreign",
+            metadata={"file": path.name, "producer": f"{model.producer_name} {model.producer_version}".strip()},
+        )
+    except QuantizationError as error:
+        raise NetworkFileError(f"{path} does not make an integer network: {error}") from error

@@ -1,0 +1,242 @@
+"""A foreign graph as far as it was read: constants, layers, and what every operator asks of its node."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from twoscale._ir import layers as n
+from twoscale.errors import NetworkFileError
+
+__all__ = ["Reader", "padding", "pair", "reshaped"]
+
+
+class Reader:
+    """Turns nodes into layers, one after another; a layer has the name of the tensor that the node makes."""
+
+    def __init__(self, path: Path, graph: onnx.GraphProto, operators: Collection[str]) -> None:
+        self.path = path
+        self._operators = operators
+        self.layers: list[n.Layer] = []
+        self._made: dict[str, n.Layer] = {}  # by tensor, be it the integers or their real values
+        self.real: set[str] = set()  # of those, the ones that are real values
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        inputs = [value for value in graph.input if value.name not in self.constants]
+        if len(inputs) != 1 or len(graph.output) != 1:
+            raise NetworkFileError(
+                f"{path} has {len(inputs)} inputs and {len(graph.output)} outputs; expected images in, logits out"
+            )
+        self.image_input, self._output = inputs[0].name, graph.output[0].name
+        kind = inputs[0].type.tensor_type
+        self.image_shape = tuple(dimension.dim_value for dimension in kind.shape.dim)[1:]
+        if kind.elem_type != TensorProto.FLOAT or len(self.image_shape) != 3 or min(self.image_shape) < 1:
+            raise NetworkFileError(
+                f"{path}: the input {self.image_input} is not float32 images (N, C, H, W) of known size"
+            )
+
+    def output(self) -> str:
+        """Return the layer that makes the logits."""
+        if self._output not in self._made:
+            raise NetworkFileError(f"{self.path}: no integers lead to the output {self._output}")
+        return self._made[self._output].name
+
+    def refuse(self, node: onnx.NodeProto, reason: str) -> NoReturn:
+        """Raise the error that says why a node cannot be read."""
+        name = node.name or next(iter(node.output), "without a name")
+        raise NetworkFileError(f"{self.path}: node {name} ({node.op_type}): {reason}")
+
+    def refuse_operator(self, node: onnx.NodeProto) -> NoReturn:
+        """Refuse a node for what it is."""
+        self.refuse(
+            node,
+            f"not an operator on integers that twoscale reads (it reads {', '.join(self._operators)}); "
+            "quantize the whole model in operator form (QuantFormat.QOperator), or the float model with "
+            "twoscale.quantize",
+        )
+
+    def constant(self, node: onnx.NodeProto, index: int) -> NDArray[Any]:
+        """Return the values of an input that must be constant."""
+        name = node.input[index] if index < len(node.input) else ""
+        if name not in self.constants:
+            self.refuse(node, f"its input {index} ({name or 'missing'}) must be a constant")
+        tensor = self.constants[name]
+        if tensor.data_location == TensorProto.EXTERNAL:
+            self.refuse(node, f"the constant {name} is in another file; save the model as one file")
+        return numpy_helper.to_array(tensor)
+
+    def has(self, node: onnx.NodeProto, index: int) -> bool:
+        """Return whether a node has that input; optional ones may be left out."""
+        return index < len(node.input) and bool(node.input[index])
+
+    def scale(self, node: onnx.NodeProto, index: int) -> np.float32:
+        """Return the scale at an input."""
+        value = self.constant(node, index)
+        if value.size != 1 or value.dtype != np.float32:
+            self.refuse(node, f"its input {index} must be one float32 scale, got {value.dtype} {value.shape}")
+        return np.float32(value.item())
+
+    def attributes(self, node: onnx.NodeProto, **allowed: Any) -> dict[str, Any]:
+        """Return the attributes, by default as given; others than these are refused."""
+        found = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        for name, value in found.items():
+            if name not in allowed:
+                self.refuse(node, f"its attribute {name} = {value} is not supported")
+        return allowed | found
+
+    def expect(self, node: onnx.NodeProto, attributes: dict[str, Any], **expected: Any) -> None:
+        """Refuse attributes of other values than these."""
+        for name, value in expected.items():
+            if attributes[name] != value:
+                self.refuse(node, f"{name} = {attributes[name]} is not supported, only {value}")
+
+    def integers(self, node: onnx.NodeProto, index: int) -> n.Layer:
+        """Return the layer that makes an input."""
+        name = node.input[index] if self.has(node, index) else ""
+        if name not in self._made:
+            self.refuse(node, f"its input {index} ({name or 'missing'}) is not made of the quantized images")
+        return self._made[name]
+
+    def operand(self, node: onnx.NodeProto, index: int) -> n.Layer:
+        """Return the layer that makes input ``index``; scale and zero point, behind it, must be that layer's."""
+        layer = self.integers(node, index)
+        spec = layer.output
+        scale = self.scale(node, index + 1)
+        zero_point = self.constant(node, index + 2).item() if self.has(node, index + 2) else 0
+        if node.input[index] in self.real:
+            self.refuse(node, f"its input {node.input[index]} is real, not integers")
+        if scale != np.float32(spec.scale) or zero_point != spec.zero_point:
+            self.refuse(
+                node,
+                f"it reads {node.input[index]} with scale {scale:g} and zero point {zero_point}, but that was "
+                f"written with {spec.scale:g} and {spec.zero_point}",
+            )
+        return layer
+
+    def spec(self, node: onnx.NodeProto, index: int, shape: Sequence[int]) -> n.TensorSpec:
+        """Return the output's quantization, from the scale at input ``index`` and the zero point behind it."""
+        zero_point = self.constant(node, index + 1) if self.has(node, index + 1) else np.zeros((), np.uint8)
+        if zero_point.dtype not in (np.uint8, np.int8) or zero_point.size != 1:
+            self.refuse(node, f"its output must be 8 bits wide with one zero point, not {zero_point.dtype}")
+        limits = np.iinfo(zero_point.dtype)
+        return n.TensorSpec(
+            tuple(shape),
+            str(zero_point.dtype),
+            float(self.scale(node, index)),
+            zero_point.item(),
+            limits.min,
+            limits.max,
+        )
+
+    def append(self, node: onnx.NodeProto, layer: n.Layer) -> None:
+        """Take a layer as what the node makes."""
+        self.layers.append(layer)
+        self._made[node.output[0]] = layer
+
+    def alias(self, node: onnx.NodeProto, layer: n.Layer, *, real: bool) -> None:
+        """Take the node's output for a layer that there is already."""
+        self._made[node.output[0]] = layer
+        if real:
+            self.real.add(node.output[0])
+
+    def move(self, node: onnx.NodeProto, layer: n.Layer) -> None:
+        """Take a layer that only moves integers: real values in, real values out."""
+        self.append(node, layer)
+        if node.input[0] in self.real:
+            self.real.add(node.output[0])
+
+    def weights(self, node: onnx.NodeProto, index: int, channel_axis: int) -> NDArray[np.int8]:
+        """Return q − z of the weights at input ``index``, whose scale and zero point are behind it, as int8."""
+        weight = self.constant(node, index)
+        zero_point = self.constant(node, index + 2) if self.has(node, index + 2) else np.zeros((), weight.dtype)
+        if zero_point.size > 1:
+            shape = [1] * weight.ndim
+            shape[channel_axis] = -1
+            zero_point = zero_point.reshape(shape)
+        if weight.dtype not in (np.int8, np.uint8):
+            self.refuse(node, f"its weights are {weight.dtype}, expected int8 or uint8")
+        shifted = weight.astype(np.int16) - zero_point.astype(np.int16)
+        if shifted.min(initial=0) < -128 or shifted.max(initial=0) > 127:
+            self.refuse(
+                node,
+                f"weights less their zero point reach {shifted.min()}..{shifted.max()}, beyond 8 signed bits; "
+                "quantize weights as QuantType.QInt8",
+            )
+        return shifted.astype(np.int8)
+
+    def weight_scales(self, node: onnx.NodeProto, index: int, channels: int) -> NDArray[np.float32]:
+        """Return the scales at an input: one, or one for each output channel."""
+        scales = self.constant(node, index).reshape(-1)
+        if scales.dtype != np.float32 or scales.size not in (1, channels):
+            self.refuse(node, f"it has {scales.size} weight scales, expected 1 or {channels}")
+        return scales
+
+    def bias(self, node: onnx.NodeProto, index: int, channels: int) -> NDArray[np.int32]:
+        """Return the bias at an input, (channels,); zeros if there is none."""
+        if not self.has(node, index):
+            return np.zeros(channels, np.int32)
+        bias = self.constant(node, index).reshape(-1)
+        if bias.dtype != np.int32 or bias.size not in (1, channels):
+            self.refuse(node, f"its bias is {bias.dtype} of {bias.size}, expected {channels} int32")
+        return np.ascontiguousarray(np.broadcast_to(bias, channels))
+
+    def window(self, node: onnx.NodeProto, kernel: Sequence[int] | None = None, **more: Any) -> dict[str, Any]:
+        """Return kernel_shape, strides, pads and more attributes of a convolution or a pool."""
+        default = {"kernel_shape": list(kernel or ()), "strides": [1, 1], "pads": [0] * 4, "auto_pad": b"NOTSET"}
+        attributes = self.attributes(node, **default, **more)
+        if attributes["auto_pad"] not in (b"NOTSET", b"VALID"):
+            self.refuse(node, f"auto_pad = {attributes['auto_pad'].decode()} is not supported; write the pads")
+        if len(attributes["kernel_shape"]) != 2 or (kernel and list(kernel) != list(attributes["kernel_shape"])):
+            self.refuse(node, f"kernel_shape = {attributes['kernel_shape']}; expected height and width")
+        return attributes
+
+    def pooled(self, node: onnx.NodeProto, x: n.Layer, attributes: dict[str, Any]) -> tuple[int, int]:
+        """Return the output's height and width."""
+        if len(x.output.shape) != 3:
+            self.refuse(node, f"its input has shape {x.output.shape}, expected (C, H, W)")
+        dilations = attributes.get("dilations", (1, 1))
+        height, width = (
+            (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
+            for size, before, after, dilation, kernel, stride in zip(
+                x.output.shape[1:],
+                attributes["pads"][:2],
+                attributes["pads"][2:],
+                dilations,
+                attributes["kernel_shape"],
+                attributes["strides"],
+                strict=True,
+            )
+        )
+        return height, width
+
+    def read_constant(self, node: onnx.NodeProto) -> None:
+        """Remember a constant that is a node."""
+        attributes = self.attributes(node, value=None)
+        tensor = onnx.TensorProto()
+        if attributes["value"] is None:
+            self.refuse(node, "only constants with a tensor value are supported")
+        tensor.CopyFrom(attributes["value"])
+        self.constants[node.output[0]] = tensor
+
+
+def reshaped(x: n.Layer, shape: Sequence[int]) -> n.TensorSpec:
+    """Return a layer's quantization for another shape."""
+    spec = x.output
+    return n.TensorSpec(tuple(shape), spec.dtype, spec.scale, spec.zero_point, spec.lo, spec.hi)
+
+
+def pair(values: Sequence[int]) -> tuple[int, int]:
+    """Return (height, width)."""
+    height, width = values
+    return height, width
+
+
+def padding(values: Sequence[int]) -> n.Padding:
+    """Return (top, left, bottom, right), which is ONNX's order, too."""
+    top, left, bottom, right = values
+    return top, left, bottom, right

@@ -1,0 +1,212 @@
+"""The walk over an exported program, which calls the translation of every operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from twoscale._frontends.torch_export.aten.emitter import Emitter, Translation, remedy
+from twoscale._ir.float_graph import FloatGraph, Input, Node
+from twoscale.errors import CaptureError, UnsupportedOperatorError
+
+__all__ = ["Translator", "ViewChanged"]
+
+# Operators that return the very tensor they get (in eval mode), though their schema does not say so.
+_RETURN_THEIR_INPUT = ("getitem", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+
+# Operators that only compute shapes, or check them: their results are read from the exported metadata.
+_SHAPE_ONLY = ("sym_size", "_assert", "sym_constrain", "_check")
+
+# Operators that make a tensor of a given shape.
+_MAKE_TENSORS = ("zeros", "ones", "full")
+
+
+def _storages(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Return, for every node, the node that made the memory which it uses."""
+    storages: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        first = node.args[0] if node.args else None
+        storages[node] = node
+        if node.op == "call_function" and isinstance(first, fx.Node):
+            schema = getattr(node.target, "_schema", None)
+            name = str(getattr(node.target, "_opname", None) or getattr(node.target, "__name__", node.target))
+            shares = schema is not None and any(result.alias_info is not None for result in schema.returns)
+            if shares or name in _RETURN_THEIR_INPUT:
+                storages[node] = storages[first]
+    return storages
+
+
+class ViewChanged(Exception):
+    """A tensor is changed in place while another view of it is known under another name."""
+
+
+class Translator(Emitter):
+    """Walks an exported program once and collects the nodes."""
+
+    def __init__(
+        self, exported: torch.export.ExportedProgram, name: str, translations: Mapping[str, Translation]
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.translations = translations
+        self.exported = exported
+        exported.graph.eliminate_dead_code()  # the second results of pools, heads that are used in training only
+        self.storages = _storages(exported.graph)
+
+    def graph(self) -> FloatGraph:
+        """Walk the program and return its graph."""
+        signature = self.exported.graph_signature
+        state = {**self.exported.state_dict, **self.exported.constants}
+        targets = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        for node in self.exported.graph.nodes:
+            if node.op == "placeholder":
+                if node.name in targets:
+                    self.paths[node] = targets[node.name]
+                    self.constants[node] = state[targets[node.name]].detach().clone()  # programs may change buffers
+                else:
+                    self._input(node)
+            elif node.op == "get_attr":
+                value = getattr(self.exported.graph_module, str(node.target))
+                if isinstance(value, torch.Tensor):  # else a part of the program that is called under conditions
+                    self.constants[node] = value.detach().clone()
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                output = self._output(node)
+                return FloatGraph(name=self.name, nodes=self._needed_for(output), output=output)
+        raise CaptureError(f"{self.name} returns nothing; expected logits of shape (N, classes)")
+
+    def _needed_for(self, output: str) -> tuple[Node, ...]:
+        needed = {output, "input"}
+        for node in reversed(self.nodes):
+            if node.name in needed:
+                needed.update(node.inputs)
+        return tuple(node for node in self.nodes if node.name in needed)
+
+    def _input(self, node: fx.Node) -> None:
+        value = node.meta["val"]
+        self.batch, self.dtype = value.shape[0], value.dtype
+        self.nodes.append(Input(name="input", inputs=(), shape=tuple(int(n) for n in value.shape[1:])))
+        self.taken.add("input")
+        self.tensors[node] = "input"
+
+    def _output(self, node: fx.Node) -> str:
+        (results,) = node.args
+        assert isinstance(results, (tuple, list))
+        # Without in-place operators, tensors that the model changes are results too: the last are the user's.
+        results = results[len(results) - len(self.exported.graph_signature.user_outputs) :]
+        if len(results) != 1:
+            raise CaptureError(
+                f"{self.name} returns several values; expected one tensor of logits (N, classes): wrap the model in a "
+                "module that returns the logits alone"
+            )
+        result = results[0]
+        if not isinstance(result, fx.Node) or result not in self.tensors:
+            raise CaptureError(f"{self.name} returns something that does not depend on the images")
+        name = self.tensors[result]
+        shape = next(n.shape for n in self.nodes if n.name == name)
+        if len(shape) != 1:
+            raise CaptureError(
+                f"{self.name} returns a tensor of shape (N{''.join(f', {size}' for size in shape)}); expected logits "
+                "(N, classes): end with flatten(1)"
+            )
+        return name
+
+    def _call(self, node: fx.Node) -> None:
+        if node in self.tensors:  # a part of a split, made with it
+            return
+        target = str(getattr(node.target, "_opname", None) or getattr(node.target, "__name__", node.target))
+        if target == "getitem":  # the first of several results is the tensor itself
+            source, index = node.args[0], node.args[1]
+            if isinstance(source, fx.Node) and source in self.tensors and index == 0:
+                self.tensors[node] = self.tensors[source]
+                return
+        if any(mark in target for mark in _SHAPE_ONLY):
+            return
+        inputs = [argument for argument in node.all_input_nodes if argument in self.tensors]
+        if not inputs:
+            if self._is_tensor(node) or (node.all_input_nodes and set(node.all_input_nodes) <= self.constants.keys()):
+                self._fold_constant(node)
+            return
+        translation = self.translations.get(target.rstrip("_"))
+        if translation is None:
+            raise UnsupportedOperatorError(
+                f"operator {node.target} at {self.source(node)} has no integer form here; " + remedy(target.rstrip("_"))
+            )
+        try:
+            translation(self, node, self._arguments(node))
+        except (CaptureError, ViewChanged):
+            raise
+        except Exception as error:  # in whatever way an operator is called that nobody thought of
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UnsupportedOperatorError(
+                f"{node.target} at {self.source(node)} is called in a way that is not known here ({reason}); "
+                "write it in another way"
+            ) from error
+        if target.endswith("_") and node in self.tensors:
+            self._changed_in_place(node.args[0], self.tensors[node])
+
+    def _changed_in_place(self, node: Any, new: str) -> None:
+        """Let everything that shares the memory of ``node`` stand for its new value."""
+        if node in self.constants:  # what was made from a shape, e.g. zeros to add to
+            if any(other is not node and self.storages[other] is self.storages[node] for other in self.constants):
+                raise ViewChanged
+            del self.constants[node]
+            self.tensors[node] = new
+        sharing = [other for other in self.tensors if self.storages[other] is self.storages[node]]
+        if len({self.tensors[other] for other in sharing} - {new}) > 1:
+            raise ViewChanged
+        for other in sharing:
+            self.tensors[other] = new
+
+    @staticmethod
+    def _is_tensor(node: fx.Node) -> bool:
+        value = node.meta.get("val")
+        if isinstance(value, (tuple, list)):
+            value = value[0] if value else None
+        return isinstance(value, torch.Tensor)
+
+    def _fold_constant(self, node: fx.Node) -> None:
+        """Compute what depends on weights only (a weight that is normalized, masked or transposed)."""
+
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags:
+            raise CaptureError(
+                f"{node.target} at {self.source(node)} is random; expected the same logits for the same images"
+            )
+
+        def value(argument: Any) -> Any:
+            # A tensor made from the batch size is the same for every image: one stands for all.
+            return 1 if self.is_batch(argument.meta.get("val")) else self.constants[argument]
+
+        try:
+            arguments: Any = fx.map_arg(node.args, value)
+            if str(getattr(node.target, "_opname", "")) in _MAKE_TENSORS and self.is_batch(*arguments[0][:1]):
+                arguments = ([1, *arguments[0][1:]], *arguments[1:])
+            with torch.no_grad():
+                self.constants[node] = node.target(*arguments, **fx.map_arg(node.kwargs, value))  # type: ignore[operator]
+        except KeyError:
+            raise CaptureError(
+                f"{node.target} at {self.source(node)} makes a tensor from the batch size; "
+                "expected every image to be computed alone"
+            ) from None
+
+    @staticmethod
+    def _arguments(node: fx.Node) -> dict[str, Any]:
+        """Name every argument as in the operator's schema, defaults included."""
+        values: dict[str, Any] = {}
+        for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+            if position < len(node.args):
+                values[argument.name] = node.args[position]
+            elif argument.name in node.kwargs:
+                values[argument.name] = node.kwargs[argument.name]
+            else:
+                values[argument.name] = argument.default_value
+        return values

@@ -1,0 +1,215 @@
+"""nn.Module → FloatGraph, through torch.export in eval mode with a dynamic batch dimension.
+
+Every ATen operator that a FloatGraph can hold has one translation (in ``aten``, beside this module), found by the
+operator's name. In-place forms (relu_, add_) share that of the plain one: after them the name of the changed
+tensor stands for the result, which is what the user's program sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils import _pytree as pytree
+
+from twoscale._frontends.torch_export.aten.table import TRANSLATIONS
+from twoscale._frontends.torch_export.aten.translator import Translator, ViewChanged
+from twoscale._ir.float_graph import FloatGraph
+from twoscale._ir.float_module import GraphModule
+from twoscale.errors import CaptureError
+
+__all__ = ["capture", "supported_operators"]
+
+
+def supported_operators() -> tuple[str, ...]:
+    """Names of the ATen operators that can be captured."""
+    return tuple(sorted(TRANSLATIONS))
+
+
+@contextlib.contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module into eval mode, and back, buffers too: the user's model is left as it was."""
+    training = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in training:
+            module.training = was_training
+        for module, name, buffer, value in buffers:  # models may count their calls
+            if module._buffers[name] is not buffer or not torch.equal(buffer, value):
+                buffer.copy_(value)
+                module._buffers[name] = buffer
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep torch.export's warnings, logs and graph dumps away: what matters of them is in the error we raise.
+
+    What the model itself writes to stderr comes out at the end, unless the capture fails.
+    """
+    handlers = {
+        handler
+        for name, logger in logging.root.manager.loggerDict.items()
+        if name.split(".")[0] == "torch" and isinstance(logger, logging.Logger)
+        for handler in logger.handlers
+    }
+
+    def reject(record: logging.LogRecord) -> bool:
+        return False
+
+    written = io.StringIO()
+    for handler in handlers:
+        handler.addFilter(reject)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(written):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(reject)
+    sys.stderr.write(written.getvalue())
+
+
+def capture(model: nn.Module, example_nchw: torch.Tensor, *, name: str | None = None) -> FloatGraph:
+    """Capture an image classifier.
+
+    Args:
+        model: maps (N, C, H, W) float images to (N, classes) logits; its mode and weights are left alone. A softmax
+            at the end is left out, with a warning.
+        example_nchw: a batch of one image or more; only its shape, type and device matter.
+        name: of the graph; the class's name by default.
+
+    Raises:
+        CaptureError: torch.export cannot follow the model, or it is no classifier of single images.
+        UnsupportedOperatorError: an operator has no integer form; names it and the user's line.
+    """
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"expected a torch.nn.Module, got {type(model).__name__}; pass the model itself")
+    if example_nchw.ndim != 4 or example_nchw.shape[0] < 1:
+        raise CaptureError(
+            f"expected a batch of images of shape (N, C, H, W), got {tuple(example_nchw.shape)}; "
+            "add the missing dimensions, e.g. images[None]"
+        )
+    model = _unwrapped(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError("the model is TorchScript, which cannot be captured; pass the module that it was made from")
+    parameter = next((value for value in model.parameters() if value.is_floating_point()), None)
+    device = parameter.device if parameter is not None else example_nchw.device
+    dtype = parameter.dtype if parameter is not None else torch.float32
+    # Two images: torch.export takes a dimension of size 1 for a constant.
+    example = example_nchw[:1].to(device).to(dtype).expand(2, -1, -1, -1).contiguous()
+    _check_signature(model, example)
+    name = name or type(model).__name__
+    with _in_eval_mode(model), torch.no_grad(), _quietly():
+        exported = _exported(model, example)
+        walk = Translator(exported, name, TRANSLATIONS)
+        try:
+            graph = walk.graph()
+        except ViewChanged:
+            exported = exported.run_decompositions({})  # the same program without in-place operators; takes longer
+            walk = Translator(exported, name, TRANSLATIONS)
+            graph = walk.graph()
+        _check_captured(graph, model, example, walk.left_out[0] if walk.left_out else None)
+    if walk.left_out is not None:
+        function, where = walk.left_out
+        warnings.warn(
+            f"the {function} at {where} is left out of {name}: integer networks give logits, whose largest is the same",
+            stacklevel=2,
+        )
+    return graph
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return what torch.compile and wrappers for training hold: the model that the user wrote."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def _check_signature(model: nn.Module, example: torch.Tensor) -> None:
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(example)
+    except TypeError as error:
+        raise CaptureError(
+            f"{type(model).__name__}.forward takes {signature}, expected images alone; wrap the model in a module "
+            "that fills in the rest"
+        ) from error
+
+
+def _exported(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
+    """Export with any batch size; where the model asks for it as a number, with one that is no other size."""
+    try:
+        return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    except Exception as error:  # torch.export raises many unrelated types
+        if not str(error).startswith("Constraints violated"):
+            raise CaptureError(_export_failure(model, error)) from error
+        try:
+            return torch.export.export(model, (example[:1].expand(_BATCH, -1, -1, -1),))
+        except Exception:
+            raise CaptureError(_export_failure(model, error)) from error
+
+
+_BATCH = 7919
+"""A batch size that no model has for another size; only its shape is used."""
+
+
+def _export_failure(model: nn.Module, error: Exception) -> str:
+    """Say in one line what torch.export could not follow, and where."""
+    reason = str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
+    if reason.startswith("Constraints violated"):
+        reason = "it works only for some batch sizes, expected any; write the batch size as x.shape[0] or -1"
+    elif "data-dependent" in reason:
+        reason = "it depends on values that are not known before it runs (data-dependent)"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f"{os.sep}torch{os.sep}" not in f.filename and f.filename != __file__]
+    where = f" at {own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
+    return (
+        f"torch.export cannot capture {type(model).__name__}{where}: {reason}; the forward pass must be a fixed "
+        "sequence of tensor operations for any batch size (no branches on values, no Python state)"
+    )
+
+
+def _check_captured(graph: FloatGraph, model: nn.Module, example: torch.Tensor, left_out: str | None) -> None:
+    """Run both on random images: a capture that computes anything else than the model must never get further.
+
+    Raises:
+        CaptureError: they differ by more than rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(tuple(example.shape), generator=generator)
+    (expected,) = pytree.tree_leaves(model(images.to(example)))  # of a tuple or dict, if the model likes
+    if not torch.isfinite(expected).all():
+        return  # too large for float32; calibration names the layer
+    found = GraphModule(graph, dtype=torch.float64)(images)
+    if left_out is not None:
+        found = found.log_softmax(1) if left_out == "log_softmax" else found.softmax(1)
+    error = (found - expected.cpu().double()).abs().max()
+    # Between rounding, TF32 on accelerators and 16-bit models too, and being wrong.
+    share = 1e-2 if torch.finfo(example.dtype).bits >= 32 else 0.1
+    tolerance = share * float(expected.abs().max())
+    if not error <= tolerance + 1e-6:
+        raise CaptureError(
+            f"the captured graph of {graph.name} does not compute what the model does (logits differ by {error:.2g}); "
+            "look for randomness, for state, and for tensors changed in place while other views of them are in use"
+        )

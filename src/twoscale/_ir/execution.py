@@ -1,0 +1,91 @@
+"""Running an integer network: what every executor takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale.errors import ConfigurationError, UnknownNameError
+
+if TYPE_CHECKING:
+    from twoscale._ir.integer_network import IntegerNetwork
+
+__all__ = ["Executor", "check_images", "layers_to_keep", "run_logits"]
+
+
+class Executor(Protocol):
+    """What verify asks of an executor."""
+
+    name: str
+
+    def __init__(self, network: IntegerNetwork) -> None: ...
+
+    def run(self, images_nchw: NDArray[np.float32], keep: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+        """Compute a batch.
+
+        Args:
+            images_nchw: float32 images (N, C, H, W), normalized as the network was calibrated.
+            keep: layers whose integers to return; by default only the output's.
+
+        Returns:
+            Layer name to integers, (N, ...) in the dtype of the layer's spec.
+
+        Raises:
+            ConfigurationError: images of another shape, or NaN or infinity among them.
+            UnknownNameError: ``keep`` names a layer that the network does not have.
+        """
+        ...
+
+
+def check_images(network: IntegerNetwork, images: Any) -> NDArray[np.float32]:
+    """Return images as a float32 array that fits the network.
+
+    Raises:
+        ConfigurationError: wrong shape, or NaN or infinity among the values.
+    """
+    array = np.asarray(images.detach().cpu().float() if hasattr(images, "detach") else images)
+    if array.dtype.kind not in "fiub":
+        raise ConfigurationError(f"images are arrays of numbers, got {type(images).__name__} of {array.dtype}")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported below
+        array = np.require(array, np.float32, "W")  # torch warns of arrays that it must not write to
+    expected = network.input.output.shape
+    if array.ndim != 1 + len(expected) or array.shape[1:] != expected:
+        raise ConfigurationError(
+            f"{network.name} takes images of shape (N, {', '.join(map(str, expected))}), got {array.shape}"
+        )
+    if not np.isfinite(array).all():
+        bad = np.argwhere(~np.isfinite(array))
+        raise ConfigurationError(
+            f"the images hold {len(bad)} values that are NaN or infinite, the first in image {bad[0][0]}; "
+            "expected finite, normalized pixels"
+        )
+    return array
+
+
+def layers_to_keep(network: IntegerNetwork, keep: Collection[str] | None) -> set[str]:
+    """Return the layers whose integers ``Executor.run`` returns: those in ``keep``, or the output's.
+
+    Raises:
+        UnknownNameError: the network has no layer of such a name.
+    """
+    if keep is None:
+        return {network.output}
+    names = [layer.name for layer in network]
+    for name in keep:
+        if name not in names:
+            raise UnknownNameError("layer", name, names)
+    return set(keep)
+
+
+def run_logits(executor: Executor, network: IntegerNetwork, images: Any) -> Any:
+    """Return float32 logits (N, classes) of images, as the kind of array the images are."""
+    array = check_images(network, images)
+    result = network.logits(executor.run(array)[network.output])
+    if hasattr(images, "detach"):
+        import torch
+
+        return torch.from_numpy(result).to(images.device)
+    return result

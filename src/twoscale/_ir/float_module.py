@@ -1,0 +1,194 @@
+"""Running a FloatGraph in torch: the float side of calibration and of every comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from twoscale._ir import float_graph as g
+
+__all__ = ["GraphModule"]
+
+_Run = Callable[[Any, "GraphModule", list[torch.Tensor]], torch.Tensor]
+
+_FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "leaky_relu": F.leaky_relu,
+    "elu": F.elu,
+    "celu": F.celu,
+    "selu": F.selu,
+    "mish": F.mish,
+    "softplus": F.softplus,
+    "log_sigmoid": F.logsigmoid,
+    "abs": torch.abs,
+    "erf": torch.erf,
+    "sign": torch.sign,
+    "power": torch.pow,
+    "threshold": F.threshold,
+    "hardshrink": F.hardshrink,
+    "softshrink": F.softshrink,
+    "exp": torch.exp,
+    "constant": torch.full_like,
+}
+
+
+class GraphModule:
+    """A FloatGraph as a callable on (N, C, H, W) float32 tensors.
+
+    Args:
+        graph: what to run.
+        device: where; weights are copied there once.
+        dtype: torch.float64 for a reference without float32 rounding.
+    """
+
+    def __init__(
+        self, graph: g.FloatGraph, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.graph = graph
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self._weights: dict[str, dict[str, torch.Tensor]] = {
+            node.name: {
+                field: torch.from_numpy(np.ascontiguousarray(value)).to(self.device, dtype)
+                for field, value in vars(node).items()
+                if isinstance(value, np.ndarray)
+            }
+            for node in graph
+        }
+        # A tensor is dropped after its last reader, so that memory is bounded by the widest cut.
+        self._last_reader = {name: readers[-1].name for name, readers in graph.users.items() if readers}
+
+    def weight(self, node: g.Node, field: str) -> torch.Tensor:
+        """Return a weight of ``node`` on the device."""
+        return self._weights[node.name][field]
+
+    def __call__(self, x_nchw: torch.Tensor) -> torch.Tensor:
+        """Return the logits, (N, classes)."""
+        return self.run(x_nchw)[self.graph.output]
+
+    def run(
+        self,
+        x_nchw: torch.Tensor,
+        visit: Callable[[g.Node, torch.Tensor], None] | None = None,
+        replace: Callable[[g.Node, torch.Tensor], torch.Tensor] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Compute every node; return what nobody reads, the logits among it.
+
+        Args:
+            x_nchw: images, (N, C, H, W).
+            visit: is shown each output as it is made.
+            replace: gives what is to be used instead of an output, e.g. its quantized values.
+        """
+        values: dict[str, torch.Tensor] = {}
+        with torch.no_grad():
+            for node in self.graph:
+                if isinstance(node, g.Input):
+                    values[node.name] = x_nchw.to(self.device, self.dtype)
+                else:
+                    values[node.name] = self.compute(node, [values[name] for name in node.inputs])
+                if replace is not None:
+                    values[node.name] = replace(node, values[node.name])
+                if visit is not None:
+                    visit(node, values[node.name])
+                for name in set(node.inputs):
+                    if self._last_reader[name] == node.name and name != self.graph.output:
+                        del values[name]
+        return values
+
+    def compute(self, node: g.Node, inputs: list[torch.Tensor]) -> torch.Tensor:
+        """Compute one node from its inputs."""
+        out = _RUN[type(node)](node, self, inputs)
+        bounds = getattr(node, "bounds", g.UNBOUNDED)
+        return out if bounds == g.UNBOUNDED else _clamp(out, bounds)
+
+
+def _clamp(x: torch.Tensor, bounds: g.Bounds) -> torch.Tensor:
+    lo, hi = bounds
+    if math.isinf(hi):
+        return F.relu(x) if lo == 0.0 else x.clamp(min=lo)
+    return x.clamp(min=None if math.isinf(lo) else lo, max=hi)
+
+
+def _zero_pad(x: torch.Tensor, padding: g.Padding, value: float = 0.0) -> torch.Tensor:
+    top, left, bottom, right = padding
+    return F.pad(x, (left, right, top, bottom), value=value) if any(padding) else x
+
+
+def _conv2d(node: g.Conv2d, m: GraphModule, x: list[torch.Tensor]) -> torch.Tensor:
+    top, left, bottom, right = node.padding
+    symmetric = top == bottom and left == right
+    out = F.conv2d(
+        x[0] if symmetric else _zero_pad(x[0], node.padding),
+        m.weight(node, "weight_oihw"),
+        m.weight(node, "bias_o"),
+        node.stride,
+        (top, left) if symmetric else (0, 0),
+        node.dilation,
+        node.groups,
+    )
+    return out + x[1] if len(x) == 2 else out
+
+
+def _affine(node: g.ChannelAffine, m: GraphModule, x: list[torch.Tensor]) -> torch.Tensor:
+    shape = (-1,) + (1,) * (len(node.shape) - 1)
+    return x[0] * m.weight(node, "scale_c").reshape(shape) + m.weight(node, "shift_c").reshape(shape)
+
+
+def _slice(node: g.Slice, m: GraphModule, x: list[torch.Tensor]) -> torch.Tensor:
+    index = [slice(None)] * x[0].ndim
+    index[node.axis + 1] = slice(node.start, node.stop, node.step)
+    return x[0][tuple(index)]
+
+
+def _pad(node: g.Pad, m: GraphModule, x: list[torch.Tensor]) -> torch.Tensor:
+    return F.pad(x[0], [width for pair in reversed(node.widths) for width in pair], value=node.value)
+
+
+def _window_average(node: g.WindowAverage2d, m: GraphModule, x: list[torch.Tensor]) -> torch.Tensor:
+    rows, columns = (
+        torch.from_numpy(g.window_weights(windows, size)).to(x[0])
+        for windows, size in zip((node.rows, node.columns), x[0].shape[2:], strict=True)
+    )
+    return rows @ x[0] @ columns.T
+
+
+_RUN: dict[type[g.Node], _Run] = {
+    g.Conv2d: _conv2d,
+    g.Linear: lambda node, m, x: F.linear(x[0], m.weight(node, "weight_oi"), m.weight(node, "bias_o")),
+    g.ChannelAffine: _affine,
+    g.Clamp: lambda node, m, x: x[0],  # the bounds are applied to every node alike
+    g.Add: lambda node, m, x: x[0] + x[1],
+    g.Mul: lambda node, m, x: x[0] * x[1],
+    g.Concat: lambda node, m, x: torch.cat(x, node.axis + 1),
+    g.MaxPool2d: lambda node, m, x: F.max_pool2d(
+        _zero_pad(x[0], node.padding, -math.inf), node.kernel, node.stride, 0, node.dilation
+    ),
+    g.AveragePool2d: lambda node, m, x: F.avg_pool2d(_zero_pad(x[0], node.padding), node.kernel, node.stride),
+    g.WindowAverage2d: _window_average,
+    g.Reshape: lambda node, m, x: x[0].reshape(x[0].shape[0], *node.shape),
+    g.Permute: lambda node, m, x: x[0].permute(0, *(axis + 1 for axis in node.axes)),
+    g.Slice: _slice,
+    g.Pad: _pad,
+    g.Elementwise: lambda node, m, x: _FUNCTIONS[node.function](x[0], *node.parameters),
+}
+
+
+def logits(module: GraphModule, images_nchw: NDArray[np.float32], batch_size: int = 500) -> NDArray[np.float32]:
+    """Return the logits of all images, (N, classes)."""
+    parts = [
+        module(torch.from_numpy(images_nchw[i : i + batch_size])).cpu().numpy()
+        for i in range(0, len(images_nchw), batch_size)
+    ]
+    return np.concatenate(parts)

@@ -1,0 +1,229 @@
+"""IntegerNetwork: layers in order, what they promise, and the bounds that prove it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale import _delegates as delegates
+from twoscale._ir import checks
+from twoscale._ir import layers as n
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twoscale._runtimes.classifier import CompiledClassifier
+
+__all__ = ["AccumulatorBound", "IntegerNetwork"]
+
+
+@dataclass(frozen=True)
+class AccumulatorBound:
+    """What is proved about one layer's accumulators from its weights, equation (13)."""
+
+    layer: str
+    bound: int
+    """Largest |accumulator| over channels."""
+    float32_exact: bool
+    """Below 2**24: a float32 convolution on these integers is exact in any order of summation."""
+    pair_saturation_safe: bool
+    """|w0| + |w1| ≤ 128 for all neighbours in memory order: 16-bit pair sums (vpmaddubsw) cannot saturate."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class IntegerNetwork:
+    """An image classifier of integers: 8-bit activations and weights, 32-bit biases and accumulators.
+
+    Called with float32 images (N, C, H, W), NumPy or torch, it returns float32 logits (N, classes), computed
+    by the NumPy reference. The first layer is QuantizeInput; the output is ``output``'s integers times its
+    scale, equation (12).
+
+    Networks are equal if they compute the same bits (their fingerprints are equal) and have the same name, scheme and
+    metadata; ``load`` gives back what ``save`` was given.
+    """
+
+    name: str
+    layers: tuple[n.Layer, ...]
+    output: str
+    scheme: str = "default"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Where it comes from: plain values that survive JSON."""
+
+    def __post_init__(self) -> None:
+        """Check what every executor relies on.
+
+        Raises:
+            QuantizationError: an accumulator could overflow int32, or layers do not fit together.
+        """
+        checks.check(self)
+
+    def __repr__(self) -> str:
+        grid = "on the grid" if self.on_grid else "off the grid"
+        return (
+            f"<IntegerNetwork {self.name}: {len(self.layers)} layers, {self.parameters:,} parameters, "
+            f"scheme {self.scheme}, {grid}>"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, IntegerNetwork):
+            return NotImplemented
+        mine, theirs = ((x.fingerprint, x.name, x.scheme, dict(x.metadata)) for x in (self, other))
+        return mine == theirs
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __iter__(self) -> Iterator[n.Layer]:
+        return iter(self.layers)
+
+    def __getitem__(self, name: str) -> n.Layer:
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, n.Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    @property
+    def input(self) -> n.Layer:
+        """The layer that quantizes the images."""
+        return self.layers[0]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self[self.output].output.shape[0]
+
+    def spec(self, name: str) -> n.TensorSpec:
+        """Return how the named tensor is quantized."""
+        return self._by_name[name].output
+
+    @cached_property
+    def off_grid(self) -> tuple[str, ...]:
+        """One line for everything for which executors do not promise the same integers; empty on the grid."""
+        return checks.off_grid(self)
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether every executor provably gives the same integers, equations (4), (5) and (7c).
+
+        Every multiplier is a whole number of 2**-16ths (additions: 2**-14ths), every zero point is even, and
+        additions stay where float32 is exact. Off the grid, verify measures how many integers differ.
+        """
+        return not self.off_grid
+
+    @cached_property
+    def bounds(self) -> tuple[AccumulatorBound, ...]:
+        """Bounds of every layer with weights, equation (13)."""
+        found = []
+        for layer in self.layers:
+            if isinstance(layer, n.Accumulating):
+                bound = int(layer.partial_bound(self.spec(layer.inputs[0])).max(initial=0))
+                found.append(AccumulatorBound(layer.name, bound, bound < 2**24, _pairs_are_safe(layer.weight)))
+        return tuple(found)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights and biases."""
+        return sum(
+            layer.weight.size + int(np.count_nonzero(layer.bias_o))
+            for layer in self.layers
+            if isinstance(layer, n.Accumulating)
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides the output bits, as 64 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for layer in self.layers:
+            _feed(digest.update, layer.op)
+            for attribute in dataclasses.fields(layer):
+                _feed(digest.update, getattr(layer, attribute.name))
+        digest.update(self.output.encode())
+        return digest.hexdigest()
+
+    def logits(self, integers: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the real logits of output integers, (N, classes): scale · (q − z)."""
+        spec = self.spec(self.output)
+        return ((integers.astype(np.float64) - spec.zero_point) * spec.scale).astype(np.float32)
+
+    def __call__(self, images_nchw: Any) -> Any:
+        """Return the logits of float images; the same kind of array comes back (NumPy or torch)."""
+        from twoscale._ir.execution import run_logits
+        from twoscale._ir.reference import ReferenceExecutor
+
+        return run_logits(ReferenceExecutor(self), self, images_nchw)
+
+    def compile(
+        self, *, threads: int | None = None, target: Literal["native", "avx512vnni", "avx2"] = "native"
+    ) -> CompiledClassifier:
+        """Compile the network for this CPU: the same logits as calling it, much faster.
+
+        The result takes NumPy arrays and torch tensors on the CPU, float32 (N, C, H, W), or uint8 pixels where the
+        network's metadata says how it normalizes. Compiled libraries are kept in the user's cache.
+
+        Args:
+            threads: how many share a batch; by default one a core. With 1, callers in several threads run at once;
+                with more they wait for each other.
+            target: instruction sets; "native" compiles all and takes the best when it runs.
+
+        Raises:
+            ConfigurationError: the network is off the grid (names the layer), or ``threads`` is below 1.
+            ExecutorError: there is no C compiler here, or it fails; says what is missing.
+            UnknownNameError: there is no such target.
+        """
+        compiled: CompiledClassifier = delegates.call("compile", self, threads=threads, target=target)
+        return compiled
+
+    def save(self, path: str | Path, *, form: Literal["integer", "qdq"] = "integer") -> None:
+        """Write the network as an ONNX file, all of it or nothing.
+
+        Args:
+            path: the file.
+            form: "integer" for standard integer operators, which ``twoscale.load`` reads back and ONNX Runtime
+                computes bit for bit; "qdq" for runtimes that want floats between QuantizeLinear and
+                DequantizeLinear, whose integers may differ by their rounding.
+        """
+        delegates.call("save", self, Path(path), form=form)
+
+    def _repr_html_(self) -> str:
+        html: str = delegates.call("network_html", self)
+        return html
+
+
+def _pairs_are_safe(weight: NDArray[np.int8]) -> bool:
+    flat = np.abs(weight.astype(np.int64)).reshape(weight.shape[0], -1)
+    pairs = flat[:, : flat.shape[1] // 2 * 2].reshape(flat.shape[0], -1, 2).sum(2)
+    return bool(pairs.max(initial=0) <= 128)
+
+
+def _feed(update: Callable[[bytes], None], value: Any) -> None:
+    """Hash a value with its type and shape, so that neighbours cannot be confused.
+
+    Numbers count by value: a NumPy scalar hashes like the Python number that a saved file gives back.
+    """
+    if isinstance(value, np.ndarray):
+        little = value.astype(value.dtype.newbyteorder("<"), copy=False)
+        update(f"a{little.dtype.str}{value.shape}".encode() + little.tobytes())
+    elif isinstance(value, n.Multiplier):
+        update(f"m{value.shift}".encode())
+        _feed(update, value.values)
+    elif isinstance(value, n.TensorSpec):
+        _feed(update, tuple(getattr(value, attribute.name) for attribute in dataclasses.fields(value)))
+    elif isinstance(value, tuple):
+        update(f"({len(value)}".encode())
+        for item in value:
+            _feed(update, item)
+    elif isinstance(value, float | np.floating):
+        update(f"f{float(value).hex()};".encode())
+    elif isinstance(value, int | np.integer):
+        update(f"i{int(value)};".encode())
+    else:
+        update(repr(value).encode() + b";")

@@ -1,0 +1,297 @@
+"""The page of the lab: its sections in the order of the lab's questions, and the files they become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from twoscale._files import write_text
+from twoscale._lab import findings, plots, tables
+from twoscale._lab.records import LabNetwork, LabResults, StageResult
+from twoscale._page.document import Figure, Group, Section, all_figures, figure, file_name, render_page, table_html
+from twoscale._page.numbers import count, joined
+from twoscale._page.tables import Table
+from twoscale._quantization.records import RangeRecord
+
+__all__ = ["render_report", "stages_html", "write_plots", "write_report"]
+
+
+def render_report(results: LabResults) -> str:
+    """Return the self-contained page of ``results``: no scripts, no requests, light and dark."""
+    return render_page(
+        f"twoscale lab: {results.data}",
+        f"{joined(network.name for network in results.networks) if results.networks else 'No network'}, "
+        f"from float to 8-bit integers, on {count(results.test_samples)} test images",
+        _sections(results),
+        results.environment,
+        "results.json",
+    )
+
+
+def write_plots(results: LabResults, folder: Path) -> tuple[Path, ...]:
+    """Write every chart of the page into ``folder`` as an SVG file; return the paths in page order.
+
+    Raises:
+        TwoscaleError: the folder cannot be written.
+    """
+    paths = []
+    for one in all_figures(_sections(results)):
+        path = folder / f"{one.name}.svg"
+        write_text(path, one.drawing.standalone())
+        paths.append(path)
+    return tuple(paths)
+
+
+def write_report(results: LabResults, out: Path) -> tuple[Path, ...]:
+    """Write ``out``/report.html and ``out``/plots/*.svg; return the paths, the page first.
+
+    Raises:
+        TwoscaleError: the folder cannot be written; each file is whole or is not there.
+    """
+    page = out / "report.html"
+    write_text(page, render_report(results))
+    return page, *write_plots(results, out / "plots")
+
+
+def stages_html(stages: Sequence[StageResult], caption: str = "") -> str:
+    """Return a small HTML table of ``stages`` for a notebook, in the notebook's own colours."""
+    return table_html(tables.stages_table(stages, caption))
+
+
+def _sections(results: LabResults) -> list[Section]:
+    schemes = plots.schemes_of(results)
+    networks = results.networks
+    return [
+        _summary(results, schemes),
+        _training(results),
+        Section(
+            "weights",
+            "1 Weights",
+            (
+                "How the trained weights of each layer are distributed: the height of a bar is the number of "
+                "weights in it. Above the bars, the line marked range goes from the smallest to the largest "
+                "weight, the line marked 3σ three standard deviations to both sides of the mean (its dot).",
+                "Eight bits have to cover whatever range is chosen: the total range loses no weight but has "
+                "coarser steps, a narrower one has finer steps and clips the few weights outside.",
+            ),
+            [_weights(network) for network in networks],
+        ),
+        Section(
+            "quantized-weights",
+            "2 Quantize weights",
+            (
+                "Each weight becomes an integer q that stands for scale × q. A layer has one scale, or one for "
+                "each output channel. The histograms show how often each integer occurs: the more of the "
+                "allowed range is in use, the finer the steps. Accuracy is measured with only the weights "
+                "quantized; activations are still float.",
+            ),
+            [group for network in networks for group in _quantized_weights(network, schemes)],
+        ),
+        Section(
+            "activations",
+            "3 Activations",
+            (
+                f"How the input and the output of each layer are distributed over "
+                f"{count(results.calibration_samples)} calibration images. After a ReLU there is nothing below "
+                "zero, and many values are exactly zero. The count axis is logarithmic, so that the few large "
+                "values that decide the range are visible beside the many small ones.",
+            ),
+            [_activations(network) for network in networks],
+        ),
+        Section(
+            "quantized-activations",
+            "4 Quantize activations",
+            (
+                "Each activation becomes an integer q that stands for scale × (q − zero point). SQNR compares "
+                "the tensor with the rounding error made on it, in decibels: 6 dB are one bit. Saturated is the "
+                "share of a layer's outputs that end at a limit of the integer range, the zeros of a ReLU not "
+                "counted; black and white pixels of the input are there by nature.",
+            ),
+            [group for network in networks for group in _quantized_activations(network, schemes)],
+        ),
+        _biases(results, schemes),
+        Section(
+            "verify",
+            "6 Verify",
+            (
+                "The integer network is computed by several independent programs, the executors, and every "
+                "integer of every layer is compared. On the 65536ths grid, where every multiplier is a whole "
+                "number of 65536ths, they must agree exactly. SQNR compares each layer's output with the float "
+                "network's; it counts the noise of all layers before it too.",
+                "The accumulator bound is the largest sum that any input at all could produce, proved from the "
+                "weights. Below 2²⁴ a float32 computes every sum exactly; below 2³¹ it fits into 32 bits. Pair sums "
+                "are safe where x86 processors that add neighbouring products in 16 bits cannot saturate.",
+            ),
+            [_verify(network, schemes) for network in networks],
+        ),
+        Section(
+            "making",
+            "7 How it was made",
+            ("Everything needed to repeat this: the same data, recipe, seed and versions.",),
+            [Group(tables=tables.details_tables(results))],
+        ),
+    ]
+
+
+def _summary(results: LabResults, schemes: Sequence[str]) -> Section:
+    intro = [
+        "Each row is one way to compute a trained network: in float, with some of its tensors rounded to "
+        "8-bit integers, or all in integers. Top-1 is the share of test images classified correctly, agreement "
+        "the share given the class that the float network gives. Logit SQNR compares the float network's "
+        "outputs with the error made on them; 6 dB more halve the error. Differing integers are those on which "
+        "two executors disagree.",
+    ]
+    if results.test_samples:
+        intro.append(f"One image of {count(results.test_samples)} is {100 / results.test_samples:.2g} points.")
+    staged = [network for network in results.networks if network.stages]
+    group = Group(
+        figures=[
+            chart for network in staged for chart in figure(plots.stages_plot(network, schemes), network.name, "stages")
+        ],
+        tables=[
+            tables.stages_table(
+                network.stages, f"{network.name}, {count(network.parameters)} parameters: accuracy at each stage"
+            )
+            for network in staged
+        ],
+    )
+    return Section("summary", "Summary", intro, [group], findings.headline(results), findings.verdict(results))
+
+
+def _training(results: LabResults) -> Section:
+    drawn = any(network.train_loss for network in results.networks)
+    return Section(
+        "training",
+        "Training",
+        (
+            "The networks are trained in float first. Each point is the mean loss over the mini-batches since "
+            "the point before it, so the first one is already lower than the loss of an untrained network.",
+        ),
+        [
+            Group(
+                findings=findings.loss_finding(results),
+                figures=figure(plots.loss_plot(results), "training-loss") if drawn else [],
+            )
+        ],
+    )
+
+
+def _weights(network: LabNetwork) -> Group:
+    return Group(
+        network.name,
+        findings.weight_findings(network),
+        [
+            Figure(file_name(network.name, one.kind, one.name), plots.values_histogram(one, log=False))
+            for one in network.weights
+        ],
+        [tables.statistics_table(network.weights, f"Weights of {network.name}", zeros=False)]
+        if network.weights
+        else [],
+    )
+
+
+def _quantized_weights(network: LabNetwork, schemes: Sequence[str]) -> list[Group]:
+    accuracy = _stages_of(network, "weights", "only the weights quantized")
+    groups = [Group(network.name, findings.weight_range_findings(network, schemes), tables=accuracy)]
+    for scheme in schemes:
+        ranges = [one for one in network.ranges.get(scheme, ()) if one.kind == "weight"]
+        if ranges:
+            caption = f"Weights of {network.name} in integers, scheme “{scheme}”"
+            made = [tables.weight_ranges_table(ranges, caption)]
+            figures = _integers(network, scheme, ranges, log=False)
+            groups.append(Group(_titled(network, scheme), (), figures, made, level=4))
+    return groups
+
+
+def _activations(network: LabNetwork) -> Group:
+    return Group(
+        network.name,
+        findings.activation_findings(network),
+        [
+            Figure(file_name(network.name, "activation", one.name), plots.values_histogram(one, log=True))
+            for one in network.activations
+        ],
+        [tables.statistics_table(network.activations, f"Activations of {network.name}", zeros=True)]
+        if network.activations
+        else [],
+    )
+
+
+def _quantized_activations(network: LabNetwork, schemes: Sequence[str]) -> list[Group]:
+    kinds = ("input", "activation")
+    drawing = plots.tensor_sqnr_plot(network, schemes, kinds)
+    groups = [
+        Group(
+            network.name,
+            findings.activation_range_findings(network, schemes),
+            figure(drawing, network.name, "tensor-sqnr"),
+            _stages_of(network, "activations", "weights and activations quantized"),
+        )
+    ]
+    for scheme in schemes:
+        ranges = [one for one in network.ranges.get(scheme, ()) if one.kind in kinds]
+        if ranges:
+            caption = f"Activations of {network.name} in integers, scheme “{scheme}”"
+            made = [tables.activation_ranges_table(ranges, network.verify.get(scheme), caption)]
+            figures = _integers(network, scheme, ranges, log=True)
+            groups.append(Group(_titled(network, scheme), (), figures, made, level=4))
+    return groups
+
+
+def _integers(network: LabNetwork, scheme: str, ranges: Sequence[RangeRecord], *, log: bool) -> list[Figure]:
+    return [
+        chart
+        for one in ranges
+        for chart in figure(
+            plots.integers_histogram(one, log=log), network.name, scheme, f"{one.kind}-integers", one.name
+        )
+    ]
+
+
+def _titled(network: LabNetwork, scheme: str) -> str:
+    return f"{network.name}, scheme “{scheme}”"
+
+
+def _biases(results: LabResults, schemes: Sequence[str]) -> Section:
+    groups = []
+    for network in results.networks:
+        rows = [stage for stage in network.stages if stage.stage in ("float", "bias-real", "integer")]
+        if any(stage.stage == "bias-real" for stage in rows):
+            caption = f"{network.name}: what becomes of the bias"
+            groups.append(
+                Group(
+                    network.name,
+                    findings.bias_findings(network, schemes),
+                    tables=[tables.stages_table(rows, caption)],
+                )
+            )
+    intro = [
+        "A layer adds its bias to the sum of input × weight. With integers this sum counts in units of "
+        "input scale × weight scale, so the bias has to be divided by that before it is rounded. A bias left in "
+        "real units is added to a sum that counts in other units, as if it had been multiplied by their size.",
+    ]
+    if not groups:
+        intro.append("No network of this run was measured with its bias left in real units.")
+    return Section("quantized-biases", "5 Quantize biases", intro, groups)
+
+
+def _verify(network: LabNetwork, schemes: Sequence[str]) -> Group:
+    checks = [network.verify[scheme] for scheme in schemes if scheme in network.verify]
+    made = [tables.verify_table(checks, f"{network.name}: executors compared")] if checks else []
+    made += [
+        tables.layers_table(check, f"{network.name}, scheme “{check.scheme}”: each layer")
+        for check in checks
+        if check.layers
+    ]
+    figures = [
+        *figure(plots.layer_sqnr_plot(network, schemes), network.name, "layer-sqnr"),
+        *figure(plots.bounds_plot(network, schemes), network.name, "accumulator-bounds"),
+    ]
+    return Group(network.name, findings.verify_findings(network, schemes), figures, made)
+
+
+def _stages_of(network: LabNetwork, key: str, what: str) -> list[Table]:
+    rows = [stage for stage in network.stages if stage.stage in ("float", key)]
+    if not any(stage.stage == key for stage in rows):
+        return []
+    return [tables.stages_table(rows, f"Accuracy of {network.name} with {what}")]

@@ -1,0 +1,196 @@
+"""The lab's charts, drawn from its record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twoscale._calibration.summaries import TensorSummary
+from twoscale._lab.records import LabNetwork, LabResults, StageResult
+from twoscale._lab.tables import bits
+from twoscale._page.charts import WIDTH, Bracket, Drawing, Reference, Series, dot_plot, histogram, line_plot
+from twoscale._page.numbers import compact, count, fixed, joined, percent
+from twoscale._quantization.records import RangeRecord
+
+__all__ = [
+    "bounds_plot",
+    "integers_histogram",
+    "layer_sqnr_plot",
+    "loss_plot",
+    "schemes_of",
+    "stages_plot",
+    "tensor_sqnr_plot",
+    "values_histogram",
+]
+
+_STAGES = {
+    "weights": "weights",
+    "activations": "+ activations",
+    "bias-real": "bias in real units",
+    "integer": "all integer",
+}
+
+
+def schemes_of(results: LabResults) -> tuple[str, ...]:
+    """Return the schemes in the order in which the stages name them; colours follow this order."""
+    names = [stage.scheme for network in results.networks for stage in network.stages]
+    names += [scheme for network in results.networks for scheme in (*network.ranges, *network.verify)]
+    return tuple(dict.fromkeys(name for name in names if name != "float"))
+
+
+def stages_plot(
+    network: LabNetwork, schemes: Sequence[str], *, width: float = WIDTH, row_height: float = 22
+) -> Drawing:
+    """Draw top-1 of every quantized stage against that of the float network."""
+    present = dict.fromkeys(stage.stage for stage in network.stages if stage.stage != "float")
+    keys = [key for key in _STAGES if key in present] + [key for key in present if key not in _STAGES]
+    found = {(stage.scheme, stage.stage): 100 * stage.top1 for stage in network.stages}
+    floats = [100 * stage.top1 for stage in network.stages if stage.stage == "float"]
+    return dot_plot(
+        "Top-1 by stage",
+        [_STAGES.get(key, key) for key in keys],
+        [Series(scheme, tuple(found.get((scheme, key)) for key in keys)) for scheme in schemes],
+        references=[Reference(top1, f"float {fixed(top1, 2)}") for top1 in floats],
+        label=f"Top-1 accuracy of {network.name} at each stage: {_spoken(network.stages)}",
+        note=network.name,
+        x_label="top-1, %",
+        least_span=2.0,
+        limits=(0.0, 100.0),
+        row_height=row_height,
+        width=width,
+    )
+
+
+def loss_plot(results: LabResults) -> Drawing:
+    """Draw the training loss of every network."""
+    lines = [(network.name, network.train_loss) for network in results.networks]
+    ends = [f"{name} from {fixed(points[0][1], 3)} to {fixed(points[-1][1], 3)}" for name, points in lines if points]
+    return line_plot(
+        "Training loss",
+        lines,
+        label="Training loss over mini-batches: " + "; ".join(ends),
+        x_label="mini-batches",
+        y_label="mean cross-entropy",
+    )
+
+
+def values_histogram(summary: TensorSummary, *, log: bool, title: str = "", width: float = WIDTH) -> Drawing:
+    """Draw a tensor's real values with its total range and its 3-sigma range.
+
+    A ``title`` replaces the tensor's name and the number of its values.
+    """
+    lo, hi = summary.three_sigma
+    zeros = summary.zeros / summary.count if summary.count else 0.0
+    note = f"{count(summary.count)} values" if summary.count < 100_000 else f"{_million(summary.count)} values"
+    if zeros >= 0.001:
+        note += f", {percent(zeros, 1)} % zero"
+    decimals = 3
+    return histogram(
+        title or summary.name,
+        summary.histogram.counts,
+        summary.histogram.lo,
+        summary.histogram.hi,
+        brackets=[
+            Bracket("range", summary.min, summary.max),
+            Bracket("3σ", lo, hi, dot=summary.mean),
+        ],
+        label=(
+            f"Histogram of {summary.name}: from {fixed(summary.min, decimals)} to "
+            f"{fixed(summary.max, decimals)}, mean {fixed(summary.mean, decimals)}, "
+            f"3-sigma range {fixed(lo, decimals)} to {fixed(hi, decimals)}"
+        ),
+        x_label=f"{summary.kind} value" + (", counts on a log axis" if log else ""),
+        note="" if title else note,
+        width=width,
+        log=log,
+    )
+
+
+def integers_histogram(one: RangeRecord, *, log: bool) -> Drawing | None:
+    """Draw how often each integer occurs, with the allowed and the seen range; None where not kept."""
+    if one.histogram is None:
+        return None
+    return histogram(
+        one.name,
+        one.histogram.counts,
+        one.histogram.lo,
+        one.histogram.hi,
+        brackets=[Bracket("allowed", one.lo, one.hi), Bracket("seen", one.seen_lo, one.seen_hi)],
+        label=(
+            f"Histogram of the integers of {one.name}: {count(one.seen_lo)} to {count(one.seen_hi)} seen, "
+            f"{count(one.lo)} to {count(one.hi)} allowed"
+        ),
+        x_label="integer" + (", counts on a log axis" if log else ""),
+        note="one scale" if len(one.scales) == 1 else f"{count(len(one.scales))} scales",
+        log=log,
+    )
+
+
+def tensor_sqnr_plot(network: LabNetwork, schemes: Sequence[str], kinds: Sequence[str]) -> Drawing | None:
+    """Draw the SQNR of each tensor alone; None where nothing was measured."""
+    by_scheme = {
+        scheme: {one.name: one.sqnr_db for one in network.ranges.get(scheme, ()) if one.kind in kinds}
+        for scheme in schemes
+    }
+    label = f"SQNR of each tensor of {network.name} alone"
+    return _sqnr_plot("Each tensor alone", network.name, by_scheme, label)
+
+
+def layer_sqnr_plot(network: LabNetwork, schemes: Sequence[str]) -> Drawing | None:
+    """Draw the SQNR of each layer's output in the integer network; None where nothing was measured."""
+    by_scheme = {
+        scheme: {layer.name: layer.sqnr_db for layer in network.verify[scheme].layers}
+        if scheme in network.verify
+        else {}
+        for scheme in schemes
+    }
+    label = f"SQNR of each layer's output in the integer form of {network.name}"
+    return _sqnr_plot("Layer outputs", network.name, by_scheme, label)
+
+
+def _sqnr_plot(title: str, note: str, by_scheme: dict[str, dict[str, float | None]], label: str) -> Drawing | None:
+    rows = list(dict.fromkeys(name for values in by_scheme.values() for name in values))
+    series = [Series(scheme, tuple(values.get(row) for row in rows)) for scheme, values in by_scheme.items()]
+    measured = [value for one in series for value in one.values if value is not None]
+    if not measured:
+        return None
+    label += f": {fixed(min(measured), 1)} to {fixed(max(measured), 1)} dB"
+    return dot_plot(title, rows, series, label=label, note=note, x_label="SQNR, dB", least_span=6.0)
+
+
+def bounds_plot(network: LabNetwork, schemes: Sequence[str]) -> Drawing | None:
+    """Draw the accumulator bounds in bits against 2**24 and 2**31; None where there is none."""
+    by_scheme = {
+        scheme: {layer.name: bits(layer.accumulator_bound) for layer in network.verify[scheme].layers}
+        if scheme in network.verify
+        else {}
+        for scheme in schemes
+    }
+    bounded = [name for values in by_scheme.values() for name, value in values.items() if value is not None]
+    rows = list(dict.fromkeys(bounded))
+    if not rows:
+        return None
+    series = [Series(scheme, tuple(values.get(row) for row in rows)) for scheme, values in by_scheme.items()]
+    largest = max(value for one in series for value in one.values if value is not None)
+    return dot_plot(
+        "Accumulator bounds",
+        rows,
+        series,
+        note=network.name,
+        label=f"Accumulator bounds of {network.name}: at most {fixed(largest, 1)} bits",
+        x_label="log₂ of the largest possible |accumulator|",
+        references=[Reference(24, "2²⁴"), Reference(31, "2³¹")],
+        span=(8.0, max(32.0, largest + 1)),
+    )
+
+
+def _million(number: int) -> str:
+    """Return a large count with three digits, such as 1.18M."""
+    digits = 10 ** (len(str(number)) - 3)
+    return compact(round(number / digits) * digits)
+
+
+def _spoken(stages: Sequence[StageResult]) -> str:
+    return joined(
+        f"{stage.title}{'' if stage.stage == 'float' else f' ({stage.scheme})'} {percent(stage.top1)} %"
+        for stage in stages
+    )

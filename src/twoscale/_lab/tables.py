@@ -1,0 +1,265 @@
+"""The lab's tables: what stands in which cell, apart from how a page or a terminal draws it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from twoscale._calibration.summaries import TensorSummary
+from twoscale._lab.records import LabNetwork, LabResults, StageResult
+from twoscale._page.numbers import MISSING, count, decimals_for, fixed, percent, signed, yes_no
+from twoscale._page.tables import Cell, Column, Table, table, text_column
+from twoscale._quantization.records import RangeRecord
+from twoscale._verification.results import VerifyResult
+
+__all__ = [
+    "activation_ranges_table",
+    "details_tables",
+    "layers_table",
+    "stages_table",
+    "statistics_table",
+    "verify_table",
+    "weight_ranges_table",
+]
+
+
+def stages_table(stages: Sequence[StageResult], caption: str) -> Table:
+    """Return one row a stage; the change is against the float row of the same network."""
+    several = len({stage.network for stage in stages}) > 1
+    floats = {stage.network: stage.top1 for stage in stages if stage.stage == "float"}
+    rows: list[list[str | Cell]] = []
+    for stage in stages:
+        base = floats.get(stage.network)
+        change = None if base is None or stage.stage == "float" else 100 * (stage.top1 - base)
+        row: list[str | Cell] = [
+            Cell(stage.title, stage.note),
+            MISSING if stage.stage == "float" else stage.scheme,
+            percent(stage.top1),
+            signed(change, 2),
+            percent(stage.agreement),
+            fixed(stage.sqnr_db, 1),
+            count(stage.mismatches),
+        ]
+        rows.append([stage.network, *row] if several else row)
+    columns = [
+        text_column("Stage"),
+        text_column("Scheme"),
+        Column("Top-1", "%"),
+        Column("Against float", "points"),
+        Column("Agreement", "%"),
+        Column("Logit SQNR", "dB"),
+        Column("Differing integers"),
+    ]
+    return table(caption, [text_column("Network"), *columns] if several else columns, rows)
+
+
+def statistics_table(summaries: Sequence[TensorSummary], caption: str, *, zeros: bool) -> Table:
+    """Return mean, standard deviation and ranges, one row a tensor, in its real units."""
+    decimals = decimals_for(summary.std for summary in summaries)
+    rows = []
+    for summary in summaries:
+        lo, hi = summary.three_sigma
+        numbers = (summary.mean, summary.std, summary.min, summary.max, summary.range, lo, hi)
+        row = [summary.name, count(summary.count), *(fixed(number, decimals) for number in numbers)]
+        if zeros:
+            row.append(percent(summary.zeros / summary.count if summary.count else None, 1))
+        rows.append(row)
+    heads = ("Values", "Mean", "Std", "Min", "Max", "Range", "Mean − 3σ", "Mean + 3σ")
+    columns = [text_column("Tensor"), *(Column(head) for head in heads)]
+    if zeros:
+        columns.append(Column("Exact zeros", "%"))
+    return table(caption, columns, rows)
+
+
+def weight_ranges_table(ranges: Sequence[RangeRecord], caption: str) -> Table:
+    """Return the scales of weights; where a tensor has one a channel, the smallest and the largest."""
+    decimals = decimals_for(scale for one in ranges for scale in one.scales)
+    rows = [
+        [
+            one.name,
+            count(len(one.scales)),
+            fixed(min(one.scales, default=None), decimals),
+            fixed(max(one.scales, default=None), decimals),
+            _integers(one.lo, one.hi),
+            _integers(one.seen_lo, one.seen_hi),
+            fixed(one.sqnr_db, 1),
+            one.method,
+        ]
+        for one in ranges
+    ]
+    columns = [
+        text_column("Tensor"),
+        Column("Scales"),
+        Column("Smallest"),
+        Column("Largest"),
+        Column("Allowed integers"),
+        Column("Integers seen"),
+        Column("SQNR", "dB"),
+        text_column("Range method"),
+    ]
+    return table(caption, columns, rows)
+
+
+def activation_ranges_table(ranges: Sequence[RangeRecord], verify: VerifyResult | None, caption: str) -> Table:
+    """Return scale, zero point and use of the integers, one row an activation tensor."""
+    saturated = {layer.name: layer.saturated for layer in verify.layers} if verify else {}
+    decimals = decimals_for(scale for one in ranges for scale in one.scales)
+    rows = [
+        [
+            one.name,
+            fixed(one.scales[0] if one.scales else None, decimals),
+            count(one.zero_point),
+            _integers(one.lo, one.hi),
+            _integers(one.seen_lo, one.seen_hi),
+            percent(saturated.get(one.name), 3),
+            fixed(one.sqnr_db, 1),
+            one.method,
+        ]
+        for one in ranges
+    ]
+    columns = [
+        text_column("Tensor"),
+        Column("Scale"),
+        Column("Zero point"),
+        Column("Allowed integers"),
+        Column("Integers seen"),
+        Column("Saturated", "%"),
+        Column("SQNR", "dB"),
+        text_column("Range method"),
+    ]
+    return table(caption, columns, rows)
+
+
+def verify_table(results: Sequence[VerifyResult], caption: str) -> Table:
+    """Return one row a scheme: who computed, how much was compared, how much differed."""
+    rows: list[list[str | Cell]] = [
+        [
+            result.scheme,
+            Cell(", ".join(result.executors), _by_executor(result)),
+            yes_no(result.on_grid),
+            count(result.samples),
+            count(result.compared),
+            count(result.mismatches),
+            percent(result.top1),
+            percent(result.agreement),
+            fixed(result.sqnr_db, 1),
+        ]
+        for result in results
+    ]
+    columns = [
+        text_column("Scheme"),
+        text_column("Executors"),
+        text_column("On the grid"),
+        Column("Images"),
+        Column("Integers compared"),
+        Column("Differing"),
+        Column("Top-1", "%"),
+        Column("Agreement", "%"),
+        Column("Logit SQNR", "dB"),
+    ]
+    return table(caption, columns, rows)
+
+
+def layers_table(result: VerifyResult, caption: str) -> Table:
+    """Return what verify found about each layer; a bound is also given in bits (its log2)."""
+    rows = [
+        [
+            layer.name,
+            layer.op,
+            count(layer.values),
+            count(layer.mismatches),
+            fixed(layer.sqnr_db, 1),
+            count(layer.accumulator_bound),
+            fixed(bits(layer.accumulator_bound), 1),
+            yes_no(layer.float32_exact),
+            yes_no(layer.pair_saturation_safe),
+            percent(layer.saturated, 3),
+        ]
+        for layer in result.layers
+    ]
+    columns = [
+        text_column("Layer"),
+        text_column("Operator"),
+        Column("Integers compared"),
+        Column("Differing"),
+        Column("SQNR", "dB"),
+        Column("Accumulator bound"),
+        Column("Bound", "bits"),
+        text_column("Below 2²⁴"),
+        text_column("Pair sums safe"),
+        Column("Saturated", "%"),
+    ]
+    return table(caption, columns, rows)
+
+
+def bits(bound: int | None) -> float | None:
+    """Return log2 of an accumulator bound; None without one, or where it is zero."""
+    return math.log2(bound) if bound else None
+
+
+def details_tables(results: LabResults) -> tuple[Table, ...]:
+    """Return how the results were made, as tables of two columns, and the files of each network."""
+    environment = results.environment
+    data = {
+        "Data set": results.data,
+        "Training images": count(results.train_samples),
+        "Test images": count(results.test_samples),
+        "Calibration images": count(results.calibration_samples),
+        "Seed": str(results.seed),
+    }
+    machine = {
+        "Date (UTC)": environment.date,
+        "Processor": environment.machine,
+        "Cores": count(environment.cores),
+        "Python": environment.python,
+        **environment.versions,
+    }
+    seconds = {name: fixed(value, 2) for name, value in results.seconds.items()}
+    tables = [
+        _pairs("Data", data),
+        _recipe(results.recipe),
+        _pairs("Machine and versions", machine),
+        replace(_pairs("Time", seconds), columns=(text_column("Step"), Column("Wall clock", "s"))),
+    ]
+    tables += [_files(network) for network in results.networks]
+    return tuple(one for one in tables if one.rows)
+
+
+def _pairs(caption: str, values: dict[str, str]) -> Table:
+    return table(caption, [text_column("What"), text_column("Value")], values.items())
+
+
+def _recipe(recipe: dict[str, Any]) -> Table:
+    """Return one row an option; a column a network, where each has a recipe of its own."""
+    if not recipe or not all(isinstance(value, dict) for value in recipe.values()):
+        return _pairs("Training recipe", {name: _plain(value) for name, value in recipe.items()})
+    options = dict.fromkeys(option for one in recipe.values() for option in one)
+    rows = [[option, *(_plain(one.get(option)) for one in recipe.values())] for option in options]
+    return table("Training recipe", [text_column("What"), *map(text_column, recipe)], rows)
+
+
+def _files(network: LabNetwork) -> Table:
+    rows = [(what, Cell(name, href=name)) for what, name in network.files.items()]
+    return table(f"Files of {network.name}", [text_column("What"), text_column("File")], rows)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return yes_no(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(item) for item in value)
+    return str(value)
+
+
+def _by_executor(result: VerifyResult) -> str:
+    """Return who differed, where somebody did."""
+    differing = [f"{name} {count(n)}" for name, n in result.mismatches_by_executor.items() if n]
+    return "differing: " + ", ".join(differing) if differing else ""
+
+
+def _integers(lo: int, hi: int) -> str:
+    return f"{count(lo)} to {count(hi)}"

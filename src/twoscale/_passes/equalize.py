@@ -1,0 +1,266 @@
+"""Equalization: factors moved from layer to layer, so that the channels of a tensor use its range alike.
+
+ReLU, pools, additions and moving values commute with a positive factor for each channel: f(s·x) = s·f(x). So a layer's
+output channel may be divided by s and the weights that read it multiplied by s, and the network computes what it did
+(up to float rounding). Which channels share a factor follows from the graph: those that are added, those that are the
+same values in another place. The factors of images, logits, and around ReLU6, tables and products are 1.
+
+- "weights" (Nagel et al., "Data-free quantization through weight equalization and bias correction", 2019): the largest
+  weight that makes a channel and the largest that reads it become equal. It helps one weight scale for a whole layer,
+  above all with depthwise convolutions.
+- "activations": the channels of each tensor get the same range over a few images, so that all of them use all
+  integers of the tensor's one scale, and the weights, which have a scale for each output channel, take up the
+  difference (the thought of Xiao et al., "SmoothQuant", 2023, for convolutions).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale._ir import float_graph as g
+from twoscale.errors import UnknownNameError
+
+__all__ = ["EQUALIZATIONS", "equalize"]
+
+EQUALIZATIONS = ("none", "weights", "activations")
+"""Ways to equalize."""
+
+Float64 = NDArray[np.float64]
+Ids = NDArray[np.int64]
+Weighted = g.Conv2d | g.Linear
+
+_ONE = 0
+"""The channel class whose factor is 1."""
+
+_SWEEPS = 100
+_CONVERGED = 1e-4
+_LARGEST = 16.0
+"""Factors stay within 1/16 and 16 of their layer's mean: weights take up no more than a few bits."""
+
+_RELU: g.Bounds = (0.0, float("inf"))
+
+
+def equalize(graph: g.FloatGraph, how: str = "weights", images_nchw: NDArray[np.float32] | None = None) -> g.FloatGraph:
+    """Return a graph that computes the same with channels of more equal ranges.
+
+    Args:
+        graph: folded.
+        how: "none", "weights" or "activations".
+        images_nchw: for "activations": images, float32 (N, C, H, W), over which the ranges are taken.
+
+    Raises:
+        UnknownNameError: no such way.
+        ValueError: "activations" without images.
+    """
+    if how not in EQUALIZATIONS:
+        raise UnknownNameError("equalization", how, EQUALIZATIONS)
+    if how == "none":
+        return graph
+    classes = _Classes(graph)
+    if how == "weights":
+        factors = _by_weights(graph, classes)
+    else:
+        if images_nchw is None or not len(images_nchw):
+            raise ValueError("equalization of activations needs images")
+        factors = _by_activations(graph, classes, images_nchw)
+    factors[_ONE] = 1.0
+    return graph.replaced({node.name: _moved(node, classes, factors) for node in graph if isinstance(node, Weighted)})
+
+
+class _Classes:
+    """Which channels of which tensors share a factor.
+
+    ``of[name]`` holds the class of each position along a tensor's first dimension.
+    """
+
+    def __init__(self, graph: g.FloatGraph) -> None:
+        self._parents = [_ONE]
+        self._raw: dict[str, Ids] = {}
+        for node in graph:
+            inputs = [self._raw[name] for name in node.inputs]
+            ids = _IDS.get(type(node), _fixed)(self, node, inputs, graph)
+            bounds = getattr(node, "bounds", g.UNBOUNDED)
+            if bounds not in (g.UNBOUNDED, _RELU) or node.name == graph.output:
+                ids = self.join(ids, np.zeros_like(ids))
+            self._raw[node.name] = ids
+        self.of = {name: np.array([self._find(i) for i in ids], np.int64) for name, ids in self._raw.items()}
+        self.count = len(self._parents)
+
+    def fresh(self, count: int) -> Ids:
+        first = len(self._parents)
+        self._parents.extend(range(first, first + count))
+        return np.arange(first, first + count)
+
+    def join(self, a: Ids, b: Ids) -> Ids:
+        for i, j in zip(a, b, strict=True):
+            i, j = sorted((self._find(int(i)), self._find(int(j))))
+            self._parents[j] = i
+        return a
+
+    def fix(self, *several: Ids) -> None:
+        for ids in several:
+            self.join(ids, np.zeros_like(ids))
+
+    def _find(self, i: int) -> int:
+        while self._parents[i] != i:
+            self._parents[i] = self._parents[self._parents[i]]
+            i = self._parents[i]
+        return i
+
+
+_Rule = Callable[[_Classes, Any, list[Ids], g.FloatGraph], Ids]
+
+
+def _fixed(c: _Classes, node: g.Node, x: list[Ids], graph: g.FloatGraph) -> Ids:
+    c.fix(*x)
+    return np.zeros(node.shape[0], np.int64)
+
+
+def _same(c: _Classes, node: g.Node, x: list[Ids], graph: g.FloatGraph) -> Ids:
+    return x[0]
+
+
+def _weighted(c: _Classes, node: g.Node, x: list[Ids], graph: g.FloatGraph) -> Ids:
+    if isinstance(node, g.Linear) and len(node.shape) != 1:
+        return _fixed(c, node, x, graph)
+    out = c.fresh(node.shape[0])
+    return c.join(out, x[1]) if len(x) == 2 else out
+
+
+def _add(c: _Classes, node: g.Add, x: list[Ids], graph: g.FloatGraph) -> Ids:
+    return c.join(x[0], x[1])
+
+
+def _concat(c: _Classes, node: g.Concat, x: list[Ids], graph: g.FloatGraph) -> Ids:
+    if node.axis == 0:
+        return np.concatenate(x)
+    for other in x[1:]:
+        c.join(x[0], other)
+    return x[0]
+
+
+def _reshape(c: _Classes, node: g.Reshape, x: list[Ids], graph: g.FloatGraph) -> Ids:
+    before = graph[node.inputs[0]].shape
+    if node.shape[0] == before[0]:
+        return x[0]
+    if len(node.shape) == 1:
+        return np.repeat(x[0], node.shape[0] // before[0])
+    return _fixed(c, node, x, graph)
+
+
+def _permute(c: _Classes, node: g.Permute, x: list[Ids], graph: g.FloatGraph) -> Ids:
+    return x[0] if node.axes[0] == 0 else _fixed(c, node, x, graph)
+
+
+def _slice(c: _Classes, node: g.Slice, x: list[Ids], graph: g.FloatGraph) -> Ids:
+    return x[0][node.start : node.stop : node.step] if node.axis == 0 else x[0]
+
+
+def _pad(c: _Classes, node: g.Pad, x: list[Ids], graph: g.FloatGraph) -> Ids:
+    before, after = node.widths[0]
+    return np.concatenate([c.fresh(before), x[0], c.fresh(after)])
+
+
+_IDS: dict[type[g.Node], _Rule] = {
+    g.Conv2d: _weighted,
+    g.Linear: _weighted,
+    g.Add: _add,
+    g.Clamp: _same,
+    g.MaxPool2d: _same,
+    g.AveragePool2d: _same,
+    g.Concat: _concat,
+    g.Reshape: _reshape,
+    g.Permute: _permute,
+    g.Slice: _slice,
+    g.Pad: _pad,
+}
+
+
+def _weight(node: Weighted) -> NDArray[np.float32]:
+    return node.weight_oihw if isinstance(node, g.Conv2d) else node.weight_oi
+
+
+def _columns(node: Weighted, classes: _Classes) -> Ids:
+    """Return the class of the channel that each weight reads, (O, I) without the groups' other channels."""
+    read = classes.of[node.inputs[0]]
+    weight = _weight(node)
+    if isinstance(node, g.Linear) and len(node.shape) != 1:
+        return np.zeros(weight.shape, np.int64)
+    groups = node.groups if isinstance(node, g.Conv2d) else 1
+    return np.repeat(read.reshape(groups, -1), weight.shape[0] // groups, axis=0)
+
+
+def _made(node: Weighted, classes: _Classes) -> Ids:
+    """Return the class of each output channel."""
+    if isinstance(node, g.Linear) and len(node.shape) != 1:
+        return np.zeros(len(node.bias_o), np.int64)
+    return classes.of[node.name]
+
+
+def _moved(node: Weighted, classes: _Classes, factors: Float64) -> g.Node:
+    read, made = factors[_columns(node, classes)], factors[_made(node, classes)]
+    weight = _weight(node).astype(np.float64)
+    scaled = weight * (read / made[:, None]).reshape(*read.shape, *[1] * (weight.ndim - 2))
+    name = "weight_oihw" if isinstance(node, g.Conv2d) else "weight_oi"
+    changes: dict[str, Any] = {name: scaled.astype(np.float32)}
+    return dataclasses.replace(node, bias_o=(node.bias_o / made).astype(np.float32), **changes)
+
+
+def _by_weights(graph: g.FloatGraph, classes: _Classes) -> Float64:
+    """Find factors that make the largest weights before and after each channel equal, all channels at once."""
+    layers = [
+        (
+            np.abs(_weight(node)).reshape(*_weight(node).shape[:2], -1).max(2).astype(np.float64),
+            _columns(node, classes),
+            _made(node, classes),
+        )
+        for node in graph
+        if isinstance(node, Weighted)
+    ]
+    factors = np.ones(classes.count)
+    for _ in range(_SWEEPS):
+        making, reading = np.zeros(classes.count), np.zeros(classes.count)
+        for widest, read, made in layers:
+            now = widest * factors[read] / factors[made][:, None]
+            np.maximum.at(making, made, now.max(1))
+            np.maximum.at(reading, read, now)
+        used = (making > 0) & (reading > 0)
+        used[_ONE] = False
+        # √(making / reading) would do for one channel; its neighbours move at the same time, so half the way.
+        step = np.where(used, making, 1.0) / np.where(used, reading, 1.0)
+        factors *= step**0.25
+        if np.abs(np.log(step)).max() < _CONVERGED:
+            break
+    return factors
+
+
+def _by_activations(graph: g.FloatGraph, classes: _Classes, images_nchw: NDArray[np.float32]) -> Float64:
+    """Find factors that give the channels of each tensor the same largest magnitude.
+
+    Tensors that share factors (a residual stream) have their say in equal parts.
+    """
+    import torch
+
+    from twoscale._ir.float_module import GraphModule
+
+    total, voices = np.zeros(classes.count), np.zeros(classes.count)
+
+    def visit(node: g.Node, value: torch.Tensor) -> None:
+        if not isinstance(node, Weighted | g.Add):
+            return
+        widest = value.abs().amax([0, *range(2, value.ndim)]).double().numpy()
+        alive = widest > 0
+        if alive.any() and (len(node.shape) == 1 or isinstance(node, g.Conv2d | g.Add)):
+            relative = np.log(widest[alive])
+            ids = classes.of[node.name][alive]
+            np.add.at(total, ids, relative - relative.mean())
+            np.add.at(voices, ids, 1.0)
+
+    GraphModule(graph).run(torch.from_numpy(np.ascontiguousarray(images_nchw)), visit)
+    factors: Float64 = np.exp(np.clip(total / np.maximum(voices, 1.0), -np.log(_LARGEST), np.log(_LARGEST)))
+    return factors

@@ -1,0 +1,234 @@
+"""Plan → IntegerNetwork: every weight to its nearest integer, every scale ratio to the grid."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale._calibration import RangeMethod, choose_weight_scales
+from twoscale._ir import float_graph as g
+from twoscale._ir import functions
+from twoscale._ir import layers as n
+from twoscale._ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._quantization.plan import Plan
+from twoscale._quantization.scheme import Scheme
+from twoscale.errors import QuantizationError
+
+__all__ = ["build", "build_layers", "quantize_bias", "weight_scales"]
+
+Float64 = NDArray[np.float64]
+_Make = Callable[["_Builder", Any, dict[str, Any]], n.Layer]
+
+
+def build(plan: Plan) -> IntegerNetwork:
+    """Make the integer network of a plan.
+
+    Raises:
+        QuantizationError: an accumulator or a bias would not fit into int32; names layer and channel.
+    """
+    builder = _Builder(plan)
+    layers = tuple(builder.layer(node) for node in plan.graph)
+    return IntegerNetwork(plan.graph.name, layers, plan.graph.output, plan.scheme.name)
+
+
+def build_layers(plan: Plan, names: Collection[str], base: IntegerNetwork) -> dict[str, n.Layer]:
+    """Make only the named layers of a plan; the others are those of ``base``, made by a plan of the same graph.
+
+    Raises:
+        QuantizationError: a bias would not fit into int32; names layer and channel.
+    """
+    builder = _Builder(plan)
+    builder.specs.update({layer.name: layer.output for layer in base if layer.name not in names})
+    return {node.name: builder.layer(node) for node in plan.graph if node.name in names}
+
+
+def weight_scales(layer: n.Accumulating, x: n.TensorSpec) -> Float64:
+    """Return the real weight scales of a layer, (O,) or (1,): s_w = m · s_y / (2**shift · s_x), equation (4)."""
+    if layer.multiplier is None:  # the head: its output scale is s_x · s_w
+        return np.array([layer.output.scale / x.scale])
+    return layer.multiplier.values.astype(np.float64) * layer.output.scale / x.scale
+
+
+def quantize_bias(name: str, bias: Float64, scales: Float64) -> NDArray[np.int32]:
+    """Return RNE(bias / (s_x · s_w)) as int32, equation (2).
+
+    Raises:
+        QuantizationError: a bias does not fit; names layer and channel.
+    """
+    integers = np.rint(bias / scales)
+    worst = int(np.abs(integers).argmax())
+    if abs(integers[worst]) >= 2**31:
+        raise QuantizationError(
+            f"layer {name}, channel {worst}: the bias {bias[worst]:g} is {integers[worst]:.3g} steps of its "
+            "accumulator, beyond int32; its weights are too small for it, retrain or prune the channel"
+        )
+    return integers.astype(np.int32)
+
+
+class _Builder:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.scheme: Scheme = plan.scheme
+        self.specs = dict(plan.specs)
+
+    def layer(self, node: g.Node) -> n.Layer:
+        common = {"name": node.name, "inputs": node.inputs, "output": self.specs[node.name]}
+        layer = _MAKE[type(node)](self, node, common)
+        self.specs[node.name] = layer.output
+        return layer
+
+    def multiplier(self, ratio: float, shift: int = REQUANTIZE_SHIFT) -> n.Multiplier:
+        """Return the multiplier nearest to a ratio of scales that nothing can be done about."""
+        if not self.scheme.on_grid:
+            return n.Multiplier(np.array([ratio], np.float32), None)
+        return n.Multiplier.on_grid(
+            np.clip(np.rint([np.ldexp(ratio, shift)]), 1, MULTIPLIER_LIMIT - 1).astype(np.int64), shift
+        )
+
+    def accumulating(
+        self, node: g.Conv2d | g.Linear, weight: NDArray[np.float32], common: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Choose weight scales and multipliers together, and round weights and bias."""
+        x, y = self.specs[node.inputs[0]], self.specs[node.name]
+        is_head = node.name == self.plan.head
+        limit = self.scheme.weight_limit_of(node.name)
+        method = RangeMethod.parse(self.scheme.weight_range)
+        wanted = choose_weight_scales(
+            weight,
+            method,
+            hi=limit,
+            per_channel=self.scheme.per_channel and not is_head,
+            name=f"{node.name}.weight",
+        )
+        rows = weight.reshape(weight.shape[0], -1).astype(np.float64)
+        multiplier: n.Multiplier | None
+        if is_head:
+            scales, multiplier = wanted, None
+            y = n.TensorSpec(node.shape, "int32", float(x.scale * wanted[0]))
+        elif self.scheme.on_grid:
+            shift = REQUANTIZE_SHIFT if len(node.inputs) == 1 else ADD_SHIFT  # (3) or (7b)
+            step = y.scale / (2**shift * x.scale)
+            integers = _nearest_on_grid(rows, wanted / step, step, limit, may_clip=method.kind == "mse")
+            scales, multiplier = integers * step, n.Multiplier.on_grid(integers, shift)
+        else:
+            scales, multiplier = wanted, n.Multiplier((x.scale * wanted / y.scale).astype(np.float32), None)
+        return {
+            **common,
+            "output": y,
+            "multiplier": multiplier,
+            "weight": _rounded(rows, scales, limit).astype(np.int8).reshape(weight.shape),
+            "bias_o": quantize_bias(node.name, node.bias_o.astype(np.float64), x.scale * scales),
+        }
+
+
+def _rounded(rows: Float64, scales: Float64, limit: int) -> Float64:
+    return np.clip(np.rint(rows / scales[:, None]), -limit, limit)
+
+
+def _nearest_on_grid(rows: Float64, wanted: Float64, step: float, limit: int, *, may_clip: bool) -> NDArray[np.int64]:
+    """Return the multipliers near ``wanted`` (in units of the grid) whose weights have the least squared error.
+
+    Rounding up clips no weight that the range method kept; the neighbours are tried too, but unless ``may_clip``
+    only where that holds for them as well.
+    """
+    up = np.ceil(wanted)
+    best = np.clip(up, 1, MULTIPLIER_LIMIT - 1)
+    least = np.full(best.shape, np.inf)
+    widest = np.abs(rows).max(1) if len(best) > 1 else np.abs(rows).max(keepdims=True)[0]
+    kept = 0.0 if may_clip else np.minimum(widest, wanted * step * limit)
+    for offset in (0, -1, 1, -2):
+        candidate = np.clip(up + offset, 1, MULTIPLIER_LIMIT - 1)
+        scales = candidate * step
+        error = ((_rounded(rows, scales, limit) * scales[:, None] - rows) ** 2).sum(1)
+        error = error if len(best) > 1 else error.sum(keepdims=True)
+        error = np.where((offset < 0) & (kept > (limit + 0.5) * scales), np.inf, error)
+        better = error < least
+        best, least = np.where(better, candidate, best), np.where(better, error, least)
+    return best.astype(np.int64)
+
+
+def _conv2d(b: _Builder, node: g.Conv2d, common: dict[str, Any]) -> n.Layer:
+    residual = None
+    if len(node.inputs) == 2:
+        residual = b.multiplier(b.specs[node.inputs[1]].scale / b.specs[node.name].scale, ADD_SHIFT)
+    return n.Conv2d(
+        **b.accumulating(node, node.weight_oihw, common),
+        residual_multiplier=residual,
+        stride=node.stride,
+        padding=node.padding,
+        dilation=node.dilation,
+        groups=node.groups,
+    )
+
+
+def _add(b: _Builder, node: g.Add, common: dict[str, Any]) -> n.Layer:
+    y = b.specs[node.name]
+    first, second = (b.multiplier(b.specs[name].scale / y.scale, ADD_SHIFT) for name in node.inputs)
+    return n.Add(**common, multipliers=(first, second))
+
+
+def _mul(b: _Builder, node: g.Mul, common: dict[str, Any]) -> n.Layer:
+    first, second = (b.specs[name].scale for name in node.inputs)
+    return n.Mul(**common, multiplier=b.multiplier(first * second / b.specs[node.name].scale))
+
+
+def _average_pool(b: _Builder, node: g.AveragePool2d, common: dict[str, Any]) -> n.Layer:
+    count = node.kernel[0] * node.kernel[1]
+    ratio = b.specs[node.inputs[0]].scale / (count * b.specs[node.name].scale)
+    return n.AveragePool2d(
+        **common, multiplier=b.multiplier(ratio), kernel=node.kernel, stride=node.stride, padding=node.padding
+    )
+
+
+def _concat(b: _Builder, node: g.Concat, common: dict[str, Any]) -> n.Layer:
+    y = b.specs[node.name]
+    sources = [b.specs[name] for name in node.inputs]
+    multipliers = tuple(
+        None
+        if (x.scale, x.zero_point) == (y.scale, y.zero_point) and y.lo <= x.lo <= x.hi <= y.hi
+        else b.multiplier(x.scale / y.scale)
+        for x in sources
+    )
+    return n.Concat(**common, axis=node.axis, multipliers=multipliers)
+
+
+def _reshape(b: _Builder, node: g.Reshape, common: dict[str, Any]) -> n.Layer:
+    # The plan does not know the scale of a head, which may be a convolution that is flattened.
+    spec = dataclasses.replace(b.specs[node.inputs[0]], shape=node.shape)
+    return n.Reshape(**{**common, "output": spec})
+
+
+def _table(b: _Builder, node: g.Elementwise, common: dict[str, Any]) -> n.Layer:
+    x, y = b.specs[node.inputs[0]], b.specs[node.name]
+    info = np.iinfo(x.dtype)
+    codes = np.clip(np.arange(info.min, info.max + 1), x.lo, x.hi)
+    real = functions.evaluate(node.function, node.parameters, x.scale * (codes - x.zero_point).astype(np.float64))
+    table = np.clip(np.rint(real / y.scale) + y.zero_point, y.lo, y.hi)
+    return n.Table(**common, table=table.astype(np.int16))
+
+
+_MAKE: dict[type[g.Node], _Make] = {
+    g.Input: lambda b, node, common: n.QuantizeInput(**common),
+    g.Conv2d: _conv2d,
+    g.Linear: lambda b, node, common: n.Linear(**b.accumulating(node, node.weight_oi, common)),
+    g.Add: _add,
+    g.Mul: _mul,
+    g.AveragePool2d: _average_pool,
+    g.MaxPool2d: lambda b, node, common: n.MaxPool2d(
+        **common, kernel=node.kernel, stride=node.stride, padding=node.padding, dilation=node.dilation
+    ),
+    g.Concat: _concat,
+    g.Reshape: _reshape,
+    g.Permute: lambda b, node, common: n.Permute(**common, axes=node.axes),
+    g.Slice: lambda b, node, common: n.Slice(
+        **common, axis=node.axis, start=node.start, stop=node.stop, step=node.step
+    ),
+    g.Pad: lambda b, node, common: n.Pad(**common, widths=node.widths),
+    g.Clamp: lambda b, node, common: n.Clamp(**common),
+    g.Elementwise: _table,
+}

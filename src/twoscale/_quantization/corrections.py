@@ -1,0 +1,225 @@
+"""Corrections that raise accuracy after nearest rounding, with the network's scales left alone.
+
+Both walk the layers once, in order, with the integer and the float network side by side over a few hundred
+calibration images, so that each layer is corrected for what reaches it from the corrected layers before.
+
+- Error feedback: weights are rounded one input after the other, each error pushed onto the weights not yet
+  rounded so that the layer's *output* error is least (Frantar et al., "GPTQ", 2022; it is the closed form of
+  Hassibi and Stork's optimal brain surgeon for rounding).
+- Bias correction: each channel's bias is moved until its mean output is that of the float network (Nagel et al.,
+  "Data-free quantization through weight equalization and bias correction", 2019; here measured, not assumed, and after
+  the ReLU instead of before it). A ReLU turns noise around zero into a positive mean, which sums of many inputs then
+  hold everywhere. Taken back before the ReLU, it would be taken from large activations too, and all logits shrink.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from twoscale._ir import float_graph as g
+from twoscale._ir import layers as n
+from twoscale._ir.float_module import GraphModule
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._quantization.build import quantize_bias, weight_scales
+from twoscale._quantization.plan import Plan
+from twoscale._quantization.scheme import Scheme
+from twoscale._runtimes.torch import TorchExecutor
+
+__all__ = ["correct", "correct_layer"]
+
+Float64 = NDArray[np.float64]
+
+_DAMPING = 0.01
+"""Added to the diagonal of the second moments, relative to its mean: few images do not decide everything."""
+
+_CHUNK = 32
+"""Images whose patches are held at a time."""
+
+_BLOCK = 64
+"""Weights that are rounded before the others hear of it: the faster the matrix products, the same result."""
+
+_NEWTON_STEPS = 4
+_LEAST_BETWEEN = 0.02
+"""Fraction of a channel's values between its bounds, at least: channels that hardly ever fire move slowly."""
+
+_LEAST_COLUMNS = 1 << 14
+_COLUMNS_PER_WEIGHT = 16
+"""Columns (image positions) over which second moments are taken: at least, and for each of the K weights."""
+
+
+def correct(network: IntegerNetwork, plan: Plan, samples_nchw: NDArray[np.float32]) -> IntegerNetwork:
+    """Return the network with the corrections that the plan's scheme asks for.
+
+    Args:
+        network: from ``build`` with the same plan.
+        plan: what it was built from.
+        samples_nchw: calibration images, float32 (N, C, H, W), all held in memory with the tensors between layers.
+    """
+    scheme = plan.scheme
+    if not (scheme.error_feedback or scheme.bias_correction) or not len(samples_nchw):
+        return network
+    module, executor = GraphModule(plan.graph), TorchExecutor(network)
+    images = torch.from_numpy(np.ascontiguousarray(samples_nchw))
+    real: dict[str, torch.Tensor] = {}
+    integer: dict[str, torch.Tensor] = {}
+    last = {name: layer.name for layer in network for name in layer.inputs}
+    corrected: list[n.Layer] = []
+    with torch.no_grad():
+        for layer in network:
+            node = plan.graph[layer.name]
+            x_real = [real[name] for name in layer.inputs]
+            x_integer = [integer[name] for name in layer.inputs]
+            if isinstance(layer, n.Accumulating) and isinstance(node, g.Conv2d | g.Linear):
+                layer = correct_layer(layer, node, plan.scheme, module, executor, x_real, x_integer)
+            corrected.append(layer)
+            real[layer.name] = module.compute(node, x_real) if x_real else images
+            integer[layer.name] = executor.compute(layer, x_integer or [images])
+            for name in set(layer.inputs):
+                if last[name] == layer.name:
+                    del real[name], integer[name]
+    return dataclasses.replace(network, layers=tuple(corrected))
+
+
+def correct_layer(
+    layer: n.Accumulating,
+    node: g.Conv2d | g.Linear,
+    scheme: Scheme,
+    module: GraphModule,
+    executor: TorchExecutor,
+    x_real: list[torch.Tensor],
+    x_integer: list[torch.Tensor],
+) -> n.Accumulating:
+    """Return a layer with the corrections that the scheme asks for.
+
+    Args:
+        layer: rounded to the nearest.
+        node: the same layer before rounding.
+        scheme: which corrections, and how many bits the layer has.
+        module: computes ``node``.
+        executor: computes ``layer``; its network knows how the layer's inputs are quantized.
+        x_real: what reaches the layer in the float network, over the calibration images.
+        x_integer: what reaches it in the integer network.
+    """
+    specs = executor.network.spec
+    shifted = executor.shifted(layer, x_integer)
+    scales = weight_scales(layer, specs(layer.inputs[0]))
+    if scheme.error_feedback:
+        layer = _with_error_feedback(layer, node, scales, shifted, scheme.weight_limit_of(layer.name))
+    if scheme.bias_correction:
+        unit = specs(layer.inputs[0]).scale * scales
+        found = executor.accumulate(layer, shifted).float()
+        steps = torch.from_numpy(np.broadcast_to(unit, layer.bias_o.shape).astype(np.float32))
+        found *= _along_channels(steps, found)
+        if len(layer.inputs) == 2:  # the accumulators are to make good what the residual lacks too
+            found += executor.shifted(layer, x_integer, 1).float() * specs(layer.inputs[1]).scale
+        shift = _shift_to_means(found, _channel_means(module.compute(node, x_real)), node.bounds)
+        bias = quantize_bias(layer.name, shift.numpy() + layer.bias_o * unit, unit)
+        layer = dataclasses.replace(layer, bias_o=bias)
+    return layer
+
+
+def _shift_to_means(x: torch.Tensor, means: torch.Tensor, bounds: g.Bounds) -> torch.Tensor:
+    """Return what to add to each channel of x (N, O, ...) for the channels of clamp(x, bounds) to have these means.
+
+    By Newton's method: a mean grows with the shift by the fraction of values that lie between the bounds.
+    """
+    if bounds == g.UNBOUNDED:
+        return means - _channel_means(x)
+    shift = torch.zeros_like(means)
+    for _ in range(_NEWTON_STEPS):
+        moved = x + _along_channels(shift.float(), x)
+        between = _channel_means((moved > bounds[0]) & (moved < bounds[1]))
+        shift += (means - _channel_means(moved.clamp_(*bounds))) / between.clamp(min=_LEAST_BETWEEN)
+    return shift
+
+
+def _along_channels(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return values.reshape(-1, *[1] * (x.ndim - 2))
+
+
+def _channel_means(x: torch.Tensor) -> torch.Tensor:
+    """Return the mean of each channel of (N, O, ...), (O,) in float64."""
+    return x.mean([0, *range(2, x.ndim)], dtype=torch.float64)
+
+
+def _with_error_feedback(
+    layer: n.Accumulating, node: g.Conv2d | g.Linear, scales: Float64, shifted: torch.Tensor, limit: int
+) -> n.Accumulating:
+    weight = node.weight_oihw if isinstance(node, g.Conv2d) else node.weight_oi
+    groups = node.groups if isinstance(node, g.Conv2d) else 1
+    moments = _second_moments(layer, shifted)
+    rows = weight.reshape(groups, weight.shape[0] // groups, -1).astype(np.float64)
+    steps = np.broadcast_to(scales, layer.bias_o.shape).reshape(groups, -1)
+    rounded = np.concatenate([_feed_back(rows[i] / steps[i][:, None], moments[i], limit) for i in range(groups)])
+    return dataclasses.replace(layer, weight=rounded.astype(np.int8).reshape(weight.shape))
+
+
+def _second_moments(layer: n.Accumulating, shifted: torch.Tensor) -> Float64:
+    """Return Σ x·xᵀ of the inputs that meet K weights, (groups, K, K).
+
+    A convolution's positions are thinned out to what estimates K×K moments well: neighbours say nearly the same.
+    """
+    if not isinstance(layer, n.Conv2d):
+        x = shifted.double()
+        return (x.T @ x).numpy()[None]
+    size = layer.weight[0].size
+    top, left, bottom, right = layer.padding
+    positions = layer.output.shape[1] * layer.output.shape[2]
+    wanted = max(_LEAST_COLUMNS, _COLUMNS_PER_WEIGHT * size) / len(shifted)
+    thin = max(1, int(math.sqrt(positions / wanted)))
+    stride = (layer.stride[0] * thin, layer.stride[1] * thin)
+    total = torch.zeros(layer.groups, size, size, dtype=torch.float64)
+    for index, part in enumerate(torch.split(shifted, _CHUNK)):
+        # Each chunk starts elsewhere in the grid, so that no position is left out by all.
+        down, across = layer.stride[0] * (index % thin), layer.stride[1] * (index // thin % thin)
+        padded = F.pad(part, (left, right, top, bottom))[:, :, down:, across:]
+        columns = F.unfold(padded, layer.weight.shape[2:], layer.dilation, 0, stride)  # (N, G·K, positions)
+        grouped = columns.reshape(len(part), layer.groups, size, -1).permute(1, 2, 0, 3).flatten(2)
+        total += (grouped @ grouped.mT).double()
+    return total.numpy()
+
+
+def _feed_back(rows: Float64, moments: Float64, limit: int) -> Float64:
+    """Round (O, K) weights in units of their steps, feeding each error back into the weights to come.
+
+    With H the damped second moments and U the upper Cholesky factor of its inverse, rounding weight i with error
+    e changes the others by −e · U[i, i+1:] / U[i, i] (Frantar et al. 2022, algorithm 1). Inputs with the largest
+    second moment go first: their errors matter most and can still be made good.
+    """
+    size = rows.shape[1]
+    diagonal = np.diag(moments)
+    order = np.argsort(-diagonal, kind="stable")
+    damped = moments[np.ix_(order, order)] + np.eye(size) * (_DAMPING * diagonal.mean() + 1e-9)
+    # With J·H·J = L·Lᵀ for the reversal J, the inverse of J·L·J is the upper factor of the inverse of H.
+    lower = torch.linalg.cholesky(torch.from_numpy(damped[::-1, ::-1].copy()))
+    identity = torch.eye(size, dtype=torch.float64)
+    upper = torch.linalg.solve_triangular(lower, identity, upper=False).numpy()[::-1, ::-1]
+    work = rows[:, order].T.copy()  # (K, O): a weight of all channels is contiguous
+    result = np.empty_like(work)
+    for start in range(0, size, _BLOCK):
+        # Within a block errors go on at once; what lies behind it takes them all in one matrix product.
+        stop = min(start + _BLOCK, size)
+        errors = np.empty((stop - start, rows.shape[0]))
+        for i in range(start, stop):
+            result[i] = np.clip(np.rint(work[i]), -limit, limit)
+            errors[i - start] = (work[i] - result[i]) / upper[i, i]
+            work[i + 1 : stop] -= upper[i, i + 1 : stop, None] * errors[i - start]
+        work[stop:] -= upper[start:stop, stop:].T @ errors
+    back = np.empty_like(rows)
+    back[:, order] = result.T
+    # One weight after the other is a greedy search: now and then a row ends worse than it began.
+    nearest = np.clip(np.rint(rows), -limit, limit)
+    better = _output_errors(rows - back, moments) <= _output_errors(rows - nearest, moments)
+    return np.where(better[:, None], back, nearest)
+
+
+def _output_errors(errors: Float64, moments: Float64) -> Float64:
+    """Return Σ (e·x)² over all x, (O,), of errors (O, K) by the second moments of x."""
+    total: Float64 = ((errors @ moments) * errors).sum(1)
+    return total

@@ -1,0 +1,130 @@
+"""How a network is quantized, as a value: the command line's options and the record of a result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twoscale._calibration import RangeMethod
+from twoscale._passes.equalize import EQUALIZATIONS
+from twoscale.errors import ConfigurationError, UnknownNameError
+
+__all__ = ["COURSE", "DEFAULT", "SCHEMES", "Scheme", "find_scheme"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Everything that decides the integers, given a float network and its calibration.
+
+    Raises:
+        ConfigurationError: bits outside 2..8 (activations: 4..8), or a layer named twice.
+        UnknownNameError: no such range method or equalization.
+    """
+
+    name: str = "default"
+    weight_range: str = "mse"
+    """Range method of weights: minmax, 3-sigma, percentile-99.99, mse, entropy."""
+    weight_bits: int = 8
+    per_channel: bool = True
+    """One weight scale per output channel, or one per layer. The last layer has one: its integers are compared."""
+    activation_range: str = "mse"
+    """Range method of activations."""
+    tune_ranges: bool = True
+    """Move activation ranges of the least squared error (mse) to where the error of the logits is least."""
+    activation_bits: int = 8
+    signed_activations: bool = False
+    """Symmetric int8 with zero point 0, instead of uint8 with an even zero point."""
+    on_grid: bool = True
+    """Multipliers are whole numbers of 65536ths: the same bits everywhere, equation (4)."""
+    join_residuals: bool = True
+    """Add residuals before requantization, equation (7b), instead of after it, (7): one rounding fewer a block."""
+    equalization: str = "none"
+    """Factors moved from layer to layer first, so that channels have like ranges: none, weights or activations."""
+    error_feedback: bool = True
+    """Round weights so that their errors cancel over the calibration images (GPTQ), not each to the nearest."""
+    bias_correction: bool = True
+    """Move each bias until the mean output of its channel is what it was before quantization."""
+    layer_weight_bits: tuple[tuple[str, int], ...] = ()
+    """(layer, bits) where the weights have other bits than ``weight_bits``."""
+    layer_activation_bits: tuple[tuple[str, int], ...] = ()
+    """(layer, bits) where the output has other bits than ``activation_bits``; "input" is the images."""
+
+    def __post_init__(self) -> None:
+        RangeMethod.parse(self.weight_range)
+        RangeMethod.parse(self.activation_range)
+        if self.equalization not in EQUALIZATIONS:
+            raise UnknownNameError("equalization", self.equalization, EQUALIZATIONS)
+        for kind, least in (("weight", 2), ("activation", 4)):
+            _check_bits(f"{kind}_bits", getattr(self, f"{kind}_bits"), least)
+            own = getattr(self, f"layer_{kind}_bits")
+            for layer, bits in own:
+                _check_bits(f"layer_{kind}_bits of {layer}", bits, least)
+            twice = sorted({layer for layer, _ in own if [name for name, _ in own].count(layer) > 1})
+            if twice:
+                raise ConfigurationError(f"layer_{kind}_bits names {', '.join(twice)} more than once")
+
+    @property
+    def tunes_ranges(self) -> bool:
+        """Whether activation ranges are moved after the range method has chosen them: only those of mse."""
+        return self.tune_ranges and self.activation_range == "mse"
+
+    @property
+    def weight_limit(self) -> int:
+        """Largest weight of a layer without bits of its own: weights are in [-limit, limit]."""
+        return int(2 ** (self.weight_bits - 1) - 1)
+
+    def weight_limit_of(self, layer: str) -> int:
+        """Return the largest weight of a layer."""
+        return int(2 ** (dict(self.layer_weight_bits).get(layer, self.weight_bits) - 1) - 1)
+
+    @property
+    def activation_limits(self) -> tuple[int, int]:
+        """Smallest and largest integer of an activation without bits of its own."""
+        return self._activation_limits(self.activation_bits)
+
+    def activation_limits_of(self, layer: str) -> tuple[int, int]:
+        """Return the smallest and the largest integer of a layer's output."""
+        return self._activation_limits(dict(self.layer_activation_bits).get(layer, self.activation_bits))
+
+    def _activation_limits(self, bits: int) -> tuple[int, int]:
+        return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if self.signed_activations else (0, 2**bits - 1)
+
+    @property
+    def activation_dtype(self) -> str:
+        """Type that holds the activations."""
+        return "int8" if self.signed_activations else "uint8"
+
+
+def _check_bits(what: str, bits: int, least: int) -> None:
+    if not least <= bits <= 8:
+        raise ConfigurationError(f"{what} is {bits}; expected {least} to 8")
+
+
+DEFAULT = Scheme()
+"""uint8 activations with even zero points, a weight scale per channel, multipliers on the grid."""
+
+COURSE = Scheme(
+    name="course",
+    weight_range="minmax",
+    per_channel=False,
+    activation_range="minmax",
+    tune_ranges=False,
+    signed_activations=True,
+    on_grid=False,
+    join_residuals=False,
+    error_feedback=False,
+    bias_correction=False,
+)
+"""What the course lab asks for: symmetric int8, one scale per layer, free float multipliers."""
+
+SCHEMES = {scheme.name: scheme for scheme in (DEFAULT, COURSE)}
+
+
+def find_scheme(name: str) -> Scheme:
+    """Return the scheme of that name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if name not in SCHEMES:
+        raise UnknownNameError("scheme", name, SCHEMES)
+    return SCHEMES[name]

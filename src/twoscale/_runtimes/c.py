@@ -1,0 +1,155 @@
+"""The c executor: the exported C, compiled by the system's compiler and called here.
+
+What it runs is what ``twoscale export --to c`` writes, per-layer hook included; images are quantized in C too,
+equation (11). Compiled libraries are kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale._codegen.c.common.program import Program
+from twoscale._codegen.c.portable.lowering import lower
+from twoscale._codegen.c.portable.source import Source
+from twoscale._ir.execution import check_images, layers_to_keep
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._runtimes import compiler
+from twoscale._runtimes.compiled import CompiledNetwork
+from twoscale.errors import ConfigurationError
+
+__all__ = ["CExecutor"]
+
+_FLAGS = ("-std=c99", "-O3", "-fPIC", "-shared", "-DNETWORK_TRACE", "-DNETWORK_FLOAT")
+_NAME = "network"
+
+_BATCH_C = """
+#include "network.h"
+
+#include <string.h>
+
+struct keeping {
+    uint8_t *const *kept;
+    int64_t image;
+};
+
+static void keep(void *context, int32_t layer, const void *data, size_t bytes)
+{
+    const struct keeping *keeping = (const struct keeping *)context;
+
+    if (keeping->kept[layer] != NULL)
+        memcpy(keeping->kept[layer] + (size_t)keeping->image * bytes, data, bytes);
+}
+
+/* Real images in C order -> integers as the network wants them; order[i] is the element at place i. */
+void quantize_batch(int64_t count, const float *real, const int64_t *order, INPUT *images)
+{
+    for (int64_t n = 0; n < count; n++)
+        for (int32_t i = 0; i < NETWORK_INPUT_COUNT; i++)
+            images[n * NETWORK_INPUT_COUNT + i] = network_quantize(real[n * NETWORK_INPUT_COUNT + order[i]]);
+}
+
+/* kept: for each layer, where its bytes for all images go, or NULL. */
+void run_batch(int64_t count, const INPUT *images, uint8_t *arena, OUTPUT *outputs, uint8_t *const *kept)
+{
+    for (int64_t n = 0; n < count; n++) {
+        struct keeping keeping = {kept, n};
+
+        network_run(images + n * NETWORK_INPUT_COUNT, arena, outputs + n * NETWORK_OUTPUT_COUNT, keep, &keeping);
+    }
+}
+"""
+
+
+class CExecutor:
+    """Runs a network as compiled C.
+
+    Args:
+        network: what to run; on the grid.
+        threads: how many images to compute at once; by default one a core.
+        target: "native", "avx512vnni" or "avx2" for the vector kernels, "portable" for the C of microcontrollers.
+
+    Raises:
+        ConfigurationError: the network has free float multipliers (names the layer), or ``threads`` is below 1.
+        ExecutorError: there is no C compiler here, or it fails; says what is missing.
+        UnknownNameError: there is no such target.
+    """
+
+    name = "c"
+
+    def __init__(self, network: IntegerNetwork, *, threads: int | None = None, target: str = "native") -> None:
+        if threads is not None and threads < 1:
+            raise ConfigurationError(f"threads is {threads}; expected at least 1")
+        self.network = network
+        self.target = target
+        self.threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+        self._compiled: CompiledNetwork | _Portable
+        if target == "portable":
+            self._compiled = _Portable(network)
+        else:
+            self._compiled = CompiledNetwork(network, threads=self.threads, target=target)
+
+    def run(self, images_nchw: NDArray[np.float32], keep: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+        """Compute a batch; see Executor.run."""
+        wanted = layers_to_keep(self.network, keep)
+        images = np.ascontiguousarray(check_images(self.network, images_nchw))
+        if wanted == {self.network.output} and isinstance(self._compiled, CompiledNetwork):
+            return {self.network.output: self._compiled(images)}
+        bounds = np.linspace(0, len(images), min(self.threads, max(1, len(images))) + 1).astype(int)
+        with ThreadPoolExecutor(len(bounds) - 1) as pool:  # foreign calls let other threads run
+            parts = [pool.submit(self._compiled.keep, images[a:b], wanted) for a, b in itertools.pairwise(bounds)]
+            kept = [part.result() for part in parts]
+        return {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
+
+
+class _Portable:
+    """The C of microcontrollers, image after image."""
+
+    def __init__(self, network: IntegerNetwork) -> None:
+        self.network = network
+        self._program = lower(network)
+        self._library = _load(self._program)
+
+    def keep(self, images_nchw: NDArray[np.float32], names: Collection[str]) -> dict[str, NDArray[Any]]:
+        """Compute a batch, and return the integers of the named layers."""
+        images = np.ascontiguousarray(images_nchw)
+        program = self._program
+        count = len(images)
+        kept = {
+            name: np.empty((count, len(program.tensors[name].order)), np.int32 if tensor.item == 4 else np.uint8)
+            for name, tensor in program.tensors.items()
+            if name in names
+        }
+        quantized = np.empty((count, program.input.size), np.uint8)
+        outputs = np.empty((count, program.output.size), np.uint8)
+        arena = np.empty(program.arena_bytes, np.uint8)
+        places = [kept[layer.name].ctypes.data if layer.name in kept else None for layer in self.network]
+        self._library.quantize_batch(
+            ctypes.c_int64(count), _address(images), _address(program.input.order), _address(quantized)
+        )
+        self._library.run_batch(
+            ctypes.c_int64(count),
+            _address(quantized),
+            _address(arena),
+            _address(outputs),
+            (ctypes.c_void_p * len(places))(*places),
+        )
+        return {name: program.tensors[name].from_memory(values) for name, values in kept.items()}
+
+
+def _address(array: NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def _load(program: Program) -> ctypes.CDLL:
+    source = Source(program, _NAME, compact=True)
+    batch = _BATCH_C.replace("INPUT *", f"{source.input_type} *").replace("OUTPUT *", f"{source.output_type} *")
+    files = {"network.h": source.header(), "network.c": source.source(), "batch.c": batch}
+    return compiler.load(program.network.name, [program.network.fingerprint, "portable", _BATCH_C], files, _FLAGS)

@@ -1,0 +1,54 @@
+"""Calls from Python into compiled C with less between than ctypes has, where Python's headers are there."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+import sysconfig
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from twoscale._runtimes import compiler
+from twoscale.errors import TwoscaleError
+
+__all__ = ["Call", "maker"]
+
+Call = Callable[[Any, Any], bool]
+"""Compute logits of images, both arrays; False: the images are of another form, or not finite."""
+
+_FLAGS = ("-std=gnu99", "-O2", "-fPIC", "-shared")
+
+
+@functools.cache
+def maker() -> Callable[[Any, Any, Sequence[int], int, float], Call] | None:
+    """Return a function that makes a Call of (the C's NAME_pool_run, a pool, image's shape, classes, output's scale).
+
+    None where it cannot be compiled: another Python than CPython, or one without headers.
+    """
+    include = sysconfig.get_path("include")
+    if sys.implementation.name != "cpython" or not Path(include, "Python.h").exists():
+        return None
+    text = resources.files("twoscale._runtimes").joinpath("call.c").read_text()
+    try:
+        path = compiler.load("calls", [text, sys.version], {"call.c": text}, (*_FLAGS, f"-I{include}"))._name
+        new = ctypes.PyDLL(path).caller_new
+    except (TwoscaleError, OSError):  # headers of a Python without the limited API
+        return None
+    new.restype = ctypes.py_object
+    new.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.POINTER(ctypes.c_int64),
+        ctypes.c_int64,
+        ctypes.c_double,
+    ]
+
+    def make(run: Any, pool: Any, shape: Sequence[int], classes: int, scale: float) -> Call:
+        call: Call = new(run, pool, len(shape), (ctypes.c_int64 * len(shape))(*shape), classes, scale)
+        return call
+
+    return make

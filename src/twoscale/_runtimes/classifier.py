@@ -1,0 +1,89 @@
+"""A compiled network as a function from images to logits."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale._codegen.c.common.pixels import pixel_table
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._runtimes.compiled import CompiledNetwork
+from twoscale.errors import ConfigurationError
+
+__all__ = ["CompiledClassifier"]
+
+
+class CompiledClassifier:
+    """What ``IntegerNetwork.compile`` returns: any number of Python threads may call it at once."""
+
+    def __init__(self, network: IntegerNetwork, *, threads: int | None = None, target: str = "native") -> None:
+        if threads is None:
+            threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self.network = network
+        self._compiled = CompiledNetwork(network, threads=threads, target=target, logits=True)
+        self._pixels = pixel_table(network)
+
+    def __repr__(self) -> str:
+        return f"<CompiledClassifier {self.network.name}: {self.kernels} kernels, threads: {self.threads}>"
+
+    @property
+    def threads(self) -> int:
+        """How many threads share a batch."""
+        return self._compiled.threads
+
+    @property
+    def kernels(self) -> str:
+        """The instruction set in use: "avx512vnni", "avx2" or "generic"."""
+        return self._compiled.kernels
+
+    def __call__(self, images_nchw: Any) -> Any:
+        """Return the logits of a batch, float32 (N, classes), as the kind of array the images are.
+
+        Args:
+            images_nchw: NumPy array or torch tensor on the CPU, (N, C, H, W): float32, normalized as the network was
+                calibrated, which is read where it lies if it is in C order; or uint8 pixels, where the network's
+                metadata says how it normalizes. N may be 0.
+
+        Raises:
+            ConfigurationError: another shape, type or device, or NaN or infinity among the values.
+        """
+        if isinstance(images_nchw, np.ndarray):
+            logits = self._compiled.quick_logits(images_nchw)
+            return self._logits(images_nchw) if logits is None else logits
+        if not hasattr(images_nchw, "detach"):
+            raise ConfigurationError(
+                f"{self.network.name} takes NumPy arrays and torch tensors, got {type(images_nchw).__name__}"
+            )
+        import torch
+
+        if images_nchw.device.type != "cpu":
+            raise ConfigurationError(
+                f"{self.network.name} is compiled for the CPU and the images are on {images_nchw.device}; "
+                "pass images.cpu()"
+            )
+        tensor = images_nchw.detach()
+        return torch.from_numpy(self((tensor.float() if tensor.is_floating_point() else tensor).numpy()))
+
+    def _logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        return self.network.logits(self._compiled(self._integers(images) if images.dtype == np.uint8 else images))
+
+    def _integers(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return the integers of pixels (N, C, H, W), (N, H, W, C) in the type of the network's input."""
+        name, shape = self.network.name, self.network.input.output.shape
+        if self._pixels is None:
+            raise ConfigurationError(
+                f"the images are uint8 pixels, and {name} does not say how it normalizes; "
+                "pass float32 images, normalized as it was calibrated"
+            )
+        if pixels.shape[1:] != shape:
+            raise ConfigurationError(
+                f"{name} takes images of shape (N, {', '.join(map(str, shape))}), got {pixels.shape}"
+            )
+        channels, height, width = shape
+        integers = np.empty((len(pixels), height, width, channels), self._pixels.dtype)
+        for channel, table in enumerate(self._pixels):
+            integers[..., channel] = table[pixels[:, channel]]
+        return integers

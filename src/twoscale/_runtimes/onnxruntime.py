@@ -1,0 +1,149 @@
+"""The ONNX Runtime executor: runs the graph that ``network.save`` writes.
+
+It also shows the integers inside: layers that are asked for become extra outputs of the same graph, in one session
+for each set of layers.
+
+x86 processors without VNNI multiply uint8 by int8 with vpmaddubsw, whose 16-bit pair sums saturate. Where ONNX
+Runtime does that (it is tried out once), the executor gives it the same weights as uint8 with the zero point 128:
+slower kernels, the right integers. For a program that runs the saved file on such a processor, ONNX Runtime's session
+option "session.x64quantprecision" = "1" does the same to networks of uint8 activations.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale._formats import to_model
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale.errors import ExecutorError, UnknownNameError
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["LEVELS", "OnnxRuntimeExecutor", "kernels_saturate", "with_unsigned_weights"]
+
+LEVELS = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+"""Graph optimization levels, by ONNX Runtime's names."""
+
+_WEIGHT_INPUTS = {"MatMulInteger": (1, 3), "QLinearConv": (3, 5)}
+"""Where an operator takes its weights, and their zero point; those of ConvInteger have its input's type in the file."""
+
+
+class OnnxRuntimeExecutor:
+    """Runs a network in ONNX Runtime on the CPU.
+
+    Args:
+        network: what to run.
+        threads: of ONNX Runtime's pool; by default one for each core that this process may use.
+        optimization: graph optimization level, one of ``LEVELS``; on the grid it cannot change an integer.
+
+    Raises:
+        ExecutorError: onnxruntime is not installed.
+        UnknownNameError: there is no such optimization level.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, network: IntegerNetwork, *, threads: int | None = None, optimization: str = "all") -> None:
+        if optimization not in LEVELS:
+            raise UnknownNameError("optimization level", optimization, LEVELS)
+        self.network = network
+        runtime = _import()
+        self._options = runtime.SessionOptions()
+        self._options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, LEVELS[optimization])
+        self._options.intra_op_num_threads = threads or _cores()
+        self._sessions: dict[frozenset[str], Any] = {}
+
+    def run(self, images_nchw: NDArray[np.float32], keep: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+        """Compute a batch; see Executor.run."""
+        wanted = frozenset((self.network.output,) if keep is None else keep)
+        names = [layer.name for layer in self.network if layer.name in wanted]
+        images = np.ascontiguousarray(images_nchw, dtype=np.float32)
+        results = self._session(names).run([f"{name}/q" for name in names], {"input": images})
+        return dict(zip(names, results, strict=True))
+
+    def _session(self, names: list[str]) -> Any:
+        """Return the session whose outputs are these layers too; it is made once."""
+        key = frozenset(names)
+        if key not in self._sessions:
+            model = to_model(self.network)
+            integers = {info.name: info for info in model.graph.value_info}
+            model.graph.output.extend(integers[f"{name}/q"] for name in names)
+            if kernels_saturate():
+                with_unsigned_weights(model, self.network)
+            self._sessions[key] = _start(model, self._options)
+        return self._sessions[key]
+
+
+def with_unsigned_weights(model: onnx.ModelProto, network: IntegerNetwork) -> None:
+    """Turn the int8 weights that meet uint8 activations into uint8 with the zero point 128: the same products."""
+    from onnx import numpy_helper
+
+    unsigned = {f"{layer.name}/q" for layer in network if layer.output.dtype == "uint8"}
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def shift(name: str) -> None:
+        shifted = (numpy_helper.to_array(initializers[name]).astype(np.int16) + 128).astype(np.uint8)
+        initializers[name].CopyFrom(numpy_helper.from_array(shifted, name))
+
+    for node in model.graph.node:
+        weight, zero_point = _WEIGHT_INPUTS.get(node.op_type, (0, 0))
+        if not weight or node.input[0] not in unsigned:
+            continue
+        shift(node.input[weight])
+        if zero_point < len(node.input):
+            shift(node.input[zero_point])
+        else:
+            name = f"{node.name}_weight_zero_point"
+            model.graph.initializer.append(numpy_helper.from_array(np.array(128, np.uint8), name))
+            node.input.append(name)
+
+
+@functools.cache
+def kernels_saturate() -> bool:
+    """Whether ONNX Runtime's uint8 × int8 products saturate on this processor: tried out once in a process."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    size = 64
+    x = np.full((size, size), 255, np.uint8)
+    weight = numpy_helper.from_array(np.full((size, size), 127, np.int8), "weight")
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["x", "weight"], ["y"])],
+        "saturation",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, x.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, x.shape)],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+    (y,) = _start(model, _import().SessionOptions()).run(None, {"x": x})
+    return not bool((y == size * 255 * 127).all())
+
+
+def _start(model: onnx.ModelProto, options: Any) -> Any:
+    options.log_severity_level = 3  # errors only: its warnings are about what it could not optimize
+    return _import().InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _import() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ExecutorError(
+            f"the onnxruntime executor cannot start ({error}); install it with: pip install onnxruntime"
+        ) from error
+    return onnxruntime
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,243 @@
+"""The torch executor: the same integers, carried in floating point at full speed.
+
+A sum of products whose bound, equation (13), is below 2**24 is exact in float32 in any order of summation;
+the others run in float64. Requantization is exact in float32 by equation (5), sums of products where (7c)
+holds. On a CUDA device convolutions are unfolded into matrix products, since cuDNN may choose a transform
+(Winograd, FFT) that is not exact; reduced precision and autocast are off while a network runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from twoscale._ir import layers as n
+from twoscale._ir.execution import check_images, layers_to_keep
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale.errors import ExecutorError
+
+__all__ = ["TorchExecutor"]
+
+# Where torch may take float32 products in fewer bits, if its user allows it.
+_MKLDNN: Any = torch.backends.mkldnn
+_PRECISIONS: tuple[Any, ...] = (torch.backends.cuda.matmul, _MKLDNN.matmul, _MKLDNN.conv)
+
+
+@contextlib.contextmanager
+def _exact_arithmetic(device: torch.device) -> Iterator[None]:
+    """Keep off what a user may have switched on and what is not exact: TF32, bfloat16, autocast, NNPACK's Winograd."""
+    before = [place.fp32_precision for place in _PRECISIONS]
+    try:
+        for place in _PRECISIONS:
+            place.fp32_precision = "ieee"
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.backends.nnpack.flags(enabled=False):
+            yield
+    finally:
+        for place, precision in zip(_PRECISIONS, before, strict=True):
+            place.fp32_precision = precision
+
+
+_Run = Callable[["TorchExecutor", Any, list[torch.Tensor]], torch.Tensor]
+
+
+class TorchExecutor:
+    """Runs a network in torch; activations are float32 tensors that hold integers.
+
+    Args:
+        network: what to run.
+        device: "cpu", "cuda", "cuda:1", …
+
+    Raises:
+        ExecutorError: torch has no such device here.
+    """
+
+    name = "torch"
+
+    def __init__(self, network: IntegerNetwork, device: str | torch.device = "cpu") -> None:
+        self.network = network
+        self.device = _usable(device)
+        self._unfolds = self.device.type != "cpu"
+        # Made when a layer is first computed; layers are equal only to themselves.
+        self._weights: dict[n.Accumulating, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._tables: dict[n.Table, torch.Tensor] = {}
+
+    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.array(array, order="C")).to(self.device)
+
+    def run(self, images_nchw: NDArray[np.float32], keep: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+        """Compute a batch; see Executor.run."""
+        # A copy: torch warns of arrays that cannot be written, and refuses negative strides.
+        images = self._tensor(check_images(self.network, images_nchw))
+        return {
+            name: value.cpu().numpy().astype(self.network.spec(name).dtype)
+            for name, value in self.run_tensors(images, keep).items()
+        }
+
+    def run_tensors(self, images: torch.Tensor, keep: Collection[str] | None = None) -> dict[str, torch.Tensor]:
+        """Compute a batch on the device; integers come back in float tensors (accumulators in float64)."""
+        wanted = layers_to_keep(self.network, keep)
+        values: dict[str, torch.Tensor] = {}
+        last = {name: layer.name for layer in self.network for name in layer.inputs}
+        with _exact_arithmetic(self.device):
+            for layer in self.network:
+                inputs = [images] if not layer.inputs else [values[name] for name in layer.inputs]
+                values[layer.name] = _RUN[type(layer)](self, layer, inputs)
+                for name in set(layer.inputs):
+                    if last[name] == layer.name and name not in wanted:
+                        del values[name]
+        return {name: value for name, value in values.items() if name in wanted}
+
+    def compute(self, layer: n.Layer, inputs: list[torch.Tensor]) -> torch.Tensor:
+        """Compute one layer from its inputs."""
+        with _exact_arithmetic(self.device):
+            return _RUN[type(layer)](self, layer, inputs)
+
+    def shifted(self, layer: n.Layer, inputs: list[torch.Tensor], index: int = 0) -> torch.Tensor:
+        """Return q − z of an input."""
+        zero_point = self.network.spec(layer.inputs[index]).zero_point
+        return inputs[index] - zero_point if zero_point else inputs[index]
+
+    def accumulate(self, layer: n.Accumulating, x: torch.Tensor) -> torch.Tensor:
+        """Return the accumulators of equation (2) from q − z, in float32 if exact, else float64."""
+        if layer not in self._weights:
+            bound = int(layer.partial_bound(self.network.spec(layer.inputs[0])).max(initial=0))
+            kind = torch.float32 if bound < 2**24 else torch.float64
+            self._weights[layer] = self._tensor(layer.weight).to(kind), self._tensor(layer.bias_o).to(kind)
+        weight, bias = self._weights[layer]
+        x = x.to(weight.dtype)
+        if isinstance(layer, n.Conv2d):
+            return self._convolve(layer, x, weight, bias)
+        return F.linear(x, weight, bias)
+
+    def _convolve(self, layer: n.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        x = _pad(x, layer.padding, 0.0)
+        if not self._unfolds:
+            return F.conv2d(x, weight, bias, layer.stride, 0, layer.dilation, layer.groups)
+        out, out_h, out_w = layer.output.shape
+        columns = F.unfold(x, weight.shape[2:], layer.dilation, 0, layer.stride)
+        columns = columns.view(len(x), layer.groups, -1, out_h * out_w)
+        grouped = weight.view(layer.groups, out // layer.groups, -1)
+        return (grouped @ columns).view(len(x), out, out_h, out_w) + bias.view(1, -1, 1, 1)
+
+    def requantize(self, acc: torch.Tensor, multiplier: n.Multiplier, spec: n.TensorSpec) -> torch.Tensor:
+        """Return clamp(RNE(fl(fl(acc)·fl(m/2**16))) + z, lo, hi): equation (3), by (5)."""
+        product = acc.float() * self._factors(multiplier, acc.ndim)
+        return _saturate(product, spec)
+
+    def _factors(self, multiplier: n.Multiplier, ndim: int) -> torch.Tensor:
+        return self._tensor(multiplier.values).reshape((1, -1) + (1,) * (ndim - 2))
+
+    def finish(self, acc: torch.Tensor, layer: n.Requantize) -> torch.Tensor:
+        """Requantize accumulators, or hand them out as they are."""
+        if layer.multiplier is None:
+            return acc.double()
+        return self.requantize(acc, layer.multiplier, layer.output)
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by what is missing
+        reason = str(error).split("\n", 1)[0][:200]
+        raise ExecutorError(f"the torch executor cannot use device '{device}': {reason}; use device='cpu'") from error
+
+
+def _saturate(product: torch.Tensor, spec: n.TensorSpec) -> torch.Tensor:
+    return product.round_().add_(spec.zero_point).clamp_(spec.lo, spec.hi)
+
+
+def _pad(x: torch.Tensor, padding: n.Padding, value: float) -> torch.Tensor:
+    top, left, bottom, right = padding
+    return F.pad(x, (left, right, top, bottom), value=value) if any(padding) else x
+
+
+def _quantize_input(e: TorchExecutor, layer: n.QuantizeInput, x: list[torch.Tensor]) -> torch.Tensor:
+    scale = torch.tensor(layer.output.scale, dtype=torch.float32, device=e.device)
+    return _saturate(x[0] / scale, layer.output)
+
+
+def _conv2d(e: TorchExecutor, layer: n.Conv2d, x: list[torch.Tensor]) -> torch.Tensor:
+    acc = e.accumulate(layer, e.shifted(layer, x))
+    if layer.residual_multiplier is None:
+        return e.finish(acc, layer)
+    assert layer.multiplier is not None
+    residual = e.shifted(layer, x, 1) * e._factors(layer.residual_multiplier, acc.ndim)
+    # (7b): both products and their sum are exact in float32 while they matter, see docs/arithmetic.md.
+    return _saturate(acc.float() * e._factors(layer.multiplier, acc.ndim) + residual, layer.output)
+
+
+def _linear(e: TorchExecutor, layer: n.Linear, x: list[torch.Tensor]) -> torch.Tensor:
+    return e.finish(e.accumulate(layer, e.shifted(layer, x)), layer)
+
+
+def _add(e: TorchExecutor, layer: n.Add, x: list[torch.Tensor]) -> torch.Tensor:
+    a, b = (e.shifted(layer, x, i) * e._factors(layer.multipliers[i], x[i].ndim) for i in range(2))
+    return _saturate(a + b, layer.output)
+
+
+def _mul(e: TorchExecutor, layer: n.Mul, x: list[torch.Tensor]) -> torch.Tensor:
+    return e.finish(e.shifted(layer, x, 0) * e.shifted(layer, x, 1), layer)
+
+
+def _average_pool(e: TorchExecutor, layer: n.AveragePool2d, x: list[torch.Tensor]) -> torch.Tensor:
+    # divisor_override=1 gives the sum; integers below 2**24 keep it exact in float32.
+    padded = _pad(e.shifted(layer, x), layer.padding, 0.0)
+    exact = layer.kernel[0] * layer.kernel[1] * 255 < 2**24
+    padded = padded if exact else padded.double()
+    return e.finish(F.avg_pool2d(padded, layer.kernel, layer.stride, divisor_override=1), layer)
+
+
+def _max_pool(e: TorchExecutor, layer: n.MaxPool2d, x: list[torch.Tensor]) -> torch.Tensor:
+    padded = _pad(x[0], layer.padding, -math.inf)
+    return F.max_pool2d(padded, layer.kernel, layer.stride, 0, layer.dilation)
+
+
+def _concat(e: TorchExecutor, layer: n.Concat, x: list[torch.Tensor]) -> torch.Tensor:
+    parts = [
+        x[i] if multiplier is None else e.requantize(e.shifted(layer, x, i), multiplier, layer.output)
+        for i, multiplier in enumerate(layer.multipliers)
+    ]
+    return torch.cat(parts, layer.axis + 1)
+
+
+def _slice(e: TorchExecutor, layer: n.Slice, x: list[torch.Tensor]) -> torch.Tensor:
+    index = [slice(None)] * x[0].ndim
+    index[layer.axis + 1] = slice(layer.start, layer.stop, layer.step)
+    return x[0][tuple(index)]
+
+
+def _pad_layer(e: TorchExecutor, layer: n.Pad, x: list[torch.Tensor]) -> torch.Tensor:
+    widths = [width for pair in reversed(layer.widths) for width in pair]
+    return F.pad(x[0], widths, value=float(e.network.spec(layer.inputs[0]).zero_point))
+
+
+def _table(e: TorchExecutor, layer: n.Table, x: list[torch.Tensor]) -> torch.Tensor:
+    lowest = int(np.iinfo(e.network.spec(layer.inputs[0]).dtype).min)
+    if layer not in e._tables:
+        e._tables[layer] = e._tensor(layer.table).float()
+    return e._tables[layer][x[0].long() - lowest]
+
+
+_RUN: dict[type[n.Layer], _Run] = {
+    n.QuantizeInput: _quantize_input,
+    n.Conv2d: _conv2d,
+    n.Linear: _linear,
+    n.Add: _add,
+    n.Mul: _mul,
+    n.AveragePool2d: _average_pool,
+    n.MaxPool2d: _max_pool,
+    n.Concat: _concat,
+    n.Reshape: lambda e, layer, x: x[0].reshape(len(x[0]), *layer.output.shape),
+    n.Permute: lambda e, layer, x: x[0].permute(0, *(axis + 1 for axis in layer.axes)),
+    n.Slice: _slice,
+    n.Pad: _pad_layer,
+    n.Clamp: lambda e, layer, x: x[0].clamp(layer.output.lo, layer.output.hi),
+    n.Table: _table,
+}

@@ -1,0 +1,483 @@
+"""Sensitivity: what each layer at fewer bits costs, and which bits make the best of a size.
+
+One layer at a time gets fewer bits, in its weights or in its output, and is rounded and corrected anew; all other
+integers stay as they are. By how much the mean square error of the logits then grows is that layer's *noise*. The
+errors of layers are nearly independent, so the noise of several layers together is nearly the sum: the model by which
+``choose_bits`` chooses.
+``measure`` says how good the model was, by the network itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale._quantization.scheme import DEFAULT, Scheme
+from twoscale.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
+
+    from twoscale._calibration import RealRange
+    from twoscale._calibration.profile import Profile
+    from twoscale._ir.float_graph import FloatGraph
+    from twoscale._ir.float_module import GraphModule
+    from twoscale._ir.integer_network import IntegerNetwork
+    from twoscale._ir.layers import Layer
+    from twoscale._quantization.plan import Plan
+    from twoscale._runtimes.torch import TorchExecutor
+
+__all__ = [
+    "BitsChoice",
+    "LayerSensitivity",
+    "MeasuredChoice",
+    "Sensitivity",
+    "choose_bits",
+    "measure",
+    "packed_bytes",
+    "sensitivity",
+]
+
+_CHUNK = 100
+"""Test images whose tensors between all layers are held at a time."""
+
+_BUDGET_STEPS = 1 << 18
+"""Budgets of more bytes are counted in so many parts, and a layer's size in whole parts, rounded up."""
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """The network with one layer at fewer bits."""
+
+    layer: str
+    kind: str
+    """"weight" or "activation" (the layer's output)."""
+    bits: int
+    values: int
+    """Weights, or values of the output for one image."""
+    noise: float
+    """By how much the mean square error of the logits grew; below 0 where chance made it smaller."""
+    sqnr_db: float | None
+    """Logit SQNR of this network against the float network, dB."""
+    agreement: float
+    """Fraction of images with the float network's class, 0..1."""
+    top1: float | None
+    """Fraction correct, 0..1; None without labels."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What every layer at fewer bits costs."""
+
+    network: str
+    scheme: str
+    samples: int
+    """Test images."""
+    signal: float
+    """Mean square of the float network's logits."""
+    noise: float
+    """Mean square error of the logits before any layer has fewer bits."""
+    sqnr_db: float | None
+    """Of the network before any layer has fewer bits."""
+    agreement: float
+    top1: float | None
+    weights: tuple[tuple[str, int, int, int], ...]
+    """(layer, weights, biases, bits) of every layer with weights, before any has fewer bits."""
+    layers: tuple[LayerSensitivity, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Packed size before any layer has fewer bits."""
+        return sum(packed_bytes(count, biases, bits) for _, count, biases, bits in self.weights)
+
+
+@dataclass(frozen=True)
+class BitsChoice:
+    """Bits of every layer's weights within a budget, with the least noise that the model predicts."""
+
+    layer_weight_bits: tuple[tuple[str, int], ...]
+    """(layer, bits), as ``Scheme`` takes them."""
+    size_bytes: int
+    budget_bytes: int
+    predicted_sqnr_db: float
+    """Of the logits, if the noise of layers adds up."""
+
+
+@dataclass(frozen=True)
+class MeasuredChoice:
+    """A choice, and the network that was made by it."""
+
+    choice: BitsChoice
+    samples: int
+    sqnr_db: float | None
+    agreement: float
+    top1: float | None
+
+
+def packed_bytes(weights: int, biases: int, bits: int) -> int:
+    """Return the bytes of a layer whose weights are packed without gaps, with int32 biases."""
+    return -(-weights * bits // 8) + 4 * biases
+
+
+@dataclass(eq=False)
+class _Variant:
+    """A network that differs from the base in one layer's bits."""
+
+    layer: str
+    kind: str
+    bits: int
+    values: int
+    plan: Plan
+    network: IntegerNetwork
+    """Until the walk ends, with changed layers rounded to the nearest."""
+    changed: frozenset[str]
+    corrected: dict[str, Layer] = dataclasses.field(default_factory=dict)
+    tensors: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    """Integers of calibration images in tensors that are quantized otherwise than in the base."""
+
+
+@dataclass
+class _Tally:
+    error: float = 0.0
+    agreeing: int = 0
+    correct: int = 0
+
+
+def sensitivity(
+    graph: FloatGraph,
+    found: Profile,
+    batches: Iterable[Any],
+    *,
+    scheme: Scheme = DEFAULT,
+    weight_bits: Sequence[int] = (2, 3, 4, 6),
+    activation_bits: Sequence[int] = (4, 6),
+    progress: Callable[[str], None] | None = None,
+) -> Sensitivity:
+    """Measure what each layer costs alone at fewer bits, all others staying as ``scheme`` has them.
+
+    Args:
+        graph: folded (for a scheme that equalizes: equalized).
+        found: its profile; the first images are used for corrections.
+        batches: test images (N, C, H, W), normalized, or (images, labels). Iterated once.
+        scheme: the network that is changed in one layer at a time.
+        weight_bits: of weights, each 2 to 8; those that a layer has already are left out.
+        activation_bits: of layer outputs, each 4 to 8.
+        progress: is told the name of each layer and of each batch's count as it is done.
+
+    Raises:
+        ConfigurationError: no test images, or bits out of range.
+        QuantizationError: integers would not fit.
+    """
+    from twoscale._ir.float_module import GraphModule
+    from twoscale._metrics import labelled
+    from twoscale._quantization import quantize_plan
+    from twoscale._quantization.range_tuning import tuned_plan
+
+    say = progress or (lambda what: None)
+    ranges: dict[tuple[str, int, int], RealRange] = {}
+    plan = tuned_plan(graph, found, scheme, ranges=ranges)
+    base = quantize_plan(plan, found)
+    variants = [
+        *_variants(plan, base, found, ranges, "weight", sorted(set(weight_bits))),
+        *_variants(plan, base, found, ranges, "activation", sorted(set(activation_bits))),
+    ]
+    module = GraphModule(graph)
+    _correct_variants(base, module, variants, found.samples_nchw, say)
+    total, tallies = _Tally(), [_Tally() for _ in variants]
+    samples = labels_seen = 0
+    signal = 0.0
+    for images, labels in labelled(batches):
+        for start in range(0, len(images), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            known = None if labels is None else labels[part]
+            signal += _evaluate(base, module, variants, images[part], known, total, tallies)
+            samples += len(images[part])
+            labels_seen += 0 if known is None else len(known)
+            say(f"{samples} images")
+    if not samples:
+        raise ConfigurationError("sensitivity got no test images; pass at least one batch")
+    logits = samples * base.classes
+    top1 = labels_seen or None
+    return Sensitivity(
+        network=base.name,
+        scheme=base.scheme,
+        samples=samples,
+        signal=signal / logits,
+        noise=total.error / logits,
+        sqnr_db=_decibels(signal, total.error),
+        agreement=total.agreeing / samples,
+        top1=top1 and total.correct / top1,
+        weights=tuple(_weights(base, scheme)),
+        layers=tuple(
+            LayerSensitivity(
+                layer=variant.layer,
+                kind=variant.kind,
+                bits=variant.bits,
+                values=variant.values,
+                noise=(tally.error - total.error) / logits,
+                sqnr_db=_decibels(signal, tally.error),
+                agreement=tally.agreeing / samples,
+                top1=top1 and tally.correct / top1,
+            )
+            for variant, tally in zip(variants, tallies, strict=True)
+        ),
+    )
+
+
+def choose_bits(found: Sensitivity, budget: float) -> BitsChoice:
+    """Choose the bits of each layer's weights with the least predicted noise within a size.
+
+    The model: the noise of layers adds (what is below 0 counts as 0). The best choice under it is found by dynamic
+    programming over the size (a multiple-choice knapsack): exactly up to 256 KiB, and for larger budgets with sizes
+    rounded up to a 262,144th of the budget.
+
+    Args:
+        found: from ``sensitivity``, whose weight bits and those of its scheme are what is chosen from.
+        budget: bytes, or up to 1 a fraction of the size before; weights packed at their bits, biases 4 bytes each.
+
+    Raises:
+        ConfigurationError: not even the fewest bits fit, or the budget is not positive.
+    """
+    if not budget > 0 or not math.isfinite(budget):
+        raise ConfigurationError(f"the budget is {budget:g}; expected bytes, or a fraction of the size up to 1")
+    budget_bytes = int(budget * found.size_bytes if budget <= 1 else budget)
+    noise = {(s.layer, s.bits): max(s.noise, 0.0) for s in found.layers if s.kind == "weight"}
+    options = [
+        sorted(
+            [(bits, packed_bytes(count, biases, bits), 0.0)]
+            + [(b, packed_bytes(count, biases, b), n) for (name, b), n in noise.items() if name == layer and b < bits],
+            reverse=True,
+        )
+        for layer, count, biases, bits in found.weights
+    ]
+    least = sum(min(size for _, size, _ in choices) for choices in options)
+    if least > budget_bytes:
+        raise ConfigurationError(
+            f"a budget of {budget_bytes:,} bytes is too small: with the fewest bits measured the network has "
+            f"{least:,} bytes; allow that many, or measure fewer bits"
+        )
+    picks = _knapsack(options, budget_bytes)
+    chosen = [choices[i] for choices, i in zip(options, picks, strict=True)]
+    total = found.noise + sum(n for _, _, n in chosen)
+    return BitsChoice(
+        layer_weight_bits=tuple((layer, bits) for (layer, *_), (bits, _, _) in zip(found.weights, chosen, strict=True)),
+        size_bytes=sum(size for _, size, _ in chosen),
+        budget_bytes=budget_bytes,
+        predicted_sqnr_db=10 * math.log10(found.signal / total) if total else math.inf,
+    )
+
+
+def measure(
+    choice: BitsChoice,
+    graph: FloatGraph,
+    found: Profile,
+    batches: Iterable[Any],
+    *,
+    scheme: Scheme = DEFAULT,
+) -> tuple[IntegerNetwork, MeasuredChoice]:
+    """Make the network of a choice, every layer corrected for those before it, and measure it.
+
+    Args:
+        choice: from ``choose_bits``.
+        graph: as for ``sensitivity``.
+        found: likewise.
+        batches: likewise; the same images make measured and predicted figures comparable.
+        scheme: likewise.
+    """
+    from twoscale._quantization import quantize_graph
+    from twoscale._verification import verify
+
+    how = dataclasses.replace(scheme, layer_weight_bits=choice.layer_weight_bits)
+    network = quantize_graph(graph, found, how)
+    result = verify(network, batches, executors=("torch",), model=graph)
+    assert result.agreement is not None
+    return network, MeasuredChoice(choice, result.samples, result.sqnr_db, result.agreement, result.top1)
+
+
+def _decibels(signal: float, noise: float) -> float | None:
+    return 10 * math.log10(signal / noise) if signal and noise else None
+
+
+def _weights(network: IntegerNetwork, scheme: Scheme) -> Iterator[tuple[str, int, int, int]]:
+    from twoscale._ir.layers import Accumulating
+
+    own = dict(scheme.layer_weight_bits)
+    for layer in network:
+        if isinstance(layer, Accumulating):
+            bits = own.get(layer.name, scheme.weight_bits)
+            yield layer.name, layer.weight.size, int(np.count_nonzero(layer.bias_o)), bits
+
+
+def _knapsack(options: Sequence[Sequence[tuple[int, int, float]]], budget: int) -> list[int]:
+    """Return the index of one (bits, size, noise) of each layer with the least sum of noise and sizes within budget.
+
+    If sizes are rounded up too coarsely for the fewest bits to fit, those fit exactly: they are the choice.
+    """
+    steps = min(budget, _BUDGET_STEPS)
+    unit = budget / steps
+    best = np.zeros(steps + 1)  # least noise with at most so many units
+    taken: list[NDArray[np.int8]] = []
+    costs = [[math.ceil(size / unit) for _, size, _ in choices] for choices in options]
+    for choices, sizes in zip(options, costs, strict=True):
+        table = np.full((len(choices), best.size), np.inf)
+        for i, ((_, _, noise), units) in enumerate(zip(choices, sizes, strict=True)):
+            if units < best.size:
+                table[i, units:] = best[: best.size - units] + noise
+        taken.append(table.argmin(0).astype(np.int8))
+        best = table.min(0)
+    if math.isinf(best[-1]):
+        return [min(range(len(choices)), key=lambda i, c=choices: c[i][1]) for choices in options]  # type: ignore[misc]
+    left = steps
+    picks = []
+    for sizes, choice in zip(reversed(costs), reversed(taken), strict=True):
+        picks.append(int(choice[left]))
+        left -= sizes[picks[-1]]
+    return picks[::-1]
+
+
+def _variants(
+    plan: Plan,
+    base: IntegerNetwork,
+    found: Profile,
+    ranges: dict[tuple[str, int, int], RealRange],
+    kind: str,
+    bits_wanted: Sequence[int],
+) -> Iterator[_Variant]:
+    from twoscale._calibration.profile import moves_values
+    from twoscale._ir.layers import Accumulating
+    from twoscale._quantization.build import build_layers
+    from twoscale._quantization.plan import make_plan
+
+    own = dict(getattr(plan.scheme, f"layer_{kind}_bits"))
+    usual = getattr(plan.scheme, f"{kind}_bits")
+    for layer in base:
+        if kind == "weight":
+            if not isinstance(layer, Accumulating):
+                continue
+            values = layer.weight.size
+        else:
+            if moves_values(plan.graph[layer.name]) or layer.output.dtype == "int32":
+                continue
+            values = math.prod(layer.output.shape)
+        for bits in bits_wanted:
+            if bits == own.get(layer.name, usual):
+                continue
+            changed_bits = tuple({**own, layer.name: bits}.items())
+            if kind == "weight":
+                how = dataclasses.replace(plan.scheme, layer_weight_bits=changed_bits)
+                other = dataclasses.replace(plan, scheme=how)  # activations are as they were
+            else:
+                how = dataclasses.replace(plan.scheme, layer_activation_bits=changed_bits)
+                other = make_plan(plan.graph, found.statistics, how, ranges=ranges)
+            different = {name for name in plan.specs if plan.specs[name] != other.specs[name]}
+            changed = {node.name for node in plan.graph if different & {node.name, *node.inputs}}
+            if kind == "weight":
+                changed.add(layer.name)
+            if plan.head in changed:  # its scale, and that of what only reshapes it, comes from its weights
+                names = [node.name for node in plan.graph]
+                changed.update(names[names.index(plan.head) :])
+            rebuilt = build_layers(other, changed, base)
+            network = dataclasses.replace(base, layers=tuple(rebuilt.get(old.name, old) for old in base))
+            yield _Variant(layer.name, kind, bits, values, other, network, frozenset(changed))
+
+
+def _correct_variants(
+    base: IntegerNetwork,
+    module: GraphModule,
+    variants: Sequence[_Variant],
+    samples_nchw: NDArray[np.float32],
+    say: Callable[[str], None],
+) -> None:
+    """Correct every variant's changed layers for what reaches them, in one walk over the calibration images."""
+    import torch
+
+    from twoscale._runtimes.torch import TorchExecutor
+
+    executor = TorchExecutor(base)
+    images = torch.from_numpy(np.ascontiguousarray(samples_nchw))
+    real: dict[str, torch.Tensor] = {}
+    integer: dict[str, torch.Tensor] = {}
+    last = {name: layer.name for layer in base for name in layer.inputs}
+    with torch.no_grad():
+        for layer in base:
+            x_real = [real[name] for name in layer.inputs]
+            for variant in variants:
+                if layer.name in variant.changed:
+                    _correct_variant(variant, layer.name, module, x_real, integer, images)
+            x_integer = [integer[name] for name in layer.inputs]
+            real[layer.name] = module.compute(module.graph[layer.name], x_real) if x_real else images
+            integer[layer.name] = executor.compute(layer, x_integer or [images])
+            for name in set(layer.inputs):
+                if last[name] == layer.name:
+                    del real[name], integer[name]
+                    for variant in variants:
+                        variant.tensors.pop(name, None)
+            say(layer.name)
+    for variant in variants:
+        layers = tuple(variant.corrected.get(layer.name, layer) for layer in variant.network)
+        variant.network = dataclasses.replace(variant.network, layers=layers)
+
+
+def _correct_variant(
+    variant: _Variant,
+    name: str,
+    module: GraphModule,
+    x_real: list[torch.Tensor],
+    base_integer: dict[str, torch.Tensor],
+    images: torch.Tensor,
+) -> None:
+    from twoscale._ir import float_graph as g
+    from twoscale._ir.layers import Accumulating
+    from twoscale._quantization.corrections import correct_layer
+    from twoscale._runtimes.torch import TorchExecutor
+
+    executor: TorchExecutor = TorchExecutor(variant.network)
+    layer, node = variant.network[name], module.graph[name]
+    inputs = [variant.tensors.get(source, base_integer.get(source, images)) for source in layer.inputs] or [images]
+    if isinstance(layer, Accumulating) and isinstance(node, g.Conv2d | g.Linear):
+        layer = correct_layer(layer, node, variant.plan.scheme, module, executor, x_real, inputs)
+    variant.corrected[name] = layer
+    if any(name in user.inputs and user.name in variant.changed for user in module.graph.users[name]):
+        variant.tensors[name] = executor.compute(layer, inputs)
+
+
+def _evaluate(
+    base: IntegerNetwork,
+    module: GraphModule,
+    variants: Sequence[_Variant],
+    images_nchw: NDArray[np.float32],
+    labels: NDArray[Any] | None,
+    total: _Tally,
+    tallies: Sequence[_Tally],
+) -> float:
+    """Run a batch through the base and, from where they differ, every variant; return the float logits' energy."""
+    import torch
+
+    from twoscale._ir.execution import check_images
+    from twoscale._runtimes.torch import TorchExecutor
+
+    images = torch.from_numpy(check_images(base, images_nchw))
+    real = module(images).double().numpy()
+    values = TorchExecutor(base).run_tensors(images, [layer.name for layer in base])
+
+    def count(tally: _Tally, logits: NDArray[np.float32]) -> None:
+        tally.error += float(np.square(logits - real).sum())
+        tally.agreeing += int(np.count_nonzero(logits.argmax(1) == real.argmax(1)))
+        tally.correct += 0 if labels is None else int(np.count_nonzero(logits.argmax(1) == labels))
+
+    count(total, base.logits(values[base.output].numpy()))
+    for variant, tally in zip(variants, tallies, strict=True):
+        executor = TorchExecutor(variant.network)  # made for the batch: all their weights at once would not fit
+        own: dict[str, torch.Tensor] = {}
+        for layer in variant.network:
+            if layer.name in variant.changed or not own.keys().isdisjoint(layer.inputs):
+                inputs = [own.get(name, values[name]) for name in layer.inputs]
+                own[layer.name] = executor.compute(layer, inputs or [images])
+        count(tally, variant.network.logits(own[base.output].numpy()))
+    return float(np.square(real).sum())

@@ -1,0 +1,6 @@
+"""Verification: equal bits in every executor, accuracy, and noise against the float network."""
+
+from twoscale._metrics import SignalToNoise, labelled
+from twoscale._verification.comparison import accuracy, verify
+
+__all__ = ["SignalToNoise", "accuracy", "labelled", "verify"]

@@ -1,0 +1,329 @@
+"""verify: every executor over the same images, compared integer by integer, and with the float network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale._ir import layers as n
+from twoscale._ir.execution import Executor, check_images
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._metrics import SignalToNoise, labelled
+from twoscale._runtimes import EXECUTORS, create
+from twoscale._verification.results import LayerCheck, VerifyResult
+from twoscale.errors import ConfigurationError, ExecutorError, TwoscaleError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from twoscale._ir.float_graph import FloatGraph
+
+__all__ = ["accuracy", "verify"]
+
+
+class _LayerTally:
+    """What is counted about one layer while batches stream by."""
+
+    def __init__(self, layer: n.Layer) -> None:
+        self.layer = layer
+        self.mismatches = 0
+        self.values = 0
+        self.saturated = 0
+        self.outside = 0
+        self.seen_lo = np.iinfo(np.int64).max
+        self.seen_hi = np.iinfo(np.int64).min
+        self.noise = SignalToNoise()
+
+    def count(self, q: NDArray[Any]) -> None:
+        spec = self.layer.output
+        if not q.size:
+            return
+        self.values += q.size
+        self.seen_lo, self.seen_hi = min(self.seen_lo, int(q.min())), max(self.seen_hi, int(q.max()))
+        self.outside += int(np.count_nonzero((q < spec.lo) | (q > spec.hi)))
+        self.saturated += int(np.count_nonzero(q == spec.hi))
+        if spec.lo != spec.zero_point:  # at a ReLU's zero nothing is lost
+            self.saturated += int(np.count_nonzero(q == spec.lo))
+
+    def check(self, network: IntegerNetwork) -> LayerCheck:
+        bound = next((b for b in network.bounds if b.layer == self.layer.name), None)
+        is_accumulator = self.layer.output.dtype == "int32"
+        return LayerCheck(
+            name=self.layer.name,
+            op=self.layer.op,
+            mismatches=self.mismatches,
+            values=self.values,
+            sqnr_db=self.noise.db,
+            accumulator_bound=None if bound is None else bound.bound,
+            float32_exact=None if bound is None else bound.float32_exact,
+            pair_saturation_safe=None if bound is None else bound.pair_saturation_safe,
+            saturated=None if is_accumulator or not self.values else self.saturated / self.values,
+            seen_lo=self.seen_lo if self.values else None,
+            seen_hi=self.seen_hi if self.values else None,
+            outside=self.outside,
+        )
+
+
+def verify(
+    network: IntegerNetwork,
+    batches: Iterable[Any],
+    *,
+    executors: Sequence[str | Executor] = ("reference", "torch"),
+    model: nn.Module | FloatGraph | None = None,
+    against: IntegerNetwork | nn.Module | FloatGraph | None = None,
+) -> VerifyResult:
+    """Run every executor over all images and compare each layer's integers with the first executor's.
+
+    Args:
+        network: what to verify.
+        batches: float32 images (N, C, H, W), normalized, or tuples (images, labels). Iterated once.
+        executors: names, or executors made already; the first is the reference.
+        model: the float model (or its FloatGraph) for agreement and SQNR; without it they are None.
+        against: instead of ``model``: anything to compare with, another integer network too. Layers of two networks
+            correspond if they have the same name, inputs and shape; SQNR is that of the real values they stand for.
+
+    Returns:
+        Mismatches (0 on the grid, or something is wrong), top-1, agreement with the float model or the other network,
+        logit SQNR, and for each layer mismatches, SQNR, accumulator bound, saturation.
+
+    Raises:
+        ConfigurationError: no images, wrong shapes, NaN among them, labels that are not class indices, fewer than
+            one executor, the model of another network, or both ``model`` and ``against``.
+        ExecutorError: an executor cannot run here, or gives something else than the network's tensors.
+    """
+    wanted = [executors] if isinstance(executors, str) else executors
+    made = [create(e, network) if isinstance(e, str) else e for e in wanted]
+    if not made:
+        raise ConfigurationError("verify needs at least one executor, e.g. reference")
+    if model is not None and against is not None:
+        raise ConfigurationError("verify compares with one network; pass model or against, not both")
+    compared_with = against if model is None else model
+    tallies = {layer.name: _LayerTally(layer) for layer in network}
+    by_executor = {executor.name: 0 for executor in made[1:]}
+    divergences: dict[str, str] = {}
+    other: _FloatSide | _IntegerSide | None = None
+    logit_noise = SignalToNoise()
+    samples = correct = agreeing = labels_seen = 0
+    for images, labels in labelled(batches):
+        images = check_images(network, images)
+        if other is None and compared_with is not None:
+            if isinstance(compared_with, IntegerNetwork):
+                other = _IntegerSide(network, compared_with, made[0])
+            else:
+                other = _FloatSide(network, compared_with, images)
+        expected = _integers(network, made[0], images)
+        for name, tally in tallies.items():
+            tally.count(expected[name])
+        for executor in made[1:]:
+            found = _integers(network, executor, images)
+            for layer in network:
+                different = expected[layer.name] != found[layer.name]
+                count = int(np.count_nonzero(different))
+                if count:
+                    tallies[layer.name].mismatches += count
+                    by_executor[executor.name] += count
+                    if executor.name not in divergences:
+                        divergences[executor.name] = _divergence(
+                            layer, executor.name, samples, expected[layer.name], found[layer.name], different
+                        )
+        logits = network.logits(expected[network.output])
+        predicted = logits.argmax(1)
+        if other is not None:
+            real = other.compare(images, expected, tallies)
+            logit_noise.update(real, logits)
+            agreeing += int(np.count_nonzero(real.argmax(1) == predicted))
+        if labels is not None:
+            labels_seen += len(labels)
+            correct += int(np.count_nonzero(predicted == labels))
+        samples += len(images)
+    if not samples:
+        raise ConfigurationError("verify got no images; pass at least one batch")
+    checks = tuple(tally.check(network) for tally in tallies.values())
+    return VerifyResult(
+        network=network.name,
+        scheme=network.scheme,
+        on_grid=network.on_grid,
+        executors=tuple(executor.name for executor in made),
+        samples=samples,
+        mismatches=sum(check.mismatches for check in checks),
+        compared=sum(check.values for check in checks) * (len(made) - 1),
+        top1=correct / labels_seen if labels_seen else None,
+        agreement=agreeing / samples if other is not None else None,
+        sqnr_db=logit_noise.db,
+        layers=checks,
+        mismatches_by_executor=by_executor,
+        first_divergence=next(iter(divergences.values()), None),
+        divergence_by_executor=divergences,
+        against=None if other is None else other.name,
+        uncompared=() if other is None else other.uncompared,
+    )
+
+
+def accuracy(
+    network: IntegerNetwork,
+    batches: Iterable[Any],
+    *,
+    executor: str | Executor = "torch",
+    max_samples: int | None = None,
+) -> tuple[float, int]:
+    """Return (top-1 fraction, images used) of labelled batches, each image counted once.
+
+    Raises:
+        ConfigurationError: no images, no labels, or as for ``verify``.
+    """
+    running = create(executor, network) if isinstance(executor, str) else executor
+    correct = samples = 0
+    for images, labels in labelled(batches):
+        if labels is None:
+            raise ConfigurationError("accuracy needs labels; pass batches of (images, labels)")
+        room = len(images) if max_samples is None else min(len(images), max_samples - samples)
+        if room <= 0:
+            break
+        output = running.run(check_images(network, images[:room]))[network.output]
+        correct += int(np.count_nonzero(network.logits(output).argmax(1) == labels[:room]))
+        samples += room
+    if not samples:
+        raise ConfigurationError("accuracy got no images; pass at least one batch")
+    return correct / samples, samples
+
+
+def _equalization(network: IntegerNetwork) -> str:
+    return str(network.metadata.get("equalization", "none"))
+
+
+class _FloatSide:
+    """The float network in the folded form whose nodes have the integer layers' names."""
+
+    name = "float"
+
+    def __init__(self, network: IntegerNetwork, model: nn.Module | FloatGraph, images: NDArray[np.float32]) -> None:
+        try:
+            import torch
+        except ImportError as error:
+            raise TwoscaleError(
+                "comparing with the float model needs torch; install it, or leave the model out"
+            ) from error
+        from twoscale._frontends.torch_export.capture import capture
+        from twoscale._ir.float_graph import FloatGraph
+        from twoscale._ir.float_module import GraphModule
+        from twoscale._passes.absorb_normalization import with_normalization
+        from twoscale._passes.fold import fold
+
+        equalized = False
+        graph = model
+        if not isinstance(graph, FloatGraph):
+            joined = any(isinstance(layer, n.Conv2d) and len(layer.inputs) == 2 for layer in network)
+            graph = capture(graph, torch.from_numpy(images[:1]))
+            if "normalization" in network.metadata:  # the network takes pixels, the model normalized images
+                graph = with_normalization(graph, **network.metadata["normalization"])
+            graph = fold(graph, join_residuals=joined)
+            equalized = _equalization(network) != "none"
+        nodes = {node.name: node for node in graph}
+        for layer in network:
+            node = nodes.get(layer.name)
+            if node is not None and (node.inputs, node.shape) != (layer.inputs, layer.output.shape):
+                raise ConfigurationError(
+                    f"{layer.name} makes {node.shape} of {', '.join(node.inputs)} in the model, but "
+                    f"{layer.output.shape} of {', '.join(layer.inputs)} in the network; pass the model that the "
+                    "network was made from"
+                )
+        if nodes[graph.output].shape != (network.classes,):
+            raise ConfigurationError(
+                f"the model has {nodes[graph.output].shape[0]} classes and the network {network.classes}; "
+                "pass the model that the network was made from"
+            )
+        self._module = GraphModule(graph)
+        # Channels of an equalized network are multiples of the model's: only the ends can be compared.
+        ends = {network.input.name, network.output}
+        self._names = {name for name in nodes if not equalized or name in ends}
+        self.uncompared = tuple(layer.name for layer in network if layer.name not in self._names)
+
+    def compare(
+        self, images: NDArray[np.float32], integers: dict[str, NDArray[Any]], tallies: dict[str, _LayerTally]
+    ) -> NDArray[np.float32]:
+        """Add every layer's error against the float network; return the float logits."""
+        import torch
+
+        def visit(node: Any, value: Any) -> None:
+            if node.name in self._names and node.name in tallies:
+                tally = tallies[node.name]
+                tally.noise.update(value.numpy(), _real(integers[node.name], tally.layer.output))
+
+        outputs = self._module.run(torch.from_numpy(np.ascontiguousarray(images)), visit)
+        logits: NDArray[np.float32] = outputs[self._module.graph.output].numpy()
+        return logits
+
+
+class _IntegerSide:
+    """Another integer network, run by an executor of the same kind."""
+
+    def __init__(self, network: IntegerNetwork, other: IntegerNetwork, executor: Executor) -> None:
+        shapes = [(side.input.output.shape, side.classes) for side in (network, other)]
+        if shapes[0] != shapes[1]:
+            raise ConfigurationError(
+                f"{network.name} makes {shapes[0][1]} classes of images {shapes[0][0]}, and {other.name}, which it is "
+                f"compared with, {shapes[1][1]} of {shapes[1][0]}; pass networks for the same images and classes"
+            )
+        self.name = f"{other.name}, scheme {other.scheme}"
+        self._network = other
+        self._convert = _conversion(network, other)
+        self._executor = create(executor.name if executor.name in EXECUTORS else "reference", other)
+        form = {layer.name: (layer.inputs, layer.output.shape) for layer in other}
+        alike = _equalization(network) == _equalization(other)
+        ends = {network.input.name, network.output}
+        self._names = [
+            layer.name
+            for layer in network
+            if form.get(layer.name) == (layer.inputs, layer.output.shape) and (alike or layer.name in ends)
+        ]
+        self.uncompared = tuple(layer.name for layer in network if layer.name not in self._names)
+
+    def compare(
+        self, images: NDArray[np.float32], integers: dict[str, NDArray[Any]], tallies: dict[str, _LayerTally]
+    ) -> NDArray[np.float32]:
+        """Add the error of every layer that both have against the other's; return the other's logits."""
+        found = self._executor.run(self._convert(images), {*self._names, self._network.output})
+        for name in self._names:
+            tally = tallies[name]
+            tally.noise.update(_real(found[name], self._network.spec(name)), _real(integers[name], tally.layer.output))
+        return self._network.logits(found[self._network.output])
+
+
+def _conversion(network: IntegerNetwork, other: IntegerNetwork) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Return the map from the images of one network to those of another, where one takes pixels and one does not."""
+    mine, others = (side.metadata.get("normalization") for side in (network, other))
+    known: dict[str, Any] = mine or others or {}
+    if bool(mine) == bool(others):
+        return lambda images: images
+    mean, std = (np.asarray(known[key], np.float32)[:, None, None] for key in ("mean", "std"))
+    if mine:
+        return lambda images: ((images / np.float32(255) - mean) / std).astype(np.float32)
+    return lambda images: ((images * std + mean) * np.float32(255)).astype(np.float32)
+
+
+def _real(integers: NDArray[Any], spec: n.TensorSpec) -> NDArray[np.float64]:
+    return (integers.astype(np.float64) - spec.zero_point) * spec.scale
+
+
+def _integers(network: IntegerNetwork, executor: Executor, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """Run an executor for every layer, and see to it that comparing compares what belongs together."""
+    found = executor.run(images, [layer.name for layer in network])
+    for layer in network:
+        shape = (len(images), *layer.output.shape)
+        if layer.name not in found or found[layer.name].shape != shape:
+            given = f"{found[layer.name].shape}" if layer.name in found else "nothing"
+            raise ExecutorError(f"executor {executor.name} gave {given} for layer {layer.name}; expected {shape}")
+    return found
+
+
+def _divergence(
+    layer: n.Layer, executor: str, before: int, expected: NDArray[Any], found: NDArray[Any], different: NDArray[Any]
+) -> str:
+    index = tuple(int(i) for i in np.argwhere(different)[0])
+    return (
+        f"layer {layer.name} ({layer.op}), image {before + index[0]}, index {index[1:]}: "
+        f"expected {int(expected[index])}, {executor} gave {int(found[index])}"
+    )

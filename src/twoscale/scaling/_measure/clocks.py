@@ -1,0 +1,254 @@
+"""Clocks for steps that run on several ranks at once.
+
+A step starts when every rank is ready (barrier) and the device has nothing left to do (synchronize), and ends when
+the device has nothing left to do again. Times are monotonic host seconds; what a step took is its slowest rank's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from twoscale.errors import ConfigurationError
+from twoscale.scaling._measure.records import EpochTime, Workload, decode
+from twoscale.scaling._measure.statistics import summarize
+from twoscale.scaling._measure.workload import (
+    Batch,
+    Step,
+    batches,
+    create_model,
+    device_of,
+    training_images,
+    training_step,
+    wrap,
+)
+
+__all__ = ["Paced", "Ranks", "epoch_time", "free_running", "paced", "peak_memory", "run_epoch"]
+
+
+class Ranks:
+    """The processes that measure together, and their common moments.
+
+    What they tell each other goes through the default process group in host memory, never through a group that is
+    being measured.
+
+    Args:
+        device: of this rank.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+        self._token = torch.zeros(1)
+
+    def synchronize(self) -> None:
+        """Wait until this rank's device has nothing left to do."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        # An all-reduce of one number: unlike dist.barrier() it leaves a GPU alone.
+        dist.all_reduce(self._token)
+
+    def start(self) -> float:
+        """Wait for this device and for every rank, and return the time."""
+        self.synchronize()
+        self.barrier()
+        return time.perf_counter()
+
+    def stop(self) -> float:
+        """Wait for this device and return the time."""
+        self.synchronize()
+        return time.perf_counter()
+
+    def table(self, values: Sequence[float]) -> NDArray[np.float64]:
+        """Return every rank's values, (ranks, values); all ranks must have equally many."""
+        mine = torch.tensor(list(values), dtype=torch.float64)
+        rows = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(rows, mine)
+        return torch.stack(rows).numpy()
+
+    def agree(self, value: bool) -> bool:
+        """Return rank 0's ``value`` on every rank."""
+        token = torch.tensor([int(value)])
+        dist.broadcast(token, 0)
+        return bool(token.item())
+
+
+@dataclass(frozen=True)
+class Paced:
+    """Steps that every rank began together, (ranks, steps) in seconds."""
+
+    step: NDArray[np.float64]
+    data: NDArray[np.float64]
+    """Asking for the batch, before the step and outside its time."""
+    wait: NDArray[np.float64] | None = None
+    """In the barrier after the step; None where there was none."""
+
+    @property
+    def slowest(self) -> float:
+        """Median over steps of the slowest rank's time."""
+        return float(np.median(self.step.max(0)))
+
+    @property
+    def fastest(self) -> float:
+        """Median over steps of the fastest rank's time."""
+        return float(np.median(self.step.min(0)))
+
+    @property
+    def data_wait(self) -> float:
+        """Median over steps of the longest that a rank asked for its batch."""
+        return float(np.median(self.data.max(0)))
+
+    @property
+    def skew(self) -> float:
+        """Median over steps of how much longer the first to reach the barrier waited than the last."""
+        assert self.wait is not None
+        return float(np.median(self.wait.max(0) - self.wait.min(0)))
+
+
+def paced(
+    ranks: Ranks, step: Step, source: Iterator[Batch], steps: int, *, settle: int = 1, barrier_after: bool = False
+) -> Paced:
+    """Time steps one by one, every rank starting each together.
+
+    Args:
+        ranks: that measure.
+        step: what is timed.
+        source: of batches, asked outside the step's time; has a row of its own.
+        steps: timed, at least 1.
+        settle: steps before those, not recorded.
+        barrier_after: time a barrier after each step too.
+    """
+    durations, asked, waited = [], [], []
+    for i in range(settle + steps):
+        before = ranks.stop()
+        batch = next(source)
+        data = ranks.stop() - before
+        start = ranks.start()
+        step(batch)
+        end = ranks.stop()
+        if barrier_after:
+            ranks.barrier()
+        wait = time.perf_counter() - end
+        if i >= settle:
+            durations.append(end - start)
+            asked.append(data)
+            waited.append(wait)
+    return Paced(ranks.table(durations), ranks.table(asked), ranks.table(waited) if barrier_after else None)
+
+
+def free_running(ranks: Ranks, step: Step, source: Iterator[Batch], steps: int) -> tuple[float, float]:
+    """Time steps as a training loop runs them: one barrier before the first, nothing between.
+
+    Args:
+        ranks: that measure.
+        step: what is timed, with the batch it needs.
+        source: of batches.
+        steps: at least 1.
+
+    Returns:
+        Seconds a step of the slowest rank, and seconds a step spent asking for batches by the rank that waited
+        longest (on a GPU: by the host, which may be ahead of the device).
+    """
+    waited = 0.0
+    start = ranks.start()
+    for _ in range(steps):
+        asked = time.perf_counter()
+        batch = next(source)
+        waited += time.perf_counter() - asked
+        step(batch)
+    elapsed = ranks.stop() - start
+    table = ranks.table([elapsed, waited]).max(0) / steps
+    return float(table[0]), float(table[1])
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory this rank has used, bytes: the peak of the GPU's allocator, or of the resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024  # bytes there, KiB elsewhere (getrusage(2))
+
+
+def epoch_time(
+    workload: Workload,
+    *,
+    arm: Literal["bare", "ddp"] = "ddp",
+    steps: int = 20,
+    warmup: int = 5,
+    repeats: int = 3,
+    flops: bool = True,
+) -> EpochTime:
+    """Time a training step in the ranks of this launch, and give what an epoch takes at that rate.
+
+    Args:
+        workload: what a rank does.
+        arm: "bare": the module alone, T₁ of every comparison (and, at more ranks, replicas that never talk).
+            "ddp": DistributedDataParallel as it is.
+        steps: in each timed run, at least 1.
+        warmup: steps before the first run, left out: compilation, autotuning, and DDP's first step, which sends
+            everything at once.
+        repeats: runs, at least 1.
+        flops: count the step's floating-point operations, once, after the timed runs.
+
+    Raises:
+        ConfigurationError: fewer steps, repeats or warm-up than that.
+    """
+    if min(steps, repeats) < 1 or warmup < 0:
+        raise ConfigurationError(f"{steps} steps, {repeats} repeats, {warmup} warm-up: expected at least 1, 1 and 0")
+    ranks = Ranks(device_of(workload))
+    model = create_model(workload)
+    step = training_step(workload, model if arm == "bare" else wrap(model, workload.ddp))
+    source = batches(workload, ranks.rank, ranks.size)
+    for batch in itertools.islice(source, warmup):
+        step(batch)
+    runs = [free_running(ranks, step, source, steps) for _ in range(repeats)]
+    peak = int(ranks.table([peak_memory(ranks.device)]).max())
+    split, _, _ = training_images(workload)
+    steps_per_epoch = math.ceil(len(split) / (workload.batch_size * ranks.size))
+    median = statistics.median(seconds for seconds, _ in runs)
+    operations = None
+    if flops:
+        from twoscale.scaling._measure.peak import step_flops
+
+        # Proportional to the images: of a few, since another model beside this one may not fit at the whole batch.
+        few = min(2, workload.batch_size)
+        images, labels = next(source)
+        operations = step_flops(create_model(workload), (images[:few], labels[:few])) * workload.batch_size // few
+    return EpochTime(
+        arm=arm,
+        workload=workload,
+        world_size=ranks.size,
+        threads_per_rank=torch.get_num_threads(),
+        steps=steps,
+        repeats=repeats,
+        step=summarize([seconds for seconds, _ in runs]),
+        data_wait=summarize([waited for _, waited in runs]),
+        samples_per_second=workload.batch_size * ranks.size / median,
+        epoch_samples=len(split),
+        steps_per_epoch=steps_per_epoch,
+        epoch_seconds=steps_per_epoch * median,
+        peak_memory_bytes=peak,
+        flops_per_step=operations,
+    )
+
+
+def run_epoch(arguments: dict[str, Any]) -> EpochTime:
+    """:func:`epoch_time` as the target of a launch: ``{"workload": ..., "arm": ..., "steps": ..., ...}``."""
+    workload = decode(arguments.pop("workload"), Workload)
+    return epoch_time(workload, **arguments)

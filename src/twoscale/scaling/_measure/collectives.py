@@ -1,0 +1,152 @@
+"""Collectives by name, what they carry, and clocks that sit on DDP's communication hooks."""
+
+# No `from __future__ import annotations` here: DDP compares a hook's annotations with types, not with strings.
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed import GradBucket  # type: ignore[attr-defined]
+
+from twoscale.scaling._measure.records import Op
+
+__all__ = ["BucketClock", "Mark", "collective"]
+
+
+def collective(
+    op: Op,
+    size: int,
+    device: torch.device,
+    group: dist.ProcessGroup | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Callable[[], None], int]:
+    """Make a collective to be run again and again on memory of its own.
+
+    Args:
+        op: which. Broadcasts are from rank 0.
+        size: bytes wanted: of the tensor; of the output for all_gather, of the input for reduce_scatter, as
+            nccl-tests counts. Rounded up to whole elements for each rank.
+        device: where the memory is.
+        group: its ranks. Default: all.
+        dtype: of the elements.
+
+    Returns:
+        What runs it and waits for its end in the device's order, and its true size in bytes.
+    """
+    itemsize = torch.empty(0, dtype=dtype).element_size()
+    world_size = dist.get_world_size(group)
+    elements = max(1, -(-size // itemsize))
+    if op in ("all_gather", "reduce_scatter"):
+        elements = -(-elements // world_size) * world_size
+    whole = torch.zeros(elements, dtype=dtype, device=device)
+    if op == "all_reduce":
+        return lambda: _ignore(dist.all_reduce(whole, group=group)), elements * itemsize
+    if op == "broadcast":
+        return lambda: _ignore(dist.broadcast(whole, group=group, group_src=0)), elements * itemsize
+    part = torch.zeros(elements // world_size, dtype=dtype, device=device)
+    if op == "all_gather":
+        return lambda: _ignore(dist.all_gather_into_tensor(whole, part, group=group)), elements * itemsize
+    return lambda: _ignore(dist.reduce_scatter_tensor(part, whole, group=group)), elements * itemsize
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
+Mark = Any
+"""A moment on the device's own time line: host seconds, or a CUDA event."""
+
+
+@dataclass
+class _Bucket:
+    bytes: int
+    start: Mark
+    end: Mark = None
+
+
+@dataclass
+class BucketClock:
+    """A DDP communication hook that notes when each gradient bucket is ready and when it has been averaged.
+
+    On a CPU a bucket starts as the hook is entered and ends as its future completes (host time); on a GPU it starts
+    and ends with CUDA events on the streams that the collective waits for and completes on.
+
+    Args:
+        device: of the gradients.
+        group: whose ranks average.
+        communicate: False: note the start, leave the gradients as they are, and be done at once.
+    """
+
+    device: torch.device
+    group: dist.ProcessGroup | None = None
+    communicate: bool = True
+    _begin: Mark = None
+    _forward: Mark = None
+    _buckets: list[_Bucket] = field(default_factory=list)
+
+    def mark(self) -> Mark:
+        """Return this moment."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def watch(self, module: nn.Module) -> None:
+        """Note too when ``module``, the one inside DDP, begins its forward pass, after any broadcast of buffers."""
+
+        def note(*_: object) -> None:
+            self._forward = self.mark()
+
+        module.register_forward_pre_hook(note)
+
+    def begin(self) -> None:
+        """Start a step."""
+        self._begin, self._forward, self._buckets = self.mark(), None, []
+
+    def hook(self, _: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+        """What DDP calls for each bucket."""
+        tensor = bucket.buffer()
+        entry = _Bucket(tensor.numel() * tensor.element_size(), self.mark())
+        self._buckets.append(entry)
+        if not self.communicate:
+            entry.end = entry.start
+            done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+            done.set_result(tensor)
+            return done
+        tensor.div_(dist.get_world_size(self.group))
+        work = dist.all_reduce(tensor, group=self.group, async_op=True)
+        assert work is not None
+
+        def finish(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+            # On a GPU the callback has a stream that waits for the collective.
+            entry.end = self.mark()
+            return future.value()[0]
+
+        averaged: torch.futures.Future[torch.Tensor] = work.get_future().then(finish)
+        return averaged
+
+    def _since(self, mark: Mark) -> float:
+        if self.device.type != "cuda":
+            return float(mark - self._begin)
+        return float(self._begin.elapsed_time(mark)) / 1000
+
+    def step(self) -> tuple[float, list[tuple[int, float, float]]]:
+        """Return what the step that just ended did; the device must be synchronized.
+
+        Returns:
+            Seconds from the step's start to the inner module's forward pass (0 where not watched), and for each
+            bucket, in the order they were started, its bytes and the seconds from the step's start to its own start
+            and end.
+        """
+        forward = 0.0 if self._forward is None else self._since(self._forward)
+        buckets = [(b.bytes, self._since(b.start), self._since(b.end)) for b in self._buckets]
+        if self.device.type == "cuda":
+            # NCCL runs them one after the other: a bucket that waits for the one before has not started.
+            for i in range(1, len(buckets)):
+                size, start, end = buckets[i]
+                buckets[i] = size, max(start, buckets[i - 1][2]), end
+        return forward, buckets

@@ -1,0 +1,119 @@
+"""One rank of a launch: cores, threads, process group, then the function; started by torchrun, or alone.
+
+    torchrun ... -m twoscale.scaling._measure.rank JOB_FOLDER
+
+Reads ``job.json``; rank 0 writes what the function returned to ``result.json``; a rank that fails writes
+``failure-RANK.json``.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Literal, NoReturn
+
+import msgspec
+
+from twoscale._files import write_bytes
+from twoscale._launching.processes import die_with, pin
+from twoscale.errors import TwoscaleError
+from twoscale.scaling._measure.launch import DONE, FAILURE, FOLDER, JOB, PID, RESULT, Failure, Job, function_of
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "bad allocation",
+    "could not create a memory object",  # oneDNN
+    "can't start new thread",
+)
+
+_PATIENCE = 60.0
+"""Seconds that a rank that is done waits for the others to be."""
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(part in text for part in _OUT_OF_MEMORY)
+
+
+def _in_a_line(error: BaseException) -> str:
+    """Return what an error says, after its type's name where that tells more; some say nothing."""
+    text = " ".join(str(error).split())
+    if isinstance(error, TwoscaleError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _run(job: Job) -> object:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(job.threads_per_rank)
+    if job.memory_limit_bytes is not None:
+        import resource
+
+        # RLIMIT_DATA counts private writable memory: what is used, unlike RLIMIT_AS, which counts mapped libraries.
+        resource.setrlimit(resource.RLIMIT_DATA, (job.memory_limit_bytes, job.memory_limit_bytes))
+    if job.device == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        # gloo beside NCCL carries what is exchanged between measurements, from host memory.
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    return function_of(job.target)(job.arguments)
+
+
+def _leave(folder: Path, rank: int, world_size: int) -> NoReturn:
+    """End this rank once all are done, and nothing of it with care.
+
+    To the others, a rank that leaves looks like one that failed: gloo's threads would find its connections closed while
+    they may still be at work. And an interpreter that is taken down may free Python objects that these threads hold,
+    which aborts the process. So ranks meet in the job's folder, which needs no connection, and then end at once: the
+    system closes what is open.
+    """
+    (folder / DONE.format(rank)).touch()
+    deadline = time.monotonic() + _PATIENCE  # a rank that fails has the others ended by its launcher, on its host
+    while len(list(folder.glob(DONE.format("*")))) < world_size and time.monotonic() < deadline:
+        time.sleep(0.01)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def main() -> None:
+    """Do the job in the folder named by the only argument."""
+    die_with(os.getppid())
+    faulthandler.enable(all_threads=False)  # where a crash came from is in the log, and so in the record
+    folder = Path(sys.argv[1])
+    os.environ[FOLDER] = str(folder)
+    # Now: a job may take these variables away, to train in each rank alone.
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    (folder / PID.format(rank)).write_text(str(os.getpid()))
+    job = msgspec.json.decode((folder / JOB).read_bytes(), type=Job)
+    if job.pin:
+        pin(rank, world_size, job.threads_per_rank)
+    try:
+        result = _run(job)
+        if rank == 0:
+            write_bytes(folder / RESULT, msgspec.json.encode(result))
+    except Exception as error:
+        traceback.print_exc()
+        kind: Literal["out-of-memory", "crash"] = "out-of-memory" if _is_out_of_memory(error) else "crash"
+        failure = Failure(kind, _in_a_line(error), time.time())
+        write_bytes(folder / FAILURE.format(rank), msgspec.json.encode(failure))
+        sys.stderr.flush()
+        # Not sys.exit: a rank whose peers are gone may wait for them in destructors.
+        os._exit(1)
+    _leave(folder, rank, world_size)
+
+
+if __name__ == "__main__":
+    main()

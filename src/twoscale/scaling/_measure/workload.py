@@ -1,0 +1,165 @@
+"""A training step to measure, built from a Workload record: model, optimizer, batches.
+
+Everything is made here, without the training loop, so that the arms of a measurement differ in nothing but what
+they are about.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from twoscale import data, models
+from twoscale.data import Split
+from twoscale.errors import ConfigurationError, UnknownNameError
+from twoscale.scaling._measure.records import DdpOptions, Workload
+
+__all__ = ["Batch", "Step", "batches", "create_model", "device_of", "training_images", "training_step", "wrap"]
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Images (N, C, H, W), float32, normalized, and labels (N,), int64, on the rank's device."""
+Step = Callable[[Batch], None]
+"""One optimizer step."""
+
+_SYNTHETIC_IMAGES = 2048
+
+
+def device_of(workload: Workload) -> torch.device:
+    """Return the device of this rank.
+
+    Raises:
+        ConfigurationError: there is no GPU.
+    """
+    if workload.device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigurationError("device is cuda, but PyTorch finds no GPU; use --device cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def create_model(workload: Workload, *, seed: int | None = None) -> nn.Module:
+    """Make the workload's model on this rank's device, in training mode.
+
+    Args:
+        workload: names it.
+        seed: of the initial weights. Default: the workload's.
+
+    Raises:
+        UnknownNameError: there is no such model, or no such data set.
+    """
+    classes = 10
+    if workload.data != "synthetic":
+        known = {description.name: description.classes for description in data.describe()}
+        if workload.data not in known:
+            raise UnknownNameError("data set", workload.data, ["synthetic", *known])
+        classes = known[workload.data]
+    model = models.create(workload.model, seed=workload.seed if seed is None else seed, classes=classes)
+    model = model.to(device_of(workload)).train()
+    return model.to(memory_format=torch.channels_last) if workload.channels_last else model  # type: ignore[call-overload]
+
+
+def wrap(
+    model: nn.Module, options: DdpOptions, group: dist.ProcessGroup | None = None, **others: Any
+) -> DistributedDataParallel:
+    """Wrap ``model`` in DistributedDataParallel.
+
+    Args:
+        model: on this rank's device.
+        options: as the measurement asks.
+        group: whose ranks share gradients. Default: all.
+        others: further arguments of DistributedDataParallel.
+
+    Raises:
+        ConfigurationError: this PyTorch has no such option.
+    """
+    arguments: dict[str, Any] = {
+        "bucket_cap_mb": options.bucket_cap_mb,
+        "init_sync": options.init_sync,
+        "find_unused_parameters": options.find_unused_parameters,
+        "static_graph": options.static_graph,
+        "process_group": group,
+    }
+    if options.sync_buffers == "at-start":
+        if "forward_sync_buffers" not in inspect.signature(DistributedDataParallel.__init__).parameters:
+            raise ConfigurationError('sync_buffers="at-start" needs PyTorch 2.13 or later; use "never"')
+        arguments["forward_sync_buffers"] = False
+    elif options.sync_buffers == "never":
+        # Deprecated since 2.13, but the only way that leaves buffers alone at construction too.
+        arguments["broadcast_buffers"] = False
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        return DistributedDataParallel(model, **{**arguments, **others})
+
+
+def training_step(workload: Workload, model: nn.Module) -> Step:
+    """Return one step of SGD with momentum on the mean cross-entropy of a batch.
+
+    Args:
+        workload: gives learning rate, momentum and precision.
+        model: bare or wrapped.
+    """
+    optimizer = torch.optim.SGD(model.parameters(), lr=workload.lr, momentum=workload.momentum)
+    precision = (
+        torch.autocast(workload.device, torch.bfloat16) if workload.precision == "bf16" else contextlib.nullcontext()
+    )
+
+    def step(batch: Batch) -> None:
+        images, labels = batch
+        with precision:
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _synthetic(seed: int) -> Split:
+    generator = np.random.default_rng(seed)
+    images = generator.integers(0, 256, (_SYNTHETIC_IMAGES, 3, 32, 32), dtype=np.uint8)
+    return Split(images, generator.integers(0, 10, _SYNTHETIC_IMAGES, dtype=np.uint8))
+
+
+def training_images(workload: Workload) -> tuple[Split, tuple[float, ...], tuple[float, ...]]:
+    """Return the workload's training images and labels, and the mean and standard deviation to normalize with."""
+    if workload.data == "synthetic":
+        return _synthetic(workload.seed), data.LAB_MEAN, data.LAB_STD
+    dataset = data.load(workload.data)
+    return dataset.train, dataset.mean, dataset.std
+
+
+def batches(workload: Workload, rank: int, world_size: int) -> Iterator[Batch]:
+    """Give full batches without end: rank's share of the images, reshuffled every epoch, from memory.
+
+    The images stay on the device as uint8; each batch is gathered and normalized when it is asked for.
+
+    Args:
+        workload: names the data.
+        rank: 0..world_size - 1.
+        world_size: shares an epoch's order is dealt into.
+    """
+    split, mean, std = training_images(workload)
+    device = device_of(workload)
+    images = torch.from_numpy(split.images).to(device)
+    labels = torch.from_numpy(split.labels.astype(np.int64)).to(device)
+    layout = torch.channels_last if workload.channels_last else torch.contiguous_format
+
+    epochs = (data.epoch_order(len(labels), seed=workload.seed, epoch=epoch) for epoch in itertools.count())
+    order = np.empty(0, np.int64)
+    while True:
+        while len(order) < workload.batch_size:
+            order = np.concatenate([order, next(epochs)[rank::world_size]])
+        chosen = torch.from_numpy(order[: workload.batch_size]).to(device)
+        order = order[workload.batch_size :]
+        yield data.normalize(images[chosen], mean, std).contiguous(memory_format=layout), labels[chosen]

@@ -1,0 +1,172 @@
+"""The state of a run, in one file: everything from which it goes on to the same weights, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import safetensors
+import torch
+
+from twoscale._launching.torchrun import launch, restarted
+from twoscale.errors import CheckpointError, ConfigurationError
+from twoscale.models._tensorfile import copy_into, fit, read_tensors, write_tensors
+from twoscale.training._config import TrainConfig
+from twoscale.training._record import EpochRecord
+
+__all__ = ["LOSSES", "Position", "begun_here", "noted", "read_state", "write_state"]
+
+LOSSES = ("recent_losses", "epoch_loss")
+_KEY = "twoscale.training"
+# Fields that may differ between the sessions of a run without changing what it computes.
+_FREE = frozenset({"epochs", "checkpoint_every", "step", "threads", "device", "test_views", "evaluate_every"})
+
+
+@dataclass
+class Position:
+    """How far a run has come; all that is neither weight nor optimizer state."""
+
+    config: TrainConfig
+    labels: int
+    """CRC-32 of the training labels: another data set of the same name is noticed."""
+    done: int = 0
+    """Mini-batches."""
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    """(mini-batches done, mean loss since the entry before)."""
+    epochs: list[EpochRecord] = field(default_factory=list)
+    """Those that are complete."""
+    seconds: float = 0.0
+    """Of training alone."""
+    epoch_seconds: float = 0.0
+    """Of the epoch that is under way."""
+    epoch_data_wait: float = 0.0
+    world_size: int = 1
+    """Processes of the session that wrote it."""
+    launch: str = ""
+    """What had started that session."""
+    notes: list[str] = field(default_factory=list)
+    """What sessions did otherwise than those before them."""
+
+
+def write_state(
+    path: Path,
+    position: Position,
+    model: torch.nn.Module,
+    optimizer: dict[str, torch.Tensor],
+    losses: Mapping[str, torch.Tensor],
+    random_states: Sequence[torch.Tensor],
+) -> None:
+    """Write the state of a run, all of it or nothing.
+
+    Args:
+        path: the file.
+        position: how far it has come.
+        model: its parameters and buffers are written.
+        optimizer: name to state.
+        losses: those that are not in ``position`` yet.
+        random_states: torch's, of each process.
+
+    Raises:
+        TwoscaleError: the folder cannot be written, or the disk is full.
+    """
+    tensors = {
+        **{f"model.{name}": value for name, value in model.state_dict().items()},
+        **{f"optimizer.{name}": value for name, value in optimizer.items()},
+        **losses,
+        **{f"random_state.{rank}": state for rank, state in enumerate(random_states)},
+    }
+    write_tensors(path, tensors, {_KEY: msgspec.json.encode(position).decode()})
+
+
+def read_state(
+    path: Path, expected: Position, model: torch.nn.Module, optimizer: dict[str, torch.Tensor]
+) -> tuple[Position, dict[str, torch.Tensor], list[torch.Tensor]]:
+    """Put the state of a run into ``model`` and ``optimizer``.
+
+    Args:
+        path: the file.
+        expected: of the session that goes on with it.
+        model: gets the parameters and buffers.
+        optimizer: name to state.
+
+    Returns:
+        How far the run had come, the losses that are not in that, and each process's random state.
+
+    Raises:
+        ConfigurationError: it is another run's; names what differs.
+        CheckpointError: missing, damaged, not the state of a run, or it does not fit.
+    """
+    content = read_tensors(path)
+    try:
+        position = msgspec.json.decode(content.metadata[_KEY], type=Position)
+        losses = {name: content.tensors.pop(name) for name in LOSSES}
+        random_states = [content.tensors.pop(f"random_state.{rank}") for rank in range(position.world_size)]
+    except (KeyError, msgspec.MsgspecError) as error:
+        raise CheckpointError(f"{path} is not the state of a training run ({error}); start anew") from error
+
+    _check_continues(position, expected, path)
+
+    def part(prefix: str) -> dict[str, torch.Tensor]:
+        return {name.removeprefix(prefix): value for name, value in content.tensors.items() if name.startswith(prefix)}
+
+    copy_into(optimizer, part("optimizer."), str(path), "the optimizer")
+    fit(model, part("model."), str(path))
+    return position, losses, random_states
+
+
+def begun_here(path: Path) -> bool:
+    """Return whether torchrun has started this process again, and a state is of the same launch of it."""
+    if not restarted():
+        return False
+    try:
+        with safetensors.safe_open(path, framework="pt") as opened:
+            return msgspec.json.decode((opened.metadata() or {})[_KEY], type=Position).launch == launch()
+    except (OSError, safetensors.SafetensorError, KeyError, msgspec.MsgspecError):
+        return False
+
+
+def _check_continues(found: Position, position: Position, path: Path) -> None:
+    """Raise ConfigurationError where the run found in ``path`` is not the one that is to be continued."""
+    free = _FREE if found.config.schedule == "constant" else _FREE - {"epochs"}  # which the other schedules end with
+    differences = [
+        f"{name} was {getattr(found.config, name)}, is {getattr(position.config, name)}"
+        for name in found.config.__dataclass_fields__
+        if name not in free and getattr(found.config, name) != getattr(position.config, name)
+    ]
+    if not differences and found.labels != position.labels:
+        differences = ["the training labels are others"]
+    if differences:
+        raise ConfigurationError(
+            f"{path.parent} holds another run: {'; '.join(differences)}; continue it with its own options, "
+            "or choose another folder"
+        )
+
+
+def noted(found: Position, position: Position) -> list[str]:
+    """Return what changes in a run that goes on otherwise than it began, a line each.
+
+    Args:
+        found: what was saved.
+        position: of this session, its configuration with every default filled in.
+    """
+    notes = []
+    then, now = found.config, position.config
+    if then.threads != now.threads:
+        notes.append(f"resumed with {now.threads} threads after {then.threads}: the last bits may differ")
+    if then.device != now.device:
+        notes.append(f"resumed on {now.device} after {then.device}: the last bits may differ")
+    if then.step != now.step:
+        notes.append(f"resumed with {now.step} steps after {then.step}: the last bits may differ")
+    if then.test_views != now.test_views:
+        notes.append(
+            f"resumed with test_views {now.test_views} after {then.test_views}: accuracies from here on do not compare "
+            "with those before"
+        )
+    if found.world_size != position.world_size:
+        notes.append(
+            f"resumed in {position.world_size} processes after {found.world_size}: batches are the same, but sums are "
+            "in another order, BatchNorm sees other shares of a batch, and dropout draws anew"
+        )
+    return notes

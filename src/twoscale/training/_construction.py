@@ -1,0 +1,111 @@
+"""A run's model, where it is to run, and the step that trains it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from twoscale import models
+from twoscale.data import Dataset
+from twoscale.errors import ConfigurationError
+from twoscale.training._config import TrainConfig
+from twoscale.training._graphed import GraphedStep
+from twoscale.training._images import DeviceImages
+from twoscale.training._initialization import whiten, zero_init_residual
+from twoscale.training._optimizers import create_optimizer
+from twoscale.training._parallel import ParallelStep
+from twoscale.training._ranks import Ranks
+from twoscale.training._schedule import warmup_updates
+from twoscale.training._step import Gradient, Step
+
+__all__ = ["AnyStep", "create_model", "create_step"]
+
+AnyStep = Step | GraphedStep | ParallelStep
+
+_WORTH_RECORDING = 10_000
+"""Mini-batches from which on recording the step, which takes 1 to 2 s, pays."""
+_WORTH_COMPILING = 250_000
+"""Images from which on compiling the step for a GPU, which takes up to a minute, pays."""
+
+
+def create_model(
+    config: TrainConfig, dataset: Dataset, model: nn.Module | None, options: dict[str, int]
+) -> tuple[nn.Module, torch.device]:
+    """Return the model with its initial weights where it is to run, and that device.
+
+    Args:
+        config: names it, and says how it begins.
+        dataset: whose patches a whitening first convolution is made from.
+        model: to be used instead, where it is.
+        options: of the named model.
+
+    Raises:
+        ConfigurationError: there is no GPU, nothing to train, or the model cannot begin so.
+    """
+    if model is None:
+        model = models.create(config.model, seed=config.seed, **options)
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigurationError("device is cuda, but PyTorch finds no GPU; use --device cpu")
+        if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()):
+            model.to("cuda")
+    if not any(value.requires_grad for value in model.parameters()):
+        raise ConfigurationError(f"{type(model).__name__} has no parameters to train; let some require gradients")
+    if config.zero_init_residual:
+        zero_init_residual(model)
+    if config.whiten:
+        whiten(model, dataset)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model, next((value.device for value in model.parameters()), torch.device("cpu"))
+
+
+def create_step(
+    config: TrainConfig, model: nn.Module, images: DeviceImages, ranks: Ranks, *, mini_batches: int
+) -> AnyStep:
+    """Return the step of a run in the way its configuration asks for, or that pays; its notes say what was not had.
+
+    Args:
+        config: of the run, with every default filled in.
+        model: on its device.
+        images: where steps of a CUDA graph take batches from.
+        ranks: this process.
+        mini_batches: of the run.
+    """
+    how, notes = config.step, list[str]()
+    warmup = warmup_updates(config, math.ceil(len(images) / config.batch_size))
+    if warmup >= mini_batches:
+        notes.append(
+            f"the warm-up of {warmup:,} updates does not end in this run of {mini_batches:,}: the learning rate never "
+            "reaches its peak"
+        )
+    gpu = images.labels.device.type == "cuda"
+    if how == "auto":
+        if gpu:
+            how = "compiled" if (config.epochs or 0) * len(images) >= _WORTH_COMPILING else "cuda-graph"
+        else:
+            how = "captured" if mini_batches >= _WORTH_RECORDING else "eager"
+    if how == "cuda-graph" and not gpu:
+        notes.append("CUDA graphs need a GPU: it runs eagerly instead")
+        how = "eager"
+    optimizer, gradient = create_optimizer(config, model), Gradient.of(config)
+    step: AnyStep
+    if ranks.size > 1:
+        if config.step in ("captured", "cuda-graph"):
+            notes.append(f"{config.step} steps are for one process: it runs eagerly instead")
+        step = ParallelStep(
+            model,
+            optimizer,
+            gradient,
+            ranks,
+            lr=config.lr,
+            compiled=config.step == "compiled",
+            synchronized=config.sync_batch_norm,
+        )
+    elif gpu and how in ("cuda-graph", "compiled"):
+        step = GraphedStep(model, optimizer, images, gradient, compiled=how == "compiled", lr=config.lr)
+    else:
+        step = Step(model, optimizer, how, lr=config.lr, gradient=gradient)
+    step.notes += notes
+    return step

@@ -1,0 +1,180 @@
+"""The processes of a data-parallel run: who they are, what they tell each other, and each one's share.
+
+torchrun says in the environment who a process is. Without it, or where it started one process only, there is one,
+and nothing here communicates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from twoscale import errors
+from twoscale._launching.processes import die_with
+from twoscale.errors import ConfigurationError, TwoscaleError
+
+__all__ = ["Ranks", "process_group", "share_of"]
+
+T = TypeVar("T")
+
+_LOST = 3.0
+"""Seconds that a process waits to be ended after it lost another, before it says so itself."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int = 0
+    size: int = 1
+    backend: str | None = None
+    """What carries tensors between them; None where there is one process."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one that speaks and writes."""
+        return self.rank == 0
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Replace a tensor by its sum over all processes."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Return whether it is so in any process."""
+        return bool(self.sum_(torch.tensor(int(flag), device=device)))
+
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Replace tensors by those of the leading process."""
+        if self.size > 1:
+            with torch.no_grad():
+                for tensor in tensors:
+                    dist.broadcast(tensor.detach(), 0)
+
+    def from_leader(self, function: Callable[[], T]) -> T:
+        """Call a function in the leading process; return in all of them what it returned, or raise what it raised."""
+        if self.size == 1:
+            return function()
+        message: list[Any] = [None, None]
+        if self.leads:
+            try:
+                message = [function(), None]
+            except TwoscaleError as error:
+                message = [None, (type(error).__name__, str(error))]
+        dist.broadcast_object_list(message, 0)
+        if message[1] is not None:
+            kind, text = message[1]
+            raise getattr(errors, kind)(text)
+        result: T = message[0]
+        return result
+
+    def gathered(self, value: T) -> list[T]:
+        """Return every process's value."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+@contextlib.contextmanager
+def process_group(device: str) -> Iterator[Ranks]:
+    """Join the other processes that torchrun started, for the time of the block; a group that exists is used.
+
+    Args:
+        device: "cuda": NCCL, each process on a GPU of its own. "cpu": gloo. "auto": cuda where there is a GPU.
+
+    Raises:
+        ConfigurationError: fewer GPUs than processes on this machine, or the environment does not say who this is.
+    """
+    if dist.is_initialized():
+        yield (
+            Ranks(dist.get_rank(), dist.get_world_size(), dist.get_backend()) if dist.get_world_size() > 1 else Ranks()
+        )
+        return
+    size = _number("WORLD_SIZE", 1) if "RANK" in os.environ else 1
+    if size == 1:
+        yield Ranks()
+        return
+    local, here = _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise ConfigurationError(
+                f"RANK and WORLD_SIZE say that this is one of {size} processes, but {name} is not set; "
+                "start it with torchrun, or unset them"
+            )
+    die_with(os.getppid())
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        if here > torch.cuda.device_count():
+            raise ConfigurationError(
+                f"{here} processes on this machine need a GPU each, and it has {torch.cuda.device_count()}; "
+                "start fewer, or use --device cpu"
+            )
+        torch.cuda.set_device(local)
+        dist.init_process_group("nccl", device_id=torch.device("cuda", local), **_meeting())
+    else:
+        dist.init_process_group("gloo", **_meeting())
+    try:
+        yield Ranks(dist.get_rank(), size, dist.get_backend())
+        # Only after success: to the others, a process that leaves looks like one that failed.
+        dist.destroy_process_group()
+    except (TwoscaleError, KeyboardInterrupt):  # which all processes raise together
+        dist.destroy_process_group()
+        raise
+    except RuntimeError as error:
+        if "gloo" in str(error) or isinstance(error, dist.DistError):
+            # Another process is gone. Whoever started both ends this one in a moment, and says which it was.
+            time.sleep(_LOST)
+        raise
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise ConfigurationError(
+            f"{name} is {value!r} in the environment; expected a whole number, as torchrun sets it"
+        )
+    return int(value)
+
+
+def _meeting() -> dict[str, Any]:
+    """Return where the processes exchange addresses.
+
+    torchrun keeps its store when it starts processes again, so that a quick one would find the addresses of those that
+    are gone; each attempt has names of its own here. On several machines attempts are counted by each for itself, and
+    PyTorch's own way is left as it is.
+    """
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return {}
+    store, rank, size = next(iter(rendezvous("env://")))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return {"store": PrefixStore(f"attempt {attempt}", store), "rank": rank, "world_size": size}
+
+
+def share_of(order: torch.Tensor, batch_size: int, ranks: Ranks) -> torch.Tensor:
+    """Return what one process visits: of every batch, each image whose place in it is the rank's, modulo the size.
+
+    Nothing is padded or left out. Only where the last batch has fewer images than there are processes, one without
+    any gets the first of that batch, which must then count for nothing.
+
+    Args:
+        order: (N,), the epoch's.
+        batch_size: images of a batch, of all processes together, at least their number.
+        ranks: which process.
+    """
+    if ranks.size == 1:
+        return order
+    full = len(order) // batch_size * batch_size
+    mine = order[:full].view(-1, batch_size)[:, ranks.rank :: ranks.size].flatten()
+    rest = order[full:]
+    return torch.cat([mine, rest[ranks.rank :: ranks.size] if len(rest) > ranks.rank else rest[:1]])

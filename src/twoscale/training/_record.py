@@ -1,0 +1,70 @@
+"""What a training run leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twoscale._environment import Environment
+from twoscale.training._config import TrainConfig
+
+__all__ = ["MODEL_FILE", "RECORD_FILE", "STATE_FILE", "EpochRecord", "RunRecord"]
+
+# A run's folder.
+MODEL_FILE = "model.safetensors"
+RECORD_FILE = "run.json"
+STATE_FILE = "training-state.safetensors"
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One pass over the training images."""
+
+    loss: float
+    """Mean of its mini-batches' losses."""
+    accuracy: float | None
+    """Fraction of the test images right after it, 0..1; None where it was not measured."""
+    seconds: float
+    """Of training alone."""
+    images_per_second: float
+    """Training images in those, of all processes together."""
+    data_wait_seconds: float
+    """Of them, how long this process was held up by the next images; on a GPU, by handing their preparation over."""
+    evaluation_seconds: float
+    """Of computing the accuracy; not in ``seconds``."""
+    peak_memory_bytes: int | None
+    """Largest so far: reserved on the GPU, else resident of the process; None where the system does not say."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """run.json: a training run as it ran, or as far as it has come."""
+
+    config: TrainConfig
+    """With every default filled in."""
+    finished: bool
+    parameters: int
+    mini_batches: int
+    """Done so far."""
+    losses: tuple[tuple[int, float], ...]
+    """(mini-batches done, mean loss since the entry before)."""
+    epoch_accuracy: tuple[float, ...]
+    """Fraction of the test images right after each epoch where it was measured, 0..1."""
+    test_accuracy: float | None
+    """The last of those, of the weights that were saved; None before the first epoch's end."""
+    seconds: float
+    """Of training alone: no start-up, evaluation or checkpoints; over all sessions of a resumed run."""
+    steps_per_second: float | None
+    """Mini-batches a second in those."""
+    prepare_seconds: float
+    """Of recording, or compiling, the step; not in ``seconds``."""
+    notes: tuple[str, ...]
+    """How the steps ran, and anything that did not go as asked."""
+    environment: Environment
+    epochs: tuple[EpochRecord, ...] = ()
+    """Every epoch that is complete."""
+    device: str = "cpu"
+    """Name of the accelerator, or cpu."""
+    world_size: int = 1
+    """Processes that shared each batch."""
+    backend: str | None = None
+    """What carried gradients between them; None where there was one process."""

@@ -1,0 +1,98 @@
+"""A run's record and weights, as far as it has come."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from twoscale._environment import current_environment
+from twoscale.data import Dataset
+from twoscale.models import ModelInfo, save_model
+from twoscale.training._checkpoint import Position
+from twoscale.training._ranks import Ranks
+from twoscale.training._record import RunRecord
+
+__all__ = ["peak_memory", "run_record", "save_result"]
+
+
+def run_record(
+    position: Position,
+    total: int,
+    model: nn.Module,
+    device: torch.device,
+    ranks: Ranks,
+    *,
+    prepare_seconds: float,
+    how: tuple[str, ...],
+) -> RunRecord:
+    """Return the record of a run.
+
+    Args:
+        position: how far it has come.
+        total: mini-batches that it is to have.
+        model: that is trained.
+        device: where it runs.
+        ranks: this process among those that train together.
+        prepare_seconds: that getting the step ready took.
+        how: notes on how the steps ran, and on what did not go as asked.
+    """
+    measured = tuple(epoch.accuracy for epoch in position.epochs if epoch.accuracy is not None)
+    return RunRecord(
+        config=position.config,
+        finished=position.done == total,
+        parameters=sum(value.numel() for value in model.parameters()),
+        mini_batches=position.done,
+        losses=tuple(position.losses),
+        epoch_accuracy=measured,
+        test_accuracy=measured[-1] if measured else None,
+        seconds=position.seconds,
+        steps_per_second=position.done / position.seconds if position.seconds else None,
+        prepare_seconds=prepare_seconds,
+        notes=how,
+        environment=current_environment("safetensors"),
+        epochs=tuple(position.epochs),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        world_size=ranks.size,
+        backend=ranks.backend,
+    )
+
+
+def save_result(path: Path, model: nn.Module, record: RunRecord, dataset: Dataset, options: dict[str, int]) -> None:
+    """Write the weights of a finished run, and what they are.
+
+    Args:
+        path: the file.
+        model: in evaluation mode.
+        record: of the run.
+        dataset: it was trained on.
+        options: with which the model was made by its name; empty for a module of the user's own.
+    """
+    config = record.config
+    assert config.epochs is not None  # resolved
+    info = ModelInfo(
+        model=config.model if options else type(model).__name__,
+        data=config.data,
+        classes=dataset.classes,
+        mean=dataset.mean,
+        std=dataset.std,
+        seed=config.seed,
+        epochs=config.epochs,
+        test_accuracy=record.test_accuracy,
+        options=options,
+    )
+    save_model(path, model, info)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the bytes that a GPU had reserved, or this process had in memory, at most; None where it is not said."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
