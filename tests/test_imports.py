@@ -145,11 +145,11 @@ def test_packages_import_only_from_packages_below_them() -> None:
 def test_a_planted_import_is_found() -> None:
     text = "from twoscale._quantization import quantize\n"
     assert faults(list(imports_of("twoscale._passes.fold", text))) == [
-        "twoscale._passes.fold imports twoscale._quantization.quantize: passes is below quantization"
+        "twoscale._passes.fold imports twoscale._quantization.quantize: _passes is below _quantization"
     ]
     inside = "def call():\n    from twoscale._runtimes import create\n"
     assert faults(list(imports_of("twoscale._ir.integer_network", inside))) == [
-        "twoscale._ir.integer_network imports twoscale._runtimes.create: ir is below runtimes"
+        "twoscale._ir.integer_network imports twoscale._runtimes.create: _ir is below _runtimes"
     ]
 
 
