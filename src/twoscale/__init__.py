@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from twoscale import _delegates as delegates
+from twoscale import _delegates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,10 +45,10 @@ def _lazily(module: str, name: str) -> Callable[..., Any]:
 
 
 # What methods of lower packages call in higher ones.
-delegates.register("compile", _lazily("twoscale._runtimes.classifier", "CompiledClassifier"))
-delegates.register("save", _lazily("twoscale._formats", "save"))
-delegates.register("network_html", _lazily("twoscale._display.networks", "network_html"))
-delegates.register("verify_html", _lazily("twoscale._display.networks", "verify_html"))
+_delegates.register("compile", _lazily("twoscale._runtimes.classifier", "CompiledClassifier"))
+_delegates.register("save", _lazily("twoscale._formats", "save"))
+_delegates.register("network_html", _lazily("twoscale._display.networks", "network_html"))
+_delegates.register("verify_html", _lazily("twoscale._display.networks", "verify_html"))
 
 
 def __getattr__(name: str) -> Any:
