@@ -380,7 +380,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import conftest
 import numpy as np
 from twoscale import data
-from twoscale.data import cifar10
+from twoscale.data import _cifar10 as cifar10
 from twoscale.data._arrays import Arrays
 stored = np.load({str(tmp_path / "tiny.npz")!r})
 conftest.shrink_cifar10(Arrays(*(stored[key] for key in stored.files)), setattr)
