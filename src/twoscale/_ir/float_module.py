@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from twoscale._ir import float_graph as g
+from twoscale._ir.interpreter import interpret
 
 __all__ = ["GraphModule"]
 
@@ -67,8 +68,6 @@ class GraphModule:
             }
             for node in graph
         }
-        # A tensor is dropped after its last reader, so that memory is bounded by the widest cut.
-        self._last_reader = {name: readers[-1].name for name, readers in graph.users.items() if readers}
 
     def weight(self, node: g.Node, field: str) -> torch.Tensor:
         """Return a weight of ``node`` on the device."""
@@ -84,28 +83,24 @@ class GraphModule:
         visit: Callable[[g.Node, torch.Tensor], None] | None = None,
         replace: Callable[[g.Node, torch.Tensor], torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Compute every node; return what nobody reads, the logits among it.
+        """Compute every node and return the output, by its name.
 
         Args:
             x_nchw: images, (N, C, H, W).
-            visit: is shown each output as it is made.
-            replace: gives what is to be used instead of an output, e.g. its quantized values.
+            visit: called with each node and its output, in order.
+            replace: returns the value to use instead of a node's output, such as its quantized values.
         """
-        values: dict[str, torch.Tensor] = {}
+
+        def compute(node: g.Node, inputs: list[torch.Tensor]) -> torch.Tensor:
+            value = self.compute(node, inputs) if inputs else x_nchw.to(self.device, self.dtype)
+            if replace is not None:
+                value = replace(node, value)
+            if visit is not None:
+                visit(node, value)
+            return value
+
         with torch.no_grad():
-            for node in self.graph:
-                if isinstance(node, g.Input):
-                    values[node.name] = x_nchw.to(self.device, self.dtype)
-                else:
-                    values[node.name] = self.compute(node, [values[name] for name in node.inputs])
-                if replace is not None:
-                    values[node.name] = replace(node, values[node.name])
-                if visit is not None:
-                    visit(node, values[node.name])
-                for name in set(node.inputs):
-                    if self._last_reader[name] == node.name and name != self.graph.output:
-                        del values[name]
-        return values
+            return interpret(self.graph.nodes, compute, (self.graph.output,))
 
     def compute(self, node: g.Node, inputs: list[torch.Tensor]) -> torch.Tensor:
         """Compute one node from its inputs."""

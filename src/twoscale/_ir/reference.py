@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT
 from twoscale._ir.execution import check_images, layers_to_keep
+from twoscale._ir.interpreter import interpret
 
 if TYPE_CHECKING:
     from twoscale._ir.integer_network import IntegerNetwork
@@ -40,16 +41,11 @@ class ReferenceExecutor:
         """Compute a batch; see Executor.run."""
         wanted = layers_to_keep(self.network, keep)
         images = check_images(self.network, images_nchw)
-        values: dict[str, NDArray[Any]] = {}
-        last = {name: layer.name for layer in self.network for name in layer.inputs}
-        for layer in self.network:
-            values[layer.name] = self.compute(
-                layer, [images] if not layer.inputs else [values[name] for name in layer.inputs]
-            )
-            for name in set(layer.inputs):
-                if last[name] == layer.name and name not in wanted:
-                    del values[name]
-        return {name: values[name] for name in values if name in wanted}
+        return interpret(
+            self.network.layers,
+            lambda layer, inputs: self.compute(layer, inputs if layer.inputs else [images]),
+            wanted,
+        )
 
     def compute(self, layer: n.Layer, inputs: list[NDArray[Any]]) -> NDArray[Any]:
         """Compute one layer from its inputs."""

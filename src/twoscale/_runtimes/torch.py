@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from twoscale._ir import layers as n
 from twoscale._ir.execution import check_images, layers_to_keep
 from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.interpreter import interpret
 from twoscale.errors import ExecutorError
 
 __all__ = ["TorchExecutor"]
@@ -83,16 +84,12 @@ class TorchExecutor:
     def run_tensors(self, images: torch.Tensor, keep: Collection[str] | None = None) -> dict[str, torch.Tensor]:
         """Compute a batch on the device; integers come back in float tensors (accumulators in float64)."""
         wanted = layers_to_keep(self.network, keep)
-        values: dict[str, torch.Tensor] = {}
-        last = {name: layer.name for layer in self.network for name in layer.inputs}
         with _exact_arithmetic(self.device):
-            for layer in self.network:
-                inputs = [images] if not layer.inputs else [values[name] for name in layer.inputs]
-                values[layer.name] = _RUN[type(layer)](self, layer, inputs)
-                for name in set(layer.inputs):
-                    if last[name] == layer.name and name not in wanted:
-                        del values[name]
-        return {name: value for name, value in values.items() if name in wanted}
+            return interpret(
+                self.network.layers,
+                lambda layer, inputs: _RUN[type(layer)](self, layer, inputs if layer.inputs else [images]),
+                wanted,
+            )
 
     def compute(self, layer: n.Layer, inputs: list[torch.Tensor]) -> torch.Tensor:
         """Compute one layer from its inputs."""
