@@ -12,7 +12,7 @@ from twoscale.scaling._questions.results import StudyResults
 from twoscale.scaling._questions.sentences import most_ranks, verdict_sentence
 from twoscale.scaling._study.config import SECTIONS
 
-__all__ = ["render_study"]
+__all__ = ["render_study", "study_sections"]
 
 _TITLES = {
     "batch": "1 Batch size",
@@ -26,12 +26,17 @@ _TITLES = {
 }
 
 
-def render_study(results: StudyResults) -> str:
-    """Return the self-contained page of a study."""
+def study_sections(results: StudyResults) -> list[Section]:
+    """Return the sections of a study's page, in order: the summary, the questions, how it was made."""
     makers: tuple[Callable[[StudyResults], Section], ...] = (
         _batch, _speedup, _communication, _accuracy, _sampler, _wire, _replicas, _forecast,
     )  # fmt: skip
     by_name = dict(zip(SECTIONS, makers, strict=True))
+    return [_summary(results), *(by_name[name](results) for name in results.config.sections), _made(results)]
+
+
+def render_study(results: StudyResults) -> str:
+    """Return the self-contained page of a study."""
     config = results.config
     kinds = [f"{results.gpus.count(kind)} × {kind}" for kind in dict.fromkeys(results.gpus)]
     where = ", ".join(kinds) or ("GPUs" if config.device == "cuda" else "processor")
@@ -39,7 +44,7 @@ def render_study(results: StudyResults) -> str:
     return render_page(
         f"twoscale scale: {config.model} on {config.data}",
         f"Ranks: {sizes}; {where}; {results.environment.machine}, {results.environment.cores} cores",
-        [_summary(results), *(by_name[name](results) for name in config.sections), _made(results)],
+        study_sections(results),
         results.environment,
         "study.json",
     )

@@ -1,0 +1,98 @@
+"""A study's record, read back: its answers, and tables and charts that notebooks show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from twoscale._files import read_record
+from twoscale._page.charts import Drawing
+from twoscale._page.document import Group, table_html
+from twoscale._page.tables import Table
+from twoscale.errors import UnknownNameError
+from twoscale.scaling._measure.records import Forecast, Link
+from twoscale.scaling._questions.analysis import link_of, measured_cells
+from twoscale.scaling._questions.forecast import forecast
+from twoscale.scaling._questions.page import study_sections
+from twoscale.scaling._questions.results import StudyResults
+
+__all__ = ["Chart", "ShownTable", "Study", "load_study"]
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table that notebooks show as HTML."""
+
+    table: Table
+
+    def _repr_html_(self) -> str:
+        return table_html(self.table)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart that notebooks show as SVG."""
+
+    drawing: Drawing
+
+    def _repr_svg_(self) -> str:
+        return self.drawing.standalone()
+
+
+@dataclass(frozen=True)
+class Study:
+    """A scaling study.
+
+    Sections are named as the command line names them: batch, speedup, communication, accuracy, sampler, wire,
+    replicas, forecast; "summary" holds the verdict.
+    """
+
+    results: StudyResults
+    """Every number of the study."""
+
+    def tables(self, section: str) -> list[ShownTable]:
+        """Return the tables of a section, in the order of the report.
+
+        Raises:
+            UnknownNameError: there is no such section.
+        """
+        return [ShownTable(table) for group in self._groups(section) for table in group.tables]
+
+    def charts(self, section: str) -> list[Chart]:
+        """Return the charts of a section, in the order of the report.
+
+        Raises:
+            UnknownNameError: there is no such section.
+        """
+        return [Chart(figure.drawing) for group in self._groups(section) for figure in group.figures]
+
+    def _groups(self, name: str) -> Sequence[Group]:
+        sections = {section.id: section for section in study_sections(self.results)}
+        if name not in sections:
+            raise UnknownNameError("section", name, list(sections))
+        return sections[name].groups
+
+    def forecast(self, world_size: int, batch_size: int | None = None, link: Link | None = None) -> Forecast:
+        """Forecast a step on ``world_size`` ranks from the steps that the study measured.
+
+        Args:
+            world_size: ranks, at least 1.
+            batch_size: images per rank; measured, or between two that were. Default: the study's base batch.
+            link: Default: the one that the study's ranks used.
+
+        Raises:
+            ForecastError: no measurement covers it.
+        """
+        config = self.results.config
+        cells = measured_cells(config, self.results.arms, self.results.bandwidth)
+        return forecast(cells, world_size, batch_size or config.base_batch, link or link_of(config))
+
+
+def load_study(path: Path | str) -> Study:
+    """Read the study.json of a study.
+
+    Raises:
+        TwoscaleError: the file is missing, or it holds no study.
+    """
+    return Study(read_record(Path(path), StudyResults))
