@@ -43,13 +43,13 @@ LAYERS = [
     "_quantization",
     "_verification",
     "_search",
+    "_display",
     "data",
     "models",
     "_launching",
     "training",
     "scaling",
     "_lab",
-    "_display",
     "_cli",
 ]
 
@@ -74,6 +74,9 @@ WITHOUT_TORCH = [
     "twoscale._quantization",
     "twoscale._lab",
     "twoscale._display.networks",
+    "twoscale._display.statistics",
+    "twoscale._display.verification",
+    "twoscale._search",
     "twoscale.training",
     "twoscale._verification",
 ]
@@ -266,6 +269,18 @@ def test_verify_with_a_float_model_but_no_torch_says_so(tmp_path: Path) -> None:
 
 
 def test_public_names_of_the_package() -> None:
+    assert twoscale.__all__ == [
+        "IntegerNetwork",
+        "Scheme",
+        "TwoscaleError",
+        "compile",
+        "export",
+        "inspect",
+        "load",
+        "quantize",
+        "sensitivity",
+        "verify",
+    ]
     assert twoscale.__all__ == sorted(twoscale.__all__)
     assert dir(twoscale) == sorted([*twoscale.__all__, "__version__"])
     for name in twoscale.__all__:

@@ -3,8 +3,11 @@
 >>> network = twoscale.quantize(model, batches)      # an IntegerNetwork
 >>> twoscale.verify(network, test_batches, model=model)
 >>> network.save("net.onnx"); network = twoscale.load("net.onnx")
+>>> classify = twoscale.compile(network)
 
-The names below are imported when they are first used: ``import twoscale`` is quick and needs no torch.
+The public API is the names below and the modules ``twoscale.data``, ``models``, ``training``, ``scaling`` and
+``errors``. Everything else has a leading underscore. Names are imported when first used, so ``import twoscale``
+is quick and needs no torch.
 """
 
 from __future__ import annotations
@@ -17,38 +20,69 @@ from twoscale import _delegates
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from twoscale._calibration.inspection import inspect
+    from twoscale._codegen.c import export_c as export
     from twoscale._formats import load
     from twoscale._ir.integer_network import IntegerNetwork
     from twoscale._quantization import Scheme, quantize
+    from twoscale._runtimes.classifier import compile
+    from twoscale._search import sensitivity
     from twoscale._verification import verify
     from twoscale.errors import TwoscaleError
 
-__all__ = ["IntegerNetwork", "Scheme", "TwoscaleError", "load", "quantize", "verify"]
+__all__ = [
+    "IntegerNetwork",
+    "Scheme",
+    "TwoscaleError",
+    "compile",
+    "export",
+    "inspect",
+    "load",
+    "quantize",
+    "sensitivity",
+    "verify",
+]
 
 _HOMES = {
-    "IntegerNetwork": "twoscale._ir.integer_network",
-    "Scheme": "twoscale._quantization",
-    "TwoscaleError": "twoscale.errors",
-    "load": "twoscale._formats",
-    "quantize": "twoscale._quantization",
-    "verify": "twoscale._verification",
+    "IntegerNetwork": "twoscale._ir.integer_network:IntegerNetwork",
+    "Scheme": "twoscale._quantization:Scheme",
+    "TwoscaleError": "twoscale.errors:TwoscaleError",
+    "compile": "twoscale._runtimes.classifier:compile",
+    "export": "twoscale._codegen.c:export_c",
+    "inspect": "twoscale._calibration.inspection:inspect",
+    "load": "twoscale._formats:load",
+    "quantize": "twoscale._quantization:quantize",
+    "sensitivity": "twoscale._search:sensitivity",
+    "verify": "twoscale._verification:verify",
+}
+
+# Functions of higher packages that methods of lower ones call.
+_FUNCTIONS = {
+    "compile": "twoscale._runtimes.classifier:CompiledClassifier",
+    "inspection_html": "twoscale._display.statistics:inspection_html",
+    "network_html": "twoscale._display.networks:network_html",
+    "save": "twoscale._formats:save",
+    "summary_html": "twoscale._display.statistics:summary_html",
+    "verify_html": "twoscale._display.verification:verify_html",
 }
 
 
-def _lazily(module: str, name: str) -> Callable[..., Any]:
-    """Return a function that imports its home when it is first called."""
+def _find(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _lazily(path: str) -> Callable[..., Any]:
+    """Return a function that imports the one at ``path`` when it is first called."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return getattr(importlib.import_module(module), name)(*args, **kwargs)
+        return _find(path)(*args, **kwargs)
 
     return call
 
 
-# What methods of lower packages call in higher ones.
-_delegates.register("compile", _lazily("twoscale._runtimes.classifier", "CompiledClassifier"))
-_delegates.register("save", _lazily("twoscale._formats", "save"))
-_delegates.register("network_html", _lazily("twoscale._display.networks", "network_html"))
-_delegates.register("verify_html", _lazily("twoscale._display.networks", "verify_html"))
+for _name, _path in _FUNCTIONS.items():
+    _delegates.register(_name, _lazily(_path))
 
 
 def __getattr__(name: str) -> Any:
@@ -57,7 +91,7 @@ def __getattr__(name: str) -> Any:
 
         return VERSION
     if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
+        value = _find(_HOMES[name])
         globals()[name] = value
         return value
     raise AttributeError(f"module 'twoscale' has no attribute '{name}'")

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+import twoscale
 from tests.quantization.small_models import accumulating, images, residual_model, small_cnn
 from twoscale._calibration.profile import Profile, profile
 from twoscale._formats import load
 from twoscale._ir import float_graph as g
 from twoscale._quantization import DEFAULT, Scheme, float_graph, quantize_graph
-from twoscale._search import choose_bits, measure, sensitivity
-from twoscale._search.sensitivity import LayerSensitivity, Sensitivity, packed_bytes
+from twoscale._search import LayerSensitivity, Sensitivity, measure_choice, measure_sensitivity
+from twoscale._search.bits import packed_bytes
 from twoscale._verification import verify
-from twoscale.errors import ConfigurationError, UnknownNameError
+from twoscale.errors import CalibrationError, ConfigurationError, UnknownNameError
 
 PIXELS, TEST = images(31, 100), images(32, 150)
 LABELS = np.random.default_rng(33).integers(0, 5, 150)
@@ -35,7 +36,7 @@ def residual() -> Prepared:
 
 @pytest.fixture(scope="module")
 def measured(residual: Prepared) -> Sensitivity:
-    return sensitivity(*residual, [(TEST, LABELS)], weight_bits=(2, 4), activation_bits=(4,))
+    return measure_sensitivity(*residual, [(TEST, LABELS)], weight_bits=(2, 4), activation_bits=(4,))
 
 
 def test_layers_keep_to_their_bits(residual: Prepared, tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_a_layer_that_nothing_follows_is_the_network_of_its_scheme(residual: Pre
 
 def test_without_corrections_an_early_layer_is_too(residual: Prepared) -> None:
     plain = dataclasses.replace(DEFAULT, error_feedback=False, bias_correction=False, tune_ranges=False)
-    found = sensitivity(*residual, [TEST], scheme=plain, weight_bits=(3,), activation_bits=(5,))
+    found = measure_sensitivity(*residual, [TEST], scheme=plain, weight_bits=(3,), activation_bits=(5,))
     for kind, layer, bits in (("weight", "a", 3), ("activation", "stem", 5), ("activation", "input", 5)):
         own: dict[str, Any] = {f"layer_{kind}_bits": ((layer, bits),)}
         how = dataclasses.replace(plain, **own)
@@ -113,7 +114,7 @@ def test_the_choice_is_the_best_of_all(ratio: float) -> None:
         (name, bits): float(rng.uniform(0, 1) * 4.0 ** (4 - bits)) for name, *_ in weights for bits in (2, 3, 4, 6)
     }
     found = by_hand(weights, noise)
-    choice = choose_bits(found, ratio)
+    choice = found.choose(ratio)
     costs = {**noise, **{(name, 8): 0.0 for name, *_ in weights}}
     best = min(
         sum(costs[name, bits] for (name, *_), bits in zip(weights, picks, strict=True))
@@ -128,17 +129,17 @@ def test_the_choice_is_the_best_of_all(ratio: float) -> None:
 
 def test_budgets_that_cannot_be() -> None:
     found = by_hand((("a", 800, 0, 8),), {("a", 4): 1.0})
-    assert choose_bits(found, 400).layer_weight_bits == (("a", 4),)
+    assert found.choose(400).layer_weight_bits == (("a", 4),)
     with pytest.raises(ConfigurationError, match=r"a budget of 399 bytes is too small: .* has 400 bytes"):
-        choose_bits(found, 399)
+        found.choose(399)
     for wrong in (0, -1, math.nan, math.inf):
         with pytest.raises(ConfigurationError, match="expected bytes, or a fraction"):
-            choose_bits(found, wrong)
+            found.choose(wrong)
 
 
 def test_prediction_and_measurement_agree(residual: Prepared, measured: Sensitivity) -> None:
-    choice = choose_bits(measured, 0.5)
-    network, result = measure(choice, *residual, [(TEST, LABELS)])
+    choice = measured.choose(0.5)
+    network, result = measure_choice(choice, *residual, [(TEST, LABELS)])
     assert result.sqnr_db is not None
     assert abs(result.sqnr_db - choice.predicted_sqnr_db) < 4
     limits = {name: 2 ** (bits - 1) - 1 for name, bits in choice.layer_weight_bits}
@@ -151,10 +152,22 @@ def test_prediction_and_measurement_agree(residual: Prepared, measured: Sensitiv
 def test_no_images() -> None:
     graph = float_graph(small_cnn(1), PIXELS)
     with pytest.raises(ConfigurationError, match="sensitivity got no test images"):
-        sensitivity(graph, profile(graph, [PIXELS]), [], weight_bits=(4,), activation_bits=())
+        measure_sensitivity(graph, profile(graph, [PIXELS]), [], weight_bits=(4,), activation_bits=())
 
 
 def test_global_random_state_is_left_alone(residual: Prepared) -> None:
     before = torch.random.get_rng_state()
-    sensitivity(*residual, [TEST[:10]], weight_bits=(4,), activation_bits=())
+    measure_sensitivity(*residual, [TEST[:10]], weight_bits=(4,), activation_bits=())
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_model_is_measured_from_python(residual: Prepared, measured: Sensitivity) -> None:
+    found = twoscale.sensitivity(
+        residual_model(2), [PIXELS], [(TEST, LABELS)], weight_bits=(2, 4), activation_bits=(4,), scheme="default"
+    )
+    assert found == measured
+    choice = found.choose(0.5)
+    network = twoscale.quantize(residual_model(2), [PIXELS], scheme=Scheme(layer_weight_bits=choice.layer_weight_bits))
+    assert network.fingerprint == measure_choice(choice, *residual, [TEST])[0].fingerprint
+    with pytest.raises(CalibrationError, match="sensitivity got no calibration images"):
+        twoscale.sensitivity(residual_model(2), [], [TEST])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from twoscale import _delegates as delegates
+
 __all__ = ["Histogram", "TensorSummary"]
 
 
@@ -43,3 +45,7 @@ class TensorSummary:
     def three_sigma(self) -> tuple[float, float]:
         """(mean - 3 std, mean + 3 std)."""
         return self.mean - 3 * self.std, self.mean + 3 * self.std
+
+    def _repr_html_(self) -> str:
+        html: str = delegates.call("summary_html", self)
+        return html

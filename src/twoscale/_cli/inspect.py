@@ -52,34 +52,24 @@ def inspect_command(
     if file.suffix == ".onnx":
         _integer(file, json)
         return
-    from twoscale._calibration.profile import profile, weight_summaries
-    from twoscale._display.networks import statistics_table
-    from twoscale._frontends.torch_export.capture import capture
-    from twoscale._passes.fold import fold
+    from twoscale._calibration.inspection import inspect
+    from twoscale._display.statistics import inspection_tables
+    from twoscale._page.terminal import rich_table
 
     network, info = load_float(file, model)
     dataset = dataset_for(data, recorded(info), mean, std)
-    import torch
-
-    example, _ = next(batches_of(dataset.train, dataset, limit=1))
-    graph = fold(capture(network, torch.from_numpy(example)))
-    weights = weight_summaries(graph)
-    seen = min(images, len(dataset.train))
-    outputs = (
-        profile(graph, batches_of(dataset.train, dataset, batch_size=100, limit=seen)).summaries()
-        if activations
-        else ()
-    )
+    seen = min(images, len(dataset.train)) if activations else 1
+    found = inspect(network, batches_of(dataset.train, dataset, batch_size=100, limit=seen))
     if json:
-        print_json({"name": graph.name, "weights": weights, "activations": outputs})
+        shown = found.activations if activations else ()
+        print_json({"name": found.network, "weights": found.weights, "activations": shown})
         return
     printer = console()
-    printer.print(statistics_table(f"{graph.name}: weights", weights))
+    of_weights, of_activations = inspection_tables(found, f"training images of {dataset.name}")
+    printer.print(rich_table(of_weights))
     if activations:
         printer.print()
-        printer.print(
-            statistics_table(f"{graph.name}: activations over {seen:,} training images of {dataset.name}", outputs)
-        )
+        printer.print(rich_table(of_activations))
 
 
 def _integer(file: Path, json: bool) -> None:

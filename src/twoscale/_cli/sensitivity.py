@@ -30,7 +30,7 @@ from twoscale.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from twoscale._page.tables import Table
-    from twoscale._search.sensitivity import MeasuredChoice, Sensitivity
+    from twoscale._search import MeasuredChoice, Sensitivity
 
 __all__ = ["SensitivityRecord", "sensitivity_command"]
 
@@ -97,7 +97,7 @@ def sensitivity_command(
         raise ConfigurationError(f"--out is {out}; expected a file name that ends in .onnx")
     from twoscale import _quantization as quantization
     from twoscale._calibration.profile import profile
-    from twoscale._search.sensitivity import choose_bits, measure, sensitivity
+    from twoscale._search import measure_choice, measure_sensitivity
 
     network_float, info = load_float(file, model)
     dataset = dataset_for(data, recorded(info), mean, std)
@@ -108,7 +108,7 @@ def sensitivity_command(
     graph = quantization.float_graph(network_float, example, how, normalization=normalization)
     found = profile(graph, batches_of(dataset.train, dataset, batch_size=100, limit=calibration_images))
     with _status() as say:
-        result = sensitivity(
+        result = measure_sensitivity(
             graph,
             found,
             batches_of(dataset.test, dataset, limit=max_samples),
@@ -119,9 +119,9 @@ def sensitivity_command(
         )
     measured = None
     if size is not None:
-        choice = choose_bits(result, size)
+        choice = result.choose(size)
         test = batches_of(dataset.test, dataset, limit=max_samples)
-        network, measured = measure(choice, graph, found, test, scheme=how)
+        network, measured = measure_choice(choice, graph, found, test, scheme=how)
         if out is not None:
             origin = {
                 "data": dataset.name,

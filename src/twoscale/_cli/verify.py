@@ -78,7 +78,7 @@ def verify_command(
     if json:
         print_json(result)
     else:
-        from twoscale._display.networks import verify_tables
+        from twoscale._display.verification import verify_tables
 
         printer = console()
         for part in verify_tables(result):

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from twoscale._calibration.summaries import TensorSummary
+from twoscale._display.verification import bits
 from twoscale._lab.plots import schemes_of
 from twoscale._lab.records import LabNetwork, LabResults, StageResult
-from twoscale._lab.tables import bits
 from twoscale._page.numbers import count, decimals_for, fixed, joined, percent, signed
 
 __all__ = [

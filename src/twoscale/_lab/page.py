@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from twoscale._display.statistics import statistics_table, values_histogram
+from twoscale._display.verification import layers_table
 from twoscale._files import write_text
 from twoscale._lab import findings, plots, tables
 from twoscale._lab.records import LabNetwork, LabResults, StageResult
@@ -181,12 +183,10 @@ def _weights(network: LabNetwork) -> Group:
         network.name,
         findings.weight_findings(network),
         [
-            Figure(file_name(network.name, one.kind, one.name), plots.values_histogram(one, log=False))
+            Figure(file_name(network.name, one.kind, one.name), values_histogram(one, log=False))
             for one in network.weights
         ],
-        [tables.statistics_table(network.weights, f"Weights of {network.name}", zeros=False)]
-        if network.weights
-        else [],
+        [statistics_table(network.weights, f"Weights of {network.name}", zeros=False)] if network.weights else [],
     )
 
 
@@ -208,10 +208,10 @@ def _activations(network: LabNetwork) -> Group:
         network.name,
         findings.activation_findings(network),
         [
-            Figure(file_name(network.name, "activation", one.name), plots.values_histogram(one, log=True))
+            Figure(file_name(network.name, "activation", one.name), values_histogram(one, log=True))
             for one in network.activations
         ],
-        [tables.statistics_table(network.activations, f"Activations of {network.name}", zeros=True)]
+        [statistics_table(network.activations, f"Activations of {network.name}", zeros=True)]
         if network.activations
         else [],
     )
@@ -279,9 +279,7 @@ def _verify(network: LabNetwork, schemes: Sequence[str]) -> Group:
     checks = [network.verify[scheme] for scheme in schemes if scheme in network.verify]
     made = [tables.verify_table(checks, f"{network.name}: executors compared")] if checks else []
     made += [
-        tables.layers_table(check, f"{network.name}, scheme “{check.scheme}”: each layer")
-        for check in checks
-        if check.layers
+        layers_table(check, f"{network.name}, scheme “{check.scheme}”: each layer") for check in checks if check.layers
     ]
     figures = [
         *figure(plots.layer_sqnr_plot(network, schemes), network.name, "layer-sqnr"),

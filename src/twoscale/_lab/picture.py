@@ -10,8 +10,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from twoscale._display.statistics import values_histogram
 from twoscale._files import read_record, write_text
-from twoscale._lab.plots import schemes_of, stages_plot, values_histogram
+from twoscale._lab.plots import schemes_of, stages_plot
 from twoscale._lab.records import LabResults
 from twoscale._page.charts import DARK, LIGHT, Drawing, side_by_side
 from twoscale.errors import TwoscaleError

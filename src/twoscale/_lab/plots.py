@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twoscale._calibration.summaries import TensorSummary
+from twoscale._display.verification import bits
 from twoscale._lab.records import LabNetwork, LabResults, StageResult
-from twoscale._lab.tables import bits
 from twoscale._page.charts import WIDTH, Bracket, Drawing, Reference, Series, dot_plot, histogram, line_plot
-from twoscale._page.numbers import compact, count, fixed, joined, percent
+from twoscale._page.numbers import count, fixed, joined, percent
 from twoscale._quantization.records import RangeRecord
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "schemes_of",
     "stages_plot",
     "tensor_sqnr_plot",
-    "values_histogram",
 ]
 
 _STAGES = {
@@ -70,38 +68,6 @@ def loss_plot(results: LabResults) -> Drawing:
         label="Training loss over mini-batches: " + "; ".join(ends),
         x_label="mini-batches",
         y_label="mean cross-entropy",
-    )
-
-
-def values_histogram(summary: TensorSummary, *, log: bool, title: str = "", width: float = WIDTH) -> Drawing:
-    """Draw a tensor's real values with its total range and its 3-sigma range.
-
-    A ``title`` replaces the tensor's name and the number of its values.
-    """
-    lo, hi = summary.three_sigma
-    zeros = summary.zeros / summary.count if summary.count else 0.0
-    note = f"{count(summary.count)} values" if summary.count < 100_000 else f"{_million(summary.count)} values"
-    if zeros >= 0.001:
-        note += f", {percent(zeros, 1)} % zero"
-    decimals = 3
-    return histogram(
-        title or summary.name,
-        summary.histogram.counts,
-        summary.histogram.lo,
-        summary.histogram.hi,
-        brackets=[
-            Bracket("range", summary.min, summary.max),
-            Bracket("3σ", lo, hi, dot=summary.mean),
-        ],
-        label=(
-            f"Histogram of {summary.name}: from {fixed(summary.min, decimals)} to "
-            f"{fixed(summary.max, decimals)}, mean {fixed(summary.mean, decimals)}, "
-            f"3-sigma range {fixed(lo, decimals)} to {fixed(hi, decimals)}"
-        ),
-        x_label=f"{summary.kind} value" + (", counts on a log axis" if log else ""),
-        note="" if title else note,
-        width=width,
-        log=log,
     )
 
 
@@ -181,12 +147,6 @@ def bounds_plot(network: LabNetwork, schemes: Sequence[str]) -> Drawing | None:
         references=[Reference(24, "2²⁴"), Reference(31, "2³¹")],
         span=(8.0, max(32.0, largest + 1)),
     )
-
-
-def _million(number: int) -> str:
-    """Return a large count with three digits, such as 1.18M."""
-    digits = 10 ** (len(str(number)) - 3)
-    return compact(round(number / digits) * digits)
 
 
 def _spoken(stages: Sequence[StageResult]) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from twoscale._calibration.summaries import TensorSummary
 from twoscale._lab.records import LabNetwork, LabResults, StageResult
 from twoscale._page.numbers import MISSING, count, decimals_for, fixed, percent, signed, yes_no
 from twoscale._page.tables import Cell, Column, Table, table, text_column
@@ -17,9 +15,7 @@ from twoscale._verification.results import VerifyResult
 __all__ = [
     "activation_ranges_table",
     "details_tables",
-    "layers_table",
     "stages_table",
-    "statistics_table",
     "verify_table",
     "weight_ranges_table",
 ]
@@ -53,24 +49,6 @@ def stages_table(stages: Sequence[StageResult], caption: str) -> Table:
         Column("Differing integers"),
     ]
     return table(caption, [text_column("Network"), *columns] if several else columns, rows)
-
-
-def statistics_table(summaries: Sequence[TensorSummary], caption: str, *, zeros: bool) -> Table:
-    """Return mean, standard deviation and ranges, one row a tensor, in its real units."""
-    decimals = decimals_for(summary.std for summary in summaries)
-    rows = []
-    for summary in summaries:
-        lo, hi = summary.three_sigma
-        numbers = (summary.mean, summary.std, summary.min, summary.max, summary.range, lo, hi)
-        row = [summary.name, count(summary.count), *(fixed(number, decimals) for number in numbers)]
-        if zeros:
-            row.append(percent(summary.zeros / summary.count if summary.count else None, 1))
-        rows.append(row)
-    heads = ("Values", "Mean", "Std", "Min", "Max", "Range", "Mean − 3σ", "Mean + 3σ")
-    columns = [text_column("Tensor"), *(Column(head) for head in heads)]
-    if zeros:
-        columns.append(Column("Exact zeros", "%"))
-    return table(caption, columns, rows)
 
 
 def weight_ranges_table(ranges: Sequence[RangeRecord], caption: str) -> Table:
@@ -160,43 +138,6 @@ def verify_table(results: Sequence[VerifyResult], caption: str) -> Table:
         Column("Logit SQNR", "dB"),
     ]
     return table(caption, columns, rows)
-
-
-def layers_table(result: VerifyResult, caption: str) -> Table:
-    """Return what verify found about each layer; a bound is also given in bits (its log2)."""
-    rows = [
-        [
-            layer.name,
-            layer.op,
-            count(layer.values),
-            count(layer.mismatches),
-            fixed(layer.sqnr_db, 1),
-            count(layer.accumulator_bound),
-            fixed(bits(layer.accumulator_bound), 1),
-            yes_no(layer.float32_exact),
-            yes_no(layer.pair_saturation_safe),
-            percent(layer.saturated, 3),
-        ]
-        for layer in result.layers
-    ]
-    columns = [
-        text_column("Layer"),
-        text_column("Operator"),
-        Column("Integers compared"),
-        Column("Differing"),
-        Column("SQNR", "dB"),
-        Column("Accumulator bound"),
-        Column("Bound", "bits"),
-        text_column("Below 2²⁴"),
-        text_column("Pair sums safe"),
-        Column("Saturated", "%"),
-    ]
-    return table(caption, columns, rows)
-
-
-def bits(bound: int | None) -> float | None:
-    """Return log2 of an accumulator bound; None without one, or where it is zero."""
-    return math.log2(bound) if bound else None
 
 
 def details_tables(results: LabResults) -> tuple[Table, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,28 @@ from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._runtimes.compiled import CompiledNetwork
 from twoscale.errors import ConfigurationError
 
-__all__ = ["CompiledClassifier"]
+__all__ = ["CompiledClassifier", "compile"]
+
+
+def compile(
+    network: IntegerNetwork,
+    *,
+    threads: int | None = None,
+    target: Literal["native", "avx512vnni", "avx2"] = "native",
+) -> CompiledClassifier:
+    """Compile a network for this CPU; the same as ``network.compile()``.
+
+    Args:
+        network: on the grid.
+        threads: as for ``IntegerNetwork.compile``.
+        target: likewise.
+
+    Raises:
+        ConfigurationError: the network is off the grid (names the layer), or ``threads`` is below 1.
+        ExecutorError: there is no C compiler here, or it fails; says what is missing.
+        UnknownNameError: there is no such target.
+    """
+    return CompiledClassifier(network, threads=threads, target=target)
 
 
 class CompiledClassifier:

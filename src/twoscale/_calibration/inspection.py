@@ -1,0 +1,60 @@
+"""What the tensors of a float network look like: statistics of its weights and of its layers' outputs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from twoscale import _delegates as delegates
+from twoscale._calibration.summaries import TensorSummary
+from twoscale.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Inspection", "inspect"]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Statistics of the tensors of a float network, with batch norms and activation functions folded into layers."""
+
+    network: str
+    weights: tuple[TensorSummary, ...]
+    """Weights of each layer, and biases that are not all zeros (named "LAYER.bias")."""
+    activations: tuple[TensorSummary, ...]
+    """The images ("input") and the output of each layer that computes new values."""
+    images: int
+    """Images over which the activations were taken."""
+
+    def _repr_html_(self) -> str:
+        html: str = delegates.call("inspection_html", self)
+        return html
+
+
+def inspect(model: nn.Module, batches: Iterable[Any]) -> Inspection:
+    """Take statistics of a float network's weights and activations.
+
+    Args:
+        model: maps float images (N, C, H, W) to logits (N, classes); it is not changed.
+        batches: images as the model takes them, as for ``quantize``; any number. Iterated once.
+
+    Raises:
+        CaptureError: the model is not a fixed sequence of supported operators.
+        CalibrationError: no images, or NaN or infinity among the values.
+    """
+    import torch
+
+    from twoscale._calibration.profile import image_batches, profile, weight_summaries
+    from twoscale._frontends.torch_export.capture import capture
+    from twoscale._passes.fold import fold
+
+    images = iter(image_batches(batches))
+    first = next(images, None)
+    if first is None:
+        raise CalibrationError("inspect got no images; pass at least one batch")
+    graph = fold(capture(model, torch.from_numpy(first)))
+    found = profile(graph, itertools.chain([first], images))
+    return Inspection(graph.name, weight_summaries(graph), found.summaries(), found.images)

@@ -1,0 +1,152 @@
+"""What each layer at fewer bits costs, and the bits of all layers that make the best of a size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale.errors import ConfigurationError
+
+__all__ = ["BitsChoice", "LayerSensitivity", "Sensitivity", "packed_bytes"]
+
+_BUDGET_STEPS = 1 << 18
+"""Budgets of more bytes are counted in so many parts, and a layer's size in whole parts, rounded up."""
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """The network with one layer at fewer bits."""
+
+    layer: str
+    kind: str
+    """"weight" or "activation" (the layer's output)."""
+    bits: int
+    values: int
+    """Weights, or values of the output for one image."""
+    noise: float
+    """By how much the mean square error of the logits grew; below 0 where chance made it smaller."""
+    sqnr_db: float | None
+    """Logit SQNR of this network against the float network, dB."""
+    agreement: float
+    """Fraction of images with the float network's class, 0..1."""
+    top1: float | None
+    """Fraction correct, 0..1; None without labels."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What every layer at fewer bits costs."""
+
+    network: str
+    scheme: str
+    samples: int
+    """Test images."""
+    signal: float
+    """Mean square of the float network's logits."""
+    noise: float
+    """Mean square error of the logits before any layer has fewer bits."""
+    sqnr_db: float | None
+    """Of the network before any layer has fewer bits."""
+    agreement: float
+    top1: float | None
+    weights: tuple[tuple[str, int, int, int], ...]
+    """(layer, weights, biases, bits) of every layer with weights, before any has fewer bits."""
+    layers: tuple[LayerSensitivity, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Packed size before any layer has fewer bits."""
+        return sum(packed_bytes(count, biases, bits) for _, count, biases, bits in self.weights)
+
+    def choose(self, budget: float) -> BitsChoice:
+        """Choose the bits of each layer's weights with the least predicted noise within a size.
+
+        The model: the noise of layers adds (what is below 0 counts as 0). The best choice under it is found by dynamic
+        programming over the size (a multiple-choice knapsack): exactly up to 256 KiB, and for larger budgets with sizes
+        rounded up to a 262,144th of the budget.
+
+        Args:
+            budget: bytes, or up to 1 a fraction of the size before; weights packed at their bits, biases 4 bytes each.
+
+        Raises:
+            ConfigurationError: not even the fewest bits fit, or the budget is not positive.
+        """
+        return _choose(self, budget)
+
+
+@dataclass(frozen=True)
+class BitsChoice:
+    """Bits of every layer's weights within a budget, with the least noise that the model predicts."""
+
+    layer_weight_bits: tuple[tuple[str, int], ...]
+    """(layer, bits), as ``Scheme`` takes them."""
+    size_bytes: int
+    budget_bytes: int
+    predicted_sqnr_db: float
+    """Of the logits, if the noise of layers adds up."""
+
+
+def packed_bytes(weights: int, biases: int, bits: int) -> int:
+    """Return the bytes of a layer whose weights are packed without gaps, with int32 biases."""
+    return -(-weights * bits // 8) + 4 * biases
+
+
+def _choose(found: Sensitivity, budget: float) -> BitsChoice:
+    if not budget > 0 or not math.isfinite(budget):
+        raise ConfigurationError(f"the budget is {budget:g}; expected bytes, or a fraction of the size up to 1")
+    budget_bytes = int(budget * found.size_bytes if budget <= 1 else budget)
+    noise = {(s.layer, s.bits): max(s.noise, 0.0) for s in found.layers if s.kind == "weight"}
+    options = [
+        sorted(
+            [(bits, packed_bytes(count, biases, bits), 0.0)]
+            + [(b, packed_bytes(count, biases, b), n) for (name, b), n in noise.items() if name == layer and b < bits],
+            reverse=True,
+        )
+        for layer, count, biases, bits in found.weights
+    ]
+    least = sum(min(size for _, size, _ in choices) for choices in options)
+    if least > budget_bytes:
+        raise ConfigurationError(
+            f"a budget of {budget_bytes:,} bytes is too small: with the fewest bits measured the network has "
+            f"{least:,} bytes; allow that many, or measure fewer bits"
+        )
+    picks = _knapsack(options, budget_bytes)
+    chosen = [choices[i] for choices, i in zip(options, picks, strict=True)]
+    total = found.noise + sum(n for _, _, n in chosen)
+    return BitsChoice(
+        layer_weight_bits=tuple((layer, bits) for (layer, *_), (bits, _, _) in zip(found.weights, chosen, strict=True)),
+        size_bytes=sum(size for _, size, _ in chosen),
+        budget_bytes=budget_bytes,
+        predicted_sqnr_db=10 * math.log10(found.signal / total) if total else math.inf,
+    )
+
+
+def _knapsack(options: Sequence[Sequence[tuple[int, int, float]]], budget: int) -> list[int]:
+    """Return the index of one (bits, size, noise) of each layer with the least sum of noise and sizes within budget.
+
+    If sizes are rounded up too coarsely for the fewest bits to fit, those fit exactly: they are the choice.
+    """
+    steps = min(budget, _BUDGET_STEPS)
+    unit = budget / steps
+    best = np.zeros(steps + 1)  # least noise with at most so many units
+    taken: list[NDArray[np.int8]] = []
+    costs = [[math.ceil(size / unit) for _, size, _ in choices] for choices in options]
+    for choices, sizes in zip(options, costs, strict=True):
+        table = np.full((len(choices), best.size), np.inf)
+        for i, ((_, _, noise), units) in enumerate(zip(choices, sizes, strict=True)):
+            if units < best.size:
+                table[i, units:] = best[: best.size - units] + noise
+        taken.append(table.argmin(0).astype(np.int8))
+        best = table.min(0)
+    if math.isinf(best[-1]):
+        return [min(range(len(choices)), key=lambda i, c=choices: c[i][1]) for choices in options]  # type: ignore[misc]
+    left = steps
+    picks = []
+    for sizes, choice in zip(reversed(costs), reversed(taken), strict=True):
+        picks.append(int(choice[left]))
+        left -= sizes[picks[-1]]
+    return picks[::-1]
