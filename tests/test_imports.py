@@ -1,4 +1,4 @@
-"""The import graph: who may know whom, what works without torch, and what is public."""
+"""Packages import only from packages below them, saved networks need no torch, and the public names are right."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import ast
 import importlib
 import importlib.util
 import pkgutil
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,8 @@ MODULES = sorted(
     module.name for module in pkgutil.walk_packages([str(SOURCE)], "twoscale.") if not module.name.endswith("__main__")
 )
 
-# The packages, lowest first. A package imports only from packages before it, wherever in its files the import is.
+# The packages, lowest first. A module imports only from its own package and from packages before it, wherever in the
+# file the import is. Above them all are the face, twoscale/__init__.py, and twoscale/__main__.py.
 LAYERS = [
     "errors",
     "_files",
@@ -52,6 +54,9 @@ LAYERS = [
     "_lab",
     "_cli",
 ]
+FACE = ("", "__main__")
+EVERY_MODULE = ["twoscale", "twoscale.__main__", *MODULES]
+NAMED = re.compile(rf"twoscale\.(?:{'|'.join(LAYERS)})(?:\.\w+)+(?::\w+)?")
 
 # What works where there is no torch.
 WITHOUT_TORCH = [
@@ -84,29 +89,33 @@ WITHOUT_TORCH = [
 
 @dataclass(frozen=True)
 class Import:
-    """An import statement of a file of the package."""
+    """A place in a module of this project that imports another module, or names one to be imported."""
 
     by: str
     of: str
-    at_start: bool
-    """Whether it runs when the module is imported."""
+    """Dotted name: a module, or a name in one."""
+    by_statement: bool = True
+    """False: a string such as the "module:name" of a registry."""
 
 
 def imports_of(module: str, text: str) -> Iterator[Import]:
-    def visit(node: ast.AST, at_start: bool) -> Iterator[Import]:
+    """Yield the imports of a module, at its top, in functions and by a string, but not those for type checkers."""
+
+    def visit(node: ast.AST) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                yield from (found for other in child.orelse for found in visit(ast.Module([other], [])))
                 continue
-            names = []
             if isinstance(child, ast.Import):
-                names = [alias.name for alias in child.names]
+                yield from (Import(module, alias.name) for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
                 assert child.level == 0, f"{module}: imports are absolute"
-                names = [f"{child.module}.{alias.name}" for alias in child.names]
-            yield from (Import(module, name, at_start) for name in names)
-            yield from visit(child, at_start and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+                yield from (Import(module, f"{child.module}.{alias.name}") for alias in child.names)
+            elif isinstance(child, ast.Constant) and NAMED.fullmatch(str(child.value)):
+                yield Import(module, str(child.value).replace(":", "."), by_statement=False)
+            yield from visit(child)
 
-    return visit(ast.parse(text), True)
+    return visit(ast.parse(text))
 
 
 def all_imports() -> list[Import]:
@@ -118,49 +127,90 @@ def all_imports() -> list[Import]:
     return found
 
 
-def room(module: str) -> str | None:
-    """Return the room of a module of the package: "calibration" of twoscale._calibration.affine."""
-    parts = module.split(".")
-    if parts[0] != "twoscale" or len(parts) == 1 or parts[1].startswith("__"):
+def package_of(name: str) -> str | None:
+    """Return the package of a dotted name: "_calibration" of twoscale._calibration.affine, "" of the face."""
+    parts = name.split(".")
+    if parts[0] != "twoscale":
         return None
-    return parts[1]
+    return parts[1] if len(parts) > 1 and (parts[1] in LAYERS or parts[1] == "__main__") else ""
 
 
-def faults(imports: list[Import]) -> list[str]:
+def upward_imports(imports: Iterable[Import], layers: list[str] = LAYERS) -> list[str]:
+    order = {package: height for height, package in enumerate([*layers, *FACE])}
     found = []
     for one in imports:
-        by, of = room(one.by), room(one.of)
-        if by is None or of is None or by == of:
-            continue
-        if of not in LAYERS or LAYERS.index(by) <= LAYERS.index(of):
-            found.append(f"{one.by} imports {one.of}: {by} is below {of}")
+        by, of = package_of(one.by), package_of(one.of)
+        if by is not None and of is not None and by != of and order[by] <= order[of]:
+            found.append(f"{one.by} imports {one.of}: {by} is below {of or 'the face'}")
     return found
 
 
+def module_graph(imports: Iterable[Import], modules: Iterable[str]) -> dict[str, set[str]]:
+    """Return for each module those that its import statements name."""
+    graph: dict[str, set[str]] = {module: set() for module in modules}
+    for one in imports:
+        # "from a import b" imports a.b where that is a module, else a.
+        of = one.of if one.of in graph else one.of.rpartition(".")[0]
+        if one.by_statement and of in graph and of != one.by:
+            graph[one.by].add(of)
+    return graph
+
+
+def cyclic(graph: Mapping[str, set[str]]) -> set[str]:
+    """Return the modules on cycles, and between two: what is left after removing ends until there are none."""
+    left = {module: set(named) for module, named in graph.items()}
+    while True:
+        named = set().union(*left.values()) if left else set()
+        ends = {module for module in left if not left[module] or module not in named}
+        if not ends:
+            return set(left)
+        left = {module: named - ends for module, named in left.items() if module not in ends}
+
+
 def test_every_package_has_its_layer() -> None:
-    assert {room(module) for module in MODULES} == set(LAYERS)
+    there = {path.stem for path in SOURCE.iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert there - {"__init__", "__main__", "__pycache__"} == set(LAYERS)
 
 
 def test_packages_import_only_from_packages_below_them() -> None:
-    assert faults(all_imports()) == []
+    assert upward_imports(all_imports()) == []
 
 
-def test_a_planted_import_is_found() -> None:
-    text = "from twoscale._quantization import quantize\n"
-    assert faults(list(imports_of("twoscale._passes.fold", text))) == [
-        "twoscale._passes.fold imports twoscale._quantization.quantize: _passes is below _quantization"
-    ]
-    inside = "def call():\n    from twoscale._runtimes import create\n"
-    assert faults(list(imports_of("twoscale._ir.integer_network", inside))) == [
-        "twoscale._ir.integer_network imports twoscale._runtimes.create: _ir is below _runtimes"
-    ]
+@pytest.mark.parametrize(
+    ("module", "text", "fault"),
+    [
+        ("_passes.fold", "from twoscale._quantization import quantize", "_passes is below _quantization"),
+        ("_ir.checks", "def call():\n    from twoscale._runtimes import create", "_ir is below _runtimes"),
+        ("_ir.checks", "class A:\n    def b(self):\n        import twoscale._cli", "_ir is below _cli"),
+        ("_ir.checks", "def call():\n    import twoscale", "_ir is below the face"),
+        ("_ir.checks", "from twoscale import load", "_ir is below the face"),
+        ("_formats", 'HOMES = {"c": "twoscale._runtimes.c:CExecutor"}', "_formats is below _runtimes"),
+        ("_formats", "if TYPE_CHECKING:\n    pass\nelse:\n    import twoscale.data", "_formats is below data"),
+    ],
+)
+def test_a_planted_upward_import_is_found(module: str, text: str, fault: str) -> None:
+    [found] = upward_imports(imports_of(f"twoscale.{module}", text))
+    assert found.endswith(fault)
 
 
-def test_executors_do_not_know_each_other() -> None:
-    executors = {path.split(":")[0] for path in EXECUTORS.values()}
+def test_imports_downwards_and_for_type_checkers_are_right() -> None:
+    text = "if TYPE_CHECKING:\n    from twoscale._cli import main\nfrom twoscale import data, errors\nimport torch\n"
+    assert upward_imports(imports_of("twoscale.models._files", text)) == []
+
+
+def test_a_planted_cycle_is_found() -> None:
+    planted = [*all_imports(), Import("twoscale.errors", "twoscale._files.remove")]
+    assert {"twoscale.errors", "twoscale._files"} <= cyclic(module_graph(planted, EVERY_MODULE))
+    straight = {"a": {"b"}, "b": {"c"}, "c": set(), "d": {"b", "c"}}
+    assert cyclic(straight) == set()
+    assert cyclic({**straight, "c": {"a"}}) == {"a", "b", "c"}
+
+
+def test_runtimes_do_not_know_each_other() -> None:
+    runtimes = {path.split(":")[0] for path in EXECUTORS.values()}
     for one in all_imports():
-        if one.by in executors:
-            assert ".".join(one.of.split(".")[:3]) not in executors, one
+        if one.by in runtimes:
+            assert ".".join(one.of.split(".")[:3]) not in runtimes, one
 
 
 def test_arithmetic_imports_nothing_of_others() -> None:
@@ -172,7 +222,7 @@ def test_arithmetic_imports_nothing_of_others() -> None:
 def test_only_the_command_line_knows_tyro() -> None:
     for one in all_imports():
         if one.of.split(".")[0] in {"tyro", "docstring_parser"}:
-            assert room(one.by) == "_cli", one
+            assert package_of(one.by) == "_cli", one
 
 
 BLOCKER = """
@@ -202,7 +252,7 @@ def test_the_blocker_blocks() -> None:
         run_without_torch("import torch")
 
 
-def test_rooms_that_need_no_torch() -> None:
+def test_packages_that_need_no_torch() -> None:
     run_without_torch("import importlib\nfor name in sys.argv[1:]: importlib.import_module(name)", *WITHOUT_TORCH)
 
 
@@ -296,9 +346,7 @@ def test_what_a_module_calls_public_is_there(module: str) -> None:
     assert missing == []
 
 
-def test_what_is_in_the_package_beside_its_public_names_is_rooms() -> None:
-    """``twoscale.x`` is a public name, a room, or nothing."""
-    rooms = {room(module) for module in MODULES}
+def test_only_public_names_and_packages_are_in_the_namespace() -> None:
     code = "import twoscale; print(*(name for name in vars(twoscale) if not name.startswith('_')))"
     visible = set(run_without_torch(code).split())
-    assert visible <= {*rooms, "annotations", "importlib", "Any", "TYPE_CHECKING"}
+    assert visible <= {*LAYERS, "annotations", "importlib", "Any", "TYPE_CHECKING"}
