@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twoscale._environment import current_environment
+from twoscale._environment import current_environment, load_average
 from twoscale._files import write_record
 
 RESULTS = Path(__file__).parent / "results"
@@ -55,6 +54,6 @@ def write_result(name: str, payload: Any, *packages: str) -> Path:
     """
     content = dataclasses.asdict(payload) if dataclasses.is_dataclass(payload) else dict(payload)  # type: ignore[arg-type]
     path = RESULTS / f"{name}.json"
-    load = tuple(round(value, 2) for value in os.getloadavg())
+    load = load_average()
     write_record(path, {**content, "load_average_at_end": load, "environment": current_environment(*packages)})
     return path

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from benchmarks.common import RESULTS, write_result
 from benchmarks.peers.build import NETWORKS, Files
 from benchmarks.peers.run import Peak, Side, peers
-from twoscale._environment import Environment
+from twoscale._environment import Environment, load_average
 from twoscale._files import read_record
 from twoscale._formats import load
 from twoscale._ir import layers as n
@@ -127,8 +127,8 @@ class Results:
     """Network to "published" or "random"."""
     rounds: int
     cases: tuple[CaseResult, ...]
-    load_average_at_start: tuple[float, ...]
-    load_average_at_end: tuple[float, ...] = ()
+    load_average_at_start: tuple[float, ...] | None
+    load_average_at_end: tuple[float, ...] | None = None
     environment: Environment | None = None
 
 
@@ -308,7 +308,7 @@ def main() -> None:
     if arguments.table:
         print(table(read_record(RESULTS / "engine.json", Results)))
         return
-    load_at_start = tuple(round(value, 2) for value in os.getloadavg())
+    load_at_start = load_average()
     cases = list(chosen(arguments.rows))
     files = {name: prepare(name, arguments.models) for name in NETWORKS if name in {case[0] for case in cases}}
     peak = Peak(WORK)

@@ -23,6 +23,7 @@ import numpy as np
 
 from benchmarks.common import write_result
 from twoscale import data, models
+from twoscale._environment import core_count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -144,7 +145,7 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=10_000)
     parser.add_argument("--c-images", action="append", default=[], metavar="MODEL=COUNT", help="default: all")
     parser.add_argument("--forms", nargs="+", default=["normalized", "pixels"], choices=["normalized", "pixels"])
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--processes", type=int, default=core_count())
     arguments = parser.parse_args()
     limits = {name: int(count) for name, _, count in (text.partition("=") for text in arguments.c_images)}
     rows: list[dict[str, Any]] = []

@@ -18,7 +18,6 @@ images it got through; nothing is extrapolated.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from torch import nn
 
 from benchmarks.common import Pair, paired, write_result
 from twoscale._calibration.profile import profile
+from twoscale._environment import load_average
 from twoscale._frontends.torch_export import capture
 from twoscale.data import LAB_MEAN, LAB_STD, load, normalize
 from twoscale.errors import TwoscaleError
@@ -94,7 +94,7 @@ class Results:
     streaming_batch: int
     limit_cpu_seconds: float
     comparisons: tuple[Comparison, ...]
-    load_average_at_start: tuple[float, ...]
+    load_average_at_start: tuple[float, ...] | None
     """Of 1, 5 and 15 minutes; other work on the machine would show here."""
 
 
@@ -281,7 +281,7 @@ def main() -> None:
         run = SIDES[arguments.side](images.reshape(-1, 3, 32, 32), arguments.limit)
         print(msgspec.json.encode(run).decode())
         return
-    load_average = tuple(round(value, 2) for value in os.getloadavg())
+    load = load_average()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.u8"
         images, origin = training_images(max(arguments.counts))
@@ -294,7 +294,7 @@ def main() -> None:
         streaming_batch=BATCH,
         limit_cpu_seconds=arguments.limit,
         comparisons=comparisons,
-        load_average_at_start=load_average,
+        load_average_at_start=load,
     )
     print(f"wrote {write_result(arguments.name, results)}")
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import statistics
 import subprocess
 import sys
@@ -79,7 +78,7 @@ class Results:
     median_executor_seconds: dict[str, float]
     median_total_seconds: float
     runs: tuple[Run, ...]
-    load_average_at_start: tuple[float, ...]
+    load_average_at_start: tuple[float, ...] | None
     """Of 1, 5 and 15 minutes; other work on the machine would show here."""
 
 
@@ -191,10 +190,12 @@ def main() -> None:
     if arguments.task:
         sys.stdout.write(msgspec.json.encode(work(msgspec.json.decode(arguments.task, type=Task))).decode())
         return
+    from twoscale._environment import load_average  # not above: fresh processes time their imports
+
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = arguments.checkpoint or train_the_labs_network(Path(folder), arguments.data)
         task = Task(str(checkpoint.resolve()), arguments.data, arguments.scheme, arguments.calibration_images)
-        load = tuple(round(value, 2) for value in os.getloadavg())
+        load = load_average()
         runs = tuple(in_fresh_process(task) for _ in range(arguments.repeats))
     results = Results(
         network=runs[0].network,

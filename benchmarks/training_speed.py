@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from twoscale import data
+from twoscale._environment import core_count, load_average
 from twoscale.training import TrainConfig, evaluate, train
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -128,7 +129,7 @@ def main() -> None:
     if arguments.compiled:  # so that the first compilation finds nothing made before
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="training-speed-")
     dataset = data.load(arguments.data)
-    load_average = os.getloadavg()
+    load = load_average()
     pair = paired(
         lambda: our_rate(dataset, arguments.steps), lambda: plain_rate(dataset, arguments.steps), arguments.repeats
     )
@@ -155,9 +156,9 @@ def main() -> None:
             }
             for kind, records in variants.items()
         },
-        "load_average_at_start": [round(value, 2) for value in load_average],
+        "load_average_at_start": load,
         "priority": priority(),
-        "cores_of_this_process": len(os.sched_getaffinity(0)),
+        "cores_of_this_process": core_count(),
         "threads_of_the_lab_s_loop": torch.get_num_threads(),
         "resnet18": deep_pair(dataset, arguments.deep_steps, arguments.deep_repeats) if arguments.deep_steps else None,
         "full_recipe": full(dataset, arguments.full) if arguments.full else None,

@@ -11,12 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twoscale import records
+from twoscale import _environment
+from twoscale._calibration import summaries
 from twoscale._calibration.summaries import Histogram, TensorSummary
-from twoscale._environment import Environment, current_environment
+from twoscale._environment import Environment
 from twoscale._files import read_record, record_to_json, write_record
+from twoscale._lab import records as lab_records
 from twoscale._lab.records import LabResults, StageResult
+from twoscale._quantization import records as range_records
 from twoscale._quantization.records import RangeRecord
+from twoscale._verification import results as verify_results
 from twoscale._verification.results import LayerCheck, VerifyResult
 from twoscale.errors import TwoscaleError
 
@@ -96,21 +100,19 @@ def test_verified_is_ok_without_a_difference(mismatches: int) -> None:
     assert result.ok is (mismatches == 0)
 
 
-def test_environment() -> None:
-    found = current_environment("onnx", "no-such-package")
-    assert {"twoscale", "torch", "numpy", "onnx"} == set(found.versions)
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", found.date)
-    assert found.machine
-    assert found.cores >= 1
+RECORDS = [
+    getattr(module, name)
+    for module in (_environment, summaries, range_records, verify_results, lab_records)
+    for name in module.__all__
+    if dataclasses.is_dataclass(getattr(module, name))
+]
 
 
-def test_records_are_frozen_and_described() -> None:
-    for name in records.__all__:
-        kind = getattr(records, name)
-        if dataclasses.is_dataclass(kind):
-            assert vars(kind)["__dataclass_params__"].frozen, name
-            assert kind.__doc__
-            assert not kind.__doc__.startswith(f"{name}("), f"{name} has no docstring of its own"
+@pytest.mark.parametrize("kind", RECORDS, ids=lambda kind: kind.__name__)
+def test_records_are_frozen_and_described(kind: Any) -> None:
+    assert vars(kind)["__dataclass_params__"].frozen
+    assert kind.__doc__
+    assert not kind.__doc__.startswith(f"{kind.__name__}("), "no docstring of its own"
 
 
 def test_notebooks_show_tables() -> None:

@@ -1,4 +1,4 @@
-"""The machine that this process runs on, as results record it."""
+"""The version of twoscale and the machine that this process runs on: processor, cores, load, installed packages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["VERSION", "Environment", "current_environment"]
+__all__ = [
+    "VERSION",
+    "Environment",
+    "available_cores",
+    "core_count",
+    "current_environment",
+    "load_average",
+    "processor_name",
+]
 
 VERSION = "0.1.0"
-"""Of twoscale."""
+"""Version of twoscale; the only place where it is written."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +32,37 @@ class Environment:
     machine: str
     """Processor or accelerator name."""
     cores: int
+    """Cores that the process may use."""
     python: str
     versions: dict[str, str]
     """Package name to version."""
 
 
-def _processor() -> str:
+def available_cores() -> tuple[int, ...]:
+    """Return the numbers of the cores that this process may use, in ascending order.
+
+    Outside Linux this is every core of the machine, and the numbers are of no use for pinning.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def core_count() -> int:
+    """Return how many cores this process may use, at least 1."""
+    return len(available_cores())
+
+
+def load_average() -> tuple[float, float, float] | None:
+    """Return the mean number of running processes over the last 1, 5 and 15 minutes; None where it is not counted."""
+    if not hasattr(os, "getloadavg"):
+        return None
+    one, five, fifteen = (round(value, 2) for value in os.getloadavg())
+    return one, five, fifteen
+
+
+def processor_name() -> str:
+    """Return the model name of the processor, or else its architecture."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -41,16 +74,16 @@ def _processor() -> str:
 
 def current_environment(*packages: str) -> Environment:
     """Describe this machine, and the installed versions of twoscale, torch, numpy and ``packages``."""
-    versions = {}
-    for package in ("twoscale", "torch", "numpy", *packages):
+    versions = {"twoscale": VERSION}
+    for package in ("torch", "numpy", *packages):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
     return Environment(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        machine=_processor(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        machine=processor_name(),
+        cores=core_count(),
         python=platform.python_version(),
         versions=versions,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from twoscale._launching.processes import available_cores
+from twoscale._environment import available_cores
 from twoscale.errors import ConfigurationError, TwoscaleError
 from twoscale.scaling._measure.launch import Host, function_of, launch
 from twoscale.scaling._measure.records import Outcome, PeakRecord

@@ -7,16 +7,11 @@ import os
 import signal
 import sys
 
-__all__ = ["available_cores", "die_with", "pin"]
+from twoscale._environment import available_cores
+
+__all__ = ["die_with", "pin"]
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
-
-
-def available_cores() -> tuple[int, ...]:
-    """Return the numbers of the cores this process may run on; of no use for pinning outside Linux."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
 
 
 def pin(index: int, count: int, threads: int) -> tuple[int, ...] | None:

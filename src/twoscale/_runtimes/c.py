@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import os
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from twoscale._codegen.c.common.program import Program
 from twoscale._codegen.c.portable.lowering import lower
 from twoscale._codegen.c.portable.source import Source
+from twoscale._environment import core_count
 from twoscale._ir.execution import check_images, layers_to_keep
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._runtimes import compiler
@@ -89,7 +89,7 @@ class CExecutor:
             raise ConfigurationError(f"threads is {threads}; expected at least 1")
         self.network = network
         self.target = target
-        self.threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+        self.threads = threads or core_count()
         self._compiled: CompiledNetwork | _Portable
         if target == "portable":
             self._compiled = _Portable(network)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.pixels import pixel_table
+from twoscale._environment import core_count
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._runtimes.compiled import CompiledNetwork
 from twoscale.errors import ConfigurationError
@@ -42,7 +42,7 @@ class CompiledClassifier:
 
     def __init__(self, network: IntegerNetwork, *, threads: int | None = None, target: str = "native") -> None:
         if threads is None:
-            threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+            threads = core_count()
         self.network = network
         self._compiled = CompiledNetwork(network, threads=threads, target=target, logits=True)
         self._pixels = pixel_table(network)

@@ -12,13 +12,13 @@ option "session.x64quantprecision" = "1" does the same to networks of uint8 acti
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from twoscale._environment import core_count
 from twoscale._formats import to_model
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale.errors import ExecutorError, UnknownNameError
@@ -62,7 +62,7 @@ class OnnxRuntimeExecutor:
         runtime = _import()
         self._options = runtime.SessionOptions()
         self._options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, LEVELS[optimization])
-        self._options.intra_op_num_threads = threads or _cores()
+        self._options.intra_op_num_threads = threads or core_count()
         self._sessions: dict[frozenset[str], Any] = {}
 
     def run(self, images_nchw: NDArray[np.float32], keep: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
@@ -143,7 +143,3 @@ def _import() -> Any:
             f"the onnxruntime executor cannot start ({error}); install it with: pip install onnxruntime"
         ) from error
     return onnxruntime
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
+from twoscale._environment import core_count
 from twoscale.errors import ConfigurationError
 
 __all__ = ["TrainConfig", "Views"]
@@ -153,10 +154,9 @@ class TrainConfig:
 
     def resolved(self) -> TrainConfig:
         """Return the configuration with every default that depends on others, or on the machine, filled in."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return dataclasses.replace(
             self,
             epochs=self.epochs or _EPOCHS_OF_SMALL_SETS.get(self.data, _EPOCHS),
-            threads=self.threads or (1 if self.batch_size < _SMALL_BATCH else max(1, cores // ranks_here)),
+            threads=self.threads or (1 if self.batch_size < _SMALL_BATCH else max(1, core_count() // ranks_here)),
         )

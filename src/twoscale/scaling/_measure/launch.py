@@ -24,8 +24,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from twoscale._environment import core_count
 from twoscale._launching import torchrun
-from twoscale._launching.processes import available_cores
 from twoscale.errors import ConfigurationError
 from twoscale.scaling._measure.records import Outcome
 
@@ -245,7 +245,7 @@ def launch(
         raise ConfigurationError(f"threads_per_rank is {threads_per_rank}; expected at least 1")
     if not timeout > 0:
         raise ConfigurationError(f"timeout is {timeout}; expected a positive number of seconds")
-    threads = threads_per_rank or max(1, len(available_cores()) // world_size)
+    threads = threads_per_rank or max(1, core_count() // world_size)
     plain = msgspec.json.decode(msgspec.json.encode(dict(arguments or {})))
     job = Job(target, plain, device, threads, pin, memory_limit_bytes)
     kills_before = _oom_kills()

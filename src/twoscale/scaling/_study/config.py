@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from twoscale._launching.processes import available_cores
+from twoscale._environment import core_count
 from twoscale.errors import ConfigurationError, UnknownNameError
 
 __all__ = ["SECTIONS", "StudyConfig"]
@@ -141,7 +141,7 @@ class StudyConfig:
         if "sections" in values:
             order = [name for name in SECTIONS if name in values["sections"]]
             values["sections"] = (*order, *(name for name in values["sections"] if name not in SECTIONS))
-        cores = len(available_cores())
+        cores = core_count()
         most = max(values["world_sizes"], default=1)
         if gpus and most > gpus:
             raise ConfigurationError(f"{most} ranks on {gpus} GPU(s): NCCL needs a GPU a rank; choose fewer")

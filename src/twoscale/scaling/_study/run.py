@@ -11,7 +11,6 @@ remove its file.
 from __future__ import annotations
 
 import datetime
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from twoscale import data, models
-from twoscale._environment import current_environment
+from twoscale._environment import current_environment, load_average
 from twoscale._files import held, read_record, write_record, write_text
 from twoscale.errors import ConfigurationError, TwoscaleError, UnknownNameError
 from twoscale.scaling._measure.capacity import find_largest_batch
@@ -170,8 +169,8 @@ class _Runner:
             return None
         self.telling.begin(cell, self.left())
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        record = CellRecord(cell, self._measure(cell), started, load, self.here)
+        load = load_average()
+        record = CellRecord(cell, self._measure(cell), started, load[0] if load else None, self.here)
         write_record(file, record)
         self._keep(record, again=False)
         return record
