@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tests.integer_networks import OPERATORS, networks, random_images, random_network
 from tests.scalar_executor import ScalarExecutor
 from twoscale._ir import layers as n
-from twoscale._ir import reference
 from twoscale._ir.execution import check_images, run_logits
 from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.operators import accumulating, pooling, products, sums, vectorized
 from twoscale._ir.reference import ReferenceExecutor
 from twoscale._runtimes import EXECUTORS, create
 from twoscale.errors import ConfigurationError, UnknownNameError
@@ -88,7 +88,7 @@ def test_random_networks_hold_every_layer_and_spread_their_values() -> None:
             assert q.max() <= spec.hi
             if spec.dtype != "int32":
                 spread.append(float(((q > spec.lo) & (q < spec.hi)).mean()))
-    assert kinds == set(reference._RUN)
+    assert kinds == set(n.LAYERS)
     assert np.mean(spread) > 0.4
 
 
@@ -122,20 +122,20 @@ def padded_with_integer_zero(q: Any, spec: n.TensorSpec, padding: Any, value: in
     return original_padded(q, spec, padding, value if value else -spec.zero_point)
 
 
-original_padded = reference._padded
+original_padded = vectorized.padded
 
 FAULTS: dict[str, tuple[str, Callable[..., Any], set[str]]] = {
     "ties up": ("rne_shift", halves_up, {"add", "conv"}),
     "ties away from zero": ("rne_shift", halves_away, {"add", "conv"}),
     "rounding down": ("rne_shift", lambda value, shift: value >> shift, {"conv"}),
-    "no clamp": ("_saturate", lambda rounded, spec: rounded + spec.zero_point, {"conv"}),
+    "no clamp": ("saturate", lambda rounded, spec: rounded + spec.zero_point, {"conv"}),
     "clamp to the type": (
-        "_saturate",
+        "saturate",
         lambda rounded, spec: np.clip(rounded + spec.zero_point, *(0, 255) if spec.dtype == "uint8" else (-128, 127)),
         {"conv"},
     ),
-    "no zero point": ("_saturate", lambda rounded, spec: np.clip(rounded, spec.lo, spec.hi), {"conv"}),
-    "padding with 0, not z": ("_padded", padded_with_integer_zero, {"conv", "average_pool"}),
+    "no zero point": ("saturate", lambda rounded, spec: np.clip(rounded, spec.lo, spec.hi), {"conv"}),
+    "padding with 0, not z": ("padded", padded_with_integer_zero, {"conv", "average_pool"}),
 }
 
 
@@ -144,7 +144,9 @@ def test_a_planted_fault_shows(fault: str, monkeypatch: pytest.MonkeyPatch) -> N
     name, wrong, operators = FAULTS[fault]
     cases = some_networks(operators)
     right = [ReferenceExecutor(network).run(images, all_layers(network)) for network, images in cases]
-    monkeypatch.setattr(reference, name, wrong)
+    for module in (accumulating, pooling, products, sums, vectorized):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, wrong)
     found = [ReferenceExecutor(network).run(images, all_layers(network)) for network, images in cases]
     assert sum(count_mismatches(e, f) for e, f in zip(right, found, strict=True)) > 0
 
@@ -325,7 +327,7 @@ def test_chunks_do_not_show(chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -
         images = random_images(rng, network, 23)
         whole = ReferenceExecutor(network).run(images, all_layers(network))
         with monkeypatch.context() as patch:
-            patch.setattr(reference, "_CHUNK_BYTES", chunk_bytes)
+            patch.setattr(accumulating, "_CHUNK_BYTES", chunk_bytes)
             assert_same(whole, ReferenceExecutor(network).run(images, all_layers(network)), network)
 
 
@@ -342,7 +344,7 @@ def test_a_large_batch_is_really_cut() -> None:
     )  # fmt: skip
     network = IntegerNetwork("large", layers, "flat")
     per_image = 8 * 14 * 14 * 8 * 3 * 3
-    count = 2 * (reference._CHUNK_BYTES // per_image) + 1
+    count = 2 * (accumulating._CHUNK_BYTES // per_image) + 1
     images = np.random.default_rng(0).integers(0, 256, (count, 8, 16, 16)).astype(np.float32)
     together = ReferenceExecutor(network).run(images)["flat"]
     for i in (0, count // 2, count - 1):

@@ -22,7 +22,8 @@ import twoscale._runtimes.compiler as module
 from tests.integer_networks import ActivationType, random_images, random_network
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
-from twoscale._ir.reference import ReferenceExecutor, quantize_input
+from twoscale._ir.operators.vectorized import quantize_input
+from twoscale._ir.reference import ReferenceExecutor
 from twoscale._runtimes import EXECUTORS, create
 from twoscale._runtimes.c import CExecutor
 from twoscale.errors import ConfigurationError, ExecutorError, TwoscaleError, UnknownNameError

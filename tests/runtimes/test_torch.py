@@ -239,13 +239,13 @@ def test_reduced_precision_is_off_while_a_network_runs_and_back_after(
 ) -> None:
     network, images = many_images
     seen: list[str] = []
-    original = torch_executor._RUN[n.Conv2d]
+    original = torch_executor._conv2d
 
-    def spy(*arguments: Any) -> torch.Tensor:
+    def spy(e: TorchExecutor, layer: n.Conv2d, x: list[torch.Tensor]) -> torch.Tensor:
         seen.extend(place.fp32_precision for place in torch_executor._PRECISIONS)
-        return original(*arguments)
+        return original(e, layer, x)
 
-    monkeypatch.setitem(torch_executor._RUN, n.Conv2d, spy)
+    monkeypatch.setattr(torch_executor, "_RUN", torch_executor._RUN | {n.Conv2d: spy})
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:

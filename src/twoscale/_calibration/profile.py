@@ -46,7 +46,7 @@ class Profile:
 
 def moves_values(node: g.Node) -> bool:
     """Tell whether a node's output holds only values of its input (and zeros), so that it shares its integers."""
-    return isinstance(node, g.MaxPool2d | g.Reshape | g.Permute | g.Slice | g.Pad | g.Clamp)
+    return node.moves_values
 
 
 def image_batches(batches: Iterable[Any]) -> Iterable[NDArray[np.float32]]:

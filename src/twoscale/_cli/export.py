@@ -52,7 +52,7 @@ def export_command(
     from twoscale import data as data_room
     from twoscale._codegen.c import default_images, export_c
     from twoscale._formats import load
-    from twoscale._ir.reference import quantize_input
+    from twoscale._ir.operators.vectorized import quantize_input
 
     if images < 1:
         raise ConfigurationError(f"--images is {images}; expected at least 1")

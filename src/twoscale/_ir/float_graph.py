@@ -1,23 +1,43 @@
 """FloatGraph: a captured classifier as typed nodes with NumPy weights, without torch.
 
-Shapes leave out the batch dimension: an image tensor is (C, H, W), a vector is (features,). Weights are
-float32, convolutions O,I/groups,H,W and linear layers O,I. Padding is (top, left, bottom, right).
+The nodes are collected from ``twoscale._ir.operators``; the module is imported as ``g``. Shapes leave out the batch
+dimension: an image tensor is (C, H, W), a vector is (features,). Weights are float32, convolutions O,I/groups,H,W and
+linear layers O,I. Padding is (top, left, bottom, right).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-from numpy.typing import NDArray
+from twoscale._ir.operators.accumulating import ChannelAffineNode as ChannelAffine
+from twoscale._ir.operators.accumulating import Conv2dNode as Conv2d
+from twoscale._ir.operators.accumulating import LinearNode as Linear
+from twoscale._ir.operators.base import UNBOUNDED, Bounded, Bounds, Node, Padding
+from twoscale._ir.operators.elementwise import ClampNode as Clamp
+from twoscale._ir.operators.elementwise import ElementwiseNode as Elementwise
+from twoscale._ir.operators.moving import PadNode as Pad
+from twoscale._ir.operators.moving import PermuteNode as Permute
+from twoscale._ir.operators.moving import ReshapeNode as Reshape
+from twoscale._ir.operators.moving import SliceNode as Slice
+from twoscale._ir.operators.pooling import AveragePool2dNode as AveragePool2d
+from twoscale._ir.operators.pooling import MaxPool2dNode as MaxPool2d
+from twoscale._ir.operators.pooling import WindowAverage2dNode as WindowAverage2d
+from twoscale._ir.operators.pooling import Windows, window_weights
+from twoscale._ir.operators.products import MulNode as Mul
+from twoscale._ir.operators.quantizing import InputNode as Input
+from twoscale._ir.operators.sums import AddNode as Add
+from twoscale._ir.operators.sums import ConcatNode as Concat
 
 __all__ = [
+    "NODES",
+    "UNBOUNDED",
     "Add",
     "AveragePool2d",
+    "Bounded",
+    "Bounds",
     "ChannelAffine",
     "Clamp",
     "Concat",
@@ -30,183 +50,34 @@ __all__ = [
     "Mul",
     "Node",
     "Pad",
+    "Padding",
     "Permute",
     "Reshape",
     "Slice",
     "WindowAverage2d",
+    "Windows",
     "window_weights",
 ]
 
-Float32 = NDArray[np.float32]
-Padding = tuple[int, int, int, int]
-Bounds = tuple[float, float]
-Windows = tuple[tuple[int, int, int], ...]
-"""(start, stop, divisor) of each output position along one dimension."""
-
-UNBOUNDED: Bounds = (-math.inf, math.inf)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Node:
-    """One operation; its output tensor has the node's name."""
-
-    name: str
-    inputs: tuple[str, ...]
-    shape: tuple[int, ...]
-    """Of the output, without the batch."""
-    source: str = ""
-    """The user's line, as "file:line: code"."""
-
-    @property
-    def op(self) -> str:
-        """Name of the operation."""
-        return type(self).__name__
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Input(Node):
-    """The images."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Bounded(Node):
-    """A node that can take a following clamp (ReLU, ReLU6) into itself."""
-
-    bounds: Bounds = UNBOUNDED
-    """The output is clamped to [lo, hi] (real units)."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Conv2d(Bounded):
-    """Two-dimensional convolution (cross-correlation, as everywhere in deep learning).
-
-    A second input, of the output's shape, is added before the bounds apply.
-    """
-
-    weight_oihw: Float32
-    bias_o: Float32
-    stride: tuple[int, int] = (1, 1)
-    padding: Padding = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Linear(Bounded):
-    """y = x·Wᵀ + b over the last dimension."""
-
-    weight_oi: Float32
-    bias_o: Float32
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ChannelAffine(Bounded):
-    """y = x·scale + shift per channel: a batch norm with its statistics fixed."""
-
-    scale_c: Float32
-    shift_c: Float32
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Clamp(Node):
-    """y = min(max(x, lo), hi): ReLU is (0, ∞), ReLU6 is (0, 6)."""
-
-    bounds: Bounds
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Add(Bounded):
-    """Sum of two tensors of the same shape."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Mul(Bounded):
-    """Product of two tensors; dimensions of size 1 broadcast."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Concat(Node):
-    """Concatenation along one dimension of ``shape`` (0 is the channel)."""
-
-    axis: int
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class MaxPool2d(Node):
-    """Maximum over windows; padding never wins."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: Padding = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class AveragePool2d(Bounded):
-    """Mean over windows; zero padding counts as values."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: Padding = (0, 0, 0, 0)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class WindowAverage2d(Node):
-    """Mean over windows that differ from place to place; ``fold`` leaves none.
-
-    y[i, j] = Σ x[h, w] / (d_i · d_j) over h in [start_i, stop_i) and w in [start_j, stop_j): adaptive pools whose sizes
-    do not divide, pools that do not count padding, partial windows.
-    """
-
-    rows: Windows
-    columns: Windows
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Reshape(Node):
-    """The same values in C order under another shape (flatten, view, unsqueeze, squeeze)."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Permute(Node):
-    """Dimensions in another order; ``axes`` leave out the batch."""
-
-    axes: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Slice(Node):
-    """x[..., start:stop:step, ...] along one dimension of the input (0 is the channel)."""
-
-    axis: int
-    start: int
-    stop: int
-    step: int
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Pad(Node):
-    """One value around: (before, after) for each dimension."""
-
-    widths: tuple[tuple[int, int], ...]
-    value: float = 0.0
-    """0, or −∞ before a max pool, which takes it into itself."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Elementwise(Node):
-    """A function of one value, by name (see graph/functions.py)."""
-
-    function: str
-    parameters: tuple[float, ...] = ()
-
-
-def window_weights(windows: Windows, size: int) -> NDArray[np.float64]:
-    """Return the weights of windows along a dimension of ``size`` inputs as a matrix (outputs, inputs)."""
-    weights = np.zeros((len(windows), size))
-    for row, (start, stop, divisor) in zip(weights, windows, strict=True):
-        row[start:stop] = 1.0 / divisor
-    return weights
+NODES: tuple[type[Node], ...] = (
+    Input,
+    Conv2d,
+    Linear,
+    ChannelAffine,
+    Clamp,
+    Add,
+    Mul,
+    Concat,
+    MaxPool2d,
+    AveragePool2d,
+    WindowAverage2d,
+    Reshape,
+    Permute,
+    Slice,
+    Pad,
+    Elementwise,
+)
+"""Every kind of node that a graph can be made of."""
 
 
 @dataclass(frozen=True, eq=False)

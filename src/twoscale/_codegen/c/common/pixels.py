@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.operators.vectorized import quantize_input
 from twoscale._ir.preprocessing import normalize
-from twoscale._ir.reference import quantize_input
 
 __all__ = ["pixel_table"]
 

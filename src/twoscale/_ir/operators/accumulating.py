@@ -1,0 +1,211 @@
+"""Layers with weights: convolutions and linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale._ir.arithmetic import ADD_SHIFT
+from twoscale._ir.operators.base import (
+    Bounded,
+    Float32,
+    Multiplier,
+    Padding,
+    Requantize,
+    Shape,
+    TensorSpec,
+    window_shape,
+)
+from twoscale._ir.operators.vectorized import (
+    Int64,
+    finish,
+    padded,
+    per_channel,
+    rne_shift,
+    saturate,
+    shifted,
+    windows,
+)
+from twoscale.errors import QuantizationError
+
+__all__ = ["Accumulating", "ChannelAffineNode", "Conv2d", "Conv2dNode", "Linear", "LinearNode"]
+
+_CHUNK_BYTES = 1 << 22  # of a convolution's patches: they stay in the cache, and memory is bounded for any batch
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Conv2dNode(Bounded):
+    """Two-dimensional convolution (cross-correlation, as everywhere in deep learning).
+
+    A second input, of the output's shape, is added before the bounds apply.
+    """
+
+    weight_oihw: Float32
+    bias_o: Float32
+    stride: tuple[int, int] = (1, 1)
+    padding: Padding = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinearNode(Bounded):
+    """y = x·Wᵀ + b over the last dimension."""
+
+    weight_oi: Float32
+    bias_o: Float32
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChannelAffineNode(Bounded):
+    """y = x·scale + shift per channel: a batch norm with its statistics fixed. ``fold`` leaves none."""
+
+    scale_c: Float32
+    shift_c: Float32
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Accumulating(Requantize):
+    """A layer with weights: int32 accumulators by equation (2).
+
+    Sums of products run through BLAS in float64: all partial sums are integers far below 2**53, hence exact in any
+    order.
+    """
+
+    weight: NDArray[np.int8]
+    """Output channel first."""
+    bias_o: NDArray[np.int32]
+
+    def partial_bound(self, x: TensorSpec) -> NDArray[np.int64]:
+        """Return Σ|q_w|·max(z − lo, hi − z) + |b| of each output channel, (O,), equation (13).
+
+        It bounds every partial sum too, in any order of summation.
+        """
+        weight = np.abs(self.weight.astype(np.int64)).reshape(len(self.bias_o), -1).sum(1)
+        bound: NDArray[np.int64] = weight * x.reach
+        return bound + np.abs(self.bias_o.astype(np.int64))
+
+    def channels_of(self, multiplier: Multiplier) -> int:
+        """Return the number of output channels for the accumulators' multiplier."""
+        return self.output.shape[0] if multiplier is self.multiplier else 1
+
+    def check(self, inputs: Sequence[TensorSpec]) -> None:
+        """Check types and shapes of the weights, and that no accumulator can leave int32, equation (13)."""
+        if self.weight.dtype != np.int8 or self.bias_o.dtype != np.int32:
+            raise QuantizationError(
+                f"layer {self.name}: weights are {self.weight.dtype} and biases {self.bias_o.dtype}; "
+                "expected int8 and int32"
+            )
+        if self.bias_o.shape != self.weight.shape[:1] or not self.weight.size:
+            raise QuantizationError(
+                f"layer {self.name}: weights {self.weight.shape} and biases {self.bias_o.shape} do not fit together"
+            )
+        bounds = self.partial_bound(inputs[0])
+        worst = int(bounds.argmax())
+        if bounds[worst] >= 2**31:
+            raise QuantizationError(
+                f"layer {self.name}, channel {worst}: accumulators can reach {bounds[worst]}, beyond int32; "
+                "use fewer weight bits there, or split the layer"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Conv2d(Accumulating):
+    """Convolution, weights O,I/groups,H,W.
+
+    A second input, if there is one, joins before requantization by equation (7b).
+    """
+
+    stride: tuple[int, int] = (1, 1)
+    padding: Padding = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    residual_multiplier: Multiplier | None = None
+
+    @property
+    def arity(self) -> int:
+        """One, or two with a residual."""
+        return 1 if self.residual_multiplier is None else 2
+
+    @property
+    def multiplier_shift(self) -> int:
+        """Multipliers on the grid count 2**-multiplier_shift."""
+        return super().multiplier_shift if self.residual_multiplier is None else ADD_SHIFT
+
+    def output_shape(self, inputs: Sequence[TensorSpec]) -> Shape:
+        """Return (O, rows, columns)."""
+        out, per_group, *kernel = self.weight.shape
+        if len(kernel) != 2 or self.groups < 1 or out % self.groups or per_group * self.groups != inputs[0].shape[0]:
+            raise ValueError(f"weights {self.weight.shape} in {self.groups} groups")
+        shape = (out, *window_shape(inputs[0].shape, kernel, self.stride, self.padding, self.dilation))
+        if len(inputs) == 2 and inputs[1].shape != shape:
+            raise ValueError(f"the residual has another shape than {shape}")
+        return shape
+
+    def check(self, inputs: Sequence[TensorSpec]) -> None:
+        """Check the weights, and that a residual has something to join."""
+        super().check(inputs)
+        if self.residual_multiplier is not None and self.multiplier is None:
+            raise QuantizationError(f"layer {self.name}: a residual joins before requantization; it needs a multiplier")
+
+    def sum_bounds(self, inputs: Sequence[TensorSpec]) -> tuple[int, int] | None:
+        """Return the largest products of (7b)."""
+        if self.multiplier is None or self.residual_multiplier is None:
+            return None
+        products = self.partial_bound(inputs[0]) * self.multiplier.integers
+        return int(products.max()), inputs[1].reach * int(self.residual_multiplier.integers.max())
+
+    def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Equations (2) and (3), or (7b) with a residual."""
+        acc = self._accumulate(inputs[0], x[0])
+        if self.residual_multiplier is None:
+            return finish(acc, self)
+        assert self.multiplier is not None
+        residual = shifted(x[1], inputs[1])
+        if self.multiplier.shift is None:
+            real = acc.astype(np.float32) * per_channel(self.multiplier.values, 4)
+            real += residual.astype(np.float32) * self.residual_multiplier.values
+            return saturate(np.rint(real).astype(np.int64), self.output)
+        total = acc * per_channel(self.multiplier.integers, 4) + residual * self.residual_multiplier.integers
+        return saturate(rne_shift(total, self.multiplier.shift), self.output)
+
+    def _accumulate(self, spec: TensorSpec, q: NDArray[Any]) -> Int64:
+        out, per_group, kh, kw = self.weight.shape
+        groups = self.groups
+        _, out_h, out_w = self.output.shape
+        weight = self.weight.astype(np.float64).reshape(groups, out // groups, per_group * kh * kw)
+        acc = np.empty((len(q), *self.output.shape), np.int64)
+        chunk = max(1, _CHUNK_BYTES // (8 * out_h * out_w * per_group * groups * kh * kw))
+        for start in range(0, len(acc), chunk):
+            x = padded(q[start : start + chunk], spec, self.padding, 0)
+            view = windows(x, (kh, kw), self.stride, self.dilation)
+            # (N, C, kernel_h, kernel_w, out_h, out_w): rows are copied whole, and the product needs no transpose.
+            columns = np.empty((len(x), groups * per_group, kh, kw, out_h, out_w))
+            for i in range(kh):
+                for j in range(kw):
+                    columns[:, :, i, j] = view[..., i, j]
+            product = weight @ columns.reshape(len(x), groups, per_group * kh * kw, out_h * out_w)
+            acc[start : start + chunk] = product.reshape(len(x), *self.output.shape)
+        acc += per_channel(self.bias_o.astype(np.int64), 4)
+        return acc
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Linear(Accumulating):
+    """Fully connected layer, weights O,I."""
+
+    def output_shape(self, inputs: Sequence[TensorSpec]) -> Shape:
+        """Return (O,)."""
+        if inputs[0].shape != self.weight.shape[1:]:
+            raise ValueError(f"weights {self.weight.shape}")
+        return self.weight.shape[:1]
+
+    def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Equations (2) and (3)."""
+        real = x[0].astype(np.float64) - inputs[0].zero_point
+        acc = (real @ self.weight.T.astype(np.float64)).astype(np.int64) + self.bias_o.astype(np.int64)
+        return finish(acc, self)

@@ -1,0 +1,226 @@
+"""What all operators share: nodes, layers, how a tensor is quantized, and the multipliers of requantization."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale._ir.arithmetic import MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
+
+__all__ = [
+    "UNBOUNDED",
+    "Bounded",
+    "Bounds",
+    "Float32",
+    "Layer",
+    "Multiplier",
+    "Node",
+    "Padding",
+    "Requantize",
+    "Shape",
+    "TensorSpec",
+    "window_shape",
+]
+
+Shape = tuple[int, ...]
+Padding = tuple[int, int, int, int]
+"""(top, left, bottom, right)."""
+Float32 = NDArray[np.float32]
+Bounds = tuple[float, float]
+
+UNBOUNDED: Bounds = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An integer tensor: r = scale · (q − zero_point), q in [lo, hi], equation (1).
+
+    ``dtype`` is "uint8" or "int8" for activations and "int32" for accumulators that leave the network.
+    ``lo`` and ``hi`` are the bounds after a ReLU or ReLU6, so they may be narrower than the type.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    scale: float
+    zero_point: int = 0
+    lo: int = -(2**31)
+    hi: int = 2**31 - 1
+
+    @property
+    def reach(self) -> int:
+        """The largest |q − zero_point|."""
+        return max(self.hi - self.zero_point, self.zero_point - self.lo)
+
+
+@dataclass(frozen=True, eq=False)
+class Multiplier:
+    """Real factors of a requantization: one, or one per output channel.
+
+    On the grid they are ``integers / 2**shift`` with 0 < integers < 2**24. Off the grid (``shift`` is None)
+    they are the float32 numbers ``values``, and executors may differ in the last bit of a rounding.
+    """
+
+    values: NDArray[np.float32]
+    shift: int | None = REQUANTIZE_SHIFT
+
+    @staticmethod
+    def on_grid(integers: NDArray[np.int64], shift: int = REQUANTIZE_SHIFT) -> Multiplier:
+        """Make multipliers of integers / 2**shift; the integers must be in (0, 2**24)."""
+        integers = np.atleast_1d(np.asarray(integers, np.int64))
+        if integers.min() <= 0 or integers.max() >= MULTIPLIER_LIMIT:
+            raise ValueError(f"multipliers must be in (0, 2**24), got {integers.min()}..{integers.max()}")
+        return Multiplier(np.ldexp(integers.astype(np.float32), -shift), shift)
+
+    @property
+    def integers(self) -> NDArray[np.int64]:
+        """The numerators over 2**shift; only on the grid."""
+        assert self.shift is not None
+        return np.ldexp(self.values.astype(np.float64), self.shift).astype(np.int64)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Multiplier) and self.shift == other.shift and np.array_equal(self.values, other.values)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Node:
+    """One operation of a float graph; its output tensor has the node's name."""
+
+    moves_values: ClassVar[bool] = False
+    """Whether the output holds only values of the input (and zeros), so that both share scale and integers."""
+
+    name: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    """Of the output, without the batch."""
+    source: str = ""
+    """The user's line, as "file:line: code"."""
+
+    @property
+    def op(self) -> str:
+        """Name of the operation."""
+        return type(self).__name__.removesuffix("Node")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bounded(Node):
+    """A node that can take a following clamp (ReLU, ReLU6) into itself."""
+
+    bounds: Bounds = UNBOUNDED
+    """The output is clamped to [lo, hi] (real units)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Layer(ABC):
+    """One operation on integer tensors; its output has the layer's name.
+
+    ``inputs`` in the methods below are the specs of the tensors that the layer reads.
+    """
+
+    moves_values: ClassVar[bool] = False
+    """Whether the output holds only integers of the input (and zero points), equation (9)."""
+    narrows: ClassVar[bool] = False
+    """Whether the output's [lo, hi] may leave out some of the integers that are copied into it."""
+    reads_accumulators: ClassVar[bool] = False
+    """Whether int32 inputs are allowed."""
+
+    name: str
+    inputs: tuple[str, ...]
+    output: TensorSpec
+
+    @property
+    def op(self) -> str:
+        """Name of the operation."""
+        return type(self).__name__
+
+    @property
+    def arity(self) -> int:
+        """Number of tensors that the layer reads."""
+        return 1
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether the output is int32 accumulators."""
+        return False
+
+    @property
+    def multiplier_shift(self) -> int:
+        """Multipliers on the grid count 2**-multiplier_shift."""
+        return REQUANTIZE_SHIFT
+
+    def channels_of(self, multiplier: Multiplier) -> int:
+        """Return how many values one of the layer's multipliers may have, other than a single one."""
+        return 1
+
+    @abstractmethod
+    def output_shape(self, inputs: Sequence[TensorSpec]) -> Shape:
+        """Return the output's shape.
+
+        Raises:
+            ValueError: the layer does not fit these inputs; says why. IndexError and TypeError mean the same.
+        """
+
+    def check(self, inputs: Sequence[TensorSpec]) -> None:
+        """Check weights, tables and bounds; the number of inputs is right already.
+
+        Raises:
+            QuantizationError: what does not hold, with the layer's name.
+        """
+        return
+
+    def copied(self, inputs: Sequence[TensorSpec]) -> Sequence[TensorSpec]:
+        """Return the inputs whose integers the output holds unchanged; they must have its scale and zero point."""
+        return inputs if self.moves_values else ()
+
+    def sum_bounds(self, inputs: Sequence[TensorSpec]) -> tuple[int, int] | None:
+        """Return the largest products of an addition on the grid, in 2**-14ths, for (7c); None for other layers."""
+        return None
+
+    @abstractmethod
+    def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Compute a batch in NumPy, exactly; integers in any type that holds them.
+
+        Args:
+            inputs: how the arrays are quantized.
+            x: what the layer reads, (N, ...) each.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Requantize(Layer):
+    """A layer whose accumulators become 8-bit integers by equation (3), unless ``multiplier`` is None."""
+
+    multiplier: Multiplier | None
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether the output is int32 accumulators."""
+        return self.multiplier is None
+
+
+def window_shape(
+    x: Shape,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int] = (1, 1),
+) -> tuple[int, int]:
+    """Return how many windows fit into (C, H, W), down and across.
+
+    Raises:
+        ValueError: another number of dimensions, or sizes that are not positive.
+    """
+    _, *size = x
+    if len(size) != 2 or min(*stride, *dilation, *kernel) < 1 or min(padding) < 0:
+        raise ValueError("expected (C, H, W), positive strides, kernels and dilations, padding of 0 or more")
+    rows, columns = (
+        (size[i] + padding[i] + padding[i + 2] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
+    )
+    return rows, columns

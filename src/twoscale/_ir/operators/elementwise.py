@@ -1,0 +1,74 @@
+"""Functions of one value: clamps, and tables of any other function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale._ir.operators.base import Bounds, Layer, Node, Shape, TensorSpec
+from twoscale.errors import QuantizationError
+
+__all__ = ["Clamp", "ClampNode", "ElementwiseNode", "Table"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClampNode(Node):
+    """y = min(max(x, lo), hi): ReLU is (0, ∞), ReLU6 is (0, 6)."""
+
+    moves_values: ClassVar[bool] = True
+
+    bounds: Bounds
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ElementwiseNode(Node):
+    """A function of one value, by its name in twoscale._ir.functions."""
+
+    function: str
+    parameters: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Clamp(Layer):
+    """Integers saturated to the output's [lo, hi]: a ReLU that no producer could take, equation (9)."""
+
+    moves_values: ClassVar[bool] = True
+    narrows: ClassVar[bool] = True
+
+    def output_shape(self, inputs: Sequence[TensorSpec]) -> Shape:
+        """Return the input's shape."""
+        return inputs[0].shape
+
+    def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Saturate."""
+        saturated: NDArray[Any] = np.clip(x[0], self.output.lo, self.output.hi)
+        return saturated
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Table(Layer):
+    """Any function of one 8-bit integer, equation (10): q_y = table[q_x − type minimum], 256 entries."""
+
+    table: NDArray[np.int16]
+
+    def output_shape(self, inputs: Sequence[TensorSpec]) -> Shape:
+        """Return the input's shape."""
+        return inputs[0].shape
+
+    def check(self, inputs: Sequence[TensorSpec]) -> None:
+        """Check that the table has 256 entries within the output's range."""
+        table, out = self.table, self.output
+        if table.shape != (256,) or table.dtype != np.int16 or table.min() < out.lo or table.max() > out.hi:
+            raise QuantizationError(
+                f"layer {self.name}: expected a table of 256 int16 in [{out.lo}, {out.hi}], got {table.dtype} "
+                f"{table.shape}" + (f" in [{table.min()}, {table.max()}]" if table.size else "")
+            )
+
+    def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Look every integer up."""
+        lowest = int(np.iinfo(inputs[0].dtype).min)
+        return self.table[x[0].astype(np.int64) - lowest]

@@ -1,0 +1,37 @@
+"""The network's input: real images, and their integers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from twoscale._ir.operators.base import Layer, Node, Shape, TensorSpec
+from twoscale._ir.operators.vectorized import quantize_input
+
+__all__ = ["InputNode", "QuantizeInput"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InputNode(Node):
+    """The images."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuantizeInput(Layer):
+    """Real images to integers, equation (11)."""
+
+    @property
+    def arity(self) -> int:
+        """It reads no layer: its input is the images."""
+        return 0
+
+    def output_shape(self, inputs: Sequence[TensorSpec]) -> Shape:
+        """Return the images' shape, which only the layer itself knows."""
+        return self.output.shape
+
+    def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Quantize float32 images."""
+        return quantize_input(x[0], self.output)

@@ -1,0 +1,100 @@
+"""Sums of two tensors and concatenations: operands of different scales meet in one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale._ir.arithmetic import ADD_SHIFT
+from twoscale._ir.operators.base import Bounded, Layer, Multiplier, Node, Shape, TensorSpec
+from twoscale._ir.operators.vectorized import requantize, rne_shift, saturate, shifted
+
+__all__ = ["Add", "AddNode", "Concat", "ConcatNode"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AddNode(Bounded):
+    """Sum of two tensors of the same shape."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ConcatNode(Node):
+    """Concatenation along one dimension of ``shape`` (0 is the channel)."""
+
+    axis: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Add(Layer):
+    """Sum of two tensors, equation (7)."""
+
+    multipliers: tuple[Multiplier, Multiplier]
+
+    @property
+    def arity(self) -> int:
+        """Two."""
+        return 2
+
+    @property
+    def multiplier_shift(self) -> int:
+        """Multipliers on the grid count 2**-multiplier_shift."""
+        return ADD_SHIFT
+
+    def output_shape(self, inputs: Sequence[TensorSpec]) -> Shape:
+        """Return the shape of both operands."""
+        if inputs[0].shape != inputs[1].shape or len(self.multipliers) != 2:
+            raise ValueError("expected two tensors of one shape and two multipliers")
+        return inputs[0].shape
+
+    def sum_bounds(self, inputs: Sequence[TensorSpec]) -> tuple[int, int] | None:
+        """Return the largest products of (7)."""
+        first, second = (spec.reach * int(m.integers.max()) for spec, m in zip(inputs, self.multipliers, strict=True))
+        return first, second
+
+    def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Equation (7); off the grid in float32."""
+        a, b = (shifted(q, spec) for q, spec in zip(x, inputs, strict=True))
+        m_a, m_b = self.multipliers
+        if m_a.shift is None or m_b.shift is None:
+            total = a.astype(np.float32) * m_a.values + b.astype(np.float32) * m_b.values
+            return saturate(np.rint(total).astype(np.int64), self.output)
+        return saturate(rne_shift(a * m_a.integers + b * m_b.integers, ADD_SHIFT), self.output)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Concat(Layer):
+    """Concatenation along ``axis``; each operand is requantized by (3), or copied where its multiplier is None."""
+
+    axis: int
+    multipliers: tuple[Multiplier | None, ...]
+
+    @property
+    def arity(self) -> int:
+        """One per multiplier."""
+        return max(1, len(self.multipliers))
+
+    def output_shape(self, inputs: Sequence[TensorSpec]) -> Shape:
+        """Return the operands' shape with their sizes along ``axis`` added."""
+        shapes = [list(spec.shape) for spec in inputs]
+        total = sum(shape[self.axis] for shape in shapes)
+        for shape in shapes:
+            shape[self.axis] = total
+        if self.axis < 0 or any(shape != shapes[0] for shape in shapes):
+            raise ValueError(f"expected equal shapes but for dimension {self.axis}")
+        return tuple(shapes[0])
+
+    def copied(self, inputs: Sequence[TensorSpec]) -> Sequence[TensorSpec]:
+        """Return the operands without a multiplier."""
+        return [spec for spec, m in zip(inputs, self.multipliers, strict=True) if m is None]
+
+    def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Equation (3) of each operand that has a multiplier."""
+        parts = [
+            q if multiplier is None else requantize(shifted(q, spec), multiplier, self.output)
+            for q, spec, multiplier in zip(x, inputs, self.multipliers, strict=True)
+        ]
+        return np.concatenate(parts, self.axis + 1)
