@@ -17,7 +17,8 @@ import pytest
 from benchmarks import accuracy
 from benchmarks.engine import Results, table
 from benchmarks.small_ram import Costs
-from twoscale._cli import VERBS, main
+from twoscale._cli import main
+from twoscale._cli.verbs import VERBS
 from twoscale._files import read_record
 from twoscale._lab.records import LabResults
 from twoscale._page.numbers import MISSING, count, fixed, percent

@@ -10,8 +10,8 @@ import docstring_parser
 import pytest
 
 import twoscale
-from twoscale._cli import VERBS
 from twoscale._cli.parsing import bind
+from twoscale._cli.verbs import VERBS
 
 Run = Any
 EVERY_VERB = pytest.mark.parametrize("verb", VERBS)
@@ -94,7 +94,7 @@ def test_every_verb_of_the_package_is_listed() -> None:
 def test_help_needs_no_torch() -> None:
     code = (
         "import sys\n"
-        "from twoscale._cli import VERBS, main\n"
+        "from twoscale._cli import main\nfrom twoscale._cli.verbs import VERBS\n"
         "for words in [[], *([*verb.split(), '--help'] for verb in VERBS)]:\n"
         "    try:\n"
         "        main(words)\n"

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from twoscale._lab import findings
+from twoscale._lab.changes import change
 from twoscale._lab.records import LabNetwork, LabResults, StageResult
 
 BOTH = ("course", "default")
@@ -26,7 +27,7 @@ def _stage(top1: float, agreement: float | None = None, samples: int = 1000) -> 
 
 
 def test_chance_is_two_standard_errors_of_the_paired_difference() -> None:
-    one = findings.change(_stage(0.49, agreement=0.96), _stage(0.5))
+    one = change(_stage(0.49, agreement=0.96), _stage(0.5))
     assert one.points == pytest.approx(-1.0)
     assert one.images == -10
     assert one.chance == pytest.approx(100 * 2 * math.sqrt(0.04 / 1000))
@@ -35,14 +36,14 @@ def test_chance_is_two_standard_errors_of_the_paired_difference() -> None:
 
 
 def test_a_loss_beyond_chance_is_a_loss() -> None:
-    one = findings.change(_stage(0.40, agreement=0.9), _stage(0.5))
+    one = change(_stage(0.40, agreement=0.9), _stage(0.5))
     assert one.lost
-    assert not findings.change(_stage(0.6, agreement=0.9), _stage(0.5)).lost
+    assert not change(_stage(0.6, agreement=0.9), _stage(0.5)).lost
 
 
 def test_without_agreement_any_fewer_is_a_loss() -> None:
-    assert findings.change(_stage(0.499), _stage(0.5)).lost
-    assert not findings.change(_stage(0.5), _stage(0.5)).lost
+    assert change(_stage(0.499), _stage(0.5)).lost
+    assert not change(_stage(0.5), _stage(0.5)).lost
 
 
 def test_the_verdict_when_nothing_is_lost(results: LabResults) -> None:

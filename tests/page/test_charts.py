@@ -21,7 +21,7 @@ from twoscale._page.charts import (
     side_by_side,
     style_rules,
 )
-from twoscale._page.charts import _bars as merged
+from twoscale._page.charts.histograms import merged_bars as merged
 
 SVG = "{http://www.w3.org/2000/svg}"
 

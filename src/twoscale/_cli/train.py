@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from twoscale import data as data_room
-from twoscale._cli import ending_at_once
 from twoscale._cli.common import console, print_json
+from twoscale._cli.ending import ending_at_once
 from twoscale._launching import torchrun
 from twoscale.errors import ConfigurationError, UnknownNameError
 from twoscale.training import RunRecord, TrainConfig

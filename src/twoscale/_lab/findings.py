@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from twoscale._calibration.summaries import TensorSummary
 from twoscale._display.verification import bits
-from twoscale._lab.plots import schemes_of
-from twoscale._lab.records import LabNetwork, LabResults, StageResult
+from twoscale._lab.changes import Change, change, float_stage, stage_of
+from twoscale._lab.records import LabNetwork, LabResults
 from twoscale._page.numbers import count, decimals_for, fixed, joined, percent, signed
 
 __all__ = [
-    "Change",
     "activation_findings",
     "activation_range_findings",
     "bias_findings",
-    "change",
     "headline",
     "loss_finding",
     "verdict",
@@ -25,49 +21,6 @@ __all__ = [
     "weight_findings",
     "weight_range_findings",
 ]
-
-
-@dataclass(frozen=True)
-class Change:
-    """How the top-1 of a stage differs from the float network's."""
-
-    points: float
-    """Percentage points; negative where the stage is worse."""
-    images: int
-    """The same in test images."""
-    chance: float | None
-    """Points that differ by chance alone: two standard errors of the paired difference.
-
-    An image changes the difference only where the two networks disagree about it, by one at most; so with a
-    share d of disagreements among n images the standard error is at most sqrt(d / n).
-    """
-
-    @property
-    def significant(self) -> bool:
-        """Whether the difference is larger than chance; any difference, where chance is not known."""
-        return abs(self.points) > (self.chance or 0.0) + 1e-9
-
-    @property
-    def lost(self) -> bool:
-        """Whether accuracy was lost by more than chance."""
-        return self.significant and self.points < 0
-
-
-def change(stage: StageResult, base: StageResult) -> Change:
-    """Compare ``stage`` with the float stage ``base`` of the same network."""
-    chance = None
-    if stage.agreement is not None and stage.samples:
-        chance = 200 * math.sqrt(max(0.0, 1 - stage.agreement) / stage.samples)
-    difference = stage.top1 - base.top1
-    return Change(100 * difference, round(difference * stage.samples), chance)
-
-
-def _stage(network: LabNetwork, scheme: str, key: str) -> StageResult | None:
-    return next((one for one in network.stages if (one.scheme, one.stage) == (scheme, key)), None)
-
-
-def _float(network: LabNetwork) -> StageResult | None:
-    return next((one for one in network.stages if one.stage == "float"), None)
 
 
 def _described(difference: Change) -> str:
@@ -86,9 +39,9 @@ def headline(results: LabResults) -> str:
     """Say in one sentence which integer networks lost accuracy."""
     outcomes: dict[str, Change] = {}
     for network in results.networks:
-        base = _float(network)
-        for scheme in schemes_of(results):
-            stage = _stage(network, scheme, "integer")
+        base = float_stage(network)
+        for scheme in results.schemes:
+            stage = stage_of(network, scheme, "integer")
             if stage and base:
                 outcomes[f"{network.name} ({scheme})"] = change(stage, base)
     if not outcomes:
@@ -112,9 +65,9 @@ def verdict(results: LabResults) -> list[str]:
     """Say for each network and scheme what became of its accuracy, and whether the executors agree."""
     sentences = []
     for network in results.networks:
-        base = _float(network)
-        for scheme in schemes_of(results):
-            stage = _stage(network, scheme, "integer")
+        base = float_stage(network)
+        for scheme in results.schemes:
+            stage = stage_of(network, scheme, "integer")
             if stage is None or base is None:
                 continue
             text = (
@@ -154,7 +107,7 @@ def loss_finding(results: LabResults) -> list[str]:
             else:
                 verb = "fell" if last < first else "rose" if last > first else "went"
                 text = f"{network.name}: the loss {verb} from {fixed(first, decimals)} to {fixed(last, decimals)}"
-            base = _float(network)
+            base = float_stage(network)
             text += f" over {count(batches)} mini-batches"
             text += f"; top-1 on the test images {percent(base.top1)} %." if base else "."
             sentences.append(text)
@@ -234,8 +187,8 @@ def bias_findings(network: LabNetwork, schemes: Sequence[str]) -> list[str]:
     """Compare float, the bias left in real units, and everything in integers."""
     sentences = []
     for scheme in schemes:
-        base = _float(network)
-        real, integer = _stage(network, scheme, "bias-real"), _stage(network, scheme, "integer")
+        base = float_stage(network)
+        real, integer = stage_of(network, scheme, "bias-real"), stage_of(network, scheme, "integer")
         if base is None or real is None or integer is None:
             continue
         without, within = change(real, base), change(integer, base)
@@ -300,9 +253,9 @@ def _bound_sentence(bounds: dict[str, int | None]) -> str:
 
 
 def _stage_sentences(network: LabNetwork, schemes: Sequence[str], key: str) -> list[str]:
-    base, sentences = _float(network), []
+    base, sentences = float_stage(network), []
     for scheme in schemes:
-        stage = _stage(network, scheme, key)
+        stage = stage_of(network, scheme, key)
         if base and stage:
             sentences.append(
                 f"Scheme “{scheme}”: top-1 {percent(stage.top1)} % against {percent(base.top1)} % in float: "

@@ -10,7 +10,7 @@ from twoscale._display.verification import layers_table
 from twoscale._files import write_text
 from twoscale._lab import findings, plots, tables
 from twoscale._lab.records import LabNetwork, LabResults, StageResult
-from twoscale._page.document import Figure, Group, Section, all_figures, figure, file_name, render_page, table_html
+from twoscale._page.document import Figure, Group, Section, all_figures, figures_of, render_page, table_html
 from twoscale._page.numbers import count, joined
 from twoscale._page.tables import Table
 from twoscale._quantization.records import RangeRecord
@@ -61,7 +61,7 @@ def stages_html(stages: Sequence[StageResult], caption: str = "") -> str:
 
 
 def _sections(results: LabResults) -> list[Section]:
-    schemes = plots.schemes_of(results)
+    schemes = results.schemes
     networks = results.networks
     return [
         _summary(results, schemes),
@@ -147,9 +147,7 @@ def _summary(results: LabResults, schemes: Sequence[str]) -> Section:
         intro.append(f"One image of {count(results.test_samples)} is {100 / results.test_samples:.2g} points.")
     staged = [network for network in results.networks if network.stages]
     group = Group(
-        figures=[
-            chart for network in staged for chart in figure(plots.stages_plot(network, schemes), network.name, "stages")
-        ],
+        figures=figures_of({f"{network.name} stages": plots.stages_plot(network, schemes) for network in staged}),
         tables=[
             tables.stages_table(
                 network.stages, f"{network.name}, {count(network.parameters)} parameters: accuracy at each stage"
@@ -172,7 +170,7 @@ def _training(results: LabResults) -> Section:
         [
             Group(
                 findings=findings.loss_finding(results),
-                figures=figure(plots.loss_plot(results), "training-loss") if drawn else [],
+                figures=figures_of({"training loss": plots.loss_plot(results) if drawn else None}),
             )
         ],
     )
@@ -182,10 +180,9 @@ def _weights(network: LabNetwork) -> Group:
     return Group(
         network.name,
         findings.weight_findings(network),
-        [
-            Figure(file_name(network.name, one.kind, one.name), values_histogram(one, log=False))
-            for one in network.weights
-        ],
+        figures_of(
+            {f"{network.name} {one.kind} {one.name}": values_histogram(one, log=False) for one in network.weights}
+        ),
         [statistics_table(network.weights, f"Weights of {network.name}", zeros=False)] if network.weights else [],
     )
 
@@ -207,10 +204,9 @@ def _activations(network: LabNetwork) -> Group:
     return Group(
         network.name,
         findings.activation_findings(network),
-        [
-            Figure(file_name(network.name, "activation", one.name), values_histogram(one, log=True))
-            for one in network.activations
-        ],
+        figures_of(
+            {f"{network.name} activation {one.name}": values_histogram(one, log=True) for one in network.activations}
+        ),
         [statistics_table(network.activations, f"Activations of {network.name}", zeros=True)]
         if network.activations
         else [],
@@ -224,7 +220,7 @@ def _quantized_activations(network: LabNetwork, schemes: Sequence[str]) -> list[
         Group(
             network.name,
             findings.activation_range_findings(network, schemes),
-            figure(drawing, network.name, "tensor-sqnr"),
+            figures_of({f"{network.name} tensor SQNR": drawing}),
             _stages_of(network, "activations", "weights and activations quantized"),
         )
     ]
@@ -239,13 +235,12 @@ def _quantized_activations(network: LabNetwork, schemes: Sequence[str]) -> list[
 
 
 def _integers(network: LabNetwork, scheme: str, ranges: Sequence[RangeRecord], *, log: bool) -> list[Figure]:
-    return [
-        chart
-        for one in ranges
-        for chart in figure(
-            plots.integers_histogram(one, log=log), network.name, scheme, f"{one.kind}-integers", one.name
-        )
-    ]
+    return figures_of(
+        {
+            f"{network.name} {scheme} {one.kind} integers {one.name}": plots.integers_histogram(one, log=log)
+            for one in ranges
+        }
+    )
 
 
 def _titled(network: LabNetwork, scheme: str) -> str:
@@ -281,10 +276,12 @@ def _verify(network: LabNetwork, schemes: Sequence[str]) -> Group:
     made += [
         layers_table(check, f"{network.name}, scheme “{check.scheme}”: each layer") for check in checks if check.layers
     ]
-    figures = [
-        *figure(plots.layer_sqnr_plot(network, schemes), network.name, "layer-sqnr"),
-        *figure(plots.bounds_plot(network, schemes), network.name, "accumulator-bounds"),
-    ]
+    figures = figures_of(
+        {
+            f"{network.name} layer SQNR": plots.layer_sqnr_plot(network, schemes),
+            f"{network.name} accumulator bounds": plots.bounds_plot(network, schemes),
+        }
+    )
     return Group(network.name, findings.verify_findings(network, schemes), figures, made)
 
 

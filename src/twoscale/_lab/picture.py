@@ -12,7 +12,7 @@ from pathlib import Path
 
 from twoscale._display.statistics import values_histogram
 from twoscale._files import read_record, write_text
-from twoscale._lab.plots import schemes_of, stages_plot
+from twoscale._lab.plots import stages_plot
 from twoscale._lab.records import LabResults
 from twoscale._page.charts import DARK, LIGHT, Drawing, side_by_side
 from twoscale.errors import TwoscaleError
@@ -38,7 +38,7 @@ def picture(results: LabResults) -> Drawing:
     drawings = [
         values_histogram(weight, log=False, title=f"Weights of {layer}", width=_WIDTH),
         values_histogram(activation, log=True, title=f"Outputs of {activation.name}", width=_WIDTH),
-        stages_plot(network, schemes_of(results), width=_WIDTH, row_height=28),
+        stages_plot(network, results.schemes, width=_WIDTH, row_height=28),
     ]
     label = f"{drawings[0].label}. {drawings[1].label}. {drawings[2].label}."
     return side_by_side(drawings, label)

@@ -15,7 +15,6 @@ __all__ = [
     "integers_histogram",
     "layer_sqnr_plot",
     "loss_plot",
-    "schemes_of",
     "stages_plot",
     "tensor_sqnr_plot",
 ]
@@ -26,13 +25,6 @@ _STAGES = {
     "bias-real": "bias in real units",
     "integer": "all integer",
 }
-
-
-def schemes_of(results: LabResults) -> tuple[str, ...]:
-    """Return the schemes in the order in which the stages name them; colours follow this order."""
-    names = [stage.scheme for network in results.networks for stage in network.stages]
-    names += [scheme for network in results.networks for scheme in (*network.ranges, *network.verify)]
-    return tuple(dict.fromkeys(name for name in names if name != "float"))
 
 
 def stages_plot(

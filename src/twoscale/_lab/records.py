@@ -73,7 +73,14 @@ class LabResults:
     seconds: dict[str, float]
     """Stage to wall-clock seconds."""
 
-    def __repr__(self) -> str:  # that of a dataclass would be all histograms
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """Schemes in the order in which the stages name them; colours follow this order."""
+        names = [stage.scheme for network in self.networks for stage in network.stages]
+        names += [scheme for network in self.networks for scheme in (*network.ranges, *network.verify)]
+        return tuple(dict.fromkeys(name for name in names if name != "float"))
+
+    def __repr__(self) -> str:  # a dataclass's own would print every histogram
         accuracies = [
             f"{stage.network} {stage.scheme} {stage.top1:.2%}"
             for network in self.networks

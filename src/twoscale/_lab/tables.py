@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from twoscale._lab.changes import change
 from twoscale._lab.records import LabNetwork, LabResults, StageResult
 from twoscale._page.numbers import MISSING, count, decimals_for, fixed, percent, signed, yes_no
 from twoscale._page.tables import Cell, Column, Table, table, text_column
@@ -24,16 +25,16 @@ __all__ = [
 def stages_table(stages: Sequence[StageResult], caption: str) -> Table:
     """Return one row a stage; the change is against the float row of the same network."""
     several = len({stage.network for stage in stages}) > 1
-    floats = {stage.network: stage.top1 for stage in stages if stage.stage == "float"}
+    floats = {stage.network: stage for stage in stages if stage.stage == "float"}
     rows: list[list[str | Cell]] = []
     for stage in stages:
         base = floats.get(stage.network)
-        change = None if base is None or stage.stage == "float" else 100 * (stage.top1 - base)
+        points = None if base is None or base is stage else change(stage, base).points
         row: list[str | Cell] = [
             Cell(stage.title, stage.note),
             MISSING if stage.stage == "float" else stage.scheme,
             percent(stage.top1),
-            signed(change, 2),
+            signed(points, 2),
             percent(stage.agreement),
             fixed(stage.sqnr_db, 1),
             count(stage.mismatches),

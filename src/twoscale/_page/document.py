@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -14,12 +14,12 @@ from twoscale._environment import Environment
 from twoscale._page.charts import DARK, LIGHT, Drawing, palette_variables, style_rules
 from twoscale._page.tables import Table
 
-__all__ = ["Figure", "Group", "Section", "all_figures", "figure", "file_name", "render_page", "table_html"]
+__all__ = ["Figure", "Group", "Section", "all_figures", "figures_of", "render_page", "table_html"]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with the name of its file, without the ending."""
+    """A chart, and the name of its file without the suffix."""
 
     name: str
     drawing: Drawing
@@ -27,26 +27,26 @@ class Figure:
 
 @dataclass(frozen=True)
 class Group:
-    """Part of a section: findings, charts and tables that belong together."""
+    """Findings, charts and tables that belong together under one heading of a section."""
 
     title: str = ""
     findings: Sequence[str] = ()
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     level: int = 3
-    """Of the heading: 3 for a network, 4 for a scheme of it."""
+    """Level of the heading: 3, or 4 where the group belongs to the group above it."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """One question of the lab: how to read the answer, then the answer."""
+    """One question of a page: how to read the answer, then the answer."""
 
     id: str
     title: str
     intro: Sequence[str]
     groups: Sequence[Group]
     lead: str = ""
-    """The answer in a sentence, above everything else."""
+    """The answer in one sentence, above everything else."""
     findings: Sequence[str] = ()
 
 
@@ -55,13 +55,13 @@ def render_page(title: str, subtitle: str, sections: Sequence[Section], environm
 
     Args:
         title: of the page.
-        subtitle: under it.
+        subtitle: shown under the title.
         sections: in order; the first has the id "summary".
-        environment: where the numbers were made.
-        source: name of the file beside the page that holds them.
+        environment: where the numbers were measured.
+        source: name of the file beside the page that holds the numbers.
     """
     return (
-        _environment()
+        _templates()
         .get_template("report.html.jinja")
         .render(
             title=title,
@@ -79,10 +79,10 @@ def render_page(title: str, subtitle: str, sections: Sequence[Section], environm
 
 def table_html(table: Table) -> str:
     """Return a small HTML table for a notebook, in the notebook's own colours."""
-    return _environment().get_template("fragment.html.jinja").render(table=table).strip()
+    return _templates().get_template("fragment.html.jinja").render(table=table).strip()
 
 
-def _environment() -> jinja2.Environment:
+def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("twoscale._page"),
         autoescape=True,
@@ -105,22 +105,22 @@ def _unbroken(sentence: str) -> str:
     return re.sub(r"(?<=\d) (?=%|dB|bits|points)", "\N{NO-BREAK SPACE}", sentence)
 
 
+def figures_of(drawings: Mapping[str, Drawing | None]) -> list[Figure]:
+    """Return the drawings that there are, each under a file name made of its name."""
+    return [Figure(file_name(name), drawing) for name, drawing in drawings.items() if drawing is not None]
+
+
 def all_figures(sections: Sequence[Section]) -> list[Figure]:
-    """Return the charts of the page, with names that are unique."""
-    taken: dict[str, int] = {}
+    """Return the figures of a page in order; names that occur twice are numbered."""
+    seen: dict[str, int] = {}
     figures = []
-    for figure in (f for section in sections for group in section.groups for f in group.figures):
-        taken[figure.name] = taken.get(figure.name, 0) + 1
-        suffix = f"-{taken[figure.name]}" if taken[figure.name] > 1 else ""
+    for figure in (figure for section in sections for group in section.groups for figure in group.figures):
+        seen[figure.name] = seen.get(figure.name, 0) + 1
+        suffix = f"-{seen[figure.name]}" if seen[figure.name] > 1 else ""
         figures.append(Figure(figure.name + suffix, figure.drawing))
     return figures
 
 
-def file_name(*parts: str) -> str:
-    """Return a file name of lower-case letters, digits and hyphens."""
-    return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") or "x" for part in parts)
-
-
-def figure(drawing: Drawing | None, *name: str) -> list[Figure]:
-    """Return the chart under a file name made of ``name``, in a list that is empty if there is no chart."""
-    return [] if drawing is None else [Figure(file_name(*name), drawing)]
+def file_name(text: str) -> str:
+    """Return ``text`` as a file name of lower-case letters, digits and hyphens; "x" where nothing is left."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"

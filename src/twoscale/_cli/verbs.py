@@ -1,0 +1,135 @@
+"""The verbs of the command line. To add one, write its function in a file of its own and give it an entry here.
+
+A verb is imported only when it is called, so that help for all of them needs none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["VERBS", "Verb"]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What ``twoscale --help`` says of a verb, and where its function is."""
+
+    group: str
+    usage: str
+    """Name and positional arguments."""
+    summary: str
+    function: str
+    """module:name."""
+    examples: tuple[str, ...]
+
+
+VERBS = {
+    "lab": Verb(
+        "Everything at once",
+        "lab",
+        "train, look, quantize step by step, verify, report",
+        "twoscale._cli.lab:lab_command",
+        (
+            "twoscale lab",
+            "twoscale lab --data cifar10 --out lab-cifar10",
+            "twoscale lab --data cifar10 --out lab-cifar10 --resume",
+        ),
+    ),
+    "data list": Verb(
+        "Step by step",
+        "data list",
+        "the data sets, and which are on this machine",
+        "twoscale._cli.data:list_command",
+        ("twoscale data list",),
+    ),
+    "data fetch": Verb(
+        "Step by step",
+        "data fetch NAME",
+        "get a data set and check its pixels",
+        "twoscale._cli.data:fetch_command",
+        ("twoscale data fetch cifar10", "twoscale data fetch cifar10 --path cifar-10-python.tar.gz"),
+    ),
+    "train": Verb(
+        "Step by step",
+        "train MODEL",
+        "train a float network",
+        "twoscale._cli.train:train_command",
+        (
+            "twoscale train net --out runs/net",
+            "twoscale train net-with-bias --data cifar10 --epochs 4 --out runs/four",
+            "twoscale train net-with-bias --data cifar10 --epochs 4 --out runs/four --resume",
+            "twoscale train resnet18 --data cifar10 --recipe standard --procs 2 --out runs/resnet18",
+        ),
+    ),
+    "scale": Verb(
+        "Everything at once",
+        "scale [MODEL]",
+        "how training scales over ranks, and why it stops",
+        "twoscale._cli.scale:scale_command",
+        (
+            "twoscale scale",
+            "twoscale scale resnet18 --data cifar10 --batch-sizes 64,256,1024 --world-sizes 1,2",
+            "twoscale scale --sections batch,communication --out scale --resume",
+        ),
+    ),
+    "eval": Verb(
+        "Step by step",
+        "eval FILE",
+        "accuracy of a float or an integer network",
+        "twoscale._cli.evaluate:eval_command",
+        ("twoscale eval runs/net/model.safetensors", "twoscale eval net.onnx --json"),
+    ),
+    "inspect": Verb(
+        "Step by step",
+        "inspect FILE",
+        "ranges of weights and activations, or integer layers",
+        "twoscale._cli.inspect:inspect_command",
+        (
+            "twoscale inspect runs/net/model.safetensors",
+            "twoscale inspect runs/net/model.safetensors --activations",
+            "twoscale inspect net.onnx",
+        ),
+    ),
+    "quantize": Verb(
+        "Step by step",
+        "quantize FILE",
+        "float network to integer network (.onnx)",
+        "twoscale._cli.quantize:quantize_command",
+        (
+            "twoscale quantize runs/net/model.safetensors -o net.onnx",
+            "twoscale quantize runs/net/model.safetensors -o course.onnx --scheme course",
+            "twoscale quantize runs/net/model.safetensors -o four.onnx --weight-bits 4",
+            "twoscale quantize resnet20.pt --model resnet20 --data cifar10 -o resnet20.onnx",
+        ),
+    ),
+    "sensitivity": Verb(
+        "Step by step",
+        "sensitivity FILE",
+        "what each layer at fewer bits costs; bits for a size",
+        "twoscale._cli.sensitivity:sensitivity_command",
+        (
+            "twoscale sensitivity runs/net/model.safetensors",
+            "twoscale sensitivity runs/net/model.safetensors --budget 0.5 -o half.onnx",
+            "twoscale sensitivity runs/net/model.safetensors --bits 2,4 --max-samples 200 --json",
+        ),
+    ),
+    "verify": Verb(
+        "Step by step",
+        "verify FILE",
+        "run it in every executor and compare all integers",
+        "twoscale._cli.verify:verify_command",
+        (
+            "twoscale verify net.onnx",
+            "twoscale verify net.onnx --checkpoint runs/net/model.safetensors",
+            "twoscale verify net.onnx --against four.onnx",
+            "twoscale verify net.onnx --executors reference,torch,onnxruntime,c --json",
+        ),
+    ),
+    "export": Verb(
+        "Step by step",
+        "export FILE",
+        "integer network to C source",
+        "twoscale._cli.export:export_command",
+        ("twoscale export net.onnx --out net-c", "twoscale export net.onnx --to qdq --out net-qdq.onnx"),
+    ),
+}
