@@ -30,8 +30,12 @@ from twoscale._calibration.profile import Profile, profile
 from twoscale._environment import Environment, current_environment
 from twoscale._files import read_record, write_record
 from twoscale._page.numbers import MISSING, percent, signed
-from twoscale._quantization import COURSE, DEFAULT, Scheme, float_graph, quantize_plan
-from twoscale._quantization.range_tuning import tuned_plan
+from twoscale._quantization import COURSE, DEFAULT, Scheme, float_graph
+from twoscale._quantization.build import build
+from twoscale._quantization.corrections import correct
+from twoscale._quantization.plan import make_plan
+from twoscale._quantization.range_tuning import tune_ranges
+from twoscale._quantization.ranges import choose_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -145,8 +149,10 @@ class Network:
         key = (dataclasses.replace(scheme, **usual), choice in (NORMALIZED, ANY_ZERO_POINT) and choice)
         with any_zero_point() if choice == ANY_ZERO_POINT else contextlib.nullcontext():
             if key not in self._plans:
-                self._plans[key] = tuned_plan(graph, found, scheme)
-            return quantize_plan(dataclasses.replace(self._plans[key], scheme=scheme), found)
+                ranges = tune_ranges(choose_ranges(graph, found.statistics, scheme), graph, found, scheme)
+                self._plans[key] = make_plan(graph, ranges, scheme)
+            plan = dataclasses.replace(self._plans[key], scheme=scheme)
+            return correct(build(plan), plan, found.samples_nchw)
 
 
 _CORRECTIONS = ("error_feedback", "bias_correction")
@@ -158,7 +164,7 @@ def any_zero_point() -> Iterator[None]:
     any_range = functools.partial(choose_range, even_zero_point=False)
     any_parameters = functools.partial(affine_parameters, even_zero_point=False)
     with (
-        mock.patch("twoscale._quantization.plan.choose_range", any_range),
+        mock.patch("twoscale._quantization.ranges.choose_range", any_range),
         mock.patch("twoscale._quantization.plan.affine_parameters", any_parameters),
         mock.patch("twoscale._quantization.range_tuning.affine_parameters", any_parameters),
     ):

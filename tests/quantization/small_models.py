@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from twoscale._calibration.profile import profile
+from twoscale._calibration.profile import Profile, profile
 from twoscale._ir import float_graph as g
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._quantization.build import build
 from twoscale._quantization.plan import Plan, make_plan
+from twoscale._quantization.range_tuning import tune_ranges
+from twoscale._quantization.ranges import choose_ranges
 from twoscale._quantization.scheme import Scheme
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "graph_of",
     "images",
     "linear",
+    "plan_of",
     "planned",
     "residual_model",
     "seeded",
@@ -139,8 +142,14 @@ def graph_of(input_shape: tuple[int, ...], *nodes: g.Node) -> g.FloatGraph:
     return g.FloatGraph("hand-made", (g.Input(name="input", inputs=(), shape=input_shape), *nodes), nodes[-1].name)
 
 
+def plan_of(graph: g.FloatGraph, found: Profile, scheme: Scheme, *, tuned: bool) -> Plan:
+    """Return the plan with the ranges as the method chooses them, or tuned where the scheme tunes them."""
+    ranges = choose_ranges(graph, found.statistics, scheme)
+    return make_plan(graph, tune_ranges(ranges, graph, found, scheme) if tuned else ranges, scheme)
+
+
 def planned(graph: g.FloatGraph, calibration: Float32, scheme: Scheme) -> Plan:
-    return make_plan(graph, profile(graph, [calibration]).statistics, scheme)
+    return plan_of(graph, profile(graph, [calibration]), scheme, tuned=False)
 
 
 def built(graph: g.FloatGraph, calibration: Float32, scheme: Scheme) -> IntegerNetwork:

@@ -34,7 +34,8 @@ from twoscale._ir.functions import FUNCTIONS
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.reference import ReferenceExecutor
 from twoscale._quantization import COURSE, DEFAULT, Scheme
-from twoscale._quantization.build import build, quantize_bias, weight_scales
+from twoscale._quantization.build import build
+from twoscale._quantization.scales import quantize_bias, weight_scales
 from twoscale.errors import QuantizationError
 
 Float32 = NDArray[np.float32]

@@ -16,6 +16,7 @@ from tests.quantization.small_models import (
     columns,
     float_weight,
     images,
+    plan_of,
     residual_model,
     seeded,
     small_cnn,
@@ -29,10 +30,9 @@ from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.reference import ReferenceExecutor
 from twoscale._passes.fold import fold
 from twoscale._quantization import DEFAULT, Scheme, quantize, quantize_graph
-from twoscale._quantization.build import build, weight_scales
+from twoscale._quantization.build import build
 from twoscale._quantization.corrections import correct
-from twoscale._quantization.plan import make_plan
-from twoscale._quantization.range_tuning import tuned_plan
+from twoscale._quantization.scales import weight_scales
 
 Float64 = NDArray[np.float64]
 
@@ -72,7 +72,7 @@ Profiles = dict[str, tuple[g.FloatGraph, Profile]]
 
 
 def uncorrected(graph: g.FloatGraph, found: Profile, how: Scheme) -> IntegerNetwork:
-    return build(tuned_plan(graph, found, how))
+    return build(plan_of(graph, found, how, tuned=True))
 
 
 def integers_of(network: IntegerNetwork) -> dict[str, Float64]:
@@ -170,10 +170,10 @@ def test_corrections_leave_scales_alone(profiles: Profiles, model: str, how: Sch
 
 def test_without_corrections_nothing_changes(profiles: Profiles) -> None:
     graph, found = profiles["cnn"]
-    plan = make_plan(graph, found.statistics, NEITHER)
+    plan = plan_of(graph, found, NEITHER, tuned=False)
     network = build(plan)
     assert correct(network, plan, PIXELS) is network
-    both = make_plan(graph, found.statistics, DEFAULT)
+    both = plan_of(graph, found, DEFAULT, tuned=False)
     assert correct(network, both, PIXELS[:0]) is network  # no images to go by
 
 

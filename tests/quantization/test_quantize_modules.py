@@ -29,7 +29,7 @@ from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._passes.fold import fold
 from twoscale._quantization import COURSE, DEFAULT, SCHEMES, Scheme, quantize_graph
-from twoscale._quantization.build import weight_scales
+from twoscale._quantization.scales import weight_scales
 from twoscale._runtimes import create
 
 Float32 = NDArray[np.float32]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.quantization.small_models import images, residual_model
+from tests.quantization.small_models import images, plan_of, residual_model
 from twoscale._calibration import affine_parameters
 from twoscale._calibration.profile import Profile, profile
 from twoscale._frontends.torch_export.capture import capture
@@ -16,8 +16,9 @@ from twoscale._ir import float_graph as g
 from twoscale._ir.float_module import GraphModule
 from twoscale._passes.fold import fold
 from twoscale._quantization import COURSE, DEFAULT, quantize
-from twoscale._quantization.plan import Plan, make_plan
-from twoscale._quantization.range_tuning import tuned_plan, tuned_ranges
+from twoscale._quantization.plan import Plan
+from twoscale._quantization.range_tuning import tune_ranges
+from twoscale._quantization.ranges import choose_ranges
 from twoscale._quantization.scheme import Scheme
 
 Prepared = tuple[g.FloatGraph, Profile]
@@ -49,7 +50,7 @@ def logit_error(graph: g.FloatGraph, plan: Plan, name: str) -> float:
 @pytest.mark.parametrize("scheme", [DEFAULT, FOUR], ids=["8 bits", "4 bits"])
 def test_no_tensor_alone_is_worse_and_together_they_are_better(prepared: Prepared, scheme: Scheme) -> None:
     graph, found = prepared
-    before, after = make_plan(graph, found.statistics, scheme), tuned_plan(graph, found, scheme)
+    before, after = (plan_of(graph, found, scheme, tuned=tuned) for tuned in (False, True))
     moved = [name for name in before.specs if before.specs[name] != after.specs[name] and name in found.statistics]
     assert moved
     errors = np.array([[logit_error(graph, plan, name) for plan in (before, after)] for name in moved])
@@ -59,9 +60,9 @@ def test_no_tensor_alone_is_worse_and_together_they_are_better(prepared: Prepare
 
 def test_the_same_images_give_the_same_ranges(prepared: Prepared) -> None:
     graph, found = prepared
-    plan = make_plan(graph, found.statistics, DEFAULT)
+    ranges = choose_ranges(graph, found.statistics, DEFAULT)
     state = torch.get_rng_state()
-    first, second = (tuned_ranges(plan, found.statistics, found.samples_nchw) for _ in range(2))
+    first, second = (tune_ranges(ranges, graph, found, DEFAULT) for _ in range(2))
     assert first == second
     assert (torch.get_rng_state() == state).all()
 
@@ -69,9 +70,9 @@ def test_the_same_images_give_the_same_ranges(prepared: Prepared) -> None:
 def test_signed_ranges_stay_symmetric(prepared: Prepared) -> None:
     graph, found = prepared
     how = dataclasses.replace(COURSE, activation_range="mse", tune_ranges=True)
-    for (name, lo, hi), chosen in tuned_ranges(
-        make_plan(graph, found.statistics, how), found.statistics, found.samples_nchw
-    ).items():
+    ranges = choose_ranges(graph, found.statistics, how)
+    for name, chosen in tune_ranges(ranges, graph, found, how).items():
+        lo, hi = how.activation_limits_of(name)
         assert chosen.lo == -chosen.hi, name
         assert affine_parameters(chosen, lo=lo, hi=hi, symmetric=True)[1] == 0
 
@@ -80,7 +81,7 @@ def test_signed_ranges_stay_symmetric(prepared: Prepared) -> None:
 def test_other_methods_keep_their_ranges(prepared: Prepared, how: dict[str, object]) -> None:
     graph, found = prepared
     scheme = dataclasses.replace(DEFAULT, **how)  # type: ignore[arg-type]
-    assert tuned_plan(graph, found, scheme).specs == make_plan(graph, found.statistics, scheme).specs
+    assert plan_of(graph, found, scheme, tuned=True).specs == plan_of(graph, found, scheme, tuned=False).specs
 
 
 def test_a_caller_in_inference_mode_gets_the_same_network() -> None:

@@ -33,7 +33,7 @@ from twoscale._ir.float_module import GraphModule
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._passes.fold import fold
 from twoscale._quantization import COURSE, DEFAULT, Scheme, quantize_graph
-from twoscale._quantization.build import weight_scales
+from twoscale._quantization.scales import weight_scales
 from twoscale._quantization.simulate import (
     range_records,
     with_activations_quantized,

@@ -16,10 +16,10 @@ from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._quantization.plan import Plan
+from twoscale._quantization.scales import quantize_bias
 from twoscale._quantization.scheme import Scheme
-from twoscale.errors import QuantizationError
 
-__all__ = ["build", "build_layers", "quantize_bias", "weight_scales"]
+__all__ = ["build", "build_layers"]
 
 Float64 = NDArray[np.float64]
 _Make = Callable[["_Builder", Any, dict[str, Any]], n.Layer]
@@ -45,29 +45,6 @@ def build_layers(plan: Plan, names: Collection[str], base: IntegerNetwork) -> di
     builder = _Builder(plan)
     builder.specs.update({layer.name: layer.output for layer in base if layer.name not in names})
     return {node.name: builder.layer(node) for node in plan.graph if node.name in names}
-
-
-def weight_scales(layer: n.Accumulating, x: n.TensorSpec) -> Float64:
-    """Return the real weight scales of a layer, (O,) or (1,): s_w = m · s_y / (2**shift · s_x), equation (4)."""
-    if layer.multiplier is None:  # the head: its output scale is s_x · s_w
-        return np.array([layer.output.scale / x.scale])
-    return layer.multiplier.values.astype(np.float64) * layer.output.scale / x.scale
-
-
-def quantize_bias(name: str, bias: Float64, scales: Float64) -> NDArray[np.int32]:
-    """Return RNE(bias / (s_x · s_w)) as int32, equation (2).
-
-    Raises:
-        QuantizationError: a bias does not fit; names layer and channel.
-    """
-    integers = np.rint(bias / scales)
-    worst = int(np.abs(integers).argmax())
-    if abs(integers[worst]) >= 2**31:
-        raise QuantizationError(
-            f"layer {name}, channel {worst}: the bias {bias[worst]:g} is {integers[worst]:.3g} steps of its "
-            "accumulator, beyond int32; its weights are too small for it, retrain or prune the channel"
-        )
-    return integers.astype(np.int32)
 
 
 class _Builder:

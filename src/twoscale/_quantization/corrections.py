@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,8 +27,9 @@ from twoscale._ir import float_graph as g
 from twoscale._ir import layers as n
 from twoscale._ir.float_module import GraphModule
 from twoscale._ir.integer_network import IntegerNetwork
-from twoscale._quantization.build import quantize_bias, weight_scales
+from twoscale._ir.interpreter import interpret
 from twoscale._quantization.plan import Plan
+from twoscale._quantization.scales import quantize_bias, weight_scales
 from twoscale._quantization.scheme import Scheme
 from twoscale._runtimes.torch import TorchExecutor
 
@@ -53,6 +55,14 @@ _COLUMNS_PER_WEIGHT = 16
 """Columns (image positions) over which second moments are taken: at least, and for each of the K weights."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A tensor over the calibration images, in both networks."""
+
+    real: torch.Tensor
+    integer: torch.Tensor
+
+
 def correct(network: IntegerNetwork, plan: Plan, samples_nchw: NDArray[np.float32]) -> IntegerNetwork:
     """Return the network with the corrections that the plan's scheme asks for.
 
@@ -66,24 +76,20 @@ def correct(network: IntegerNetwork, plan: Plan, samples_nchw: NDArray[np.float3
         return network
     module, executor = GraphModule(plan.graph), TorchExecutor(network)
     images = torch.from_numpy(np.ascontiguousarray(samples_nchw))
-    real: dict[str, torch.Tensor] = {}
-    integer: dict[str, torch.Tensor] = {}
-    last = {name: layer.name for layer in network for name in layer.inputs}
-    corrected: list[n.Layer] = []
+    corrected: dict[str, n.Layer] = {}
+
+    def compute(layer: n.Layer, inputs: list[_Pair]) -> _Pair:
+        node = plan.graph[layer.name]
+        x_real, x_integer = [x.real for x in inputs], [x.integer for x in inputs]
+        if isinstance(layer, n.Accumulating) and isinstance(node, g.Conv2d | g.Linear):
+            layer = correct_layer(layer, node, scheme, module, executor, x_real, x_integer)
+        corrected[layer.name] = layer
+        real = module.compute(node, x_real) if inputs else images
+        return _Pair(real, executor.compute(layer, x_integer or [images]))
+
     with torch.no_grad():
-        for layer in network:
-            node = plan.graph[layer.name]
-            x_real = [real[name] for name in layer.inputs]
-            x_integer = [integer[name] for name in layer.inputs]
-            if isinstance(layer, n.Accumulating) and isinstance(node, g.Conv2d | g.Linear):
-                layer = correct_layer(layer, node, plan.scheme, module, executor, x_real, x_integer)
-            corrected.append(layer)
-            real[layer.name] = module.compute(node, x_real) if x_real else images
-            integer[layer.name] = executor.compute(layer, x_integer or [images])
-            for name in set(layer.inputs):
-                if last[name] == layer.name:
-                    del real[name], integer[name]
-    return dataclasses.replace(network, layers=tuple(corrected))
+        interpret(network.layers, compute)
+    return dataclasses.replace(network, layers=tuple(corrected[layer.name] for layer in network))
 
 
 def correct_layer(

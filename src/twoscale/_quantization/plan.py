@@ -1,4 +1,4 @@
-"""FloatGraph and statistics → how every tensor is quantized."""
+"""FloatGraph and ranges → how every tensor is quantized."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twoscale._calibration import RangeMethod, RealRange, TensorStatistics, affine_parameters, choose_range, pixel_range
+from twoscale._calibration import RealRange, affine_parameters
 from twoscale._calibration.profile import moves_values
 from twoscale._ir import float_graph as g
 from twoscale._ir.arithmetic import ADD_SHIFT, FLOAT32_LIMIT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
 from twoscale._ir.layers import TensorSpec
+from twoscale._quantization.ranges import Ranges, head_of
 from twoscale._quantization.scheme import Scheme
-from twoscale.errors import QuantizationError, UnknownNameError
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "activation_specs", "make_plan"]
 
 _COARSER = 1.25
 """How many times coarser a tensor may become that shares a concatenation's scale and is read elsewhere too.
@@ -45,56 +45,27 @@ class Plan:
     """The layer whose int32 accumulators are the logits; "" if the network ends in something else."""
 
 
-def make_plan(
-    graph: g.FloatGraph,
-    statistics: Mapping[str, TensorStatistics],
-    scheme: Scheme,
-    *,
-    ranges: dict[tuple[str, int, int], RealRange] | None = None,
-) -> Plan:
+def make_plan(graph: g.FloatGraph, ranges: Ranges, scheme: Scheme) -> Plan:
     """Choose scale and zero point of every activation.
 
     Args:
         graph: folded.
-        statistics: of every node that does not only move values.
+        ranges: of its activations, from ``choose_ranges`` with the same graph and scheme, tuned or not.
         scheme: how.
-        ranges: what was chosen for (layer, lo, hi) before, in plans that differ only in bits; is added to.
-
-    Raises:
-        QuantizationError: an output is clamped to a range without 0.
-        UnknownNameError: the scheme gives bits to a layer that is not there or has none of its own.
     """
-    _check_layers(graph, scheme)
-    method = RangeMethod.parse(scheme.activation_range)
-    head = _head(graph)
-    chosen = {} if ranges is None else ranges
-    own: dict[str, RealRange] = {}
-    for node in graph:
-        bounds = getattr(node, "bounds", g.UNBOUNDED)
-        if node.name == head:
-            continue
-        if not bounds[0] <= 0.0 <= bounds[1]:
-            raise QuantizationError(
-                f"layer {node.name}: its output is clamped to [{bounds[0]:g}, {bounds[1]:g}], which leaves out 0, "
-                "and integers must represent 0; clamp to bounds with 0 between them"
-            )
-        if moves_values(node):
-            continue
-        lo, hi = scheme.activation_limits_of(node.name)
-        if (node.name, lo, hi) not in chosen:
-            seen = statistics[node.name]
-            pixels = pixel_range(seen, lo=lo, hi=hi) if node is graph.input else None
-            chosen[node.name, lo, hi] = pixels or choose_range(
-                seen, method, lo=lo, hi=hi, symmetric=scheme.signed_activations
-            )
-        own[node.name] = chosen[node.name, lo, hi]
+    return Plan(graph, scheme, activation_specs(graph, ranges, scheme), head_of(graph))
+
+
+def activation_specs(graph: g.FloatGraph, ranges: Ranges, scheme: Scheme) -> dict[str, TensorSpec]:
+    """Return the quantization of every node's output; arguments as for ``make_plan``."""
 
     def spec_of(name: str, range_: RealRange) -> TensorSpec:
         lo, hi = scheme.activation_limits_of(name)
         scale, zero_point = affine_parameters(range_, lo=lo, hi=hi, symmetric=scheme.signed_activations)
         return TensorSpec(graph[name].shape, scheme.activation_dtype, scale, zero_point, lo, hi)
 
-    shared = _shared_ranges(graph, own, spec_of)
+    head = head_of(graph)
+    shared = _shared_ranges(graph, ranges, spec_of)
     specs: dict[str, TensorSpec] = {}
     for node in graph:
         bounds = getattr(node, "bounds", g.UNBOUNDED)
@@ -103,23 +74,11 @@ def make_plan(
         elif moves_values(node):
             specs[node.name] = _bounded(specs[node.inputs[0]], node.shape, bounds)
         else:
-            spec = spec_of(node.name, shared.get(node.name, own[node.name]))
+            spec = spec_of(node.name, shared.get(node.name, ranges[node.name]))
             if scheme.on_grid:
                 spec = dataclasses.replace(spec, scale=_scale_on_grid(node, spec, specs, free=node.name not in shared))
             specs[node.name] = _bounded(spec, node.shape, bounds)
-    return Plan(graph, scheme, specs, head)
-
-
-def _check_layers(graph: g.FloatGraph, scheme: Scheme) -> None:
-    weighted = [node.name for node in graph if isinstance(node, g.Conv2d | g.Linear)]
-    own = [node.name for node in graph if not moves_values(node) and node.name != _head(graph)]
-    for what, wanted, known in (
-        ("layer with weights", scheme.layer_weight_bits, weighted),
-        ("layer with a scale of its own", scheme.layer_activation_bits, own),
-    ):
-        for name, _ in wanted:
-            if name not in known:
-                raise UnknownNameError(what, name, known)
+    return specs
 
 
 def _scale_on_grid(node: g.Node, spec: TensorSpec, specs: Mapping[str, TensorSpec], *, free: bool) -> float:
@@ -146,7 +105,7 @@ def _scale_on_grid(node: g.Node, spec: TensorSpec, specs: Mapping[str, TensorSpe
 
 def _shared_ranges(
     graph: g.FloatGraph,
-    own: Mapping[str, RealRange],
+    ranges: Ranges,
     spec_of: Callable[[str, RealRange], TensorSpec],
 ) -> dict[str, RealRange]:
     """Return the ranges of tensors that share one with a concatenation, so that it only copies them.
@@ -159,25 +118,27 @@ def _shared_ranges(
     passed_on = {
         name: all(isinstance(reader, g.Concat) for reader in readers) for name, readers in _final_readers(graph).items()
     }
-    groups: dict[str, frozenset[str]] = {name: frozenset([name]) for name in own}
+    groups: dict[str, frozenset[str]] = {name: frozenset([name]) for name in ranges}
 
     def joint(members: frozenset[str]) -> RealRange:
-        concats = [own[name] for name in members if isinstance(graph[name], g.Concat)]
+        concats = [ranges[name] for name in members if isinstance(graph[name], g.Concat)]
         return RealRange(min(r.lo for r in concats), max(r.hi for r in concats))
 
     for node in graph:
         if not isinstance(node, g.Concat):
             continue
         for name in dict.fromkeys(roots[operand] for operand in node.inputs):
-            if name not in own:  # the head
+            if name not in ranges:  # the head
                 continue
             members = groups[name] | groups[node.name]
-            before = {member: spec_of(member, own[member]) for member in members}
+            before = {member: spec_of(member, ranges[member]) for member in members}
             range_ = joint(members)
             scale = spec_of(node.name, range_).scale
             alike = len({(spec.lo, spec.hi) for spec in before.values()}) == 1
             # A tensor that goes into the concatenation through a ReLU has negative values for its other readers.
-            reaching = {m for m in members if range_.lo <= own[m].lo / _COARSER and range_.hi >= own[m].hi / _COARSER}
+            reaching = {
+                m for m in members if range_.lo <= ranges[m].lo / _COARSER and range_.hi >= ranges[m].hi / _COARSER
+            }
             if alike and all(passed_on[m] or (m in reaching and scale <= _COARSER * before[m].scale) for m in members):
                 groups.update(dict.fromkeys(members, members))
     return {name: joint(members) for name, members in groups.items() if len(members) > 1}
@@ -199,16 +160,6 @@ def _final_readers(graph: g.FloatGraph) -> dict[str, list[g.Node]]:
             final for user in graph.users[node.name] for final in (readers[user.name] if moves_values(user) else [user])
         ]
     return readers
-
-
-def _head(graph: g.FloatGraph) -> str:
-    """Find the layer with weights that makes the logits, if nothing but reshaping comes after it."""
-    node = graph[graph.output]
-    while isinstance(node, g.Reshape) and len(graph.users[node.inputs[0]]) == 1:
-        node = graph[node.inputs[0]]
-    is_head = isinstance(node, g.Conv2d | g.Linear) and node.bounds == g.UNBOUNDED
-    alone = len(graph.users[node.name]) == (0 if node.name == graph.output else 1)
-    return node.name if is_head and alone else ""
 
 
 def _bounded(spec: TensorSpec, shape: tuple[int, ...], bounds: g.Bounds) -> TensorSpec:

@@ -16,14 +16,16 @@ import torch
 from numpy.typing import NDArray
 
 from twoscale._calibration import RealRange, TensorStatistics, affine_parameters
-from twoscale._calibration.profile import Profile, moves_values
+from twoscale._calibration.profile import Profile
 from twoscale._ir import float_graph as g
 from twoscale._ir.float_module import GraphModule
+from twoscale._ir.interpreter import interpret
 from twoscale._ir.layers import TensorSpec
-from twoscale._quantization.plan import Plan, make_plan
+from twoscale._quantization.plan import activation_specs
+from twoscale._quantization.ranges import Ranges
 from twoscale._quantization.scheme import Scheme
 
-__all__ = ["tuned_plan", "tuned_ranges"]
+__all__ = ["tune_ranges"]
 
 _FACTORS = np.geomspace(0.6, 1.5, 17)
 """Scales tried, in units of the one that is there."""
@@ -37,57 +39,37 @@ _BETTER = 0.97
 """What counts as a smaller error: estimates over a few hundred images are not finer."""
 
 
-def tuned_plan(
-    graph: g.FloatGraph,
-    found: Profile,
-    scheme: Scheme,
-    *,
-    ranges: dict[tuple[str, int, int], RealRange] | None = None,
-) -> Plan:
-    """Make a plan, with the ranges tuned where the scheme says so.
+def tune_ranges(ranges: Ranges, graph: g.FloatGraph, found: Profile, scheme: Scheme, *, seed: int = 0) -> Ranges:
+    """Return the ranges with which each activation alone moves the logits least, where the scheme tunes ranges.
 
     Args:
+        ranges: from ``choose_ranges``; the zero points that they lead to stay.
         graph: folded.
         found: its profile.
         scheme: how.
-        ranges: as for ``make_plan``.
-    """
-    chosen = {} if ranges is None else ranges
-    plan = make_plan(graph, found.statistics, scheme, ranges=chosen)
-    if not scheme.tunes_ranges:
-        return plan
-    chosen.update(tuned_ranges(plan, found.statistics, found.samples_nchw))
-    return make_plan(graph, found.statistics, scheme, ranges=chosen)
-
-
-def tuned_ranges(
-    plan: Plan, statistics: Mapping[str, TensorStatistics], samples_nchw: NDArray[np.float32], *, seed: int = 0
-) -> dict[tuple[str, int, int], RealRange]:
-    """Return the ranges for ``make_plan`` with which each activation alone moves the logits least.
-
-    Args:
-        plan: made without them; its zero points stay.
-        statistics: what it was made from.
-        samples_nchw: calibration images, float32 (N, C, H, W).
         seed: of the random vectors.
     """
+    if not scheme.tunes_ranges:
+        return ranges
+    specs = activation_specs(graph, ranges, scheme)
+    candidates = {name: _candidates(specs[name], found.statistics[name], scheme, name) for name in ranges}
     with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
-        return _tuned_ranges(plan, statistics, samples_nchw, seed)
+        errors = _errors(graph, candidates, found.samples_nchw, seed)
+    return {name: _range(candidates[name], errors[name], scheme, name) for name in ranges}
 
 
-def _tuned_ranges(
-    plan: Plan, statistics: Mapping[str, TensorStatistics], samples_nchw: NDArray[np.float32], seed: int
-) -> dict[tuple[str, int, int], RealRange]:
-    graph, module = plan.graph, GraphModule(plan.graph)
-    own = [node.name for node in graph if not moves_values(node) and node.name != plan.head]
-    candidates = {name: _candidates(plan, name, statistics[name]) for name in own}
+def _errors(
+    graph: g.FloatGraph, candidates: Mapping[str, list[TensorSpec]], samples_nchw: NDArray[np.float32], seed: int
+) -> dict[str, NDArray[np.float64]]:
+    """Return for each tensor the estimated error of the logits with each of its candidates."""
+    module = GraphModule(graph)
     errors = {name: np.zeros(len(specs)) for name, specs in candidates.items()}
-    per_image = sum(int(np.prod(graph[name].shape)) for name in own)
+    per_image = sum(int(np.prod(graph[name].shape)) for name in candidates)
     images = samples_nchw[: max(_BATCH, _VALUES // per_image)]
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, len(images), _BATCH):
-        values = _values(graph, module, torch.from_numpy(np.ascontiguousarray(images[start : start + _BATCH])))
-        sensitive = [name for name in own if values[name].requires_grad]  # not the constants
+        values = _values(module, torch.from_numpy(np.ascontiguousarray(images[start : start + _BATCH])))
+        sensitive = [name for name in candidates if values[name].requires_grad]  # not the constants
         logits = values[graph.output]
         slopes: list[list[torch.Tensor]] = [[] for _ in sensitive]
         for index in range(_PROJECTIONS):
@@ -107,27 +89,28 @@ def _tuned_ranges(
                     errors[name] += _logit_errors(
                         values[name].detach().flatten(1), torch.stack(rows, 1), candidates[name]
                     )
-    lo_hi = {name: plan.scheme.activation_limits_of(name) for name in own}
-    return {(name, *lo_hi[name]): _range(plan, candidates[name], errors[name], *lo_hi[name]) for name in own}
+    return errors
 
 
-def _candidates(plan: Plan, name: str, seen: TensorStatistics) -> list[TensorSpec]:
+def _candidates(there: TensorSpec, seen: TensorStatistics, scheme: Scheme, name: str) -> list[TensorSpec]:
     """Return what is there, what clips nothing, and other scales with the zero point that is there."""
-    lo, hi = plan.scheme.activation_limits_of(name)
-    symmetric = plan.scheme.signed_activations
+    lo, hi = scheme.activation_limits_of(name)
     whole = RealRange(min(seen.min, 0.0), max(seen.max, 0.0))
-    there = plan.specs[name]
-    pairs = [(there.scale, there.zero_point), affine_parameters(whole, lo=lo, hi=hi, symmetric=symmetric)]
+    pairs = [
+        (there.scale, there.zero_point),
+        affine_parameters(whole, lo=lo, hi=hi, symmetric=scheme.signed_activations),
+    ]
     pairs += [(there.scale * factor, there.zero_point) for factor in _FACTORS]
     return [TensorSpec(there.shape, there.dtype, scale, zero_point, lo, hi) for scale, zero_point in pairs]
 
 
-def _values(graph: g.FloatGraph, module: GraphModule, images: torch.Tensor) -> dict[str, torch.Tensor]:
-    values: dict[str, torch.Tensor] = {}
-    for node in graph:
-        inputs = [values[name] for name in node.inputs]
-        values[node.name] = module.compute(node, inputs) if inputs else images.requires_grad_()
-    return values
+def _values(module: GraphModule, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the output of every node, with the gradients that lead to it."""
+    images = images.requires_grad_()
+    nodes = module.graph.nodes
+    return interpret(
+        nodes, lambda node, x: module.compute(node, x) if x else images, keep=[node.name for node in nodes]
+    )
 
 
 def _logit_errors(x: torch.Tensor, slopes: torch.Tensor, specs: list[TensorSpec]) -> NDArray[np.float64]:
@@ -140,10 +123,11 @@ def _logit_errors(x: torch.Tensor, slopes: torch.Tensor, specs: list[TensorSpec]
     return errors
 
 
-def _range(plan: Plan, specs: list[TensorSpec], errors: NDArray[np.float64], lo: int, hi: int) -> RealRange:
+def _range(specs: list[TensorSpec], errors: NDArray[np.float64], scheme: Scheme, name: str) -> RealRange:
+    lo, hi = scheme.activation_limits_of(name)
     best = int(errors.argmin())
     chosen = specs[best if errors[best] < _BETTER * errors[0] else 0]
-    if plan.scheme.signed_activations:
+    if scheme.signed_activations:
         reach = chosen.scale * min(hi, -lo)
         return RealRange(-reach, reach)
     return RealRange(chosen.scale * (lo - chosen.zero_point), chosen.scale * (hi - chosen.zero_point))

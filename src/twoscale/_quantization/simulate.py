@@ -18,8 +18,8 @@ from twoscale._ir import layers as n
 from twoscale._ir.float_module import GraphModule
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._metrics import SignalToNoise
-from twoscale._quantization.build import weight_scales
 from twoscale._quantization.records import RangeRecord
+from twoscale._quantization.scales import weight_scales
 from twoscale._quantization.scheme import Scheme
 
 __all__ = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +24,13 @@ from twoscale.errors import ConfigurationError
 if TYPE_CHECKING:
     import torch
 
-    from twoscale._calibration import RealRange
     from twoscale._calibration.profile import Profile
     from twoscale._ir.float_graph import FloatGraph
     from twoscale._ir.float_module import GraphModule
     from twoscale._ir.integer_network import IntegerNetwork
     from twoscale._ir.layers import Layer
     from twoscale._quantization.plan import Plan
+    from twoscale._quantization.ranges import Ranges
     from twoscale._runtimes.torch import TorchExecutor
 
 __all__ = ["measure_sensitivity"]
@@ -39,7 +39,7 @@ _CHUNK = 100
 """Test images whose tensors between all layers are held at a time."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class _Variant:
     """A network that differs from the base in one layer's bits."""
 
@@ -47,13 +47,21 @@ class _Variant:
     kind: str
     bits: int
     values: int
+    """Weights, or values of the output for one image."""
     plan: Plan
     network: IntegerNetwork
-    """Until the walk ends, with changed layers rounded to the nearest."""
     changed: frozenset[str]
-    corrected: dict[str, Layer] = dataclasses.field(default_factory=dict)
-    tensors: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
-    """Integers of calibration images in tensors that are quantized otherwise than in the base."""
+    """Layers that are not those of the base."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Tensors:
+    """A tensor over the calibration images, in the float network and in all integer networks."""
+
+    real: torch.Tensor
+    base: torch.Tensor
+    own: Mapping[int, torch.Tensor]
+    """Of those variants (by their place) in which it is quantized otherwise than in the base."""
 
 
 @dataclass
@@ -82,7 +90,7 @@ def measure_sensitivity(
         scheme: the network that is changed in one layer at a time.
         weight_bits: of weights, each 2 to 8; those that a layer has already are left out.
         activation_bits: of layer outputs, each 4 to 8.
-        progress: is told the name of each layer and of each batch's count as it is done.
+        progress: called with the name of each layer and the number of test images so far.
 
     Raises:
         ConfigurationError: no test images, or bits out of range.
@@ -90,19 +98,22 @@ def measure_sensitivity(
     """
     from twoscale._ir.float_module import GraphModule
     from twoscale._metrics import labelled
-    from twoscale._quantization import quantize_plan
-    from twoscale._quantization.range_tuning import tuned_plan
+    from twoscale._quantization.build import build
+    from twoscale._quantization.corrections import correct
+    from twoscale._quantization.plan import make_plan
+    from twoscale._quantization.range_tuning import tune_ranges
+    from twoscale._quantization.ranges import choose_ranges
 
-    say = progress or (lambda what: None)
-    ranges: dict[tuple[str, int, int], RealRange] = {}
-    plan = tuned_plan(graph, found, scheme, ranges=ranges)
-    base = quantize_plan(plan, found)
-    variants = [
+    report = progress or (lambda what: None)
+    ranges = tune_ranges(choose_ranges(graph, found.statistics, scheme), graph, found, scheme)
+    plan = make_plan(graph, ranges, scheme)
+    base = correct(build(plan), plan, found.samples_nchw)
+    module = GraphModule(graph)
+    nearest = [
         *_variants(plan, base, found, ranges, "weight", sorted(set(weight_bits))),
         *_variants(plan, base, found, ranges, "activation", sorted(set(activation_bits))),
     ]
-    module = GraphModule(graph)
-    _correct_variants(base, module, variants, found.samples_nchw, say)
+    variants = _corrected(base, module, nearest, found.samples_nchw, report)
     total, tallies = _Tally(), [_Tally() for _ in variants]
     samples = labels_seen = 0
     signal = 0.0
@@ -113,7 +124,7 @@ def measure_sensitivity(
             signal += _evaluate(base, module, variants, images[part], known, total, tallies)
             samples += len(images[part])
             labels_seen += 0 if known is None else len(known)
-            say(f"{samples} images")
+            report(f"{samples} images")
     if not samples:
         raise ConfigurationError("sensitivity got no test images; pass at least one batch")
     logits = samples * base.classes
@@ -162,14 +173,16 @@ def _variants(
     plan: Plan,
     base: IntegerNetwork,
     found: Profile,
-    ranges: dict[tuple[str, int, int], RealRange],
+    ranges: Ranges,
     kind: str,
     bits_wanted: Sequence[int],
 ) -> Iterator[_Variant]:
+    """Yield the networks with one layer at other bits, with the changed layers rounded to the nearest."""
     from twoscale._calibration.profile import moves_values
     from twoscale._ir.layers import Accumulating
     from twoscale._quantization.build import build_layers
     from twoscale._quantization.plan import make_plan
+    from twoscale._quantization.ranges import range_of
 
     own = dict(getattr(plan.scheme, f"layer_{kind}_bits"))
     usual = getattr(plan.scheme, f"{kind}_bits")
@@ -191,7 +204,8 @@ def _variants(
                 other = dataclasses.replace(plan, scheme=how)  # activations are as they were
             else:
                 how = dataclasses.replace(plan.scheme, layer_activation_bits=changed_bits)
-                other = make_plan(plan.graph, found.statistics, how, ranges=ranges)
+                own_range = range_of(plan.graph[layer.name], found.statistics[layer.name], how)
+                other = make_plan(plan.graph, {**ranges, layer.name: own_range}, how)
             different = {name for name in plan.specs if plan.specs[name] != other.specs[name]}
             changed = {node.name for node in plan.graph if different & {node.name, *node.inputs}}
             if kind == "weight":
@@ -200,68 +214,59 @@ def _variants(
                 names = [node.name for node in plan.graph]
                 changed.update(names[names.index(plan.head) :])
             rebuilt = build_layers(other, changed, base)
-            network = dataclasses.replace(base, layers=tuple(rebuilt.get(old.name, old) for old in base))
+            network = _with_layers(base, rebuilt)
             yield _Variant(layer.name, kind, bits, values, other, network, frozenset(changed))
 
 
-def _correct_variants(
+def _corrected(
     base: IntegerNetwork,
     module: GraphModule,
     variants: Sequence[_Variant],
     samples_nchw: NDArray[np.float32],
-    say: Callable[[str], None],
-) -> None:
+    report: Callable[[str], None],
+) -> list[_Variant]:
     """Correct every variant's changed layers for what reaches them, in one walk over the calibration images."""
     import torch
 
-    from twoscale._runtimes.torch import TorchExecutor
-
-    executor = TorchExecutor(base)
-    images = torch.from_numpy(np.ascontiguousarray(samples_nchw))
-    real: dict[str, torch.Tensor] = {}
-    integer: dict[str, torch.Tensor] = {}
-    last = {name: layer.name for layer in base for name in layer.inputs}
-    with torch.no_grad():
-        for layer in base:
-            x_real = [real[name] for name in layer.inputs]
-            for variant in variants:
-                if layer.name in variant.changed:
-                    _correct_variant(variant, layer.name, module, x_real, integer, images)
-            x_integer = [integer[name] for name in layer.inputs]
-            real[layer.name] = module.compute(module.graph[layer.name], x_real) if x_real else images
-            integer[layer.name] = executor.compute(layer, x_integer or [images])
-            for name in set(layer.inputs):
-                if last[name] == layer.name:
-                    del real[name], integer[name]
-                    for variant in variants:
-                        variant.tensors.pop(name, None)
-            say(layer.name)
-    for variant in variants:
-        layers = tuple(variant.corrected.get(layer.name, layer) for layer in variant.network)
-        variant.network = dataclasses.replace(variant.network, layers=layers)
-
-
-def _correct_variant(
-    variant: _Variant,
-    name: str,
-    module: GraphModule,
-    x_real: list[torch.Tensor],
-    base_integer: dict[str, torch.Tensor],
-    images: torch.Tensor,
-) -> None:
     from twoscale._ir import float_graph as g
+    from twoscale._ir.interpreter import interpret
     from twoscale._ir.layers import Accumulating
     from twoscale._quantization.corrections import correct_layer
     from twoscale._runtimes.torch import TorchExecutor
 
-    executor: TorchExecutor = TorchExecutor(variant.network)
-    layer, node = variant.network[name], module.graph[name]
-    inputs = [variant.tensors.get(source, base_integer.get(source, images)) for source in layer.inputs] or [images]
-    if isinstance(layer, Accumulating) and isinstance(node, g.Conv2d | g.Linear):
-        layer = correct_layer(layer, node, variant.plan.scheme, module, executor, x_real, inputs)
-    variant.corrected[name] = layer
-    if any(name in user.inputs and user.name in variant.changed for user in module.graph.users[name]):
-        variant.tensors[name] = executor.compute(layer, inputs)
+    graph, executor = module.graph, TorchExecutor(base)
+    images = torch.from_numpy(np.ascontiguousarray(samples_nchw))
+    corrected: list[dict[str, Layer]] = [{} for _ in variants]
+
+    def compute(layer: Layer, inputs: list[_Tensors]) -> _Tensors:
+        node = graph[layer.name]
+        x_real = [x.real for x in inputs]
+        own: dict[int, torch.Tensor] = {}
+        for place, variant in enumerate(variants):
+            if layer.name not in variant.changed:
+                continue
+            executor_of_variant, mine = TorchExecutor(variant.network), variant.network[layer.name]
+            x_mine = [x.own.get(place, x.base) for x in inputs] or [images]
+            if isinstance(mine, Accumulating) and isinstance(node, g.Conv2d | g.Linear):
+                mine = correct_layer(mine, node, variant.plan.scheme, module, executor_of_variant, x_real, x_mine)
+            corrected[place][layer.name] = mine
+            if any(reader.name in variant.changed for reader in graph.users[layer.name]):
+                own[place] = executor_of_variant.compute(mine, x_mine)
+        real = module.compute(node, x_real) if inputs else images
+        result = _Tensors(real, executor.compute(layer, [x.base for x in inputs] or [images]), own)
+        report(layer.name)
+        return result
+
+    with torch.no_grad():
+        interpret(base.layers, compute)
+    return [
+        dataclasses.replace(variant, network=_with_layers(variant.network, layers))
+        for variant, layers in zip(variants, corrected, strict=True)
+    ]
+
+
+def _with_layers(network: IntegerNetwork, layers: Mapping[str, Layer]) -> IntegerNetwork:
+    return dataclasses.replace(network, layers=tuple(layers.get(layer.name, layer) for layer in network))
 
 
 def _evaluate(
@@ -277,6 +282,7 @@ def _evaluate(
     import torch
 
     from twoscale._ir.execution import check_images
+    from twoscale._ir.interpreter import interpret
     from twoscale._runtimes.torch import TorchExecutor
 
     images = torch.from_numpy(check_images(base, images_nchw))
@@ -291,10 +297,19 @@ def _evaluate(
     count(total, base.logits(values[base.output].numpy()))
     for variant, tally in zip(variants, tallies, strict=True):
         executor = TorchExecutor(variant.network)  # made for the batch: all their weights at once would not fit
-        own: dict[str, torch.Tensor] = {}
-        for layer in variant.network:
-            if layer.name in variant.changed or not own.keys().isdisjoint(layer.inputs):
-                inputs = [own.get(name, values[name]) for name in layer.inputs]
-                own[layer.name] = executor.compute(layer, inputs or [images])
-        count(tally, variant.network.logits(own[base.output].numpy()))
+        found = interpret(_affected(variant), _on_images(executor, images), keep=(base.output,), given=values)
+        count(tally, variant.network.logits(found[base.output].numpy()))
     return float(np.square(real).sum())
+
+
+def _on_images(executor: TorchExecutor, images: torch.Tensor) -> Callable[[Layer, list[torch.Tensor]], torch.Tensor]:
+    return lambda layer, inputs: executor.compute(layer, inputs or [images])
+
+
+def _affected(variant: _Variant) -> list[Layer]:
+    """Return the layers whose outputs may differ from the base's: those changed, and all that follow them."""
+    affected: dict[str, Layer] = {}
+    for layer in variant.network:
+        if layer.name in variant.changed or not affected.keys().isdisjoint(layer.inputs):
+            affected[layer.name] = layer
+    return list(affected.values())

@@ -1,0 +1,140 @@
+"""The way from a model to an integer network: every stage takes finished values and returns a new one.
+
+    model ─ float_graph ─► FloatGraph ─ profile ─► Profile ─ quantize_graph ─► IntegerNetwork
+
+``quantize`` runs the three; what quantizes one graph in several ways, or studies it, runs them one by one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from twoscale._quantization.scheme import DEFAULT, Scheme, find_scheme
+from twoscale.errors import CalibrationError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from twoscale._calibration.profile import Profile
+    from twoscale._ir.float_graph import FloatGraph
+    from twoscale._ir.integer_network import IntegerNetwork
+
+__all__ = ["Normalization", "float_graph", "quantize", "quantize_graph", "taking_pixels"]
+
+Normalization = tuple[Sequence[float], Sequence[float]]
+"""(mean, standard deviation) of pixels / 255, one number for each channel."""
+
+
+def quantize(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    scheme: Scheme | str = DEFAULT,
+    name: str | None = None,
+    normalization: Normalization | None = None,
+) -> IntegerNetwork:
+    """Turn an image classifier into an integer-only network.
+
+    Args:
+        model: maps float images (N, C, H, W) to logits (N, classes); it is not changed.
+        batches: calibration images as the model takes them (normalized), as tensors, arrays, or tuples that begin
+            with them; a few hundred images are enough, any number is fine. Iterated once.
+        scheme: how, or the name of a scheme ("default", "course").
+        name: of the network; the model's class by default.
+        normalization: (mean, std) of pixels / 255 in each channel, as the model's images are normalized. Then
+            ``batches`` hold pixels 0..255 as floats, not normalized, and so do the images that the network takes: its
+            first layer has them as they are, without a rounding error.
+
+    Raises:
+        CaptureError: the model is not a fixed sequence of supported operators.
+        CalibrationError: no images, or NaN or infinity among the values.
+        QuantizationError: integers would not fit.
+    """
+    from twoscale._calibration.profile import image_batches, profile
+
+    how = find_scheme(scheme) if isinstance(scheme, str) else scheme
+    images = iter(image_batches(batches))
+    first = next(images, None)
+    if first is None:
+        raise CalibrationError("calibration got no images; pass at least one batch (a few hundred images are good)")
+    graph = float_graph(model, first, how, name=name, normalization=normalization)
+    found = profile(graph, itertools.chain([first], images))
+    network = quantize_graph(graph, found, how)
+    return network if normalization is None else taking_pixels(network, normalization)
+
+
+def float_graph(
+    model: nn.Module,
+    example_nchw: NDArray[np.float32],
+    how: Scheme = DEFAULT,
+    *,
+    name: str | None = None,
+    normalization: Normalization | None = None,
+) -> FloatGraph:
+    """Capture a model and bring it into the form that a scheme quantizes.
+
+    Args:
+        model: as for ``quantize``.
+        example_nchw: images, float32 (N, C, H, W): one, or a hundred for a scheme that equalizes activations.
+        how: the scheme.
+        name: of the network; the model's class by default.
+        normalization: as for ``quantize``: the graph's images, and the example's, are pixels 0..255.
+
+    Raises:
+        CaptureError: the model is not a fixed sequence of supported operators.
+        ConfigurationError: the normalization has not one positive deviation and one mean for each channel.
+    """
+    import torch
+
+    from twoscale._frontends.torch_export.capture import capture
+    from twoscale._passes.absorb_normalization import with_normalization
+    from twoscale._passes.equalize import equalize
+    from twoscale._passes.fold import fold
+
+    graph = capture(model, torch.from_numpy(example_nchw), name=name)
+    graph = graph if normalization is None else with_normalization(graph, *normalization)
+    graph = fold(graph, join_residuals=how.join_residuals)
+    return equalize(graph, how.equalization, example_nchw)
+
+
+def quantize_graph(graph: FloatGraph, found: Profile, scheme: Scheme | str = DEFAULT) -> IntegerNetwork:
+    """Turn a graph into an integer network.
+
+    Args:
+        graph: from ``float_graph`` with the same scheme.
+        found: its profile.
+        scheme: how, or the name of a scheme.
+
+    Raises:
+        QuantizationError: integers would not fit.
+        UnknownNameError: the scheme gives bits to a layer that is not there or has none of its own.
+    """
+    from twoscale._quantization.build import build
+    from twoscale._quantization.corrections import correct
+    from twoscale._quantization.plan import make_plan
+    from twoscale._quantization.range_tuning import tune_ranges
+    from twoscale._quantization.ranges import choose_ranges
+
+    how = find_scheme(scheme) if isinstance(scheme, str) else scheme
+    ranges = choose_ranges(graph, found.statistics, how)
+    ranges = tune_ranges(ranges, graph, found, how)
+    plan = make_plan(graph, ranges, how)
+    network = build(plan)
+    network = correct(network, plan, found.samples_nchw)
+    return network if how.equalization == "none" else _equalized(network, how)
+
+
+def taking_pixels(network: IntegerNetwork, normalization: Normalization) -> IntegerNetwork:
+    """Return a network made with ``normalization`` that says so: verify needs it to compare with the model."""
+    mean, std = (list(map(float, values)) for values in normalization)
+    return dataclasses.replace(network, metadata={**network.metadata, "normalization": {"mean": mean, "std": std}})
+
+
+def _equalized(network: IntegerNetwork, how: Scheme) -> IntegerNetwork:
+    """Return the network with its equalization in the metadata: its channels are not those of the model."""
+    return dataclasses.replace(network, metadata={**network.metadata, "equalization": how.equalization})

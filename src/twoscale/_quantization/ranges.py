@@ -1,0 +1,78 @@
+"""Which real values the integers of each activation stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from twoscale._calibration import RangeMethod, RealRange, TensorStatistics, choose_range, pixel_range
+from twoscale._calibration.profile import moves_values
+from twoscale._ir import float_graph as g
+from twoscale._quantization.scheme import Scheme
+from twoscale.errors import QuantizationError, UnknownNameError
+
+__all__ = ["Ranges", "choose_ranges", "head_of", "range_of"]
+
+Ranges = Mapping[str, RealRange]
+"""Node name to the range of its output. Nodes that only move values share their input's, the head has none."""
+
+
+def choose_ranges(graph: g.FloatGraph, statistics: Mapping[str, TensorStatistics], scheme: Scheme) -> Ranges:
+    """Choose the range of every activation by the scheme's method.
+
+    Args:
+        graph: folded.
+        statistics: of every node that does not only move values.
+        scheme: how.
+
+    Raises:
+        QuantizationError: an output is clamped to a range without 0.
+        UnknownNameError: the scheme gives bits to a layer that is not there or has none of its own.
+    """
+    _check_layers(graph, scheme)
+    head = head_of(graph)
+    ranges: dict[str, RealRange] = {}
+    for node in graph:
+        bounds = getattr(node, "bounds", g.UNBOUNDED)
+        if node.name == head:
+            continue
+        if not bounds[0] <= 0.0 <= bounds[1]:
+            raise QuantizationError(
+                f"layer {node.name}: its output is clamped to [{bounds[0]:g}, {bounds[1]:g}], which leaves out 0, "
+                "and integers must represent 0; clamp to bounds with 0 between them"
+            )
+        if not moves_values(node):
+            ranges[node.name] = range_of(node, statistics[node.name], scheme)
+    return ranges
+
+
+def range_of(node: g.Node, seen: TensorStatistics, scheme: Scheme) -> RealRange:
+    """Choose the range of one node's output."""
+    lo, hi = scheme.activation_limits_of(node.name)
+    pixels = pixel_range(seen, lo=lo, hi=hi) if isinstance(node, g.Input) else None
+    method = RangeMethod.parse(scheme.activation_range)
+    return pixels or choose_range(seen, method, lo=lo, hi=hi, symmetric=scheme.signed_activations)
+
+
+def head_of(graph: g.FloatGraph) -> str:
+    """Find the layer with weights that makes the logits, if nothing but reshaping comes after it; "" if there is none.
+
+    Its int32 accumulators are the logits, so that it needs no range.
+    """
+    node = graph[graph.output]
+    while isinstance(node, g.Reshape) and len(graph.users[node.inputs[0]]) == 1:
+        node = graph[node.inputs[0]]
+    is_head = isinstance(node, g.Conv2d | g.Linear) and node.bounds == g.UNBOUNDED
+    alone = len(graph.users[node.name]) == (0 if node.name == graph.output else 1)
+    return node.name if is_head and alone else ""
+
+
+def _check_layers(graph: g.FloatGraph, scheme: Scheme) -> None:
+    weighted = [node.name for node in graph if isinstance(node, g.Conv2d | g.Linear)]
+    own = [node.name for node in graph if not moves_values(node) and node.name != head_of(graph)]
+    for what, wanted, known in (
+        ("layer with weights", scheme.layer_weight_bits, weighted),
+        ("layer with a scale of its own", scheme.layer_activation_bits, own),
+    ):
+        for name, _ in wanted:
+            if name not in known:
+                raise UnknownNameError(what, name, known)
