@@ -45,16 +45,14 @@ def inspect(model: nn.Module, batches: Iterable[Any]) -> Inspection:
         CaptureError: the model is not a fixed sequence of supported operators.
         CalibrationError: no images, or NaN or infinity among the values.
     """
-    import torch
-
     from twoscale._calibration.profile import image_batches, profile, weight_summaries
-    from twoscale._frontends.torch_export.capture import capture
+    from twoscale._frontends import float_graph
     from twoscale._passes.fold import fold
 
     images = iter(image_batches(batches))
     first = next(images, None)
     if first is None:
         raise CalibrationError("inspect got no images; pass at least one batch")
-    graph = fold(capture(model, torch.from_numpy(first)))
+    graph = fold(float_graph(model, first))
     found = profile(graph, itertools.chain([first], images))
     return Inspection(graph.name, weight_summaries(graph), found.summaries(), found.images)

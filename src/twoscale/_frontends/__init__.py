@@ -1,1 +1,70 @@
-"""The user's thing to a graph or a network: torch.export programs, other tools' ONNX files."""
+"""What users bring → FloatGraph or IntegerNetwork.
+
+Each front-end reads one kind of thing. To add one, write its package and enter it below.
+Front-ends for float networks append their nodes with ``twoscale._ir.builder``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twoscale.errors import CaptureError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from twoscale._ir.float_graph import FloatGraph
+    from twoscale._ir.integer_network import IntegerNetwork
+
+__all__ = ["float_graph", "integer_network"]
+
+
+def _is_of_torch(source: Any) -> bool:
+    """Whether an object is torch's; no torch was imported if none is."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.nn.Module | torch.export.ExportedProgram)
+
+
+_FLOAT: dict[str, Callable[[Any], bool]] = {
+    "twoscale._frontends.torch_export.capture:capture": _is_of_torch,
+}
+"""Functions that read float networks, each with a test of what it takes."""
+
+
+def float_graph(source: Any, example_nchw: Any, *, name: str | None = None) -> FloatGraph:
+    """Read a float network.
+
+    Args:
+        source: an nn.Module.
+        example_nchw: a batch of one image or more, an array or a tensor.
+        name: of the graph; by default the model's own.
+
+    Raises:
+        CaptureError: no front-end takes it, or the network is no classifier of single images.
+        UnsupportedOperatorError: an operator has no integer form; names it and the user's line.
+    """
+    for reader, takes in _FLOAT.items():
+        if takes(source):
+            module, _, function = reader.partition(":")
+            graph: FloatGraph = getattr(importlib.import_module(module), function)(source, example_nchw, name=name)
+            return graph
+    raise CaptureError(f"expected a torch.nn.Module, got {type(source).__name__}; pass the model itself")
+
+
+def integer_network(path: Path, model: onnx.ModelProto) -> IntegerNetwork:
+    """Read an integer network that another tool wrote.
+
+    Args:
+        path: of the file, for messages.
+        model: what is in the file.
+
+    Raises:
+        NetworkFileError: it is not an integer network, or does not fit; names the node, its operator and the reason.
+    """
+    from twoscale._frontends import onnx_integer
+
+    return onnx_integer.read(path, model)

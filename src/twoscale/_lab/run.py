@@ -143,11 +143,10 @@ class _Images:
 def _one_network(
     name: str, config: LabConfig, dataset: data_room.Dataset, clock: _Clock
 ) -> tuple[LabNetwork, dict[str, Any]]:
-    import torch
 
     from twoscale import training
     from twoscale._calibration.profile import profile, weight_summaries
-    from twoscale._frontends.torch_export.capture import capture
+    from twoscale._frontends import float_graph
     from twoscale._passes.fold import fold
 
     images = _Images(dataset)
@@ -157,7 +156,7 @@ def _one_network(
         trained = training.train(recipe, dataset, out=folder, resume=config.resume)
     with clock.stage("profile activations", name):
         first, _ = next(images.batches(dataset.train, 1))
-        graph = fold(capture(trained.model, torch.from_numpy(first)))
+        graph = fold(float_graph(trained.model, first))
         found = profile(graph, images.batches(dataset.train, 100, config.calibration_images))
     with clock.stage("evaluate the float network", name):
         judge = _Judge(graph, list(images.batches(dataset.test, 500)))

@@ -89,14 +89,12 @@ def float_graph(
         CaptureError: the model is not a fixed sequence of supported operators.
         ConfigurationError: the normalization has not one positive deviation and one mean for each channel.
     """
-    import torch
-
-    from twoscale._frontends.torch_export.capture import capture
+    from twoscale import _frontends as frontends
     from twoscale._passes.absorb_normalization import with_normalization
     from twoscale._passes.equalize import equalize
     from twoscale._passes.fold import fold
 
-    graph = capture(model, torch.from_numpy(example_nchw), name=name)
+    graph = frontends.float_graph(model, example_nchw, name=name)
     graph = graph if normalization is None else with_normalization(graph, *normalization)
     graph = fold(graph, join_residuals=how.join_residuals)
     return equalize(graph, how.equalization, example_nchw)

@@ -201,12 +201,12 @@ class _FloatSide:
 
     def __init__(self, network: IntegerNetwork, model: nn.Module | FloatGraph, images: NDArray[np.float32]) -> None:
         try:
-            import torch
+            import torch  # noqa: F401 - the runner of FloatGraphs needs it
         except ImportError as error:
             raise TwoscaleError(
                 "comparing with the float model needs torch; install it, or leave the model out"
             ) from error
-        from twoscale._frontends.torch_export.capture import capture
+        from twoscale import _frontends as frontends
         from twoscale._ir.float_graph import FloatGraph
         from twoscale._ir.float_module import GraphModule
         from twoscale._passes.absorb_normalization import with_normalization
@@ -216,7 +216,7 @@ class _FloatSide:
         graph = model
         if not isinstance(graph, FloatGraph):
             joined = any(isinstance(layer, n.Conv2d) and len(layer.inputs) == 2 for layer in network)
-            graph = capture(graph, torch.from_numpy(images[:1]))
+            graph = frontends.float_graph(graph, images[:1])
             if "normalization" in network.metadata:  # the network takes pixels, the model normalized images
                 graph = with_normalization(graph, **network.metadata["normalization"])
             graph = fold(graph, join_residuals=joined)

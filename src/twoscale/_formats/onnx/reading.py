@@ -21,7 +21,7 @@ from onnx import numpy_helper
 
 from twoscale._formats.onnx.graph_builder import FORMAT
 from twoscale._formats.onnx.writing import FORM, to_model
-from twoscale._frontends import onnx_integer as foreign
+from twoscale._frontends import integer_network
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale.errors import NetworkFileError, QuantizationError
@@ -54,7 +54,7 @@ def load(path: Path) -> IntegerNetwork:
     model = read_model(path)
     properties = {entry.key: entry.value for entry in model.metadata_props}
     if "twoscale.format" not in properties:
-        return foreign.read(path, model)
+        return integer_network(path, model)
     _check_format(path, properties["twoscale.format"])
     if properties.get("twoscale.form") != FORM:
         raise NetworkFileError(

@@ -16,6 +16,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -86,21 +87,20 @@ def _quietly() -> Iterator[None]:
     sys.stderr.write(written.getvalue())
 
 
-def capture(model: nn.Module, example_nchw: torch.Tensor, *, name: str | None = None) -> FloatGraph:
+def capture(model: nn.Module, example_nchw: Any, *, name: str | None = None) -> FloatGraph:
     """Capture an image classifier.
 
     Args:
         model: maps (N, C, H, W) float images to (N, classes) logits; its mode and weights are left alone. A softmax
             at the end is left out, with a warning.
-        example_nchw: a batch of one image or more; only its shape, type and device matter.
+        example_nchw: a batch of one image or more, a tensor or an array; only its shape, type and device matter.
         name: of the graph; the class's name by default.
 
     Raises:
         CaptureError: torch.export cannot follow the model, or it is no classifier of single images.
         UnsupportedOperatorError: an operator has no integer form; names it and the user's line.
     """
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"expected a torch.nn.Module, got {type(model).__name__}; pass the model itself")
+    example_nchw = torch.as_tensor(example_nchw)
     if example_nchw.ndim != 4 or example_nchw.shape[0] < 1:
         raise CaptureError(
             f"expected a batch of images of shape (N, C, H, W), got {tuple(example_nchw.shape)}; "

@@ -10,9 +10,9 @@ __all__ = ["TRANSLATIONS"]
 
 TRANSLATIONS: dict[str, Translation] = {
     # Convolutions, linear layers, batch norms.
-    "conv2d": layers.conv2d,
-    "convolution": layers.conv2d,
-    "conv1d": layers.conv1d,
+    "conv2d": layers.convolution,
+    "convolution": layers.convolution,
+    "conv1d": layers.convolution,
     "linear": layers.linear,
     "batch_norm": layers.batch_norm,
     "_native_batch_norm_legit_no_training": layers.batch_norm,

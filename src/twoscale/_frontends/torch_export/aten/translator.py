@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from twoscale._frontends.torch_export.aten.emitter import Emitter, Translation, remedy
-from twoscale._ir.float_graph import FloatGraph, Input, Node
+from twoscale._ir.float_graph import FloatGraph
 from twoscale.errors import CaptureError, UnsupportedOperatorError
 
 __all__ = ["Translator", "ViewChanged"]
@@ -49,7 +49,7 @@ class Translator(Emitter):
     def __init__(
         self, exported: torch.export.ExportedProgram, name: str, translations: Mapping[str, Translation]
     ) -> None:
-        super().__init__()
+        super().__init__(name)
         self.name = name
         self.translations = translations
         self.exported = exported
@@ -79,23 +79,13 @@ class Translator(Emitter):
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
-                output = self._output(node)
-                return FloatGraph(name=self.name, nodes=self._needed_for(output), output=output)
+                return self.builder.graph(self._output(node))
         raise CaptureError(f"{self.name} returns nothing; expected logits of shape (N, classes)")
-
-    def _needed_for(self, output: str) -> tuple[Node, ...]:
-        needed = {output, "input"}
-        for node in reversed(self.nodes):
-            if node.name in needed:
-                needed.update(node.inputs)
-        return tuple(node for node in self.nodes if node.name in needed)
 
     def _input(self, node: fx.Node) -> None:
         value = node.meta["val"]
         self.batch, self.dtype = value.shape[0], value.dtype
-        self.nodes.append(Input(name="input", inputs=(), shape=tuple(int(n) for n in value.shape[1:])))
-        self.taken.add("input")
-        self.tensors[node] = "input"
+        self.tensors[node] = self.builder.input(tuple(int(n) for n in value.shape[1:]))
 
     def _output(self, node: fx.Node) -> str:
         (results,) = node.args
@@ -111,7 +101,7 @@ class Translator(Emitter):
         if not isinstance(result, fx.Node) or result not in self.tensors:
             raise CaptureError(f"{self.name} returns something that does not depend on the images")
         name = self.tensors[result]
-        shape = next(n.shape for n in self.nodes if n.name == name)
+        shape = self.builder[name].shape
         if len(shape) != 1:
             raise CaptureError(
                 f"{self.name} returns a tensor of shape (N{''.join(f', {size}' for size in shape)}); expected logits "
@@ -141,7 +131,7 @@ class Translator(Emitter):
                 f"operator {node.target} at {self.source(node)} has no integer form here; " + remedy(target.rstrip("_"))
             )
         try:
-            translation(self, node, self._arguments(node))
+            result = translation(self, node, self._arguments(node))
         except (CaptureError, ViewChanged):
             raise
         except Exception as error:  # in whatever way an operator is called that nobody thought of
@@ -150,6 +140,8 @@ class Translator(Emitter):
                 f"{node.target} at {self.source(node)} is called in a way that is not known here ({reason}); "
                 "write it in another way"
             ) from error
+        if result is not None:
+            self.tensors[node] = result
         if target.endswith("_") and node in self.tensors:
             self._changed_in_place(node.args[0], self.tensors[node])
 
