@@ -41,7 +41,7 @@ def check(network: IntegerNetwork) -> None:
         _check_spec(layer)
         _check_layer(layer, [seen[name] for name in layer.inputs])
         seen[layer.name] = layer.output
-    if not network.layers or sum(isinstance(layer, n.QuantizeInput) for layer in network.layers) != 1:
+    if not network.layers or sum(layer.arity == 0 for layer in network.layers) != 1:
         raise QuantizationError("expected one QuantizeInput, as the first layer")
     if network.output not in seen:
         raise QuantizationError(f"the output {network.output} is made by no layer")

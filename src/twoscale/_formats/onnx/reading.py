@@ -28,25 +28,7 @@ from twoscale.errors import NetworkFileError, QuantizationError
 
 __all__ = ["load", "read_model"]
 
-_LAYERS: dict[str, type[n.Layer]] = {
-    kind.__name__: kind
-    for kind in (
-        n.QuantizeInput,
-        n.Conv2d,
-        n.Linear,
-        n.Add,
-        n.Mul,
-        n.AveragePool2d,
-        n.MaxPool2d,
-        n.Concat,
-        n.Reshape,
-        n.Permute,
-        n.Slice,
-        n.Pad,
-        n.Clamp,
-        n.Table,
-    )
-}
+_LAYERS = {kind.__name__: kind for kind in n.LAYERS}
 
 
 def load(path: Path) -> IntegerNetwork:
