@@ -243,7 +243,7 @@ def test_lab_prints_its_table(run: Run, tmp_path: Path, lab: Any, monkeypatch: A
     outcome = run("lab", "--out", tmp_path)
     assert outcome.code == 0
     assert "all integer" in outcome.out
-    assert outcome.out.endswith(f"Everything, with pictures: {tmp_path / 'report.html'}\n")
+    assert outcome.out.endswith(f"Report with pictures: {tmp_path / 'report.html'}\n")
 
 
 def test_lab_whose_promise_is_broken_exits_with_1(run: Run, tmp_path: Path, lab: Any, monkeypatch: Any) -> None:

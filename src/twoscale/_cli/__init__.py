@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: with 1 if verify found a difference, 2 if the user's input was wrong (one line on standard
-            error says what), 130 after Ctrl-C, 141 if the reader of the output left. Returns when all is well.
+            error explains it), 130 after Ctrl-C, 141 if the reader of the output closed it. Returns on success.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     from twoscale.errors import TwoscaleError
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _run(words)
         sys.stdout.flush()
     except TwoscaleError as error:
-        # Said below, when nothing holds the error's frames any more: at the interpreter's end it would be too late for
-        # the threads of a process group in them.
+        # Reported below, when nothing holds the error's frames any more: the threads of a process group in them have to
+        # end before the interpreter does.
         wrong = " ".join(str(error).split())
     except KeyboardInterrupt as error:
         say(str(error) or KEPT)

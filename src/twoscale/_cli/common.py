@@ -1,4 +1,4 @@
-"""What several verbs share: finding models, networks and images from what the user named."""
+"""What several verbs share: output, and loading the models, networks and images that the user names."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ __all__ = [
 ]
 
 File = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-"""A file that the user names without an option."""
+"""A file given as a positional argument."""
 
 DataName = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
-"""A data set, by default the one that the file was made with."""
+"""A data set; by default the one recorded in the file."""
 
 ModelName = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
-"""A model, by default the one that the file names."""
+"""A model; by default the one recorded in the file."""
 
 Channels = Annotated[tuple[float, float, float] | None, tyro.conf.arg(metavar="R G B")]
-"""A number for each colour channel."""
+"""One number per colour channel."""
 
 
 class _Console(Console):
@@ -63,7 +63,7 @@ def console() -> Console:
 
 
 def print_json(record: object) -> None:
-    """Print a record for programs."""
+    """Write a record to standard output as JSON."""
     sys.stdout.write(record_to_json(record))
 
 
@@ -90,10 +90,10 @@ def at_least_one(option: str, value: int | None) -> None:
 
 
 def load_float(path: Path, model: str | None) -> tuple[nn.Module, ModelInfo | Published | None]:
-    """Load weights: of this library, which say what they are, or of any origin for a named model.
+    """Load weights: a checkpoint of this library, which records its model, or any weights for a named model.
 
-    What the second value says of the images comes from the file, or else is how the model's published weights were
-    trained.
+    The second value describes the images that the weights expect: as recorded in the file, or else as the published
+    weights of the model were trained.
     """
     from twoscale import models
 
@@ -107,7 +107,7 @@ def load_float(path: Path, model: str | None) -> tuple[nn.Module, ModelInfo | Pu
 
 
 def _not_weights(path: Path) -> str:
-    """Say what an ONNX file is that was given in place of weights, and what it is for."""
+    """Return the error for an ONNX file given in place of weights."""
     from twoscale._formats import load
     from twoscale.errors import NetworkFileError
 
@@ -122,12 +122,12 @@ def _not_weights(path: Path) -> str:
 
 
 def load_model(path: Path, model: str | None) -> nn.Module:
-    """Load weights, and leave aside what they say of themselves."""
+    """Load weights without their description."""
     return load_float(path, model)[0]
 
 
 def recorded(origin: ModelInfo | Published | IntegerNetwork | None) -> Mapping[str, Any]:
-    """Return what a file says of the images it was made with: "data", "mean" and "std", where it does."""
+    """Return the "data", "mean" and "std" that a file records."""
     if origin is None:
         return {}
     metadata = getattr(origin, "metadata", None)

@@ -1,4 +1,4 @@
-"""How the command ends: exit codes, the one line of an error, Ctrl-C, and outputs that nobody reads any more."""
+"""How the command ends: exit codes, one-line errors, Ctrl-C and closed outputs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["BROKEN_PIPE", "INTERRUPTED", "KEPT", "drop_output", "ending_at_once"
 INTERRUPTED = 130
 """Exit code after Ctrl-C, 128 + SIGINT."""
 BROKEN_PIPE = 141
-"""Exit code when the reader of the output left, 128 + SIGPIPE."""
+"""Exit code when the reader of standard output has closed it, 128 + SIGPIPE."""
 KEPT = "interrupted; finished files are kept, none is half written"
 
 _LEAVE_TIME = 5.0
-"""Seconds that a process which does not speak leaves to the one that does: torchrun ends all with the first. After that
-the error was its own."""
+"""Seconds that a rank other than 0 waits before it reports an error. torchrun ends all ranks when the first one exits,
+so an error that all ranks share is reported once, by rank 0. After the wait the error is known to be this rank's."""
 
 
 @contextlib.contextmanager
 def ending_at_once() -> Iterator[None]:
-    """Let Ctrl-C end the process in this block without an exception: importing torch loses one, or crashes of it."""
+    """Let Ctrl-C end the process at once: importing torch swallows KeyboardInterrupt, or crashes on it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -43,11 +43,12 @@ def ending_at_once() -> Iterator[None]:
 
 
 def drop_output() -> None:
-    """Send to nowhere what is left for an output that takes no more, so that Python does not try again at its end."""
+    """Discard what is left for a closed standard output, so that Python does not try to write it again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(message: str) -> None:
+    """Write a line to standard error; under torchrun only rank 0 does."""
     from twoscale._launching.torchrun import speaks
 
     if speaks():
@@ -55,6 +56,7 @@ def say(message: str) -> None:
 
 
 def fail(message: str) -> NoReturn:
+    """Write an error to standard error and exit with code 2."""
     from twoscale._launching.torchrun import speaks
 
     if not speaks():

@@ -34,7 +34,7 @@ class EvalRecord:
     top1: float
     """Fraction correct, 0..1."""
     executor: str
-    """What computed it: "torch" for a float model, else the fastest executor there is."""
+    """What computed it: "torch" for a float model, else the fastest executor available."""
 
 
 def eval_command(
@@ -47,21 +47,21 @@ def eval_command(
     views: Views = "one",
     json: bool = False,
 ) -> None:
-    """Accuracy on the test images, of a float model or of an integer network.
+    """Measure the accuracy of a float model or an integer network on test images.
 
-    Integer networks run on the fastest executor there is: compiled C, or torch where there is no C compiler.
+    Integer networks run on the fastest executor available: compiled C, or torch without a C compiler.
 
     Args:
         file: Weights (.safetensors, .pt, .pth) or integer network (.onnx).
-        data: Data set. Default: what the file was trained on, where it says so; else digits.
-        model: Model of the weights, where the file does not say it, such as net or resnet18.
-        mean: Mean of pixels / 255 that images are normalized with. Default: what the file says, or what the published
-            weights of the model want; else 0.5.
-        std: Standard deviation likewise.
-        max_samples: Use only the first images.
-        views: What each image is judged by, of a float model: its logits; mirrored: the mean with its mirror image's;
-            shifted: the mean with both shifted by a pixel either way, too.
-        json: Print JSON for programs.
+        data: Data set. Default: the one recorded in the file, or else digits.
+        model: Model of the weights, such as net or resnet18, where the file does not record it.
+        mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the file, or that of the
+            model's published weights, or else 0.5.
+        std: Standard deviation of pixels / 255, with the same defaults.
+        max_samples: Use only the first N images.
+        views: How a float model judges an image. one: by its logits. mirrored: by the mean of its logits and those of
+            its mirror image. shifted: by the mean over both, and both shifted by one pixel in either direction.
+        json: Print JSON instead of a sentence.
     """
     if max_samples is not None and max_samples < 1:
         raise ConfigurationError(f"--max-samples is {max_samples}; expected at least 1")
@@ -105,7 +105,7 @@ def _integer(
     from twoscale._verification import accuracy
 
     if model is not None:
-        raise ConfigurationError("--model is for weights; an integer network says itself what it is")
+        raise ConfigurationError("--model is for weights; an integer network needs no model")
     network = load(file)
     dataset = dataset_for(data, recorded(network), mean, std)
     executor = fastest(network)

@@ -34,18 +34,17 @@ def inspect_command(
 ) -> None:
     """Show the weights of a float network, its activations over images, or the layers of an integer network.
 
-    Of each tensor: mean, standard deviation, smallest and largest value, total range, mean ± 3 standard deviations.
+    For each tensor: mean, standard deviation, smallest and largest value, total range, mean ± 3 standard deviations.
 
     Args:
         file: Weights (.safetensors, .pt, .pth) or integer network (.onnx).
-        activations: Show the input and every layer's output too, over training images.
-        data: Data set of those images. Default: the one the network was trained on, where its file says so; else
-            digits.
-        images: How many of them.
-        model: Model of the weights, where the file does not say it.
-        mean: Mean of pixels / 255 that images are normalized with. Default: what the file says, else 0.5.
-        std: Standard deviation likewise.
-        json: Print JSON for programs, histograms included, instead of tables.
+        activations: Also show the input and the output of every layer over training images.
+        data: Data set of these images. Default: the one recorded in the file, or else digits.
+        images: Number of training images.
+        model: Model of the weights, where the file does not record it.
+        mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the file, or else 0.5.
+        std: Standard deviation of pixels / 255, with the same defaults.
+        json: Print JSON with histograms instead of tables.
     """
     at_least_one("--images", images)
     require_file(file, "weights (.safetensors, .pt, .pth) or an integer network (.onnx)")

@@ -22,19 +22,19 @@ def lab_command(
     resume: bool = False,
     json: bool = False,
 ) -> int:
-    """Do the whole quantization lab, and write a report with every number and picture.
+    """Run the whole quantization lab and write a report with all numbers and pictures.
 
-    Trains both networks of the lab, looks at weights and activations, quantizes weights, activations and biases
-    step by step in both schemes, and verifies the integer networks in every executor. Writes DIR/report.html (open it
-    in a browser), DIR/results.json, DIR/plots, and for each network its weights and integer networks. Exit code 1 if
-    a network that promises the same integers everywhere does not keep it.
+    Trains the lab's two networks, measures their weights and activations, quantizes weights, activations and biases
+    step by step under both schemes, and verifies the integer networks in several executors. Writes DIR/report.html
+    (open it in a browser), DIR/results.json, DIR/plots, and the weights and integer networks of each network. Exits
+    with 1 if executors disagree about a network on the grid, where all integers must be equal.
 
     Args:
         data: Data set: digits (embedded), fashion-mnist, cifar10.
-        out: Folder of the results; it is made, and what an earlier lab left in it is replaced.
-        seed: Decides initial weights and the order of the images.
-        calibration_images: Training images over which activations are profiled.
-        resume: Continue training where an interrupted lab in the same folder was.
+        out: Folder for the results. It is created if needed; results of an earlier lab are replaced.
+        seed: Seed of the initial weights and of the order of the images.
+        calibration_images: Number of training images over which activations are profiled.
+        resume: Continue the training of an interrupted lab in the same folder.
         json: Print the results as JSON instead of a table.
     """
     from twoscale._lab import LabConfig, run_lab
@@ -57,6 +57,6 @@ def lab_command(
 
         printer = console()
         printer.print(summary_table(results))
-        printer.print(f"Everything, with pictures: {out / 'report.html'}", soft_wrap=True, markup=False)
+        printer.print(f"Report with pictures: {out / 'report.html'}", soft_wrap=True, markup=False)
     kept = all(check.ok for network in results.networks for check in network.verify.values() if check.on_grid)
     return 0 if kept else 1

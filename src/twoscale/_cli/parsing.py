@@ -1,4 +1,4 @@
-"""tyro for one verb: help without noise, and every mistake as one line with exit code 2."""
+"""Options of one verb, parsed by tyro: short help, and one line for every mistake."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ __all__ = ["UsageError", "bind", "nearest"]
 
 
 class UsageError(ConfigurationError):
-    """Arguments that the verb does not take; the message says which and what it takes instead."""
+    """Arguments that the verb does not accept; the message names them and what is accepted instead."""
 
 
 def bind(function: Callable[..., Any], prog: str, arguments: Sequence[str]) -> Callable[[], Any]:
-    """Return ``function`` with the options that ``arguments`` say; nothing of it has run yet.
+    """Return ``function`` with its options bound to ``arguments``; it has not run yet.
 
     Raises:
-        UsageError: arguments that do not fit.
-        SystemExit: help was asked for, and has been printed.
+        UsageError: the arguments are wrong.
+        SystemExit: help was requested, and has been printed.
     """
     if not {"-h", "--help"}.isdisjoint(arguments):
         sys.stdout.write(f"{_description(function)}\n\n")
@@ -52,13 +52,13 @@ def bind(function: Callable[..., Any], prog: str, arguments: Sequence[str]) -> C
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """Return a question that names the nearest right word, or nothing."""
+    """Return a question that suggests the known word nearest to ``word``, or an empty string."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f", did you mean {near[0]}?" if near else ""
 
 
 def _binder(function: Callable[..., Any], options: dict[str, inspect.Parameter]) -> Callable[..., Any]:
-    """Return a function of the options that does not call ``function``, but gives it back with them bound."""
+    """Return a function of the options that returns ``function`` with them bound, without calling it."""
 
     def binder(**given: Any) -> Any:
         bound = {}
@@ -73,15 +73,15 @@ def _binder(function: Callable[..., Any], options: dict[str, inspect.Parameter])
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, tuple[inspect.Parameter, Any]]:
-    """Return each parameter with its type."""
+    """Return each parameter of a function and its type."""
     kinds = typing.get_type_hints(function)
     return {name: (parameter, kinds[name]) for name, parameter in inspect.signature(function).parameters.items()}
 
 
 def _options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return a verb's options as tyro shall see them: fields of dataclasses beside the others, texts in one piece.
+    """Return a verb's options as tyro takes them, with the fields of dataclasses as options of their own.
 
-    An option that is off or unset by default does not say "(default: False)" or "(default: None)": its text does.
+    Options that are off or unset by default do not show "(default: False)" or "(default: None)"; their texts say it.
     """
     found: dict[str, inspect.Parameter] = {}
 
@@ -112,7 +112,7 @@ def _texts(docstring: docstring_parser.Docstring) -> dict[str, str]:
 
 
 def _description(function: Callable[..., Any]) -> str:
-    """Return what the docstring says before its sections, wrapped to the terminal at words."""
+    """Return the docstring up to its sections, wrapped to the width of the terminal."""
     text = (inspect.getdoc(function) or "").split("\n\nArgs:")[0]
     width = min(shutil.get_terminal_size().columns, 100)
     return "\n\n".join(textwrap.fill(" ".join(paragraph.split()), width) for paragraph in text.split("\n\n"))
@@ -143,7 +143,7 @@ def _message(event: Any, known: Sequence[str]) -> str:
     if kind == "UnrecognizedArgs":
         return _unrecognized(event.tokens, known)
     if kind == "MissingArgs":
-        if event.unrecognized_tokens:  # a mistyped option makes its value, or itself, look missing
+        if event.unrecognized_tokens:  # a mistyped option leaves its value, or a required option, missing
             return _unrecognized(event.unrecognized_tokens, known)
         missing = [_display(context.arg) for context in event.missing_arguments]
         return f"missing {' and '.join(missing)}"
@@ -160,7 +160,7 @@ def _message(event: Any, known: Sequence[str]) -> str:
 
 
 def _plain(message: str) -> str:
-    """Say what Python says of a number that is none, for people; of an option that may be unset, tyro quotes it."""
+    """Return Python's message about a wrong number in plain words; for optional options tyro quotes that message."""
     for pattern, expected in ((r"invalid literal for int.*: ('.*')", "a whole number"),
                               (r"could not convert string to float: ('.*')", "a number")):  # fmt: skip
         if match := re.search(pattern, message):

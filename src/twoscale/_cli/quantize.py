@@ -38,14 +38,14 @@ class QuantizeRecord:
     name: str
     scheme: str
     on_grid: bool
-    """Whether every executor provably gives the same integers."""
+    """Whether every executor provably computes the same integers."""
     fingerprint: str
     """SHA-256 over everything that decides the integers."""
     parameters: int
     data: str
     calibration_samples: int
     bounds: tuple[Any, ...]
-    """Of each layer with weights: layer, bound, float32_exact, pair_saturation_safe."""
+    """For each layer with weights: layer, bound, float32_exact, pair_saturation_safe."""
 
 
 def quantize_command(
@@ -70,32 +70,32 @@ def quantize_command(
 ) -> None:
     """Turn a trained network into an integer-only one, and save it as ONNX.
 
-    A range METHOD says which real values the integers of a tensor stand for: minmax (all that were seen), 3-sigma (mean
-    ± 3 standard deviations; any number), percentile-99.99 (any number), mse (least squared error) or entropy.
+    A range METHOD decides which real values the integers of a tensor cover: minmax (all values seen), 3-sigma (mean ± 3
+    standard deviations; any number works), percentile-99.99 (any number works), mse (least squared error) or entropy.
 
     Args:
         file: Weights: .safetensors, .pt or .pth.
         out: The file to write.
-        data: Data set whose training images calibrate the activations. Default: the one the network was trained on,
-            where its file says so; else digits.
-        calibration_images: How many of them.
-        model: Model of the weights, where the file does not say it.
-        mean: Mean of pixels / 255 that images are normalized with. Default: what the file says, else 0.5.
-        std: Standard deviation likewise.
-        images: What the integer network takes: pixels 0..255, which are integers as they are, with the normalization in
-            its first weights; or normalized images, as the float network does, which are rounded to 8 bits first.
-        scheme: default is uint8 activations, a weight scale per channel, mse ranges, rounding errors fed back, and the
-            same integers in every executor. course is symmetric int8, one weight scale per layer, minmax ranges.
-        weight_range: Range method of the weights, instead of the scheme's.
-        activation_range: Range method of the activations, instead of the scheme's.
-        weight_bits: 2 to 8, instead of the scheme's 8.
-        activation_bits: 4 to 8, instead of the scheme's 8.
-        weight_scales: One for each output channel or one for all, instead of the scheme's.
-        layer_weight_bits: Bits of single layers' weights, e.g. conv1=4,fc3=6; twoscale sensitivity finds good ones.
-        layer_activation_bits: Bits of single layers' outputs likewise; "input" is the images.
-        equalization: Factors moved from layer to layer so that channels have like ranges: by weights (Nagel et al.
-            2019), or by activations; instead of the scheme's.
-        json: Print JSON for programs instead of a table.
+        data: Data set whose training images calibrate the activations. Default: the one recorded in the file, or else
+            digits.
+        calibration_images: Number of training images for calibration.
+        model: Model of the weights, where the file does not record it.
+        mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the file, or else 0.5.
+        std: Standard deviation of pixels / 255, with the same defaults.
+        images: Input of the integer network. pixels: integers 0..255, with the normalization folded into the first
+            layer. normalized: normalized images as the float network takes them, rounded to 8 bits first.
+        scheme: default: uint8 activations, one weight scale per channel, mse ranges, error feedback, and the same
+            integers in every executor. course: symmetric int8, one weight scale per layer, minmax ranges.
+        weight_range: Range method of the weights. Default: the scheme's.
+        activation_range: Range method of the activations. Default: the scheme's.
+        weight_bits: Bits of the weights, 2 to 8. Default: the scheme's 8.
+        activation_bits: Bits of the activations, 4 to 8. Default: the scheme's 8.
+        weight_scales: One weight scale per output channel, or one per layer. Default: the scheme's.
+        layer_weight_bits: Weight bits of single layers, e.g. conv1=4,fc3=6; twoscale sensitivity finds good ones.
+        layer_activation_bits: Output bits of single layers, in the same form; "input" stands for the images.
+        equalization: Move factors between layers so that the ranges of channels become similar: by weights (Nagel et
+            al. 2019) or by activations. Default: the scheme's.
+        json: Print JSON instead of a table.
     """
     from twoscale import _quantization as quantization
 

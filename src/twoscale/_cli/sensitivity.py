@@ -43,9 +43,9 @@ class SensitivityRecord:
 
     sensitivity: Sensitivity
     choice: MeasuredChoice | None
-    """With --budget: the chosen bits, what was predicted of them, and what was measured."""
+    """With --budget: the chosen bits, the predicted noise and the measured noise."""
     file: str | None
-    """The network that was written."""
+    """The file that the chosen network was written to."""
 
 
 def sensitivity_command(
@@ -63,28 +63,28 @@ def sensitivity_command(
     scheme: Literal["default", "course"] = "default",
     json: bool = False,
 ) -> None:
-    """Show what each layer at fewer bits costs, and choose the bits of each layer for a size.
+    """Measure what fewer bits cost in each layer, and choose the bits of each layer for a given size.
 
-    One layer at a time has its weights, or its output, rounded to fewer bits; the others stay at 8. With --budget, the
-    bits of every layer's weights are chosen so that they fit and the noise, as measured, sums to the least; the chosen
-    network is then made and measured itself.
+    Rounds the weights or the output of one layer at a time to fewer bits, and keeps the other layers at 8. With
+    --budget, chooses weight bits for every layer so that the network fits the budget with the least total noise, then
+    quantizes and measures the chosen network.
 
     Args:
         file: Weights: .safetensors, .pt or .pth.
-        bits: Bits of weights to try, each 2 to 8.
-        activation_bits: Bits of layer outputs to try, each 4 to 8; "none" for none.
-        budget: Size of all weights packed at their bits with 4 bytes a bias: bytes (120000, 120k, 1.5M), or a ratio of
-            the size at 8 bits (0.5).
-        out: With --budget: write the chosen network here.
-        data: Data set: its training images calibrate, its test images measure. Default: the one the network was trained
-            on, where its file says so; else digits.
-        max_samples: How many test images.
-        calibration_images: How many training images.
-        model: Model of the weights, where the file does not say it.
-        mean: Mean of pixels / 255 that images are normalized with. Default: what the file says, else 0.5.
-        std: Standard deviation likewise.
-        scheme: What the layers that are not changed are quantized by; see twoscale quantize.
-        json: Print JSON for programs instead of tables.
+        bits: Weight bits to try, each from 2 to 8.
+        activation_bits: Output bits to try, each from 4 to 8; "none" for none.
+        budget: Size of all weights, packed at their bits, with 4 bytes per bias: bytes (120000, 120k, 1.5M), or a
+            fraction of the size at 8 bits (0.5).
+        out: With --budget: write the chosen network to this file.
+        data: Data set. Its training images calibrate the network, its test images measure it. Default: the one recorded
+            in the file, or else digits.
+        max_samples: Number of test images.
+        calibration_images: Number of training images.
+        model: Model of the weights, where the file does not record it.
+        mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the file, or else 0.5.
+        std: Standard deviation of pixels / 255, with the same defaults.
+        scheme: Scheme of the quantization; see twoscale quantize.
+        json: Print JSON instead of tables.
     """
     at_least_one("--max-samples", max_samples)
     at_least_one("--calibration-images", calibration_images)
@@ -169,7 +169,7 @@ def _bits(option: str, text: str, least: int) -> list[int]:
 
 @contextlib.contextmanager
 def _status() -> Iterator[Callable[[str], None] | None]:
-    """Show on a terminal's standard error what is being done."""
+    """Show progress on standard error where it is a terminal."""
     from rich.console import Console
 
     stderr = Console(stderr=True)

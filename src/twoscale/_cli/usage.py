@@ -10,8 +10,8 @@ from twoscale._cli.verbs import VERBS
 __all__ = ["indented", "usage"]
 
 _ABOUT = (
-    "Train PyTorch image classifiers; turn them into integer-only networks whose integers are the same in every "
-    "executor; find out where the accuracy goes."
+    "Train PyTorch image classifiers, turn them into integer-only networks that compute the same integers in every "
+    "executor, and find out where the accuracy goes."
 )
 _STORY = (
     "twoscale lab",
@@ -20,11 +20,11 @@ _STORY = (
     "twoscale verify net.onnx --checkpoint runs/net/model.safetensors",
     "twoscale export net.onnx --out net-c",
 )
-_EXIT_CODES = "Exit codes: 0 done, 1 integers differed, 2 the input was wrong and one line says how, 130 interrupted."
+_EXIT_CODES = "Exit codes: 0 success, 1 integers differ, 2 wrong input (explained in one line), 130 interrupted."
 
 
 def usage(group: str | None = None) -> str:
-    """Return the help of all verbs, or of those that begin with the same word."""
+    """Return the help for all verbs, or for those that begin with the word ``group``."""
     shown = {name: verb for name, verb in VERBS.items() if group is None or name.startswith(f"{group} ")}
     width = max(len(verb.usage) for verb in shown.values()) + 2
     lines = [f"usage: twoscale {group or ''}{' ' if group else ''}VERB [OPTIONS]", "", *textwrap.wrap(_ABOUT, 80)]
@@ -32,7 +32,7 @@ def usage(group: str | None = None) -> str:
         lines += ["", f"{title}:"]
         lines += [f"  {verb.usage:<{width}}{verb.summary}" for verb in shown.values() if verb.group == title]
     examples = _STORY if group is None else [example for verb in shown.values() for example in verb.examples]
-    lines += ["", "Examples:", *indented(examples), "", "twoscale VERB --help says more of a verb."]
+    lines += ["", "Examples:", *indented(examples), "", "Run twoscale VERB --help for the options of a verb."]
     return "\n".join([*lines, *textwrap.wrap(_EXIT_CODES, 80), ""])
 
 

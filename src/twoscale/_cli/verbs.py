@@ -12,11 +12,11 @@ __all__ = ["VERBS", "Verb"]
 
 @dataclass(frozen=True)
 class Verb:
-    """What ``twoscale --help`` says of a verb, and where its function is."""
+    """A verb's line in ``twoscale --help``, and where its function is."""
 
     group: str
     usage: str
-    """Name and positional arguments."""
+    """Its name and positional arguments."""
     summary: str
     function: str
     """module:name."""
@@ -27,7 +27,7 @@ VERBS = {
     "lab": Verb(
         "Everything at once",
         "lab",
-        "train, look, quantize step by step, verify, report",
+        "run the whole quantization lab and write a report",
         "twoscale._cli.lab:lab_command",
         (
             "twoscale lab",
@@ -38,14 +38,14 @@ VERBS = {
     "data list": Verb(
         "Step by step",
         "data list",
-        "the data sets, and which are on this machine",
+        "list the data sets",
         "twoscale._cli.data:list_command",
         ("twoscale data list",),
     ),
     "data fetch": Verb(
         "Step by step",
         "data fetch NAME",
-        "get a data set and check its pixels",
+        "download a data set and check it",
         "twoscale._cli.data:fetch_command",
         ("twoscale data fetch cifar10", "twoscale data fetch cifar10 --path cifar-10-python.tar.gz"),
     ),
@@ -64,7 +64,7 @@ VERBS = {
     "scale": Verb(
         "Everything at once",
         "scale [MODEL]",
-        "how training scales over ranks, and why it stops",
+        "measure how training scales over ranks, and why it stops",
         "twoscale._cli.scale:scale_command",
         (
             "twoscale scale",
@@ -75,14 +75,14 @@ VERBS = {
     "eval": Verb(
         "Step by step",
         "eval FILE",
-        "accuracy of a float or an integer network",
+        "measure the accuracy of a float or integer network",
         "twoscale._cli.evaluate:eval_command",
         ("twoscale eval runs/net/model.safetensors", "twoscale eval net.onnx --json"),
     ),
     "inspect": Verb(
         "Step by step",
         "inspect FILE",
-        "ranges of weights and activations, or integer layers",
+        "show ranges of weights and activations, or integer layers",
         "twoscale._cli.inspect:inspect_command",
         (
             "twoscale inspect runs/net/model.safetensors",
@@ -93,7 +93,7 @@ VERBS = {
     "quantize": Verb(
         "Step by step",
         "quantize FILE",
-        "float network to integer network (.onnx)",
+        "turn a float network into an integer network (.onnx)",
         "twoscale._cli.quantize:quantize_command",
         (
             "twoscale quantize runs/net/model.safetensors -o net.onnx",
@@ -105,7 +105,7 @@ VERBS = {
     "sensitivity": Verb(
         "Step by step",
         "sensitivity FILE",
-        "what each layer at fewer bits costs; bits for a size",
+        "measure what fewer bits cost per layer; choose bits",
         "twoscale._cli.sensitivity:sensitivity_command",
         (
             "twoscale sensitivity runs/net/model.safetensors",
@@ -116,7 +116,7 @@ VERBS = {
     "verify": Verb(
         "Step by step",
         "verify FILE",
-        "run it in every executor and compare all integers",
+        "compare all integers between executors",
         "twoscale._cli.verify:verify_command",
         (
             "twoscale verify net.onnx",
@@ -128,7 +128,7 @@ VERBS = {
     "export": Verb(
         "Step by step",
         "export FILE",
-        "integer network to C source",
+        "write an integer network as C source",
         "twoscale._cli.export:export_command",
         ("twoscale export net.onnx --out net-c", "twoscale export net.onnx --to qdq --out net-qdq.onnx"),
     ),

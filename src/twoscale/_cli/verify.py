@@ -40,20 +40,21 @@ def verify_command(
 ) -> int:
     """Run an integer network in several executors over all test images, and compare every integer of every layer.
 
-    Exit code 1 if any integer differs. On the grid none may; off the grid (the course's scheme) the number is what was
-    measured.
+    Exits with 1 if any integer differs. On the grid all integers must be equal. Off the grid, as with the course
+    scheme, executors may differ, and the number of differences is a measurement.
 
     Args:
         file: Integer network (.onnx).
-        executors: The first is what the others are compared with. There are reference (NumPy), torch, onnxruntime, c.
-        checkpoint: Weights of the float network: gives agreement, and signal to noise of every layer.
-        against: Compare with this instead: another integer network (.onnx), layer by layer, or weights.
-        model: Model of those weights, where their file does not say it.
-        data: Data set. Default: the one the network was calibrated with.
-        mean: Mean of pixels / 255 that images are normalized with. Default: what the network says, else 0.5.
-        std: Standard deviation likewise.
-        max_samples: Use only the first images.
-        json: Print JSON for programs instead of a table.
+        executors: Executors to compare: reference (NumPy), torch, onnxruntime, c. The others are compared with the
+            first.
+        checkpoint: Weights of the float network. Adds agreement, and the signal-to-noise ratio of every layer.
+        against: Another integer network (.onnx), compared layer by layer, or weights, as with --checkpoint.
+        model: Model of the weights, where their file does not record it.
+        data: Data set. Default: the one recorded in the network, or else digits.
+        mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the network, or else 0.5.
+        std: Standard deviation of pixels / 255, with the same defaults.
+        max_samples: Use only the first N images.
+        json: Print JSON instead of tables.
     """
     from twoscale._formats import load
     from twoscale._verification import verify
@@ -61,7 +62,7 @@ def verify_command(
     at_least_one("--max-samples", max_samples)
     network = load(require_file(file, "an integer network (.onnx)"))
     if checkpoint is not None and against is not None:
-        raise ConfigurationError("--checkpoint and --against both say what to compare with; give one of them")
+        raise ConfigurationError("--checkpoint and --against exclude each other; give one of them")
     weights = checkpoint or against
     other: Any = None
     if weights is not None and weights.suffix == ".onnx":
