@@ -57,6 +57,6 @@ def test_results_show_themselves_in_notebooks(network: twoscale.IntegerNetwork) 
     html = found._repr_html_()
     assert html.count("<table") == 2
     assert all(f">{s.name}<" in html for s in (*found.weights, *found.activations))
-    assert found.activations[1]._repr_html_().startswith("<svg")
+    assert found.activations[1]._repr_svg_().startswith("<svg")
     assert "<table" in network._repr_html_()
     assert "<table" in twoscale.verify(network, [PIXELS])._repr_html_()

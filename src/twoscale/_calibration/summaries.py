@@ -46,6 +46,6 @@ class TensorSummary:
         """(mean - 3 std, mean + 3 std)."""
         return self.mean - 3 * self.std, self.mean + 3 * self.std
 
-    def _repr_html_(self) -> str:
-        html: str = delegates.call("summary_html", self)
-        return html
+    def _repr_svg_(self) -> str:
+        svg: str = delegates.call("summary_svg", self)
+        return svg

@@ -11,7 +11,7 @@ from twoscale._page.document import table_html
 from twoscale._page.numbers import compact, count, decimals_for, fixed, percent
 from twoscale._page.tables import Column, Table, table, text_column
 
-__all__ = ["inspection_html", "inspection_tables", "statistics_table", "summary_html", "values_histogram"]
+__all__ = ["inspection_html", "inspection_tables", "statistics_table", "summary_svg", "values_histogram"]
 
 
 def statistics_table(summaries: Sequence[TensorSummary], caption: str, *, zeros: bool) -> Table:
@@ -49,7 +49,7 @@ def inspection_html(found: Inspection) -> str:
     return "".join(table_html(part) for part in inspection_tables(found))
 
 
-def summary_html(summary: TensorSummary) -> str:
+def summary_svg(summary: TensorSummary) -> str:
     """Return a tensor's histogram for a notebook; activations, with their long tails, on a logarithmic axis."""
     drawing = values_histogram(summary, log=summary.kind == "activation")
     return drawing.standalone(LIGHT).replace("<svg ", '<svg style="max-width: 30em" ', 1)
