@@ -24,6 +24,7 @@ from benchmarks.common import write_result
 from twoscale.errors import TwoscaleError
 from twoscale.scaling._measure.launch import Host, launch
 from twoscale.scaling._measure.records import BandwidthRecord
+from twoscale.scaling._measure.tasks import BandwidthTask
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "netns"
 PAYLOAD = 1448 / 1514
@@ -68,16 +69,16 @@ def measure(mbit: int, sizes: Sequence[int], repeats: int) -> list[Row]:
     """Measure all-reduces over a link of ``mbit`` Mbit/s."""
     limit = mbit * 1e6 / 8 * PAYLOAD
     with shaped_link(mbit) as hosts:
-        arguments = {"sizes": list(sizes), "repeats": repeats, "budget_seconds": 600}
+        task = BandwidthTask(tuple(sizes), repeats, budget_seconds=600)
         outcome = launch(
             "twoscale.scaling._measure.bandwidth:run",
-            arguments,
+            task,
             world_size=2,
             threads_per_rank=1,
             hosts=hosts,
             timeout=900,
-        )
-    record = outcome.record(BandwidthRecord)
+        ).decoded(BandwidthRecord)
+    record = outcome.value
     rows = []
     for row in record.rows:
         assert row.busbw is not None

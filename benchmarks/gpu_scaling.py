@@ -21,9 +21,10 @@ from typing import Any
 from benchmarks.common import write_result
 from twoscale import data
 from twoscale.errors import TwoscaleError
-from twoscale.scaling._study.config import SECTIONS, StudyConfig
-from twoscale.scaling._study.progress import telling
-from twoscale.scaling._study.run import run_study
+from twoscale.scaling._questions.answers import plain
+from twoscale.scaling._questions.registry import SECTIONS
+from twoscale.scaling._run import run_study, study_config
+from twoscale.scaling._study.progress import study_progress
 
 TINY = {
     "device": "cpu", "model": "net", "data": "digits", "batch_sizes": (16, 32), "world_sizes": (1,), "base_batch": 16,
@@ -54,7 +55,7 @@ def main() -> None:
             print(f"{error}; random images instead, without accuracy")
             sections = tuple(name for name in sections if name != "accuracy")
             options["data"] = "synthetic"
-    config = StudyConfig.for_this_machine(
+    config = study_config(
         **options,
         sections=sections,
         repeats=arguments.repeats,
@@ -64,11 +65,13 @@ def main() -> None:
         tolerance=0.25,
         timeout=60 * arguments.minutes,
     )
-    results = run_study(config, arguments.out, resume=arguments.resume, minutes=arguments.minutes, telling=telling())
+    results = run_study(
+        config, arguments.out, resume=arguments.resume, minutes=arguments.minutes, progress=study_progress()
+    )
     for sentence in results.sentences.values():
         print(sentence)
     if arguments.record:
-        print(f"written to {write_result('gpu_scaling', results)}")
+        print(f"written to {write_result('gpu_scaling', plain(results))}")
 
 
 if __name__ == "__main__":

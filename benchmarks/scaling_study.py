@@ -21,14 +21,20 @@ import msgspec
 import nbclient
 import nbformat
 
-from twoscale._files import read_record, write_bytes, write_text
+from twoscale._files import write_bytes, write_text
 from twoscale._page.tables import Table
-from twoscale.scaling._questions import tables
+from twoscale.scaling._questions.accuracy import accuracy_table
+from twoscale.scaling._questions.answers import plain, read_results, sentences
+from twoscale.scaling._questions.batch import batch_table
+from twoscale.scaling._questions.communication import CommunicationAnswer, arms_table
+from twoscale.scaling._questions.forecast import ForecastAnswer, forecast_table
+from twoscale.scaling._questions.replicas import ReplicasAnswer, replicas_table
 from twoscale.scaling._questions.results import StudyResults
-from twoscale.scaling._questions.sentences import sentences
-from twoscale.scaling._study.config import StudyConfig
-from twoscale.scaling._study.progress import telling
-from twoscale.scaling._study.run import run_study
+from twoscale.scaling._questions.speedup import speed_table
+from twoscale.scaling._questions.verdict import VerdictAnswer, causes_table
+from twoscale.scaling._questions.wire import WireAnswer, ledger_table
+from twoscale.scaling._run import run_study, study_config
+from twoscale.scaling._study.progress import study_progress
 
 DOCS = Path(__file__).parents[1] / "docs"
 DOCUMENT = DOCS / "scaling.md"
@@ -58,24 +64,25 @@ def generated(study: StudyResults, resnet: StudyResults) -> dict[str, str]:
     """Return what stands between each pair of markers."""
     environment = study.environment
     assert study.loads is not None
-    assert study.verdict is not None
+    verdict = study.of(VerdictAnswer).verdict
+    assert verdict is not None
+    forecast = study.of(ForecastAnswer)
     where = (
         f"{environment.machine}, {environment.cores} cores, torch {environment.versions['torch']}; load "
         f"{study.loads[0]:.1f} to {study.loads[1]:.1f} as cells began; {study.seconds:.0f} s in all."
     )
     return {
         "machine": where,
-        "verdict": f"> {study.verdict.sentence}\n\n" + markdown(tables.causes_table(study.verdict), (0, 1, 2)),
+        "verdict": f"> {verdict.sentence}\n\n" + markdown(causes_table(verdict), (0, 1, 2)),
         **{name: f"> {sentence}" for name, sentence in study.sentences.items()},
-        "batch-table": markdown(tables.batch_table(study), (0, 1, 2, 3, 4, 6)),
-        "speedup-table": markdown(tables.speed_table(study), (0, 1, 2, 4, 5, 7, 8)),
-        "communication-table": markdown(tables.arms_table(study.arms), (0, 1, 2, 3, 4, 5, 6, 7)),
-        "epochs-table": markdown(tables.accuracy_table(study, "epochs"), (0, 1, 3, 4, 5)),
-        "steps-table": markdown(tables.accuracy_table(study, "steps"), (0, 1, 3, 4, 5)),
-        "ledger-table": markdown(tables.ledger_table(resnet.ledgers[0]), (0, 1, 2, 3, 4, 5)),
-        "replicas-table": markdown(tables.replicas_table(resnet.replicas[0]), (0, 1, 2, 3, 4, 5)),
-        "held-table": markdown(tables.forecast_table(study.held_out, ""), (0, 4, 5, 6)),
-        "refused": "\n".join(f"- {line}." for line in study.refused),
+        "batch-table": markdown(batch_table(study), (0, 1, 2, 3, 4, 6)),
+        "speedup-table": markdown(speed_table(study), (0, 1, 2, 4, 5, 7, 8)),
+        "communication-table": markdown(arms_table(study.of(CommunicationAnswer).arms), (0, 1, 2, 3, 4, 5, 6, 7)),
+        "epochs-table": markdown(accuracy_table(study, "epochs"), (0, 1, 3, 4, 5)),
+        "steps-table": markdown(accuracy_table(study, "steps"), (0, 1, 3, 4, 5)),
+        "ledger-table": markdown(ledger_table(resnet.of(WireAnswer).ledgers[0]), (0, 1, 2, 3, 4, 5)),
+        "replicas-table": markdown(replicas_table(resnet.of(ReplicasAnswer).replicas[0]), (0, 1, 2, 3, 4, 5)),
+        "held-table": markdown(forecast_table(forecast.held_out, ""), (0, 4, 5, 6)),
     }
 
 
@@ -112,20 +119,18 @@ def main() -> None:
     if not arguments.keep:
         with tempfile.TemporaryDirectory() as name:
             out = arguments.out or Path(name)
-            small = StudyConfig.for_this_machine("cpu")
-            large = StudyConfig.for_this_machine(
-                "cpu", model="resnet18", data="synthetic", sections=("sampler", "wire", "replicas")
-            )
+            small = study_config("cpu")
+            large = study_config("cpu", model="resnet18", data="synthetic", sections=("sampler", "wire", "replicas"))
             for config, record, folder in ((small, RECORD, "net"), (large, RESNET, "resnet18")):
-                results = run_study(config, out / folder, resume=arguments.resume, telling=telling())
+                results = run_study(config, out / folder, resume=arguments.resume, progress=study_progress())
                 if results.failures:
                     lines = [f"{one.name}: {one.status}: {one.message}" for one in results.failures]
                     parser.exit(1, f"cells failed, nothing was recorded: {'; '.join(lines)}\n")
-                write_bytes(record, msgspec.json.encode(results) + b"\n")
+                write_bytes(record, msgspec.json.encode(plain(results)) + b"\n")
     for record in (RECORD, RESNET):
-        results = read_record(record, StudyResults)
-        write_bytes(record, msgspec.json.encode(replace(results, sentences=sentences(results))) + b"\n")
-    parts = generated(read_record(RECORD, StudyResults), read_record(RESNET, StudyResults))
+        results = read_results(record)
+        write_bytes(record, msgspec.json.encode(plain(replace(results, sentences=sentences(results)))) + b"\n")
+    parts = generated(read_results(RECORD), read_results(RESNET))
     write_text(DOCUMENT, renewed(DOCUMENT.read_text(), parts))
     write_text(NOTEBOOK, nbformat.writes(executed(NOTEBOOK)) + "\n")  # type: ignore[no-untyped-call]
     print(f"{'' if arguments.keep else 'measured anew; '}renewed {DOCUMENT.name} and {NOTEBOOK.name}")

@@ -54,6 +54,8 @@ LAYERS = [
     "_lab",
     "_cli",
 ]
+SCALING_LAYERS = ["_measure", "_study", "_questions"]
+"""Of the package scaling, lowest first; its other modules compose them, and its __init__ is on top."""
 FACE = ("", "__main__")
 EVERY_MODULE = ["twoscale", "twoscale.__main__", *MODULES]
 NAMED = re.compile(rf"twoscale\.(?:{'|'.join(LAYERS)})(?:\.\w+)+(?::\w+)?")
@@ -174,6 +176,32 @@ def test_every_package_has_its_layer() -> None:
 
 def test_packages_import_only_from_packages_below_them() -> None:
     assert upward_imports(all_imports()) == []
+
+
+def scaling_faults(imports: Iterable[Import]) -> list[str]:
+    def layer(name: str) -> int | None:
+        parts = name.split(".")
+        if parts[:2] != ["twoscale", "scaling"]:
+            return None
+        inside = parts[2] if len(parts) > 2 else ""
+        return SCALING_LAYERS.index(inside) if inside in SCALING_LAYERS else len(SCALING_LAYERS)
+
+    found = []
+    for one in imports:
+        by, of = layer(one.by), layer(one.of)
+        if by is not None and of is not None and by < of:
+            found.append(f"{one.by} imports {one.of}")
+    return found
+
+
+def test_scaling_measures_below_its_studies_and_these_below_its_questions() -> None:
+    assert scaling_faults(all_imports()) == []
+    planted = "def measure():\n    from twoscale.scaling._questions.answers import answered"
+    by = "twoscale.scaling._study.run"
+    assert scaling_faults(imports_of(by, planted)) == [
+        "twoscale.scaling._study.run imports twoscale.scaling._questions.answers.answered"
+    ]
+    assert len(scaling_faults(imports_of("twoscale.scaling._measure.jobs", "import twoscale.scaling._study"))) == 1
 
 
 @pytest.mark.parametrize(

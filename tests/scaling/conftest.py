@@ -30,10 +30,10 @@ def ahead() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def ranks(ahead: tuple[str, ...]) -> Callable[..., Outcome]:
+def ranks(ahead: tuple[str, ...]) -> Callable[..., Outcome[Any]]:
     """Launch a function of ``workers.py``: ``ranks("name", arguments, world_size=2)``; one thread a rank."""
 
-    def start(name: str, arguments: dict[str, Any] | None = None, **options: Any) -> Outcome:
+    def start(name: str, arguments: dict[str, Any] | None = None, **options: Any) -> Outcome[Any]:
         settings: dict[str, Any] = {"world_size": 2, "threads_per_rank": 1, "timeout": 300.0, "hosts": (Host(ahead),)}
         settings |= options
         settings["environment"] = {"PYTHONPATH": str(ROOT), **options.get("environment", {})}
@@ -56,7 +56,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[]
 
 
 @pytest.fixture(scope="session")
-def measured(ranks: Callable[..., Outcome], once: Callable[[str, Callable[[], Any]], Any]) -> Callable[..., Any]:
+def measured(ranks: Callable[..., Outcome[Any]], once: Callable[[str, Callable[[], Any]], Any]) -> Callable[..., Any]:
     """Launch a function of ``workers.py`` once, and return its result: ``measured("name", arguments, ...)``."""
 
     def result(name: str, arguments: dict[str, Any] | None = None, **options: Any) -> Any:

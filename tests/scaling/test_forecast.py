@@ -6,8 +6,19 @@ from dataclasses import replace
 import pytest
 
 from twoscale.errors import ForecastError
-from twoscale.scaling._measure.records import Bucket, Cell, CollectiveSample, Link, LinkModel, Op
-from twoscale.scaling._questions.forecast import collective_seconds, fit, forecast, held_out, replay
+from twoscale.scaling._measure.records import Bucket, Op
+from twoscale.scaling._questions.link_model import (
+    CollectiveSample,
+    Link,
+    LinkModel,
+    MeasuredStep,
+    collective_seconds,
+    fit,
+    forecast,
+    given_model,
+    held_out,
+    replay,
+)
 
 RING = LinkModel("wire", "ring", latency=1e-4, fixed=2e-9, per_rate=0.0, rates=None, residual=0.0, samples=0)
 SIZES = (1000, 40_000, 1_000_000, 25_000_000)
@@ -16,7 +27,7 @@ BUCKETS = (Bucket(1_000_000, 0.02), Bucket(25_000_000, 0.05), Bucket(9_000_000, 
 
 def _cell(
     model: LinkModel, world_size: int, *, batch_size: int = 32, rate: float | None = None, compute: float = 0.1
-) -> Cell:
+) -> MeasuredStep:
     """A cell that behaves exactly as the model says."""
     ops: Sequence[Op] = ("all_reduce", "broadcast")
     samples = tuple(
@@ -28,7 +39,7 @@ def _cell(
     each = [(b, collective_seconds(model, "all_reduce", b.bytes, world_size, rate)) for b in buckets]
     step, _ = replay(compute, each, collective_seconds(model, "broadcast", 40_000, world_size, rate))
     alone = samples if world_size > 1 else ()
-    return Cell(world_size, batch_size, Link(model.link, rate), compute, step, buckets, (40_000,), alone)
+    return MeasuredStep(world_size, batch_size, Link(model.link, rate), compute, step, buckets, (40_000,), alone)
 
 
 def test_collectives_by_hand() -> None:
@@ -174,3 +185,14 @@ def test_nothing_is_forecast_from_nothing() -> None:
         forecast([], 2, 32, Link("wire"))
     with pytest.raises(ForecastError, match="0 ranks, batch 32: expected at least 1 of each"):
         forecast([_cell(RING, 2)], 0, 32, Link("wire"))
+
+
+def test_a_given_link_needs_no_collective_timed_over_it() -> None:
+    steps = [_cell(RING, 1), _cell(RING, 2)]
+    model = given_model("the given link", latency=5e-5, bytes_per_second=1.25e9)
+    found = forecast(steps, 4, 32, Link("the given link", 1.25e9), model=model)
+    # By hand: 2 (n - 1) messages and 2 (n - 1)/n of the bytes for each bucket, two messages and all bytes broadcast.
+    expected = sum(6 * 5e-5 + 1.5 * bucket.bytes / 1.25e9 for bucket in BUCKETS) + 2 * 5e-5 + 40_000 / 1.25e9
+    assert found.communication == pytest.approx(expected)
+    assert found.model == model
+    assert found.compute == 0.1

@@ -14,7 +14,7 @@ import pytest
 from twoscale._environment import available_cores
 from twoscale.errors import ConfigurationError, TwoscaleError
 from twoscale.scaling._measure.launch import Host, function_of, launch
-from twoscale.scaling._measure.records import Outcome, PeakRecord
+from twoscale.scaling._measure.records import Outcome
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,11 +37,11 @@ def _all_gone(pids: list[int], seconds: float = 10.0) -> bool:
     return False
 
 
-def test_ranks_get_arguments_threads_cores_and_each_other(ranks: Callable[..., Outcome]) -> None:
+def test_ranks_get_arguments_threads_cores_and_each_other(ranks: Callable[..., Outcome[Any]]) -> None:
     outcome = ranks("about", {"x": [1, "two", None]}, environment={"EXTRA": "yes"})
     assert outcome.status == "ok", outcome.log_tail
     assert (outcome.world_size, outcome.threads_per_rank, outcome.message, outcome.log_tail) == (2, 1, "", "")
-    result = outcome.result
+    result = outcome.value
     assert result["arguments"] == {"x": [1, "two", None]}
     assert result["sum"] == 3.0
     assert result["threads"] == 1  # torchrun would have set it, but for one rank: not a proof, the next is
@@ -50,15 +50,15 @@ def test_ranks_get_arguments_threads_cores_and_each_other(ranks: Callable[..., O
         assert result["cores"] == [available_cores()[0]]
 
 
-def test_one_rank_may_have_more_threads(ranks: Callable[..., Outcome]) -> None:
-    result = ranks("about", world_size=1, threads_per_rank=3, pin=False).result
+def test_one_rank_may_have_more_threads(ranks: Callable[..., Outcome[Any]]) -> None:
+    result = ranks("about", world_size=1, threads_per_rank=3, pin=False).value
     assert result["threads"] == 3
     assert result["cores"] == list(available_cores())
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_files_where_the_user_is_are_no_modules(
-    ranks: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world_size: int
+    ranks: Callable[..., Outcome[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world_size: int
 ) -> None:
     (tmp_path / "statistics.py").write_text("")
     monkeypatch.chdir(tmp_path)
@@ -66,22 +66,22 @@ def test_files_where_the_user_is_are_no_modules(
     assert outcome.ok, outcome.log_tail
 
 
-def test_an_exception_in_one_rank_is_a_recorded_crash_that_names_it(ranks: Callable[..., Outcome]) -> None:
+def test_an_exception_in_one_rank_is_a_recorded_crash_that_names_it(ranks: Callable[..., Outcome[Any]]) -> None:
     outcome = ranks("fail_second")
     assert outcome.status == "crash"
     # Rank 0 complains of a lost connection; the cause is the first to fail.
     assert outcome.message == "rank 1: ValueError: planted failure of two lines"
     assert "ValueError: planted failure" in outcome.log_tail
     with pytest.raises(TwoscaleError, match=r"no measurement \(crash\): rank 1: ValueError"):
-        outcome.record(PeakRecord)
+        _ = outcome.value
 
 
-def test_a_killed_rank_is_a_recorded_crash(ranks: Callable[..., Outcome]) -> None:
+def test_a_killed_rank_is_a_recorded_crash(ranks: Callable[..., Outcome[Any]]) -> None:
     outcome = ranks("kill_second")
     assert (outcome.status, outcome.message) == ("crash", "rank 1: killed by SIGKILL")
 
 
-def test_an_aborted_rank_leaves_where_it_was_in_the_record(ranks: Callable[..., Outcome]) -> None:
+def test_an_aborted_rank_leaves_where_it_was_in_the_record(ranks: Callable[..., Outcome[Any]]) -> None:
     outcome = ranks("abort", world_size=1)
     assert (outcome.status, outcome.message) == ("crash", "rank 0: killed by SIGABRT")
     assert "Fatal Python error: Aborted" in outcome.log_tail
@@ -89,14 +89,14 @@ def test_an_aborted_rank_leaves_where_it_was_in_the_record(ranks: Callable[..., 
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory limits are the kernel's, and Linux's here")
-def test_running_out_of_memory_is_a_recorded_failure(ranks: Callable[..., Outcome]) -> None:
+def test_running_out_of_memory_is_a_recorded_failure(ranks: Callable[..., Outcome[Any]]) -> None:
     outcome = ranks("fill_memory", world_size=1, memory_limit_bytes=1 << 30)
     assert outcome.status == "out-of-memory"
     assert outcome.message.startswith("rank 0: RuntimeError: ")
     assert "can't allocate memory" in outcome.message
 
 
-def test_a_time_out_ends_every_process_even_stubborn_ones(ranks: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_a_time_out_ends_every_process_even_stubborn_ones(ranks: Callable[..., Outcome[Any]], tmp_path: Path) -> None:
     # As long as it takes to start, then a moment: the ranks hang and ignore SIGTERM.
     timeout = 5.0
     while not (pids := [int(file.read_text()) for file in tmp_path.glob("pid-*")]):
@@ -158,11 +158,11 @@ def test_targets_that_are_no_functions(target: str, message: str) -> None:
 )
 def test_numbers_outside_their_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        launch("twoscale.scaling._measure.peak:run", **options)
+        launch("twoscale.scaling._measure.bandwidth:run", **options)
 
 
 def test_the_launcher_does_not_import_torch() -> None:
-    names = ("_measure.launch", "_measure.capacity", "_questions.forecast", "_measure.statistics")
+    names = ("_measure.launch", "_measure.capacity", "_questions.link_model", "_measure.statistics")
     modules = ", ".join(f"twoscale.scaling.{name}" for name in names)
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -121,11 +121,11 @@ def test_all_ranks_together_send_what_the_ring_needs(world_size: int, size: int)
 
 @pytest.mark.skipif(shutil.which("ss") is None, reason="'ss' (iproute2), which counts a socket's bytes, is missing")
 @pytest.mark.parametrize("world_size", [3])
-def test_gloo_sends_what_the_ledger_says(ranks: Callable[..., Outcome], world_size: int, tmp_path: Path) -> None:
+def test_gloo_sends_what_the_ledger_says(ranks: Callable[..., Outcome[Any]], world_size: int, tmp_path: Path) -> None:
     """Payload and message headers against the kernel's own count of each rank's sockets, to the byte."""
     outcome = ranks("on_sockets", {"folder": str(tmp_path)}, world_size=world_size)
     assert outcome.ok, f"{outcome.message}\n{outcome.log_tail}"
-    assert len(outcome.result) == 9
-    for op, size, everyone in outcome.result:
+    assert len(outcome.value) == 9
+    for op, size, everyone in outcome.value:
         for rank, (counted, payload, messages) in enumerate(everyone):
             assert counted == payload + messages * GLOO_MESSAGE, (op, size, rank)

@@ -22,7 +22,6 @@ from twoscale.scaling._measure.records import (
     BandwidthRecord,
     EpochTime,
     LedgerRecord,
-    Link,
     Op,
     PeakRecord,
     ReplicasRecord,
@@ -30,8 +29,8 @@ from twoscale.scaling._measure.records import (
     decode,
 )
 from twoscale.scaling._measure.replicas import hash_replicas, hash_tensors, sampler_orders
-from twoscale.scaling._measure.workload import batches, create_model
-from twoscale.scaling._questions.forecast import cell_of
+from twoscale.scaling._measure.workload import batch_stream, create_model
+from twoscale.scaling._questions.link_model import Link, measured_step
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +116,7 @@ def test_one_rank_talks_to_no_one(alone: dict[str, Any]) -> None:
 
 def test_a_cell_for_the_forecast(found: dict[str, Any]) -> None:
     record = decode(found["arms"], ArmsRecord)
-    cell = cell_of(record, 2, Link("loopback"))
+    cell = measured_step(record, 2, Link("loopback"))
     assert (cell.world_size, cell.batch_size, cell.broadcasts) == (2, 2, (5504, 152))
     assert (cell.compute, cell.step) == (record.silent.median, record.ddp.median)
     assert len(cell.collectives) == 4
@@ -258,17 +257,17 @@ def test_ranks_share_an_epoch_without_overlap() -> None:
     workload = Workload(batch_size=64)
     seen = []
     for rank in range(2):
-        source = batches(workload, rank, 2)
+        source = batch_stream(workload, rank, 2)
         seen.append(torch.cat([images for images, _ in itertools.islice(source, 16)]))
     together = torch.cat(seen).flatten(1)
     assert len(together) == 2048
     assert len(torch.unique(together, dim=0)) == 2048
-    again = next(batches(workload, 1, 2))[0]
+    again = next(batch_stream(workload, 1, 2))[0]
     assert torch.equal(again, seen[1][:64])
 
 
 def test_batches_larger_than_a_share_go_on_into_the_next_epoch() -> None:
-    images, labels = next(batches(Workload(batch_size=2500, data="digits"), 0, 1))
+    images, labels = next(batch_stream(Workload(batch_size=2500, data="digits"), 0, 1))
     assert images.shape == (2500, 3, 32, 32)
     assert images.dtype == torch.float32
     assert labels.dtype == torch.int64

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from benchmarks.scaling_study import DOCUMENT, NOTEBOOK, RECORD, RESNET, executed, generated, renewed
-from twoscale._files import read_record
-from twoscale.scaling._questions.results import StudyResults
-from twoscale.scaling._questions.sentences import sentences
-from twoscale.scaling._study.config import SECTIONS
+from twoscale.scaling._questions.answers import read_results, sentences
+from twoscale.scaling._questions.registry import SECTIONS
+from twoscale.scaling._questions.verdict import VerdictAnswer
+from twoscale.scaling._questions.wire import WireAnswer
 
 
 def test_the_documents_tables_are_the_records() -> None:
-    study, resnet = (read_record(file, StudyResults) for file in (RECORD, RESNET))
+    study, resnet = (read_results(file) for file in (RECORD, RESNET))
     parts = generated(study, resnet)
     text = DOCUMENT.read_text()
     assert renewed(text, parts) == text
@@ -19,19 +19,19 @@ def test_the_documents_tables_are_the_records() -> None:
 
 
 def test_the_records_are_whole() -> None:
-    study, resnet = (read_record(file, StudyResults) for file in (RECORD, RESNET))
+    study, resnet = (read_results(file) for file in (RECORD, RESNET))
     assert study.config.sections == SECTIONS
     assert study.complete
     assert not study.failures
     assert study.config.repeats >= 3
     assert study.config.seeds >= 3
     assert sentences(study) == study.sentences
-    ledger = resnet.ledgers[0]
+    ledger = resnet.of(WireAnswer).ledgers[0]
     assert (ledger.ok, ledger.parameters, ledger.total("backward 3")) == (True, 11_173_962, 44_695_848)
 
 
 def study_sentence() -> str:
-    verdict = read_record(RECORD, StudyResults).verdict
+    verdict = read_results(RECORD).of(VerdictAnswer).verdict
     assert verdict is not None
     return verdict.sentence
 

@@ -4,39 +4,45 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from twoscale._files import read_record
-from twoscale.scaling._measure.records import CapacityTrial
+from twoscale.scaling._measure.records import CapacityRecord, CapacityTrial
 from twoscale.scaling._measure.statistics import summarize
-from twoscale.scaling._questions.results import AccuracyRow, StudyResults
-from twoscale.scaling._questions.sentences import sentences, verdict_sentence
-from twoscale.scaling._questions.tables import batch_table
+from twoscale.scaling._questions.accuracy import AccuracyAnswer
+from twoscale.scaling._questions.answers import read_results, sentences
+from twoscale.scaling._questions.batch import BatchAnswer, batch_table
+from twoscale.scaling._questions.communication import CommunicationAnswer
+from twoscale.scaling._questions.forecast import ForecastAnswer
+from twoscale.scaling._questions.registry import ANSWERED, VERDICT
+from twoscale.scaling._questions.results import StudyResults
+from twoscale.scaling._questions.speedup import SpeedupAnswer
+from twoscale.scaling._questions.verdict import VerdictAnswer
+from twoscale.scaling._questions.wire import WireAnswer
 
 RECORD = Path(__file__).parents[2] / "docs" / "scaling-study.json"
 
 
 @pytest.fixture(scope="module")
 def study() -> StudyResults:
-    return read_record(RECORD, StudyResults)
+    return read_results(RECORD)
 
 
-def _said(section: str, study: StudyResults, **changed: Any) -> str:
-    return sentences(replace(study, **changed))[section]
+def _said(section: str, study: StudyResults, *changed: object) -> str:
+    """Return the sentence of a section where some answers are others."""
+    return sentences(study.changed(*changed))[section]
 
 
 def _exposed(study: StudyResults, *milliseconds: float, alone: float = 2.0) -> str:
     """Return what is said of arms at two ranks with these exposed times, one a round."""
     arms = []
-    for at in study.arms:
+    for at in study.of(CommunicationAnswer).arms:
         if at.record.world_size == 2:
             exposed, isolated = summarize([one / 1e3 for one in milliseconds]), summarize([alone / 1e3] * 6)
             overlap = 1 - exposed.median / isolated.median
             at = replace(at, record=replace(at.record, exposed=exposed, isolated=isolated, overlap=overlap))
         arms.append(at)
-    return _said("communication", study, arms=tuple(arms))
+    return _said("communication", study, CommunicationAnswer(tuple(arms)))
 
 
 def test_communication_hidden_or_not(study: StudyResults) -> None:
@@ -52,27 +58,31 @@ def test_communication_hidden_or_not(study: StudyResults) -> None:
 
 def test_the_batch_sentence_says_what_its_table_says(study: StudyResults) -> None:
     slow = summarize([0.1, 0.1, 1.0])  # one launch was disturbed
-    rows = tuple(replace(row, epoch=slow) if row.batch_size == 32 else row for row in study.batches)
-    assert _said("batch", study, batches=rows).startswith("An epoch takes 0.40 s at batch 32 and ")
-    assert batch_table(replace(study, batches=rows)).rows[0][1].text == "0.400"
+    answer = study.of(BatchAnswer)
+    rows = tuple(replace(row, epoch=slow) if row.batch_size == 32 else row for row in answer.batches)
+    changed = replace(answer, batches=rows)
+    assert _said("batch", study, changed).startswith("An epoch takes 0.40 s at batch 32 and ")
+    assert batch_table(study.changed(changed)).rows[0][1].text == "0.400"
 
 
 def test_a_failed_launch_is_no_single_device(study: StudyResults) -> None:
-    alone = tuple(row for row in study.speed if row.world_size == 1)
+    alone = tuple(row for row in study.of(SpeedupAnswer).speed if row.world_size == 1)
     assert "no speed-up to tell: more ranks gave no result; DDP at one rank keeps 96 %" in _said(
-        "speedup", study, speed=alone
+        "speedup", study, SpeedupAnswer(alone)
     )
-    many = tuple(replace(row, speedup=None, efficiency=None) for row in study.speed if row.world_size > 1)
-    assert "the bare module on one rank, to compare with, gave no result" in _said("speedup", study, speed=many)
-    one = replace(study.config, world_sizes=(1,))
-    assert "one rank was asked for" in _said("speedup", study, speed=alone, config=one)
+    speed = study.of(SpeedupAnswer).speed
+    many = tuple(replace(row, speedup=None, efficiency=None) for row in speed if row.world_size > 1)
+    text = _said("speedup", study, SpeedupAnswer(many))
+    assert "the bare module on one rank, to compare with, gave no result" in text
+    one = replace(study, config=replace(study.config, world_sizes=(1,)))
+    assert "one rank was asked for" in _said("speedup", one, SpeedupAnswer(alone))
 
 
 def _accuracies(study: StudyResults, **values: tuple[float | None, ...]) -> str:
     """Return what is said where ways at equal epochs reached other accuracies, one a seed."""
     small = values.get("small", (0.9, 0.91, 0.92))
     rows = []
-    for row in study.accuracy:
+    for row in study.of(AccuracyAnswer).accuracy:
         if row.equal == "epochs" and row.way in values:
             found = values[row.way]
             known = [value for value in found if value is not None]
@@ -84,7 +94,7 @@ def _accuracies(study: StudyResults, **values: tuple[float | None, ...]) -> str:
                 against_small=summarize(paired) if paired and row.way != "small" else None,
             )
         rows.append(row)
-    return _said("accuracy", study, accuracy=tuple[AccuracyRow, ...](rows))
+    return _said("accuracy", study, AccuracyAnswer(tuple(rows)))
 
 
 def test_accuracies_that_seeds_explain_are_no_loss(study: StudyResults) -> None:
@@ -101,39 +111,46 @@ def test_runs_that_diverged_are_said_and_never_the_best(study: StudyResults) -> 
 
 
 def test_a_ledger_that_differs(study: StudyResults) -> None:
-    ledger = replace(study.ledgers[0], differences=("backward 3: one", "backward 3: two"))
-    assert _said("wire", study, ledgers=(ledger,)).endswith("2 collectives were not observed as predicted.")
-    unseen = replace(study.ledgers[0], observed=None)
-    assert "nothing was observed" in _said("wire", study, ledgers=(unseen,))
+    ledger = replace(study.of(WireAnswer).ledgers[0], differences=("backward 3: one", "backward 3: two"))
+    assert _said("wire", study, WireAnswer((ledger,))).endswith("2 collectives were not observed as predicted.")
+    unseen = replace(study.of(WireAnswer).ledgers[0], observed=None)
+    assert "nothing was observed" in _said("wire", study, WireAnswer((unseen,)))
 
 
 def test_no_error_of_a_forecast_is_larger_than_said(study: StudyResults) -> None:
-    one = replace(study.held_out[0], error=-0.0641)
-    assert _said("forecast", study, held_out=(one,)).startswith(
+    answer = study.of(ForecastAnswer)
+    one = replace(answer.held_out[0], error=-0.0641)
+    assert _said("forecast", study, replace(answer, held_out=(one,))).startswith(
         "The step of 1 held-out cell was forecast from the others to within 7 %"
     )
 
 
 def test_what_stopped_the_search_for_the_largest_batch(study: StudyResults) -> None:
-    assert study.capacity is not None
+    answer = study.of(BatchAnswer)
+    assert answer.capacity is not None
+
+    def said(capacity: CapacityRecord) -> str:
+        return _said("batch", study, replace(answer, capacity=capacity))
+
     trials = [CapacityTrial(64, "ok", 1.0, 1), CapacityTrial(128, "time-out", 1.0, None, "no result")]
-    capacity = replace(study.capacity, largest=64, reached_limit=False, trials=tuple(trials))
-    assert _said("batch", study, capacity=capacity).endswith("a batch of 64 runs, and one of 128 ended in a time-out.")
+    capacity = replace(answer.capacity, largest=64, reached_limit=False, trials=tuple(trials))
+    assert said(capacity).endswith("a batch of 64 runs, and one of 128 ended in a time-out.")
     full = replace(capacity, trials=(trials[0], replace(trials[1], status="out-of-memory")))
-    assert _said("batch", study, capacity=full).endswith("the largest batch that fits is 64.")
+    assert said(full).endswith("the largest batch that fits is 64.")
 
 
 def test_why_there_is_no_verdict(study: StudyResults) -> None:
-    without = replace(study, verdict=None)
-    assert "not all of them gave a result" in verdict_sentence(without)
-    assert "it needs the arms" in verdict_sentence(
-        replace(without, config=replace(study.config, sections=("speedup",)))
-    )
-    assert "one rank has nothing" in verdict_sentence(replace(without, config=replace(study.config, world_sizes=(1,))))
+    without = study.changed(VerdictAnswer(None))
+    config = study.config
+    for sections, sizes, words in (
+        (config.sections, config.world_sizes, "not all of them gave a result"),
+        (("speedup",), config.world_sizes, "it needs the arms"),
+        (config.sections, (1,), "one rank has nothing"),
+    ):
+        asked = replace(without, config=replace(config, sections=sections, world_sizes=sizes))
+        assert words in (VERDICT.sentence(asked) or "")
 
 
 def test_everything_failed(study: StudyResults) -> None:
-    empty = replace(
-        study, batches=(), speed=(), arms=(), accuracy=(), orders=(), ledgers=(), replicas=(), held_out=(), refused=()
-    )
+    empty = study.changed(*(question.record() for question in ANSWERED))
     assert all(sentence.startswith("Nothing was measured") for sentence in sentences(empty).values())

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from twoscale.scaling._measure.launch import Host
-from twoscale.scaling._measure.records import ArmsRecord, BandwidthRecord, Cell, Outcome, decode
-from twoscale.scaling._questions.forecast import forecast, held_out
+from twoscale.scaling._measure.records import ArmsRecord, BandwidthRecord, Outcome, decode
+from twoscale.scaling._questions.link_model import MeasuredStep, forecast, held_out
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,7 @@ def _link(name: str) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def found(
     ahead: tuple[str, ...],
-    ranks: Callable[..., Outcome],
+    ranks: Callable[..., Outcome[Any]],
     once: Callable[[str, Callable[[], Any]], Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def test_exposed_communication_is_the_arithmetics(rates: list[dict[str, Any]]) -
 
 
 def test_a_forecast_fitted_at_two_rates_holds_at_the_one_between(rates: list[dict[str, Any]]) -> None:
-    cells = [decode(at["cell"], Cell) for at in rates]
+    cells = [decode(at["step"], MeasuredStep) for at in rates]
     low, middle, high = cells
     predicted = forecast([low, high], 2, middle.batch_size, middle.link)
     assert predicted.step == pytest.approx(middle.step, rel=0.05)

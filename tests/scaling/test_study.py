@@ -18,19 +18,27 @@ import pytest
 from rich.console import Console
 
 from twoscale._cli import main
-from twoscale._files import read_record
 from twoscale.errors import ConfigurationError, TwoscaleError, UnknownNameError
 from twoscale.scaling._measure.rank import _in_a_line
-from twoscale.scaling._measure.records import Outcome
-from twoscale.scaling._questions.analysis import analyse
-from twoscale.scaling._questions.page import render_study
-from twoscale.scaling._questions.results import StudyResults
-from twoscale.scaling._study import progress
+from twoscale.scaling._measure.records import CapacityRecord, CapacityTrial, Outcome, Workload
+from twoscale.scaling._measure.tasks import TrainedRun
+from twoscale.scaling._questions.accuracy import AccuracyAnswer
+from twoscale.scaling._questions.answers import answered, read_results
+from twoscale.scaling._questions.batch import BatchAnswer
+from twoscale.scaling._questions.communication import CommunicationAnswer
+from twoscale.scaling._questions.forecast import ForecastAnswer
+from twoscale.scaling._questions.registry import SECTIONS, needs_of
+from twoscale.scaling._questions.report import render_study
+from twoscale.scaling._questions.speedup import SpeedupAnswer
+from twoscale.scaling._questions.verdict import VerdictAnswer
+from twoscale.scaling._questions.wire import WireAnswer
+from twoscale.scaling._run import CELLS, REPORT, STUDY, run_study, study_config
+from twoscale.scaling._study import plan, progress
 from twoscale.scaling._study import run as study
-from twoscale.scaling._study.cells import CellRecord, StudyCell, first_cells, later_cells, ways
-from twoscale.scaling._study.config import SECTIONS, StudyConfig
+from twoscale.scaling._study.cells import CellRecord, Measured, StudyCell, read_cell
+from twoscale.scaling._study.config import StudyConfig
 from twoscale.scaling._study.machine import Machine
-from twoscale.scaling._study.run import CELLS, REPORT, STUDY, run_study
+from twoscale.scaling._study.plan import ways
 
 WORDS = [
     "scale", "--device", "cpu", "--batch-sizes", "32,512", "--base-batch", "16", "--repeats", "1", "--seeds", "1",
@@ -43,7 +51,15 @@ def _config(**given: Any) -> StudyConfig:
         "batch_sizes": (32, 512), "base_batch": 16, "repeats": 1, "seeds": 1, "epochs": 1,
         "accuracy_batches": (64, 128), "tune": False,
     }  # fmt: skip
-    return StudyConfig.for_this_machine("cpu", **{**options, **given})
+    return study_config("cpu", **{**options, **given})
+
+
+def first_cells(config: StudyConfig) -> tuple[StudyCell[Any], ...]:
+    return plan.first_cells(config, needs_of(config.sections))
+
+
+def later_cells(config: StudyConfig, first: plan.Outcomes) -> tuple[StudyCell[Any], ...]:
+    return plan.later_cells(config, needs_of(config.sections), first)
 
 
 def _gone(pid: int) -> bool:
@@ -74,9 +90,9 @@ def again(done: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let cells that are measured give what the small study's gave; a list of their names, in order."""
     measured: list[str] = []
 
-    def give(self: Any, cell: StudyCell) -> Outcome:
+    def give(self: Any, cell: StudyCell[Any]) -> Outcome[Any]:
         measured.append(cell.name)
-        return read_record(done / CELLS / f"{cell.name}.json", CellRecord).outcome
+        return read_cell(done / CELLS / f"{cell.name}.json").outcome
 
     monkeypatch.setattr(study._Runner, "_measure", give)
     return measured
@@ -86,53 +102,60 @@ def again(done: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_every_section_of_a_real_study(done: Path) -> None:
-    results = read_record(done / STUDY, StudyResults)
+    results = read_results(done / STUDY)
     assert results.complete
     assert results.failures == ()
     assert list(results.sentences) == list(SECTIONS)
     assert not any("Nothing was measured" in sentence for sentence in results.sentences.values())
-    assert [row.batch_size for row in results.batches] == [16, 32, 512, 1437]
-    assert all(row.of_peak and 0 < row.of_peak < 1.5 for row in results.batches)
-    assert results.capacity is not None
-    assert (results.capacity.largest, results.capacity.reached_limit) == (1437, True)
-    rows = [(row.scaling, row.world_size, row.batch_size) for row in results.speed]
+    assert [row.batch_size for row in results.of(BatchAnswer).batches] == [16, 32, 512, 1437]
+    assert all(row.of_peak and 0 < row.of_peak < 1.5 for row in results.of(BatchAnswer).batches)
+    capacity = results.of(BatchAnswer).capacity
+    assert capacity is not None
+    assert (capacity.largest, capacity.reached_limit) == (1437, True)
+    rows = [(row.scaling, row.world_size, row.batch_size) for row in results.of(SpeedupAnswer).speed]
     assert rows == [("bare", 1, 16), ("ddp-alone", 1, 16), ("apart", 2, 16), ("weak", 2, 16), ("strong", 2, 8)]
-    assert results.speed[0].speedup is None
-    assert {(at.record.world_size, at.batch_size) for at in results.arms} == {(1, 16), (1, 32), (2, 16), (2, 32)}
-    assert results.verdict is not None
-    assert all(ledger.ok for ledger in results.ledgers)
-    assert [ledger.model for ledger in results.ledgers] == ["net", "resnet20"]
-    assert len(results.held_out) == 2
-    assert any("is another link" in line or "what holds for one link" in line for line in results.refused)
-    assert any("on both sides of it" in line for line in results.refused)
+    assert results.of(SpeedupAnswer).speed[0].speedup is None
+    arms = results.of(CommunicationAnswer).arms
+    assert {(at.record.world_size, at.batch_size) for at in arms} == {
+        (1, 16),
+        (1, 32),
+        (2, 16),
+        (2, 32),
+    }
+    assert results.of(VerdictAnswer).verdict is not None
+    assert all(ledger.ok for ledger in results.of(WireAnswer).ledgers)
+    assert [ledger.model for ledger in results.of(WireAnswer).ledgers] == ["net", "resnet20"]
+    assert len(results.of(ForecastAnswer).held_out) == 2
+    # Nothing is refused that nobody asked for.
+    assert all(" held-out cells were off by up to " in line for line in results.of(ForecastAnswer).refused)
 
 
 def test_equal_epochs_and_equal_steps(done: Path) -> None:
-    results = read_record(done / STUDY, StudyResults)
-    small = next(row for row in results.accuracy if row.way == "small")
+    results = read_results(done / STUDY)
+    small = next(row for row in results.of(AccuracyAnswer).accuracy if row.way == "small")
     assert small.steps == 23  # 1,437 images in batches of 64
-    for row in results.accuracy:
+    for row in results.of(AccuracyAnswer).accuracy:
         if row.way != "small":
             assert (row.batch_size, row.epochs) == (128, 1 if row.equal == "epochs" else 2)
             assert row.steps == (12 if row.equal == "epochs" else 24)
-    ways_seen = {row.way for row in results.accuracy}
+    ways_seen = {row.way for row in results.of(AccuracyAnswer).accuracy}
     assert ways_seen == {way.name for way in ways(results.config)}
 
 
 def test_ratios_are_of_the_same_round(done: Path) -> None:
-    results = read_record(done / STUDY, StudyResults)
-    cells = {file.stem: read_record(file, CellRecord).outcome.result for file in (done / CELLS).glob("ranks-*.json")}
+    results = read_results(done / STUDY)
+    cells = {file.stem: read_cell(file).result for file in (done / CELLS).glob("ranks-*.json")}
     bare, ddp = cells["ranks-1-0"][0], cells["ranks-2-0"][1]
-    assert (bare["arm"], ddp["arm"], ddp["world_size"]) == ("bare", "ddp", 2)
-    weak = next(row for row in results.speed if row.scaling == "weak")
+    assert (bare.arm, ddp.arm, ddp.world_size) == ("bare", "ddp", 2)
+    weak = next(row for row in results.of(SpeedupAnswer).speed if row.scaling == "weak")
     assert weak.speedup is not None
     assert weak.efficiency is not None
-    assert weak.speedup.mean == pytest.approx(2 * bare["step"]["median"] / ddp["step"]["median"])
+    assert weak.speedup.mean == pytest.approx(2 * bare.step.median / ddp.step.median)
     assert weak.efficiency.mean == pytest.approx(weak.speedup.mean / 2)
 
 
 def test_the_page_says_what_the_record_says(done: Path) -> None:
-    results = read_record(done / STUDY, StudyResults)
+    results = read_results(done / STUDY)
     page = (done / REPORT).read_text()
     assert page == render_study(results)
     for sentence in results.sentences.values():
@@ -143,7 +166,7 @@ def test_the_page_says_what_the_record_says(done: Path) -> None:
 
 
 def test_gpus_of_different_kinds_are_said(done: Path) -> None:
-    results = dataclasses.replace(read_record(done / STUDY, StudyResults), gpus=("A", "B", "A"))
+    results = dataclasses.replace(read_results(done / STUDY), gpus=("A", "B", "A"))
     page = render_study(results)
     assert "Ranks: 1, 2; 2 × A, 1 × B; " in page
     assert "The GPUs are of different kinds (A, B, A): " in page
@@ -182,30 +205,26 @@ def test_a_section_alone_needs_only_its_cells() -> None:
 
 
 def test_batches_beyond_the_largest_are_not_tried_but_shown(again: list[str], tmp_path: Path) -> None:
-    capacity = {
-        "workload": {}, "world_size": 1, "memory_limit_bytes": None, "largest": 100, "reached_limit": False,
-        "trials": [{"batch_size": 128, "status": "out-of-memory", "seconds": 1, "peak_memory_bytes": None}],
-    }  # fmt: skip
+    trial = CapacityTrial(128, "out-of-memory", 1.0, None)
+    capacity = CapacityRecord(Workload(), 1, None, largest=100, reached_limit=False, trials=(trial,))
     cells = later_cells(_config(), {"capacity": Outcome("ok", 1.0, 1, 1, capacity)})
     batches = next(cell for cell in cells if cell.kind == "batches")
-    assert batches.arguments["batch_sizes"] == [16, 32, 100]
+    assert batches.arguments.batch_sizes == (16, 32, 100)
 
 
 def test_tuned_rates_are_the_best_and_the_scaled_follow_the_small() -> None:
     config = _config(tune=True)
-    runs = first_cells(config)[1].arguments["runs"]
-    assert {run["way"] for run in runs} == {"small", "tuned", "lars", "lamb", "adamw"}
+    runs = first_cells(config)[1].arguments.runs
+    assert {run.way for run in runs} == {"small", "tuned", "lars", "lamb", "adamw"}
+    highest = {way: max(run.config.lr for run in runs if run.way == way) for way in {run.way for run in runs}}
     found = [
-        {**run, "accuracy": 0.9 if run["rate"] == max(r["rate"] for r in runs if r["way"] == run["way"]) else 0.5}
-        for run in runs
+        TrainedRun(run.way, run.config, accuracy=0.9 if run.config.lr == highest[run.way] else 0.5) for run in runs
     ]
-    found[0]["accuracy"] = None  # its loss became infinite
-    cells = later_cells(config, {"tune": Outcome("ok", 1.0, 1, 1, found)})
-    rates = {
-        run["way"]: run["config"]["lr"] for cell in cells if cell.kind == "accuracy" for run in cell.arguments["runs"]
-    }
-    assert rates["small"] == rates["plain"] == rates["linear"] == max(r["rate"] for r in runs if r["way"] == "small")
-    assert rates["lars"] == max(r["rate"] for r in runs if r["way"] == "lars")
+    found[0] = dataclasses.replace(found[0], accuracy=None)  # its loss became infinite
+    cells = later_cells(config, {"tune": Outcome("ok", 1.0, 1, 1, tuple(found))})
+    rates = {run.way: run.config.lr for cell in cells if cell.kind == "accuracy" for run in cell.arguments.runs}
+    assert rates["small"] == rates["plain"] == rates["linear"] == highest["small"]
+    assert rates["lars"] == highest["lars"]
 
 
 # ---------------------------------------------------------------- going on, failing, running out of time
@@ -216,7 +235,7 @@ def test_a_killed_study_goes_on_where_it_was(
 ) -> None:
     give = study._Runner._measure
 
-    def interrupt(self: Any, cell: StudyCell) -> Outcome:
+    def interrupt(self: Any, cell: StudyCell[Any]) -> Outcome[Any]:
         if len(again) == 3:
             raise KeyboardInterrupt
         return give(self, cell)
@@ -233,7 +252,7 @@ def test_a_killed_study_goes_on_where_it_was(
     results = run_study(_config(), tmp_path, resume=True)
     assert again[3:] == [name for name in again if name not in first]
     assert len(again) == len(list((done / CELLS).iterdir()))
-    whole = read_record(done / STUDY, StudyResults)
+    whole = read_results(done / STUDY)
     same = dataclasses.replace(results, environment=whole.environment, loads=whole.loads)
     assert same == whole
 
@@ -246,11 +265,11 @@ def test_a_terminal_sees_a_table_of_what_is_done(
     monkeypatch.setattr(progress, "Console", lambda **_: console)
     give = study._Runner._measure
 
-    def fail(self: Any, cell: StudyCell) -> Outcome:
+    def fail(self: Any, cell: StudyCell[Any]) -> Outcome[Any]:
         return Outcome("time-out", 1.0, 2, 1, None, "planted") if cell.kind == "wire" else give(self, cell)
 
     monkeypatch.setattr(study._Runner, "_measure", fail)
-    run_study(_config(sections=("wire", "communication")), tmp_path, telling=progress.telling())
+    run_study(_config(sections=("wire", "communication")), tmp_path, progress=progress.study_progress())
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     assert "0 of 5 cells, about – left" in shown
     assert re.search(r"[1-4] of 5 cells, about \d+:\d\d left; now ", shown)
@@ -262,7 +281,7 @@ def test_one_study_at_a_time_in_a_folder(again: list[str], tmp_path: Path, monke
     give = study._Runner._measure
     refused: list[str] = []
 
-    def another(self: Any, cell: StudyCell) -> Outcome:
+    def another(self: Any, cell: StudyCell[Any]) -> Outcome[Any]:
         with pytest.raises(TwoscaleError) as error:
             run_study(_config(sections=("wire",)), tmp_path, resume=True)
         refused.append(str(error.value))
@@ -305,12 +324,13 @@ def test_what_there_was_no_time_for_is_measured_with_more_time(again: list[str],
 
 
 def test_the_verdict_is_at_the_most_ranks_that_gave_a_result(done: Path) -> None:
-    results = read_record(done / STUDY, StudyResults)
-    assert results.verdict is not None
-    records = [read_record(file, CellRecord) for file in sorted((done / CELLS).iterdir())]
+    results = read_results(done / STUDY)
+    assert results.of(VerdictAnswer).verdict is not None
+    records = [read_cell(file) for file in sorted((done / CELLS).iterdir())]
     # Four ranks were asked for and all their cells failed.
     config = dataclasses.replace(results.config, world_sizes=(1, 2, 4))
-    assert analyse(config, records, (), environment=results.environment).verdict == results.verdict
+    measured = Measured(config, tuple(records), (), environment=results.environment)
+    assert answered(measured).of(VerdictAnswer) == results.of(VerdictAnswer)
 
 
 def test_one_rank_is_always_measured() -> None:
@@ -323,7 +343,7 @@ def test_the_time_of_training_runs_is_expected_from_the_search_for_rates(tmp_pat
     config = _config(tune=True, epochs=2)
     (tune,) = (cell for cell in first_cells(config) if cell.kind == "tune")
     (runs,) = (cell for cell in later_cells(config, {}) if cell.kind == "accuracy")
-    runner = study._Runner(config, tmp_path, 1437, None, progress.Silent(), Machine.here("cpu"))
+    runner = study._Runner(config, tmp_path, 1437, None, progress.NoProgress(), Machine.here("cpu"))
     runner._keep(CellRecord(tune, Outcome("ok", 30.0, 1, 1, []), "", None), again=True)
     # 15 runs of 2 epochs in 30 s; 7 of 2 epochs, and 6 of 4.
     assert runner.expected(runs) == pytest.approx(30 * (7 * 2 + 6 * 4) / (15 * 2))
@@ -368,7 +388,7 @@ def test_a_study_does_not_go_on_elsewhere(again: list[str], tmp_path: Path) -> N
 def test_a_cell_that_fails_is_a_result(again: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     give = study._Runner._measure
 
-    def fail(self: Any, cell: StudyCell) -> Outcome:
+    def fail(self: Any, cell: StudyCell[Any]) -> Outcome[Any]:
         if cell.kind in ("arms", "capacity") and cell.world_size < 3:
             return Outcome("out-of-memory", 1.0, cell.world_size, 1, None, "planted", "")
         return give(self, cell)
@@ -378,7 +398,7 @@ def test_a_cell_that_fails_is_a_result(again: list[str], tmp_path: Path, monkeyp
     results = run_study(_config(sections=("speedup", "communication", "wire", "forecast")), tmp_path)
     assert {(one.status, one.message) for one in results.failures} == {("out-of-memory", "planted")}
     assert len(results.failures) == 2
-    assert results.verdict is None
+    assert results.of(VerdictAnswer).verdict is None
     assert results.sentences["communication"].startswith("Nothing was measured")
     assert results.sentences["wire"].endswith("as predicted, to the byte.")
     page = (tmp_path / REPORT).read_text()

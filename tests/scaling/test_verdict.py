@@ -11,13 +11,12 @@ from twoscale.scaling._measure.records import (
     Bucket,
     CollectiveTime,
     EpochTime,
-    LinkModel,
     Summary,
     Workload,
 )
 from twoscale.scaling._measure.statistics import summarize
-from twoscale.scaling._questions.tables import causes_table
-from twoscale.scaling._questions.verdict import Round, decide, latency_share
+from twoscale.scaling._questions.link_model import LinkModel
+from twoscale.scaling._questions.verdict import Round, causes_table, decide, latency_share
 
 MS = 1e-3
 SLOW_LINK = LinkModel("link", "ring", latency=1e-6, fixed=1e-8, per_rate=0.0, rates=None, residual=0.0, samples=9)

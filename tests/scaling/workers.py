@@ -23,14 +23,14 @@ from torch.nn.parallel import DistributedDataParallel
 from twoscale import models
 from twoscale.scaling._measure.arms import measure_arms
 from twoscale.scaling._measure.bandwidth import measure_bandwidth
-from twoscale.scaling._measure.clocks import Ranks, epoch_time
+from twoscale.scaling._measure.clocks import RankClock, epoch_time
 from twoscale.scaling._measure.collectives import collective
 from twoscale.scaling._measure.ledger import GLOO_MESSAGE, gloo_sent, observe, predict, reconcile, write_ledger
 from twoscale.scaling._measure.peak import measure_peak
-from twoscale.scaling._measure.records import CollectiveSample, DdpOptions, LedgerEntry, Link, Summary, Workload
+from twoscale.scaling._measure.records import DdpOptions, LedgerEntry, Summary, Workload
 from twoscale.scaling._measure.replicas import hash_replicas
-from twoscale.scaling._measure.workload import Batch, batches, create_model, wrap
-from twoscale.scaling._questions.forecast import cell_of
+from twoscale.scaling._measure.workload import Batch, batch_stream, create_model, wrap
+from twoscale.scaling._questions.link_model import CollectiveSample, Link, measured_step
 
 CPU = torch.device("cpu")
 
@@ -149,7 +149,7 @@ def _sent(own_only: bool) -> int:
 class Files:
     """A barrier that sends nothing."""
 
-    def __init__(self, folder: str, ranks: Ranks) -> None:
+    def __init__(self, folder: str, ranks: RankClock) -> None:
         self.store = dist.FileStore(f"{folder}/barrier", ranks.size)  # type: ignore[attr-defined]
         self.size = ranks.size
         self.count = 0
@@ -173,7 +173,7 @@ class Files:
 
 def on_sockets(arguments: dict[str, Any]) -> list[list[Any]]:
     """Predicted and counted bytes of single collectives, for every rank."""
-    ranks = Ranks(CPU)
+    ranks = RankClock(CPU)
     files = Files(arguments["folder"], ranks)
     rows: list[list[Any]] = []
     cases: list[tuple[Any, int]] = [("all_reduce", s) for s in (4, 20, 1000, 247_080, 3_500_004)]
@@ -282,7 +282,7 @@ def planted(arguments: dict[str, Any]) -> dict[str, Any]:
                 steps=arguments["steps"],
                 group=SleepyGroup(seconds if where == "communication" else 0.0),
                 create=functools.partial(_create_sleepy, workload, compute),
-                source=_sleepy(batches(workload, rank, size), seconds if where == "data" else 0.0),
+                source=_sleepy(batch_stream(workload, rank, size), seconds if where == "data" else 0.0),
             )
     return found
 
@@ -381,7 +381,7 @@ def shaped_link(arguments: dict[str, Any]) -> dict[str, Any]:
     interface, script, name = arguments["interface"], arguments["script"], arguments["name"]
     options = DdpOptions(bucket_cap_mb=1)
     workload = Workload(batch_size=16, ddp=options)
-    ranks = Ranks(CPU)
+    ranks = RankClock(CPU)
     found: dict[str, Any] = {"rates": []}
     for mbit in arguments["mbits"]:
         if ranks.rank == 0:
@@ -396,13 +396,13 @@ def shaped_link(arguments: dict[str, Any]) -> dict[str, Any]:
             if ranks.agree(spread < _QUIET):
                 break
         more = [CollectiveSample(row.op, row.bytes, row.seconds.median) for row in bandwidth.rows]
-        cell = cell_of(arms, workload.batch_size, link, more)
-        found["rates"].append({"mbit": mbit, "spread": spread, "bandwidth": bandwidth, "arms": arms, "cell": cell})
+        step = measured_step(arms, workload.batch_size, link, more)
+        found["rates"].append({"mbit": mbit, "spread": spread, "bandwidth": bandwidth, "arms": arms, "step": step})
     found["wire"] = _on_the_wire(interface, options, ranks, Files(arguments["folder"], ranks))
     return found
 
 
-def _on_the_wire(interface: str, options: DdpOptions, ranks: Ranks, files: Files) -> list[dict[str, Any]]:
+def _on_the_wire(interface: str, options: DdpOptions, ranks: RankClock, files: Files) -> list[dict[str, Any]]:
     """What construction and each of three steps of DDP send, as predicted, by the sockets and by the interface."""
     model = models.create("resnet20")
     predicted = predict(model, options)

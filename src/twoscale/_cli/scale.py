@@ -9,12 +9,15 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from twoscale._cli.common import console, print_json
 from twoscale.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from twoscale.scaling import GivenLink
 
 __all__ = ["scale_command"]
 
@@ -37,6 +40,7 @@ def scale_command(
     untuned: bool = False,
     precision: Literal["fp32", "bf16"] | None = None,
     separate: bool = False,
+    link: Annotated[str | None, tyro.conf.arg(metavar="LATENCY,RATE")] = None,
     minutes: float | None = None,
     timeout: float | None = None,
     seed: int = 0,
@@ -67,18 +71,19 @@ def scale_command(
         untuned: Take the first learning rate of each way instead of the best of three.
         precision: Default: fp32, on a GPU bf16.
         separate: Give every batch size, and every training run, a launch of its own.
+        link: Forecast steps over a link of this latency and rate too, such as 50us,10Gbit. It is not measured.
         minutes: Begin no cell that is expected to end later; what is left out can be resumed.
         timeout: Seconds after which a launch is ended and recorded as such. Default: 900.
         seed: Decides initial weights and the order of the cells.
         resume: Go on with the study in the folder.
         json: Print the answers as JSON instead of sentences.
     """
-    from twoscale.scaling._questions.sentences import verdict_sentence
-    from twoscale.scaling._study.config import SECTIONS, StudyConfig
-    from twoscale.scaling._study.progress import telling
-    from twoscale.scaling._study.run import CELLS, REPORT, run_study
+    from twoscale.scaling._questions.answers import plain
+    from twoscale.scaling._questions.registry import SECTIONS, VERDICT
+    from twoscale.scaling._run import CELLS, REPORT, run_study, study_config
+    from twoscale.scaling._study.progress import study_progress
 
-    config = StudyConfig.for_this_machine(
+    config = study_config(
         device,
         model=model,
         data=data,
@@ -96,20 +101,21 @@ def scale_command(
         tolerance=None if minutes is None else 0.25,
         timeout=timeout,
         seed=seed,
+        link=None if link is None else _link(link),
     )
     try:
         with _interrupted_by_sigterm():
-            results = run_study(config, out, resume=resume, minutes=minutes, telling=telling())
+            results = run_study(config, out, resume=resume, minutes=minutes, progress=study_progress())
     except KeyboardInterrupt as error:
         words = [word for word in sys.argv[1:] if word != "--resume"]
         again = shlex.join(["twoscale", *words, "--resume"]) if words[:1] == ["scale"] else "the same with --resume"
         raise KeyboardInterrupt(f"interrupted; finished cells are kept, go on with: {again}") from error
     if json:
-        print_json(results)
+        print_json(plain(results))
         return
     printer = console()
     asked = not {"speedup", "communication"}.isdisjoint(results.config.sections)
-    lines = [verdict_sentence(results)] if results.verdict is not None or asked else []
+    lines = [VERDICT.sentence(results) or ""] if results.of(VERDICT.record).verdict is not None or asked else []
     lines += [f"{SECTIONS.index(name) + 1} {sentence}" for name, sentence in results.sentences.items()]
     lines += [f"failed: {one.what}: {one.status}: {one.message}" for one in results.failures]
     if results.failures:
@@ -140,6 +146,19 @@ def _numbers(option: str, text: str | None) -> tuple[int, ...] | None:
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise ConfigurationError(f"{option} is {text}; expected whole numbers with commas between, such as 1,2")
     return tuple(int(number) for number in text.split(","))
+
+
+_SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+_BITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+
+
+def _link(text: str) -> GivenLink:
+    from twoscale.scaling import GivenLink
+
+    found = re.fullmatch(r"(\d+\.?\d*)(us|µs|ms|s),(\d+\.?\d*)(kbit|mbit|gbit)(?:/s)?", text, re.IGNORECASE)
+    if found is None:
+        raise ConfigurationError(f"--link is {text}; expected a latency and a rate, such as 50us,10Gbit")
+    return GivenLink(float(found[1]) * _SECONDS[found[2].lower()], float(found[3]) * _BITS[found[4].lower()] / 8)
 
 
 def _sections(text: str | None, known: tuple[str, ...]) -> tuple[str, ...] | None:

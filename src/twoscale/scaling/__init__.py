@@ -1,22 +1,13 @@
-"""Where the time of data-parallel training goes: measurements whose truth can be checked.
+"""Where the time of data-parallel training goes: measured, and said why.
 
-    launch        fresh processes for one measurement; failures are recorded outcomes
-    workload      model, optimizer step and batches of a measurement, without the training loop
-    clocks        steps timed over ranks; an epoch's time, throughput and memory
-    arms          compute, wrapper, exposed communication, overlap, skew, data wait
-    ledger        what DDP puts on the wire, predicted and observed to the byte
-    bandwidth     algbw and busbw of collectives
-    replicas      would gradients alone do; the sampler's orders
-    peak          the device's measured matrix rate; a step's floating-point operations
-    capacity      the largest batch that fits
-    forecast      steps on more ranks or at other rates, and what may not be forecast
-    records       what all of these return
-    study         all of it in cells: config, cells, jobs (in the ranks), analysis, verdict, results; sentences, tables,
-                  figures and page show them, progress tells how it goes
-    statistics    medians, and intervals that state their coverage
+>>> config = study_config(model="net", data="digits")     # what this machine can do
+>>> run_study(config, Path("scale"))                       # measures, and writes study.json and report.html
+>>> study = load_study("scale/study.json")
+>>> study.sentence("summary"), study.tables("speedup"), study.charts("communication"), study.forecast(8)
 
-Each measurement is a function that runs inside ranks that exist already, and, named "module:run", the target of a
-launch. Importing this package, ``launch``, ``capacity``, ``forecast`` and ``records`` does not import torch.
+The package has three layers: ``_measure`` times steps, collectives and memory in the ranks of a launch; ``_study``
+plans the launches of a study and keeps what they returned; ``_questions`` answers, one module per question. Importing
+this package does not import torch.
 """
 
 from __future__ import annotations
@@ -25,19 +16,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from twoscale.scaling._measure.records import Link
+    from twoscale.scaling._questions.link_model import Link
     from twoscale.scaling._reading import Study, load_study
-    from twoscale.scaling._study.config import StudyConfig
-    from twoscale.scaling._study.run import run_study
+    from twoscale.scaling._run import run_study, study_config
+    from twoscale.scaling._study.config import GivenLink, StudyConfig
 
-__all__ = ["Link", "Study", "StudyConfig", "load_study", "run_study"]
+__all__ = ["GivenLink", "Link", "Study", "StudyConfig", "load_study", "run_study", "study_config"]
 
 _HOMES = {
-    "Link": "twoscale.scaling._measure.records",
+    "GivenLink": "twoscale.scaling._study.config",
+    "Link": "twoscale.scaling._questions.link_model",
     "Study": "twoscale.scaling._reading",
     "StudyConfig": "twoscale.scaling._study.config",
     "load_study": "twoscale.scaling._reading",
-    "run_study": "twoscale.scaling._study.run",
+    "run_study": "twoscale.scaling._run",
+    "study_config": "twoscale.scaling._run",
 }
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from twoscale._files import read_record
 from twoscale._page.charts import Drawing
 from twoscale._page.document import Group, table_html
 from twoscale._page.tables import Table
 from twoscale.errors import UnknownNameError
-from twoscale.scaling._measure.records import Forecast, Link
-from twoscale.scaling._questions.analysis import link_of, measured_cells
-from twoscale.scaling._questions.forecast import forecast
-from twoscale.scaling._questions.page import study_sections
+from twoscale.scaling._questions.answers import read_results
+from twoscale.scaling._questions.communication import CommunicationAnswer
+from twoscale.scaling._questions.forecast import link_of, measured_steps
+from twoscale.scaling._questions.link_model import Forecast, Link, forecast
+from twoscale.scaling._questions.registry import ANSWERED, VERDICT
+from twoscale.scaling._questions.report import study_sections
 from twoscale.scaling._questions.results import StudyResults
 
 __all__ = ["Chart", "ShownTable", "Study", "load_study"]
@@ -49,7 +51,29 @@ class Study:
     """
 
     results: StudyResults
-    """Every number of the study."""
+    """The study's configuration, its machine, its sentences, and every answer."""
+
+    def answer(self, section: str) -> Any:
+        """Return the numbers of a section: a dataclass, whose documentation names their units.
+
+        Raises:
+            UnknownNameError: there is no such section.
+        """
+        for question in ANSWERED:
+            if question.name == section:
+                return self.results.of(question.record)
+        raise UnknownNameError("section", section, [question.name for question in ANSWERED])
+
+    def sentence(self, section: str) -> str:
+        """Return the answer of a section in a sentence; that of "summary" is the verdict.
+
+        Raises:
+            UnknownNameError: there is no such section, or it was not asked for.
+        """
+        known = {VERDICT.name: VERDICT.sentence(self.results) or "", **self.results.sentences}
+        if section not in known:
+            raise UnknownNameError("section", section, list(known))
+        return known[section]
 
     def tables(self, section: str) -> list[ShownTable]:
         """Return the tables of a section, in the order of the report.
@@ -84,9 +108,9 @@ class Study:
         Raises:
             ForecastError: no measurement covers it.
         """
-        config = self.results.config
-        cells = measured_cells(config, self.results.arms, self.results.bandwidth)
-        return forecast(cells, world_size, batch_size or config.base_batch, link or link_of(config))
+        config, found = self.results.config, self.results.of(CommunicationAnswer)
+        steps = measured_steps(config, found.arms, found.bandwidth)
+        return forecast(steps, world_size, batch_size or config.base_batch, link or link_of(config))
 
 
 def load_study(path: Path | str) -> Study:
@@ -95,4 +119,4 @@ def load_study(path: Path | str) -> Study:
     Raises:
         TwoscaleError: the file is missing, or it holds no study.
     """
-    return Study(read_record(Path(path), StudyResults))
+    return Study(read_results(Path(path)))

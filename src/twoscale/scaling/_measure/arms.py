@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from twoscale.errors import ConfigurationError
-from twoscale.scaling._measure.clocks import Paced, Ranks, free_running, paced
+from twoscale.scaling._measure.clocks import Paced, RankClock, free_running, paced
 from twoscale.scaling._measure.collectives import BucketClock, collective
 from twoscale.scaling._measure.ledger import buffer_broadcasts
 from twoscale.scaling._measure.records import (
@@ -38,12 +37,11 @@ from twoscale.scaling._measure.records import (
     Op,
     Summary,
     Workload,
-    decode,
 )
 from twoscale.scaling._measure.statistics import summarize
-from twoscale.scaling._measure.workload import Batch, Step, batches, create_model, device_of, training_step, wrap
+from twoscale.scaling._measure.workload import Batch, Step, batch_stream, create_model, device_of, training_step, wrap
 
-__all__ = ["measure_arms", "run"]
+__all__ = ["measure_arms"]
 
 _Buckets = list[tuple[int, float, float]]
 
@@ -62,7 +60,7 @@ class _Watched:
             torch.cuda.synchronize(self._clock.device)
         self.seen.append(self._clock.step())
 
-    def table(self, ranks: Ranks, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[int, ...]]:
+    def table(self, ranks: RankClock, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[int, ...]]:
         """Give the last ``steps``: forward starts (ranks, steps), buckets (ranks, steps, buckets, 2), their sizes."""
         last = self.seen[-steps:]
         self.seen = []
@@ -81,7 +79,7 @@ def _union(times: NDArray[np.float64]) -> float:
     return total
 
 
-def _alone(ranks: Ranks, run: Callable[[], None], count: int) -> list[float]:
+def _alone(ranks: RankClock, run: Callable[[], None], count: int) -> list[float]:
     """Time a collective with nothing else running: seconds of the slowest rank, once for each of ``count``."""
     durations = []
     for _ in range(count):
@@ -146,9 +144,9 @@ def measure_arms(
         raise ConfigurationError(
             f"{rounds} rounds, {steps} steps, {warmup} warm-up: expected at least 1, 1 and {least}"
         )
-    ranks = Ranks(device_of(workload))
+    ranks = RankClock(device_of(workload))
     create = create or (lambda: create_model(workload))
-    source = source or batches(workload, ranks.rank, ranks.size)
+    source = source or batch_stream(workload, ranks.rank, ranks.size)
     options, device = workload.ddp, ranks.device
 
     def step_of(model: nn.Module) -> Step:
@@ -283,9 +281,3 @@ def measure_arms(
         disagreement=_disagreement(exposed, in_situ) if in_situ else None,
         steps_timed=rounds * steps * (len(turns) - 1),
     )
-
-
-def run(arguments: dict[str, Any]) -> ArmsRecord:
-    """:func:`measure_arms` as the target of a launch: ``{"workload": ..., "rounds": ..., "steps": ..., ...}``."""
-    workload = decode(arguments.pop("workload"), Workload)
-    return measure_arms(workload, **arguments)

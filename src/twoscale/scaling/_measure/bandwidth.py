@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from twoscale.errors import ConfigurationError
-from twoscale.scaling._measure.clocks import Ranks
+from twoscale.scaling._measure.clocks import RankClock
 from twoscale.scaling._measure.collectives import collective
 from twoscale.scaling._measure.records import BandwidthRecord, BandwidthRow, Op
 from twoscale.scaling._measure.statistics import summarize
+from twoscale.scaling._measure.tasks import BandwidthTask
 
 __all__ = ["SIZES", "bus_factor", "measure_bandwidth", "run"]
 
@@ -69,7 +69,7 @@ def measure_bandwidth(
     """
     if repeats < 1:
         raise ConfigurationError(f"repeats is {repeats}; expected at least 1")
-    ranks = Ranks(device)
+    ranks = RankClock(device)
     for op in ops:
         bus_factor(op, ranks.size)
     deadline = time.monotonic() + budget_seconds
@@ -119,8 +119,9 @@ def measure_bandwidth(
     )
 
 
-def run(arguments: dict[str, Any]) -> BandwidthRecord:
-    """:func:`measure_bandwidth` as the target of a launch: ``{"device": "cpu", "ops": ..., "sizes": ..., ...}``."""
-    name = arguments.pop("device", "cpu")
-    device = torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device("cpu")
-    return measure_bandwidth(device, **arguments)
+def run(task: BandwidthTask) -> BandwidthRecord:
+    """Call :func:`measure_bandwidth` in the ranks of a launch."""
+    device = torch.device("cuda", torch.cuda.current_device()) if task.device == "cuda" else torch.device("cpu")
+    return measure_bandwidth(
+        device, ops=task.ops, sizes=task.sizes, repeats=task.repeats, budget_seconds=task.budget_seconds
+    )

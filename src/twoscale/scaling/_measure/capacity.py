@@ -11,11 +11,11 @@ import itertools
 import os
 import resource
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
 
 from twoscale.errors import ConfigurationError
 from twoscale.scaling._measure.launch import Host, launch
-from twoscale.scaling._measure.records import CapacityRecord, CapacityTrial, Workload, decode
+from twoscale.scaling._measure.records import CapacityRecord, CapacityTrial, Workload
+from twoscale.scaling._measure.tasks import Arm, FitResult, FitTask
 
 __all__ = ["default_memory_limit", "find_largest_batch", "run_trial", "search"]
 
@@ -88,27 +88,27 @@ def search(
     return good, tuple(trials), True
 
 
-def run_trial(arguments: dict[str, Any]) -> dict[str, int]:
-    """Train a few steps, as the target of a launch: ``{"workload": ..., "arm": "bare" or "ddp", "steps": ...}``."""
-    from twoscale.scaling._measure.clocks import Ranks, peak_memory
-    from twoscale.scaling._measure.workload import batches, create_model, device_of, training_step, wrap
+def run_trial(task: FitTask) -> FitResult:
+    """Train a few steps in the ranks of a launch."""
+    from twoscale.scaling._measure.clocks import RankClock, peak_memory
+    from twoscale.scaling._measure.workload import batch_stream, create_model, device_of, training_step, wrap
 
-    workload = decode(arguments["workload"], Workload)
-    ranks = Ranks(device_of(workload))
+    workload = task.workload
+    ranks = RankClock(device_of(workload))
     model = create_model(workload)
-    step = training_step(workload, model if arguments["arm"] == "bare" else wrap(model, workload.ddp))
+    step = training_step(workload, model if task.arm == "bare" else wrap(model, workload.ddp))
     # The first step makes the optimizer's state, DDP's second makes its buckets anew.
-    for batch in itertools.islice(batches(workload, ranks.rank, ranks.size), arguments["steps"]):
+    for batch in itertools.islice(batch_stream(workload, ranks.rank, ranks.size), task.steps):
         step(batch)
     ranks.synchronize()
-    return {"peak_memory_bytes": int(ranks.table([peak_memory(ranks.device)]).max())}
+    return FitResult(int(ranks.table([peak_memory(ranks.device)]).max()))
 
 
 def find_largest_batch(
     workload: Workload,
     *,
     world_size: int = 1,
-    arm: Literal["bare", "ddp"] | None = None,
+    arm: Arm | None = None,
     memory_limit_bytes: int | None = None,
     start: int = 32,
     limit: int = 65536,
@@ -148,15 +148,15 @@ def find_largest_batch(
     def trial(batch_size: int) -> CapacityTrial:
         outcome = launch(
             "twoscale.scaling._measure.capacity:run_trial",
-            {"workload": dataclasses.replace(workload, batch_size=batch_size), "arm": arm, "steps": max(3, steps)},
+            FitTask(dataclasses.replace(workload, batch_size=batch_size), arm, max(3, steps)),
             world_size=world_size,
             device=workload.device,
             threads_per_rank=threads_per_rank,
             timeout=timeout,
             memory_limit_bytes=memory_limit_bytes,
             hosts=hosts,
-        )
-        peak = outcome.result["peak_memory_bytes"] if outcome.ok else None
+        ).decoded(FitResult)
+        peak = outcome.value.peak_memory_bytes if outcome.ok else None
         return CapacityTrial(batch_size, outcome.status, outcome.seconds, peak, outcome.message)
 
     largest, trials, ended = search(trial, start=start, limit=limit, tolerance=tolerance, seconds=seconds)

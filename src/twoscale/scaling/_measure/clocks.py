@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,12 +21,13 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from twoscale.errors import ConfigurationError
-from twoscale.scaling._measure.records import EpochTime, Workload, decode
+from twoscale.scaling._measure.records import EpochTime, Workload
 from twoscale.scaling._measure.statistics import summarize
+from twoscale.scaling._measure.tasks import Arm
 from twoscale.scaling._measure.workload import (
     Batch,
     Step,
-    batches,
+    batch_stream,
     create_model,
     device_of,
     training_images,
@@ -35,14 +35,14 @@ from twoscale.scaling._measure.workload import (
     wrap,
 )
 
-__all__ = ["Paced", "Ranks", "epoch_time", "free_running", "paced", "peak_memory", "run_epoch"]
+__all__ = ["Paced", "RankClock", "epoch_time", "free_running", "paced", "peak_memory"]
 
 
-class Ranks:
+class RankClock:
     """The processes that measure together, and their common moments.
 
-    What they tell each other goes through the default process group in host memory, never through a group that is
-    being measured.
+    They exchange values through the default process group in host memory, never through a group that is being
+    measured.
 
     Args:
         device: of this rank.
@@ -122,14 +122,14 @@ class Paced:
 
 
 def paced(
-    ranks: Ranks, step: Step, source: Iterator[Batch], steps: int, *, settle: int = 1, barrier_after: bool = False
+    ranks: RankClock, step: Step, source: Iterator[Batch], steps: int, *, settle: int = 1, barrier_after: bool = False
 ) -> Paced:
     """Time steps one by one, every rank starting each together.
 
     Args:
         ranks: that measure.
         step: what is timed.
-        source: of batches, asked outside the step's time; has a row of its own.
+        source: of batches, requested outside the time of the step; the wait has its own field.
         steps: timed, at least 1.
         settle: steps before those, not recorded.
         barrier_after: time a barrier after each step too.
@@ -152,7 +152,7 @@ def paced(
     return Paced(ranks.table(durations), ranks.table(asked), ranks.table(waited) if barrier_after else None)
 
 
-def free_running(ranks: Ranks, step: Step, source: Iterator[Batch], steps: int) -> tuple[float, float]:
+def free_running(ranks: RankClock, step: Step, source: Iterator[Batch], steps: int) -> tuple[float, float]:
     """Time steps as a training loop runs them: one barrier before the first, nothing between.
 
     Args:
@@ -188,7 +188,7 @@ def peak_memory(device: torch.device) -> int:
 def epoch_time(
     workload: Workload,
     *,
-    arm: Literal["bare", "ddp"] = "ddp",
+    arm: Arm = "ddp",
     steps: int = 20,
     warmup: int = 5,
     repeats: int = 3,
@@ -211,10 +211,10 @@ def epoch_time(
     """
     if min(steps, repeats) < 1 or warmup < 0:
         raise ConfigurationError(f"{steps} steps, {repeats} repeats, {warmup} warm-up: expected at least 1, 1 and 0")
-    ranks = Ranks(device_of(workload))
+    ranks = RankClock(device_of(workload))
     model = create_model(workload)
     step = training_step(workload, model if arm == "bare" else wrap(model, workload.ddp))
-    source = batches(workload, ranks.rank, ranks.size)
+    source = batch_stream(workload, ranks.rank, ranks.size)
     for batch in itertools.islice(source, warmup):
         step(batch)
     runs = [free_running(ranks, step, source, steps) for _ in range(repeats)]
@@ -246,9 +246,3 @@ def epoch_time(
         peak_memory_bytes=peak,
         flops_per_step=operations,
     )
-
-
-def run_epoch(arguments: dict[str, Any]) -> EpochTime:
-    """:func:`epoch_time` as the target of a launch: ``{"workload": ..., "arm": ..., "steps": ..., ...}``."""
-    workload = decode(arguments.pop("workload"), Workload)
-    return epoch_time(workload, **arguments)

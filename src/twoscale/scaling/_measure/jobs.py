@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
 import msgspec
 import torch
@@ -31,12 +31,26 @@ from twoscale.scaling._measure.bandwidth import measure_bandwidth
 from twoscale.scaling._measure.clocks import epoch_time
 from twoscale.scaling._measure.launch import FOLDER
 from twoscale.scaling._measure.ledger import write_ledger
-from twoscale.scaling._measure.peak import measure_peak
-from twoscale.scaling._measure.records import EpochTime, Workload, decode
+from twoscale.scaling._measure.peak import Precision, measure_peak
+from twoscale.scaling._measure.records import EpochTime, OrderRow, SamplerRecord, Workload
 from twoscale.scaling._measure.replicas import hash_replicas, sampler_orders
+from twoscale.scaling._measure.tasks import (
+    Arm,
+    ArmsResult,
+    ArmsTask,
+    BatchesResult,
+    BatchesTask,
+    BatchTrial,
+    RanksTask,
+    TrainedRun,
+    TrainingRun,
+    TrainingTask,
+    WireResult,
+    WireTask,
+)
 from twoscale.scaling._measure.workload import create_model, device_of
 
-__all__ = ["accuracy", "arms", "batches", "ranks", "tune", "wire"]
+__all__ = ["run_arms", "search_rates", "time_batches", "time_ranks", "train_runs", "write_wire"]
 
 T = TypeVar("T")
 
@@ -69,7 +83,7 @@ def _clear(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set (Linux)
 
 
-def _time(workload: Workload, arm: Literal["bare", "ddp"], batch_size: int) -> EpochTime:
+def _time(workload: Workload, arm: Arm, batch_size: int) -> EpochTime:
     workload = replace(workload, batch_size=batch_size)
     _clear(device_of(workload))
     steps = _steps(workload.device, batch_size)
@@ -82,86 +96,83 @@ def _shuffled(items: Sequence[T], seed: int) -> list[T]:
     return random.Random(seed).sample(list(items), len(items))
 
 
-def batches(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Time the bare module at several batch sizes; one that does not fit leaves the others be.
-
-    ``{"workload": ..., "batch_sizes": ..., "order_seed": ..., "peak": whether the matrix rate is measured too}``.
-    """
-    workload = decode(arguments["workload"], Workload)
+def time_batches(task: BatchesTask) -> BatchesResult:
+    """Time the bare module at several batch sizes; where one does not fit, the others are timed all the same."""
+    workload = task.workload
     device = device_of(workload)
     rows = []
-    for batch_size in _shuffled(arguments["batch_sizes"], arguments["order_seed"]):
+    for batch_size in _shuffled(task.batch_sizes, task.order_seed):
         record, message = None, ""
         try:
             record = _time(workload, "bare", batch_size)
         except torch.OutOfMemoryError as error:
             message = " ".join(str(error).split())
-        rows.append({"batch_size": batch_size, "record": record, "message": message})
+        rows.append(BatchTrial(batch_size, record, message))
     _clear(device)
-    found: dict[str, Any] = {"rows": sorted(rows, key=lambda row: int(row["batch_size"])), "peak": None}
-    if arguments["peak"]:
+    peak = None
+    if task.peak:
         # On a GPU PyTorch runs convolutions of float32 in TF32 by default.
-        precision: Any = "bf16" if workload.precision == "bf16" else "tf32" if workload.device == "cuda" else "fp32"
-        found["peak"] = measure_peak(device, precision=precision, budget_seconds=3.0, repeats=5)
-    return found
+        precision: Precision = (
+            "bf16" if workload.precision == "bf16" else "tf32" if workload.device == "cuda" else "fp32"
+        )
+        peak = measure_peak(device, precision=precision, budget_seconds=3.0, repeats=5)
+    return BatchesResult(tuple(sorted(rows, key=lambda row: row.batch_size)), peak)
 
 
-def ranks(arguments: dict[str, Any]) -> list[EpochTime]:
-    """Time the module, bare or in DDP: ``{"workload": ..., "runs": [[arm, batch], ...], "order_seed": ...}``."""
-    workload = decode(arguments["workload"], Workload)
-    found = {(arm, size): _time(workload, arm, size) for arm, size in
-             _shuffled([tuple(run) for run in arguments["runs"]], arguments["order_seed"])}  # fmt: skip
-    return [found[arm, size] for arm, size in arguments["runs"]]
+def time_ranks(task: RanksTask) -> tuple[EpochTime, ...]:
+    """Time the module, bare or in DDP, on the ranks of this launch."""
+    found = {(arm, size): _time(task.workload, arm, size) for arm, size in _shuffled(task.runs, task.order_seed)}
+    return tuple(found[run] for run in task.runs)
 
 
-def arms(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Run the arms at several batch sizes, and collectives alone.
-
-    ``{"workload": ..., "batch_sizes": ..., "bandwidth": whether collectives of all sizes are timed too}``.
-    """
-    workload = decode(arguments["workload"], Workload)
+def run_arms(task: ArmsTask) -> ArmsResult:
+    """Run the arms at several batch sizes, and collectives alone."""
+    workload = task.workload
     device = device_of(workload)
-    found: dict[str, Any] = {"arms": [], "bandwidth": None}
-    for batch_size in arguments["batch_sizes"]:
+    found = []
+    for batch_size in task.batch_sizes:
         _clear(device)
-        found["arms"].append(measure_arms(replace(workload, batch_size=batch_size)))
-    if arguments["bandwidth"]:
+        found.append(measure_arms(replace(workload, batch_size=batch_size)))
+    bandwidth = None
+    if task.bandwidth:
         _clear(device)
-        found["bandwidth"] = measure_bandwidth(device, repeats=10, budget_seconds=5.0)
-    return found
+        bandwidth = measure_bandwidth(device, repeats=10, budget_seconds=5.0)
+    return ArmsResult(tuple(found), bandwidth)
 
 
-def wire(arguments: dict[str, Any]) -> dict[str, Any]:
+def write_wire(task: WireTask) -> WireResult:
     """Write the ledger, hash replicas and record the sampler's orders; nothing is timed.
 
-    ``{"workload": ..., "companion": model, "parts": some of sampler, wire, replicas, "data": its name}``. A model
-    without buffers has the companion beside it, which has some.
+    Where the workload's model has no buffers, its companion, which has some, is measured too.
     """
-    workload = decode(arguments["workload"], Workload)
-    world_size = dist.get_world_size()
-    names = [workload.model]
-    if not any(True for _ in create_model(workload).buffers()):
-        names.append(arguments["companion"])
-    workloads = [replace(workload, model=name) for name in names]
-    found: dict[str, Any] = {"ledgers": [], "replicas": [], "orders": [], "shown": []}
-    if "wire" in arguments["parts"]:
-        found["ledgers"] = [write_ledger(one) for one in workloads]
-    if "replicas" in arguments["parts"]:
-        found["replicas"] = [hash_replicas(one, steps=4) for one in workloads]
-    if "sampler" in arguments["parts"]:
-        samples = 2048 if arguments["data"] == "synthetic" else len(data.load(arguments["data"]).train)
-        for told in (False, True):
-            whole = sampler_orders(samples, world_size, epochs=3, set_epoch=told)
-            first = whole.orders[0]
-            same = [
-                sum(a == b for mine, then in zip(order, first, strict=True) for a, b in zip(mine, then, strict=True))
-                / sum(map(len, first))
-                for order in whole.orders
-            ]
-            # The orders of a whole data set are long; what is kept is what they show.
-            found["orders"].append({"set_epoch": told, "same_place": same, "record": replace(whole, orders=())})
-            found["shown"].append(sampler_orders(_SHOWN, world_size, epochs=3, set_epoch=told))
-    return found
+    names = [task.workload.model]
+    if not any(True for _ in create_model(task.workload).buffers()):
+        names.append(task.companion)
+    workloads = [replace(task.workload, model=name) for name in names]
+    orders, shown = _orders(task) if "sampler" in task.parts else ((), ())
+    return WireResult(
+        ledgers=tuple(write_ledger(one) for one in workloads) if "wire" in task.parts else (),
+        replicas=tuple(hash_replicas(one, steps=4) for one in workloads) if "replicas" in task.parts else (),
+        orders=orders,
+        shown=shown,
+    )
+
+
+def _orders(task: WireTask) -> tuple[tuple[OrderRow, ...], tuple[SamplerRecord, ...]]:
+    """Return what the orders of a whole data set show, which are too long to keep, and those of a few images."""
+    samples = 2048 if task.data == "synthetic" else len(data.load(task.data).train)
+    rows, shown = [], []
+    for told in (False, True):
+        whole = sampler_orders(samples, dist.get_world_size(), epochs=3, set_epoch=told)
+        first = whole.orders[0]
+        same = tuple(
+            sum(a == b for mine, then in zip(order, first, strict=True) for a, b in zip(mine, then, strict=True))
+            / sum(map(len, first))
+            for order in whole.orders
+        )
+        rows.append(OrderRow(told, same, replace(whole, orders=())))
+        shown.append(sampler_orders(_SHOWN, dist.get_world_size(), epochs=3, set_epoch=told))
+    return tuple(rows), tuple(shown)
 
 
 # ---------------------------------------------------------------- accuracy
@@ -171,54 +182,56 @@ _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 def _leave_group() -> None:
-    """Let this rank train by itself: without the process group, and without the variables that speak of one."""
+    """Let this rank train by itself: without the process group and the environment variables of one."""
     dist.destroy_process_group()
     for name in _PLACE:
         os.environ.pop(name, None)
 
 
-def _train(values: dict[str, Any], dataset: data.Dataset) -> dict[str, Any]:
-    """Train once; a run whose loss became infinite has no accuracy, and says so."""
-    config = replace(msgspec.convert(values, training.TrainConfig), threads=torch.get_num_threads())
+def _train(run: TrainingRun, dataset: data.Dataset) -> TrainedRun:
+    """Train once; a run whose loss became infinite has no accuracy, and its message says so."""
+    config = replace(run.config, threads=torch.get_num_threads())
     try:
         record = training.train(config, dataset, progress=False).record
     except ConfigurationError as error:
-        return {"accuracy": None, "steps": None, "seconds": None, "loss": None, "message": str(error)}
-    return {
-        "accuracy": record.test_accuracy,
-        "steps": record.mini_batches,
-        "seconds": record.seconds,
-        "loss": record.losses[-1][1] if record.losses else None,
-        "message": "",
-    }
+        return TrainedRun(run.way, run.config, run.equal, message=str(error))
+    return TrainedRun(
+        run.way,
+        run.config,
+        run.equal,
+        accuracy=record.test_accuracy,
+        steps=record.mini_batches,
+        seconds=record.seconds,
+        loss=record.losses[-1][1] if record.losses else None,
+    )
 
 
-def _train_all(runs: Sequence[dict[str, Any]], dataset: data.Dataset) -> list[dict[str, Any]]:
+def _train_all(runs: Sequence[TrainingRun], dataset: data.Dataset) -> tuple[TrainedRun, ...]:
     """Train every run, dealt to the ranks of this launch by their length; each trains alone."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    order = sorted(range(len(runs)), key=lambda i: -int(runs[i]["config"]["epochs"]))
+    order = sorted(range(len(runs)), key=lambda i: -(runs[i].config.epochs or 0))
     # Ranks end minutes apart, longer than a process group waits: they meet in the job's folder.
     folder = Path(os.environ[FOLDER])
     _leave_group()
-    mine = {i: {**runs[i], **_train(runs[i]["config"], dataset)} for i in order[rank::size]}
+    mine = {i: _train(runs[i], dataset) for i in order[rank::size]}
     write_bytes(folder / f"runs-{rank}.json", msgspec.json.encode(mine))
     if rank != 0:
-        return []
+        return ()
     while len(files := list(folder.glob("runs-*.json"))) < size:
-        time.sleep(0.05)  # a rank that fails has all ended by the launcher
-    parts = [msgspec.json.decode(file.read_bytes(), type=dict[int, Any]) for file in files]
+        time.sleep(0.05)  # the launcher ends all ranks when one fails
+    parts = [msgspec.json.decode(file.read_bytes(), type=dict[int, TrainedRun]) for file in files]
     found = {i: run for part in parts for i, run in part.items()}
-    return [found[i] for i in range(len(runs))]
+    return tuple(found[i] for i in range(len(runs)))
 
 
-def accuracy(arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    """Train every run: ``{"runs": [{"way": ..., "equal": ..., "config": ...}, ...]}``."""
-    return _train_all(arguments["runs"], data.load(arguments["runs"][0]["config"]["data"]))
+def train_runs(task: TrainingTask) -> tuple[TrainedRun, ...]:
+    """Train every run and test it."""
+    return _train_all(task.runs, data.load(task.runs[0].config.data))
 
 
-def tune(arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    """Train on most of the training images and test on the rest: as :func:`accuracy`, but the test set stays unseen."""
-    dataset = data.load(arguments["runs"][0]["config"]["data"])
+def search_rates(task: TrainingTask) -> tuple[TrainedRun, ...]:
+    """Train every run on most of the training images and test it on the rest: the test set stays unseen."""
+    dataset = data.load(task.runs[0].config.data)
     whole = dataset.train
     kept = torch.arange(len(whole)) % _VALIDATION != 0
     part = replace(
@@ -226,4 +239,4 @@ def tune(arguments: dict[str, Any]) -> list[dict[str, Any]]:
         train=Split(whole.images[kept.numpy()], whole.labels[kept.numpy()]),
         test=Split(whole.images[~kept.numpy()], whole.labels[~kept.numpy()]),
     )
-    return _train_all(arguments["runs"], part)
+    return _train_all(task.runs, part)

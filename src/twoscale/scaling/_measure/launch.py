@@ -64,10 +64,11 @@ class Host:
 
 @dataclass(frozen=True)
 class Job:
-    """What every rank of a launch is told."""
+    """What every rank of a launch reads."""
 
     target: str
-    arguments: dict[str, Any]
+    task: Any
+    """Plain JSON values of the target's only argument, which it annotates with its type."""
     device: Literal["cpu", "cuda"]
     threads_per_rank: int
     pin: bool
@@ -84,7 +85,7 @@ class Failure:
     """Seconds since the epoch: the first failure is the cause of the others."""
 
 
-def function_of(target: str) -> Callable[[dict[str, Any]], object]:
+def function_of(target: str) -> Callable[[Any], object]:
     """Find the function named "module:function".
 
     Raises:
@@ -97,7 +98,7 @@ def function_of(target: str) -> Callable[[dict[str, Any]], object]:
         raise ConfigurationError(f"no function '{target}' ({error}); expected 'module:function'") from error
     if not callable(function):
         raise ConfigurationError(f"'{target}' is no function; expected 'module:function'")
-    found: Callable[[dict[str, Any]], object] = function
+    found: Callable[[Any], object] = function
     return found
 
 
@@ -208,7 +209,7 @@ def _failure(folder: Path, kills_before: int, alone: int | None) -> tuple[Litera
 
 def launch(
     target: str,
-    arguments: Mapping[str, Any] | None = None,
+    task: object = None,
     *,
     world_size: int = 1,
     device: Literal["cpu", "cuda"] = "cpu",
@@ -218,12 +219,12 @@ def launch(
     memory_limit_bytes: int | None = None,
     hosts: Sequence[Host] = (Host(),),
     environment: Mapping[str, str] | None = None,
-) -> Outcome:
-    """Run a function in ``world_size`` fresh processes with a process group, and return what rank 0 gave.
+) -> Outcome[Any]:
+    """Run a function in ``world_size`` fresh processes with a process group, and return what rank 0 returned.
 
     Args:
-        target: "module:function"; called in every rank with ``arguments``, returns a record or plain JSON values.
-        arguments: plain JSON values or records.
+        target: "module:function"; called in every rank with ``task``, returns a record or plain JSON values.
+        task: the function's only argument, decoded in each rank to the type that the function annotates it with.
         world_size: ranks, at least 1.
         device: "cpu": gloo. "cuda": NCCL, with gloo beside it for host memory, rank r on GPU r.
         threads_per_rank: of the processor. Default: an equal share of the cores, at least 1.
@@ -234,7 +235,8 @@ def launch(
         environment: variables on top of this process's.
 
     Returns:
-        The outcome; failures of the processes are in it.
+        The outcome; its result is plain JSON values, which ``decoded`` turns into a record. A failure of the processes
+        is an outcome too.
 
     Raises:
         ConfigurationError: no such function, or a number outside its range.
@@ -246,8 +248,7 @@ def launch(
     if not timeout > 0:
         raise ConfigurationError(f"timeout is {timeout}; expected a positive number of seconds")
     threads = threads_per_rank or max(1, core_count() // world_size)
-    plain = msgspec.json.decode(msgspec.json.encode(dict(arguments or {})))
-    job = Job(target, plain, device, threads, pin, memory_limit_bytes)
+    job = Job(target, {} if task is None else task, device, threads, pin, memory_limit_bytes)
     kills_before = _oom_kills()
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="twoscale-") as name:

@@ -26,7 +26,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from twoscale.errors import ConfigurationError
-from twoscale.scaling._measure.records import DdpOptions, LedgerEntry, LedgerRecord, Op, Workload, decode
+from twoscale.scaling._measure.records import DdpOptions, LedgerEntry, LedgerRecord, Op, Workload
 from twoscale.scaling._measure.workload import create_model, device_of, wrap
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "predict",
     "ready_order",
     "reconcile",
-    "run",
     "write_ledger",
 ]
 
@@ -393,9 +392,3 @@ def write_ledger(
         if backend == "gloo"
         else None,
     )
-
-
-def run(arguments: dict[str, Any]) -> LedgerRecord:
-    """:func:`write_ledger` as the target of a launch: ``{"workload": ..., "mini_batches": ..., ...}``."""
-    workload = decode(arguments.pop("workload"), Workload)
-    return write_ledger(workload, **arguments)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,9 @@ from twoscale.scaling._measure.records import PeakRecord, PeakRow
 from twoscale.scaling._measure.statistics import summarize
 from twoscale.scaling._measure.workload import Batch
 
-__all__ = ["measure_peak", "run", "step_flops"]
+Precision = Literal["fp32", "tf32", "bf16"]
+
+__all__ = ["Precision", "measure_peak", "step_flops"]
 
 _CPU_SIZES = (512, 1024, 2048)
 _GPU_SIZES = (2048, 4096, 8192, 16384)
@@ -57,7 +59,7 @@ def _tf32(allowed: bool) -> Iterator[None]:
 def measure_peak(
     device: torch.device,
     *,
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
     sizes: Sequence[int] | None = None,
     repeats: int = 7,
     budget_seconds: float = 10.0,
@@ -113,10 +115,3 @@ def measure_peak(
         rows=tuple(rows),
         flops_per_second=max(row.flops_per_second for row in rows),
     )
-
-
-def run(arguments: dict[str, Any]) -> PeakRecord:
-    """:func:`measure_peak` as the target of a launch: ``{"device": "cpu", "precision": ..., ...}``."""
-    name = arguments.pop("device", "cpu")
-    device = torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device("cpu")
-    return measure_peak(device, **arguments)

@@ -9,12 +9,15 @@ Reads ``job.json``; rank 0 writes what the function returned to ``result.json``;
 from __future__ import annotations
 
 import faulthandler
+import inspect
 import os
 import sys
 import time
 import traceback
+import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import msgspec
 
@@ -22,6 +25,7 @@ from twoscale._files import write_bytes
 from twoscale._launching.processes import die_with, pin
 from twoscale.errors import TwoscaleError
 from twoscale.scaling._measure.launch import DONE, FAILURE, FOLDER, JOB, PID, RESULT, Failure, Job, function_of
+from twoscale.scaling._measure.records import decode
 
 _OUT_OF_MEMORY = (
     "out of memory",
@@ -51,6 +55,12 @@ def _in_a_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def task_type(function: Callable[[Any], object]) -> Any:
+    """Return the type of a function's only argument."""
+    (name,) = inspect.signature(function).parameters
+    return typing.get_type_hints(function)[name]
+
+
 def _run(job: Job) -> object:
     import torch
     import torch.distributed as dist
@@ -68,7 +78,8 @@ def _run(job: Job) -> object:
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
-    return function_of(job.target)(job.arguments)
+    function = function_of(job.target)
+    return function(decode(job.task, task_type(function)))
 
 
 def _leave(folder: Path, rank: int, world_size: int) -> NoReturn:

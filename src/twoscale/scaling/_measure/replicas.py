@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DistributedSampler, TensorDataset
 
 from twoscale.errors import ConfigurationError
-from twoscale.scaling._measure.clocks import Ranks
+from twoscale.scaling._measure.clocks import RankClock
 from twoscale.scaling._measure.records import (
     DdpOptions,
     ReplicaCase,
@@ -26,11 +26,10 @@ from twoscale.scaling._measure.records import (
     ReplicaStep,
     SamplerRecord,
     Workload,
-    decode,
 )
-from twoscale.scaling._measure.workload import batches, create_model, device_of, training_step, wrap
+from twoscale.scaling._measure.workload import batch_stream, create_model, device_of, training_step, wrap
 
-__all__ = ["hash_replicas", "hash_tensors", "run", "sampler_orders"]
+__all__ = ["hash_replicas", "hash_tensors", "sampler_orders"]
 
 _HASH_BYTES = 8
 
@@ -46,7 +45,7 @@ def hash_tensors(tensors: Iterable[torch.Tensor]) -> bytes:
     return digest.digest()[:_HASH_BYTES]
 
 
-def _of_all(mine: bytes, ranks: Ranks) -> tuple[str, ...]:
+def _of_all(mine: bytes, ranks: RankClock) -> tuple[str, ...]:
     """Return every rank's hash, as hexadecimal digits; empty where there was nothing to hash."""
     tensor = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
     rows = [torch.empty_like(tensor) for _ in range(ranks.size)]
@@ -65,7 +64,7 @@ def _equal(hashes: tuple[str, ...]) -> bool:
 
 
 def _case(
-    workload: Workload, ranks: Ranks, steps: int, same_seed: bool, initial_broadcast: bool, buffers_broadcast: bool
+    workload: Workload, ranks: RankClock, steps: int, same_seed: bool, initial_broadcast: bool, buffers_broadcast: bool
 ) -> ReplicaCase:
     model = create_model(workload, seed=workload.seed if same_seed else workload.seed + ranks.rank)
     has_buffers = any(True for _ in model.buffers())
@@ -77,7 +76,7 @@ def _case(
 
     model.register_forward_pre_hook(note)
     step = training_step(workload, wrap(model, options))
-    source = batches(workload, ranks.rank, ranks.size)
+    source = batch_stream(workload, ranks.rank, ranks.size)
     found: list[ReplicaStep] = []
 
     def record(number: int) -> None:
@@ -119,18 +118,12 @@ def hash_replicas(workload: Workload, *, steps: int = 4) -> ReplicasRecord:
     """
     if steps < 1:
         raise ConfigurationError(f"steps is {steps}; expected at least 1")
-    ranks = Ranks(device_of(workload))
+    ranks = RankClock(device_of(workload))
     cases = tuple(
         _case(workload, ranks, steps, same_seed, initial, buffers)
         for same_seed, initial, buffers in itertools.product((True, False), repeat=3)
     )
     return ReplicasRecord(workload.model, ranks.size, cases)
-
-
-def run(arguments: dict[str, Any]) -> ReplicasRecord:
-    """:func:`hash_replicas` as the target of a launch: ``{"workload": ..., "steps": ...}``."""
-    workload = decode(arguments.pop("workload"), Workload)
-    return hash_replicas(workload, **arguments)
 
 
 def sampler_orders(

@@ -25,7 +25,7 @@ from twoscale.data import Split
 from twoscale.errors import ConfigurationError, UnknownNameError
 from twoscale.scaling._measure.records import DdpOptions, Workload
 
-__all__ = ["Batch", "Step", "batches", "create_model", "device_of", "training_images", "training_step", "wrap"]
+__all__ = ["Batch", "Step", "batch_stream", "create_model", "device_of", "training_images", "training_step", "wrap"]
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Images (N, C, H, W), float32, normalized, and labels (N,), int64, on the rank's device."""
@@ -139,7 +139,7 @@ def training_images(workload: Workload) -> tuple[Split, tuple[float, ...], tuple
     return dataset.train, dataset.mean, dataset.std
 
 
-def batches(workload: Workload, rank: int, world_size: int) -> Iterator[Batch]:
+def batch_stream(workload: Workload, rank: int, world_size: int) -> Iterator[Batch]:
     """Give full batches without end: rank's share of the images, reshuffled every epoch, from memory.
 
     The images stay on the device as uint8; each batch is gathered and normalized when it is asked for.

@@ -1,312 +1,224 @@
-"""What a step would take on more ranks, or at another rate of the same link, from measured cells.
-
-    collective       t = A α + F S / B, fitted to collectives timed alone (α–β model; Hockney 1994)
-                     all_reduce, ring: A = 2(n-1), F = 2(n-1)/n; tree: A = 2 ⌈log₂ n⌉, F = 2(n-1)/n (two pipelined
-                     trees, Sanders, Speck and Träff 2009); broadcast: A = ⌈log₂ n⌉, F = 1
-    step             DDP without communication as it was measured; each bucket is sent when its last gradient is
-                     there and the one before has been sent; the optimizer waits for the last
-
-1/B is one number for a link, or, where cells were measured at several nominal rates, a fixed part and a part that
-goes with 1/rate: then rates between those measured can be forecast too. A forecast assumes that every rank computes
-as it did in the measured cells: on cores of its own.
-"""
+"""What would more devices bring?"""
 
 from __future__ import annotations
 
-import itertools
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from twoscale._page.charts import Drawing, line_plot
+from twoscale._page.document import Group
+from twoscale._page.numbers import fixed, percent, signed
+from twoscale._page.tables import Column, Table, table, text_column
 from twoscale.errors import ForecastError
-from twoscale.scaling._measure.records import (
-    ArmsRecord,
-    Bucket,
-    BucketTime,
-    Cell,
+from twoscale.scaling._measure.records import BandwidthRecord
+from twoscale.scaling._questions import communication
+from twoscale.scaling._questions.communication import ArmsAt, CommunicationAnswer
+from twoscale.scaling._questions.link_model import (
     CollectiveSample,
     Forecast,
     Link,
-    LinkModel,
-    Op,
+    MeasuredStep,
+    forecast,
+    given_model,
+    held_out,
+    measured_step,
 )
+from twoscale.scaling._questions.question import Content, Question
+from twoscale.scaling._questions.results import StudyResults
+from twoscale.scaling._questions.shown import figures, number, plural
+from twoscale.scaling._study.cells import Measured
+from twoscale.scaling._study.config import StudyConfig
 
-__all__ = ["cell_of", "collective_seconds", "fit", "forecast", "held_out", "replay"]
+__all__ = ["QUESTION", "TRUSTED", "ForecastAnswer", "forecast_table", "link_of", "measured_steps"]
 
-Algorithm = Literal["ring", "tree"]
-_RATE_SLACK = 0.01
-"""A nominal rate counts as within the measured ones up to this share beyond them."""
-
-
-def cell_of(record: ArmsRecord, batch_size: int, link: Link, more: Sequence[CollectiveSample] = ()) -> Cell:
-    """Return what the forecast takes from a measurement.
-
-    Args:
-        record: of :func:`~twoscale.scaling._measure.arms.measure_arms`.
-        batch_size: per rank.
-        link: that the ranks talked over.
-        more: other collectives timed alone with these ranks over this link, as in a bandwidth record.
-    """
-    alone = tuple(CollectiveSample(c.op, c.bytes, c.seconds.median) for c in record.collectives_alone)
-    return Cell(
-        world_size=record.world_size,
-        batch_size=batch_size,
-        link=link,
-        compute=record.silent.median,
-        step=record.ddp.median,
-        buckets=record.buckets,
-        broadcasts=tuple(c.bytes for c in record.collectives_alone if c.op == "broadcast"),
-        collectives=alone + tuple(more),
-    )
-
-
-def _factors(op: Op, world_size: int, algorithm: Algorithm) -> tuple[float, float]:
-    """Return A and F of a collective."""
-    n = world_size
-    rounds = math.ceil(math.log2(n))
-    if op == "broadcast":
-        return rounds, 1.0
-    messages = 2 * (n - 1) if algorithm == "ring" else 2 * rounds
-    share = 2 * (n - 1) / n
-    return (messages, share) if op == "all_reduce" else (messages / 2, share / 2)
-
-
-def _inverse(model: LinkModel, rate: float | None) -> float:
-    """Return seconds a byte."""
-    return model.fixed + (model.per_rate / rate if rate and model.per_rate else 0.0)
-
-
-def collective_seconds(model: LinkModel, op: Op, size: int, world_size: int, rate: float | None = None) -> float:
-    """Return what a collective takes.
-
-    Args:
-        model: of the link.
-        op: which.
-        size: bytes, as nccl-tests counts them.
-        world_size: at least 1; at 1 nothing is sent.
-        rate: the link's nominal bytes per second, where the model knows it.
-    """
-    if world_size == 1:
-        return 0.0
-    messages, share = _factors(op, world_size, model.algorithm)
-    return messages * model.latency + share * size * _inverse(model, rate)
-
-
-def _non_negative(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Solve least squares with no negative unknown: the best of all choices of unknowns that are not zero."""
-    columns = matrix.shape[1]
-    best, best_error = np.zeros(columns), float(np.sum(target**2))
-    for count in range(1, columns + 1):
-        for chosen in itertools.combinations(range(columns), count):
-            solution = np.linalg.lstsq(matrix[:, chosen], target, rcond=None)[0]
-            error = float(np.sum((matrix[:, chosen] @ solution - target) ** 2))
-            if (solution >= 0).all() and error < best_error * (1 - 1e-9):
-                best, best_error = np.zeros(columns), error
-                best[list(chosen)] = solution
-    return best
-
-
-def fit(cells: Sequence[Cell], link: str, algorithm: Algorithm | None = None) -> LinkModel:
-    """Fit the α–β model of a link to the collectives timed over it; each counts by its relative error.
-
-    Args:
-        cells: those of other links are left aside.
-        link: name.
-        algorithm: Default: the one that fits better, the ring where both do alike (as with two ranks only).
-
-    Raises:
-        ForecastError: no collective was timed over that link.
-    """
-    samples = [
-        (sample, cell.world_size, cell.link.bytes_per_second)
-        for cell in cells
-        if cell.link.name == link and cell.world_size > 1
-        for sample in cell.collectives
-    ]
-    if not samples:
-        known = sorted({cell.link.name for cell in cells if cell.world_size > 1 and cell.collectives})
-        raise ForecastError(
-            f"no collective was timed over '{link}', and what holds for one link says nothing of another "
-            f"(measured: {', '.join(known) or 'none'}); measure at least 2 ranks over '{link}'"
-        )
-    rates = [rate for _, _, rate in samples if rate]
-    varied = len(rates) == len(samples) and max(rates) > min(rates) * (1 + _RATE_SLACK)
-    models = []
-    algorithms: tuple[Algorithm, ...] = (algorithm,) if algorithm else ("ring", "tree")
-    for name in algorithms:
-        rows = []
-        for sample, world_size, rate in samples:
-            messages, share = _factors(sample.op, world_size, name)
-            size = share * sample.bytes
-            rows.append([messages, size, *([size / rate] if varied and rate else [])])
-        seconds = np.array([sample.seconds for sample, _, _ in samples])
-        matrix = np.array(rows, dtype=np.float64) / seconds[:, None]
-        # Columns of equal length: bytes and messages differ by many orders of magnitude.
-        scale = np.linalg.norm(matrix, axis=0)
-        solution = _non_negative(matrix / scale, np.ones(len(seconds))) / scale
-        residual = float(np.sqrt(np.mean((matrix @ solution - 1) ** 2)))
-        models.append(
-            LinkModel(
-                link=link,
-                algorithm=name,
-                latency=float(solution[0]),
-                fixed=float(solution[1]),
-                per_rate=float(solution[2]) if varied else 0.0,
-                rates=(min(rates), max(rates)) if len(rates) == len(samples) else None,
-                residual=residual,
-                samples=len(samples),
-            )
-        )
-    return min(models, key=lambda model: (round(model.residual, 6), model.algorithm))
-
-
-def _check_rate(model: LinkModel, link: Link) -> None:
-    """Refuse a rate that the model does not reach."""
-    if model.rates is None or link.bytes_per_second is None:
-        if (model.rates is None) != (link.bytes_per_second is None):
-            raise ForecastError(
-                f"the rate of '{link.name}' is known for the {'forecast' if model.rates is None else 'cells'} only; "
-                "give it for all or for none"
-            )
-        return
-    low, high = model.rates
-    if not low * (1 - _RATE_SLACK) <= link.bytes_per_second <= high * (1 + _RATE_SLACK):
-        raise ForecastError(
-            f"'{link.name}' at {link.bytes_per_second / 1e6:.1f} MB/s is another link than the one measured at "
-            f"{low / 1e6:.1f} to {high / 1e6:.1f} MB/s; measure it at that rate, or on both sides of it"
-        )
+TRUSTED = 0.3
+"""Largest error on held-out steps with which more ranks are still forecast."""
+_BEYOND = (2, 4, 8)
+"""Forecasts are for so many times the most ranks that were measured."""
+_NEAR = 4
+"""Collectives from 1/4 of the smallest to 4 times the largest bucket are fitted: the line is for them."""
 
 
 @dataclass(frozen=True)
-class _Compute:
-    """A step without communication."""
+class ForecastAnswer:
+    """Steps on more ranks."""
 
-    seconds: float
-    buckets: tuple[Bucket, ...]
-    broadcasts: tuple[int, ...]
+    held_out: tuple[Forecast, ...] = ()
+    """Measured steps, each forecast from the others."""
+    forecasts: tuple[Forecast, ...] = ()
+    """Over the link that was measured."""
+    given_link: tuple[Forecast, ...] = ()
+    """Over a link whose latency and rate were given."""
+    refused: tuple[str, ...] = ()
+    """Forecasts that no measurement covers, and why."""
 
 
-def _compute(cells: Sequence[Cell], world_size: int, batch_size: int) -> _Compute:
-    """Find or interpolate what a rank computes in a step."""
-    by_batch: dict[int, list[Cell]] = {}
-    for cell in cells:
-        by_batch.setdefault(cell.batch_size, []).append(cell)
+def link_of(config: StudyConfig) -> Link:
+    """Return what the ranks of a study talk over."""
+    return Link("between this machine's GPUs" if config.device == "cuda" else "this machine's loopback")
 
-    def at(batch: int) -> tuple[Cell, float]:
-        # Ranks that share memory or power slow each other: the cells nearest in number of ranks tell best.
-        nearest = min(abs(math.log2(cell.world_size / world_size)) for cell in by_batch[batch])
-        same = [c for c in by_batch[batch] if abs(math.log2(c.world_size / world_size)) == nearest]
-        return same[0], statistics.median(cell.compute for cell in same)
 
-    below = max((batch for batch in by_batch if batch <= batch_size), default=None)
-    above = min((batch for batch in by_batch if batch >= batch_size), default=None)
-    if below is None or above is None:
-        raise ForecastError(
-            f"no cell has a batch of {batch_size} or ones on both sides of it (measured: "
-            f"{', '.join(map(str, sorted(by_batch)))}); measure one"
+def measured_steps(
+    config: StudyConfig, arms: Sequence[ArmsAt], bandwidth: Sequence[BandwidthRecord]
+) -> list[MeasuredStep]:
+    """Return what a study's forecasts are made from: its arms, and all-reduces alone of like sizes."""
+    cells = []
+    for at in arms:
+        sizes = [bucket.bytes for bucket in at.record.buckets]
+        more = [
+            CollectiveSample(row.op, row.bytes, row.seconds.median)
+            for record in bandwidth
+            if record.world_size == at.record.world_size
+            for row in record.rows
+            if sizes and min(sizes) / _NEAR <= row.bytes <= max(sizes) * _NEAR
+        ]
+        cells.append(measured_step(at.record, at.batch_size, link_of(config), more))
+    # One rank broadcasts nothing, but its cell tells what more ranks would compute: they broadcast what others do.
+    broadcasts = next((cell.broadcasts for cell in cells if cell.broadcasts), ())
+    return [replace(cell, broadcasts=broadcasts) for cell in cells]
+
+
+def _answer(measured: Measured) -> ForecastAnswer:
+    if "forecast" not in measured.config.sections:
+        return ForecastAnswer()
+    found = communication.QUESTION.answer(measured)
+    steps = measured_steps(measured.config, found.arms, found.bandwidth)
+    return _forecasts(measured.config, steps) if steps else ForecastAnswer()
+
+
+def _forecasts(config: StudyConfig, steps: Sequence[MeasuredStep]) -> ForecastAnswer:
+    held, refused = held_out(steps)
+    lines = list(refused)
+    link, most = link_of(config), max(step.world_size for step in steps)
+    errors = [abs(one.error) for one in held if one.error is not None]
+    found = []
+    for factor in _BEYOND:
+        asked = f"{factor * most} ranks, batch {config.base_batch}, {link.name}"
+        if not errors:
+            lines.append(f"{asked}: no cell could be held out to check a forecast on; measure 2 ranks or more")
+        elif max(errors) > TRUSTED:
+            lines.append(
+                f"{asked}: held-out cells were off by up to {max(errors):.0%}, more than {TRUSTED:.0%}; "
+                "measure again on a quieter machine, or more cells"
+            )
+        else:
+            found.append(forecast(steps, factor * most, config.base_batch, link))
+    return ForecastAnswer(held, tuple(found), _over_given_link(config, steps, most), tuple(lines))
+
+
+def _over_given_link(config: StudyConfig, steps: Sequence[MeasuredStep], most: int) -> tuple[Forecast, ...]:
+    if config.link is None:
+        return ()
+    link = Link("the given link", config.link.bytes_per_second)
+    model = given_model(link.name, config.link.latency, config.link.bytes_per_second)
+    sizes = sorted({*(n for n in config.world_sizes if n > 1), *(factor * most for factor in _BEYOND)})
+    try:
+        return tuple(forecast(steps, n, config.base_batch, link, model=model) for n in sizes)
+    except ForecastError:  # the arms of the base batch failed
+        return ()
+
+
+def _sentence(results: StudyResults) -> str | None:
+    answer = results.of(ForecastAnswer)
+    errors = [abs(one.error) for one in answer.held_out if one.error is not None]
+    refused = len(answer.refused)
+    said = f"{refused} forecast{'s were' if refused != 1 else ' was'} refused" if refused else ""
+    if not errors:
+        return f"No cell could be held out to check a forecast on; {said}." if said else None
+    steps = f"Steps of {len(errors)} held-out cells were" if len(errors) > 1 else "The step of 1 held-out cell was"
+    # Rounded up: no error is larger than what is said.
+    text = f"{steps} forecast from the others to within {math.ceil(100 * max(errors))} %"
+    if ahead := answer.forecasts[:1]:
+        share = ahead[0].exposed / ahead[0].step
+        text += (
+            f"; {ahead[0].world_size} ranks that compute as fast as these would wait for communication "
+            f"{percent(share, 0)} % of a step"
         )
-    cell, low = at(below)
-    _, high = at(above)
-    seconds = low if above == below else low + (high - low) * (batch_size - below) / (above - below)
-    stretch = seconds / cell.compute
-    buckets = tuple(replace(bucket, ready=bucket.ready * stretch) for bucket in cell.buckets)
-    return _Compute(seconds, buckets, cell.broadcasts)
+    return text + (f"; {said}." if said else ".")
 
 
-def replay(
-    compute: float, buckets: Sequence[tuple[Bucket, float]], before: float = 0.0
-) -> tuple[float, tuple[BucketTime, ...]]:
-    """Run through a step bucket by bucket.
+def forecast_table(forecasts: Sequence[Forecast], caption: str) -> Table:
+    """Return one row per forecast."""
+    rows = [
+        [
+            f"{plural(f.world_size, 'rank')}, batch {f.batch_size}",
+            number(f.compute * 1e3),
+            number(f.communication * 1e3),
+            number(f.exposed * 1e3),
+            number(f.step * 1e3),
+            number(None if f.measured is None else f.measured * 1e3),
+            signed(None if f.error is None else 100 * f.error, 1),
+        ]
+        for f in forecasts
+    ]
+    columns = [
+        text_column("Cell"),
+        Column("Compute", "ms"),
+        Column("Communication", "ms"),
+        Column("Exposed", "ms"),
+        Column("Step, forecast", "ms"),
+        Column("Step, measured", "ms"),
+        Column("Error", "%"),
+    ]
+    return table(caption, columns, rows)
 
-    Args:
-        compute: seconds of the step without communication.
-        buckets: in the order in which they get ready, with the seconds that each takes to be averaged.
-        before: seconds that the forward pass waits for before it begins.
 
-    Returns:
-        Seconds of the step, and when each bucket was ready, started and ended.
-    """
-    times: list[BucketTime] = []
-    free = 0.0
-    for bucket, seconds in buckets:
-        ready = before + bucket.ready
-        start = max(ready, free)
-        free = start + seconds
-        times.append(BucketTime(bucket.bytes, ready, start, free))
-    if not times:
-        return before + compute, ()
-    # What follows the last gradient, the optimizer above all, follows the last bucket now.
-    after = max(0.0, before + compute - times[-1].ready)
-    return max(times[-1].ready, free) + after, tuple(times)
-
-
-def forecast(
-    cells: Sequence[Cell], world_size: int, batch_size: int, link: Link, algorithm: Algorithm | None = None
-) -> Forecast:
-    """Forecast a step.
-
-    Args:
-        cells: measured, of one model and one device.
-        world_size: ranks, at least 1.
-        batch_size: per rank; measured, or between two that were.
-        link: over which; one of the cells' names, at a rate within those measured.
-        algorithm: of all-reduces. Default: the one that fits the cells better.
-
-    Raises:
-        ForecastError: no measurement covers it: another link, a rate or a batch outside those measured.
-    """
-    if not cells:
-        raise ForecastError("no cell was measured; measure one first")
-    if world_size < 1 or batch_size < 1:
-        raise ForecastError(f"{world_size} ranks, batch {batch_size}: expected at least 1 of each")
-    step = _compute(cells, world_size, batch_size)
-    if world_size == 1:
-        times = tuple(BucketTime(b.bytes, b.ready, b.ready, b.ready) for b in step.buckets)
-        return Forecast(1, batch_size, link, None, step.seconds, 0.0, 0.0, step.seconds, times, len(cells))
-    model = fit(cells, link.name, algorithm)
-    _check_rate(model, link)
-
-    def takes(op: Op, size: int) -> float:
-        return collective_seconds(model, op, size, world_size, link.bytes_per_second)
-
-    before = sum(takes("broadcast", size) for size in step.broadcasts)
-    each = [takes("all_reduce", bucket.bytes) for bucket in step.buckets]
-    total, times = replay(step.seconds, list(zip(step.buckets, each, strict=True)), before)
-    return Forecast(
-        world_size=world_size,
-        batch_size=batch_size,
-        link=link,
-        model=model,
-        compute=step.seconds,
-        communication=before + sum(each),
-        exposed=total - step.seconds,
-        step=total,
-        buckets=times,
-        fitted_on=len(cells),
+def forecast_plot(results: StudyResults) -> Drawing | None:
+    """Draw the step's time by ranks, measured and forecast."""
+    base, answer = results.config.base_batch, results.of(ForecastAnswer)
+    measured = sorted((float(at.record.world_size), 1000 * at.record.ddp.median)
+                      for at in results.of(CommunicationAnswer).arms if at.batch_size == base)  # fmt: skip
+    if not measured or not (answer.forecasts or answer.held_out):
+        return None
+    ahead = sorted((float(f.world_size), 1000 * f.step) for f in [*answer.held_out, *answer.forecasts]
+                   if f.batch_size == base)  # fmt: skip
+    sizes = sorted({x for x, _ in [*measured, *ahead]})
+    return line_plot(
+        "Step time by ranks",
+        [("measured", [(math.log2(x), y) for x, y in measured]), ("forecast", [(math.log2(x), y) for x, y in ahead])],
+        label=f"A step of {base} images a rank: "
+        + "; ".join(f"{x:.0f} ranks {fixed(y, 1)} ms" for x, y in [*measured, *ahead]),
+        x_label="ranks, log axis",
+        y_label="milliseconds",
+        x_ticks=[(math.log2(x), f"{x:.0f}") for x in sizes],
+        y_from=0.0,
+        dots=True,
     )
 
 
-def held_out(cells: Sequence[Cell], algorithm: Algorithm | None = None) -> tuple[tuple[Forecast, ...], tuple[str, ...]]:
-    """Forecast each cell of more than one rank from all the others, and say how far off that was.
+def _content(results: StudyResults) -> Content:
+    answer = results.of(ForecastAnswer)
+    listed = []
+    if answer.held_out:
+        listed.append(forecast_table(answer.held_out, "Cells that were held out, forecast from the others"))
+    if answer.forecasts:
+        listed.append(forecast_table(answer.forecasts, "More ranks, each with cores of its own, over the same link"))
+    if answer.given_link and results.config.link is not None:
+        given = results.config.link
+        listed.append(
+            forecast_table(
+                answer.given_link,
+                f"Over a link of {fixed(1e6 * given.latency, 0)} µs and {fixed(8e-6 * given.bytes_per_second, 0)} "
+                "Mbit/s, as given and not measured, each rank with cores of its own",
+            )
+        )
+    return Content(
+        (
+            "A line t = Aα + FS/B is fitted to the collectives timed alone; the step is then replayed bucket by "
+            "bucket. Beside every forecast stands how far off the same model was on measured cells that it did not "
+            "see. What no measurement covers is refused.",
+        ),
+        [
+            Group(
+                findings=[f"Refused: {line}." for line in answer.refused],
+                figures=figures(forecast=forecast_plot(results)),
+                tables=listed,
+            )
+        ],
+    )
 
-    Returns:
-        The forecasts, with the measured step and the relative error, and one line for each cell that the others
-        do not cover.
-    """
-    forecasts, refused = [], []
-    for i, cell in enumerate(cells):
-        if cell.world_size == 1:
-            continue
-        others = [*cells[:i], *cells[i + 1 :]]
-        try:
-            found = forecast(others, cell.world_size, cell.batch_size, cell.link, algorithm)
-        except ForecastError as error:
-            refused.append(f"{cell.world_size} ranks, batch {cell.batch_size}, {cell.link.name}: {error}")
-            continue
-        forecasts.append(replace(found, measured=cell.step, error=found.step / cell.step - 1))
-    return tuple(forecasts), tuple(refused)
+
+QUESTION = Question(
+    "forecast", "More devices", frozenset(("ranks", "arms")), ForecastAnswer, _answer, _sentence, _content
+)

@@ -24,16 +24,41 @@ lost.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from twoscale.scaling._measure.records import ArmsRecord, EpochTime, LinkModel
+from twoscale._page.charts import Drawing, Series, dot_plot
+from twoscale._page.document import Group
+from twoscale._page.numbers import MISSING, percent
+from twoscale._page.tables import Column, Table, table, text_column
+from twoscale.errors import ForecastError
+from twoscale.scaling._measure.records import ArmsRecord, EpochTime, Summary
 from twoscale.scaling._measure.statistics import summarize
-from twoscale.scaling._questions.forecast import collective_seconds
-from twoscale.scaling._questions.results import Cause, Verdict
+from twoscale.scaling._questions import communication
+from twoscale.scaling._questions.communication import ArmsAt
+from twoscale.scaling._questions.forecast import link_of, measured_steps
+from twoscale.scaling._questions.link_model import Link, LinkModel, MeasuredStep, collective_seconds, fit
+from twoscale.scaling._questions.question import Content, Question
+from twoscale.scaling._questions.results import StudyResults
+from twoscale.scaling._questions.shown import figures, number
+from twoscale.scaling._questions.speedup import Launches, times_of
+from twoscale.scaling._study.cells import Measured
+from twoscale.scaling._study.config import StudyConfig
 
-__all__ = ["SCALES", "Round", "decide", "latency_share"]
+__all__ = [
+    "QUESTION",
+    "SCALES",
+    "Cause",
+    "Round",
+    "Verdict",
+    "VerdictAnswer",
+    "causes_table",
+    "decide",
+    "latency_share",
+]
 
 SCALES = 0.95
 """Efficiency from which on there is nothing to explain."""
@@ -53,6 +78,42 @@ _WHY = {
     "wrapper": "DDP's own work, without any communication, takes the time. More computing a step would help.",
 }
 _NAMES = {"last bucket": "the last bucket", "wrapper": "the wrapper", "cores": "shared cores"}
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What part of a step's growth a cause has."""
+
+    name: Literal["latency", "bandwidth", "last bucket", "buffers", "data", "cores", "wrapper"]
+    seconds: float
+    """Of a step."""
+    share: float
+    """Of the loss, or of the sum of all causes where that is more, 0..1."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why scaling stops here."""
+
+    world_size: int
+    batch_size: int
+    loss: Summary
+    """Seconds by which a step on all ranks is longer than one of the bare module on one; launches of a round paired."""
+    efficiency: float
+    """Of weak scaling: bare at one rank / DDP; mean of rounds."""
+    causes: tuple[Cause, ...]
+    """Largest first; together all of the loss that was explained."""
+    unexplained: float
+    """Seconds of the loss that no cause has; below 0 where causes overlap."""
+    sentence: str
+
+
+@dataclass(frozen=True)
+class VerdictAnswer:
+    """Why scaling stops here."""
+
+    verdict: Verdict | None = None
+    """None: not everything that it needs was measured."""
 
 
 @dataclass(frozen=True)
@@ -145,3 +206,99 @@ def decide(rounds: Sequence[Round], many: ArmsRecord, model: LinkModel | None, b
             f"{first.share:.0%}, goes to {_NAMES.get(first.name, first.name)}. {_WHY[first.name]}"
         )
     return Verdict(n, batch_size, loss, efficiency, causes, unexplained, sentence)
+
+
+def _model(steps: Sequence[MeasuredStep], link: Link) -> LinkModel | None:
+    try:
+        return fit(steps, link.name)
+    except ForecastError:
+        return None
+
+
+def _verdict(
+    config: StudyConfig, times: Launches, arms: Sequence[ArmsAt], steps: Sequence[MeasuredStep]
+) -> Verdict | None:
+    base = config.base_batch
+    alone = times.get(("bare", 1, base), {})
+    # At the most ranks that everything is known of: a cell that failed there leaves fewer to be judged.
+    for n in reversed([n for n in config.world_sizes if n > 1]):
+        record = next((at.record for at in arms if at.record.world_size == n and at.batch_size == base), None)
+        apart, ddp = times.get(("bare", n, base), {}), times.get(("ddp", n, base), {})
+        rounds = [Round(alone[r], apart[r], ddp[r]) for r in alone if r in apart and r in ddp]
+        if record is not None and rounds:
+            return decide(rounds, record, _model(steps, link_of(config)), base)
+    return None
+
+
+def _answer(measured: Measured) -> VerdictAnswer:
+    config, found = measured.config, communication.QUESTION.answer(measured)
+    steps = measured_steps(config, found.arms, found.bandwidth)
+    return VerdictAnswer(_verdict(config, times_of(measured), found.arms, steps))
+
+
+def _sentence(results: StudyResults) -> str:
+    verdict = results.of(VerdictAnswer).verdict
+    if verdict is not None:
+        return verdict.sentence
+    if results.config.world_sizes[-1] == 1:
+        why = "one rank has nothing to scale to; measure more with --world-sizes 1,2"
+    elif {"communication", "forecast"}.isdisjoint(results.config.sections):
+        why = "it needs the arms, which the sections communication and forecast measure"
+    else:
+        why = "it needs the steps of one rank and the steps and arms of more, and not all of them gave a result"
+    return f"There is no verdict: {why}."
+
+
+def causes_table(verdict: Verdict) -> Table:
+    """Return one row per cause."""
+    rows = [[cause.name, number(cause.seconds * 1e3), percent(cause.share, 0)] for cause in verdict.causes]
+    unknown = percent(verdict.unexplained / verdict.loss.mean, 0) if verdict.unexplained > 0 else MISSING
+    rows.append(["not explained", number(verdict.unexplained * 1e3), unknown])
+    columns = [text_column("Cause"), Column("Of a step", "ms"), Column("Share", "%")]
+    loss = verdict.loss
+    spread = f"{number(loss.min * 1e3)} to {number(loss.max * 1e3)} ms in {loss.n} rounds" if loss.n > 1 else "1 round"
+    return table(
+        f"A step on {verdict.world_size} ranks is {number(loss.mean * 1e3)} ms longer than one on one ({spread})",
+        columns,
+        rows,
+    )
+
+
+def verdict_plot(results: StudyResults) -> Drawing | None:
+    """Draw the causes."""
+    verdict = results.of(VerdictAnswer).verdict
+    if verdict is None:
+        return None
+    return dot_plot(
+        "What a step loses",
+        [cause.name for cause in verdict.causes],
+        [Series("", tuple(1000 * cause.seconds for cause in verdict.causes))],
+        label="Milliseconds of a step by cause: "
+        + ", ".join(f"{cause.name} {percent(cause.share, 0)} %" for cause in verdict.causes),
+        note=f"{verdict.world_size} ranks",
+        x_label="milliseconds a step",
+        limits=(0.0, math.inf),
+        least_span=0.1,
+    )
+
+
+def _content(results: StudyResults) -> Content:
+    verdict = results.of(VerdictAnswer).verdict
+    if verdict is None:
+        return Content((), ())
+    return Content(
+        (
+            "The verdict divides what a step loses between one rank and all of them (weak scaling) among its causes, "
+            "by the rules in docs/scaling.md.",
+        ),
+        [
+            Group(
+                "Why scaling stops here",
+                figures=figures(verdict=verdict_plot(results)),
+                tables=[causes_table(verdict)],
+            )
+        ],
+    )
+
+
+QUESTION = Question("summary", "Summary", frozenset(), VerdictAnswer, _answer, _sentence, _content)

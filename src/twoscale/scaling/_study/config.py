@@ -1,32 +1,40 @@
-"""What a scaling study is to measure: names, numbers and the defaults of this machine."""
+"""What a scaling study measures: names, numbers and the defaults of this machine."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from twoscale._environment import core_count
-from twoscale.errors import ConfigurationError, UnknownNameError
+from twoscale.errors import ConfigurationError
+from twoscale.scaling._study.machine import gpu_names
 
-__all__ = ["SECTIONS", "StudyConfig"]
-
-SECTIONS = ("batch", "speedup", "communication", "accuracy", "sampler", "wire", "replicas", "forecast")
-"""The study's questions, in order."""
-
+__all__ = ["GivenLink", "StudyConfig"]
 
 _RANKS_A_CORE = 16
 """More would measure how a machine runs out of memory."""
 _LARGEST_SEED = 2**32 - 1
 
 
-def _accelerators() -> int:
-    """Return how many GPUs PyTorch finds; it is asked only where there is a driver."""
-    if not any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")):
-        return 0
-    import torch
+@dataclass(frozen=True)
+class GivenLink:
+    """A link that is not measured: its latency and bandwidth are given.
 
-    return torch.cuda.device_count()
+    Raises:
+        ConfigurationError: a number outside its range.
+    """
+
+    latency: float
+    """Seconds that a message takes besides its bytes."""
+    bytes_per_second: float
+    """Of each direction."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.latency) and self.latency >= 0):
+            raise ConfigurationError(f"the link's latency is {self.latency} s; expected at least 0")
+        if not (math.isfinite(self.bytes_per_second) and self.bytes_per_second > 0):
+            raise ConfigurationError(f"the link's rate is {self.bytes_per_second} bytes/s; expected a positive number")
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,6 @@ class StudyConfig:
 
     Raises:
         ConfigurationError: a number outside its range.
-        UnknownNameError: a section that there is not.
     """
 
     model: str
@@ -57,7 +64,8 @@ class StudyConfig:
     """Of the processor, where numbers of ranks are compared; a single device otherwise has all cores."""
     cores: int
     """Of the processor, all together."""
-    sections: tuple[str, ...] = SECTIONS
+    sections: tuple[str, ...]
+    """The questions that are asked, by name."""
     repeats: int = 3
     """Launches of each timed cell."""
     seeds: int = 3
@@ -72,13 +80,10 @@ class StudyConfig:
     """Seconds after which a launch is ended."""
     seed: int = 0
     """Decides initial weights, synthetic images, and the order of the cells."""
+    link: GivenLink | None = None
+    """Another link than the measured one, to forecast steps over."""
 
     def __post_init__(self) -> None:
-        for name in self.sections:
-            if name not in SECTIONS:
-                raise UnknownNameError("section", name, SECTIONS)
-        if not self.sections:
-            raise ConfigurationError(f"no section; expected some of {', '.join(SECTIONS)}")
         for name in ("repeats", "seeds", "epochs", "base_batch", "threads_per_rank"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; expected at least 1")
@@ -103,7 +108,9 @@ class StudyConfig:
             raise ConfigurationError(f"timeout is {self.timeout}; expected a positive number of seconds")
 
     @classmethod
-    def for_this_machine(cls, device: Literal["cpu", "cuda"] | None = None, **given: Any) -> StudyConfig:
+    def for_this_machine(
+        cls, device: Literal["cpu", "cuda"] | None = None, *, sections: tuple[str, ...], **given: Any
+    ) -> StudyConfig:
         """Return the study that this machine can do, where nothing else is given.
 
         On GPUs the lab's: ResNet-18, CIFAR-10, batches of 32 to 8,192, 1, 2 and 4 ranks as far as there are GPUs. On a
@@ -111,14 +118,14 @@ class StudyConfig:
 
         Args:
             device: Default: cuda where there is a GPU.
+            sections: the questions that are asked.
             given: other fields; None is as if not given.
 
         Raises:
             ConfigurationError: a GPU is asked for where there is none, more ranks than GPUs, or a number outside its
                 range.
-            UnknownNameError: a section that there is not.
         """
-        gpus = 0 if device == "cpu" else _accelerators()
+        gpus = 0 if device == "cpu" else len(gpu_names())
         if device == "cuda" and not gpus:
             raise ConfigurationError("device is cuda, but PyTorch finds no GPU; use --device cpu")
         values: dict[str, Any]
@@ -138,11 +145,9 @@ class StudyConfig:
         values |= {name: value for name, value in given.items() if value is not None}
         if min(values["world_sizes"], default=0) > 1:
             values["world_sizes"] = (1, *values["world_sizes"])
-        if "sections" in values:
-            order = [name for name in SECTIONS if name in values["sections"]]
-            values["sections"] = (*order, *(name for name in values["sections"] if name not in SECTIONS))
         cores = core_count()
         most = max(values["world_sizes"], default=1)
         if gpus and most > gpus:
             raise ConfigurationError(f"{most} ranks on {gpus} GPU(s): NCCL needs a GPU a rank; choose fewer")
-        return cls(**{"threads_per_rank": max(1, cores // max(1, most)), "cores": cores, **values})
+        threads = max(1, cores // max(1, most))
+        return cls(sections=sections, **{"threads_per_rank": threads, "cores": cores, **values})

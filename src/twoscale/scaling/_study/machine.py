@@ -1,13 +1,23 @@
-"""What decides the times of a cell beside its options: the machine, and PyTorch."""
+"""The machine and the PyTorch that cells were measured with: their times compare only within one of each."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 from twoscale._environment import current_environment
 
-__all__ = ["Machine"]
+__all__ = ["Machine", "gpu_names"]
+
+
+def gpu_names() -> tuple[str, ...]:
+    """Return the names of the GPUs that PyTorch finds; it is imported only where there is a driver."""
+    if not any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")):
+        return ()
+    import torch
+
+    return tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
 
 
 @dataclass(frozen=True)
@@ -26,11 +36,7 @@ class Machine:
     def here(cls, device: Literal["cpu", "cuda"]) -> Machine:
         """Return this one, for a study on ``device``."""
         environment = current_environment()
-        gpus: tuple[str, ...] = ()
-        if device == "cuda":
-            import torch
-
-            gpus = tuple(dict.fromkeys(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())))
+        gpus = tuple(dict.fromkeys(gpu_names())) if device == "cuda" else ()
         return cls(environment.machine, environment.cores, gpus, environment.versions.get("torch", ""))
 
     def differences(self, now: Machine) -> str:

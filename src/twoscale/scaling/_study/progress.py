@@ -1,42 +1,23 @@
-"""How a study goes, on standard error: a table that stays in place in a terminal, else a line a cell."""
+"""The progress of a study on standard error: a table in a terminal, otherwise one line per cell."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from twoscale.scaling._study.cells import CellRecord, StudyCell
+from twoscale.scaling._study.cells import KINDS, CellRecord, StudyCell
 
-__all__ = ["Silent", "Telling", "describe", "duration", "telling"]
+__all__ = ["NoProgress", "StudyProgress", "duration", "study_progress"]
 
-_KINDS = {
-    "capacity": "largest batch",
-    "tune": "learning rates",
-    "batches": "batch sizes",
-    "ranks": "steps",
-    "arms": "arms and bandwidth",
-    "wire": "wire, replicas, sampler",
-    "accuracy": "accuracy",
-}
-
-
-def describe(cell: StudyCell) -> str:
-    """Return a cell in words."""
-    ranks = (
-        ""
-        if cell.kind in ("capacity", "tune", "accuracy", "batches")
-        else (f", {cell.world_size} rank{'s' * (cell.world_size > 1)}")
-    )
-    repeat = f", launch {cell.repeat + 1}" if cell.kind in ("batches", "ranks", "accuracy") else ""
-    part = f" ({cell.part})" if cell.part else ""
-    return f"{_KINDS[cell.kind]}{part}{ranks}{repeat}"
+Cell = StudyCell[Any]
+Record = CellRecord[Any, Any]
 
 
 def duration(seconds: float | None) -> str:
@@ -46,68 +27,68 @@ def duration(seconds: float | None) -> str:
     return f"{int(seconds + 0.5) // 60}:{int(seconds + 0.5) % 60:02d}"
 
 
-class Telling(Protocol):
-    """What a study says, in the order it says it."""
+class StudyProgress(Protocol):
+    """What a study reports while it measures, in this order."""
 
-    def plan(self, cells: Sequence[StudyCell]) -> None:
+    def plan(self, cells: Sequence[Cell]) -> None:
         """All cells that are known to be needed; comes again when there are more."""
 
-    def begin(self, cell: StudyCell, left: float | None) -> None:
+    def begin(self, cell: Cell, left: float | None) -> None:
         """A cell begins; all that is left takes about so many seconds."""
 
-    def end(self, record: CellRecord, left: float | None, *, again: bool) -> None:
+    def end(self, record: Record, left: float | None, *, again: bool) -> None:
         """A cell is done, or was found done already."""
 
-    def left_out(self, cell: StudyCell) -> None:
+    def left_out(self, cell: Cell) -> None:
         """There is no time for a cell."""
 
     def close(self) -> None:
         """The end; comes in any case."""
 
 
-class Silent:
-    """Says nothing."""
+class NoProgress:
+    """Reports nothing."""
 
-    def plan(self, cells: Sequence[StudyCell]) -> None:
+    def plan(self, cells: Sequence[Cell]) -> None:
         pass
 
-    def begin(self, cell: StudyCell, left: float | None) -> None:
+    def begin(self, cell: Cell, left: float | None) -> None:
         pass
 
-    def end(self, record: CellRecord, left: float | None, *, again: bool) -> None:
+    def end(self, record: Record, left: float | None, *, again: bool) -> None:
         pass
 
-    def left_out(self, cell: StudyCell) -> None:
+    def left_out(self, cell: Cell) -> None:
         pass
 
     def close(self) -> None:
         pass
 
 
-def telling(enabled: bool = True) -> Telling:
-    """Return what tells on this process's standard error, or nothing."""
+def study_progress(enabled: bool = True) -> StudyProgress:
+    """Return what reports on this process's standard error, or what reports nothing."""
     if not enabled:
-        return Silent()
+        return NoProgress()
     console = Console(stderr=True, highlight=False)
     return _Live(console) if console.is_terminal else _Lines()
 
 
-class _Lines(Silent):
+class _Lines(NoProgress):
     def __init__(self) -> None:
         self._total = self._done = 0
 
-    def plan(self, cells: Sequence[StudyCell]) -> None:
+    def plan(self, cells: Sequence[Cell]) -> None:
         self._total = len(cells)
 
-    def end(self, record: CellRecord, left: float | None, *, again: bool) -> None:
+    def end(self, record: Record, left: float | None, *, again: bool) -> None:
         self._done += 1
         outcome = record.outcome
         state = "measured before" if again else f"{outcome.seconds:.1f} s"
         failed = "" if outcome.ok else f" {outcome.status}: {outcome.message};"
-        self._say(f"{self._done}/{self._total} {describe(record.cell)}:{failed} {state}; about {duration(left)} left")
+        self._say(f"{self._done}/{self._total} {record.cell.title}:{failed} {state}; about {duration(left)} left")
 
-    def left_out(self, cell: StudyCell) -> None:
-        self._say(f"{describe(cell)}: no time left for it")
+    def left_out(self, cell: Cell) -> None:
+        self._say(f"{cell.title}: no time left for it")
 
     def _say(self, line: str) -> None:
         sys.stderr.write(f"{line}\n")
@@ -115,35 +96,35 @@ class _Lines(Silent):
 
 
 class _Live:
-    """One row a kind of cell."""
+    """One row per kind of cell."""
 
     def __init__(self, console: Console) -> None:
-        self._cells: Sequence[StudyCell] = ()
+        self._cells: Sequence[Cell] = ()
         self._status: dict[str, str] = {}
-        self._running: StudyCell | None = None
+        self._running: Cell | None = None
         self._ends: float | None = None
         """When everything is expected to be done, by the monotonic clock."""
         self._live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self._table)
 
-    def plan(self, cells: Sequence[StudyCell]) -> None:
+    def plan(self, cells: Sequence[Cell]) -> None:
         self._cells = cells
         self._live.start(refresh=True)  # once: later calls do nothing
 
-    def begin(self, cell: StudyCell, left: float | None) -> None:
+    def begin(self, cell: Cell, left: float | None) -> None:
         self._running = cell
         self._expect(left)
         self._live.refresh()
 
-    def end(self, record: CellRecord, left: float | None, *, again: bool) -> None:
+    def end(self, record: Record, left: float | None, *, again: bool) -> None:
         self._status[record.cell.name] = "done" if record.outcome.ok else "failed"
         self._running = None
         self._expect(left)
         if not record.outcome.ok and not again:
-            line = f"{describe(record.cell)}: {record.outcome.status}: {record.outcome.message}"
+            line = f"{record.cell.title}: {record.outcome.status}: {record.outcome.message}"
             self._live.console.print(line, markup=False, soft_wrap=True)
         self._live.refresh()
 
-    def left_out(self, cell: StudyCell) -> None:
+    def left_out(self, cell: Cell) -> None:
         self._status[cell.name] = "no time"
 
     def close(self) -> None:
@@ -156,7 +137,7 @@ class _Live:
     def _table(self) -> Table:
         left = None if self._ends is None else max(0.0, self._ends - time.monotonic())
         done = sum(cell.name in self._status for cell in self._cells)
-        running = "" if self._running is None else f"; now {describe(self._running)}"
+        running = "" if self._running is None else f"; now {self._running.title}"
         table = Table(
             box=box.SIMPLE_HEAD,
             pad_edge=False,
@@ -169,5 +150,5 @@ class _Live:
         for kind in dict.fromkeys(cell.kind for cell in self._cells):
             states = [self._status.get(cell.name, "to do") for cell in self._cells if cell.kind == kind]
             counts = [states.count(state) or "" for state in ("done", "failed", "no time", "to do")]
-            table.add_row(_KINDS[kind], *map(str, counts))
+            table.add_row(KINDS[kind].title, *map(str, counts))
         return table

@@ -1,8 +1,4 @@
-"""A scaling study from its first cell to its page: cells run one after the other, each leaves a file.
-
-    DIR/cells/NAME.json   what a cell was to do, and what became of it (``CellRecord``)
-    DIR/study.json        the answers (``StudyResults``)
-    DIR/report.html       the same as a page
+"""The cells of a study run one after the other, and each leaves a file: NAME.json, a ``CellRecord``.
 
 A cell whose file is there is not measured again, whatever it holds: a failure is a result. To have one measured again,
 remove its file.
@@ -13,32 +9,34 @@ from __future__ import annotations
 import datetime
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-
-import msgspec
+from typing import Any
 
 from twoscale import data, models
 from twoscale._environment import current_environment, load_average
-from twoscale._files import held, read_record, write_record, write_text
+from twoscale._files import held
 from twoscale.errors import ConfigurationError, TwoscaleError, UnknownNameError
 from twoscale.scaling._measure.capacity import find_largest_batch
 from twoscale.scaling._measure.launch import launch
-from twoscale.scaling._measure.records import Outcome, Workload, decode
-from twoscale.scaling._questions.analysis import analyse
-from twoscale.scaling._questions.page import render_study
-from twoscale.scaling._questions.results import StudyResults
-from twoscale.scaling._study.cells import CellRecord, StudyCell, check_machine, check_same, first_cells, later_cells
+from twoscale.scaling._measure.records import CapacityRecord, Outcome
+from twoscale.scaling._measure.tasks import CapacityTask, TrainingTask
+from twoscale.scaling._study.cells import (
+    KINDS,
+    CellName,
+    CellRecord,
+    Measured,
+    StudyCell,
+    read_cell,
+    same_cell,
+    write_cell,
+)
 from twoscale.scaling._study.config import StudyConfig
-from twoscale.scaling._study.machine import Machine
-from twoscale.scaling._study.progress import Silent, Telling
+from twoscale.scaling._study.machine import Machine, gpu_names
+from twoscale.scaling._study.plan import Need, first_cells, later_cells
+from twoscale.scaling._study.progress import NoProgress, StudyProgress
 
-__all__ = ["CELLS", "REPORT", "STUDY", "run_study"]
-
-# A study's folder.
-CELLS = "cells"
-STUDY = "study.json"
-REPORT = "report.html"
+__all__ = ["measure"]
 
 _SYNTHETIC = 2048
 """Images of the synthetic data set."""
@@ -48,27 +46,29 @@ _NEAR = 4
 """The search for the largest batch begins with all images where they are at most so many times the largest asked."""
 
 
-def run_study(
+def measure(
     config: StudyConfig,
-    out: Path,
+    needs: Collection[Need],
+    folder: Path,
     *,
     resume: bool = False,
     minutes: float | None = None,
-    telling: Telling | None = None,
-) -> StudyResults:
-    """Measure what is not measured yet, and write the results and the page.
+    progress: StudyProgress | None = None,
+) -> Measured:
+    """Measure the cells that are not measured yet.
 
     Args:
-        config: what to measure.
-        out: folder; it is made.
+        config: of the study.
+        needs: what its questions need measured.
+        folder: of the cells' files; it is made.
         resume: go on in a folder that holds cells.
         minutes: start no cell that is expected to end later than this. Default: run all.
-        telling: hears how it goes.
+        progress: is told of each cell.
 
     Raises:
         ConfigurationError: the folder holds cells and ``resume`` is not asked for, or ``minutes`` is not positive.
         UnknownNameError: no such model or data set.
-        DataError: the data set cannot be had.
+        DataError: the data set cannot be loaded.
         TwoscaleError: the folder holds cells of other options, of another machine or PyTorch, or damaged ones, another
             study is at work in it, or it cannot be written.
     """
@@ -76,55 +76,54 @@ def run_study(
         raise ConfigurationError(f"minutes is {minutes:g}; expected a positive number")
     if config.model not in models.names():
         raise UnknownNameError("model", config.model, models.names())
-    folder = out / CELLS
     if not resume and any(folder.glob("*.json")):
-        raise ConfigurationError(f"{out} holds a study already; continue it with --resume, or choose another --out")
+        raise ConfigurationError(
+            f"{folder.parent} holds a study already; continue it with --resume, or choose another --out"
+        )
     # Here, once, with its progress, and not in every cell.
     images = _SYNTHETIC if config.data == "synthetic" else len(data.load(config.data).train)
     with held(folder, "measuring"):  # two would disturb each other's times, and share cells
         here = Machine.here(config.device)
         for file in sorted(folder.glob("*.json")):  # all, before any time is spent
-            check_machine(_read(file), here, str(file))
-        runner = _Runner(config, folder, images, minutes, telling or Silent(), here)
+            _check_machine(read_cell(file), here, file)
+        runner = _Runner(config, folder, images, minutes, progress or NoProgress(), here)
         try:
-            first = first_cells(config)
-            runner.tell((*first, *later_cells(config, {})))  # as many as there will be
-            outcomes: dict[str, Outcome] = {
+            first = first_cells(config, needs)
+            runner.plan((*first, *later_cells(config, needs, {})))  # as many as there will be
+            outcomes: dict[CellName, Outcome[Any]] = {
                 cell.kind: record.outcome for cell in first if (record := runner.run(cell)) is not None
             }
-            later = later_cells(config, outcomes)
-            runner.tell((*first, *later))
+            later = later_cells(config, needs, outcomes)
+            runner.plan((*first, *later))
             for cell in later:
                 runner.run(cell)
         finally:
-            runner.telling.close()
-        results = analyse(
-            config, runner.records, runner.left_out, environment=current_environment(), gpus=_gpus(config)
+            runner.progress.close()
+    return Measured(
+        config,
+        tuple(runner.records),
+        tuple(runner.left_out),
+        environment=current_environment(),
+        gpus=gpu_names()[: config.world_sizes[-1]] if config.device == "cuda" else (),
+    )
+
+
+def _check_machine(record: CellRecord[Any, Any], here: Machine, file: Path) -> None:
+    """Check that a cell was measured where a study goes on: its times are compared with those that follow.
+
+    Raises:
+        TwoscaleError: it was measured elsewhere, or with another PyTorch.
+    """
+    if record.machine is not None and (different := record.machine.differences(here)):
+        raise TwoscaleError(
+            f"{file} was measured elsewhere ({different}), and times of both do not compare; go on where it was, or "
+            "choose another --out"
         )
-        write_record(out / STUDY, results)
-        write_text(out / REPORT, render_study(results))
-    return results
 
 
-def _read(file: Path) -> CellRecord:
-    try:
-        return read_record(file, CellRecord)
-    except TwoscaleError as error:
-        raise TwoscaleError(f"{error}; remove the file to have that cell measured again") from error
-
-
-def _gpus(config: StudyConfig) -> list[str]:
-    """Return the names of the GPUs that ranks ran on."""
-    if config.device == "cpu":
-        return []
-    import torch
-
-    return [torch.cuda.get_device_name(rank) for rank in range(config.world_sizes[-1])]
-
-
-def _epochs(cell: StudyCell) -> int:
+def _epochs(cell: StudyCell[TrainingTask]) -> int:
     """Return the epochs of all training runs of a cell."""
-    return sum(int(run["config"]["epochs"]) for run in cell.arguments["runs"])
+    return sum(run.config.epochs or 0 for run in cell.arguments.runs)
 
 
 class _Runner:
@@ -136,53 +135,57 @@ class _Runner:
         folder: Path,
         images: int,
         minutes: float | None,
-        telling: Telling,
+        progress: StudyProgress,
         here: Machine,
     ) -> None:
-        self.config, self.folder, self.images, self.telling, self.here = config, folder, images, telling, here
+        self.config, self.folder, self.images, self.progress, self.here = config, folder, images, progress, here
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        self.records: list[CellRecord] = []
-        self.left_out: list[StudyCell] = []
+        self.records: list[CellRecord[Any, Any]] = []
+        self.left_out: list[StudyCell[Any]] = []
         self._taken: dict[str, list[float]] = {}
         """Kind to the seconds that its cells took."""
         self._each_epoch: float | None = None
         """Seconds of a training epoch in one process, as the search for learning rates showed."""
-        self._planned: Sequence[StudyCell] = ()
+        self._planned: Sequence[StudyCell[Any]] = ()
 
-    def tell(self, planned: Sequence[StudyCell]) -> None:
-        """Say what there is to do."""
+    def plan(self, planned: Sequence[StudyCell[Any]]) -> None:
+        """Set what there is to do."""
         self._planned = planned
-        self.telling.plan(planned)
+        self.progress.plan(planned)
 
-    def run(self, cell: StudyCell) -> CellRecord | None:
+    def run(self, cell: StudyCell[Any]) -> CellRecord[Any, Any] | None:
         """Do a cell, or take up what it left; None where there is no time for it."""
         file = self.folder / f"{cell.name}.json"
         if file.exists():
-            record = _read(file)
-            check_same(record, cell, str(file))
+            record = read_cell(file)
+            if not same_cell(record, cell):
+                raise TwoscaleError(
+                    f"{file} was measured with other options; continue with those it began with, or choose another "
+                    "--out"
+                )
             self._keep(record, again=True)
             return record
         expected = self.expected(cell)
         if self.deadline is not None and time.monotonic() + (expected or 0.0) > self.deadline:
             self.left_out.append(cell)
-            self.telling.left_out(cell)
+            self.progress.left_out(cell)
             return None
-        self.telling.begin(cell, self.left())
+        self.progress.begin(cell, self.left())
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         load = load_average()
         record = CellRecord(cell, self._measure(cell), started, load[0] if load else None, self.here)
-        write_record(file, record)
+        write_cell(file, record)
         self._keep(record, again=False)
         return record
 
-    def _keep(self, record: CellRecord, *, again: bool) -> None:
+    def _keep(self, record: CellRecord[Any, Any], *, again: bool) -> None:
         self.records.append(record)
         self._taken.setdefault(record.cell.kind, []).append(record.outcome.seconds)
         if record.cell.kind == "tune" and record.outcome.ok:
             self._each_epoch = record.outcome.seconds * record.cell.world_size / _epochs(record.cell)
-        self.telling.end(record, self.left(), again=again)
+        self.progress.end(record, self.left(), again=again)
 
-    def expected(self, cell: StudyCell) -> float | None:
+    def expected(self, cell: StudyCell[Any]) -> float | None:
         """Return the seconds that a cell is expected to take; None where none was done."""
         same = self._taken.get(cell.kind)
         if not same and cell.kind == "accuracy" and self._each_epoch is not None:
@@ -198,24 +201,25 @@ class _Runner:
         each = [self.expected(cell) for cell in self._planned if cell.name not in done]
         return None if None in each else sum(seconds for seconds in each if seconds is not None)
 
-    def _measure(self, cell: StudyCell) -> Outcome:
+    def _measure(self, cell: StudyCell[Any]) -> Outcome[Any]:
         if cell.kind == "capacity":
             return self._capacity(cell)
+        kind = KINDS[cell.kind]
         return launch(
-            f"twoscale.scaling._measure.jobs:{cell.kind}",
+            kind.target,
             cell.arguments,
             world_size=cell.world_size,
             device=cell.device,
             threads_per_rank=cell.threads_per_rank,
             timeout=self.config.timeout,
-        )
+        ).decoded(kind.result)
 
-    def _capacity(self, cell: StudyCell) -> Outcome:
+    def _capacity(self, cell: StudyCell[CapacityTask]) -> Outcome[CapacityRecord]:
         start = time.monotonic()
         # More than every training image at once is no batch.
-        asked = int(cell.arguments["start"])
+        asked = cell.arguments.start
         record = find_largest_batch(
-            decode(cell.arguments["workload"], Workload),
+            cell.arguments.workload,
             start=self.images if self.images <= _NEAR * asked else asked,
             limit=self.images,
             tolerance=self.config.tolerance,
@@ -223,16 +227,9 @@ class _Runner:
             seconds=None if self.deadline is None else _SHARE_OF_SEARCH * (self.deadline - start),
             threads_per_rank=cell.threads_per_rank,
         )
-        plain = msgspec.json.decode(msgspec.json.encode(record))
         seconds = time.monotonic() - start
         if record.largest is not None:
-            return Outcome("ok", seconds, 1, cell.threads_per_rank, plain)
+            return Outcome("ok", seconds, 1, cell.threads_per_rank, record)
         last = record.trials[-1]
-        values = {
-            "status": last.status,
-            "seconds": seconds,
-            "world_size": 1,
-            "threads_per_rank": cell.threads_per_rank,
-            "message": f"not even a batch of {last.batch_size} fits: {last.message}",
-        }
-        return decode(values, Outcome)
+        message = f"not even a batch of {last.batch_size} fits: {last.message}"
+        return Outcome(last.status, seconds, 1, cell.threads_per_rank, None, message)

@@ -1,18 +1,16 @@
 """What the scaling measurements leave behind: frozen dataclasses of plain values, written and read as JSON.
 
-Times are seconds, sizes bytes, rates bytes or samples per second, all said in the names or beside them. ``None``
-means "not applicable" or "not measured", never zero.
+Times are seconds, sizes bytes, rates bytes or samples per second; the name or the documentation of a field states its
+unit. ``None`` means "not applicable" or "not measured", never zero.
 
     base        workloads and their options, what became of a launch, summaries of measured values
     times       steps, collectives, matrix products; how large a batch fits
     wire        ledger, bandwidth, replicas, the sampler's orders
-    forecasts   what a forecast is made from, and what it says
 """
 
 from __future__ import annotations
 
-from twoscale.scaling._measure.records.base import DdpOptions, Interval, Op, Outcome, Summary, Workload, decode
-from twoscale.scaling._measure.records.forecasts import BucketTime, Cell, CollectiveSample, Forecast, Link, LinkModel
+from twoscale.scaling._measure.records.base import DdpOptions, Interval, Op, Outcome, Status, Summary, Workload, decode
 from twoscale.scaling._measure.records.times import (
     ArmsRecord,
     Bucket,
@@ -28,6 +26,7 @@ from twoscale.scaling._measure.records.wire import (
     BandwidthRow,
     LedgerEntry,
     LedgerRecord,
+    OrderRow,
     ReplicaCase,
     ReplicasRecord,
     ReplicaStep,
@@ -39,21 +38,16 @@ __all__ = [
     "BandwidthRecord",
     "BandwidthRow",
     "Bucket",
-    "BucketTime",
     "CapacityRecord",
     "CapacityTrial",
-    "Cell",
-    "CollectiveSample",
     "CollectiveTime",
     "DdpOptions",
     "EpochTime",
-    "Forecast",
     "Interval",
     "LedgerEntry",
     "LedgerRecord",
-    "Link",
-    "LinkModel",
     "Op",
+    "OrderRow",
     "Outcome",
     "PeakRecord",
     "PeakRow",
@@ -61,6 +55,7 @@ __all__ = [
     "ReplicaStep",
     "ReplicasRecord",
     "SamplerRecord",
+    "Status",
     "Summary",
     "Workload",
     "decode",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 
 from twoscale.errors import ConfigurationError, TwoscaleError
 
-__all__ = ["DdpOptions", "Interval", "Op", "Outcome", "Summary", "Workload", "decode"]
+__all__ = ["DdpOptions", "Interval", "Op", "Outcome", "Status", "Summary", "Workload", "decode"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 Op = Literal["all_reduce", "broadcast", "all_gather", "reduce_scatter"]
 """The collectives that are counted and timed."""
@@ -28,6 +29,10 @@ def decode(values: object, kind: type[T]) -> T:
         return msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"not a {getattr(kind, '__name__', kind)}: {error}") from error
+
+
+Status = Literal["ok", "out-of-memory", "crash", "time-out"]
+"""How a launch ended."""
 
 
 @dataclass(frozen=True)
@@ -126,16 +131,16 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Generic[R]):
     """What became of a launch: a result, or the reason why there is none. A failure is a result too."""
 
-    status: Literal["ok", "out-of-memory", "crash", "time-out"]
+    status: Status
     seconds: float
     """From start to the end of the last process."""
     world_size: int
     threads_per_rank: int
-    result: Any = None
-    """What the function returned on rank 0, as plain JSON values."""
+    result: R | None = None
+    """What the function returned on rank 0."""
     message: str = ""
     """Why it failed, one line."""
     log_tail: str = ""
@@ -146,12 +151,17 @@ class Outcome:
         """Whether there is a result."""
         return self.status == "ok"
 
-    def record(self, kind: type[T]) -> T:
-        """Return the result as a record.
+    @property
+    def value(self) -> R:
+        """The result.
 
         Raises:
             TwoscaleError: the launch failed.
         """
         if not self.ok:
             raise TwoscaleError(f"no measurement ({self.status}): {self.message}")
-        return decode(self.result, kind)
+        return self.result  # type: ignore[return-value]
+
+    def decoded(self, kind: type[T]) -> Outcome[T]:
+        """Return the same outcome with its result, plain JSON values, as a record."""
+        return replace(self, result=decode(self.result, kind) if self.ok else None)  # type: ignore[arg-type, return-value]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from twoscale.scaling._measure.records.base import Op, Summary, Workload
+from twoscale.scaling._measure.records.base import Op, Status, Summary, Workload
 
 __all__ = [
     "ArmsRecord",
@@ -156,8 +156,7 @@ class CapacityTrial:
     """One batch size tried in fresh processes."""
 
     batch_size: int
-    status: str
-    """"ok", "out-of-memory", "crash" or "time-out"."""
+    status: Status
     seconds: float
     peak_memory_bytes: int | None
     message: str = ""

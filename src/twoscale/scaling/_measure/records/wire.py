@@ -11,6 +11,7 @@ __all__ = [
     "BandwidthRow",
     "LedgerEntry",
     "LedgerRecord",
+    "OrderRow",
     "ReplicaCase",
     "ReplicaStep",
     "ReplicasRecord",
@@ -147,3 +148,14 @@ class SamplerRecord:
     """Whether the ranks together visit every sample in every epoch."""
     repeated: int
     """Samples visited more than once in an epoch: the padding that makes shards equal."""
+
+
+@dataclass(frozen=True)
+class OrderRow:
+    """The sampler over a whole data set."""
+
+    set_epoch: bool
+    same_place: tuple[float, ...]
+    """By epoch: share of places that hold the same image as in the first, 0..1."""
+    record: SamplerRecord
+    """Without its orders."""

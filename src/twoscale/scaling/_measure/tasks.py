@@ -1,0 +1,197 @@
+"""What ranks are asked to measure, and what they return: the types on both sides of a launch.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from twoscale.scaling._measure.records import (
+    ArmsRecord,
+    BandwidthRecord,
+    EpochTime,
+    LedgerRecord,
+    Op,
+    OrderRow,
+    PeakRecord,
+    ReplicasRecord,
+    SamplerRecord,
+    Workload,
+)
+from twoscale.training import TrainConfig
+
+__all__ = [
+    "Arm",
+    "ArmsResult",
+    "ArmsTask",
+    "BandwidthTask",
+    "BatchTrial",
+    "BatchesResult",
+    "BatchesTask",
+    "CapacityTask",
+    "FitResult",
+    "FitTask",
+    "RanksTask",
+    "TrainedRun",
+    "TrainingRun",
+    "TrainingTask",
+    "WireResult",
+    "WireTask",
+]
+
+Arm = Literal["bare", "ddp"]
+"""The module alone, or in DistributedDataParallel."""
+
+
+@dataclass(frozen=True)
+class CapacityTask:
+    """Find the largest batch that fits."""
+
+    workload: Workload
+    start: int
+    """First batch size tried."""
+
+
+@dataclass(frozen=True)
+class FitTask:
+    """Train a few steps, to see whether they fit in memory."""
+
+    workload: Workload
+    arm: Arm
+    steps: int
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Steps that fitted."""
+
+    peak_memory_bytes: int
+    """Largest of all ranks."""
+
+
+@dataclass(frozen=True)
+class BatchesTask:
+    """Time the bare module at several batch sizes."""
+
+    workload: Workload
+    batch_sizes: tuple[int, ...]
+    peak: bool
+    """Whether the device's matrix rate is measured too."""
+    order_seed: int
+
+
+@dataclass(frozen=True)
+class BatchTrial:
+    """One batch size."""
+
+    batch_size: int
+    record: EpochTime | None
+    """None: it did not fit."""
+    message: str
+    """Why it did not."""
+
+
+@dataclass(frozen=True)
+class BatchesResult:
+    """All batch sizes of a launch."""
+
+    rows: tuple[BatchTrial, ...]
+    peak: PeakRecord | None
+
+
+@dataclass(frozen=True)
+class RanksTask:
+    """Time steps at a number of ranks."""
+
+    workload: Workload
+    runs: tuple[tuple[Arm, int], ...]
+    """Arm and batch size per rank."""
+    order_seed: int
+
+
+@dataclass(frozen=True)
+class ArmsTask:
+    """Run the arms at several batch sizes, and collectives alone."""
+
+    workload: Workload
+    batch_sizes: tuple[int, ...]
+    bandwidth: bool
+    """Whether collectives of all sizes are timed too."""
+
+
+@dataclass(frozen=True)
+class ArmsResult:
+    """The arms, one record per batch size."""
+
+    arms: tuple[ArmsRecord, ...]
+    bandwidth: BandwidthRecord | None
+
+
+@dataclass(frozen=True)
+class BandwidthTask:
+    """Time collectives with nothing else running."""
+
+    sizes: tuple[int, ...]
+    """Bytes."""
+    repeats: int
+    budget_seconds: float
+    ops: tuple[Op, ...] = ("all_reduce",)
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+@dataclass(frozen=True)
+class WireTask:
+    """Write ledgers, hash replicas and record orders."""
+
+    workload: Workload
+    companion: str
+    """A model with buffers, measured too where the workload's has none."""
+    parts: tuple[str, ...]
+    """Some of "sampler", "wire", "replicas"."""
+    data: str
+    """Name of the data set whose order is recorded."""
+
+
+@dataclass(frozen=True)
+class WireResult:
+    """What crosses the wire, replicas, and the sampler's orders."""
+
+    ledgers: tuple[LedgerRecord, ...]
+    replicas: tuple[ReplicasRecord, ...]
+    orders: tuple[OrderRow, ...]
+    shown: tuple[SamplerRecord, ...]
+    """The orders of a few images, without and with the epoch."""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A training run whose accuracy is compared."""
+
+    way: str
+    """The way to train, by name."""
+    config: TrainConfig
+    equal: Literal["epochs", "steps"] | None = None
+    """What it has in common with the small batch; None while learning rates are searched."""
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """Train every run."""
+
+    runs: tuple[TrainingRun, ...]
+
+
+@dataclass(frozen=True)
+class TrainedRun(TrainingRun):
+    """A training run and where it ended."""
+
+    accuracy: float | None = None
+    """Of the test images, 0..1; None: the loss became infinite."""
+    steps: int | None = None
+    seconds: float | None = None
+    loss: float | None = None
+    """The last that was recorded."""
+    message: str = ""
+    """Why there is no accuracy."""

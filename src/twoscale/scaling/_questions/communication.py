@@ -1,0 +1,291 @@
+"""How does computing compare with communication?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from twoscale._page.charts import Drawing, Reference, Series, dot_plot, line_plot
+from twoscale._page.document import Group
+from twoscale._page.numbers import count, fixed, percent
+from twoscale._page.tables import Cell, Column, Table, table, text_column
+from twoscale.scaling._measure.records import ArmsRecord, BandwidthRecord
+from twoscale.scaling._questions.question import Content, Question
+from twoscale.scaling._questions.results import StudyResults
+from twoscale.scaling._questions.shown import figures, milliseconds, number, plural, rounds
+from twoscale.scaling._study.cells import ARMS, Measured
+
+__all__ = ["QUESTION", "ArmsAt", "CommunicationAnswer", "arms_table", "most_ranks"]
+
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class ArmsAt:
+    """The arms at one number of ranks and batch."""
+
+    batch_size: int
+    """Per rank."""
+    record: ArmsRecord
+
+
+@dataclass(frozen=True)
+class CommunicationAnswer:
+    """The arms at each number of ranks and batch, and bandwidth."""
+
+    arms: tuple[ArmsAt, ...] = ()
+    bandwidth: tuple[BandwidthRecord, ...] = ()
+
+
+def _answer(measured: Measured) -> CommunicationAnswer:
+    launches = sorted(measured.of(ARMS), key=lambda record: record.cell.world_size)
+    arms = [
+        ArmsAt(size, record)
+        for launch in launches
+        for size, record in zip(launch.task.batch_sizes, launch.result.arms, strict=True)
+    ]
+    bandwidth = [launch.result.bandwidth for launch in launches if launch.result.bandwidth is not None]
+    return CommunicationAnswer(tuple(arms), tuple(bandwidth))
+
+
+def most_ranks(results: StudyResults) -> ArmsAt | None:
+    """Return the arms at the most ranks, at the base batch."""
+    found = [at for at in results.of(CommunicationAnswer).arms if at.batch_size == results.config.base_batch]
+    return max(found, key=lambda at: at.record.world_size, default=None)
+
+
+def _sentence(results: StudyResults) -> str | None:
+    at = most_ranks(results)
+    if at is None:
+        return None
+    record = at.record
+    if record.isolated is None:
+        tax = record.wrapper_tax
+        adds = (
+            f"{milliseconds(tax.median)} to a step of {milliseconds(record.bare.median)}"
+            if tax.median_interval.low > 0
+            else f"nothing that could be told apart from zero to a step of {milliseconds(record.bare.median)}"
+        )
+        return f"One rank sends nothing; DDP itself adds {adds}."
+    step, alone = milliseconds(record.ddp.median), milliseconds(record.isolated.median)
+    if record.exposed.median_interval.low <= 0:
+        return (
+            f"At {record.world_size} ranks a step of {step} does not measurably wait for communication, which takes "
+            f"{alone} alone."
+        )
+    text = (
+        f"At {record.world_size} ranks a step of {step} waits {milliseconds(record.exposed.median)} for communication "
+        f"that takes {alone} alone: "
+    )
+    if record.exposed.median > record.isolated.median:
+        return text + "nothing of it is hidden behind computing, and inside a step it costs more than alone."
+    return text + f"computing hides {percent(record.overlap, 0)} % of it."
+
+
+def _cell_name(at: ArmsAt) -> str:
+    return f"{plural(at.record.world_size, 'rank')}, batch {at.batch_size}"
+
+
+def arms_table(arms: Sequence[ArmsAt]) -> Table:
+    """Return one row per number of ranks and batch."""
+    rows: list[list[str | Cell]] = [
+        [
+            _cell_name(at),
+            rounds(r.ddp),
+            rounds(r.silent),
+            rounds(r.bare),
+            rounds(r.isolated),
+            rounds(r.exposed),
+            rounds(r.exposed_in_situ),
+            percent(r.overlap, 0),
+        ]
+        for at in arms
+        for r in (at.record,)
+    ]
+    columns = [
+        text_column("Cell"),
+        Column("A: DDP", "ms"),
+        Column("B: silent", "ms"),
+        Column("D: bare", "ms"),
+        Column("R: alone", "ms"),
+        Column("A − B: exposed", "ms"),
+        Column("Exposed in situ", "ms"),
+        Column("Overlap", "%"),
+    ]
+    return table("The arms, a step: medians of rounds with their intervals", columns, rows)
+
+
+def waits_table(arms: Sequence[ArmsAt]) -> Table:
+    """Return what else a step costs, one row per number of ranks and batch."""
+    rows: list[list[str | Cell]] = [
+        [_cell_name(at), *map(rounds, (r.wrapper_tax, r.buffers, r.skew, r.data_wait, r.free_running))]
+        for at in arms
+        for r in (at.record,)
+    ]
+    columns = [
+        text_column("Cell"),
+        Column("B − D: wrapper", "ms"),
+        Column("Exposed for buffers", "ms"),
+        Column("Skew", "ms"),
+        Column("Data wait", "ms"),
+        Column("A without barriers", "ms"),
+    ]
+    return table("What else a step costs; A as a training loop runs it", columns, rows)
+
+
+def bandwidth_table(record: BandwidthRecord) -> Table:
+    """Return one row per size."""
+    rows: list[list[str | Cell]] = [
+        [
+            count(row.bytes),
+            number(row.seconds.median * 1e6),
+            number(row.seconds.p95 * 1e6),
+            number(row.algbw / 1e6),
+            number(None if row.busbw is None else row.busbw / 1e6),
+        ]
+        for row in record.rows
+    ]
+    columns = [
+        Column("Bytes"),
+        Column("Median", "µs"),
+        Column("95th percentile", "µs"),
+        Column("algbw", "MB/s"),
+        Column("busbw", "MB/s"),
+    ]
+    left = f"; not reached: {', '.join(map(count, record.left_out))} bytes" if record.left_out else ""
+    return table(f"All-reduce alone, {record.world_size} ranks, {record.backend}{left}", columns, rows)
+
+
+def buckets_table(at: ArmsAt) -> Table:
+    """Return a step's gradient buckets, alone and inside the step."""
+    record = at.record
+    factor = 2 * (record.world_size - 1) / record.world_size
+    alone = [c for c in record.collectives_alone if c.op == "all_reduce"]
+    rows: list[list[str | Cell]] = []
+    for place, (bucket, by_itself, inside) in enumerate(
+        zip(record.buckets, alone, record.collectives_in_situ, strict=False), 1
+    ):
+        rows.append(
+            [
+                str(place),
+                count(bucket.bytes),
+                number(bucket.ready * 1e3),
+                rounds(by_itself.seconds),
+                rounds(inside.seconds),
+                number(bucket.bytes / by_itself.seconds.median * factor / 1e6),
+                number(bucket.bytes / inside.seconds.median * factor / 1e6),
+            ]
+        )
+    columns = [
+        Column("Bucket"),
+        Column("Bytes"),
+        Column("Ready after", "ms"),
+        Column("Alone", "ms"),
+        Column("Inside a step", "ms"),
+        Column("busbw alone", "MB/s"),
+        Column("busbw inside", "MB/s"),
+    ]
+    return table(f"Gradient buckets, {record.world_size} ranks, batch {at.batch_size}", columns, rows)
+
+
+def parts_plot(arms: Sequence[ArmsAt], base_batch: int) -> Drawing | None:
+    """Draw where the time of a step goes, one series per number of ranks."""
+    found = [at.record for at in arms if at.batch_size == base_batch][-3:]
+    if not found:
+        return None
+
+    def values(record: ArmsRecord) -> tuple[float | None, ...]:
+        parts = (record.compute, record.imbalance, record.wrapper_tax, record.exposed, record.data_wait)
+        total = None if record.isolated is None else 1000 * record.isolated.median
+        return (*(1000 * part.median for part in parts), total)
+
+    series = [Series(plural(r.world_size, "rank"), values(r)) for r in found]
+    spoken = "; ".join(
+        f"{r.world_size} ranks: compute {milliseconds(r.compute.median)}, exposed {milliseconds(r.exposed.median)}"
+        for r in found
+    )
+    return dot_plot(
+        "Where a step's time goes",
+        ["compute", "imbalance", "wrapper tax", "exposed comm.", "data wait", "comm. alone"],
+        series,
+        label=f"Parts of a step: {spoken}",
+        x_label="milliseconds",
+        references=[Reference(0.0, "0")] if any(v is not None and v < 0 for s in series for v in s.values) else [],
+        least_span=0.1,
+    )
+
+
+def bandwidth_plot(record: BandwidthRecord, in_situ: ArmsRecord | None) -> Drawing | None:
+    """Draw busbw by size, alone and inside a step."""
+    factor = 2 * (record.world_size - 1) / record.world_size
+    alone = [(math.log2(row.bytes), row.busbw / 1e6) for row in record.rows if row.busbw is not None]
+    if not alone:
+        return None
+    lines: list[tuple[str, Points]] = [("alone", alone)]
+    if in_situ is not None and in_situ.collectives_in_situ:
+        inside = [(math.log2(c.bytes), c.bytes / c.seconds.median * factor / 1e6) for c in in_situ.collectives_in_situ]
+        lines.append(("inside a step", sorted(inside)))
+    best = max(y for _, y in alone)
+    ticks = [(math.log2(row.bytes), _power(row.bytes)) for row in record.rows]
+    return line_plot(
+        "All-reduce bandwidth",
+        lines,
+        label=f"Bus bandwidth of all-reduces by size, at most {fixed(best, 0)} MB/s",
+        x_label="bytes, log axis",
+        y_label=f"busbw, MB/s, {record.world_size} ranks",
+        x_ticks=ticks,
+        y_from=0.0,
+        dots=True,
+    )
+
+
+def _power(size: int) -> str:
+    for unit, name in ((1 << 20, "Mi"), (1 << 10, "Ki")):
+        if size >= unit:
+            return f"{size // unit}{name}"
+    return str(size)
+
+
+def _content(results: StudyResults) -> Content:
+    answer = results.of(CommunicationAnswer)
+    at = most_ranks(results)
+    notes = [
+        f"{one.record.world_size} ranks, batch {one.batch_size}: {one.record.disagreement}."
+        for one in answer.arms
+        if one.record.disagreement
+    ]
+    if answer.arms and not notes and any(one.record.exposed_in_situ for one in answer.arms):
+        notes = ["Differencing and in-situ clocks agree within their intervals."]
+    listed = []
+    drawn = figures(parts=parts_plot(answer.arms, results.config.base_batch))
+    if answer.arms:
+        listed += [arms_table(answer.arms), waits_table(answer.arms)]
+    if at is not None and at.record.collectives_in_situ:
+        listed.append(buckets_table(at))
+    for record in answer.bandwidth:
+        listed.append(bandwidth_table(record))
+        if at is not None and record.world_size == at.record.world_size:
+            drawn += figures(bandwidth=bandwidth_plot(record, at.record))
+    return Content(
+        (
+            "Four arms run the same step: DDP as it is (A), DDP that sends nothing (B), the bare module (D), and the "
+            "step's collectives on their own (R). A − B is communication that the step waits for, B − D is what the "
+            "wrapper costs, and overlap is 1 − (A − B)/R. Below zero, communication costs more inside a step than "
+            "alone.",
+            "In situ, a clock on DDP's communication hook sees each bucket start and end inside the step. Bandwidth is "
+            "counted as nccl-tests does: algbw is bytes by time, busbw what each rank's link carries.",
+        ),
+        [Group(findings=notes, figures=drawn, tables=listed)],
+    )
+
+
+QUESTION = Question(
+    "communication",
+    "Communication",
+    frozenset(("ranks", "arms")),
+    CommunicationAnswer,
+    _answer,
+    _sentence,
+    _content,
+)

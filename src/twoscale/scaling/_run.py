@@ -1,0 +1,80 @@
+"""A scaling study from its first cell to its page.
+
+DIR/cells/NAME.json   what a cell was to do, and what became of it
+DIR/study.json        the answers
+DIR/report.html       the same as a page
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from twoscale._files import write_record, write_text
+from twoscale.scaling._questions.answers import answered, plain
+from twoscale.scaling._questions.registry import SECTIONS, check_sections, needs_of
+from twoscale.scaling._questions.report import render_study
+from twoscale.scaling._questions.results import StudyResults
+from twoscale.scaling._study.config import StudyConfig
+from twoscale.scaling._study.progress import StudyProgress
+from twoscale.scaling._study.run import measure
+
+__all__ = ["CELLS", "REPORT", "STUDY", "run_study", "study_config"]
+
+# A study's folder.
+CELLS = "cells"
+STUDY = "study.json"
+REPORT = "report.html"
+
+
+def study_config(
+    device: Literal["cpu", "cuda"] | None = None, *, sections: tuple[str, ...] | None = None, **given: Any
+) -> StudyConfig:
+    """Return the study that this machine can do, where nothing else is given.
+
+    On GPUs: ResNet-18, CIFAR-10, batches of 32 to 8,192, 1, 2 and 4 ranks as far as there are GPUs. On a processor one
+    that two cores finish in a few minutes: the small CNN, digits, 1 and 2 ranks.
+
+    Args:
+        device: Default: cuda where there is a GPU.
+        sections: names of the questions that are asked. Default: all.
+        given: other fields of the configuration; None is as if not given.
+
+    Raises:
+        ConfigurationError: a GPU is asked for where there is none, more ranks than GPUs, or a number outside its range.
+        UnknownNameError: there is no such section.
+    """
+    asked = check_sections(SECTIONS if sections is None else sections)
+    return StudyConfig.for_this_machine(device, sections=asked, **given)
+
+
+def run_study(
+    config: StudyConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    minutes: float | None = None,
+    progress: StudyProgress | None = None,
+) -> StudyResults:
+    """Measure what is not measured yet, and write the results and the page.
+
+    Args:
+        config: what to measure.
+        out: folder; it is made.
+        resume: go on in a folder that holds cells.
+        minutes: start no cell that is expected to end later than this. Default: run all.
+        progress: is told of each cell.
+
+    Raises:
+        ConfigurationError: the folder holds cells and ``resume`` is not asked for, or ``minutes`` is not positive.
+        UnknownNameError: no such section, model or data set.
+        DataError: the data set cannot be loaded.
+        TwoscaleError: the folder holds cells of other options, of another machine or PyTorch, or damaged ones, another
+            study is at work in it, or it cannot be written.
+    """
+    needs = needs_of(check_sections(config.sections))
+    measured = measure(config, needs, out / CELLS, resume=resume, minutes=minutes, progress=progress)
+    results = answered(measured)
+    write_record(out / STUDY, plain(results))
+    write_text(out / REPORT, render_study(results))
+    return results

@@ -1,0 +1,270 @@
+"""Which cells a study measures, and the order in which they run.
+
+    capacity   the largest batch, each trial a launch
+    tune       learning rates, on a part of the training images
+    batches    steps of the bare module on one device with all cores, by batch size; the matrix rate
+    ranks      steps at a number of ranks: the bare module (at more than one, replicas that never talk), DDP with weak
+               and strong scaling
+    arms       compute, communication and overlap at a number of ranks; bandwidth
+    wire       ledger, replicas, sampler: nothing in it is timed
+    accuracy   training runs at a small and a large batch
+
+The first two decide what others do, and run first. The others run in rounds: every cell once in an order drawn by the
+study's seed, then every cell that is repeated a second time in another order, and so on, so that a machine that gets
+slower or faster does so for all. Training runs, whose time does not matter, come last.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from twoscale.scaling._measure.records import CapacityRecord, Outcome, Workload
+from twoscale.scaling._measure.tasks import (
+    Arm,
+    ArmsTask,
+    BatchesTask,
+    CapacityTask,
+    RanksTask,
+    TrainedRun,
+    TrainingRun,
+    TrainingTask,
+    WireTask,
+)
+from twoscale.scaling._study.cells import CellName, StudyCell
+from twoscale.scaling._study.config import StudyConfig
+from twoscale.training import TrainConfig
+
+__all__ = ["COMPANION", "Need", "Way", "first_cells", "later_cells", "strong_batch", "ways"]
+
+Need = Literal["capacity", "batches", "one device", "ranks", "arms", "sampler", "wire", "replicas", "accuracy"]
+"""What a question needs measured: a kind of cell, or a part of one."""
+
+COMPANION = "resnet20"
+"""A small network with BatchNorm, for what a model without buffers cannot show."""
+_PARTS_OF_WIRE: tuple[Need, ...] = ("sampler", "wire", "replicas")
+Outcomes = Mapping[CellName, Outcome[Any]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train, to be compared with the small batch."""
+
+    name: str
+    title: str
+    large: bool
+    """Whether it has the large batch."""
+    rates: tuple[float, ...]
+    """Learning rates to choose from; the first where they are not tuned."""
+    options: dict[str, Any]
+    """Of the training run."""
+
+
+def ways(config: StudyConfig) -> tuple[Way, ...]:
+    """Return the ways to train that are compared, the small batch first.
+
+    The base learning rate is for the small batch. The linear rule (Goyal et al. 2017) multiplies it with the batch's
+    growth and warms up; LARS, LAMB and AdamW have rates of their own.
+    """
+    small, large = config.accuracy_batches
+    base, lars, lamb, adamw = (0.1, 8.0, 0.01, 0.002) if config.device == "cuda" else (0.02, 16.0, 0.02, 0.004)
+    # At so few images an epoch is a handful of steps: a warm-up of some steps at least.
+    warm = {"warmup_epochs": max(1.0, config.epochs / 4), "warmup_steps": 5}
+
+    def around(rate: float) -> tuple[float, ...]:
+        return (rate, rate / 2, rate * 2)
+
+    return (
+        Way("small", f"SGD, batch {small}", False, around(base), {"optimizer": "sgd"}),
+        Way("plain", f"SGD, batch {large}, nothing changed", True, (base,), {"optimizer": "sgd"}),
+        Way("linear", f"SGD, batch {large}, linear scaling and warm-up", True, (base,),
+            {"optimizer": "sgd", "base_batch": small, **warm}),
+        Way("tuned", f"SGD, batch {large}, rate tuned, warm-up", True, (4 * base, 2 * base, 8 * base),
+            {"optimizer": "sgd", **warm}),
+        Way("lars", f"LARS, batch {large}, warm-up", True, around(lars), {"optimizer": "lars", **warm}),
+        Way("lamb", f"LAMB, batch {large}, warm-up", True, around(lamb), {"optimizer": "lamb", **warm}),
+        Way("adamw", f"AdamW, batch {large}, warm-up", True, around(adamw), {"optimizer": "adamw", **warm}),
+    )  # fmt: skip
+
+
+def _lanes(config: StudyConfig, runs: int) -> int:
+    """Return how many processes share training runs whose time does not matter, each on a core or GPU of its own."""
+    return min(runs, config.world_sizes[-1] if config.device == "cuda" else config.cores)
+
+
+def _workload(config: StudyConfig, batch_size: int) -> Workload:
+    return Workload(
+        model=config.model,
+        data=config.data,
+        batch_size=batch_size,
+        device=config.device,
+        precision=config.precision,
+        channels_last=config.channels_last,
+        seed=config.seed,
+    )
+
+
+def strong_batch(config: StudyConfig, world_size: int) -> int:
+    """Return the batch per rank at which all ranks together have the base batch of one."""
+    return max(1, config.base_batch // world_size)
+
+
+def first_cells(config: StudyConfig, needs: Collection[Need]) -> tuple[StudyCell[Any], ...]:
+    """Return the cells on which others depend."""
+    cells: list[StudyCell[Any]] = []
+    if "capacity" in needs:
+        # Without the tolerance: with less time the search is coarser, and what it found is kept all the same.
+        task = CapacityTask(_workload(config, 1), start=config.batch_sizes[-1])
+        cells.append(StudyCell("capacity", 1, 0, config.cores, config.device, task))
+    if "accuracy" in needs and config.tune:
+        runs = tuple(
+            TrainingRun(way.name, _run(config, way, rate, seed=config.seed + 1000))
+            for way in ways(config)
+            if len(way.rates) > 1
+            for rate in way.rates
+        )
+        lanes = _lanes(config, len(runs))
+        threads = max(1, config.cores // lanes)
+        cells.append(StudyCell("tune", lanes, 0, threads, config.device, TrainingTask(runs)))
+    return tuple(cells)
+
+
+def _run(config: StudyConfig, way: Way, rate: float, *, seed: int, equal: str = "epochs") -> TrainConfig:
+    """Return the configuration of a training run."""
+    small, large = config.accuracy_batches
+    longer = max(1, round(large / small)) if equal == "steps" else 1
+    options: dict[str, Any] = {}
+    if config.device == "cuda":
+        # Without compiling, which would take each run longer than its steps.
+        options = {"crop": 4, "flip": "random", "weight_decay": 5e-4, "step": "cuda-graph"}
+    return TrainConfig(
+        model=config.model,
+        data=config.data,
+        device=config.device,
+        precision=config.precision,
+        channels_last=config.channels_last,
+        batch_size=large if way.large else small,
+        epochs=config.epochs * longer,
+        lr=rate,
+        seed=seed,
+        schedule="cosine",
+        **options,
+        **way.options,
+    )
+
+
+def later_cells(config: StudyConfig, needs: Collection[Need], first: Outcomes) -> tuple[StudyCell[Any], ...]:
+    """Return all other cells in the order in which they run.
+
+    Args:
+        config: of the study.
+        needs: what its questions need measured.
+        first: outcomes of :func:`first_cells`, by kind; a failed one is as if its question had not been asked.
+    """
+    generator = random.Random(config.seed)
+    ordered: list[StudyCell[Any]] = []
+    for repeat in range(config.repeats):
+        cells = _timed(config, needs, _largest(first), repeat)
+        if repeat == 0:
+            cells += [*_arms(config, needs), *_wire(config, needs)]
+        generator.shuffle(cells)
+        ordered += cells
+    return (*ordered, *_accuracy(config, needs, _rates(config, first)))
+
+
+def _largest(first: Outcomes) -> int | None:
+    """Return the largest batch that fits, where it was found."""
+    outcome = first.get("capacity")
+    if outcome is None or not outcome.ok:
+        return None
+    record: CapacityRecord = outcome.value
+    return record.largest
+
+
+def _timed(config: StudyConfig, needs: Collection[Need], largest: int | None, repeat: int) -> list[StudyCell[Any]]:
+    cells: list[StudyCell[Any]] = []
+    if "batches" in needs or "one device" in needs:
+        # Otherwise, of one device only what ranks are compared with.
+        sizes = {*config.batch_sizes, *([largest] if largest else [])} if "batches" in needs else set[int]()
+        fitting = sorted({config.base_batch, *(size for size in sizes if largest is None or size <= largest)})
+        groups: Sequence[Sequence[int]] = [[size] for size in fitting] if config.separate else [fitting]
+        for group in groups:
+            task = BatchesTask(
+                workload=_workload(config, 1),
+                batch_sizes=tuple(group),
+                peak=repeat == 0 and group is groups[0],
+                order_seed=config.seed + repeat,
+            )
+            part = f"b{group[0]}" if config.separate else ""
+            cells.append(StudyCell("batches", 1, repeat, config.cores, config.device, task, part))
+    if "ranks" in needs:
+        for n in config.world_sizes:
+            runs: list[tuple[Arm, int]] = [("bare", config.base_batch)]
+            runs += [("ddp", size) for size in dict.fromkeys((config.base_batch, strong_batch(config, n)))]
+            steps = RanksTask(_workload(config, 1), tuple(runs), order_seed=config.seed + repeat)
+            cells.append(StudyCell("ranks", n, repeat, config.threads_per_rank, config.device, steps))
+    return cells
+
+
+def _arms(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[Any]]:
+    if "arms" not in needs:
+        return []
+    # Two batch sizes at each number of ranks: a forecast of one can then be made from the others.
+    sizes = (config.base_batch, 2 * config.base_batch)
+    return [
+        StudyCell("arms", n, 0, config.threads_per_rank, config.device,
+                  ArmsTask(_workload(config, 1), sizes, bandwidth=n > 1))
+        for n in config.world_sizes
+    ]  # fmt: skip
+
+
+def _wire(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[Any]]:
+    parts = tuple(part for part in _PARTS_OF_WIRE if part in needs)
+    if not parts:
+        return []
+    # Where there is one GPU, two processes on the processor show the same bytes and hashes.
+    on_gpus = config.device == "cuda" and config.world_sizes[-1] > 1
+    world_size = max(2, config.world_sizes[-1]) if on_gpus else 2
+    device: Literal["cpu", "cuda"] = "cuda" if on_gpus else "cpu"
+    workload = replace(_workload(config, 4), device=device, precision="fp32", channels_last=False, data="synthetic")
+    return [StudyCell("wire", world_size, 0, 1, device, WireTask(workload, COMPANION, parts, config.data))]
+
+
+def _rates(config: StudyConfig, first: Outcomes) -> dict[str, float]:
+    """Return the learning rate of each way: the best that was tried, else the first."""
+    rates = {way.name: way.rates[0] for way in ways(config)}
+    outcome = first.get("tune")
+    if outcome is not None and outcome.ok:
+        runs: tuple[TrainedRun, ...] = outcome.value
+        best: dict[str, float] = {}
+        for run in runs:
+            if run.accuracy is not None and run.accuracy > best.get(run.way, -1.0):
+                best[run.way] = run.accuracy
+                rates[run.way] = run.config.lr
+        # What is only scaled is scaled from what was best at the small batch.
+        rates["plain"] = rates["linear"] = rates["small"]
+    return rates
+
+
+def _accuracy(config: StudyConfig, needs: Collection[Need], rates: Mapping[str, float]) -> list[StudyCell[Any]]:
+    if "accuracy" not in needs:
+        return []
+    equals: tuple[Literal["epochs", "steps"], ...] = ("epochs", "steps")
+    runs = [
+        TrainingRun(way.name, _run(config, way, rates[way.name], seed=config.seed + seed, equal=equal), equal)
+        for seed in range(config.seeds)
+        for way in ways(config)
+        for equal in (equals if way.large else equals[:1])
+    ]
+    if config.separate or config.device == "cuda":
+        # Minutes each on a GPU: a study that is killed loses no more than one.
+        return [
+            StudyCell("accuracy", 1, run.config.seed - config.seed, config.cores, config.device,
+                      TrainingTask((run,)), f"{run.way}-{run.equal}")
+            for run in runs
+        ]  # fmt: skip
+    lanes = _lanes(config, len(runs))
+    threads = max(1, config.cores // lanes)
+    return [StudyCell("accuracy", lanes, 0, threads, config.device, TrainingTask(tuple(runs)))]
