@@ -27,7 +27,7 @@ test: $(VENV)/installed-test
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (once; a few minutes)"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) --editable .
+	$(PIP_INSTALL) --editable '.[torch]'
 	touch $@
 
 # On top of the other, so that `make lab` has nothing left to do after `make test`, and needs no network.

@@ -30,6 +30,7 @@ MODULES = sorted(
 # file the import is. Above them all are the face, twoscale/__init__.py, and twoscale/__main__.py.
 LAYERS = [
     "errors",
+    "_extras",
     "_files",
     "_environment",
     "_delegates",

@@ -91,7 +91,10 @@ def __getattr__(name: str) -> Any:
 
         return VERSION
     if name in _HOMES:
-        value = _find(_HOMES[name])
+        from twoscale._extras import requires_extras
+
+        with requires_extras(f"twoscale.{name}"):
+            value = _find(_HOMES[name])
         globals()[name] = value
         return value
     raise AttributeError(f"module 'twoscale' has no attribute '{name}'")

@@ -11,7 +11,8 @@
     ├── QuantizationError            a network whose integers would not fit; names layer and channel
     ├── NetworkFileError             a file that is not an integer network of this library
     ├── ExecutorError                an executor that cannot run on this machine; says what is missing
-    └── ForecastError                a forecast for what no measurement covers; says which measurement is missing
+    ├── ForecastError                a forecast for what no measurement covers; says which measurement is missing
+    └── MissingPackageError          a package of an extra is not installed; gives the pip command
 
 The command line prints the message and exits with code 2; anything else that escapes is a bug.
 """
@@ -29,6 +30,7 @@ __all__ = [
     "DataError",
     "ExecutorError",
     "ForecastError",
+    "MissingPackageError",
     "NetworkFileError",
     "QuantizationError",
     "TwoscaleError",
@@ -95,3 +97,7 @@ class ExecutorError(TwoscaleError):
 
 class ForecastError(TwoscaleError):
     """A forecast for what no measurement covers; says which measurement is missing."""
+
+
+class MissingPackageError(TwoscaleError, ImportError):
+    """A package that only an extra of twoscale installs; gives the pip command."""

@@ -460,7 +460,7 @@ def test_a_disk_that_fills_while_the_cache_is_written(
         path.write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(cache, "save_file", full)
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
     with pytest.raises(TwoscaleError, match=r"cannot write .*cifar10\.safetensors: .*No space left on device"):
         data.fetch("cifar10")
     assert_nothing_left()

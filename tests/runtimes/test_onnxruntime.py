@@ -252,7 +252,7 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
         return original(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ExecutorError, match=r"No module named 'onnxruntime'.*pip install onnxruntime"):
+    with pytest.raises(ExecutorError, match=r"No module named 'onnxruntime'.*pip install 'twoscale.onnxruntime"):
         OnnxRuntimeExecutor(random_network(np.random.default_rng(9)))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from twoscale import _delegates as delegates
 from twoscale._calibration.summaries import TensorSummary
+from twoscale._extras import requires_extras
 from twoscale.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Inspection:
         return html
 
 
+@requires_extras("twoscale.inspect")
 def inspect(model: nn.Module, batches: Iterable[Any]) -> Inspection:
     """Take statistics of a float network's weights and activations.
 

@@ -60,6 +60,15 @@ def _run(words: list[str]) -> int:
         sys.stdout.write(f"twoscale {VERSION}\n")
         return 0
     name, rest = _split(words)
+    from twoscale._extras import require, requires_extras
+
+    if VERBS[name].needs_torch and not {"-h", "--help"} & {*rest}:
+        require(f"twoscale {name}", "torch")
+    with requires_extras(f"twoscale {name}"):
+        return _run_verb(name, rest)
+
+
+def _run_verb(name: str, rest: list[str]) -> int:
     from twoscale._cli.parsing import bind
 
     try:

@@ -21,6 +21,8 @@ class Verb:
     function: str
     """module:name."""
     examples: tuple[str, ...]
+    needs_torch: bool = False
+    """Whether it can do nothing without torch."""
 
 
 VERBS = {
@@ -34,6 +36,7 @@ VERBS = {
             "twoscale lab --data cifar10 --out lab-cifar10",
             "twoscale lab --data cifar10 --out lab-cifar10 --resume",
         ),
+        needs_torch=True,
     ),
     "data list": Verb(
         "Step by step",
@@ -60,6 +63,7 @@ VERBS = {
             "twoscale train net-with-bias --data cifar10 --epochs 4 --out runs/four --resume",
             "twoscale train resnet18 --data cifar10 --recipe standard --procs 2 --out runs/resnet18",
         ),
+        needs_torch=True,
     ),
     "scale": Verb(
         "Everything at once",
@@ -71,6 +75,7 @@ VERBS = {
             "twoscale scale resnet18 --data cifar10 --batch-sizes 64,256,1024 --world-sizes 1,2",
             "twoscale scale --sections batch,communication --out scale --resume",
         ),
+        needs_torch=True,
     ),
     "eval": Verb(
         "Step by step",
@@ -101,6 +106,7 @@ VERBS = {
             "twoscale quantize runs/net/model.safetensors -o four.onnx --weight-bits 4",
             "twoscale quantize resnet20.pt --model resnet20 --data cifar10 -o resnet20.onnx",
         ),
+        needs_torch=True,
     ),
     "sensitivity": Verb(
         "Step by step",
@@ -112,6 +118,7 @@ VERBS = {
             "twoscale sensitivity runs/net/model.safetensors --budget 0.5 -o half.onnx",
             "twoscale sensitivity runs/net/model.safetensors --bits 2,4 --max-samples 200 --json",
         ),
+        needs_torch=True,
     ),
     "verify": Verb(
         "Step by step",

@@ -28,7 +28,7 @@ __all__ = ["verify_command"]
 
 def verify_command(
     file: File,
-    executors: Annotated[str, tyro.conf.arg(metavar="NAME,NAME,...")] = "reference,torch",
+    executors: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME,...")] = None,
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     against: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     model: ModelName = None,
@@ -46,7 +46,7 @@ def verify_command(
     Args:
         file: Integer network (.onnx).
         executors: Executors to compare: reference (NumPy), torch, onnxruntime, c. The others are compared with the
-            first.
+            first. Default: reference and torch; without torch, reference and another that can run here.
         checkpoint: Weights of the float network. Adds agreement, and the signal-to-noise ratio of every layer.
         against: Another integer network (.onnx), compared layer by layer, or weights, as with --checkpoint.
         model: Model of the weights, where their file does not record it.
@@ -73,7 +73,7 @@ def verify_command(
     result = verify(
         network,
         batches_of(dataset.test, dataset, limit=max_samples),
-        executors=[name.strip() for name in executors.split(",") if name.strip()],
+        executors=None if executors is None else [name.strip() for name in executors.split(",") if name.strip()],
         against=other,
     )
     if json:

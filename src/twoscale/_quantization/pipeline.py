@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from twoscale._extras import requires_extras
 from twoscale._quantization.scheme import DEFAULT, Scheme, find_scheme
 from twoscale.errors import CalibrationError
 
@@ -30,6 +31,7 @@ Normalization = tuple[Sequence[float], Sequence[float]]
 """(mean, standard deviation) of pixels / 255, one number for each channel."""
 
 
+@requires_extras("twoscale.quantize")
 def quantize(
     model: nn.Module,
     batches: Iterable[Any],

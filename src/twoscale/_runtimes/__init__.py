@@ -7,12 +7,14 @@ this interface, and one line in ``EXECUTORS``.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 
+from twoscale._extras import requires_extras
 from twoscale._ir.execution import Executor
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale.errors import ConfigurationError, ExecutorError, UnknownNameError
 
-__all__ = ["EXECUTORS", "create", "fastest"]
+__all__ = ["EXECUTORS", "create", "default_pair", "fastest"]
 
 EXECUTORS = {
     "c": "twoscale._runtimes.c:CExecutor",
@@ -29,12 +31,14 @@ def create(name: str, network: IntegerNetwork) -> Executor:
 
     Raises:
         UnknownNameError: there is no such executor.
-        ExecutorError: it cannot run here, e.g. a package is missing.
+        ExecutorError: it cannot run here.
+        MissingPackageError: its package is not installed.
     """
     if name not in EXECUTORS:
         raise UnknownNameError("executor", name, EXECUTORS)
     module, attribute = EXECUTORS[name].split(":")
-    executor: Executor = getattr(importlib.import_module(module), attribute)(network)
+    with requires_extras(f"the {name} executor"):
+        executor: Executor = getattr(importlib.import_module(module), attribute)(network)
     return executor
 
 
@@ -43,9 +47,20 @@ def fastest(network: IntegerNetwork) -> Executor:
 
     Compiled C where there is a compiler and the network is one of integers only; else torch, else NumPy.
     """
-    for name in _FASTEST_FIRST:
+    return _first_that_runs((*_FASTEST_FIRST, "reference"), network)
+
+
+def default_pair(network: IntegerNetwork) -> list[Executor]:
+    """Make the executors that verify compares by default: the reference, and torch or what can replace it here."""
+    pair = [create("reference", network), _first_that_runs(("torch", "onnxruntime", "c", "reference"), network)]
+    return pair if pair[0].name != pair[1].name else pair[:1]
+
+
+def _first_that_runs(names: Sequence[str], network: IntegerNetwork) -> Executor:
+    """Make the first executor that can run the network here; the last of the names always can."""
+    for name in names[:-1]:
         try:
             return create(name, network)
         except (ConfigurationError, ExecutorError, ImportError):
             continue
-    return create("reference", network)
+    return create(names[-1], network)

@@ -140,6 +140,6 @@ def _import() -> Any:
         import onnxruntime
     except ImportError as error:
         raise ExecutorError(
-            f"the onnxruntime executor cannot start ({error}); install it with: pip install onnxruntime"
+            f"the onnxruntime executor cannot start ({error}); install it with: pip install 'twoscale[onnxruntime]'"
         ) from error
     return onnxruntime

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from twoscale._extras import requires_extras
 from twoscale._quantization.scheme import DEFAULT, Scheme, find_scheme
 from twoscale._search.bits import BitsChoice, LayerSensitivity, Sensitivity
 from twoscale._search.choice import MeasuredChoice, measure_choice
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 
+@requires_extras("twoscale.sensitivity")
 def sensitivity(
     model: nn.Module,
     batches: Iterable[Any],

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twoscale._extras import requires_extras
 from twoscale._ir import layers as n
 from twoscale._ir.execution import Executor, check_images
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._metrics import SignalToNoise, labelled
-from twoscale._runtimes import EXECUTORS, create
+from twoscale._runtimes import EXECUTORS, create, default_pair
 from twoscale._verification.results import LayerCheck, VerifyResult
-from twoscale.errors import ConfigurationError, ExecutorError, TwoscaleError
+from twoscale.errors import ConfigurationError, ExecutorError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,7 +72,7 @@ def verify(
     network: IntegerNetwork,
     batches: Iterable[Any],
     *,
-    executors: Sequence[str | Executor] = ("reference", "torch"),
+    executors: Sequence[str | Executor] | None = None,
     model: nn.Module | FloatGraph | None = None,
     against: IntegerNetwork | nn.Module | FloatGraph | None = None,
 ) -> VerifyResult:
@@ -80,7 +81,8 @@ def verify(
     Args:
         network: what to verify.
         batches: float32 images (N, C, H, W), normalized, or tuples (images, labels). Iterated once.
-        executors: names, or executors made already; the first is the reference.
+        executors: names, or executors made already; the first is the reference. By default "reference" and "torch";
+            where torch is not installed, "reference" and the first of "onnxruntime" and "c" that can run here.
         model: the float model (or its FloatGraph) for agreement and SQNR; without it they are None.
         against: instead of ``model``: anything to compare with, another integer network too. Layers of two networks
             correspond if they have the same name, inputs and shape; SQNR is that of the real values they stand for.
@@ -94,8 +96,11 @@ def verify(
             one executor, the model of another network, or both ``model`` and ``against``.
         ExecutorError: an executor cannot run here, or gives something else than the network's tensors.
     """
-    wanted = [executors] if isinstance(executors, str) else executors
-    made = [create(e, network) if isinstance(e, str) else e for e in wanted]
+    if executors is None:
+        made = default_pair(network)
+    else:
+        wanted = [executors] if isinstance(executors, str) else executors
+        made = [create(e, network) if isinstance(e, str) else e for e in wanted]
     if not made:
         raise ConfigurationError("verify needs at least one executor, e.g. reference")
     if model is not None and against is not None:
@@ -200,12 +205,8 @@ class _FloatSide:
     name = "float"
 
     def __init__(self, network: IntegerNetwork, model: nn.Module | FloatGraph, images: NDArray[np.float32]) -> None:
-        try:
+        with requires_extras("comparing with the float model"):
             import torch  # noqa: F401 - the runner of FloatGraphs needs it
-        except ImportError as error:
-            raise TwoscaleError(
-                "comparing with the float model needs torch; install it, or leave the model out"
-            ) from error
         from twoscale import _frontends as frontends
         from twoscale._ir.float_graph import FloatGraph
         from twoscale._ir.float_module import GraphModule

@@ -10,9 +10,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-
 from twoscale._files import cache_dir, replacing
 from twoscale.data._arrays import Arrays, Digests, check
 from twoscale.errors import DataError
@@ -36,6 +33,9 @@ def write(name: str, arrays: Arrays, source: str) -> Path:
     Raises:
         TwoscaleError: the folder cannot be written, or the disk is full.
     """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
     path = cached_file(name)
     with replacing(path) as temporary:
         try:
@@ -57,6 +57,8 @@ def read(name: str, shapes: Sequence[tuple[int, ...]], digests: Digests) -> tupl
     path = cached_file(name)
     if not path.exists():
         return None
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = Arrays(*(file.get_tensor(field) for field in Arrays._fields))

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from twoscale._extras import requires_extras
 from twoscale._files import cache_dir
 from twoscale.data import _cache as cache
 from twoscale.data import _cifar10 as cifar10
@@ -111,6 +112,7 @@ def _find(name: str) -> _Fetchable:
     return _FETCHABLE[name]
 
 
+@requires_extras("twoscale.data.load")
 def load(name: str, *, path: Path | None = None, fetch: bool = True) -> Dataset:
     """Load a data set whole into memory, its pixels checked against known hashes.
 
@@ -194,6 +196,7 @@ def _fetched(name: str, kind: _Fetchable, reporter: Reporter) -> tuple[Arrays, s
         return arrays, source
 
 
+@requires_extras("twoscale.data.fetch")
 def fetch(name: str, *, path: Path | None = None, progress: bool = True) -> Description:
     """Put a data set into the cache, unless a good copy is there.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from twoscale._extras import requires_extras
 from twoscale.models._files import ModelInfo, load, load_checkpoint, read_info, save_model
 from twoscale.models._registry import Published, create, names, normalization, published
 
@@ -36,4 +37,5 @@ _CLASSES = ("Net", "NetWithBias")
 def __getattr__(name: str) -> Any:
     if name not in _CLASSES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(importlib.import_module("twoscale.models._net"), name)
+    with requires_extras(f"twoscale.models.{name}"):
+        return getattr(importlib.import_module("twoscale.models._net"), name)

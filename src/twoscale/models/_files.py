@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from twoscale._environment import VERSION
+from twoscale._extras import requires_extras
 from twoscale.errors import CheckpointError, UnknownNameError
 from twoscale.models._registry import create, names
 
@@ -43,6 +44,7 @@ class ModelInfo:
     """Of twoscale, when it was written."""
 
 
+@requires_extras("twoscale.models.save_model")
 def save_model(path: Path, model: nn.Module, info: ModelInfo) -> None:
     """Write the model's parameters and buffers, with ``info`` as metadata, all of it or nothing.
 
@@ -54,6 +56,7 @@ def save_model(path: Path, model: nn.Module, info: ModelInfo) -> None:
     write_tensors(path, model.state_dict(), {_KEY: msgspec.json.encode(info).decode()})
 
 
+@requires_extras("twoscale.models.load_checkpoint")
 def load_checkpoint(path: Path | str) -> tuple[nn.Module, ModelInfo]:
     """Load a model file that :func:`save_model` wrote; it says which model it is.
 
@@ -89,6 +92,7 @@ def _decoded(path: Path, text: str) -> ModelInfo:
         raise CheckpointError(f"{path} describes its model in a form that is not known here: {error}") from error
 
 
+@requires_extras("twoscale.models.read_info")
 def read_info(path: Path | str) -> ModelInfo | None:
     """Return what a model file says about itself; None for weights of another origin.
 
@@ -102,6 +106,7 @@ def read_info(path: Path | str) -> ModelInfo | None:
     return None if text is None else _decoded(path, text)
 
 
+@requires_extras("twoscale.models.load")
 def load(name: str | None, path: Path | str, **options: Any) -> nn.Module:
     """Load weights from a file of any origin into the model ``name``.
 

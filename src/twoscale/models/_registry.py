@@ -6,6 +6,7 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from twoscale._extras import requires_extras
 from twoscale.errors import ConfigurationError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_MODELS))
 
 
+@requires_extras("twoscale.models.create")
 def create(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
     """Make the model ``name``, on the CPU, in training mode.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from twoscale._extras import requires_extras
 from twoscale.models._files import ModelInfo, load_checkpoint
 from twoscale.training._config import TrainConfig
 from twoscale.training._recipes import RECIPES, recipe
@@ -43,5 +44,6 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    with requires_extras(f"{__name__}.{name}"):
+        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     return value
