@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from tests.codegen.compiling import every_kernel
 from tests.integer_networks import random_network
 from twoscale._codegen.c.common.memory import Buffer, plan_memory
-from twoscale._codegen.c.common.program import Operand, Program
-from twoscale._codegen.c.portable.lowering import lower
+from twoscale._codegen.c.portable.lowering import Program, lower
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale.errors import QuantizationError
@@ -67,8 +66,8 @@ def assert_safe(program: Program) -> None:
     for step in program.steps:
         name = step.layer.name
         for call in step.calls:
-            *sources, target = [a for a in call.arguments if isinstance(a, Operand)]
-            if call.kernel in ("memcpy", "memset"):
+            *sources, target = call.operands
+            if call.kernel.name in ("memcpy", "memset"):
                 target, sources = sources[0] if sources else target, [target] if sources else []
             for source in sources:
                 where, bytes_ = span(source.tensor)

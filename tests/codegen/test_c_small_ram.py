@@ -18,7 +18,8 @@ from tests.integer_networks import ActivationType, random_network
 from twoscale import models
 from twoscale._codegen.c import SizeReport, export_c
 from twoscale._codegen.c.portable.lowering import lower
-from twoscale._codegen.c.small_ram.lowering import RowProgram, lower_rows
+from twoscale._codegen.c.small_ram.lowering import RowProgram
+from twoscale._codegen.c.small_ram.lowering import lower as lower_rows
 from twoscale._codegen.c.small_ram.segments import Window, plan_segments
 from twoscale._files import read_record
 from twoscale._ir.integer_network import IntegerNetwork
@@ -119,8 +120,8 @@ def test_resnet20_in_twenty_kib_and_its_plan_is_tight(tmp_path: Path, monkeypatc
     done = run(build("gcc", tmp_path, ["resnet20_test.c", "resnet20.c"], "-std=c99", "-O1", "-DRESNET20_TRACE"))
     assert done.stdout == "resnet20: 1 images, all layers and outputs as expected\n"
 
-    def careless(program: Any) -> Any:
-        segments = plan_segments(program)
+    def careless(*arguments: Any) -> Any:
+        segments = plan_segments(*arguments)
         late = [(s.over[0], s.over[1], s.over[2] + 1024) if s.over and s.over[2] < 0 else s.over for s in segments]
         assert late != [s.over for s in segments]
         return [dataclasses.replace(s, over=over) for s, over in zip(segments, late, strict=True)]

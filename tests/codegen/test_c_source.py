@@ -19,6 +19,7 @@ from tests.integer_networks import random_network
 from twoscale._codegen.c import SizeReport, default_images, export_c
 from twoscale._codegen.c.portable.lowering import lower
 from twoscale._codegen.c.portable.source import Source
+from twoscale._codegen.targets import TARGETS
 from twoscale._files import read_record
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
@@ -83,14 +84,14 @@ def entries_that_show(network: IntegerNetwork) -> list[int]:
 def test_the_test_networks_hold_every_kernel() -> None:
     for dtype in DTYPES:
         program = lower(every_kernel(dtype))
-        used = {call.kernel for step in program.steps for call in step.calls}
+        used = {call.kernel.name for step in program.steps for call in step.calls}
         assert used >= {"conv2d", "linear", "add", "multiply", "average_pool2d", "max_pool2d", "copy", "rescale",
                         "clamp", "look_up", "memset", "memcpy"}  # fmt: skip
         assert any(isinstance(layer, n.Conv2d) and layer.residual_multiplier is not None for layer in program.network)
         assert any(step.in_place_of and program.places[step.layer.name] == program.places[step.in_place_of[0]]
                    for step in program.steps)  # fmt: skip
         assert max(entries_that_show(program.network)) >= 30
-    assert Source(lower(every_kernel("int8")), "x").output_type == "int8_t"
+    assert Source(lower(every_kernel("int8")), "x", TARGETS["portable"]).output_type == "int8_t"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -358,7 +359,9 @@ def test_the_same_network_gives_the_same_files(folders: dict[str, Path], tmp_pat
 def test_compact_constants_are_the_same_numbers(uint8_folder: Path) -> None:
     need("gcc")
     program = lower(every_kernel("uint8"))
-    (uint8_folder / "every_kernel.c").write_text(Source(program, "every-kernel", compact=True).source())
+    (uint8_folder / "every_kernel.c").write_text(
+        Source(program, "every-kernel", TARGETS["portable"], compact=True).source()
+    )
     done = run(
         build("gcc", uint8_folder, ["every_kernel_test.c", "every_kernel.c"], "-std=c99", "-DEVERY_KERNEL_TRACE")
     )

@@ -38,7 +38,7 @@ def test_it_compiles_without_a_warning_and_passes_its_self_test(compiler: str, f
 @pytest.mark.parametrize("target", ["avx512vnni", "avx2"])
 def test_it_is_clean_under_the_sanitizers(target: str, tmp_path: Path) -> None:
     need("gcc")
-    export_c(every_kernel("uint8"), tmp_path, target=target, name="fast")  # type: ignore[arg-type]
+    export_c(every_kernel("uint8"), tmp_path, target=target, name="fast")
     done = run(build("gcc", tmp_path, SOURCES, *SANITIZED))
     assert (done.returncode, done.stdout[: len(EXPECTED)], done.stderr) == (0, EXPECTED, "")
 

@@ -21,7 +21,7 @@ import pytest
 
 from tests.codegen.compiling import NOT_INLINED, build, need, run
 from tests.integer_networks import OPERATORS, ActivationType, random_images, random_network
-from twoscale._codegen.c import Target, export_c
+from twoscale._codegen.c import export_c
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.reference import ReferenceExecutor
 from twoscale._runtimes.c import CExecutor
@@ -81,7 +81,7 @@ def test_random_networks_targets_and_batches(seed: int, targets: tuple[str, ...]
 
 
 @pytest.mark.parametrize(("seed", "target"), [(5, "avx512vnni"), (2, "avx2")])
-def test_sanitizers_find_nothing(seed: int, target: Target, tmp_path: Path) -> None:
+def test_sanitizers_find_nothing(seed: int, target: str, tmp_path: Path) -> None:
     """Odd batches alone, together and by two threads, every layer: no byte outside, nothing undefined."""
     need("gcc")
     network = wide_network(seed)

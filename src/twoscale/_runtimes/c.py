@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale._codegen.c.common.program import Program
-from twoscale._codegen.c.portable.lowering import lower
-from twoscale._codegen.c.portable.source import Source
+from twoscale._codegen.c.portable.source import Source, source_of
+from twoscale._codegen.targets import TARGETS
 from twoscale._environment import core_count
 from twoscale._ir.execution import check_images, layers_to_keep
 from twoscale._ir.integer_network import IntegerNetwork
@@ -114,8 +113,9 @@ class _Portable:
 
     def __init__(self, network: IntegerNetwork) -> None:
         self.network = network
-        self._program = lower(network)
-        self._library = _load(self._program)
+        source = source_of(network, _NAME, TARGETS["portable"], compact=True)
+        self._program = source.program
+        self._library = _load(source)
 
     def keep(self, images_nchw: NDArray[np.float32], names: Collection[str]) -> dict[str, NDArray[Any]]:
         """Compute a batch, and return the integers of the named layers."""
@@ -148,8 +148,8 @@ def _address(array: NDArray[Any]) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
-def _load(program: Program) -> ctypes.CDLL:
-    source = Source(program, _NAME, compact=True)
+def _load(source: Source) -> ctypes.CDLL:
+    network = source.program.network
     batch = _BATCH_C.replace("INPUT *", f"{source.input_type} *").replace("OUTPUT *", f"{source.output_type} *")
-    files = {"network.h": source.header(), "network.c": source.source(), "batch.c": batch}
-    return compiler.load(program.network.name, [program.network.fingerprint, "portable", _BATCH_C], files, _FLAGS)
+    files = {**source.texts(), "batch.c": batch}
+    return compiler.load(network.name, [network.fingerprint, "portable", _BATCH_C], files, _FLAGS)

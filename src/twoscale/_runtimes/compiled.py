@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale._codegen.c.vector.lowering import lower_fast
-from twoscale._codegen.c.vector.source import TARGETS, FastSource
+from twoscale._codegen.c.vector.source import source_of
+from twoscale._codegen.targets import VECTOR_TARGETS
 from twoscale._ir.execution import check_images
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._runtimes import calling, compiler
@@ -19,7 +19,7 @@ from twoscale.errors import ConfigurationError, ExecutorError, UnknownNameError
 
 __all__ = ["CompiledNetwork"]
 
-_FLAGS = ("-std=gnu99", "-O3", "-fPIC", "-shared", "-pthread", "-ffp-contract=off")
+_FLAGS = ("-std=gnu99", "-fPIC", "-shared", "-pthread", "-ffp-contract=off")
 _NAME = "network"
 _INTEGERS, _FLOATS = 0, 1
 _FLOAT32 = np.dtype(np.float32)
@@ -85,7 +85,7 @@ class CompiledNetwork:
     Args:
         network: what to run; on the grid.
         threads: how many to compute a batch with.
-        target: instruction sets, of TARGETS; "native" compiles all and chooses when it runs.
+        target: instruction sets, of VECTOR_TARGETS; "native" compiles all and chooses when it runs.
         logits: also compile what ``quick_logits`` needs.
 
     Raises:
@@ -99,18 +99,18 @@ class CompiledNetwork:
     ) -> None:
         if threads < 1:
             raise ConfigurationError(f"threads is {threads}; expected at least 1")
-        if target not in TARGETS:
-            raise UnknownNameError("target", target, TARGETS)
+        if target not in VECTOR_TARGETS:
+            raise UnknownNameError("target", target, VECTOR_TARGETS)
         self.network = network
         self.threads = threads
         self.target = target
-        self._program = lower_fast(network)
-        source = FastSource(self._program, _NAME, target=target, compact=True)
+        source = source_of(network, _NAME, VECTOR_TARGETS[target], compact=True)
+        self._program = source.program
         library = compiler.load(
             network.name,
             [network.fingerprint, target, _HOOKS_C],
             {**source.texts(), "hooks.c": _HOOKS_C.replace("OUTPUT *", f"{source.output_type} *")},
-            _FLAGS,
+            (source.target.cflags, *_FLAGS),
         )
         library.network_kernels.restype = ctypes.c_char_p
         library.network_pool_new.restype = ctypes.c_void_p

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.selftest import default_images, self_test
 from twoscale._codegen.c.common.sizes import LayerSize, SizeReport, size_report, size_table
-from twoscale._codegen.c.portable.lowering import lower
-from twoscale._codegen.c.portable.source import Source
-from twoscale._codegen.c.small_ram.lowering import lower_rows
-from twoscale._codegen.c.small_ram.source import RowSource
-from twoscale._codegen.c.vector.lowering import lower_fast
-from twoscale._codegen.c.vector.source import FastSource
+from twoscale._codegen.c.common.source_base import SourceBase
+from twoscale._codegen.c.portable import source as portable
+from twoscale._codegen.c.small_ram import source as small_ram
+from twoscale._codegen.c.vector import source as vector
+from twoscale._codegen.targets import TARGETS, Target
 from twoscale._files import record_to_json, write_texts
 from twoscale._ir.integer_network import IntegerNetwork
+from twoscale.errors import UnknownNameError
 
-__all__ = ["ExportResult", "LayerSize", "SizeReport", "Target", "default_images", "export_c"]
-
-Target = Literal["portable", "small-ram", "native", "avx512vnni", "avx2"]
+__all__ = ["ExportResult", "LayerSize", "SizeReport", "default_images", "export_c"]
 
 _MAKEFILE = "Makefile"
+
+
+class _BackEnd(Protocol):
+    """From a network to its C."""
+
+    def __call__(self, network: IntegerNetwork, name: str, target: Target, *, compact: bool = False) -> SourceBase: ...
+
+
+_BACK_ENDS: dict[str, _BackEnd] = {
+    "portable": portable.source_of,
+    "small-ram": small_ram.source_of,
+    "vector": vector.source_of,
+}
+"""By ``Target.back_end``."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,7 @@ def export_c(
     network: IntegerNetwork,
     folder: str | Path,
     *,
-    target: Target = "portable",
+    target: str = "portable",
     name: str | None = None,
     inputs: NDArray[Any] | None = None,
 ) -> ExportResult:
@@ -72,26 +84,20 @@ def export_c(
 
     Raises:
         ConfigurationError: integers alone cannot compute the network (names the layer), or the inputs do not fit it.
+        UnknownNameError: there is no such target.
         TwoscaleError: the folder cannot be written.
     """
+    if target not in TARGETS:
+        raise UnknownNameError("target", target, TARGETS)
     images = default_images(network) if inputs is None else inputs
     called = network.name if name is None else name
-    texts: dict[str, str]
-    if target in ("portable", "small-ram"):
-        source = Source(lower(network), called) if target == "portable" else RowSource(lower_rows(network), called)
-        prefix, report, test = source.prefix, size_report(source.program, source.name), self_test(source, images)
-        texts = {f"{prefix}.h": source.header(), f"{prefix}.c": source.source()}
-        makefile = source.render("Makefile.jinja")
-    else:
-        fast = FastSource(lower_fast(network), called, target=target)
-        prefix, report, test = fast.prefix, size_report(fast.program, called), self_test(fast, images)
-        texts = fast.texts()
-        makefile = fast.render("fast_Makefile.jinja")
-    texts |= {
-        f"{prefix}_test.c": test,
-        _MAKEFILE: makefile,
-        f"{prefix}_sizes.txt": size_table(report),
-        f"{prefix}_sizes.json": record_to_json(report),
+    source = _BACK_ENDS[TARGETS[target].back_end](network, called, TARGETS[target])
+    report = size_report(source.program, called, source.pixel_bytes)
+    texts = source.texts() | {
+        f"{source.prefix}_test.c": self_test(source, images),
+        _MAKEFILE: source.makefile(),
+        f"{source.prefix}_sizes.txt": size_table(report),
+        f"{source.prefix}_sizes.json": record_to_json(report),
     }
     write_texts(Path(folder), texts)
-    return ExportResult(str(folder), tuple(texts), prefix, report)
+    return ExportResult(str(folder), tuple(texts), source.prefix, report)

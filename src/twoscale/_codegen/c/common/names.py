@@ -41,7 +41,7 @@ def printable(text: str) -> str:
 
 
 class Identifiers:
-    """Gives each name an identifier of its own.
+    """Gives each name an identifier of its own, in whatever way names were shortened.
 
     Args:
         taken: identifiers that are not to be given.
@@ -52,7 +52,13 @@ class Identifiers:
 
     def of(self, name: str) -> str:
         """Return an identifier for ``name`` that was not given before."""
-        base = identifier(name) or "layer"
+        return self._free(identifier(name) or "layer")
+
+    def ending(self, base: str, end: str) -> str:
+        """Return an identifier that was not given before: an identifier, an underscore and ``end``."""
+        return self._free(f"{base}_{end}")
+
+    def _free(self, base: str) -> str:
         found, number = base, 1
         while found in self._taken:
             number += 1

@@ -1,15 +1,25 @@
-"""Steps → places: which tensors share bytes, and where in the arena each lies."""
+"""Arrangement → Placement: which tensors share bytes, and where in the arena each lies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from twoscale._codegen.c.common.arrange import ArrangedLayer, Arrangement
 from twoscale._codegen.c.common.memory import Buffer, MemoryPlan, plan_memory
-from twoscale._codegen.c.common.program import Place, Step, Tensor
-from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._codegen.c.common.tensors import Place
 
-__all__ = ["place"]
+__all__ = ["Placement", "place"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where tensors lie."""
+
+    places: Mapping[str, Place]
+    plan: MemoryPlan
+    live_bytes: tuple[int, ...]
+    """Bytes of the arena that each layer needs."""
 
 
 @dataclass
@@ -22,12 +32,14 @@ class _Group:
     where: str = "arena"
 
 
-def place(
-    tensors: Mapping[str, Tensor], steps: Sequence[Step], network: IntegerNetwork
-) -> tuple[dict[str, Place], MemoryPlan, tuple[int, ...]]:
-    """Decide which tensors share bytes, and lay the arena out."""
+def place(arrangement: Arrangement) -> Placement:
+    """Decide which tensors share bytes, and lay the arena out, for kernels that compute whole tensors of one image.
+
+    The image and the output lie where the caller has them. An image of int8 becomes bytes in the arena first.
+    """
+    network, tensors = arrangement.network, arrangement.tensors
     groups: dict[str, _Group] = {}
-    for step in steps:
+    for step in arrangement.layers:
         name = step.layer.name
         if step.view_of is not None:
             groups[name] = groups[step.view_of]
@@ -36,22 +48,22 @@ def place(
         for used in (*step.layer.inputs, *(t.name for t in step.scratch)):
             group = groups.setdefault(used, _Group(tensors[used].size, step.index, step.index))
             group.last = step.index
-    if not steps[0].calls:
+    if not tensors[network.input.name].shift:
         groups[network.input.name].where = "image"
     groups[network.output].where = "output"
 
-    for step in steps:
+    for step in arrangement.layers:
         _share_in_place(step, groups)
     arena = list({id(g): g for g in groups.values() if g.where == "arena"}.values())
     buffers = [Buffer(g.size, g.first, g.last) for g in arena]
     plan = plan_memory(buffers)
     offsets = {id(g): offset for g, offset in zip(arena, plan.offsets, strict=True)}
     places = {name: Place(g.where, offsets.get(id(g), 0)) for name, g in groups.items()}
-    live = tuple(sum(b.size for b in buffers if b.first <= step.index <= b.last) for step in steps)
-    return places, plan, live
+    live = tuple(sum(b.size for b in buffers if b.first <= step.index <= b.last) for step in arrangement.layers)
+    return Placement(places, plan, live)
 
 
-def _share_in_place(step: Step, groups: dict[str, _Group]) -> None:
+def _share_in_place(step: ArrangedLayer, groups: dict[str, _Group]) -> None:
     """Let a step's result take the bytes of an operand that dies in it, where the kernel allows that."""
     mine = groups[step.layer.name]
     for candidate in step.in_place_of:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from twoscale._codegen.c.common.pixels import pixel_table
-from twoscale._codegen.c.common.program import Lowered, Program
+from twoscale._codegen.c.common.program import Lowered
 from twoscale._codegen.c.common.storage import memory_axes
 
 __all__ = ["LayerSize", "SizeReport", "size_report", "size_table"]
@@ -56,10 +55,14 @@ class SizeReport:
     layers: tuple[LayerSize, ...]
 
 
-def size_report(program: Lowered, name: str) -> SizeReport:
-    """Return what a program costs; ``name`` is what it is to be called."""
-    table = pixel_table(program.network) if isinstance(program, Program) else None
-    pixels = 0 if table is None else table.size
+def size_report(program: Lowered, name: str, pixels: int) -> SizeReport:
+    """Return what a program costs.
+
+    Args:
+        program: the network as calls.
+        name: what it is to be called.
+        pixels: bytes of the table of pixels.
+    """
     layers = []
     for step, live in zip(program.steps, program.live_bytes, strict=True):
         place = program.places[step.layer.name]

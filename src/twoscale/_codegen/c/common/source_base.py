@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,19 +12,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from twoscale._codegen.c.common.names import Identifiers, network_identifier, printable
+from twoscale._codegen.c.common.names import network_identifier, printable
 from twoscale._codegen.c.common.program import Lowered, Step
 from twoscale._codegen.c.common.text import (
     about,
     array,
     ctype,
     decimal,
-    field_lines,
+    initializer,
     kind,
     layout,
     templates,
     tensor_table,
 )
+from twoscale._codegen.targets import Target
 
 __all__ = ["SourceBase"]
 
@@ -36,14 +37,30 @@ class SourceBase(ABC):
     Args:
         program: what to write.
         name: of the network; its C identifier is the prefix of public names and files.
+        target: what it is for.
         compact: write 8-bit constants as strings, which compile about 20 times faster but cannot be read.
     """
 
     program: Lowered
     name: str
+    target: Target
     compact: bool = False
 
     self_test_template: ClassVar[str]
+    makefile_template: ClassVar[str]
+
+    @abstractmethod
+    def texts(self) -> dict[str, str]:
+        """Return the names and texts of the files that a program includes and compiles."""
+
+    def makefile(self) -> str:
+        """Return the text of the Makefile."""
+        return self.render(self.makefile_template, cflags=self.target.cflags)
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of the table that turns pixels into integers; 0: there is none."""
+        return 0
 
     @cached_property
     def prefix(self) -> str:
@@ -80,11 +97,7 @@ class SourceBase(ABC):
     @cached_property
     def instances(self) -> list[list[str]]:
         """Names of the parameters of each step's calls; empty where a call has none."""
-        identifiers = Identifiers()
-        return [
-            ["" if call.fields is None else identifiers.of(f"{step.identifier}_layer") for call in step.calls]
-            for step in self.program.steps
-        ]
+        return self.program.instances()
 
     def render(self, template: str, **values: Any) -> str:
         """Return a template's text, with what all of them use."""
@@ -135,11 +148,6 @@ class SourceBase(ABC):
         parts = ["\n".join(["/* " + "\n * ".join(lines), " */"])]
         parts += [array(constant, self.compact) for constant in step.constants]
         for call, instance in zip(step.calls, instances, strict=True):
-            if call.fields is not None:
-                parameters = self.parameters_of(call.kernel)
-                parts.append(f"static const {parameters}_params {instance} = {{\n{field_lines(call.fields)}\n}};")
+            if call.params is not None:
+                parts.append(f"static const {call.params.struct} {instance} = {{\n{initializer(call.params)}\n}};")
         return "\n".join(parts)
-
-    def parameters_of(self, kernel: str) -> str:
-        """Return the kernel whose struct of parameters this one takes."""
-        return kernel

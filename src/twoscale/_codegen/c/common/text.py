@@ -10,9 +10,10 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from twoscale._codegen.c.common.calls import Constant, Inline, Name, Params, Value, Whole
 from twoscale._codegen.c.common.names import printable
-from twoscale._codegen.c.common.program import Constant, Tensor
 from twoscale._codegen.c.common.storage import memory_axes
+from twoscale._codegen.c.common.tensors import Tensor
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT
 from twoscale._ir.integer_network import IntegerNetwork
@@ -22,7 +23,7 @@ __all__ = [
     "array",
     "ctype",
     "decimal",
-    "field_lines",
+    "initializer",
     "kind",
     "layout",
     "normalization",
@@ -31,6 +32,7 @@ __all__ = [
     "shape_text",
     "templates",
     "tensor_table",
+    "value_text",
 ]
 
 _WIDTH = 118
@@ -157,26 +159,38 @@ def _equation(layer: n.Layer) -> str:
     return f"y = clamp(zero + RNE(acc * m / 2^{layer.multiplier.shift}), lo, hi), acc = {acc}   ({number})"
 
 
-def _fields_text(fields: Mapping[str, Any]) -> list[str]:
-    return [f".{name} = {_value(value)}" for name, value in fields.items()]
+def _member_lines(params: Params) -> list[str]:
+    return [f".{name} = {value_text(value)}" for name, value in params.members.items()]
 
 
-def field_lines(fields: Mapping[str, Any]) -> str:
-    """Return an initializer's lines, broken between fields; nested structs have a line of their own."""
+def initializer(params: Params) -> str:
+    """Return a struct's initializer in lines, broken between members; nested ones have a line of their own."""
     lines = [""]
-    for text in _fields_text(fields):
+    for text in _member_lines(params):
         if lines[-1] and (len(lines[-1]) + len(text) > _WIDTH - 8 or text.endswith("}")):
             lines.append("")
         lines[-1] += f" {text}," if lines[-1] else f"    {text},"
     return "\n".join(lines)
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(_fields_text(value))}}}"
-    if isinstance(value, tuple):
-        return f"{{{', '.join(map(str, value))}}}"
-    return str(value)
+def value_text(value: Value) -> str:
+    """Return a member of a struct, or an argument that is no tensor, in C."""
+    match value:
+        case Params():
+            return f"{{{', '.join(_member_lines(value))}}}"
+        case Constant():
+            return value.identifier
+        case Name():
+            return value.text
+        case Inline():
+            return f"(const int32_t[]){{{', '.join(map(str, value.values))}}}"
+        case Whole():
+            return f"{value.value}.0f"
+        case tuple():
+            return f"{{{', '.join(map(str, value))}}}"
+        case int():
+            return str(value)
+    return f"{decimal(value)}f"
 
 
 def array(constant: Constant, compact: bool) -> str:

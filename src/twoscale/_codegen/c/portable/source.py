@@ -5,41 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
+from twoscale._codegen.c.common.calls import Argument, Call, Kernel, Operand
 from twoscale._codegen.c.common.names import printable
 from twoscale._codegen.c.common.pixels import pixel_table
-from twoscale._codegen.c.common.program import Call, Operand, Program, Step
+from twoscale._codegen.c.common.program import Step
 from twoscale._codegen.c.common.source_base import SourceBase
-from twoscale._codegen.c.common.text import normalization, rows
+from twoscale._codegen.c.common.text import normalization, rows, value_text
+from twoscale._codegen.c.portable.kernels import TO_INT8, kernel_texts
+from twoscale._codegen.c.portable.lowering import Program, lower
+from twoscale._codegen.targets import Target
+from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["Source", "portable_kernels"]
+__all__ = ["Source", "source_of"]
 
-_NEEDS: dict[str, tuple[str, ...]] = {
-    "requantize": (),
-    "store": ("requantize",),
-    "dot": (),
-    "rows": (),
-    "conv2d_row": ("store", "dot", "rows"),
-    "conv2d": ("conv2d_row",),
-    "linear": ("store", "dot"),
-    "add": ("requantize",),
-    "multiply": ("store",),
-    "average_pool2d_row": ("store", "rows"),
-    "average_pool2d": ("average_pool2d_row",),
-    "max_pool2d_row": ("rows",),
-    "max_pool2d": ("max_pool2d_row",),
-    "copy": (),
-    "rescale": ("store",),
-    "clamp": (),
-    "look_up": (),
-    "from_int8": (),
-    "to_int8": (),
-}
-"""Kernels in the order in which they are written, and what each one calls."""
+
+def source_of(network: IntegerNetwork, name: str, target: Target, *, compact: bool = False) -> Source:
+    """Return the C of a network; see SourceBase.
+
+    Raises:
+        ConfigurationError: integers alone cannot compute it; names the layer and what to do.
+    """
+    return Source(lower(network), name, target, compact)
 
 
 @dataclass(frozen=True)
@@ -49,6 +39,7 @@ class Source(SourceBase):
     program: Program
 
     self_test_template = "selftest.c.jinja"
+    makefile_template = "Makefile.jinja"
     row_by_row: ClassVar[bool] = False
     """Whether there are layers that compute row by row."""
 
@@ -56,6 +47,15 @@ class Source(SourceBase):
     def pixels(self) -> NDArray[Any] | None:
         """The integers of 8-bit pixels, (C, 256), where the network says how it normalizes."""
         return None if self.compact else pixel_table(self.program.network)
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of the table of pixels."""
+        return 0 if self.pixels is None else self.pixels.size
+
+    def texts(self) -> dict[str, str]:
+        """Return file names and their texts."""
+        return {f"{self.prefix}.h": self.header(), f"{self.prefix}.c": self.source()}
 
     def header(self) -> str:
         """Return the text of the header."""
@@ -72,7 +72,7 @@ class Source(SourceBase):
         """Return the text of the source."""
         return self.render(
             "network.c.jinja",
-            kernels=portable_kernels(self._used()),
+            kernels=kernel_texts(self._used()),
             constants=self.constants(),
             steps=self._blocks(self.instances),
             last=len(self.program.steps) - 1,
@@ -96,13 +96,9 @@ class Source(SourceBase):
         """What makes exports of one network differ: how it normalizes pixels is no part of its fingerprint."""
         return b"" if self.pixels is None else self.pixels.tobytes()
 
-    def parameters_of(self, kernel: str) -> str:
-        """Return the kernel whose struct of parameters this one takes."""
-        return kernel.removesuffix("_row")
-
-    def _used(self) -> set[str]:
+    def _used(self) -> set[Kernel]:
         used = {call.kernel for step in self.program.steps for call in step.calls}
-        return used | {"to_int8"} if self.output_type == "int8_t" else used
+        return used | {TO_INT8} if self.output_type == "int8_t" else used
 
     def _pointer(self, operand: Operand) -> str:
         place = self.program.places[operand.tensor]
@@ -112,8 +108,13 @@ class Source(SourceBase):
 
     def _call(self, call: Call, instance: str) -> str:
         arguments = [f"&{instance}"] if instance else []
-        arguments += [self._pointer(a) if isinstance(a, Operand) else str(a) for a in call.arguments]
-        return f"{call.kernel}({', '.join(arguments)});"
+        arguments += [self._argument(argument) for argument in call.arguments]
+        return f"{call.kernel.name}({', '.join(arguments)});"
+
+    def _argument(self, argument: Argument) -> str:
+        if argument is None:
+            return "NULL"
+        return self._pointer(argument) if isinstance(argument, Operand) else value_text(argument)
 
     def _note(self, step: Step) -> str:
         """Say what a step does with memory where its calls do not."""
@@ -123,12 +124,3 @@ class Source(SourceBase):
         if place.where == "arena" and any(self.program.places[name] == place for name in step.in_place_of):
             return ", in place"
         return ""
-
-
-def portable_kernels(used: set[str]) -> list[str]:
-    """Return the texts of the portable kernels among ``used``, and of what they call."""
-    used = used & set(_NEEDS)
-    while more := {need for kernel in used for need in _NEEDS[kernel]} - used:
-        used |= more
-    folder = resources.files("twoscale._codegen.c") / "kernels" / "portable"
-    return [(folder / f"{kernel}.c").read_text() for kernel in _NEEDS if kernel in used]

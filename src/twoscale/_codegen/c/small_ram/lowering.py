@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from twoscale._codegen.c.common.arrange import ArrangedLayer, Arrangement, Copy, arrange
+from twoscale._codegen.c.common.calls import Call, Operand
 from twoscale._codegen.c.common.memory import MemoryPlan
-from twoscale._codegen.c.common.program import Call, Operand, Place, Program, Step, Tensor
+from twoscale._codegen.c.common.placement import place
+from twoscale._codegen.c.common.program import Constants
 from twoscale._codegen.c.common.storage import Move, memory_order, memory_steps
-from twoscale._codegen.c.portable.lowering import copy_call, lower
+from twoscale._codegen.c.common.tensors import Place, Tensor
+from twoscale._codegen.c.portable import kernels as k
+from twoscale._codegen.c.portable.calls import PortableCalls, copy_call
+from twoscale._codegen.c.portable.lowering import Program
 from twoscale._codegen.c.small_ram.segments import Segment, plan_segments
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["RowProgram", "lower_rows"]
+__all__ = ["RowProgram", "lower"]
 
 _TRIES = 300
 
@@ -44,56 +51,73 @@ class RowProgram(Program):
         return rows * row_bytes
 
 
-def lower_rows(network: IntegerNetwork) -> RowProgram:
+def lower(network: IntegerNetwork) -> RowProgram:
     """Turn a network into calls that need little RAM.
 
     Raises:
         ConfigurationError: integers alone cannot compute it; names the layer and what to do.
     """
-    program = lower(network)
-    segments = tuple(plan_segments(program))
+    arrangement = arrange(network)
+    whole = place(arrangement)
+    segments = tuple(plan_segments(arrangement, whole.places))
     kept = {name: rows for segment in segments for name, rows in segment.kept.items()}
-    steps = list(program.steps)
-    for segment in segments:
-        for index in sorted(set(segment.order)):
-            steps[index] = replace(steps[index], calls=_row_calls(program, steps[index]))
-    places, size = _place(program, segments, kept)
-    if size >= program.plan.size:  # nothing is gained
-        alone = tuple(Segment(i, i) for i in range(len(steps)))
-        return RowProgram(
-            network, program.tensors, program.steps, program.places, program.plan, program.live_bytes, alone, {}
-        )
+    places, size = _place(arrangement, whole.places, segments, kept)
+    plan = MemoryPlan((), size, max(segment.bytes for segment in segments))
     live = tuple(segment.bytes for segment in segments for _ in range(segment.first, segment.last + 1))
-    return RowProgram(
-        network, program.tensors, tuple(steps), places, MemoryPlan((), size, max(live)), live, segments, kept
+    if size >= whole.plan.size:  # nothing is gained
+        segments, kept = tuple(Segment(i, i) for i in range(len(arrangement.layers))), {}
+        places, plan, live = dict(whole.places), whole.plan, whole.live_bytes
+    streamed = {index for segment in segments for index in segment.order}
+    rows = _RowCalls(arrangement, Constants())
+    steps = tuple(rows.step(layer, rows.of_a_row if layer.index in streamed else None) for layer in arrangement.layers)
+    return RowProgram(network, arrangement.tensors, steps, places, plan, live, segments, kept)
+
+
+class _RowCalls(PortableCalls):
+    """Makes the calls that compute layers row by row, too."""
+
+    def of_a_row(self, arranged: ArrangedLayer) -> tuple[Call, ...]:
+        """Return the calls that compute one row of a layer."""
+        return _ROW[type(arranged.layer)](self, arranged.layer)
+
+    def row_size(self, layer: n.Layer) -> int:
+        """Return the bytes of a row of a layer's output."""
+        return self.tensor(layer).size // layer.output.shape[1]
+
+
+def _slice(rows: _RowCalls, layer: n.Slice) -> tuple[Call, ...]:
+    x, y = _row(rows.arrangement.inputs(layer)[0]), _row(rows.tensor(layer))
+    to_steps, from_steps = memory_steps(y.spec.shape), list(memory_steps(x.spec.shape))
+    offset = 0
+    if layer.axis != 1:
+        offset = layer.start * from_steps[layer.axis]
+        from_steps[layer.axis] *= layer.step
+    move = Move.of(y.spec.shape, tuple(from_steps), to_steps, offset)
+    return (copy_call(Copy.of(rows.arrangement.network, x, y, move)),)
+
+
+def _pad(rows: _RowCalls, layer: n.Pad) -> tuple[Call, ...]:
+    x, y = _row(rows.arrangement.inputs(layer)[0]), _row(rows.tensor(layer))
+    to_steps = memory_steps(y.spec.shape)
+    offset = sum(layer.widths[axis][0] * to_steps[axis] for axis in (0, 2))
+    move = Move.of(x.spec.shape, memory_steps(x.spec.shape), to_steps, 0, offset)
+    return (
+        k.Memset(Operand(layer.name), x.zero, y.size),
+        copy_call(Copy.of(rows.arrangement.network, x, y, move)),
     )
 
 
-def _row_calls(program: Program, step: Step) -> tuple[Call, ...]:
-    """Return the calls that compute one row of a layer."""
-    layer = step.layer
-    (call, *_) = step.calls
-    target = _row(program.tensors[layer.name])
-    match layer:
-        case n.Conv2d() | n.MaxPool2d() | n.AveragePool2d():
-            return (replace(call, kernel=f"{call.kernel}_row"),)
-        case n.Add():
-            assert call.fields is not None
-            return (replace(call, fields={**call.fields, "count": target.size}),)
-        case n.Clamp() | n.Table():
-            return (replace(call, arguments=(*call.arguments[:2], target.size, *call.arguments[3:])),)
-    x = _row(program.tensors[layer.inputs[0]])
-    to_steps, from_steps = memory_steps(target.spec.shape), list(memory_steps(x.spec.shape))
-    if isinstance(layer, n.Slice):
-        offset = 0
-        if layer.axis != 1:
-            offset = layer.start * from_steps[layer.axis]
-            from_steps[layer.axis] *= layer.step
-        return (copy_call(program.network, x, target, Move.of(target.spec.shape, tuple(from_steps), to_steps, offset)),)
-    assert isinstance(layer, n.Pad)
-    offset = sum(layer.widths[axis][0] * to_steps[axis] for axis in (0, 2))
-    move = Move.of(x.spec.shape, tuple(from_steps), to_steps, 0, offset)
-    return (Call("memset", (Operand(layer.name), x.zero, target.size)), copy_call(program.network, x, target, move))
+_ROW: dict[type[n.Layer], Callable[[_RowCalls, Any], tuple[Call, ...]]] = {
+    n.Add: lambda rows, layer: (rows.add(layer, rows.row_size(layer)),),
+    n.AveragePool2d: lambda rows, layer: (k.AveragePool2dRow(*rows.average_pool(layer)),),
+    n.Clamp: lambda rows, layer: (rows.clamp(layer, rows.row_size(layer)),),
+    n.Conv2d: lambda rows, layer: (k.Conv2dRow(*rows.conv2d(layer)),),
+    n.MaxPool2d: lambda rows, layer: (k.MaxPool2dRow(*rows.max_pool(layer)),),
+    n.Pad: _pad,
+    n.Slice: _slice,
+    n.Table: lambda rows, layer: (rows.look_up(layer, rows.row_size(layer)),),
+}
+"""The layers that ``segments.windows_of`` knows."""
 
 
 def _row(tensor: Tensor) -> Tensor:
@@ -121,14 +145,19 @@ class _Part:
         return meet and self.begin < other.begin + other.size and other.begin < self.begin + self.size
 
 
-def _place(program: Program, segments: Sequence[Segment], kept: Mapping[str, int]) -> tuple[dict[str, Place], int]:
-    """Lay the arena out: tensors that may share bytes have fixed places to each other, and are placed together."""
+def _place(
+    arrangement: Arrangement, whole: Mapping[str, Place], segments: Sequence[Segment], kept: Mapping[str, int]
+) -> tuple[dict[str, Place], int]:
+    """Lay the arena out, given where tensors lie if they are whole.
+
+    Tensors that may share bytes have fixed places to each other, and are placed together.
+    """
     bound = max((segment.bytes for segment in segments), default=0)
     # What does not have to share bytes is easier to place by itself.
     hungry = [replace(s, over=s.over if s.bytes + s.saved > bound else None) for s in segments]
     best: list[_Part] = []
     best_size = -1
-    for order in _orders(*(_bodies(program, ways, kept) for ways in (hungry, segments))):
+    for order in _orders(*(_bodies(arrangement, whole, ways, kept) for ways in (hungry, segments))):
         placed: list[_Part] = []
         for body in order:
             ends = sorted({0, *(p.begin + p.size - part.begin for p in placed for part in body)})
@@ -143,31 +172,33 @@ def _place(program: Program, segments: Sequence[Segment], kept: Mapping[str, int
             break
     offsets = {part.name: part.begin for part in best}
     places: dict[str, Place] = {}
-    for step in program.steps:
+    for step in arrangement.layers:
         name = step.layer.name
         for scratch in step.scratch:
             places[scratch.name] = Place("arena", offsets[scratch.name])
         if step.view_of is not None:
             places[name] = places[step.view_of]
-        elif program.places[name].where == "arena":
+        elif whole[name].where == "arena":
             places[name] = Place("arena", offsets[name])
         else:
-            places[name] = program.places[name]
+            places[name] = whole[name]
     return places, best_size
 
 
-def _bodies(program: Program, segments: Sequence[Segment], kept: Mapping[str, int]) -> list[list[_Part]]:
+def _bodies(
+    arrangement: Arrangement, whole: Mapping[str, Place], segments: Sequence[Segment], kept: Mapping[str, int]
+) -> list[list[_Part]]:
     """Return what is placed together."""
     segment_of = {i: number for number, s in enumerate(segments) for i in range(s.first, s.last + 1)}
     root: dict[str, str] = {}
     made: dict[str, int] = {}
     read: dict[str, int] = {}
     size: dict[str, int] = {}
-    for step in program.steps:
+    for step in arrangement.layers:
         name, now = step.layer.name, segment_of[step.index]
         root[name] = name if step.view_of is None else root[step.view_of]
-        if program.places[name].where == "arena" and root[name] == name:
-            made[name], size[name] = now, program.tensors[name].size
+        if whole[name].where == "arena" and root[name] == name:
+            made[name], size[name] = now, arrangement.tensors[name].size
             if name in kept:
                 size[name] = kept[name] * (size[name] // step.layer.output.shape[1])
         for scratch in step.scratch:

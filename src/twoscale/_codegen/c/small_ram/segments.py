@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from twoscale._codegen.c.common.program import Program
+from twoscale._codegen.c.common.arrange import Arrangement
 from twoscale._codegen.c.common.storage import memory_order
+from twoscale._codegen.c.common.tensors import Place
 from twoscale._ir import layers as n
 
 __all__ = ["Segment", "Window", "plan_segments", "windows_of"]
@@ -39,9 +40,9 @@ class Window:
         return max(0, row * self.stride - self.above)
 
 
-def windows_of(program: Program, layer: n.Layer) -> tuple[Window, ...] | None:
+def windows_of(arrangement: Arrangement, layer: n.Layer) -> tuple[Window, ...] | None:
     """Return which rows a layer needs of each input; None where it cannot compute row by row."""
-    tensors = [program.tensors[name] for name in (layer.name, *layer.inputs)]
+    tensors = [arrangement.tensors[name] for name in (layer.name, *layer.inputs)]
     for tensor in tensors:
         plain = len(tensor.spec.shape) == 3 and tensor.item == 1
         if not plain or not np.array_equal(tensor.order, memory_order(tensor.spec.shape)):
@@ -82,25 +83,26 @@ class Segment:
 
 
 class _Planner:
-    """What planning needs to know of a program."""
+    """What planning needs to know of a network."""
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
-        self.layers = [step.layer for step in program.steps]
-        self.windows = [windows_of(program, step.layer) if step.calls else None for step in program.steps]
+    def __init__(self, arrangement: Arrangement, places: Mapping[str, Place]) -> None:
+        self.arrangement = arrangement
+        self.layers = [arranged.layer for arranged in arrangement.layers]
+        self.windows = [
+            windows_of(arrangement, arranged.layer) if arranged.view_of is None else None
+            for arranged in arrangement.layers
+        ]
         self.height = {x.name: x.output.shape[1] for x in self.layers if len(x.output.shape) == 3}
-        self.size = {layer.name: program.tensors[layer.name].size for layer in self.layers}
-        self.root: dict[str, str] = {}
+        self.size = {layer.name: arrangement.tensors[layer.name].size for layer in self.layers}
+        self.root = arrangement.roots
         self.made: dict[str, int] = {}
         self.read: dict[str, int] = {}
         """When tensors that have bytes of the arena are made and last read."""
-        for step in program.steps:
-            name = step.layer.name
-            self.root[name] = name if step.view_of is None else self.root[step.view_of]
-            for used in (*step.layer.inputs, name):
-                if program.places[used].where == "arena":
-                    self.made.setdefault(self.root[used], step.index)
-                    self.read[self.root[used]] = step.index
+        for index, layer in enumerate(self.layers):
+            for used in (*layer.inputs, layer.name):
+                if places[used].where == "arena":
+                    self.made.setdefault(self.root[used], index)
+                    self.read[self.root[used]] = index
 
     def alive_before(self, first: int) -> int:
         """Return the bytes of tensors that layer ``first`` and those after it find."""
@@ -108,7 +110,7 @@ class _Planner:
 
     def whole(self, index: int) -> Segment:
         """Return the segment of one layer that computes whole tensors."""
-        step = self.program.steps[index]
+        step = self.arrangement.layers[index]
         name = step.layer.name
         need = self.alive_before(index) + sum(scratch.size for scratch in step.scratch)
         over = None
@@ -198,13 +200,14 @@ class _Planner:
         return any(self.root[used] == x for used in layer.inputs)
 
 
-def plan_segments(program: Program) -> list[Segment]:
+def plan_segments(arrangement: Arrangement, places: Mapping[str, Place]) -> list[Segment]:
     """Cut the layers into segments so that the hungriest of them needs the fewest bytes of the arena.
 
-    Of plans that need as many, the one with the fewest layers row by row.
+    Of plans that need as many, the one with the fewest layers row by row. ``places`` says where tensors lie if they
+    are whole, that is, whether they are in the arena.
     """
-    planner = _Planner(program)
-    count = len(program.steps)
+    planner = _Planner(arrangement, places)
+    count = len(arrangement.layers)
     best: list[tuple[int, int, tuple[Segment, ...]]] = [(0, 0, ())]
     for end in range(count):
         most, streamed, segments = best[end]

@@ -6,15 +6,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from twoscale._codegen.c.common.calls import Call, Kernel, Operand
 from twoscale._codegen.c.common.names import printable
-from twoscale._codegen.c.common.program import Call, Operand, Step
+from twoscale._codegen.c.common.program import Step
 from twoscale._codegen.c.common.text import number_lines
+from twoscale._codegen.c.portable.kernels import ROWS, RowCall
 from twoscale._codegen.c.portable.source import Source
-from twoscale._codegen.c.small_ram.lowering import RowProgram
+from twoscale._codegen.c.small_ram.lowering import RowProgram, lower
 from twoscale._codegen.c.small_ram.segments import Segment
+from twoscale._codegen.targets import Target
 from twoscale._ir import layers as n
+from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["RowSource"]
+__all__ = ["RowSource", "source_of"]
+
+
+def source_of(network: IntegerNetwork, name: str, target: Target, *, compact: bool = False) -> RowSource:
+    """Return the C of a network; see SourceBase.
+
+    Raises:
+        ConfigurationError: integers alone cannot compute it; names the layer and what to do.
+    """
+    return RowSource(lower(network), name, target, compact)
 
 
 @dataclass(frozen=True)
@@ -24,9 +37,9 @@ class RowSource(Source):
     program: RowProgram
     row_by_row: ClassVar[bool] = True
 
-    def _used(self) -> set[str]:
+    def _used(self) -> set[Kernel]:
         streamed = any(segment.order for segment in self.program.segments)
-        return super()._used() | ({"rows"} if streamed else set())
+        return super()._used() | ({ROWS} if streamed else set())
 
     def _blocks(self, instances: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
         blocks = []
@@ -87,19 +100,19 @@ class RowSource(Source):
 
     def _row_call(self, step: Step, call: Call, instance: str) -> str:
         layer = step.layer
-        takes_rows = call.kernel.endswith("_row")
+        takes_rows = isinstance(call, RowCall)
         kept_as = _kept_as(layer)
         arguments = [f"&{instance}"] if instance else []
         for argument in call.arguments:
             if not isinstance(argument, Operand):
-                arguments.append(str(argument))
+                arguments.append(self._argument(argument))
             elif argument.tensor == layer.name:
                 arguments.append(f"to + {argument.offset}" if argument.offset else "to")
             else:
                 kept = f"&{kept_as[argument.tensor]}"
                 text = kept if takes_rows else f"row_of({kept}, {_input_row(layer)})"
                 arguments.append(f"{text} + {argument.offset}" if argument.offset else text)
-        return f"{call.kernel}({', '.join([*arguments, *['row'] * takes_rows])});"
+        return f"{call.kernel.name}({', '.join([*arguments, *['row'] * takes_rows])});"
 
 
 def _kept_as(layer: n.Layer) -> dict[str, str]:

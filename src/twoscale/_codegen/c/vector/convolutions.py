@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from twoscale._codegen.c.common.calls import Constant, Inline, Name, Whole
+from twoscale._codegen.c.vector.kernels import ConvParams
 from twoscale._codegen.c.vector.tiles import LANES, Tile, choose_tile
 from twoscale._ir import layers as n
 from twoscale._ir.layers import TensorSpec
 
 __all__ = [
+    "ConvEnd",
+    "ConvResidual",
     "Packed",
     "PackedDepthwise",
     "Windows",
     "best_merge",
-    "conv_fields",
+    "conv_params",
     "conv_windows",
     "linear_windows",
     "pack",
@@ -101,6 +104,28 @@ class Windows:
     def vectors(self) -> int:
         """Vectors of 16 channels."""
         return -(-len(self.weight) // LANES)
+
+
+@dataclass(frozen=True)
+class ConvEnd:
+    """How accumulators become bytes; nothing where they leave as they are."""
+
+    scale: Constant | None = None
+    lo: int | None = None
+    hi: int | None = None
+    zero: Whole | None = None
+
+
+@dataclass(frozen=True)
+class ConvResidual:
+    """How a residual joins."""
+
+    row: int
+    pixel: int
+    """Bytes between rows and pixels."""
+    scale: np.float32
+    zero: np.float32
+    """The output's zero point less the residual's times its scale."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,22 +274,42 @@ def pack(windows: Windows, tile: Tile | None = None) -> list[Packed]:
     return parts
 
 
-def conv_fields(windows: Windows, packed: Packed, **more: Any) -> dict[str, Any]:
-    """Return the fields of conv_params that do not name constants."""
+def conv_params(
+    windows: Windows,
+    packed: Packed,
+    *,
+    out_row: int | None,
+    out_pixel: int | Name,
+    weight: Constant,
+    bias: Constant,
+    end: ConvEnd,
+    residual: ConvResidual | None = None,
+) -> ConvParams:
+    """Return the parameters of the kernel for some of a layer's channels."""
     words = windows.words
     segments = [first + 4 * word for first in windows.segments for word in range(words)]
     if not windows.is_short:
         segments = segments[::words]
-    return {
-        "out_h": windows.out_h,
-        "out_w": windows.out_w,
-        "out_c": packed.channels,
-        "segments": len(segments),
-        "segment": f"(const int32_t[]){{{', '.join(map(str, segments))}}}",
-        "words": 1 if windows.is_short else words,
-        "row_step": windows.row_step,
-        **more,
-    }
+    return ConvParams(
+        out_h=windows.out_h,
+        out_w=windows.out_w,
+        out_c=packed.channels,
+        segments=len(segments),
+        segment=Inline(tuple(segments)),
+        words=1 if windows.is_short else words,
+        row_step=windows.row_step,
+        out_row=out_row,
+        out_pixel=out_pixel,
+        weight=weight,
+        bias=bias,
+        scale=end.scale,
+        lo=end.lo,
+        hi=end.hi,
+        zero=end.zero if residual is None else residual.zero,
+        residual_row=None if residual is None else residual.row,
+        residual_pixel=None if residual is None else residual.pixel,
+        residual_scale=None if residual is None else residual.scale,
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from twoscale._codegen.c.common.program import Tensor
+from twoscale._codegen.c.common.tensors import Tensor
 
 __all__ = ["Rows", "bordered", "dense"]
 

@@ -1,29 +1,33 @@
-"""IntegerNetwork → FastProgram: vector kernels on rows of bytes, several images at a time. No text yet.
+"""IntegerNetwork → VectorProgram: vector kernels on rows of bytes, several images at a time. No text yet.
 
 Images lie in H, W, C order like those of the portable C, but a tensor that a convolution reads has a border of zero
-points, so that windows need no bounds checks: rows are further apart than they are long. What has no vector kernel
-keeps its portable one, image after image, on tensors without a border.
+points, so that windows need no bounds checks: rows are further apart than they are long. Layers without a vector kernel
+run the portable one, image after image, on tensors without a border.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from twoscale._codegen.c.common.arrange import ArrangedLayer, Arrangement, Copy, arrange
+from twoscale._codegen.c.common.calls import Call, Constant, Operand, Whole
 from twoscale._codegen.c.common.memory import Buffer, MemoryPlan, plan_memory
-from twoscale._codegen.c.common.names import Identifiers
-from twoscale._codegen.c.common.program import Call, Constant, Fields, Lowered, Operand, Place, Program, Step, Tensor
-from twoscale._codegen.c.common.text import decimal
-from twoscale._codegen.c.portable.lowering import lower, window_fields
+from twoscale._codegen.c.common.program import Constants, Lowered, Step
+from twoscale._codegen.c.common.tensors import Place, Tensor
+from twoscale._codegen.c.portable.calls import PortableCalls, copy_call, window
+from twoscale._codegen.c.portable.kernels import Memset
+from twoscale._codegen.c.vector import kernels as k
 from twoscale._codegen.c.vector.convolutions import (
+    ConvEnd,
+    ConvResidual,
     Packed,
     PackedDepthwise,
     best_merge,
-    conv_fields,
+    conv_params,
     conv_windows,
     linear_windows,
     pack,
@@ -38,7 +42,7 @@ from twoscale._ir.arithmetic import sum_is_exact
 from twoscale._ir.checks import sum_bounds
 from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["FastCall", "FastProgram", "FastStep", "lower_fast"]
+__all__ = ["VectorProgram", "lower"]
 
 _ALIGNMENT = 64
 _SLACK = 64
@@ -50,33 +54,13 @@ _MOST_GROUPS = 64
 """A convolution of more groups, with at least 16 channels or all there are in each, keeps its portable kernel."""
 
 
-@dataclass(frozen=True)
-class FastCall(Call):
-    """One call of a kernel for a block of images.
-
-    Kernels of the portable C (``portable``) take one image; others take the block.
-    """
-
-    portable: bool = False
-    instance: tuple[int, ...] = ()
-    """Numbers that the kernel is compiled for."""
-
-
 @dataclass(frozen=True, eq=False)
-class FastStep(Step):
-    """What one layer does."""
-
-    calls: tuple[FastCall, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class FastProgram(Lowered):
+class VectorProgram(Lowered):
     """A network as calls of kernels for a block of images.
 
     Places are those of a tensor's first row in an image's part of the arena, and ``live_bytes`` are of that part.
     """
 
-    steps: tuple[FastStep, ...]
     rows: Mapping[str, Rows]
     """By tensor."""
     image_bytes: int
@@ -93,35 +77,34 @@ class FastProgram(Lowered):
         return self.image_bytes * self.block + _ALIGNMENT + _SLACK + beyond
 
 
-def lower_fast(network: IntegerNetwork) -> FastProgram:
+def lower(network: IntegerNetwork) -> VectorProgram:
     """Turn a network into calls of vector kernels and plan its memory.
 
     Raises:
         ConfigurationError: integers alone cannot compute it; names the layer and what to do.
     """
-    lowering = _Lowering(lower(network))
-    steps = tuple(lowering.step(step) for step in lowering.program.steps)
+    arrangement = arrange(network)
+    lowering = _Lowering(arrangement)
+    steps = tuple(lowering.portable.step(layer, lowering.calls) for layer in arrangement.layers)
     rows, tensors = lowering.rows, lowering.tensors
-    places, plan, live = _place(network, rows, steps)
+    places, plan, live = _place(arrangement, rows, steps)
     image_bytes = _aligned(max(plan.size, 1) + _SLACK)
     if image_bytes % 4096 == 0:  # images then would compete for the same sets of the first-level cache
         image_bytes += _ALIGNMENT
     block = max(1, min(_LARGEST_BLOCK, _BLOCK_BYTES // image_bytes))
-    return FastProgram(network, tensors, steps, places, plan, live, rows, image_bytes, block)
+    return VectorProgram(network, tensors, steps, places, plan, live, rows, image_bytes, block)
 
 
 class _Lowering:
     """Walks the layers; decides where rows lie."""
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
-        self.network = program.network
-        self.tensors = dict(program.tensors)
-        self.roots: dict[str, str] = {}
-        for step in program.steps:
-            name = step.layer.name
-            self.roots[name] = name if step.view_of is None else self.roots[step.view_of]
-        self.rows = {name: dense(tensor) for name, tensor in program.tensors.items()}
+    def __init__(self, arrangement: Arrangement) -> None:
+        self.network = arrangement.network
+        self.tensors = dict(arrangement.tensors)
+        self.roots = arrangement.roots
+        self.constants = Constants()
+        self.portable = PortableCalls(arrangement, self.constants)
+        self.rows = {name: dense(tensor) for name, tensor in self.tensors.items()}
         self.readers: dict[str, list[n.Layer]] = {name: [] for name in self.roots}
         for layer in self.network:
             for name in layer.inputs:
@@ -132,8 +115,6 @@ class _Lowering:
         for name, root in self.roots.items():
             if self.rows[root].has_border:
                 self.rows[name] = self.rows[root]
-        self.identifiers = Identifiers()
-        self.constants: list[Constant] = []
 
     def has_kernel(self, layer: n.Layer) -> bool:
         """Whether a layer has a vector kernel, which reads and writes rows that are apart."""
@@ -199,139 +180,106 @@ class _Lowering:
         if pads:
             self.rows[name] = bordered(self.tensors[name], [max(sides) for sides in zip(*pads, strict=True)])
 
-    def step(self, step: Step) -> FastStep:
-        self.constants = []
-        layer = step.layer
-        calls: list[FastCall] = []
+    def calls(self, arranged: ArrangedLayer) -> list[Call]:
+        """Return the calls that compute a layer."""
+        layer = arranged.layer
+        calls: list[Call] = []
         if self.roots[layer.name] == layer.name and self.rows[layer.name].has_border:
             calls.append(self.fill_border(layer.name))
-        if isinstance(layer, n.QuantizeInput):
-            calls.append(self.read_images())
-        elif isinstance(layer, n.Conv2d) and self.is_depthwise(layer):
-            calls += self.depthwise(step.identifier, layer)
-        elif isinstance(layer, n.Conv2d) and self.has_kernel(layer):
-            calls += self.conv(step.identifier, layer)
-        elif isinstance(layer, n.Linear) and self.has_kernel(layer):
-            calls += self.linear(step.identifier, layer)
-        elif isinstance(layer, n.MaxPool2d | n.AveragePool2d):
-            calls.append(self.pool(layer))
-        elif isinstance(layer, n.Add) and self.has_kernel(layer):
-            a_scale, b_scale = (_float(m.values[0]) for m in layer.multipliers)
-            calls.append(self.join("add_rows", layer, *layer.inputs, a_scale=a_scale, b_scale=b_scale))
-        elif isinstance(layer, n.Table):
-            calls.append(self.look_up(step.identifier, layer))
-        elif isinstance(layer, n.Mul) and self.has_kernel(layer):
-            gate = self.gate_of(layer)
-            assert gate is not None
-            assert layer.multiplier is not None
-            whole, other, gates = gate
-            scale = _float(layer.multiplier.values[0])
-            calls.append(self.join("multiply_rows", layer, whole, other, gates=gates, a_scale=scale))
-        else:
-            calls += [self.for_a_block(call, layer, index) for index, call in enumerate(step.calls)]
-            self.constants += step.constants
-        constants = tuple(self.constants)
-        return FastStep(step.index, layer, step.identifier, tuple(calls), constants, view_of=step.view_of)
+        if isinstance(layer, n.Concat | n.Pad | n.Permute | n.Reshape | n.Slice):
+            return [*calls, *self.move(arranged, layer)]
+        handler = _CALLS.get(type(layer))
+        if handler is None or not self.has_kernel(layer):
+            return [*calls, *self.portable.of(arranged)]
+        return [*calls, *handler(self, layer)]
 
-    def for_a_block(self, call: Call, layer: n.Layer, index: int) -> FastCall:
-        """Return call number ``index`` of a layer's portable C as one for a block, where there is a kernel for it."""
-        if call.kernel == "copy":
-            assert call.fields is not None
-            return FastCall("move", (*call.arguments, "count"), _longest_inside(call.fields))
-        if call.kernel == "rescale":
-            assert call.fields is not None
-            assert isinstance(layer, n.Concat)
-            multiplier = layer.multipliers[index]  # one call an operand, which may be the same tensor again
-            assert multiplier is not None
-            runs = {name: call.fields[name] for name in ("outer", "run", "y_step")}
-            fields = {**runs, "in_zero": call.fields["in_zero"], "scale": _float(multiplier.values[0])}
-            return FastCall("rescale_runs", (*call.arguments, "count"), fields | self.bounds(layer))
-        return FastCall(call.kernel, call.arguments, call.fields, portable=True)
+    def move(self, arranged: ArrangedLayer, layer: n.Layer) -> list[Call]:
+        """Return the calls of a layer that moves integers."""
+        calls: list[Call] = []
+        if isinstance(layer, n.Pad):
+            calls.append(Memset(Operand(layer.name), self.tensors[layer.inputs[0]].zero, self.tensors[layer.name].size))
+        for move in arranged.moves:
+            if isinstance(move, Copy):
+                calls.append(_copy(move))
+                continue
+            params = k.RescaleRunsParams(
+                move.outer, move.run, move.y_step, move.in_zero, np.float32(move.multiplier.values[0]),
+                *self.bounds(layer),
+            )  # fmt: skip
+            calls.append(k.RescaleRuns(params, move.source, move.target))
+        return calls
 
-    def look_up(self, identifier: str, layer: n.Table) -> FastCall:
+    def look_up(self, layer: n.Table) -> list[Call]:
         """Return the call of any function of one byte."""
-        rows, table = self.rows[layer.name], (layer.table + self.tensors[layer.name].shift).astype(np.uint8)
-        fields = {
-            "rows": rows.count,
-            "row_bytes": rows.length,
-            "in_row": self.rows[layer.inputs[0]].stride,
-            "out_row": rows.stride,
-            "table": self.constant(f"{identifier}_table", "uint8_t", table, table.shape),
-        }
-        return FastCall("look_up_rows", (Operand(layer.inputs[0]), Operand(layer.name), "count"), fields)
+        rows, values = self.rows[layer.name], (layer.table + self.tensors[layer.name].shift).astype(np.uint8)
+        params = k.LookUpRowsParams(
+            rows=rows.count,
+            row_bytes=rows.length,
+            in_row=self.rows[layer.inputs[0]].stride,
+            out_row=rows.stride,
+            table=self.constants.add("table", "uint8_t", values, values.shape),
+        )
+        return [k.LookUpRows(params, Operand(layer.inputs[0]), Operand(layer.name))]
 
-    def constant(self, name: str, ctype: str, values: NDArray[Any], dimensions: tuple[int, ...]) -> str:
-        identifier = self.identifiers.of(name)
-        self.constants.append(Constant(identifier, ctype, np.ascontiguousarray(values).ravel(), dimensions))
-        return identifier
-
-    def read_images(self) -> FastCall:
-        x = self.program.input
+    def read_images(self, layer: n.QuantizeInput) -> list[Call]:
+        """Return the call that makes images the first tensor."""
+        x = self.tensors[layer.name]
         spec = x.spec
         channels, height, width = spec.shape if len(spec.shape) == 3 else (1, 1, len(x.order))
         has_inverse = 2.0**-100 < spec.scale < 2.0**100  # else it could lack bits, or be infinite
-        fields = {
-            "in_h": height,
-            "in_w": width,
-            "in_c": channels,
-            "row_stride": self.rows[x.name].stride,
-            "scale": _float(spec.scale),
-            "inverse": _float(1 / spec.scale) if has_inverse else "0.0f",
-            "tie": _float(0.5 - 2**-12) if has_inverse else "-1.0f",
-            "shift": x.shift,
-            **self.bounds(self.network.input),
-        }
-        return FastCall("read_images", ("b", Operand(x.name)), fields)
+        lo, hi, zero = self.bounds(layer)
+        params = k.ReadImagesParams(
+            in_h=height,
+            in_w=width,
+            in_c=channels,
+            row_stride=self.rows[x.name].stride,
+            scale=np.float32(spec.scale),
+            inverse=np.float32(1 / spec.scale) if has_inverse else Whole(0),
+            tie=np.float32(0.5 - 2**-12) if has_inverse else Whole(-1),
+            shift=x.shift,
+            lo=lo,
+            hi=hi,
+            zero=zero,
+        )
+        return [k.ReadImages(params, Operand(x.name))]
 
-    def fill_border(self, name: str) -> FastCall:
+    def fill_border(self, name: str) -> Call:
+        """Return the call that puts the zero point around a tensor's rows."""
         rows = self.rows[name]
-        fields = {
-            "rows": rows.count,
-            "row_bytes": rows.length,
-            "row_stride": rows.stride,
-            "first": rows.first,
-            "size": rows.size,
-            "zero": self.tensors[name].zero,
-        }
-        return FastCall("fill_border", (Operand(name, -rows.first), "count"), fields)
+        params = k.FillBorderParams(
+            rows.count, rows.length, rows.stride, rows.first, rows.size, self.tensors[name].zero
+        )
+        return k.FillBorder(params, Operand(name, -rows.first))
 
-    def conv(self, identifier: str, layer: n.Conv2d) -> list[FastCall]:
+    def conv(self, layer: n.Conv2d) -> list[Call]:
         """Return the calls of a convolution, one for each group and kind of tile."""
+        if self.is_depthwise(layer):
+            return self.depthwise(layer)
         layer = join_groups(layer)
-        x = self.tensors[layer.inputs[0]]
-        channels = x.spec.shape[0]
-        calls: list[FastCall] = []
+        x, y = self.tensors[layer.inputs[0]], self.tensors[layer.name]
+        channels, out_c = x.spec.shape[0], layer.output.shape[0]
+        calls: list[Call] = []
         source, start = self.first_window(layer, calls)
-        rows = self.rows[source]
-        target = self.rows[layer.name]
-        item = self.tensors[layer.name].item
         for group in range(layer.groups):
-            windows = conv_windows(layer, x.spec.shape, x.zero, rows.stride, group)
+            windows = conv_windows(layer, x.spec.shape, x.zero, self.rows[source].stride, group)
             if layer.groups == 1:
                 windows = best_merge(windows)
-            out_pixel = layer.output.shape[0] * windows.merged
+            out_pixel = out_c * windows.merged
             for packed in pack(windows):
-                channel = group * (layer.output.shape[0] // layer.groups) + packed.first
-                more: dict[str, Any] = {"out_row": target.stride, "out_pixel": out_pixel * item}
-                more |= self.weights(identifier, layer, packed)
-                residual: Operand | str = "NULL"
-                if layer.residual_multiplier is not None:
-                    joined = self.tensors[layer.inputs[1]]
-                    scale = layer.residual_multiplier.values[0]
-                    more |= {
-                        "residual_row": self.rows[joined.name].stride,
-                        "residual_pixel": out_pixel,
-                        "residual_scale": _float(scale),
-                        "zero": _float(self.tensors[layer.name].zero - joined.zero * float(scale)),
-                    }
-                    residual = Operand(joined.name, channel)
-                arguments = (
-                    Operand(source, start + group * (channels // layer.groups)),
-                    residual,
-                    Operand(layer.name, channel * item),
-                    "count",
+                channel = group * (out_c // layer.groups) + packed.first
+                weight, bias = self.weights(packed)
+                residual = self.residual(layer, out_pixel)
+                params = conv_params(
+                    windows,
+                    packed,
+                    out_row=self.rows[layer.name].stride,
+                    out_pixel=out_pixel * y.item,
+                    weight=weight,
+                    bias=bias,
+                    end=self.conv_end(layer, packed),
+                    residual=residual,
                 )
-                instance = (
+                instance = k.ConvInstance(
                     packed.tile.pixels,
                     packed.tile.rows,
                     packed.tile.vectors,
@@ -340,35 +288,57 @@ class _Lowering:
                     int(packed.is_far),
                     _end(layer),
                 )
-                fields = conv_fields(windows, packed, **more)
-                calls.append(FastCall("conv", arguments, fields, instance=instance))
+                calls.append(
+                    k.Conv(
+                        params,
+                        instance,
+                        Operand(source, start + group * (channels // layer.groups)),
+                        None if residual is None else Operand(layer.inputs[1], channel),
+                        Operand(layer.name, channel * y.item),
+                    )
+                )
         return calls
 
-    def depthwise(self, identifier: str, layer: n.Conv2d) -> list[FastCall]:
+    def residual(self, layer: n.Conv2d, out_pixel: int) -> ConvResidual | None:
+        """Return how the residual of a convolution joins, if it has one."""
+        if layer.residual_multiplier is None:
+            return None
+        joined = self.tensors[layer.inputs[1]]
+        scale = layer.residual_multiplier.values[0]
+        zero = self.tensors[layer.name].zero - joined.zero * float(scale)
+        return ConvResidual(self.rows[joined.name].stride, out_pixel, np.float32(scale), np.float32(zero))
+
+    def depthwise(self, layer: n.Conv2d) -> list[Call]:
         """Return the calls of a convolution of each channel by itself."""
-        calls: list[FastCall] = []
+        calls: list[Call] = []
         source, start = self.first_window(layer, calls)
         stride = self.rows[source].stride
         channels, out_h, out_w = layer.output.shape
         packed = pack_depthwise(layer, self.tensors[source].zero)
         joined = layer.stride[1] == 1  # then neighbouring pixels are neighbouring bytes of the input, too
-        fields = {
-            "out_h": out_h,
-            "runs": 1 if joined else out_w,
-            "run_bytes": channels * (out_w if joined else 1),
-            "run_step": layer.stride[1] * channels,
-            "row_step": layer.stride[0] * stride,
-            "tap_step": layer.dilation[1] * channels,
-            "tap_row": layer.dilation[0] * stride,
-            "out_row": self.rows[layer.name].stride,
-            "period": len(packed.weight),
-            **self.weights(identifier, layer, packed),
-        }
-        arguments = (Operand(source, start), Operand(layer.name), "count")
-        instance = (layer.weight.shape[2], packed.weight.shape[2])
-        return [*calls, FastCall("depthwise", arguments, fields, instance=instance)]
+        weight, bias = self.weights(packed)
+        lo, hi, zero = self.bounds(layer)
+        params = k.DepthwiseParams(
+            out_h=out_h,
+            runs=1 if joined else out_w,
+            run_bytes=channels * (out_w if joined else 1),
+            run_step=layer.stride[1] * channels,
+            row_step=layer.stride[0] * stride,
+            tap_step=layer.dilation[1] * channels,
+            tap_row=layer.dilation[0] * stride,
+            out_row=self.rows[layer.name].stride,
+            period=len(packed.weight),
+            weight=weight,
+            bias=bias,
+            scale=self.constants.add("scale", "float", packed.scale, packed.scale.shape),
+            lo=lo,
+            hi=hi,
+            zero=zero,
+        )
+        instance = k.DepthwiseInstance(layer.weight.shape[2], packed.weight.shape[2])
+        return [*calls, k.Depthwise(params, instance, Operand(source, start), Operand(layer.name))]
 
-    def first_window(self, layer: n.Conv2d, calls: list[FastCall]) -> tuple[str, int]:
+    def first_window(self, layer: n.Conv2d, calls: list[Call]) -> tuple[str, int]:
         """Return the tensor that a convolution reads, and where in it the first window begins.
 
         If its input has no border, ``calls`` are given those that make a copy with one.
@@ -380,7 +350,7 @@ class _Lowering:
         top, left = layer.padding[:2]
         return source, -top * self.rows[source].stride - left * x.spec.shape[0]
 
-    def with_border(self, layer: n.Conv2d, x: Tensor, rows: Rows, calls: list[FastCall]) -> str:
+    def with_border(self, layer: n.Conv2d, x: Tensor, rows: Rows, calls: list[Call]) -> str:
         """Copy a tensor to where it has a border; return the copy's name."""
         name = f"{layer.name}: {x.name} with a border"
         while name in self.tensors:
@@ -388,80 +358,130 @@ class _Lowering:
         self.tensors[name] = replace(x, name=name)
         self.rows[name] = rows
         dense = self.rows[x.name]
-        fields = {"rows": rows.count, "row_bytes": rows.length, "from_stride": dense.stride, "to_stride": rows.stride}
-        calls.append(self.fill_border(name))
-        calls.append(FastCall("copy_rows", (Operand(x.name), Operand(name), "count"), fields))
+        params = k.CopyRowsParams(rows.count, rows.length, dense.stride, rows.stride)
+        calls += [self.fill_border(name), k.CopyRows(params, Operand(x.name), Operand(name))]
         return name
 
-    def linear(self, identifier: str, layer: n.Linear) -> list[FastCall]:
+    def linear(self, layer: n.Linear) -> list[Call]:
         """Return the calls of a linear layer: images are the pixels of one row."""
-        x = self.tensors[layer.inputs[0]]
+        x, y = self.tensors[layer.inputs[0]], self.tensors[layer.name]
         rows = self.rows[x.name]
         count = rows.count if rows.has_border else 1
         windows = linear_windows(layer, x.order, x.zero, count, rows.stride)
-        item = self.tensors[layer.name].item
-        calls = []
+        calls: list[Call] = []
         for packed in pack(windows, Tile(6, 1, 4)):
-            arguments = (Operand(x.name), Operand(layer.name, packed.first * item), "count")
-            fields = conv_fields(windows, packed, out_pixel="IMAGE_BYTES") | self.weights(identifier, layer, packed)
-            calls.append(
-                FastCall("linear", arguments, fields, instance=(packed.tile.pixels, packed.tile.vectors, _end(layer)))
+            weight, bias = self.weights(packed)
+            params = conv_params(
+                windows,
+                packed,
+                out_row=None,
+                out_pixel=k.IMAGE_BYTES,
+                weight=weight,
+                bias=bias,
+                end=self.conv_end(layer, packed),
             )
+            instance = k.LinearInstance(packed.tile.pixels, packed.tile.vectors, _end(layer))
+            calls.append(k.Linear(params, instance, Operand(x.name), Operand(layer.name, packed.first * y.item)))
         return calls
 
-    def pool(self, layer: n.MaxPool2d | n.AveragePool2d) -> FastCall:
-        x = self.tensors[layer.inputs[0]]
-        fields = window_fields(layer, x.spec.shape)
-        fields |= {"in_row": self.rows[x.name].stride, "out_row": self.rows[layer.name].stride}
-        arguments = (Operand(x.name), Operand(layer.name), "count")
-        if isinstance(layer, n.MaxPool2d):
-            fields |= {"dilation_h": layer.dilation[0], "dilation_w": layer.dilation[1]}
-            inside = int(not any(layer.padding))  # the last window ends within the image
-            return FastCall("max_pool", arguments, fields, instance=(*layer.kernel, inside))
-        fields["in_zero"] = x.zero
+    def max_pool(self, layer: n.MaxPool2d) -> list[Call]:
+        """Return the call of maxima over windows."""
+        dilation_h, dilation_w = layer.dilation
+        params = replace(self.pool(layer), dilation_h=dilation_h, dilation_w=dilation_w)
+        inside = int(not any(layer.padding))  # the last window ends within the image
+        instance = k.MaxPoolInstance(*layer.kernel, inside)
+        return [k.MaxPool(params, instance, Operand(layer.inputs[0]), Operand(layer.name))]
+
+    def average_pool(self, layer: n.AveragePool2d) -> list[Call]:
+        """Return the call of means over windows."""
+        in_zero = self.tensors[layer.inputs[0]].zero
+        params = replace(self.pool(layer), in_zero=in_zero)
         if layer.multiplier is not None:
-            fields |= {"scale": _float(layer.multiplier.values[0]), **self.bounds(layer)}
-        return FastCall("average_pool", arguments, fields)
+            lo, hi, zero = self.bounds(layer)
+            params = replace(params, scale=np.float32(layer.multiplier.values[0]), lo=lo, hi=hi, zero=zero)
+        return [k.AveragePool(params, Operand(layer.inputs[0]), Operand(layer.name))]
 
-    def join(self, kernel: str, layer: n.Layer, a: str, b: str, **more: Any) -> FastCall:
-        """Return the call of a sum or a product."""
+    def pool(self, layer: n.MaxPool2d | n.AveragePool2d) -> k.PoolParams:
+        """Return where windows lie, and how far rows are apart."""
+        x = self.tensors[layer.inputs[0]]
+        windows = vars(window(layer, x.spec.shape))
+        return k.PoolParams(**windows, in_row=self.rows[x.name].stride, out_row=self.rows[layer.name].stride)
+
+    def add(self, layer: n.Add) -> list[Call]:
+        """Return the call of a sum."""
+        a, b = layer.inputs
+        a_scale, b_scale = (np.float32(m.values[0]) for m in layer.multipliers)
+        return [k.AddRows(self.join(layer, a, b, a_scale, b_scale), Operand(a), Operand(b), Operand(layer.name))]
+
+    def multiply(self, layer: n.Mul) -> list[Call]:
+        """Return the call of a product."""
+        gate = self.gate_of(layer)
+        assert gate is not None
+        assert layer.multiplier is not None
+        a, b, gates = gate
+        params = self.join(layer, a, b, np.float32(layer.multiplier.values[0]), gates=gates)
+        return [k.MultiplyRows(params, Operand(a), Operand(b), Operand(layer.name))]
+
+    def join(
+        self,
+        layer: n.Layer,
+        a: str,
+        b: str,
+        a_scale: np.float32,
+        b_scale: np.float32 | None = None,
+        gates: int | None = None,
+    ) -> k.JoinParams:
+        """Return the parameters of a sum or a product."""
         rows = self.rows[layer.name]
-        fields = {
-            "rows": rows.count,
-            "row_bytes": rows.length,
-            "a_row": self.rows[a].stride,
-            "b_row": self.rows[b].stride,
-            "out_row": rows.stride,
-            "a_zero": self.tensors[a].zero,
-            "b_zero": self.tensors[b].zero,
-            **more,
-            **self.bounds(layer),
-        }
-        return FastCall(kernel, (Operand(a), Operand(b), Operand(layer.name), "count"), fields)
+        lo, hi, zero = self.bounds(layer)
+        return k.JoinParams(
+            rows=rows.count,
+            row_bytes=rows.length,
+            a_row=self.rows[a].stride,
+            b_row=self.rows[b].stride,
+            out_row=rows.stride,
+            a_zero=self.tensors[a].zero,
+            b_zero=self.tensors[b].zero,
+            gates=gates,
+            a_scale=a_scale,
+            b_scale=b_scale,
+            lo=lo,
+            hi=hi,
+            zero=zero,
+        )
 
-    def bounds(self, layer: n.Layer) -> dict[str, Any]:
+    def bounds(self, layer: n.Layer) -> tuple[Whole, Whole, int]:
         """Return the bounds of a layer's output, relative to its zero point, and that as it is kept."""
         spec = layer.output
-        return {
-            "lo": f"{spec.lo - spec.zero_point}.0f",
-            "hi": f"{spec.hi - spec.zero_point}.0f",
-            "zero": self.tensors[layer.name].zero,
-        }
+        return Whole(spec.lo - spec.zero_point), Whole(spec.hi - spec.zero_point), self.tensors[layer.name].zero
 
-    def weights(self, identifier: str, layer: n.Accumulating, packed: Packed | PackedDepthwise) -> dict[str, Any]:
-        """Return the fields that name constants, and how accumulators become bytes."""
-        fields: dict[str, Any] = {
-            "weight": self.constant(f"{identifier}_weight", "int8_t", packed.weight, packed.weight.shape),
-            "bias": self.constant(f"{identifier}_bias", "int32_t", packed.bias, packed.bias.shape),
-        }
+    def weights(self, packed: Packed | PackedDepthwise) -> tuple[Constant, Constant]:
+        """Return the static arrays of weights and biases."""
+        return (
+            self.constants.add("weight", "int8_t", packed.weight, packed.weight.shape),
+            self.constants.add("bias", "int32_t", packed.bias, packed.bias.shape),
+        )
+
+    def conv_end(self, layer: n.Accumulating, packed: Packed) -> ConvEnd:
+        """Return how accumulators become bytes."""
         if packed.scale is None:
-            return fields
-        fields["scale"] = self.constant(f"{identifier}_scale", "float", packed.scale, packed.scale.shape)
-        if isinstance(packed, PackedDepthwise):
-            return fields | self.bounds(layer)
-        tensor = self.tensors[layer.name]
-        lo, hi = layer.output.lo + tensor.shift, layer.output.hi + tensor.shift
-        return fields | {"lo": lo, "hi": hi, "zero": f"{tensor.zero}.0f"}
+            return ConvEnd()
+        y = self.tensors[layer.name]
+        scale = self.constants.add("scale", "float", packed.scale, packed.scale.shape)
+        return ConvEnd(scale, y.lo, y.hi, Whole(y.zero))
+
+
+_CALLS: dict[type[n.Layer], Callable[[_Lowering, Any], Iterable[Call]]] = {
+    n.Add: _Lowering.add,
+    n.AveragePool2d: _Lowering.average_pool,
+    n.Conv2d: _Lowering.conv,
+    n.Linear: _Lowering.linear,
+    n.MaxPool2d: _Lowering.max_pool,
+    n.Mul: _Lowering.multiply,
+    n.QuantizeInput: _Lowering.read_images,
+    n.Table: _Lowering.look_up,
+}
+"""Layers that have a vector kernel, if ``has_kernel`` agrees; others that compute run their portable one."""
 
 
 def _end(layer: n.Conv2d | n.Linear) -> int:
@@ -471,16 +491,13 @@ def _end(layer: n.Conv2d | n.Linear) -> int:
     return 2 if len(layer.inputs) > 1 else 1
 
 
-def _longest_inside(fields: Fields) -> Fields:
-    """Return the parameters of a copy with its longest loop as the last one: its elements go anywhere in any order."""
-    loops = sorted(zip(fields["size"], fields["from_step"], fields["to_step"], strict=True))
+def _copy(copy: Copy) -> Call:
+    """Return the call that copies a block's bytes; of several loops the longest is the last."""
+    if not copy.sizes:
+        return copy_call(copy)
+    loops = sorted(zip(copy.sizes, copy.from_steps, copy.to_steps, strict=True))
     size, from_step, to_step = zip(*loops, strict=True)
-    return {**fields, "size": size, "from_step": from_step, "to_step": to_step}
-
-
-def _float(value: float) -> str:
-    """Return a float32 for C."""
-    return f"{decimal(np.float32(value))}f"
+    return k.Move(k.MoveParams(len(size), size, from_step, to_step, copy.run), copy.source, copy.target)
 
 
 def _aligned(size: int) -> int:
@@ -488,20 +505,19 @@ def _aligned(size: int) -> int:
 
 
 def _place(
-    network: IntegerNetwork, rows: Mapping[str, Rows], steps: Sequence[FastStep]
+    arrangement: Arrangement, rows: Mapping[str, Rows], steps: Sequence[Step]
 ) -> tuple[dict[str, Place], MemoryPlan, tuple[int, ...]]:
     """Lay out one image's part of the arena."""
-    roots: dict[str, str] = {}
+    roots = dict(arrangement.roots)
     spans: dict[str, tuple[int, int]] = {}
     for step in steps:
         name = step.layer.name
-        roots[name] = name if step.view_of is None else roots[step.view_of]
-        used = [a.tensor for call in step.calls for a in call.arguments if isinstance(a, Operand)]
+        used = [operand.tensor for call in step.calls for operand in call.operands]
         for tensor in (name, *used, *step.layer.inputs):
             root = roots.setdefault(tensor, tensor)
             first, _ = spans.get(root, (step.index, step.index))
             spans[root] = (first, step.index)
-    root = roots[network.output]
+    root = roots[arrangement.network.output]
     spans[root] = (spans[root][0], len(steps))  # read once more, when outputs are handed over
     buffers = [Buffer(_aligned(rows[name].size + _SLACK), *span) for name, span in spans.items()]
     plan = plan_memory(buffers)

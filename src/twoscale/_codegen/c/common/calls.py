@@ -1,0 +1,122 @@
+"""Calls of C kernels as data: what each back end's kernels take, as dataclasses, and their text in C.
+
+A back end has one class of ``Call`` for each kernel. Its members, in their order, are the arguments of the C function.
+A member that is a ``Params`` becomes a static struct, which every kernel takes first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["NULL", "Argument", "Call", "Constant", "Inline", "Kernel", "Name", "Operand", "Params", "Value", "Whole"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A C function."""
+
+    name: str
+    """Of the function, and of the file with its text."""
+    needs: tuple[Kernel, ...] = ()
+    """Other kernels that it calls."""
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A static array."""
+
+    identifier: str
+    ctype: str
+    values: NDArray[Any]
+    dimensions: tuple[int, ...]
+    """What the values mean, slowest first; for the comment."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return int(self.values.size) * {"int8_t": 1, "uint8_t": 1, "int32_t": 4, "float": 4}[self.ctype]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A place in a tensor's memory."""
+
+    tensor: str
+    offset: int = 0
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """A variable or macro of the C in which the call stands."""
+
+    text: str
+
+
+NULL = Name("NULL")
+
+
+@dataclass(frozen=True)
+class Inline:
+    """An int32_t array that stands where it is used."""
+
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A float that is a whole number."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class Params:
+    """The parameters of a kernel: a C struct whose members are those of the dataclass, in the same order.
+
+    A member that is None is left out, which makes it 0.
+    """
+
+    struct: ClassVar[str] = ""
+    """The C type."""
+
+    @property
+    def members(self) -> dict[str, Value]:
+        """The members to write, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+Value = int | np.float32 | Whole | Constant | Name | Inline | Params | tuple[int, ...]
+"""What a member of a struct can be."""
+Argument = Operand | Constant | Name | int | None
+"""What an argument can be; None is NULL."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a kernel."""
+
+    kernel: ClassVar[Kernel]
+
+    @property
+    def params(self) -> Params | None:
+        """The struct of parameters, if the kernel takes one."""
+        return next((part for part in self._parts() if isinstance(part, Params)), None)
+
+    @property
+    def arguments(self) -> tuple[Argument, ...]:
+        """The other arguments, in order."""
+        return tuple(part for part in self._parts() if not isinstance(part, Params))
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """The arguments that are tensors."""
+        return tuple(argument for argument in self.arguments if isinstance(argument, Operand))
+
+    def _parts(self) -> list[Any]:
+        return [getattr(self, field.name) for field in fields(self)]

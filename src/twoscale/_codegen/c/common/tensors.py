@@ -1,0 +1,76 @@
+"""Tensors as bytes: the order of their elements in memory, and how integers become the bytes that are kept.
+
+An activation is one byte, q for uint8 and q + 128 for int8, so that kernels know one type: no difference q − z
+changes. Accumulators are four bytes in the machine's order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale._ir.layers import TensorSpec
+
+__all__ = ["Place", "Tensor"]
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """The bytes of one tensor."""
+
+    name: str
+    spec: TensorSpec
+    order: NDArray[np.int64]
+    """Which element, in C order, lies at each place in memory."""
+
+    @property
+    def item(self) -> int:
+        """Bytes per element."""
+        return 4 if self.spec.dtype == "int32" else 1
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.order) * self.item
+
+    @property
+    def shift(self) -> int:
+        """What is added to an integer to give the byte that is kept."""
+        return 128 if self.spec.dtype == "int8" else 0
+
+    @property
+    def zero(self) -> int:
+        """The zero point as it is kept."""
+        return self.spec.zero_point + self.shift
+
+    @property
+    def lo(self) -> int:
+        """The lower bound as it is kept."""
+        return self.spec.lo + self.shift
+
+    @property
+    def hi(self) -> int:
+        """The upper bound as it is kept."""
+        return self.spec.hi + self.shift
+
+    def to_memory(self, integers: NDArray[Any]) -> NDArray[Any]:
+        """Return integers (N, ...) as they are kept, (N, size), uint8 or int32."""
+        rows = integers.reshape(len(integers), -1)[:, self.order]
+        return rows.astype(np.int32) if self.item == 4 else (rows.astype(np.int16) + self.shift).astype(np.uint8)
+
+    def from_memory(self, kept: NDArray[Any]) -> NDArray[Any]:
+        """Return what is kept, (N, size), as integers (N, ...) of the tensor's type."""
+        integers = np.empty((len(kept), len(self.order)), self.spec.dtype)
+        integers[:, self.order] = kept.astype(np.int64) - self.shift
+        return integers.reshape(len(kept), *self.spec.shape)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: in "image" or "output", which the caller gives, or in the "arena"."""
+
+    where: str
+    offset: int = 0

@@ -1,0 +1,231 @@
+"""Layer → calls of portable kernels. Equation numbers are those of docs/arithmetic.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from twoscale._codegen.c.common.arrange import ArrangedLayer, Arrangement, Copy, refusal
+from twoscale._codegen.c.common.calls import NULL, Call, Inline, Operand
+from twoscale._codegen.c.common.program import Constants, Step, step_of
+from twoscale._codegen.c.common.storage import memory_axes, memory_steps
+from twoscale._codegen.c.common.tensors import Tensor
+from twoscale._codegen.c.portable import kernels as k
+from twoscale._ir import layers as n
+from twoscale._ir.arithmetic import ADD_SHIFT
+
+__all__ = ["PortableCalls", "copy_call", "window"]
+
+
+def copy_call(copy: Copy) -> Call:
+    """Return the call that copies one image's bytes."""
+    if not copy.sizes:
+        return k.Memcpy(copy.target, copy.source, copy.run)
+    params = k.CopyParams(len(copy.sizes), copy.sizes, copy.from_steps, copy.to_steps, copy.run)
+    return k.CopyRuns(params, copy.source, copy.target)
+
+
+def window(layer: n.MaxPool2d | n.AveragePool2d, shape: tuple[int, ...]) -> k.WindowParams:
+    """Return where the windows of a pool of inputs of ``shape`` (C, H, W) lie."""
+    channels, in_h, in_w = shape
+    _, out_h, out_w = layer.output.shape
+    return k.WindowParams(
+        in_h, in_w, channels, out_h, out_w, *layer.kernel, *layer.stride, pad_top=layer.padding[0],
+        pad_left=layer.padding[1],
+    )  # fmt: skip
+
+
+class PortableCalls:
+    """Makes the calls that compute layers one image at a time.
+
+    Args:
+        arrangement: of the tensors.
+        constants: where the layers' arrays go.
+    """
+
+    def __init__(self, arrangement: Arrangement, constants: Constants) -> None:
+        self.arrangement = arrangement
+        self.constants = constants
+
+    def step(self, arranged: ArrangedLayer, calls: Callable[[ArrangedLayer], Iterable[Call]] | None = None) -> Step:
+        """Return a layer with its calls: those that ``calls`` makes, by default those for the whole tensor."""
+        self.constants.begin(arranged)
+        made = (calls or self.of)(arranged)
+        return step_of(arranged, tuple(made), self.constants.made)
+
+    def of(self, arranged: ArrangedLayer) -> tuple[Call, ...]:
+        """Return the calls that compute a layer's whole output; none where bytes stay as they are."""
+        return _CALLS[type(arranged.layer)](self, arranged, arranged.layer)
+
+    def tensor(self, layer: n.Layer) -> Tensor:
+        """Return a layer's output."""
+        return self.arrangement.tensors[layer.name]
+
+    def requantization(self, layer: n.Layer, multiplier: n.Multiplier | None) -> k.Requantization:
+        """Return how accumulators become a layer's output."""
+        if multiplier is None:
+            return k.Requantization(NULL)
+        integers, y = multiplier.integers, self.tensor(layer)
+        if len(integers) == 1:
+            return k.Requantization(Inline((int(integers[0]),)), None, multiplier.shift, y.zero, y.lo, y.hi)
+        array = self.constants.add("multiplier", "int32_t", integers, integers.shape)
+        return k.Requantization(array, 1, multiplier.shift, y.zero, y.lo, y.hi)
+
+    def conv2d(self, layer: n.Conv2d) -> tuple[k.Conv2dParams, Operand, Operand | None, Operand]:
+        """Return what the kernels of a convolution take."""
+        x, *others = self.arrangement.inputs(layer)
+        in_c, in_h, in_w = x.spec.shape
+        out_c, out_h, out_w = layer.output.shape
+        weight_ohwi = layer.weight.transpose(0, 2, 3, 1)
+        residual = layer.residual_multiplier
+        params = k.Conv2dParams(
+            in_h=in_h,
+            in_w=in_w,
+            in_c=in_c,
+            out_h=out_h,
+            out_w=out_w,
+            out_c=out_c,
+            kernel_h=layer.weight.shape[2],
+            kernel_w=layer.weight.shape[3],
+            stride_h=layer.stride[0],
+            stride_w=layer.stride[1],
+            dilation_h=layer.dilation[0],
+            dilation_w=layer.dilation[1],
+            pad_top=layer.padding[0],
+            pad_left=layer.padding[1],
+            groups=layer.groups,
+            in_zero=x.zero,
+            weight=self.constants.add("weight", "int8_t", weight_ohwi, weight_ohwi.shape),
+            bias=self.constants.add("bias", "int32_t", layer.bias_o, layer.bias_o.shape),
+            residual_zero=None if residual is None else others[0].zero,
+            residual_multiplier=None if residual is None else int(residual.integers[0]),
+            to=self.requantization(layer, layer.multiplier),
+        )
+        joins = None if residual is None else Operand(others[0].name)
+        return params, Operand(x.name), joins, Operand(layer.name)
+
+    def average_pool(self, layer: n.AveragePool2d) -> tuple[k.AveragePool2dParams, Operand, Operand]:
+        """Return what the kernels of means take."""
+        (x,) = self.arrangement.inputs(layer)
+        to = self.requantization(layer, layer.multiplier)
+        params = k.AveragePool2dParams(**vars(window(layer, x.spec.shape)), in_zero=x.zero, to=to)
+        return params, Operand(x.name), Operand(layer.name)
+
+    def max_pool(self, layer: n.MaxPool2d) -> tuple[k.MaxPool2dParams, Operand, Operand]:
+        """Return what the kernels of maxima take."""
+        (x,) = self.arrangement.inputs(layer)
+        dilation_h, dilation_w = layer.dilation
+        params = k.MaxPool2dParams(**vars(window(layer, x.spec.shape)), dilation_h=dilation_h, dilation_w=dilation_w)
+        return params, Operand(x.name), Operand(layer.name)
+
+    def add(self, layer: n.Add, count: int) -> k.Add:
+        """Return the sum of ``count`` bytes."""
+        first, second = self.arrangement.inputs(layer)
+        y = self.tensor(layer)
+        params = k.AddParams(
+            count=count,
+            a_zero=first.zero,
+            a_multiplier=int(layer.multipliers[0].integers[0]),
+            b_zero=second.zero,
+            b_multiplier=int(layer.multipliers[1].integers[0]),
+            to=k.Requantization(shift=ADD_SHIFT, zero=y.zero, lo=y.lo, hi=y.hi),
+        )
+        return k.Add(params, Operand(first.name), Operand(second.name), Operand(layer.name))
+
+    def clamp(self, layer: n.Clamp, count: int) -> k.Clamp:
+        """Return the bounds of ``count`` bytes."""
+        y = self.tensor(layer)
+        return k.Clamp(Operand(layer.inputs[0]), Operand(layer.name), count, y.lo, y.hi)
+
+    def look_up(self, layer: n.Table, count: int) -> k.LookUp:
+        """Return the function of ``count`` bytes."""
+        values = (layer.table + self.tensor(layer).shift).astype(np.uint8)
+        table = self.constants.add("table", "uint8_t", values, (256,))
+        return k.LookUp(Operand(layer.inputs[0]), Operand(layer.name), count, table)
+
+
+def _quantize_input(p: PortableCalls, _: ArrangedLayer, layer: n.QuantizeInput) -> tuple[Call, ...]:
+    y = p.tensor(layer)
+    return (k.FromInt8(k.IMAGE, Operand(layer.name), y.size),) if y.shift else ()
+
+
+def _linear(p: PortableCalls, _: ArrangedLayer, layer: n.Linear) -> tuple[Call, ...]:
+    (x,) = p.arrangement.inputs(layer)
+    weight = layer.weight[:, x.order]
+    params = k.LinearParams(
+        in_count=weight.shape[1],
+        out_count=weight.shape[0],
+        in_zero=x.zero,
+        weight=p.constants.add("weight", "int8_t", weight, weight.shape),
+        bias=p.constants.add("bias", "int32_t", layer.bias_o, layer.bias_o.shape),
+        to=p.requantization(layer, layer.multiplier),
+    )
+    return (k.Linear(params, Operand(x.name), Operand(layer.name)),)
+
+
+def _mul(p: PortableCalls, _: ArrangedLayer, layer: n.Mul) -> tuple[Call, ...]:
+    a, b = p.arrangement.inputs(layer)
+    shape = layer.output.shape
+    left, right = (
+        [step if size > 1 else 0 for size, step in zip(x.spec.shape, memory_steps(x.spec.shape), strict=True)]
+        for x in (a, b)
+    )
+    loops: list[tuple[int, int, int]] = []
+    for axis in memory_axes(len(shape)):
+        size = shape[axis]
+        if loops and loops[-1][1:] == (size * left[axis], size * right[axis]):
+            loops[-1] = (loops[-1][0] * size, left[axis], right[axis])
+        elif size > 1:
+            loops.append((size, left[axis], right[axis]))
+    if len(loops) > 3:
+        raise refusal(
+            p.arrangement.network, layer, f"repeats operands along {len(loops)} dimensions", "3 are supported"
+        )
+    loops = [(1, 0, 0)] * (3 - len(loops)) + loops
+    params = k.MultiplyParams(
+        size=tuple(loop[0] for loop in loops),
+        a_step=tuple(loop[1] for loop in loops),
+        b_step=tuple(loop[2] for loop in loops),
+        a_zero=a.zero,
+        b_zero=b.zero,
+        to=p.requantization(layer, layer.multiplier),
+    )
+    return (k.Multiply(params, Operand(a.name), Operand(b.name), Operand(layer.name)),)
+
+
+def _move(p: PortableCalls, arranged: ArrangedLayer, layer: n.Layer) -> tuple[Call, ...]:
+    calls: list[Call] = []
+    for move in arranged.moves:
+        if isinstance(move, Copy):
+            calls.append(copy_call(move))
+            continue
+        params = k.RescaleParams(
+            move.outer, move.run, move.y_step, move.in_zero, p.requantization(layer, move.multiplier)
+        )
+        calls.append(k.RescaleRuns(params, move.source, move.target))
+    return tuple(calls)
+
+
+def _pad(p: PortableCalls, arranged: ArrangedLayer, layer: n.Pad) -> tuple[Call, ...]:
+    (x,) = p.arrangement.inputs(layer)
+    return (k.Memset(Operand(layer.name), x.zero, p.tensor(layer).size), *_move(p, arranged, layer))
+
+
+_CALLS: dict[type[n.Layer], Callable[[PortableCalls, ArrangedLayer, Any], tuple[Call, ...]]] = {
+    n.Add: lambda p, _, layer: (p.add(layer, p.tensor(layer).size),),
+    n.AveragePool2d: lambda p, _, layer: (k.AveragePool2d(*p.average_pool(layer)),),
+    n.Clamp: lambda p, _, layer: (p.clamp(layer, p.tensor(layer).size),),
+    n.Concat: _move,
+    n.Conv2d: lambda p, _, layer: (k.Conv2d(*p.conv2d(layer)),),
+    n.Linear: _linear,
+    n.MaxPool2d: lambda p, _, layer: (k.MaxPool2d(*p.max_pool(layer)),),
+    n.Mul: _mul,
+    n.Pad: _pad,
+    n.Permute: _move,
+    n.QuantizeInput: _quantize_input,
+    n.Reshape: _move,
+    n.Slice: _move,
+    n.Table: lambda p, _, layer: (p.look_up(layer, p.tensor(layer).size),),
+}

@@ -1,0 +1,415 @@
+"""The portable kernels: their C, and what each of them takes. They compute one image in plain C99.
+
+The texts are in the folder kernels/portable, one file for each kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from typing import ClassVar
+
+from twoscale._codegen.c.common.calls import Call, Constant, Inline, Kernel, Name, Operand, Params
+
+__all__ = [
+    "IMAGE",
+    "ROWS",
+    "TO_INT8",
+    "Add",
+    "AddParams",
+    "AveragePool2d",
+    "AveragePool2dParams",
+    "AveragePool2dRow",
+    "Clamp",
+    "Conv2d",
+    "Conv2dParams",
+    "Conv2dRow",
+    "CopyParams",
+    "CopyRuns",
+    "FromInt8",
+    "Linear",
+    "LinearParams",
+    "LookUp",
+    "MaxPool2d",
+    "MaxPool2dParams",
+    "MaxPool2dRow",
+    "Memcpy",
+    "Memset",
+    "Multiply",
+    "MultiplyParams",
+    "Requantization",
+    "RescaleParams",
+    "RescaleRuns",
+    "RowCall",
+    "WindowParams",
+    "kernel_texts",
+]
+
+IMAGE = Name("image")
+
+_REQUANTIZE = Kernel("requantize")
+_STORE = Kernel("store", (_REQUANTIZE,))
+_DOT = Kernel("dot")
+ROWS = Kernel("rows")
+_CONV2D_ROW = Kernel("conv2d_row", (_STORE, _DOT, ROWS))
+_CONV2D = Kernel("conv2d", (_CONV2D_ROW,))
+_LINEAR = Kernel("linear", (_STORE, _DOT))
+_ADD = Kernel("add", (_REQUANTIZE,))
+_MULTIPLY = Kernel("multiply", (_STORE,))
+_AVERAGE_POOL2D_ROW = Kernel("average_pool2d_row", (_STORE, ROWS))
+_AVERAGE_POOL2D = Kernel("average_pool2d", (_AVERAGE_POOL2D_ROW,))
+_MAX_POOL2D_ROW = Kernel("max_pool2d_row", (ROWS,))
+_MAX_POOL2D = Kernel("max_pool2d", (_MAX_POOL2D_ROW,))
+_COPY = Kernel("copy")
+_RESCALE = Kernel("rescale", (_STORE,))
+_CLAMP = Kernel("clamp")
+_LOOK_UP = Kernel("look_up")
+_FROM_INT8 = Kernel("from_int8")
+TO_INT8 = Kernel("to_int8")
+
+_KERNELS = (
+    _REQUANTIZE,
+    _STORE,
+    _DOT,
+    ROWS,
+    _CONV2D_ROW,
+    _CONV2D,
+    _LINEAR,
+    _ADD,
+    _MULTIPLY,
+    _AVERAGE_POOL2D_ROW,
+    _AVERAGE_POOL2D,
+    _MAX_POOL2D_ROW,
+    _MAX_POOL2D,
+    _COPY,
+    _RESCALE,
+    _CLAMP,
+    _LOOK_UP,
+    _FROM_INT8,
+    TO_INT8,
+)
+"""In the order in which they are written: each after those that it calls."""
+
+
+def kernel_texts(used: Iterable[Kernel]) -> list[str]:
+    """Return the texts of the portable kernels among ``used``, and of what they call."""
+    needed: set[Kernel] = set()
+    waiting = [kernel for kernel in used if kernel in _KERNELS]
+    while waiting:
+        kernel = waiting.pop()
+        needed.add(kernel)
+        waiting += kernel.needs
+    folder = resources.files("twoscale._codegen.c") / "kernels" / "portable"
+    return [(folder / f"{kernel.name}.c").read_text() for kernel in _KERNELS if kernel in needed]
+
+
+@dataclass(frozen=True)
+class Requantization(Params):
+    """How accumulators become the bytes of a tensor: ``requantization`` in C."""
+
+    struct: ClassVar = "requantization"
+    multiplier: Constant | Inline | Name | None = None
+    per_channel: int | None = None
+    shift: int | None = None
+    zero: int | None = None
+    lo: int | None = None
+    hi: int | None = None
+
+
+@dataclass(frozen=True)
+class Conv2dParams(Params):
+    """Of a convolution."""
+
+    struct: ClassVar = "conv2d_params"
+    in_h: int
+    in_w: int
+    in_c: int
+    out_h: int
+    out_w: int
+    out_c: int
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    dilation_h: int
+    dilation_w: int
+    pad_top: int
+    pad_left: int
+    groups: int
+    in_zero: int
+    weight: Constant
+    bias: Constant
+    residual_zero: int | None
+    residual_multiplier: int | None
+    to: Requantization
+
+
+@dataclass(frozen=True)
+class Conv2d(Call):
+    """A convolution, with or without a residual."""
+
+    kernel: ClassVar = _CONV2D
+    parameters: Conv2dParams
+    x: Operand
+    residual: Operand | None
+    y: Operand
+
+
+@dataclass(frozen=True)
+class LinearParams(Params):
+    """Of a fully connected layer."""
+
+    struct: ClassVar = "linear_params"
+    in_count: int
+    out_count: int
+    in_zero: int
+    weight: Constant
+    bias: Constant
+    to: Requantization
+
+
+@dataclass(frozen=True)
+class Linear(Call):
+    """A fully connected layer."""
+
+    kernel: ClassVar = _LINEAR
+    parameters: LinearParams
+    x: Operand
+    y: Operand
+
+
+@dataclass(frozen=True)
+class AddParams(Params):
+    """Of a sum."""
+
+    struct: ClassVar = "add_params"
+    count: int
+    a_zero: int
+    a_multiplier: int
+    b_zero: int
+    b_multiplier: int
+    to: Requantization
+
+
+@dataclass(frozen=True)
+class Add(Call):
+    """The sum of two tensors."""
+
+    kernel: ClassVar = _ADD
+    parameters: AddParams
+    a: Operand
+    b: Operand
+    y: Operand
+
+
+@dataclass(frozen=True)
+class MultiplyParams(Params):
+    """Of a product."""
+
+    struct: ClassVar = "multiply_params"
+    size: tuple[int, ...]
+    a_step: tuple[int, ...]
+    b_step: tuple[int, ...]
+    a_zero: int
+    b_zero: int
+    to: Requantization
+
+
+@dataclass(frozen=True)
+class Multiply(Call):
+    """The product of two tensors."""
+
+    kernel: ClassVar = _MULTIPLY
+    parameters: MultiplyParams
+    a: Operand
+    b: Operand
+    y: Operand
+
+
+@dataclass(frozen=True)
+class WindowParams(Params):
+    """Where the windows of a pool lie."""
+
+    in_h: int
+    in_w: int
+    channels: int
+    out_h: int
+    out_w: int
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    pad_top: int
+    pad_left: int
+
+
+@dataclass(frozen=True)
+class AveragePool2dParams(WindowParams):
+    """Of means over windows."""
+
+    struct: ClassVar = "average_pool2d_params"
+    in_zero: int
+    to: Requantization
+
+
+@dataclass(frozen=True)
+class AveragePool2d(Call):
+    """Means over windows."""
+
+    kernel: ClassVar = _AVERAGE_POOL2D
+    parameters: AveragePool2dParams
+    x: Operand
+    y: Operand
+
+
+@dataclass(frozen=True)
+class MaxPool2dParams(WindowParams):
+    """Of maxima over windows."""
+
+    struct: ClassVar = "max_pool2d_params"
+    dilation_h: int
+    dilation_w: int
+
+
+@dataclass(frozen=True)
+class MaxPool2d(Call):
+    """Maxima over windows."""
+
+    kernel: ClassVar = _MAX_POOL2D
+    parameters: MaxPool2dParams
+    x: Operand
+    y: Operand
+
+
+class RowCall(Call):
+    """A kernel that computes one row of its layer, and takes the rows of its inputs that are kept, and the row's
+    number after all other arguments."""
+
+
+@dataclass(frozen=True)
+class Conv2dRow(RowCall):
+    """One row of a convolution."""
+
+    kernel: ClassVar = _CONV2D_ROW
+    parameters: Conv2dParams
+    x: Operand
+    residual: Operand | None
+    y: Operand
+
+
+@dataclass(frozen=True)
+class AveragePool2dRow(RowCall):
+    """One row of means over windows."""
+
+    kernel: ClassVar = _AVERAGE_POOL2D_ROW
+    parameters: AveragePool2dParams
+    x: Operand
+    y: Operand
+
+
+@dataclass(frozen=True)
+class MaxPool2dRow(RowCall):
+    """One row of maxima over windows."""
+
+    kernel: ClassVar = _MAX_POOL2D_ROW
+    parameters: MaxPool2dParams
+    x: Operand
+    y: Operand
+
+
+@dataclass(frozen=True)
+class CopyParams(Params):
+    """Of a copy in nested loops, up to six."""
+
+    struct: ClassVar = "copy_params"
+    rank: int
+    size: tuple[int, ...]
+    from_step: tuple[int, ...]
+    to_step: tuple[int, ...]
+    run: int
+
+
+@dataclass(frozen=True)
+class CopyRuns(Call):
+    """Runs of bytes copied in nested loops."""
+
+    kernel: ClassVar = _COPY
+    parameters: CopyParams
+    x: Operand
+    y: Operand
+
+
+@dataclass(frozen=True)
+class Memcpy(Call):
+    """One run of bytes copied."""
+
+    kernel: ClassVar = Kernel("memcpy")
+    y: Operand
+    x: Operand
+    count: int
+
+
+@dataclass(frozen=True)
+class Memset(Call):
+    """Bytes of one value."""
+
+    kernel: ClassVar = Kernel("memset")
+    y: Operand
+    value: int
+    count: int
+
+
+@dataclass(frozen=True)
+class RescaleParams(Params):
+    """Of an operand of a concatenation that has a scale of its own."""
+
+    struct: ClassVar = "rescale_params"
+    outer: int
+    run: int
+    y_step: int
+    in_zero: int
+    to: Requantization
+
+
+@dataclass(frozen=True)
+class RescaleRuns(Call):
+    """An operand of a concatenation that has a scale of its own."""
+
+    kernel: ClassVar = _RESCALE
+    parameters: RescaleParams
+    x: Operand
+    y: Operand
+
+
+@dataclass(frozen=True)
+class Clamp(Call):
+    """Bytes between two bounds."""
+
+    kernel: ClassVar = _CLAMP
+    x: Operand
+    y: Operand
+    count: int
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True)
+class LookUp(Call):
+    """Any function of one byte."""
+
+    kernel: ClassVar = _LOOK_UP
+    x: Operand
+    y: Operand
+    count: int
+    table: Constant
+
+
+@dataclass(frozen=True)
+class FromInt8(Call):
+    """The caller's int8 image as the bytes that kernels know."""
+
+    kernel: ClassVar = _FROM_INT8
+    image: Name
+    y: Operand
+    count: int

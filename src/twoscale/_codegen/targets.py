@@ -1,0 +1,116 @@
+"""The targets of export: one registry, which the command line, the library and the compile cache read.
+
+A vector instruction set is one entry of ``INSTRUCTION_SETS`` and a header of its name in the folder
+_codegen/c/kernels/vector; it is then part of "native" and a target of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["INSTRUCTION_SETS", "TARGETS", "VECTOR_TARGETS", "Architecture", "InstructionSet", "Target"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A family of processors."""
+
+    condition: str
+    """In the C preprocessor: whether the C is compiled for it."""
+    macro: str
+    """What the C defines then."""
+    header: str
+    """Of the compiler's intrinsics."""
+    question: str
+    """A C expression, whether this processor has {feature}."""
+
+
+X86 = Architecture("defined(__x86_64__)", "HAVE_X86", "immintrin.h", '__builtin_cpu_supports("{feature}")')
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """A set of vector instructions."""
+
+    name: str
+    """Of its header, and what its kernels are called."""
+    title: str
+    architecture: Architecture | None = None
+    """None: any."""
+    compile_for: str = ""
+    """What the compiler calls it, in its attribute ``target``."""
+    features: tuple[str, ...] = ()
+    """What a processor must have."""
+    own_names: tuple[str, ...] = ()
+    """Functions and types of its header besides those that every header has."""
+
+    @property
+    def macro(self) -> str:
+        """What is defined while it is compiled for."""
+        return f"FOR_{self.name.upper()}"
+
+    @property
+    def condition(self) -> str:
+        """In the C preprocessor: where it exists at all."""
+        return f"defined({self.architecture.macro})" if self.architecture else ""
+
+    @property
+    def supported(self) -> str:
+        """A C expression: whether this processor has it."""
+        assert self.architecture is not None
+        return " && ".join(self.architecture.question.format(feature=feature) for feature in self.features)
+
+
+GENERIC = InstructionSet("generic", "any CPU", own_names=("lanes",))
+INSTRUCTION_SETS = (
+    InstructionSet(
+        "avx512vnni",
+        "AVX-512 VNNI",
+        X86,
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
+        ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
+        ("first_lanes", "load_table", "look_up", "quarter_of", "table256"),
+    ),
+    InstructionSet(
+        "avx2",
+        "AVX2",
+        X86,
+        "avx2,fma",
+        ("avx2", "fma"),
+        ("add_products", "lanes", "load_256", "quarter_of", "round_32"),
+    ),
+)
+"""The fastest first."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something that C is written for."""
+
+    name: str
+    back_end: Literal["portable", "small-ram", "vector"]
+    promise: str
+    """What it is for: part of a sentence."""
+    cflags: str
+    """How its Makefile optimizes."""
+    instruction_sets: tuple[InstructionSet, ...] = ()
+    """What the C chooses from when it runs, the last for a CPU with none of the others."""
+
+
+def _all_targets() -> tuple[Target, ...]:
+    vector: list[tuple[str, str, tuple[InstructionSet, ...]]] = [
+        ("native", "big CPUs, with the instruction set chosen when it runs", INSTRUCTION_SETS)
+    ]
+    vector += [(isa.name, f"big CPUs with {isa.title}", (isa,)) for isa in INSTRUCTION_SETS]
+    return (
+        Target("portable", "portable", "microcontrollers", "-O2"),
+        Target("small-ram", "small-ram", "microcontrollers with little memory", "-O2"),
+        *(Target(name, "vector", promise, "-O3", (*isas, GENERIC)) for name, promise, isas in vector),
+    )
+
+
+TARGETS = {target.name: target for target in _all_targets()}
+"""By name."""
+VECTOR_TARGETS = {target.name: target for target in TARGETS.values() if target.instruction_sets}
+"""Those that compute batches with vector kernels and threads."""
