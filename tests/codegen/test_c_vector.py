@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.codegen.compiling import NOT_INLINED, build, every_kernel, need, run
 from twoscale._codegen.c import export_c
+from twoscale._codegen.c.vector.kernels import _KERNELS as KERNELS
+from twoscale._codegen.c.vector.kernels import HEADER_NAMES, VectorKernel, text_of
+from twoscale._codegen.targets import GENERIC, INSTRUCTION_SETS, InstructionSet
+from twoscale._ir import layers as n
+from twoscale._ir.integer_network import IntegerNetwork
 
 STRICT = (
     "-std=gnu99", "-O1", "-pthread", "-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wundef", "-Wstrict-prototypes",
@@ -69,3 +76,42 @@ def test_a_planted_fault_shows(file: str, old: str, new: str, folder: Path, tmp_
     (copy / file).write_text(text.replace(old, new))
     program = build("gcc", copy, SOURCES, *QUICK)
     assert run(program).returncode != 0
+
+
+def defined(text: str) -> set[str]:
+    """Return the names of the functions and types that a text defines."""
+    functions = re.findall(r"^(?:static|INLINE) [\w ]+?\**(\w+)\(", text, re.MULTILINE)
+    return {*functions, *re.findall(r"^(?:\} |typedef [\w ]+ )(\w+);", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_a_kernel_declares_the_names_of_its_file(kernel: VectorKernel) -> None:
+    """They get the instruction set's name, so that one file can be compiled for several."""
+    if kernel.defines:
+        assert set(kernel.defines) == defined(text_of(f"{kernel.name}.c"))
+    if kernel.has_params:
+        assert f"}} {kernel.name}_params;" in text_of(f"{kernel.name}.h")
+
+
+@pytest.mark.parametrize("isa", [*INSTRUCTION_SETS, GENERIC], ids=lambda isa: isa.name)
+def test_an_instruction_set_declares_the_names_of_its_header(isa: InstructionSet) -> None:
+    assert {*HEADER_NAMES, *isa.own_names} == defined(text_of(f"{isa.name}.h"))
+
+
+def test_layers_that_floats_cannot_requantize_run_the_portable_kernel(tmp_path: Path) -> None:
+    """One image after another, in the same file as the vector kernels."""
+    need("gcc")
+    spec = n.TensorSpec((3, 10, 10), "uint8", 0.1, 0, 0, 255)
+    image = n.QuantizeInput(name="image", inputs=(), output=spec)
+    flat = n.Reshape(name="flat", inputs=("image",), output=n.TensorSpec((300,), "uint8", 0.1, 0, 0, 255))
+    head = n.Linear(
+        name="linear", inputs=("flat",), output=n.TensorSpec((5,), "uint8", 0.1, 128, 0, 255),
+        multiplier=n.Multiplier.on_grid(np.array([2**24 - 1]), 16),
+        weight=np.random.default_rng(0).integers(-127, 128, (5, 300), dtype=np.int8), bias_o=np.zeros(5, np.int32),
+    )  # fmt: skip
+    export_c(IntegerNetwork("n", (image, flat, head), "linear"), tmp_path, target="native", name="fast")
+    assert (
+        "for (int32_t n = 0; n < count; n++)\n        linear(&linear_layer,"
+        in (tmp_path / "fast_kernels.h").read_text()
+    )
+    assert run(build("gcc", tmp_path, SOURCES, *STRICT)).stdout.startswith(EXPECTED)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from twoscale._codegen.c.common.selftest import default_images, self_test
 from twoscale._codegen.c.common.sizes import LayerSize, SizeReport, size_report, size_table
 from twoscale._codegen.c.common.source_base import SourceBase
-from twoscale._codegen.c.portable import source as portable
-from twoscale._codegen.c.small_ram import source as small_ram
-from twoscale._codegen.c.vector import source as vector
+from twoscale._codegen.c.portable.source import source_of as portable_source
+from twoscale._codegen.c.small_ram.source import source_of as small_ram_source
+from twoscale._codegen.c.vector.source import source_of as vector_source
 from twoscale._codegen.targets import TARGETS, Target
 from twoscale._files import record_to_json, write_texts
 from twoscale._ir.integer_network import IntegerNetwork
@@ -31,9 +31,9 @@ class _BackEnd(Protocol):
 
 
 _BACK_ENDS: dict[str, _BackEnd] = {
-    "portable": portable.source_of,
-    "small-ram": small_ram.source_of,
-    "vector": vector.source_of,
+    "portable": portable_source,
+    "small-ram": small_ram_source,
+    "vector": vector_source,
 }
 """By ``Target.back_end``."""
 
