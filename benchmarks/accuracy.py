@@ -1,10 +1,10 @@
-"""What each choice of the default scheme is worth: every one switched off, or its alternative on, alone.
+"""What each choice of the default scheme is worth: each is switched off, or replaced, alone.
 
     python -m benchmarks.accuracy resnet8=FILE resnet20=FILE resnet18=FILE net=FILE --main-only resnet18
 
 Each argument is a model of the registry and a file of its weights, trained on CIFAR-10. A file that is not there is
-skipped, which is said. The record, results/accuracy.json, is rewritten after every choice; networks that are not named
-stay in it as they are. `python -m benchmarks.accuracy` alone prints the table of docs/accuracy.md.
+skipped with a message. The record, results/accuracy.json, is rewritten after every choice; networks that are not named
+keep their results. `python -m benchmarks.accuracy` alone prints the table of docs/accuracy.md.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ CHOICES = {
     "activation ranges 6-sigma": without(activation_range="6-sigma"),
     "activation ranges entropy": without(activation_range="entropy"),
     "weight ranges minmax": without(weight_range="minmax"),
-    "one weight scale a layer": without(per_channel=False),
+    "one weight scale per layer": without(per_channel=False),
     "equalization by weights": without(equalization="weights"),
-    "one weight scale a layer, equalization by weights": without(per_channel=False, equalization="weights"),
+    "one weight scale per layer, equalization by weights": without(per_channel=False, equalization="weights"),
     "equalization by activations": without(equalization="activations"),
     "activations int8, zero point 0": without(signed_activations=True),
     ANY_ZERO_POINT: DEFAULT,
@@ -187,7 +187,7 @@ def measure(name: str, path: Path, choices: tuple[str, ...], calibration: int, s
             yield network.images(pixels[i : i + BATCH], normalized=normalized)
 
     real = np.concatenate([module(torch.from_numpy(images)).numpy() for images in parts()]).astype(np.float64)
-    told = name + "".join(f", {option} {value}" for option, value in network.options.items())
+    label = name + "".join(f", {option} {value}" for option, value in network.options.items())
     float_top1 = float(np.mean(real.argmax(1) == labels))
     rows: list[Row] = []
     for choice in choices:
@@ -202,7 +202,7 @@ def measure(name: str, path: Path, choices: tuple[str, ...], calibration: int, s
         rows.append(Row(choice, float(10 * np.log10(np.square(real).sum() / error)), agreement, top1))
         print(f"{name:14} {choice:50} {top1:.2%} {agreement:.2%} {rows[-1].sqnr_db:.2f} dB", flush=True)
         seconds = round(time.perf_counter() - start, 1)
-        yield Measured(told, float_top1, len(pixels), calibration, tuple(rows), seconds, current_environment())
+        yield Measured(label, float_top1, len(pixels), calibration, tuple(rows), seconds, current_environment())
 
 
 def table(record: Record) -> str:

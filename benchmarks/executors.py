@@ -4,8 +4,8 @@
 
 Each argument is a model of the registry and a file of its weights, trained on CIFAR-10. A network is quantized by the
 default scheme with 400 training images, once from normalized images and once from pixels, and run by reference, torch,
-onnxruntime and c: every integer of every layer of every image is compared with the reference's. The test set is shared
-out to processes of one thread each. The result, in results/executors.json, is rewritten after every network.
+onnxruntime and c: every integer of every layer of every image is compared with the reference's. The test set is divided
+among processes of one thread each. The result, in results/executors.json, is rewritten after every network.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CALIBRATION_IMAGES = 400
 
 
 class Listening:
-    """The reference, whose logits are kept besides."""
+    """The reference executor, which also keeps the logits."""
 
     name = "reference"
 

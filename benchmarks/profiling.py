@@ -255,7 +255,7 @@ def compare(images: Path, count: int, repeats: int, limit: float) -> Comparison:
 
 
 def training_images(count: int) -> tuple[NDArray[np.uint8], str]:
-    """CIFAR-10's training images where they are at hand, else random pixels."""
+    """CIFAR-10's training images if they are in the cache, else random pixels."""
     try:
         images = load("cifar10", fetch=False).train.images
         return np.ascontiguousarray(images[:count]), "CIFAR-10 training images"

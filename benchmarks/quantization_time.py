@@ -111,8 +111,9 @@ def work(task: Task) -> Run:
     with stage("import"):
         import torch
 
-        from twoscale import data, models, network
+        from twoscale import data, models
         from twoscale._calibration.profile import profile
+        from twoscale._formats import load
         from twoscale._frontends.torch_export.capture import capture
         from twoscale._passes.fold import fold
         from twoscale._quantization import find_scheme, quantize_graph
@@ -138,7 +139,7 @@ def work(task: Task) -> Run:
         made = quantize_graph(graph, found, how)
     with stage("save and load"), tempfile.TemporaryDirectory() as folder:
         made.save(Path(folder) / "network.onnx")
-        loaded = network.load(Path(folder) / "network.onnx")
+        loaded = load(Path(folder) / "network.onnx")
     with stage("verify"):
         executors = [Timed(create(name, loaded)) for name in ("reference", "torch")]
         result = verify(loaded, batches(dataset.test, BATCH), executors=executors)

@@ -1,4 +1,4 @@
-"""Measures of agreement between networks, and the labelled batches that they are taken over."""
+"""Metrics of networks, and the labelled batches over which they are computed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def labelled(batches: Iterable[Any]) -> Iterable[Batch]:
     """Yield (images, labels or None) from tensors, arrays, or tuples (images, labels, …); empty batches are left out.
 
     Raises:
-        ConfigurationError: images of uint8 pixels, or labels that are not one class index an image.
+        ConfigurationError: images of uint8 pixels, or labels that are not one class index per image.
     """
     for index, batch in enumerate(batches):
         images, *rest = batch if isinstance(batch, tuple | list) and len(batch) else (batch,)

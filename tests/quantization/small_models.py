@@ -120,7 +120,7 @@ def residual_model(seed: int = 0) -> nn.Module:
         return model.eval()
 
 
-# Graphs by hand: quick to make, and every number is at hand.
+# Graphs by hand: quick to make, with every number known.
 
 
 def conv(

@@ -2,7 +2,7 @@
 
     values -> StatisticsAccumulator -> TensorStatistics -> choose_range -> RealRange -> affine_parameters
 
-in one streaming pass with bounded memory; weights, which are at hand whole, go through
+in one streaming pass with bounded memory. Weights are available in full, so their scales come straight from
 ``choose_weight_scales``. NumPy only.
 """
 

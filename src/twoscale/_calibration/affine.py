@@ -23,7 +23,7 @@ _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True)
 class RealRange:
-    """Real values from ``lo`` <= 0 to ``hi`` >= 0 that the integers are to represent.
+    """Real values from ``lo`` <= 0 to ``hi`` >= 0 that the integers represent.
 
     Raises:
         ConfigurationError: zero is outside, or an end is NaN or infinite.
@@ -40,10 +40,10 @@ class RealRange:
 
 
 def zero_point_candidates(range_: RealRange, *, lo: int, hi: int, symmetric: bool, even: bool) -> NDArray[np.int64]:
-    """Return every zero point that suits the signs in ``range_``, ascending.
+    """Return every zero point that fits the signs in ``range_``, in ascending order.
 
-    Only 0 for a symmetric quantizer; the lowest where nothing is negative (so that every integer is in use),
-    the highest where nothing is positive; else all in [lo, hi].
+    Only 0 for a symmetric quantizer; the lowest if nothing is negative (so that every integer is used), the
+    highest if nothing is positive; otherwise all in [lo, hi].
 
     Raises:
         ConfigurationError: the integers are too few, or cannot represent the range symmetrically.
@@ -95,7 +95,7 @@ def affine_parameters(
 
 
 def _steps(length: float, integers: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Scale with which so many integers span ``length``: 0 for no length, infinity for no integers."""
+    """Return the scales at which so many integers span ``length``: 0 for no length, infinity for no integers."""
     if length == 0.0:
         return np.zeros(integers.size)
     steps = np.full(integers.size, np.inf)

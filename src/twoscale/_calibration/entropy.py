@@ -5,13 +5,13 @@ After Migacz, "8-bit inference with TensorRT" (GTC 2017), whose search is for on
 unsigned, signed, symmetric and affine quantizers are all covered: for each threshold t the range is what was
 seen within [-t, t]; P is the histogram within it, with everything outside added to its outermost bins; Q is
 what the levels keep of it, each level's mass spread evenly over those of its bins that P does not leave empty.
-The threshold with the least divergence of Q from P wins, the widest of equals. Exact zeros are lossless and
-take no part.
+The threshold with the least divergence of Q from P is chosen, or the widest of several equal ones. Exact zeros are
+lossless and do not count.
 
-Random counts alone add (bins - levels) / (2 * values) to a divergence, on average (Miller and Madow, 1955). That
-is taken off: else tensors of some ten thousand values would be clipped to where fewer bins are noisy, with many
-times the error of min-max. With fewer than 4 values a bin there is nothing to go by, and the range is what was
-seen.
+Random counts alone add (bins - levels) / (2 * values) to a divergence, on average (Miller and Madow, 1955). This
+amount is subtracted: otherwise tensors of some ten thousand values would be clipped to where fewer bins are noisy, with
+many times the error of min-max. Fewer than 4 values per bin are too few to estimate a divergence, and the range is then
+what was seen.
 """
 
 from __future__ import annotations

@@ -110,9 +110,9 @@ def profile(graph: g.FloatGraph, batches: Iterable[Any], *, device: str | torch.
                 f"calibration images have shape (N, {', '.join(map(str, batch.shape[1:]))}); "
                 f"{graph.name} takes (N, {', '.join(map(str, graph.input.shape))})"
             )
-        room = KEEP_SAMPLES - min(images, KEEP_SAMPLES)
-        if room:
-            kept.append(batch[:room].copy())
+        missing = KEEP_SAMPLES - min(images, KEEP_SAMPLES)
+        if missing:
+            kept.append(batch[:missing].copy())
         images += len(batch)
         module.run(torch.from_numpy(batch), visit)
     if not images:

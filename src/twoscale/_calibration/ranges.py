@@ -26,12 +26,12 @@ def choose_range(
     symmetric: bool,
     even_zero_point: bool = True,
 ) -> RealRange:
-    """Return the range of real values to be represented by the integers lo..hi.
+    """Return the range of real values that the integers lo..hi represent.
 
     It contains 0. minmax, sigma, percentile and entropy never exceed what was seen (for a symmetric quantizer,
     its largest magnitude), and leave the lower or upper end at 0 where nothing was seen on that side; mse gives
     exactly what the best scale and zero point represent. All zeros give (0, 0). A percentile that would leave no
-    range, since nearly everything is 0, is taken as minmax; so is entropy with fewer than 4 values a bin.
+    range, since nearly everything is 0, is taken as minmax; so is entropy with fewer than 4 values per bin.
 
     percentile, mse and entropy see the values through the histogram. For a tensor with few distinct values, such
     as 8-bit images, 8192 bins rather than 2048 bring the estimated error to within 2% of the true one.

@@ -32,7 +32,7 @@ _DISPLAY_BINS = 128
 class TensorStatistics:
     """What was seen of one tensor, over any number of batches. Real units throughout.
 
-    Exact zeros (after a ReLU, about half of all values) are counted apart and are *not* in the histogram:
+    Exact zeros (after a ReLU, about half of all values) are counted separately and are *not* in the histogram:
     every quantizer here represents zero without error, so only the other values decide its range.
     """
 
@@ -72,7 +72,7 @@ class StatisticsAccumulator:
     Args:
         name: the tensor, for messages.
         bins: most bins the histogram may have, at least 2; more than half of them are in use once a value
-            that is not zero was seen. Memory is 8 bytes a bin.
+            that is not zero was seen. Memory is 8 bytes per bin.
 
     Raises:
         ConfigurationError: fewer than 2 bins.

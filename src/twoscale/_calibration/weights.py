@@ -28,10 +28,10 @@ def choose_weight_scales(
     """Return the scales with which weights are quantized to q = clamp(RNE(w / scale), -hi, hi).
 
     Args:
-        weight: (O, ...), one output channel a row.
+        weight: (O, ...), one row per output channel.
         method: how to choose; nothing that it keeps is clipped.
         hi: largest integer, e.g. 127.
-        per_channel: one scale an output channel, or one for all.
+        per_channel: one scale per output channel, or one for all.
         name: the tensor, for messages.
 
     Returns:

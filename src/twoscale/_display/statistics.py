@@ -15,7 +15,7 @@ __all__ = ["inspection_html", "inspection_tables", "statistics_table", "summary_
 
 
 def statistics_table(summaries: Sequence[TensorSummary], caption: str, *, zeros: bool) -> Table:
-    """Return mean, standard deviation and ranges, one row a tensor, in its real units."""
+    """Return mean, standard deviation and ranges, one row per tensor, in its real units."""
     decimals = decimals_for(summary.std for summary in summaries)
     rows = []
     for summary in summaries:

@@ -60,7 +60,7 @@ class _Builder:
         return layer
 
     def multiplier(self, ratio: float, shift: int = REQUANTIZE_SHIFT) -> n.Multiplier:
-        """Return the multiplier nearest to a ratio of scales that nothing can be done about."""
+        """Return the multiplier nearest to a fixed ratio of scales."""
         if not self.scheme.on_grid:
             return n.Multiplier(np.array([ratio], np.float32), None)
         return n.Multiplier.on_grid(

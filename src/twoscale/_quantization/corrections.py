@@ -1,15 +1,15 @@
 """Corrections that raise accuracy after nearest rounding, with the network's scales left alone.
 
-Both walk the layers once, in order, with the integer and the float network side by side over a few hundred
-calibration images, so that each layer is corrected for what reaches it from the corrected layers before.
+Both visit the layers once, in order, with the integer and the float network side by side over a few hundred
+calibration images. So each layer is corrected for the inputs that the corrected layers before it really give.
 
-- Error feedback: weights are rounded one input after the other, each error pushed onto the weights not yet
-  rounded so that the layer's *output* error is least (Frantar et al., "GPTQ", 2022; it is the closed form of
+- Error feedback: weights are rounded one input after the other, and each error is distributed over the weights not
+  yet rounded, so that the layer's *output* error is least (Frantar et al., "GPTQ", 2022; it is the closed form of
   Hassibi and Stork's optimal brain surgeon for rounding).
 - Bias correction: each channel's bias is moved until its mean output is that of the float network (Nagel et al.,
-  "Data-free quantization through weight equalization and bias correction", 2019; here measured, not assumed, and after
-  the ReLU instead of before it). A ReLU turns noise around zero into a positive mean, which sums of many inputs then
-  hold everywhere. Taken back before the ReLU, it would be taken from large activations too, and all logits shrink.
+  "Data-free quantization through weight equalization and bias correction", 2019; here the means are
+  measured, and behind the ReLU). A ReLU turns noise around zero into a positive mean, which then accumulates in sums
+  of many inputs. Subtracting it before the ReLU would make large activations smaller too, and with them all logits.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ __all__ = ["correct", "correct_layer"]
 Float64 = NDArray[np.float64]
 
 _DAMPING = 0.01
-"""Added to the diagonal of the second moments, relative to its mean: few images do not decide everything."""
+"""Added to the diagonal of the second moments, relative to its mean, lest a few images decide the rounding."""
 
 _CHUNK = 32
-"""Images whose patches are held at a time."""
+"""Images whose patches are in memory at a time."""
 
 _BLOCK = 64
-"""Weights that are rounded before the others hear of it: the faster the matrix products, the same result."""
+"""Weights that are rounded before the rest is updated by one matrix product. The result does not depend on it."""
 
 _NEWTON_STEPS = 4
 _LEAST_BETWEEN = 0.02
-"""Fraction of a channel's values between its bounds, at least: channels that hardly ever fire move slowly."""
+"""Fraction of a channel's values between its bounds, at least: channels that are nearly always clamped move slowly."""
 
 _LEAST_COLUMNS = 1 << 14
 _COLUMNS_PER_WEIGHT = 16
@@ -122,7 +122,7 @@ def correct_layer(
         found = executor.accumulate(layer, shifted).float()
         steps = torch.from_numpy(np.broadcast_to(unit, layer.bias_o.shape).astype(np.float32))
         found *= _along_channels(steps, found)
-        if len(layer.inputs) == 2:  # the accumulators are to make good what the residual lacks too
+        if len(layer.inputs) == 2:  # the accumulators compensate for the error of the residual too
             found += executor.shifted(layer, x_integer, 1).float() * specs(layer.inputs[1]).scale
         shift = _shift_to_means(found, _channel_means(module.compute(node, x_real)), node.bounds)
         bias = quantize_bias(layer.name, shift.numpy() + layer.bias_o * unit, unit)
@@ -169,7 +169,7 @@ def _with_error_feedback(
 def _second_moments(layer: n.Accumulating, shifted: torch.Tensor) -> Float64:
     """Return Σ x·xᵀ of the inputs that meet K weights, (groups, K, K).
 
-    A convolution's positions are thinned out to what estimates K×K moments well: neighbours say nearly the same.
+    A convolution uses as many positions as estimate K×K moments well: neighbouring positions are nearly alike.
     """
     if not isinstance(layer, n.Conv2d):
         x = shifted.double()
@@ -196,7 +196,7 @@ def _feed_back(rows: Float64, moments: Float64, limit: int) -> Float64:
 
     With H the damped second moments and U the upper Cholesky factor of its inverse, rounding weight i with error
     e changes the others by −e · U[i, i+1:] / U[i, i] (Frantar et al. 2022, algorithm 1). Inputs with the largest
-    second moment go first: their errors matter most and can still be made good.
+    second moment go first: their errors matter most, and most weights are left to compensate for them.
     """
     size = rows.shape[1]
     diagonal = np.diag(moments)
@@ -209,7 +209,7 @@ def _feed_back(rows: Float64, moments: Float64, limit: int) -> Float64:
     work = rows[:, order].T.copy()  # (K, O): a weight of all channels is contiguous
     result = np.empty_like(work)
     for start in range(0, size, _BLOCK):
-        # Within a block errors go on at once; what lies behind it takes them all in one matrix product.
+        # Within a block each error is applied at once; the weights after the block take all of them in one product.
         stop = min(start + _BLOCK, size)
         errors = np.empty((stop - start, rows.shape[0]))
         for i in range(start, stop):
@@ -219,7 +219,7 @@ def _feed_back(rows: Float64, moments: Float64, limit: int) -> Float64:
         work[stop:] -= upper[start:stop, stop:].T @ errors
     back = np.empty_like(rows)
     back[:, order] = result.T
-    # One weight after the other is a greedy search: now and then a row ends worse than it began.
+    # Rounding one weight after the other is greedy: now and then a channel ends worse than rounded to the nearest.
     nearest = np.clip(np.rint(rows), -limit, limit)
     better = _output_errors(rows - back, moments) <= _output_errors(rows - nearest, moments)
     return np.where(better[:, None], back, nearest)

@@ -20,14 +20,14 @@ from twoscale._quantization.scheme import Scheme
 __all__ = ["Plan", "activation_specs", "make_plan"]
 
 _COARSER = 1.25
-"""How many times coarser a tensor may become that shares a concatenation's scale and is read elsewhere too.
+"""How many times coarser a tensor may become if it shares a concatenation's scale and other layers read it too.
 
-Sharing saves the tensor's second rounding, in the concatenation; what else reads it sees larger steps. Nor may its
-reach become shorter than by this.
+Sharing saves the tensor's second rounding, in the concatenation, but its other readers see larger steps. Its range may
+not become smaller by more than this factor either.
 """
 
 _ADDEND_LIMIT = (FLOAT32_LIMIT - (1 << (8 + ADD_SHIFT))) / (1 << ADD_SHIFT)
-"""Output steps that one operand of an addition may reach with float32 sums exact, condition (7c): 768."""
+"""Largest operand of an addition, in output steps, with which float32 sums are exact, condition (7c): 768."""
 
 _ROUNDING_MARGIN = 1 + 2.0**-12
 """Multipliers are rounded to the grid."""
@@ -82,7 +82,7 @@ def activation_specs(graph: g.FloatGraph, ranges: Ranges, scheme: Scheme) -> dic
 
 
 def _scale_on_grid(node: g.Node, spec: TensorSpec, specs: Mapping[str, TensorSpec], *, free: bool) -> float:
-    """Return the output scale, enlarged so far as the grid of multipliers wants it; only so far as it must, if shared.
+    """Return the output scale, enlarged as far as the grid of multipliers needs; a shared one only where it must be.
 
     - A mean or a product has no weight scale that could put its ratio on the grid, equation (4); its output scale can,
       and a mean over thousands of pixels with a multiplier of two digits would be off by a percent otherwise.

@@ -1,10 +1,10 @@
-"""Activation ranges by what they do to the logits, not to the tensor alone.
+"""Activation ranges chosen by the error of the logits instead of the error of the tensor.
 
-Rounding errors of a tensor are independent and mostly cancel in the sums that follow; clipping errors have one sign,
-but may lie where the logits do not depend on them. So the range of the least squared error is seldom that of the least
-error in the logits. To first order a tensor's error δ moves the logits by J·δ, with J their Jacobian; with v a random
-vector of ±1 over the classes, the mean of (vᵀ·J·δ)² is |J·δ|² (Hutchinson 1990), and vᵀ·J is one backward pass of the
-float network. So a candidate costs a rounding and a product, and no run of the network.
+Rounding errors of a tensor are independent and mostly cancel in the sums that follow. Clipping errors have one sign,
+but may be where the logits do not depend on them. So the range with the least squared error is seldom the one with the
+least error in the logits. To first order a tensor's error δ moves the logits by J·δ, where J is their Jacobian. For a
+random vector v of ±1 over the classes, the mean of (vᵀ·J·δ)² is |J·δ|² (Hutchinson 1990), and vᵀ·J is one backward pass
+of the float network. So a candidate costs a rounding and a product, and no run of the network.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from twoscale._quantization.scheme import Scheme
 __all__ = ["tune_ranges"]
 
 _FACTORS = np.geomspace(0.6, 1.5, 17)
-"""Scales tried, in units of the one that is there."""
+"""Scales tried, relative to the current one."""
 
 _PROJECTIONS = 4
 _BATCH = 32
 _VALUES = 1 << 26
-"""Activations looked at, over all images: enough for stable choices, a few seconds."""
+"""Activations used, over all images: enough for stable choices in a few seconds."""
 
 _BETTER = 0.97
-"""What counts as a smaller error: estimates over a few hundred images are not finer."""
+"""Factor by which an error has to be smaller: estimates over a few hundred images are not finer."""
 
 
 def tune_ranges(ranges: Ranges, graph: g.FloatGraph, found: Profile, scheme: Scheme, *, seed: int = 0) -> Ranges:
@@ -93,7 +93,7 @@ def _errors(
 
 
 def _candidates(there: TensorSpec, seen: TensorStatistics, scheme: Scheme, name: str) -> list[TensorSpec]:
-    """Return what is there, what clips nothing, and other scales with the zero point that is there."""
+    """Return the current quantization, one that clips nothing, and other scales with the current zero point."""
     lo, hi = scheme.activation_limits_of(name)
     whole = RealRange(min(seen.min, 0.0), max(seen.max, 0.0))
     pairs = [

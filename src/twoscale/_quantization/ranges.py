@@ -54,7 +54,7 @@ def range_of(node: g.Node, seen: TensorStatistics, scheme: Scheme) -> RealRange:
 
 
 def head_of(graph: g.FloatGraph) -> str:
-    """Find the layer with weights that makes the logits, if nothing but reshaping comes after it; "" if there is none.
+    """Find the layer with weights whose output is the logits, reshaped at most; "" if there is none.
 
     Its int32 accumulators are the logits, so that it needs no range.
     """

@@ -13,7 +13,7 @@ __all__ = ["COURSE", "DEFAULT", "SCHEMES", "Scheme", "find_scheme"]
 
 @dataclass(frozen=True)
 class Scheme:
-    """Everything that decides the integers, given a float network and its calibration.
+    """Everything that decides the integers of a given float network and its calibration images.
 
     Raises:
         ConfigurationError: bits outside 2..8 (activations: 4..8), or a layer named twice.
@@ -36,17 +36,17 @@ class Scheme:
     on_grid: bool = True
     """Multipliers are whole numbers of 65536ths: the same bits everywhere, equation (4)."""
     join_residuals: bool = True
-    """Add residuals before requantization, equation (7b), instead of after it, (7): one rounding fewer a block."""
+    """Add residuals before requantization, equation (7b), instead of after it, (7): one rounding fewer per block."""
     equalization: str = "none"
-    """Factors moved from layer to layer first, so that channels have like ranges: none, weights or activations."""
+    """How factors are moved between layers first, so that channels have similar ranges: none, weights, activations."""
     error_feedback: bool = True
     """Round weights so that their errors cancel over the calibration images (GPTQ), not each to the nearest."""
     bias_correction: bool = True
     """Move each bias until the mean output of its channel is what it was before quantization."""
     layer_weight_bits: tuple[tuple[str, int], ...] = ()
-    """(layer, bits) where the weights have other bits than ``weight_bits``."""
+    """(layer, bits) of layers whose weights do not have ``weight_bits``."""
     layer_activation_bits: tuple[tuple[str, int], ...] = ()
-    """(layer, bits) where the output has other bits than ``activation_bits``; "input" is the images."""
+    """(layer, bits) of layers whose output does not have ``activation_bits``; "input" is the images."""
 
     def __post_init__(self) -> None:
         RangeMethod.parse(self.weight_range)
@@ -114,7 +114,7 @@ COURSE = Scheme(
     error_feedback=False,
     bias_correction=False,
 )
-"""What the course lab asks for: symmetric int8, one scale per layer, free float multipliers."""
+"""The scheme of the course lab: symmetric int8, one scale per layer, free float multipliers."""
 
 SCHEMES = {scheme.name: scheme for scheme in (DEFAULT, COURSE)}
 

@@ -1,6 +1,6 @@
-"""The steps between the float and the integer network, simulated in float: what each step alone costs.
+"""The steps between the float and the integer network, simulated in float, to show what each step costs.
 
-The last step, everything integer, is never simulated: it is the network that ships.
+The last step, everything integer, is not simulated: it is the integer network itself.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def with_weights_quantized(graph: g.FloatGraph, network: IntegerNetwork) -> g.Fl
 
 
 def with_activations_quantized(graph: g.FloatGraph, network: IntegerNetwork) -> Logits:
-    """Return a function with weights and every activation on their integer grids, biases in float."""
+    """Return a function that rounds the weights and every activation to their integers, with biases in float."""
     module = GraphModule(with_weights_quantized(graph, network))
 
     def quantized(node: g.Node, value: torch.Tensor) -> torch.Tensor:
@@ -62,8 +62,8 @@ def with_activations_quantized(graph: g.FloatGraph, network: IntegerNetwork) -> 
 def with_bias_in_real_units(graph: g.FloatGraph, network: IntegerNetwork) -> g.FloatGraph:
     """Return the course's half-way network: integer weights q_w as they are, biases not scaled with them.
 
-    Layer outputs are then larger by 1 / s_w, and a bias in real units is lost in them: what a bias must be
-    multiplied by is the lesson. Meant for one weight scale a layer.
+    Layer outputs are then larger by 1 / s_w, and a bias in real units is too small to matter: it shows why a bias has
+    to be multiplied by 1 / s_w too. Meant for one weight scale per layer.
     """
     changes: dict[str, g.Node] = {
         layer.name: _with_weight(graph[layer.name], layer.weight.astype(np.float64))

@@ -1,4 +1,4 @@
-"""verify: every executor over the same images, compared integer by integer, and with the float network."""
+"""Verify: run every executor on the same images, compare them integer by integer, and with the float network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["accuracy", "verify"]
 
 
 class _LayerTally:
-    """What is counted about one layer while batches stream by."""
+    """Counts of one layer over the batches so far."""
 
     def __init__(self, layer: n.Layer) -> None:
         self.layer = layer
@@ -184,12 +184,12 @@ def accuracy(
     for images, labels in labelled(batches):
         if labels is None:
             raise ConfigurationError("accuracy needs labels; pass batches of (images, labels)")
-        room = len(images) if max_samples is None else min(len(images), max_samples - samples)
-        if room <= 0:
+        taken = len(images) if max_samples is None else min(len(images), max_samples - samples)
+        if taken <= 0:
             break
-        output = running.run(check_images(network, images[:room]))[network.output]
-        correct += int(np.count_nonzero(network.logits(output).argmax(1) == labels[:room]))
-        samples += room
+        output = running.run(check_images(network, images[:taken]))[network.output]
+        correct += int(np.count_nonzero(network.logits(output).argmax(1) == labels[:taken]))
+        samples += taken
     if not samples:
         raise ConfigurationError("accuracy got no images; pass at least one batch")
     return correct / samples, samples
@@ -310,7 +310,7 @@ def _real(integers: NDArray[Any], spec: n.TensorSpec) -> NDArray[np.float64]:
 
 
 def _integers(network: IntegerNetwork, executor: Executor, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    """Run an executor for every layer, and see to it that comparing compares what belongs together."""
+    """Run an executor for every layer, and check that it returned every tensor in its shape."""
     found = executor.run(images, [layer.name for layer in network])
     for layer in network:
         shape = (len(images), *layer.output.shape)
