@@ -1,28 +1,33 @@
-# Two commands for a fresh machine: `make lab` and `make test`. Either makes the virtual environment it needs;
-# after the first time neither installs anything again until what it should hold has changed.
+# Two commands for a fresh machine: `make lab` and `make test`. Each makes the virtual environment that it needs, and
+# installs again only when pyproject.toml or constraints.txt have changed.
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= lab
+TESTS ?= tests
 
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# The engine's benchmark has an environment of its own, with the runtimes that it is compared with. LiteRT's converter wants
-# an older typing_extensions than the command line here, so this package comes without its dependencies.
+# The engine's benchmark has its own environment, with the runtimes that it is compared with. LiteRT's converter needs an
+# older typing_extensions than the command line does, so twoscale is installed there without its dependencies.
 BENCH_VENV ?= build/bench-engine
 BENCH_NEEDS = torch numpy onnx safetensors msgspec rich jinja2 pooch requests pillow platformdirs \
 	onnxruntime openvino nncf ai-edge-litert litert-torch
 BENCH_INSTALL = $(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: lab test bench-engine clean
+OLDEST_VENV ?= build/oldest
+OLDEST_INSTALL = $(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: lab test test-all test-oldest docs release bench-engine clean
 
 lab: $(VENV)/installed
 	$(VENV)/bin/twoscale lab --out $(OUT)
 
+# The gate: formatting, lint, types and every test.
 test: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (once; a few minutes)"
@@ -30,10 +35,37 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PIP_INSTALL) --editable '.[torch]'
 	touch $@
 
-# On top of the other, so that `make lab` has nothing left to do after `make test`, and needs no network.
+# Installed on top of the other, so that `make lab` needs no network after `make test`.
 $(VENV)/installed-test: $(VENV)/installed
 	$(PIP_INSTALL) --editable '.[test]'
 	touch $@
+
+# Everything: the gate, the documentation, the oldest dependencies, and the distributions in fresh environments.
+test-all: test docs test-oldest release
+
+# The tests with the oldest version of each dependency that pyproject.toml allows. scripts/oldest.py reads them there.
+test-oldest: $(OLDEST_VENV)/installed
+	$(OLDEST_VENV)/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
+
+$(OLDEST_VENV)/installed: pyproject.toml constraints.txt scripts/oldest.py
+	@echo "installing into $(OLDEST_VENV) (once; a few minutes)"
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(PYTHON) scripts/oldest.py > $(OLDEST_VENV)/constraints.txt
+	$(OLDEST_INSTALL) --constraint $(OLDEST_VENV)/constraints.txt --editable '.[test]'
+	touch $@
+
+# The documentation site, in build/site. Warnings are errors: links, anchors, and names of the reference.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	@echo "open build/site/index.html, or run $(VENV)/bin/mkdocs serve"
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP_INSTALL) --editable '.[docs]'
+	touch $@
+
+# Builds the sdist and the wheel, checks both in fresh environments, and prints the commands that publish them.
+release: $(VENV)/installed-test
+	$(VENV)/bin/python scripts/release.py
 
 bench-engine: $(BENCH_VENV)/installed
 	$(BENCH_VENV)/bin/python -m benchmarks.engine $(BENCH)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+from twoscale.errors import ConfigurationError
 
 __all__ = [
     "VERSION",
@@ -16,11 +19,16 @@ __all__ = [
     "core_count",
     "current_environment",
     "load_average",
+    "peak_resident_bytes",
     "processor_name",
+    "require_posix",
 ]
 
 VERSION = "0.1.0"
 """Version of twoscale; the only place where it is written."""
+
+POSIX = os.name == "posix"
+"""Whether this system has process groups, signals and resource limits: not Windows."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,26 @@ def load_average() -> tuple[float, float, float] | None:
         return None
     one, five, fifteen = (round(value, 2) for value in os.getloadavg())
     return one, five, fifteen
+
+
+def peak_resident_bytes() -> int | None:
+    """Return the largest resident set that this process has had, in bytes; None on Windows, which does not count it."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # getrusage(2): bytes on macOS, KiB elsewhere
+
+
+def require_posix(what: str) -> None:
+    """Check that this system is POSIX.
+
+    Raises:
+        ConfigurationError: it is Windows.
+    """
+    if not POSIX:
+        raise ConfigurationError(f"{what} needs Linux or macOS; on Windows, use the Windows Subsystem for Linux")
 
 
 def processor_name() -> str:

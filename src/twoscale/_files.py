@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,12 +15,15 @@ import platformdirs
 
 from twoscale.errors import ConfigurationError, TwoscaleError
 
-if sys.platform != "win32":
+try:
     import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "cache_dir",
     "held",
+    "lock",
     "read_record",
     "record_to_json",
     "remove",
@@ -34,6 +36,18 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+
+def lock(handle: int, *, wait: bool) -> None:
+    """Lock an open file or folder for this process. The lock ends when the handle is closed or the process ends.
+
+    Raises:
+        BlockingIOError: another process has locked it, and ``wait`` is false.
+        OSError: this system (Windows) or file system has no such locks.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextlib.contextmanager
@@ -58,17 +72,15 @@ def held(folder: Path, doing: str) -> Iterator[None]:
     except OSError as error:
         raise TwoscaleError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
     with contextlib.ExitStack() as stack:
-        if sys.platform != "win32":
-            with contextlib.suppress(OSError):
-                handle = os.open(folder, os.O_RDONLY)
-                stack.callback(os.close, handle)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise ConfigurationError(
-                        f"another process is {doing} in {folder} at this moment; "
-                        "wait for its end, or choose another folder"
-                    ) from error
+        with contextlib.suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            try:
+                lock(handle, wait=False)
+            except BlockingIOError as error:
+                raise ConfigurationError(
+                    f"another process is {doing} in {folder} at this moment; wait for its end, or choose another folder"
+                ) from error
         yield
 
 

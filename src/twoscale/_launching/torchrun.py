@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 
+from twoscale._environment import require_posix
+
 __all__ = ["command", "end", "environment", "launch", "restarted", "run", "speaks"]
 
 _OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -95,6 +97,7 @@ def run(processes: int, max_restarts: int, module: str, arguments: Sequence[str]
         f"--nproc-per-node={processes}",
         f"--max-restarts={max_restarts}",
     ]
+    require_posix("running several processes")
     # A session of its own: the terminal's Ctrl-C reaches only this process, which passes it on.
     agent = subprocess.Popen(
         command([*words, "--module", module, *arguments], quiet=True),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import hashlib
 import os
 import shlex
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+from twoscale._files import cache_dir, lock
 from twoscale.errors import ExecutorError, TwoscaleError
 
 __all__ = ["generator", "load"]
@@ -35,8 +35,6 @@ def load(name: str, key: Sequence[str], files: Mapping[str, str], flags: Sequenc
         ExecutorError: there is no C compiler here, or it fails; says what is missing.
         TwoscaleError: the cache cannot be written.
     """
-    from twoscale._files import cache_dir
-
     compiler = _compiler()
     told = [*key, generator(), *compiler, _version(compiler), *flags]
     path = cache_dir() / "c" / f"{hashlib.sha256(repr(told).encode()).hexdigest()}.so"
@@ -116,7 +114,8 @@ def _workshop(parent: Path) -> Iterator[Path]:
         _remove_abandoned(leftover)
     while True:
         handle, name = tempfile.mkstemp(prefix=_WORKSHOP, suffix=".lock", dir=parent)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a system or a file system without locks: no process can remove it
+            lock(handle, wait=True)
         if Path(name).exists():  # else somebody found it before it was locked
             break
         os.close(handle)
@@ -130,8 +129,8 @@ def _workshop(parent: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def _remove_abandoned(lock: Path) -> None:
-    with contextlib.suppress(OSError), lock.open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-        lock.unlink()
+def _remove_abandoned(marker: Path) -> None:
+    with contextlib.suppress(OSError), marker.open() as file:
+        lock(file.fileno(), wait=False)
+        shutil.rmtree(marker.with_suffix(""), ignore_errors=True)
+        marker.unlink()

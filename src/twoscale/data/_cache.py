@@ -5,17 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from twoscale._files import cache_dir, replacing
+from twoscale._files import cache_dir, lock, replacing
 from twoscale.data._arrays import Arrays, Digests, check
 from twoscale.errors import DataError
-
-if sys.platform != "win32":
-    import fcntl
 
 __all__ = ["cached_file", "exclusive", "read", "scratch_folder", "write"]
 
@@ -89,16 +85,15 @@ def exclusive(name: str) -> Iterator[None]:
             "set TWOSCALE_CACHE to a folder that can be written"
         ) from error
     with file:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _log.warning("another process is fetching %s; waiting for it", name)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:  # a file system without locks
-                yield
-                return
-            _remove_leftovers(name)
+        try:
+            lock(file.fileno(), wait=False)
+        except BlockingIOError:
+            _log.warning("another process is fetching %s; waiting for it", name)
+            lock(file.fileno(), wait=True)
+        except OSError:  # a system or a file system without locks
+            yield
+            return
+        _remove_leftovers(name)
         yield
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from twoscale._environment import require_posix
 from twoscale._files import write_record, write_text
 from twoscale.scaling._questions.answers import answered, plain
 from twoscale.scaling._questions.registry import SECTIONS, check_sections, needs_of
@@ -72,6 +73,7 @@ def run_study(
         TwoscaleError: the folder holds cells of other options, of another machine or PyTorch, or damaged ones, another
             study is at work in it, or it cannot be written.
     """
+    require_posix("measuring how training scales")
     needs = needs_of(check_sections(config.sections))
     measured = measure(config, needs, out / CELLS, resume=resume, minutes=minutes, progress=progress)
     results = answered(measured)

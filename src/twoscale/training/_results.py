@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from twoscale._environment import current_environment
+from twoscale._environment import current_environment, peak_resident_bytes
 from twoscale.data import Dataset
 from twoscale.models import ModelInfo, save_model
 from twoscale.training._checkpoint import Position
@@ -90,9 +89,4 @@ def peak_memory(device: torch.device) -> int | None:
     """Return the bytes that a GPU had reserved, or this process had in memory, at most; None where it is not said."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_resident_bytes()

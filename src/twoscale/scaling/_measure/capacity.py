@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import resource
 from collections.abc import Callable, Sequence
 
 from twoscale.errors import ConfigurationError
@@ -25,6 +24,8 @@ def default_memory_limit(world_size: int) -> int:
 
     Less where the user's own limit of a process (``ulimit -d``) is less.
     """
+    import resource
+
     half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // world_size
     allowed = resource.getrlimit(resource.RLIMIT_DATA)[0]
     return half if allowed == resource.RLIM_INFINITY else min(half, allowed)

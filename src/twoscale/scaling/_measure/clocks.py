@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from twoscale._environment import peak_resident_bytes
 from twoscale.errors import ConfigurationError
 from twoscale.scaling._measure.records import EpochTime, Workload
 from twoscale.scaling._measure.statistics import summarize
@@ -181,8 +180,9 @@ def peak_memory(device: torch.device) -> int:
     """Return the most memory this rank has used, bytes: the peak of the GPU's allocator, or of the resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else largest * 1024  # bytes there, KiB elsewhere (getrusage(2))
+    resident = peak_resident_bytes()
+    assert resident is not None, "only Windows does not count it, and there nothing is launched"
+    return resident
 
 
 def epoch_time(
