@@ -210,6 +210,16 @@ def cache_dir() -> Path:
     """Return the folder of fetched data sets: $TWOSCALE_CACHE, or else the platform's cache folder.
 
     It need not exist.
+
+    Raises:
+        ConfigurationError: $TWOSCALE_CACHE begins with the home folder of a user who does not exist.
     """
     moved = os.environ.get("TWOSCALE_CACHE")
-    return Path(moved).expanduser().absolute() if moved else platformdirs.user_cache_path("twoscale")
+    if not moved:
+        return platformdirs.user_cache_path("twoscale")
+    try:
+        return Path(moved).expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"TWOSCALE_CACHE is {moved}, and that user has no home folder here; expected the path of a folder"
+        ) from error

@@ -9,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import twoscale._codegen as codegen
 import twoscale._runtimes.compiler as module
 from tests.integer_networks import ActivationType, random_images, random_network
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.operators.vectorized import quantize_input
 from twoscale._ir.reference import ReferenceExecutor
-from twoscale._runtimes import EXECUTORS, create
+from twoscale._runtimes import EXECUTORS, calling, create
 from twoscale._runtimes.c import CExecutor
 from twoscale.errors import ConfigurationError, ExecutorError, TwoscaleError, UnknownNameError
 
@@ -275,11 +278,168 @@ def test_a_process_that_is_stopped_while_it_compiles(
     assert not any(name.startswith(".") for name in files(empty_cache))
 
 
-def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def assert_right(network: IntegerNetwork) -> None:
+    assert_equal(network, random_images(np.random.default_rng(1), network, 2))
+
+
+def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TWOSCALE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(TwoscaleError, match="cannot write"):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert_right(small_network())
+    assert files(tmp_path) == ["file"]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(TwoscaleError, match=r"cannot compile random in .*none: No such file.*; free space there, or"):
         CExecutor(small_network())
+
+
+def test_a_full_cache_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real thing, where this process may mount: the compiler itself runs out of space."""
+    folder = tmp_path / "small"
+    folder.mkdir(mode=0o700)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        monkeypatch.setenv("TWOSCALE_CACHE", str(folder))
+        assert_right(small_network())
+        assert files(folder / "c") == []
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_cache_of_a_user_who_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWOSCALE_CACHE", "~no-such-user/cache")
+    with pytest.raises(ConfigurationError, match="TWOSCALE_CACHE is ~no-such-user/cache, and that user has no home"):
+        CExecutor(small_network())
+
+
+@dataclasses.dataclass
+class Planted:
+    """A cache with a library of somebody else's in the place of one of ours."""
+
+    cache: Path
+    folder: Path
+    library: Path
+    marker: Path
+    """What the library leaves when it is loaded."""
+
+
+def plant(ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
+    """Move to another cache, where nothing was loaded from yet: the system keeps what is loaded by its path."""
+    cache = tmp_path / "other"
+    planted = Planted(cache, cache / "c", cache / "c" / ours.name, tmp_path / "marker")
+    planted.folder.mkdir(parents=True)
+    source = tmp_path / "planted.c"
+    source.write_text(
+        "#include <stdio.h>\n__attribute__((constructor)) static void run(void)"
+        f'{{ fclose(fopen("{planted.marker}", "w")); }}'
+    )
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(planted.library), str(source)], check=True)
+    for path in (planted.cache, planted.folder, planted.library):
+        path.chmod(0o755)
+    monkeypatch.setenv("TWOSCALE_CACHE", str(cache))
+    return planted
+
+
+def give_away(path: Path, how: int | str) -> None:
+    """Let others write to a file or folder, or make it another user's."""
+    if isinstance(how, int):
+        path.chmod(path.stat().st_mode | how)
+    elif os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+    else:
+        pytest.skip("only root can give files away")
+
+
+@pytest.mark.parametrize("how", [0o020, 0o002, "another's"])
+@pytest.mark.parametrize("what", ["cache", "folder", "library"])
+def test_a_planted_library_is_not_run(
+    what: str, how: int | str, empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = small_network()
+    assert_right(network)
+    (name,) = files(empty_cache)
+    planted = plant(empty_cache / name, tmp_path, monkeypatch)
+    path: Path = getattr(planted, what)
+    give_away(path, how)
+    if what == "library":  # it is made again
+        assert_right(network)
+        assert planted.library.stat().st_uid == os.geteuid()
+    else:
+        with pytest.warns(UserWarning, match=f"compiled networks are not kept: {path} belongs to another user, or"):
+            assert_right(network)
+    assert not planted.marker.exists()
+
+
+def test_a_planted_library_of_calls_is_not_run(
+    empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calling.maker.cache_clear()
+    if calling.maker() is None:
+        pytest.skip("there are no headers of Python")
+    (name,) = files(empty_cache)
+    planted = plant(empty_cache / name, tmp_path, monkeypatch)
+    give_away(planted.library, 0o002)
+    calling.maker.cache_clear()
+    assert calling.maker() is not None
+    assert not planted.marker.exists()
+    calling.maker.cache_clear()
+
+
+def test_a_planted_library_is_one_that_would_run(
+    empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the tests above plant leaves its marker, where nobody else could have put it there."""
+    network = small_network()
+    CExecutor(network)
+    (name,) = files(empty_cache)
+    planted = plant(empty_cache / name, tmp_path, monkeypatch)
+    with pytest.raises(AttributeError):
+        CExecutor(network)
+    assert planted.marker.exists()
+
+
+def test_what_is_kept_is_private_whatever_the_umask(empty_cache: Path) -> None:
+    umask = os.umask(0)
+    try:
+        CExecutor(small_network())
+    finally:
+        os.umask(umask)
+    (name,) = files(empty_cache)
+    for path in (empty_cache, empty_cache / name):
+        assert not path.stat().st_mode & 0o022
+
+
+def test_where_there_are_no_posix_locks_it_says_so() -> None:
+    """On Windows the module can be imported, and says what it cannot do."""
+    program = textwrap.dedent(
+        """
+        import sys
+        sys.platform = "win32"
+        sys.modules["fcntl"] = None
+        from twoscale._runtimes import compiler
+        from twoscale.errors import ExecutorError
+        try:
+            compiler.load("net", [], {}, [])
+        except ExecutorError as error:
+            print(error)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("compiled networks need Linux or macOS, and this is Windows; use another executor")
+
+
+def test_a_change_of_any_file_that_writes_c_compiles_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = shutil.copytree(Path(codegen.__file__).parent, tmp_path / "codegen")
+    monkeypatch.setattr(resources, "files", lambda package: copy)
+    digests = {module.generator()}
+    changed = [path for path in copy.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    for path in changed:
+        path.write_bytes(path.read_bytes() + b" ")
+        digests.add(module.generator())
+    assert len(digests) == len(changed) + 1 > 60
 
 
 def test_processes_at_once_do_not_collide(empty_cache: Path) -> None:

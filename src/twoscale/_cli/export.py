@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from twoscale._cli.common import File, batches_of, console, print_json, require_file
+from twoscale._codegen.targets import TARGETS
+from twoscale._formats import FORMS, Form
 from twoscale.errors import ConfigurationError
+
+_WRITTEN = {form.name: form for form in FORMS.values() if not form.is_read}
+"""The forms that are only written: the network's own file is the one that is read back."""
+
+if TYPE_CHECKING:
+    TargetName = str
+    To = str
+else:
+    TargetName = Literal[tuple(TARGETS)]
+    To = Literal[("c", *_WRITTEN)]
 
 if TYPE_CHECKING:
     from twoscale._codegen.c import SizeReport
@@ -17,12 +29,15 @@ if TYPE_CHECKING:
 
 __all__ = ["export_command"]
 
+_TO_HELP = "; ".join(['"c" for C', *(f'"{form.name}" for {form.promise}' for form in _WRITTEN.values())])
+_TARGET_HELP = "; ".join(f'"{target.name}" for {target.promise}' for target in TARGETS.values())
+
 
 def export_command(
     network: File,
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="PATH")],
-    to: Literal["c", "qdq"] = "c",
-    target: Literal["portable", "small-ram", "native", "avx512vnni", "avx2"] = "portable",
+    to: Annotated[To, tyro.conf.arg(help=_TO_HELP)] = "c",
+    target: Annotated[TargetName, tyro.conf.arg(help=_TARGET_HELP)] = "portable",
     name: str | None = None,
     data: str | None = None,
     images: int = 4,
@@ -40,16 +55,13 @@ def export_command(
 
     Args:
         network: Integer network (.onnx).
-        out: Folder to write to; for qdq, the file.
-        to: "c", or "qdq" for an ONNX file in QDQ form, to which the other options do not apply.
-        target: "portable" for microcontrollers, "small-ram" for those with little memory; "native" for big CPUs, with
-            the instruction set chosen when it runs; "avx512vnni" or "avx2" for one of them.
+        out: Folder to write to; for another form, the file.
         name: What files and public names begin with; the network's own name by default.
         data: Data set whose first test images the self-test uses, instead of made-up ones.
         images: How many.
         json: Print JSON for programs instead of a table.
     """
-    from twoscale import data as data_room
+    from twoscale import data as data_sets
     from twoscale._codegen.c import default_images, export_c
     from twoscale._formats import load
     from twoscale._ir.operators.vectorized import quantize_input
@@ -57,13 +69,13 @@ def export_command(
     if images < 1:
         raise ConfigurationError(f"--images is {images}; expected at least 1")
     loaded = load(require_file(network, "an integer network (.onnx)"))
-    if to == "qdq":
-        _qdq(loaded, network, out, json=json)
+    if to in _WRITTEN:
+        _save(loaded, network, out, _WRITTEN[to], json=json)
         return
     if data is None:
         inputs = default_images(loaded, images)
     else:
-        dataset = data_room.load(data)
+        dataset = data_sets.load(data)
         real, _ = next(batches_of(dataset.test, dataset, batch_size=images, limit=images))
         inputs = quantize_input(real, loaded.input.output)
     result = export_c(loaded, out, target=target, name=name, inputs=inputs)
@@ -82,16 +94,17 @@ def export_command(
     )
 
 
-def _qdq(network: IntegerNetwork, source: Path, out: Path, *, json: bool) -> None:
+def _save(network: IntegerNetwork, source: Path, out: Path, form: Form, *, json: bool) -> None:
+    title = f"{form.name.upper()} form"
     if out.is_dir():
-        raise ConfigurationError(f"{out} is a folder; expected a file to write the QDQ form to")
+        raise ConfigurationError(f"{out} is a folder; expected a file to write the {title} to")
     if out.exists() and out.samefile(source):
-        raise ConfigurationError(f"{out} is the network itself; the QDQ form cannot be read back, name another file")
-    network.save(out, form="qdq")
+        raise ConfigurationError(f"{out} is the network itself; the {title} cannot be read back, name another file")
+    network.save(out, form=form.name)
     if json:
-        print_json({"file": str(out), "form": "qdq", "fingerprint": network.fingerprint})
+        print_json({"file": str(out), "form": form.name, "fingerprint": network.fingerprint})
         return
-    console().print(f"Wrote {out}: {network.name} in QDQ form, not to be read back", markup=False, soft_wrap=True)
+    console().print(f"Wrote {out}: {network.name} in {title}, not to be read back", markup=False, soft_wrap=True)
 
 
 def _table(sizes: SizeReport) -> Table:

@@ -87,7 +87,7 @@ def _options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
     def add(name: str, hint: Any, default: Any, text: str) -> None:
         quiet = "" if default is None or default is False else None
-        hint = Annotated[hint, tyro.conf.arg(help=" ".join(text.split()), help_behavior_hint=quiet)]
+        hint = Annotated[hint, tyro.conf.arg(help=" ".join(text.split()) or None, help_behavior_hint=quiet)]
         found[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
     hints = typing.get_type_hints(function, include_extras=True)

@@ -1,18 +1,16 @@
-"""The saved form of an integer network: an ONNX file of standard integer operators.
+"""The saved forms of an integer network: one registry, which the command line and the library read.
 
-The file is a program and a document at once. ONNX Runtime and any other runtime of the default domain run its
-graph as it is, float32 images "input" (N, C, H, W) to float32 "logits" (N, classes), and get the integers of the
-NumPy reference. Between input and logits the graph counts in integer units (all scales are 1, or a multiplier
-m / 2**16), so that float32 requantization is exact by equation (5). The real scales and everything else about the
-network are in the file's metadata, from which ``load`` gives back an equal network.
-
-``onnx`` is imported when a file is read or written, not before.
+A form is a module of this package, with ``to_bytes(network)`` and, if it is read back, ``load(path)``, and one line of
+``FORMS``. Its module, and what that imports, such as ``onnx``, is imported when a file is read or written, not before.
 """
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from twoscale._files import write_bytes
 from twoscale.errors import UnknownNameError
@@ -22,45 +20,74 @@ if TYPE_CHECKING:
 
     from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["Form", "load", "save", "to_model"]
-
-Form = Literal["integer", "qdq"]
-"""Of the graph: operators on integers, or floating-point operators between quantize and dequantize nodes."""
+__all__ = ["FORMS", "Form", "load", "save", "to_model"]
 
 
-def to_model(network: IntegerNetwork, form: Form = "integer") -> onnx.ModelProto:
+@dataclass(frozen=True)
+class Form:
+    """A kind of file that holds an integer network."""
+
+    name: str
+    module: str
+    """Of this package."""
+    suffix: str
+    """The customary ending of a file's name."""
+    promise: str
+    """What the file is, and how its integers compare with the network's: part of a sentence."""
+    is_read: bool = False
+    """Whether ``load`` reads it back."""
+
+    def to_bytes(self, network: IntegerNetwork) -> bytes:
+        """Return a network as a file."""
+        write: Callable[[IntegerNetwork], bytes] = self._module().to_bytes
+        return write(network)
+
+    def load(self, path: Path) -> IntegerNetwork:
+        """Read a network; see the package's ``load``."""
+        read: Callable[[Path], IntegerNetwork] = self._module().load
+        return read(path)
+
+    def _module(self) -> Any:
+        return importlib.import_module(f"twoscale._formats.{self.module}")
+
+
+_ALL = (
+    Form("integer", "integer", ".onnx", "an ONNX file of integer operators with the network's integers", is_read=True),
+    Form("qdq", "qdq", ".onnx", "an ONNX file in QDQ form for OpenVINO and TensorRT, whose integers may differ"),
+)
+FORMS = {form.name: form for form in _ALL}
+"""By name."""
+
+
+def to_model(network: IntegerNetwork, form: str = "integer") -> onnx.ModelProto:
     """Return the network as an ONNX model with its metadata: standard operators, opset 18, dynamic batch "N".
 
     Args:
         network: what to write.
-        form: "integer", the form that is read back and gives the reference's integers, or "qdq" for runtimes that
-            fuse that form themselves.
+        form: of ``FORMS``: "integer", which is read back and gives the reference's integers, or "qdq" for runtimes
+            that fuse that form themselves.
 
     Raises:
         UnknownNameError: there is no such form.
     """
-    from twoscale._formats import qdq
-    from twoscale._formats.onnx import writing
+    import onnx
 
-    forms = {qdq.FORM: qdq.to_model, writing.FORM: writing.to_model}
-    if form not in forms:
-        raise UnknownNameError("form of ONNX file", form, forms)
-    return forms[form](network)
+    return onnx.load_model_from_string(_form(form).to_bytes(network))
 
 
-def save(network: IntegerNetwork, path: str | Path, form: Form = "integer") -> None:
-    """Write the network as an ONNX file, all of it or nothing.
+def save(network: IntegerNetwork, path: str | Path, form: str = "integer") -> None:
+    """Write the network to a file, all of it or nothing.
 
     Args:
         network: what to save.
         path: the file, by custom ending in ".onnx"; folders on the way are made.
-        form: see ``to_model``; only the integer form is read back.
+        form: of ``FORMS``; only the integer form is read back.
 
     Raises:
         UnknownNameError: there is no such form.
         TwoscaleError: the file cannot be written; what was there before is unchanged.
     """
-    write_bytes(Path(path), to_model(network, form).SerializeToString(deterministic=True))
+    write_bytes(Path(path), _form(form).to_bytes(network))
 
 
 def load(path: str | Path) -> IntegerNetwork:
@@ -72,6 +99,10 @@ def load(path: str | Path) -> IntegerNetwork:
     Raises:
         NetworkFileError: the file is missing, damaged, altered, or not an integer network.
     """
-    from twoscale._formats.onnx import reading
+    return FORMS["integer"].load(Path(path))
 
-    return reading.load(Path(path))
+
+def _form(name: str) -> Form:
+    if name not in FORMS:
+        raise UnknownNameError("form of ONNX file", name, FORMS)
+    return FORMS[name]

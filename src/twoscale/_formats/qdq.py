@@ -24,10 +24,15 @@ from twoscale._formats.onnx.graph_builder import GraphBuilder, is_narrow, q, win
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["FORM", "to_model"]
+__all__ = ["FORM", "to_bytes", "to_model"]
 
 FORM = "qdq"
 """What the metadata calls this form."""
+
+
+def to_bytes(network: IntegerNetwork) -> bytes:
+    """Return the network as a file in QDQ form; the same network always gives the same bytes."""
+    return bytes(to_model(network).SerializeToString(deterministic=True))
 
 
 def to_model(network: IntegerNetwork) -> onnx.ModelProto:

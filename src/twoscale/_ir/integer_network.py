@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,9 +161,7 @@ class IntegerNetwork:
 
         return run_logits(ReferenceExecutor(self), self, images_nchw)
 
-    def compile(
-        self, *, threads: int | None = None, target: Literal["native", "avx512vnni", "avx2"] = "native"
-    ) -> CompiledClassifier:
+    def compile(self, *, threads: int | None = None, target: str = "native") -> CompiledClassifier:
         """Compile the network for this CPU: the same logits as calling it, much faster.
 
         The result takes NumPy arrays and torch tensors on the CPU, float32 (N, C, H, W), or uint8 pixels where the
@@ -172,7 +170,7 @@ class IntegerNetwork:
         Args:
             threads: how many share a batch; by default one a core. With 1, callers in several threads run at once;
                 with more they wait for each other.
-            target: instruction sets; "native" compiles all and takes the best when it runs.
+            target: instruction sets, such as "avx2"; "native" compiles all and takes the best when it runs.
 
         Raises:
             ConfigurationError: the network is off the grid (names the layer), or ``threads`` is below 1.
@@ -182,7 +180,7 @@ class IntegerNetwork:
         compiled: CompiledClassifier = delegates.call("compile", self, threads=threads, target=target)
         return compiled
 
-    def save(self, path: str | Path, *, form: Literal["integer", "qdq"] = "integer") -> None:
+    def save(self, path: str | Path, *, form: str = "integer") -> None:
         """Write the network as an ONNX file, all of it or nothing.
 
         Args:

@@ -1,12 +1,13 @@
 """Executors: each computes an integer network with one framework, and knows nothing of the others.
 
 An executor is made from a network and runs float images to integers. Adding one is one file with a class of
-this interface, and one line in ``EXECUTORS``.
+this interface, and one line of ``EXECUTORS``.
 """
 
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Sequence
 
 from twoscale._extras import requires_extras
@@ -18,12 +19,11 @@ __all__ = ["EXECUTORS", "create", "default_pair", "fastest"]
 
 EXECUTORS = {
     "c": "twoscale._runtimes.c:CExecutor",
+    "torch": "twoscale._runtimes.torch:TorchExecutor",
     "onnxruntime": "twoscale._runtimes.onnxruntime:OnnxRuntimeExecutor",
     "reference": "twoscale._ir.reference:ReferenceExecutor",
-    "torch": "twoscale._runtimes.torch:TorchExecutor",
 }
-
-_FASTEST_FIRST = ("c", "torch", "onnxruntime")
+"""Where each is; the fastest first, and last the one that runs everything everywhere."""
 
 
 def create(name: str, network: IntegerNetwork) -> Executor:
@@ -45,9 +45,10 @@ def create(name: str, network: IntegerNetwork) -> Executor:
 def fastest(network: IntegerNetwork) -> Executor:
     """Make the fastest executor that can run the network here; its ``name`` says which.
 
-    Compiled C where there is a compiler and the network is one of integers only; else torch, else NumPy.
+    Compiled C where there is a compiler and the network is one of integers only; else torch, else NumPy. A warning
+    says why a network that C can compute is not computed in C.
     """
-    return _first_that_runs((*_FASTEST_FIRST, "reference"), network)
+    return _first_that_runs(tuple(EXECUTORS), network)
 
 
 def default_pair(network: IntegerNetwork) -> list[Executor]:
@@ -61,6 +62,9 @@ def _first_that_runs(names: Sequence[str], network: IntegerNetwork) -> Executor:
     for name in names[:-1]:
         try:
             return create(name, network)
-        except (ConfigurationError, ExecutorError, ImportError):
+        except ExecutorError as error:
+            if name == "c":
+                warnings.warn(f"{network.name} is not computed in C: {error}", stacklevel=3)
+        except (ConfigurationError, ImportError):
             continue
     return create(names[-1], network)

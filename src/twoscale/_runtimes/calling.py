@@ -33,8 +33,8 @@ def maker() -> Callable[[Any, Any, Sequence[int], int, float], Call] | None:
         return None
     text = resources.files("twoscale._runtimes").joinpath("call.c").read_text()
     try:
-        path = compiler.load("calls", [text, sys.version], {"call.c": text}, (*_FLAGS, f"-I{include}"))._name
-        new = ctypes.PyDLL(path).caller_new
+        library = compiler.load("calls", [text, sys.version], {"call.c": text}, (*_FLAGS, f"-I{include}"))
+        new = ctypes.PyDLL(library._name, handle=library._handle).caller_new
     except (TwoscaleError, OSError):  # headers of a Python without the limited API
         return None
     new.restype = ctypes.py_object

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ def compile(
     network: IntegerNetwork,
     *,
     threads: int | None = None,
-    target: Literal["native", "avx512vnni", "avx2"] = "native",
+    target: str = "native",
 ) -> CompiledClassifier:
     """Compile a network for this CPU; the same as ``network.compile()``.
 
@@ -57,7 +57,7 @@ class CompiledClassifier:
 
     @property
     def kernels(self) -> str:
-        """The instruction set in use: "avx512vnni", "avx2" or "generic"."""
+        """The instruction set in use: one of those of the target, "generic" where this CPU has none of them."""
         return self._compiled.kernels
 
     def __call__(self, images_nchw: Any) -> Any:

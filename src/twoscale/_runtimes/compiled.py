@@ -130,7 +130,7 @@ class CompiledNetwork:
 
     @property
     def kernels(self) -> str:
-        """The instruction set in use: "avx512vnni", "avx2" or "generic"."""
+        """The instruction set in use: one of those of the target, "generic" where this CPU has none of them."""
         return str(self._library.network_kernels().decode())
 
     def __call__(self, images: NDArray[Any]) -> NDArray[Any]:

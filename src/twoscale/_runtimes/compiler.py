@@ -1,4 +1,9 @@
-"""The system's C compiler, and a cache of what it made: whole libraries only, whoever else compiles meanwhile."""
+"""The system's C compiler, and a cache of what it made: whole libraries only, whoever else compiles meanwhile.
+
+A library is code that will run here. One from the cache is loaded only if nobody else could have put it there: it, and
+the folders that hold it, belong to this user, and no other may write to them. Where that is not so, or the cache cannot
+be written, libraries are compiled for the process that needs them, and not kept.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +14,12 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from twoscale._files import cache_dir, lock
@@ -20,6 +28,9 @@ from twoscale.errors import ExecutorError, TwoscaleError
 __all__ = ["generator", "load"]
 
 _WORKSHOP = ".compiling-"
+_OTHERS_MAY_WRITE = 0o022
+_SPARE_BYTES = 4 * 1024 * 1024
+"""With less space than this, a full disk may be why a compiler fails."""
 
 
 def load(name: str, key: Sequence[str], files: Mapping[str, str], flags: Sequence[str]) -> ctypes.CDLL:
@@ -33,16 +44,59 @@ def load(name: str, key: Sequence[str], files: Mapping[str, str], flags: Sequenc
 
     Raises:
         ExecutorError: there is no C compiler here, or it fails; says what is missing.
-        TwoscaleError: the cache cannot be written.
+        TwoscaleError: no folder for temporary files can be written.
     """
+    if sys.platform == "win32":
+        raise ExecutorError(
+            "compiled networks need Linux or macOS, and this is Windows; "
+            'use another executor, such as "onnxruntime" or "torch"'
+        )
     compiler = _compiler()
     told = [*key, generator(), *compiler, _version(compiler), *flags]
-    path = cache_dir() / "c" / f"{hashlib.sha256(repr(told).encode()).hexdigest()}.so"
-    if path.exists():
-        with contextlib.suppress(OSError):  # a damaged file is made again
+    folder = _private_folder()
+    if folder is not None:
+        path = folder / f"{hashlib.sha256(repr(told).encode()).hexdigest()}.so"
+        if _is_private(path):
+            with contextlib.suppress(OSError):  # a damaged file is made again
+                return ctypes.CDLL(str(path))
+        try:
+            _compile(compiler, name, files, flags, path)
             return ctypes.CDLL(str(path))
-    _compile(compiler, name, files, flags, path)
-    return ctypes.CDLL(str(path))
+        except OSError:  # a cache that cannot be written is not needed
+            pass
+        except ExecutorError:
+            if shutil.disk_usage(folder).free > _SPARE_BYTES:
+                raise
+    return _compile_for_this_process(compiler, name, files, flags)
+
+
+def _private_folder() -> Path | None:
+    """Return the folder of libraries, made if need be; None where it cannot be made or others may write to it."""
+    folder = cache_dir() / "c"
+    try:
+        if not folder.parent.exists():
+            folder.parent.mkdir(mode=0o700, parents=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError:
+        return None
+    for part in (folder.parent, folder):
+        if not _is_private(part):
+            warnings.warn(
+                f"compiled networks are not kept: {part} belongs to another user, or others may write to it; "
+                f"make it yours alone (chmod go-w {part}), or set TWOSCALE_CACHE to another folder",
+                stacklevel=5,
+            )
+            return None
+    return folder
+
+
+def _is_private(path: Path) -> bool:
+    """Whether a file or folder is there, belongs to this user, and nobody else may write to it."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return status.st_uid == os.geteuid() and not status.st_mode & _OTHERS_MAY_WRITE
 
 
 def _compiler() -> list[str]:
@@ -67,22 +121,45 @@ def _version(compiler: list[str]) -> str:
 def generator() -> str:
     """Return a digest of everything that writes the C, so that what an older version compiled is not used."""
     digest = hashlib.sha256()
-    for folder in ("", "common", "portable", "small_ram", "vector", "kernels/portable", "kernels/vector", "templates"):
-        entries = resources.files("twoscale._codegen.c").joinpath(folder).iterdir()
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.is_file():
-                digest.update(entry.name.encode() + entry.read_bytes())
+    for name, content in _files_of(resources.files("twoscale._codegen")):
+        digest.update(f"{name} {len(content)} ".encode() + content)
     return digest.hexdigest()
 
 
+def _files_of(folder: Traversable, inside: str = "") -> Iterator[tuple[str, bytes]]:
+    """Yield path and content of every file of a package, in the order of their names."""
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.is_file():
+            yield inside + entry.name, entry.read_bytes()
+        elif entry.name != "__pycache__":
+            yield from _files_of(entry, f"{inside}{entry.name}/")
+
+
 def _compile(compiler: list[str], name: str, files: Mapping[str, str], flags: Sequence[str], path: Path) -> None:
-    """Compile to ``path``, all of it or nothing: what another process compiles meanwhile is as good."""
+    """Compile to ``path``, all of it or nothing: what another process compiles meanwhile is as good.
+
+    Raises:
+        ExecutorError: the compiler fails.
+        OSError: the folder cannot be written.
+    """
+    with _workshop(path.parent) as folder:
+        library = _compile_in(folder, compiler, name, files, flags)
+        library.chmod(library.stat().st_mode & ~_OTHERS_MAY_WRITE)  # whatever the umask
+        library.replace(path)
+
+
+def _compile_for_this_process(
+    compiler: list[str], name: str, files: Mapping[str, str], flags: Sequence[str]
+) -> ctypes.CDLL:
+    """Compile in a folder that only this user can read and that is gone when the library is loaded."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _workshop(path.parent) as folder:
-            _compile_in(folder, compiler, name, files, flags).replace(path)
+        with tempfile.TemporaryDirectory(prefix="twoscale-") as folder:
+            return ctypes.CDLL(str(_compile_in(Path(folder), compiler, name, files, flags)))
     except OSError as error:
-        raise TwoscaleError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
+        raise TwoscaleError(
+            f"cannot compile {name} in {tempfile.gettempdir()}: {error.strerror or error}; "
+            "free space there, or set TMPDIR to another folder"
+        ) from error
 
 
 def _compile_in(folder: Path, compiler: list[str], name: str, files: Mapping[str, str], flags: Sequence[str]) -> Path:
