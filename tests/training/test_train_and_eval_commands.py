@@ -133,7 +133,7 @@ def test_a_process_that_fails_alone_says_so(
 def test_a_launcher_that_is_killed_is_said(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     kill = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     monkeypatch.setattr(torchrun, "command", lambda *_, **__: kill)
-    assert torchrun.run(2, 0, "twoscale", []) == 1
+    assert torchrun.run(2, 0, "twoscale", []) == 128 + signal.SIGKILL
     assert capfd.readouterr().err == "twoscale: torchrun was ended by SIGKILL, and its processes with it\n"
 
 

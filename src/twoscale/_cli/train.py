@@ -84,7 +84,7 @@ def train_command(
     for option, values in (("--without", without), ("--milestones", options.milestones)):  # type: ignore[attr-defined]
         if values == ():
             raise ConfigurationError(f"{option} needs a value; leave it out, or say at least one")
-    leads = torchrun.speaks()
+    leads = torchrun.leads()
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)}
     off = {_switch(name): False for name in without or ()}
     given = {name: value for name, value in given.items() if value is not None}

@@ -1,8 +1,9 @@
-"""Processes that share work, started by PyTorch's own launcher, torchrun, and ended with what started them.
+"""Processes that share work: PyTorch's launcher torchrun starts them, and they end with the process that started it.
 
-    processes   ending with the parent; cores of one's own
-    agent       torchrun as a process of ours
-    torchrun    its command, its environment, its end
+    processes    ending with the parent, leaving at once, cores of one's own
+    rendezvous   where the processes of a launch meet
+    agent        torchrun as a process of this library
+    torchrun     its command, its environment, its end
 
-Importing this package and its modules does not import torch.
+Only ``rendezvous`` imports torch.
 """

@@ -1,55 +1,60 @@
-"""The process between the command line and the ranks: torchrun, which dies with its parent.
+"""The process between the command line and the ranks: torchrun, which ends with its parent.
 
-    python -m twoscale._launching.agent PARENT_PID report|quiet <arguments of torchrun>
+    python -m twoscale._launching.agent report|quiet <arguments of torchrun>
 
-"report" leaves torchrun's report of failed ranks as it is; "quiet" says one line for each instead, and starts no rank
-again whose input was wrong.
+"report" leaves torchrun's report of failed ranks as it is. "quiet" prints one line for each instead, and does not
+start ranks again that ended because their input was wrong.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 
-from twoscale._launching.processes import die_with
+from twoscale._launching.processes import PARENT, die_with_parent
 
-_SAID = (2, 130)
-"""Exit codes of ranks that have said in one line why they ended: wrong input, and Ctrl-C."""
+_EXPLAINED = (2, 130)
+"""Exit codes of ranks that printed the reason themselves: wrong input, and Ctrl-C."""
 _FAILED = "failed (exitcode: %s) local_rank: %s"
-"""How torchrun's log line on the first rank that failed begins; it has no other way to tell before it starts again."""
+"""How torchrun's log line on the first failed rank begins; it reports a failure nowhere else before it restarts."""
 
 
 class _Failures(logging.Handler):
-    """Says of each rank whose end makes torchrun start all of them again which it was, and how it ended."""
+    """Prints which rank failed, and how, each time that torchrun starts all of them again."""
 
     def __init__(self, restarts: int) -> None:
         super().__init__()
         self._restarts, self._count = restarts, 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hear a line of torchrun's log."""
+        """Take a line of torchrun's log."""
         if not str(record.msg).startswith(_FAILED) or not isinstance(record.args, tuple):
             return
         code, rank = int(str(record.args[0])), record.args[1]
-        if code in _SAID:  # the same would happen again
+        if code in _EXPLAINED:  # the same would happen again
             sys.exit(code)
         self._count += 1
         if self._count <= self._restarts:
-            _say(f"process {rank} {_how(code)}; all are started again, restart {self._count} of {self._restarts}")
+            _print(f"process {rank} {_how(code)}; all are started again, restart {self._count} of {self._restarts}")
 
 
 def _how(code: int) -> str:
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    # Unless somebody sent it, it is the kernel that was out of memory.
+    return f"was ended by {name}" + (", usually because memory ran out" if name == "SIGKILL" else "")
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     sys.stderr.write(f"twoscale: {line}\n")
     sys.stderr.flush()
 
 
-def _hear(restarts: int) -> None:
-    """Let lines of torchrun's log be heard instead of printed."""
+def _take_log(restarts: int) -> None:
+    """Handle torchrun's log here instead of printing it."""
     logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)
     log = logging.getLogger("torch.distributed.elastic")
     log.setLevel(logging.ERROR)
@@ -61,29 +66,33 @@ def _hear(restarts: int) -> None:
 
 def main() -> None:
     """Run PyTorch's launcher."""
-    die_with(int(sys.argv[1]))
-    quiet, arguments = sys.argv[2] == "quiet", sys.argv[3:]
+    die_with_parent()
+    os.environ[PARENT] = str(os.getpid())  # for the ranks
+    quiet, arguments = sys.argv[1] == "quiet", sys.argv[2:]
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser
     from torch.distributed.run import main as torchrun
 
+    from twoscale._launching.rendezvous import register
+
+    register()
     if quiet:
-        _hear(get_args_parser().parse_args(arguments).max_restarts)
+        _take_log(get_args_parser().parse_args(arguments).max_restarts)
     try:
         torchrun(arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if not quiet:
             raise
-        if failure.exitcode in _SAID:
-            sys.exit(failure.exitcode)
-        _say(f"process {rank} {_how(failure.exitcode)}, and the others were ended with it")
-        sys.exit(1)
+        code = failure.exitcode
+        if code not in _EXPLAINED:
+            _print(f"process {rank} {_how(code)}, and the others were ended with it")
+        sys.exit(code if code > 0 else 128 - code)
     except SignalException as error:
         sys.exit(128 + int(error.sigval))
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until torchrun has its own way with it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until torchrun sets its own handler
     main()

@@ -1,17 +1,26 @@
-"""Processes that do not outlive what started them, and cores of their own."""
+"""How a process of a launch begins and ends: with its parent, on cores of its own, and at once."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
 
 from twoscale._environment import available_cores
 
-__all__ = ["die_with", "pin"]
+__all__ = ["PARENT", "die_with_parent", "leave", "pin", "wait_until"]
+
+PARENT = "TWOSCALE_PARENT"
+"""Environment variable in which a process finds the id of the one that started it."""
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+_PATIENCE = 60.0
+"""Seconds that a process that is done waits for the others of its group."""
 
 
 def pin(index: int, count: int, threads: int) -> tuple[int, ...] | None:
@@ -33,14 +42,43 @@ def pin(index: int, count: int, threads: int) -> tuple[int, ...] | None:
     return mine
 
 
-def die_with(parent: int) -> None:
+def die_with_parent() -> None:
     """Have the kernel kill this process as soon as its parent is gone, however that ended (Linux; else nothing).
 
-    Args:
-        parent: the process that started this one. Where it is gone already, this process ends here.
+    The parent is the process that :data:`PARENT` names, which is not passed on to children. By the time this process
+    runs it may be gone, and the process that adopted this one would be taken for the parent: this process ends then.
+    Without the variable nothing is known, and whatever process is the parent now is taken for it.
     """
+    named = os.environ.pop(PARENT, None)
     if not sys.platform.startswith("linux"):
         return
+    parent = int(named) if named is not None and named.isdecimal() else os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Ask every 10 ms until it is so, for a minute at most: a launcher ends those that wait for one that failed."""
+    deadline = time.monotonic() + _PATIENCE
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process of a group at once, without taking down its interpreter.
+
+    An interpreter that is taken down may free Python objects that gloo's threads hold, which aborts the process
+    ("terminate called without an active exception"), and its exit code is lost. The system closes what is open.
+
+    To the others, a process that leaves looks like one that failed, while their threads may still be at work. A process
+    that is done therefore first waits until the others are (:func:`wait_until`), by a way that does not need the
+    connections between them.
+
+    Args:
+        code: exit code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or its reader is gone
+            stream.flush()
+    os._exit(code)

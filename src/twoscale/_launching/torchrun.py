@@ -8,11 +8,16 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Sequence
 
 from twoscale._environment import require_posix
+from twoscale._launching.processes import PARENT
 
-__all__ = ["command", "end", "environment", "launch", "restarted", "run", "speaks"]
+__all__ = ["RENDEZVOUS", "command", "end", "environment", "launch", "leads", "meeting", "restarted", "run"]
+
+RENDEZVOUS = "twoscale"
+"""The name under which torchrun finds :mod:`twoscale._launching.rendezvous`."""
 
 _OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _GRACE = 40.0
@@ -27,24 +32,44 @@ def command(arguments: Iterable[str], *, quiet: bool = False) -> list[str]:
         quiet: one line instead of torchrun's own report of ranks that failed.
     """
     report = "quiet" if quiet else "report"
-    return [sys.executable, "-m", "twoscale._launching.agent", str(os.getpid()), report, *arguments]
+    return [sys.executable, "-m", "twoscale._launching.agent", report, *arguments]
+
+
+def meeting(address: str = "127.0.0.1", *, port: int = 0, host: int = 0, hosts: int = 1) -> list[str]:
+    """Return torchrun's arguments for where the ranks meet: in a store that listens on one address only.
+
+    Args:
+        address: of the first host, as the others reach it.
+        port: 0: any that is free, where there is one host only.
+        host: which one torchrun runs on, 0..hosts - 1.
+        hosts: how many there are.
+    """
+    return [
+        f"--nnodes={hosts}",
+        f"--rdzv-backend={RENDEZVOUS}",
+        f"--rdzv-endpoint={address}:{port}",
+        f"--rdzv-conf=rank={host}",
+        f"--rdzv-id={uuid.uuid4()}",
+    ]
 
 
 def environment(threads: int | None = None, interface: str | None = None) -> dict[str, str]:
-    """Return this process's variables without those of a rank, and with those that ranks need.
+    """Return the environment of a process that :func:`command` starts, or of a rank without torchrun.
+
+    It is this process's without the variables of a rank, and with those that ranks need.
 
     Args:
         threads: of each rank. Default: left to the ranks, which torchrun would set to 1.
-        interface: network interface that gloo uses. Default: the loopback's.
+        interface: network interface that gloo and NCCL use. Default: the loopback interface.
     """
     interface = interface or _loopback()
-    named = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    return {
-        **{name: value for name, value in os.environ.items() if name not in _OF_A_RANK},
-        **named,
-        "PYTHONUNBUFFERED": "1",
-        **({"GLOO_SOCKET_IFNAME": interface} if interface else {}),
-    }
+    added = {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid())}
+    added["PYTHONSAFEPATH"] = "1"  # a torch.py in the current folder must not be imported instead of PyTorch
+    if threads is not None:
+        added |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if interface:
+        added |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+    return {name: value for name, value in os.environ.items() if name not in _OF_A_RANK} | added
 
 
 def end(agents: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
@@ -67,32 +92,32 @@ def restarted() -> int:
 
 
 def launch() -> str:
-    """Return a name of what started this process that stays the same when it starts it again; without torchrun none."""
+    """Return a name of this launch, the same after a restart; "" without torchrun."""
     run = os.environ.get("TORCHELASTIC_RUN_ID")
     if run is None:
         return ""
-    # torchrun calls every run of several machines "none" unless it is told otherwise.
+    # torchrun calls every run of several machines "none" unless --rdzv-id names it.
     return f"{socket.gethostname()} {os.getppid()}" if run in ("", "none") else run
 
 
-def speaks() -> bool:
-    """Return whether this process is the one of its group that prints and writes."""
+def leads() -> bool:
+    """Return whether this process is the one of its group that prints and writes: rank 0, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def run(processes: int, max_restarts: int, module: str, arguments: Sequence[str]) -> int:
-    """Run a module in a number of ranks on this machine, what they print going where this process's goes.
+    """Run a module in a number of ranks on this machine; their output goes where this process's goes.
 
-    Ctrl-C reaches the ranks once, through torchrun; a second one ends them at once.
+    Ctrl-C reaches the ranks once, through torchrun. A second Ctrl-C ends them at once.
 
     Returns:
-        The exit code: 0, or that of the ranks.
+        The exit code: 0, that of the ranks, or 128 + the signal that ended one.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C before there were any.
+        KeyboardInterrupt: Ctrl-C before there were any ranks.
     """
     words = [
-        "--standalone",
+        *meeting(),
         "--local-addr=127.0.0.1",
         f"--nproc-per-node={processes}",
         f"--max-restarts={max_restarts}",
@@ -110,7 +135,7 @@ def run(processes: int, max_restarts: int, module: str, arguments: Sequence[str]
             code = agent.wait()
         except KeyboardInterrupt:
             agent.send_signal(signal.SIGINT)
-            if agent.wait(_GRACE) < 0:  # nobody has heard of it, or said so
+            if agent.wait(_GRACE) < 0:  # it ended before it could pass Ctrl-C on
                 raise
             return agent.returncode
     except subprocess.TimeoutExpired:
@@ -119,7 +144,7 @@ def run(processes: int, max_restarts: int, module: str, arguments: Sequence[str]
         end([agent], grace=2.0)
     if code < 0:
         sys.stderr.write(f"twoscale: torchrun was ended by {signal.Signals(-code).name}, and its processes with it\n")
-        return 1
+        return 128 - code
     return code
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from twoscale.models._tensorfile import copy_into, fit, read_tensors, write_tens
 from twoscale.training._config import TrainConfig
 from twoscale.training._record import EpochRecord
 
-__all__ = ["LOSSES", "Position", "begun_here", "noted", "read_state", "write_state"]
+__all__ = ["Position", "SavedState", "begun_here", "noted", "read_state", "write_state"]
 
-LOSSES = ("recent_losses", "epoch_loss")
+_RECENT, _EPOCH = "recent_losses", "epoch_loss"
 _KEY = "twoscale.training"
 # Fields that may differ between the sessions of a run without changing what it computes.
 _FREE = frozenset({"epochs", "checkpoint_every", "step", "threads", "device", "test_views", "evaluate_every"})
@@ -50,23 +49,27 @@ class Position:
     """What sessions did otherwise than those before them."""
 
 
-def write_state(
-    path: Path,
-    position: Position,
-    model: torch.nn.Module,
-    optimizer: dict[str, torch.Tensor],
-    losses: Mapping[str, torch.Tensor],
-    random_states: Sequence[torch.Tensor],
-) -> None:
+@dataclass(frozen=True)
+class SavedState:
+    """The state of a run without model and optimizer."""
+
+    position: Position
+    recent_losses: list[float]
+    """Of the mini-batches since the last entry in ``position``."""
+    epoch_loss: float
+    """Sum of the losses of the epoch that is under way."""
+    random_states: list[bytes]
+    """Torch's, of each process."""
+
+
+def write_state(path: Path, saved: SavedState, model: torch.nn.Module, optimizer: dict[str, torch.Tensor]) -> None:
     """Write the state of a run, all of it or nothing.
 
     Args:
         path: the file.
-        position: how far it has come.
+        saved: how far the run has come.
         model: its parameters and buffers are written.
         optimizer: name to state.
-        losses: those that are not in ``position`` yet.
-        random_states: torch's, of each process.
 
     Raises:
         TwoscaleError: the folder cannot be written, or the disk is full.
@@ -74,15 +77,19 @@ def write_state(
     tensors = {
         **{f"model.{name}": value for name, value in model.state_dict().items()},
         **{f"optimizer.{name}": value for name, value in optimizer.items()},
-        **losses,
-        **{f"random_state.{rank}": state for rank, state in enumerate(random_states)},
+        _RECENT: torch.tensor(saved.recent_losses, dtype=torch.float64),
+        _EPOCH: torch.tensor(saved.epoch_loss, dtype=torch.float64),
+        **{
+            f"random_state.{rank}": torch.frombuffer(bytearray(state), dtype=torch.uint8)
+            for rank, state in enumerate(saved.random_states)
+        },
     }
-    write_tensors(path, tensors, {_KEY: msgspec.json.encode(position).decode()})
+    write_tensors(path, tensors, {_KEY: msgspec.json.encode(saved.position).decode()})
 
 
 def read_state(
     path: Path, expected: Position, model: torch.nn.Module, optimizer: dict[str, torch.Tensor]
-) -> tuple[Position, dict[str, torch.Tensor], list[torch.Tensor]]:
+) -> SavedState:
     """Put the state of a run into ``model`` and ``optimizer``.
 
     Args:
@@ -92,7 +99,7 @@ def read_state(
         optimizer: name to state.
 
     Returns:
-        How far the run had come, the losses that are not in that, and each process's random state.
+        How far the run had come.
 
     Raises:
         ConfigurationError: it is another run's; names what differs.
@@ -101,9 +108,13 @@ def read_state(
     content = read_tensors(path)
     try:
         position = msgspec.json.decode(content.metadata[_KEY], type=Position)
-        losses = {name: content.tensors.pop(name) for name in LOSSES}
-        random_states = [content.tensors.pop(f"random_state.{rank}") for rank in range(position.world_size)]
-    except (KeyError, msgspec.MsgspecError) as error:
+        saved = SavedState(
+            position,
+            content.tensors[_RECENT].tolist(),
+            float(content.tensors[_EPOCH]),
+            [content.tensors[f"random_state.{rank}"].numpy().tobytes() for rank in range(position.world_size)],
+        )
+    except (KeyError, TypeError, RuntimeError, RecursionError, msgspec.MsgspecError) as error:
         raise CheckpointError(f"{path} is not the state of a training run ({error}); start anew") from error
 
     _check_continues(position, expected, path)
@@ -113,7 +124,7 @@ def read_state(
 
     copy_into(optimizer, part("optimizer."), str(path), "the optimizer")
     fit(model, part("model."), str(path))
-    return position, losses, random_states
+    return saved
 
 
 def begun_here(path: Path) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import math
 import threading
 import time
@@ -17,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 
 import torch
 from torch import nn
@@ -27,7 +29,7 @@ from twoscale.data import Dataset, Split
 from twoscale.errors import ConfigurationError
 from twoscale.training._accuracy import check_takes, correct
 from twoscale.training._batch_norm import alone, check_batches, synchronized
-from twoscale.training._checkpoint import LOSSES, Position, begun_here, noted, read_state, write_state
+from twoscale.training._checkpoint import Position, SavedState, begun_here, noted, read_state, write_state
 from twoscale.training._config import TrainConfig
 from twoscale.training._construction import create_model, create_step
 from twoscale.training._graphed import GraphedStep
@@ -116,10 +118,16 @@ def train(
         stack.enter_context(numerics(threads=run.threads, batch_size=run.size))
         stack.enter_context(torch.no_grad())
         if out is not None:
-            ranks.from_leader(lambda: stack.enter_context(_own(out)))
+            ranks.from_leader(lambda: stack.enter_context(_own(out)), NoneType)
         run.begin(resume)
         run.loop()
-        return run.finish()
+        result = run.finish()
+        if ranks.size > 1:
+            # DistributedDataParallel is in reference cycles. If they lasted until the interpreter's end, its process
+            # group would abort this process.
+            del run
+            gc.collect()
+        return result
 
 
 @contextlib.contextmanager
@@ -201,7 +209,7 @@ class _Run:
         """Take up an earlier state or clear it away, and get the step ready."""
         if self.out is not None:
             state = self.out / STATE_FILE
-            if self.ranks.from_leader(lambda: state.exists() and (resume or begun_here(state))):
+            if self.ranks.from_leader(lambda: state.exists() and (resume or begun_here(state)), bool):
                 self._take_up(state)
             else:
                 if resume:
@@ -319,7 +327,7 @@ class _Run:
             self.model.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         record = self._record()
         if self.out is not None:
-            self.ranks.from_leader(lambda: self._write_results(record))
+            self.ranks.from_leader(lambda: self._write_results(record), NoneType)
         return TrainResult(self.model, record)
 
     def _look(self, interrupted: threading.Event) -> None:
@@ -413,17 +421,17 @@ class _Run:
     def _save(self) -> None:
         if self.out is None:
             return
-        random_states = self.ranks.gathered(random_state(self.device))
+        random_states = self.ranks.gathered(random_state(self.device).numpy().tobytes())
         self.ranks.broadcast(self.model.buffers())
-        self.ranks.from_leader(lambda: self._write_state(random_states))
+        self.ranks.from_leader(lambda: self._write_state(random_states), NoneType)
         self.saved = self.position.done
 
-    def _write_state(self, random_states: list[torch.Tensor]) -> None:
+    def _write_state(self, random_states: list[bytes]) -> None:
         assert self.out is not None
         position = self.position
-        recent = self.recent[: position.done % self.config.log_every]
-        losses = dict(zip(LOSSES, (recent, self.epoch_loss), strict=True))
-        write_state(self.out / STATE_FILE, position, self.model, self.step.state, losses, random_states)
+        recent = self.recent[: position.done % self.config.log_every].tolist()
+        saved = SavedState(position, recent, float(self.epoch_loss), random_states)
+        write_state(self.out / STATE_FILE, saved, self.model, self.step.state)
         write_record(self.out / RECORD_FILE, self._record())
         if position.done < self.total:
             remove(self.out / MODEL_FILE)  # of an earlier run
@@ -434,28 +442,31 @@ class _Run:
         write_record(self.out / RECORD_FILE, record)
 
     def _take_up(self, state: Path) -> None:
-        found, losses, random_states = self.ranks.from_leader(lambda: self._read_state(state))
+        saved = self.ranks.from_leader(lambda: self._read_state(state), SavedState)
+        found = saved.position
         self.ranks.broadcast([*self.model.state_dict(keep_vars=True).values(), *self.step.state.values()])
         self.news += noted(found, self.position)
         if found.world_size == self.ranks.size:
-            put_random_state(random_states[self.ranks.rank], self.device)
+            state_here = torch.frombuffer(bytearray(saved.random_states[self.ranks.rank]), dtype=torch.uint8)
+            put_random_state(state_here, self.device)
         if found.done % self.config.log_every and found.losses and found.losses[-1][0] == found.done < self.total:
             found.losses.pop()  # the short entry at what then was the end
         self.position = dataclasses.replace(found, config=self.config, world_size=self.ranks.size, launch=launch())
         self.position.notes += self.news
-        recent, epoch_loss = (losses[name].to(self.device) for name in LOSSES)
+        recent = torch.tensor(saved.recent_losses, device=self.device, dtype=self.recent.dtype)
         self.recent[: len(recent)] = recent
-        self.epoch_loss.copy_(epoch_loss)
+        self.epoch_loss.fill_(saved.epoch_loss)
         self.saved = found.done
 
-    def _read_state(self, state: Path) -> tuple[Position, dict[str, torch.Tensor], list[torch.Tensor]]:
-        found, losses, random_states = read_state(state, self.position, self.model, self.step.state)
+    def _read_state(self, state: Path) -> SavedState:
+        saved = read_state(state, self.position, self.model, self.step.state)
+        found = saved.position
         if found.done > self.total:
             raise ConfigurationError(
                 f"{self.out} holds a run of {found.done // self.per_epoch} epochs; expected at most "
                 f"{self.epochs}: ask for more epochs, or choose another folder"
             )
-        return found, losses, random_states
+        return saved
 
     def _batches(self, order: torch.Tensor, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the mini-batches of an epoch from number ``first`` on."""

@@ -115,7 +115,7 @@ class ParallelStep:
         self._model.require_forward_param_sync = True
         for parameter in self.parameters.values():
             parameter.grad = None
-        failures = [reason for reason in self._ranks.gathered(failure) if reason]
+        failures = [reason.decode() for reason in self._ranks.gathered((failure or "").encode()) if reason]
         if failures:
             self.notes.append(f"torch.compile failed ({failures[0]}): it runs eagerly instead")
             self._forward, self._compiled = self._model, False

@@ -1,6 +1,6 @@
-"""The processes of a data-parallel run: who they are, what they tell each other, and each one's share.
+"""The processes of a run: which one this is, what they exchange, and each one's share.
 
-torchrun says in the environment who a process is. Without it, or where it started one process only, there is one,
+torchrun sets in the environment which process this is. Without it, or where it started only one process, there is one,
 and nothing here communicates.
 """
 
@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import msgspec
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from twoscale import errors
-from twoscale._launching.processes import die_with
+from twoscale._launching.processes import die_with_parent, wait_until
 from twoscale.errors import ConfigurationError, TwoscaleError
 
 __all__ = ["Ranks", "process_group", "share_of"]
@@ -27,7 +28,18 @@ __all__ = ["Ranks", "process_group", "share_of"]
 T = TypeVar("T")
 
 _LOST = 3.0
-"""Seconds that a process waits to be ended after it lost another, before it says so itself."""
+"""Seconds that a process waits to be ended after it lost another, before it reports the loss itself."""
+_DONE = "twoscale: done"
+"""Key of the store under which the processes count those that are done."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the leading process found, for all of them."""
+
+    result: bytes = b""
+    error: tuple[str, str] | None = None
+    """Name of the type in :mod:`twoscale.errors`, and message."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +49,11 @@ class Ranks:
     rank: int = 0
     size: int = 1
     backend: str | None = None
-    """What carries tensors between them; None where there is one process."""
+    """Of torch.distributed; None where there is one process."""
 
     @property
     def leads(self) -> bool:
-        """Whether this is the one that speaks and writes."""
+        """Whether this is the one that prints and writes."""
         return self.rank == 0
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -51,7 +63,7 @@ class Ranks:
         return tensor
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Return whether it is so in any process."""
+        """Return whether the flag is set in any process."""
         return bool(self.sum_(torch.tensor(int(flag), device=device)))
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -61,30 +73,43 @@ class Ranks:
                 for tensor in tensors:
                     dist.broadcast(tensor.detach(), 0)
 
-    def from_leader(self, function: Callable[[], T]) -> T:
-        """Call a function in the leading process; return in all of them what it returned, or raise what it raised."""
+    def from_leader(self, function: Callable[[], T], kind: type[T]) -> T:
+        """Call a function in the leading process only; return in all of them what it returned, or raise what it raised.
+
+        Args:
+            function: any.
+            kind: type of what it returns, plain or a dataclass of plain values, which msgspec decodes.
+
+        Raises:
+            TwoscaleError: the function did.
+        """
         if self.size == 1:
             return function()
-        message: list[Any] = [None, None]
+        answer = _Answer()
         if self.leads:
             try:
-                message = [function(), None]
+                answer = _Answer(msgspec.msgpack.encode(function()))
             except TwoscaleError as error:
-                message = [None, (type(error).__name__, str(error))]
-        dist.broadcast_object_list(message, 0)
-        if message[1] is not None:
-            kind, text = message[1]
-            raise getattr(errors, kind)(text)
-        result: T = message[0]
-        return result
+                answer = _Answer(error=(type(error).__name__, str(error)))
+        answer = msgspec.msgpack.decode(self.gathered(msgspec.msgpack.encode(answer))[0], type=_Answer)
+        if answer.error is not None:
+            name, text = answer.error
+            raise getattr(errors, name)(text)
+        return msgspec.msgpack.decode(answer.result, type=kind)
 
-    def gathered(self, value: T) -> list[T]:
-        """Return every process's value."""
+    def gathered(self, value: bytes) -> list[bytes]:
+        """Return every process's value; bytes, since unpickling what others send would let them run code here."""
         if self.size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
+        device = torch.device("cuda", torch.cuda.current_device()) if self.backend == "nccl" else torch.device("cpu")
+        length = torch.tensor([len(value)], device=device)
+        lengths = [torch.zeros_like(length) for _ in range(self.size)]
+        dist.all_gather(lengths, length)
+        padded = torch.zeros(max(1, *(int(one) for one in lengths)), dtype=torch.uint8, device=device)
+        padded[: len(value)] = torch.frombuffer(bytearray(value), dtype=torch.uint8) if value else padded[:0]
+        values = [torch.zeros_like(padded) for _ in range(self.size)]
+        dist.all_gather(values, padded)
+        return [one[: int(n)].cpu().numpy().tobytes() for one, n in zip(values, lengths, strict=True)]
 
 
 @contextlib.contextmanager
@@ -113,7 +138,7 @@ def process_group(device: str) -> Iterator[Ranks]:
                 f"RANK and WORLD_SIZE say that this is one of {size} processes, but {name} is not set; "
                 "start it with torchrun, or unset them"
             )
-    die_with(os.getppid())
+    die_with_parent()
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         if here > torch.cuda.device_count():
             raise ConfigurationError(
@@ -127,15 +152,24 @@ def process_group(device: str) -> Iterator[Ranks]:
     try:
         yield Ranks(dist.get_rank(), size, dist.get_backend())
         # Only after success: to the others, a process that leaves looks like one that failed.
+        _wait_for_others(size)
         dist.destroy_process_group()
     except (TwoscaleError, KeyboardInterrupt):  # which all processes raise together
         dist.destroy_process_group()
         raise
     except RuntimeError as error:
         if "gloo" in str(error) or isinstance(error, dist.DistError):
-            # Another process is gone. Whoever started both ends this one in a moment, and says which it was.
+            # Another process is gone. The launcher ends this one in a moment, and reports which process it was.
             time.sleep(_LOST)
         raise
+
+
+def _wait_for_others(size: int) -> None:
+    """Wait until all processes have come here, by the store, which needs no connection between them."""
+    store = dist.distributed_c10d._get_default_store()
+    with contextlib.suppress(RuntimeError):  # the store is gone with the process that held it, which was done
+        store.add(_DONE, 1)
+        wait_until(lambda: int(store.add(_DONE, 0)) >= size)
 
 
 def _number(name: str, default: int) -> int:
@@ -148,11 +182,11 @@ def _number(name: str, default: int) -> int:
 
 
 def _meeting() -> dict[str, Any]:
-    """Return where the processes exchange addresses.
+    """Return where the processes exchange addresses, as arguments of ``init_process_group``.
 
-    torchrun keeps its store when it starts processes again, so that a quick one would find the addresses of those that
-    are gone; each attempt has names of its own here. On several machines attempts are counted by each for itself, and
-    PyTorch's own way is left as it is.
+    torchrun keeps its store when it starts processes again, and a quick process would find the addresses of those that
+    are gone. So each attempt has its own prefix here. Over several machines each torchrun counts attempts for itself,
+    and the arguments are PyTorch's defaults.
     """
     if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         return {}

@@ -114,24 +114,15 @@ def _free_port(address: str) -> int:
 
 def _commands(hosts: Sequence[Host], world_size: int, folder: Path) -> Iterator[list[str]]:
     """Give the command of each host's agent, or of a rank that is alone and needs none."""
-    port = _free_port(hosts[0].address)
+    port = _free_port(hosts[0].address) if len(hosts) > 1 else 0
     if world_size == 1:
         # torchrun would import PyTorch once more, for seconds, and have nothing to bring together.
         yield [*hosts[0].prefix, sys.executable, "-m", "twoscale.scaling._measure.rank", str(folder)]
         return
     for node, host in enumerate(hosts):
-        if len(hosts) == 1:
-            meeting = ["--standalone", f"--local-addr={host.address}"]
-        else:
-            meeting = [
-                f"--nnodes={len(hosts)}",
-                f"--node-rank={node}",
-                f"--master-addr={hosts[0].address}",
-                f"--master-port={port}",
-                f"--local-addr={host.address}",
-            ]
         arguments = [
-            *meeting,
+            *torchrun.meeting(hosts[0].address, port=port, host=node, hosts=len(hosts)),
+            f"--local-addr={host.address}",
             f"--nproc-per-node={world_size // len(hosts)}",
             f"--log-dir={folder}",
             "--module",
@@ -265,8 +256,6 @@ def launch(
                             command,
                             env={
                                 **torchrun.environment(threads, host.interface),
-                                # A statistics.py in the folder that the user is in must not be Python's.
-                                "PYTHONSAFEPATH": "1",
                                 **(_alone(host.address) if world_size == 1 else {}),
                                 **(environment or {}),
                             },

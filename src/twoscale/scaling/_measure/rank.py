@@ -17,12 +17,12 @@ import traceback
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import msgspec
 
 from twoscale._files import write_bytes
-from twoscale._launching.processes import die_with, pin
+from twoscale._launching.processes import die_with_parent, leave, pin, wait_until
 from twoscale.errors import TwoscaleError
 from twoscale.scaling._measure.launch import DONE, FAILURE, FOLDER, JOB, PID, RESULT, Failure, Job, function_of
 from twoscale.scaling._measure.records import decode
@@ -37,9 +37,6 @@ _OUT_OF_MEMORY = (
     "could not create a memory object",  # oneDNN
     "can't start new thread",
 )
-
-_PATIENCE = 60.0
-"""Seconds that a rank that is done waits for the others to be."""
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -82,26 +79,9 @@ def _run(job: Job) -> object:
     return function(decode(job.task, task_type(function)))
 
 
-def _leave(folder: Path, rank: int, world_size: int) -> NoReturn:
-    """End this rank once all are done, and nothing of it with care.
-
-    To the others, a rank that leaves looks like one that failed: gloo's threads would find its connections closed while
-    they may still be at work. And an interpreter that is taken down may free Python objects that these threads hold,
-    which aborts the process. So ranks meet in the job's folder, which needs no connection, and then end at once: the
-    system closes what is open.
-    """
-    (folder / DONE.format(rank)).touch()
-    deadline = time.monotonic() + _PATIENCE  # a rank that fails has the others ended by its launcher, on its host
-    while len(list(folder.glob(DONE.format("*")))) < world_size and time.monotonic() < deadline:
-        time.sleep(0.01)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
-
-
 def main() -> None:
     """Do the job in the folder named by the only argument."""
-    die_with(os.getppid())
+    die_with_parent()
     faulthandler.enable(all_threads=False)  # where a crash came from is in the log, and so in the record
     folder = Path(sys.argv[1])
     os.environ[FOLDER] = str(folder)
@@ -120,10 +100,10 @@ def main() -> None:
         kind: Literal["out-of-memory", "crash"] = "out-of-memory" if _is_out_of_memory(error) else "crash"
         failure = Failure(kind, _in_a_line(error), time.time())
         write_bytes(folder / FAILURE.format(rank), msgspec.json.encode(failure))
-        sys.stderr.flush()
-        # Not sys.exit: a rank whose peers are gone may wait for them in destructors.
-        os._exit(1)
-    _leave(folder, rank, world_size)
+        leave(1)  # a rank whose peers are gone may wait for them in destructors
+    (folder / DONE.format(rank)).touch()
+    wait_until(lambda: len(list(folder.glob(DONE.format("*")))) >= world_size)
+    leave(0)
 
 
 if __name__ == "__main__":
