@@ -1,16 +1,33 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
-from twoscale._files import replacing, write_bytes, write_text, write_texts
+from twoscale._files import (
+    read_record,
+    remove_leftovers,
+    replacing,
+    sorted_safetensors,
+    write_bytes,
+    write_text,
+    write_texts,
+)
 from twoscale.errors import TwoscaleError
+
+
+@dataclass
+class Named:
+    name: str
 
 
 def test_written_whole(tmp_path: Path) -> None:
@@ -166,6 +183,57 @@ def test_mode_is_that_of_any_file(tmp_path: Path, mask: int) -> None:
     finally:
         assert os.umask(before) == mask
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~mask
+
+
+def leftover(folder: Path, name: str, *, age: float = 7200.0) -> Path:
+    """Make the temporary file that a killed process left."""
+    path = folder / name
+    path.write_bytes(b"half")
+    os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
+    return path
+
+
+@pytest.mark.skipif(os.name != "posix", reason="without locks nothing is removed")
+def test_what_killed_processes_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    with replacing(tmp_path / "net.onnx") as temporary:
+        name = temporary.name
+    leftover(tmp_path, name)
+    others = (".net.backup.onnx", ".net.twoscale-12345678.c", ".net2.twoscale-12345678.onnx", ".net.twoscale-1.onnx")
+    kept = [leftover(tmp_path, other) for other in others]
+    leftover(tmp_path, name)
+    recent = leftover(tmp_path, ".net.twoscale-recently.onnx", age=10.0)
+    with replacing(tmp_path / "net.onnx") as temporary:
+        assert not (tmp_path / name).exists()
+        os.utime(temporary, (0, 0))
+        with replacing(tmp_path / "net.onnx") as other:  # at the same time
+            other.write_bytes(b"other")
+        temporary.write_bytes(b"own")
+    assert (tmp_path / "net.onnx").read_bytes() == b"own"
+    assert recent.exists()
+    remove_leftovers(tmp_path / "net.onnx", untouched_for=0.0)
+    assert not recent.exists()
+    assert all(path.exists() for path in kept)
+
+
+def test_metadata_in_the_order_of_its_keys() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    metadata = {f"key {i} ä": str(i) for i in range(20)}
+    contents = {sorted_safetensors(save({"b": array, "a": array + 1}, metadata)) for _ in range(10)}
+    assert len(contents) == 1
+    [content] = contents
+    length = int.from_bytes(content[:8], "little")
+    assert length % 8 == 0
+    assert list(json.loads(content[8 : 8 + length])["__metadata__"]) == sorted(metadata)
+    loaded = load(content)
+    assert np.array_equal(loaded["a"], array + 1)
+    assert np.array_equal(loaded["b"], array)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"{", b"[" * 100_000, b'{"name": 3}', b'{"name": "\xff"}'])
+def test_records_that_are_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(TwoscaleError, match=r"x\.json does not hold a Named record: "):
+        read_record(tmp_path / "x.json", Named)
 
 
 def test_writers_at_the_same_time(tmp_path: Path) -> None:

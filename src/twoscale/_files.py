@@ -1,11 +1,14 @@
-"""Writing files so that a crash never leaves half a file under a good name, in folders that one process has."""
+"""Files that are written as a whole or not at all, folders that one process holds, JSON records, the cache folder."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import glob
+import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +32,7 @@ __all__ = [
     "remove",
     "remove_leftovers",
     "replacing",
+    "sorted_safetensors",
     "write_bytes",
     "write_record",
     "write_text",
@@ -52,14 +56,14 @@ def lock(handle: int, *, wait: bool) -> None:
 
 @contextlib.contextmanager
 def held(folder: Path, doing: str) -> Iterator[None]:
-    """Make a folder, and hold it for this process.
+    """Make a folder, and lock it for this process.
 
     The lock belongs to the open folder, so that it ends with the process however that ends. Where the system or the
-    folder's file system has no locks, nothing is held.
+    folder's file system has no locks, nothing is locked.
 
     Args:
         folder: may be there already.
-        doing: a word for what processes do in it, such as "training".
+        doing: what processes do in it, for the message, such as "training".
 
     Raises:
         ConfigurationError: another process holds it.
@@ -86,10 +90,11 @@ def held(folder: Path, doing: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on success it becomes ``path``, on failure it is removed.
+    """Give a temporary path beside ``path``. On success it becomes ``path``, on failure it is removed.
 
-    The temporary file is in the same folder, so that the rename is atomic (POSIX rename), and it is
-    synced to disk before. Its ending is that of ``path``, since some writers choose the format by it.
+    The temporary file is in the same folder, so that the rename is atomic (POSIX rename), and it is synced to disk
+    first. It has the suffix of ``path``, since some writers choose the format by it. Temporary files that killed
+    processes left of ``path`` are removed.
 
     Raises:
         TwoscaleError: the folder cannot be written, or the disk is full.
@@ -109,47 +114,65 @@ def _replacing_all(paths: Sequence[Path], called: Path) -> Iterator[tuple[Path, 
     temporaries: list[Path] = []
     renamed: list[str] = []
     at, unchanged = called, "nothing was changed"
-    try:
-        for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix, dir=path.parent)
-            temporaries.append(Path(name))
-            os.close(handle)
-        unchanged = "what was there before is unchanged"
-        yield tuple(temporaries)
-        umask = os.umask(0)
-        os.umask(umask)
-        for temporary in temporaries:
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; a result should be as readable as any
-        for at in paths:
-            if at.is_dir():  # the one thing that stops a rename between names in one folder
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        for temporary, at in zip(temporaries, paths, strict=True):
-            temporary.replace(at)
-            renamed.append(at.name)
-    except OSError as error:
-        if renamed:
-            unchanged = f"already new: {', '.join(renamed)}; the others are unchanged"
-        raise TwoscaleError(f"cannot write {at}: {error.strerror or error}; {unchanged}") from error
-    finally:
-        for temporary in temporaries:
-            temporary.unlink(missing_ok=True)
+    with contextlib.ExitStack() as locks:
+        try:
+            for path in paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(path)
+                handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix, dir=path.parent)
+                temporaries.append(Path(name))
+                locks.callback(os.close, handle)
+                with contextlib.suppress(OSError):
+                    lock(handle, wait=False)  # until it is renamed: a file that nobody has locked is a leftover
+            unchanged = "what was there before is unchanged"
+            yield tuple(temporaries)
+            umask = os.umask(0)
+            os.umask(umask)
+            for temporary in temporaries:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+                temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; a result should be as readable as any
+            for at in paths:
+                if at.is_dir():  # the one thing that stops a rename between names in one folder
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if os.name == "nt":
+                locks.close()  # where an open file cannot be renamed
+            for temporary, at in zip(temporaries, paths, strict=True):
+                temporary.replace(at)
+                renamed.append(at.name)
+        except OSError as error:
+            if renamed:
+                unchanged = f"already new: {', '.join(renamed)}; the others are unchanged"
+            raise TwoscaleError(f"cannot write {at}: {error.strerror or error}; {unchanged}") from error
+        finally:
+            locks.close()
+            for temporary in temporaries:
+                temporary.unlink(missing_ok=True)
 
 
 def _prefix(path: Path) -> str:
-    return f".{path.stem}."
+    return f".{path.stem}.twoscale-"
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove what killed processes left half written of ``path``, which no other process may be writing.
+def remove_leftovers(path: Path, *, untouched_for: float = 3600.0) -> None:
+    """Remove the temporary files that killed processes left of ``path``; those of running processes stay.
 
-    Raises:
-        TwoscaleError: a file cannot be removed.
+    Where the system has no locks, nothing tells them apart, and all stay.
+
+    Args:
+        path: what they were to become.
+        untouched_for: seconds since they were written to. A linker replaces the file that it is given, and with it the
+            lock, so that a lock alone does not show that somebody is at work.
     """
-    for leftover in path.parent.glob(f"{_prefix(path)}*{path.suffix}"):
-        remove(leftover)
+    for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}????????{glob.escape(path.suffix)}"):
+        with contextlib.suppress(OSError):  # another user's, or renamed in this moment
+            handle = os.open(leftover, os.O_RDONLY)
+            try:
+                lock(handle, wait=False)
+                if time.time() - os.fstat(handle).st_mtime >= untouched_for:
+                    leftover.unlink()
+            finally:
+                os.close(handle)
 
 
 def remove(path: Path) -> None:
@@ -183,7 +206,7 @@ def write_texts(folder: Path, contents: Mapping[str, str]) -> None:
 
 
 def record_to_json(record: object) -> str:
-    """Return ``record`` as indented JSON; NaN and infinity, which JSON has not, become null."""
+    """Return ``record`` as indented JSON; NaN and infinity, which JSON does not have, become null."""
     return msgspec.json.format(msgspec.json.encode(record), indent=2).decode() + "\n"
 
 
@@ -202,12 +225,26 @@ def read_record(path: Path, kind: type[T]) -> T:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:
         raise TwoscaleError(f"cannot read {path}: {error.strerror or error}") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise TwoscaleError(f"{path} does not hold a {kind.__name__} record: {error}") from error
 
 
+def sorted_safetensors(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata in the order of the keys, so that equal contents are equal files.
+
+    safetensors writes metadata in the order of a hash table, which differs from process to process.
+    """
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    if metadata := header.get("__metadata__"):
+        header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[8 + length :]))
+
+
 def cache_dir() -> Path:
-    """Return the folder of fetched data sets: $TWOSCALE_CACHE, or else the platform's cache folder.
+    """Return the folder of fetched data sets and compiled networks: $TWOSCALE_CACHE, or the platform's cache folder.
 
     It need not exist.
 

@@ -4,7 +4,9 @@ import io
 import os
 import pickle
 import pickletools
+import struct
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,7 @@ from twoscale import data
 from twoscale.data import _cifar10 as cifar10
 from twoscale.data import _transfer as transfer
 from twoscale.data._arrays import Arrays
+from twoscale.data._pickled import PickledBatchError, read_batch
 from twoscale.errors import DataError
 
 if TYPE_CHECKING:
@@ -223,6 +226,51 @@ def test_pickled_data_of_another_kind_is_refused(value: object, tiny_cifar10: Ti
     with pytest.raises(DataError, match="damaged or altered") as caught:
         data.load("cifar10", path=archive(files, tmp_path / "x.tar.gz"))
     assert "\n" not in str(caught.value)
+
+
+def opcodes(*parts: bytes) -> bytes:
+    return b"\x80\x04" + b"".join(parts) + b"."
+
+
+NESTED = b"](K\x01K\x02eq\x00" + b"".join(
+    b"0](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(60)
+)
+HOSTILE = {
+    "a memo of two gigabytes": opcodes(b"}r\xff\xff\xff\x1f"),
+    "many dictionaries": opcodes(b"}" * 3_000_000),
+    "labels in labels": opcodes(b"(\x8c\x06labels", NESTED, b"d"),
+    "a key that is long to hash": opcodes(b"}", NESTED.replace(b"](", b"(").replace(b"e", b"t"), b"K\x01s"),
+    "text that is encoded again and again": opcodes(
+        b"X" + struct.pack("<I", 1_000_000) + b"x" * 1_000_000 + b"q\x00",
+        b"c_codecs\nencode\nh\x00\x8c\x06latin1\x86R" * 100,
+    ),
+    "labels that are a scalar": pickle.dumps({"data": np.zeros((20, 3072), np.uint8), "labels": 3}, 2),
+    "labels that are no numbers": pickle.dumps({"data": np.zeros((20, 3072), np.uint8), "labels": ["x"] * 20}, 2),
+    "labels that are too large": pickle.dumps({"data": np.zeros((20, 3072), np.uint8), "labels": [256] * 20}, 2),
+    "labels that are true": pickle.dumps({"data": np.zeros((20, 3072), np.uint8), "labels": [True] * 20}, 2),
+    "other operations": pickle.dumps({"data": {1, 2}}, 4),
+    "no opcodes": b"hello",
+    "an empty stack": opcodes(),
+    "no mark": opcodes(b"u"),
+    "lists in lists": opcodes(b"(" * 400_000),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_pickles_that_want_memory_or_time_are_refused(content: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(PickledBatchError):
+            read_batch(content)
+        assert tracemalloc.get_traced_memory()[1] < 200_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_label_lists_that_are_deep(tiny_cifar10: TinyCifar10, tmp_path: Path) -> None:
+    files = {**tiny_cifar10.npm(), "package/train_lables.json": b"[" * 1_000_000}
+    with pytest.raises(DataError, match=r"train_lables\.json is no list of labels"):
+        data.load("cifar10", path=archive(files, tmp_path / "x.tgz"))
 
 
 def test_a_pickled_array_in_column_order(tiny_cifar10: TinyCifar10, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from twoscale import data
@@ -29,7 +29,7 @@ from twoscale.data import _cifar10 as cifar10
 from twoscale.data import _fashion_mnist as fashion_mnist
 from twoscale.data import _transfer as transfer
 from twoscale.data._progress import Bar, Reporter
-from twoscale.errors import DataError, TwoscaleError, UnknownNameError
+from twoscale.errors import ConfigurationError, DataError, TwoscaleError, UnknownNameError
 
 if TYPE_CHECKING:
     from tests.data.conftest import TinyCifar10, TinyFashionMnist
@@ -456,14 +456,30 @@ def test_leftovers_of_killed_processes_go_but_nothing_else(own_cache: Path) -> N
 def test_a_disk_that_fills_while_the_cache_is_written(
     official: Host, no_npm: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(tensors: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    def full(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[:4])
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(TwoscaleError, match=r"cannot write .*cifar10\.safetensors: .*No space left on device"):
         data.fetch("cifar10")
     assert_nothing_left()
+
+
+def test_equal_data_sets_are_equal_files(own_cache: Path, tiny_cifar10: TinyCifar10) -> None:
+    contents = []
+    for _ in range(8):  # safetensors orders metadata anew each time
+        contents.append(cache.write("cifar10", tiny_cifar10.arrays, "here").read_bytes())
+    assert len(set(contents)) == 1
+    with safe_open(own_cache / "cifar10.safetensors", framework="numpy") as file:
+        assert file.metadata() == {"name": "cifar10", "source": "here"}
+
+
+def test_a_home_folder_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWOSCALE_CACHE", "~nobody-of-this-name/x")
+    with pytest.raises(ConfigurationError, match=r"TWOSCALE_CACHE is ~nobody-of-this-name/x, and that user"):
+        data.cache_dir()
 
 
 def test_a_disk_that_fills_during_the_download(official: Host, npm: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,20 @@
 import dataclasses
 import io
+import json
+import random
 import re
 import resource
+import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
 from twoscale import models
+from twoscale._cli.common import load_float
 from twoscale.errors import CheckpointError, TwoscaleError, UnknownNameError
 from twoscale.models import ModelInfo
 
@@ -80,6 +85,220 @@ def test_torch_files_with_common_wrappers(tmp_path: Path, wrap: object) -> None:
         path = tmp_path / f"{i}.pth"
         torch.save(wrap(model.state_dict()), path, _use_new_zipfile_serialization=not legacy)  # type: ignore[operator]
         assert_same(models.load("net", path), model)
+
+
+def averaged(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    model = models.create("net")
+    model.load_state_dict(state)
+    return torch.optim.swa_utils.AveragedModel(model).state_dict()
+
+
+FOREIGN = {
+    "the DDP tutorial's snapshot": lambda state: {"MODEL_STATE": state, "EPOCHS_RUN": 3},
+    "ema": lambda state: {"ema": state, "step": torch.tensor(3)},
+    "params": lambda state: {"params": state},
+    "network": lambda state: {"network": state, "network_opt": {"exp_avg": torch.ones(3)}},
+    "weights": lambda state: {"weights": {f"backbone.{name}": value for name, value in state.items()}},
+    "AveragedModel": averaged,
+    "AveragedModel inside": lambda state: {"model": averaged(state)},
+    "Lightning": lambda state: {
+        "epoch": 3,
+        "state_dict": {**{f"model.{name}": value for name, value in state.items()}, "loss.weight": torch.ones(10)},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}],
+    },
+    "twice the same": lambda state: {"model": state, "best": {name: value.clone() for name, value in state.items()}},
+    "deep": lambda state: {"a": {"b": {"c": {"d": state}}}},
+}
+
+
+@pytest.mark.parametrize("wrap", FOREIGN.values(), ids=FOREIGN)
+def test_the_weights_are_found_where_they_are(tmp_path: Path, wrap: Any) -> None:
+    model = models.create("net", seed=1)
+    torch.save(wrap(model.state_dict()), tmp_path / "x.pt")
+    assert_same(models.load("net", tmp_path / "x.pt"), model)
+
+
+def test_where_several_weights_fit_the_user_is_asked(tmp_path: Path) -> None:
+    a, b = models.create("net", seed=1), models.create("net", seed=2)
+    path = tmp_path / "x.pt"
+    torch.save({"model": a.state_dict(), "other": {"ema": b.state_dict()}, "epoch": 3}, path)
+    asked = r"several sets of weights that fit Net: 'model', 'other\.ema'; name the one to take after .*x\.pt#model$"
+    with pytest.raises(CheckpointError, match=asked):
+        models.load("net", path)
+    assert_same(models.load("net", path, part="model"), a)
+    assert_same(models.load("net", path, part="other.ema"), b)
+    assert_same(load_float(tmp_path / "x.pt#other.ema", "net")[0], b)
+    with pytest.raises(
+        CheckpointError, match=r"has no part 'best' that fits Net; those that fit: 'model', 'other\.ema'"
+    ):
+        models.load("net", path, part="best")
+    # Two networks of one file, told apart by the prefix of their names.
+    both = {
+        f"{name}.{key}": value
+        for name, net in (("teacher", a), ("student", b))
+        for key, value in net.state_dict().items()
+    }
+    safetensors.torch.save_file(both, tmp_path / "y.safetensors")
+    with pytest.raises(CheckpointError, match="several sets of weights that fit Net: 'student', 'teacher'"):
+        models.load("net", tmp_path / "y.safetensors")
+    assert_same(models.load("net", tmp_path / "y.safetensors", part="student"), b)
+
+
+def strange(name: str) -> torch.Tensor:
+    with warnings.catch_warnings(action="ignore"):
+        return {
+            "sparse": lambda: torch.ones(6, 3, 5, 5).to_sparse(),
+            "csr": lambda: torch.ones(6, 75).to_sparse_csr(),
+            "quantized": lambda: torch.quantize_per_tensor(torch.ones(6, 3, 5, 5), 0.1, 0, torch.qint8),
+            "meta": lambda: torch.empty(6, 3, 5, 5, device="meta"),
+            "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+            "complex": lambda: torch.ones(6, 3, 5, 5, dtype=torch.complex64),
+            "one value a million million times": lambda: torch.zeros(1).expand(10**6, 10**6),
+        }[name]()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sparse", "conv1.weight is a sparse tensor; expected dense tensors of real numbers"),
+        ("csr", "conv1.weight is a sparse tensor"),
+        ("quantized", "conv1.weight is a quantized tensor"),
+        ("meta", "conv1.weight is a tensor without values"),
+        ("nested", "conv1.weight is a nested tensor"),
+        ("complex", "conv1.weight is of type complex64"),
+        ("one value a million million times", r"conv1.weight is \[1000000, 1000000\], expected \[6, 3, 5, 5\]"),
+    ],
+)
+def test_tensors_that_are_no_weights(tmp_path: Path, name: str, message: str) -> None:
+    torch.save({**models.create("net").state_dict(), "conv1.weight": strange(name)}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=message):
+        models.load("net", tmp_path / "x.pt")
+
+
+def test_every_flipped_bit_of_a_torch_file_is_noticed(tmp_path: Path) -> None:
+    state = models.create("net", seed=1).state_dict()
+    torch.save(state, content := io.BytesIO())
+    generator = random.Random(0)
+    path = tmp_path / "x.pt"
+    for _ in range(60):
+        flipped = bytearray(content.getvalue())
+        flipped[generator.randrange(len(flipped))] ^= 1 << generator.randrange(8)
+        path.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match="damaged"):
+            models.load("net", path)
+
+
+def test_torch_files_without_checksums_are_taken(tmp_path: Path) -> None:
+    model = models.create("net", seed=1)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(model.state_dict(), tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_same(models.load("net", tmp_path / "x.pt"), model)
+
+
+def itself() -> dict[str, Any]:
+    state: dict[str, Any] = {"epoch": 3}
+    state["state_dict"] = {"model": state}
+    return state
+
+
+def test_a_dictionary_that_holds_itself(tmp_path: Path) -> None:
+    torch.save(itself(), tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="holds no named tensors"):
+        models.load("net", tmp_path / "x.pt")
+    model = models.create("net", seed=1)
+    torch.save({**itself(), "weights": model.state_dict()}, tmp_path / "x.pt")
+    assert_same(models.load("net", tmp_path / "x.pt"), model)
+
+
+def test_damaged_pickles(tmp_path: Path) -> None:
+    for content in (b"\x80\x02.", b"\x80\x02r\xff\xff\xff\x1f}.", b"\x80", b"\x80\x02(" + b"}" * 1000):
+        (tmp_path / "x.pt").write_bytes(content)
+        with pytest.raises(CheckpointError, match="truncated or damaged"):
+            models.load("net", tmp_path / "x.pt")
+        with zipfile.ZipFile(tmp_path / "x.pt", "w") as file:
+            file.writestr("archive/data.pkl", content)
+            file.writestr("archive/version", "3")
+        with pytest.raises(CheckpointError, match="truncated or damaged"):
+            models.load("net", tmp_path / "x.pt")
+
+
+def test_an_archive_that_grows_when_it_is_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
+        file.writestr("archive/data/0", b"\0" * 100_000_000)
+    with pytest.raises(CheckpointError, match=r"is a zip archive that torch\.save did not write"):
+        models.load("net", tmp_path / "x.pt")
+
+
+def test_a_torch_file_named_safetensors_and_the_other_way_round(tmp_path: Path) -> None:
+    model = models.create("net", seed=1)
+    for legacy in (True, False):
+        torch.save(model.state_dict(), tmp_path / "x.safetensors", _use_new_zipfile_serialization=not legacy)
+        assert_same(models.load("net", tmp_path / "x.safetensors"), model)
+    for length in range(40):  # of the header; one of them begins as a pickle does
+        safetensors.torch.save_file(model.state_dict(), tmp_path / "x.pt", {"comment": "x" * 8 * length})
+        assert_same(models.load("net", tmp_path / "x.pt"), model)
+
+
+def test_files_of_other_kinds_are_called_by_their_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w") as file:  # the names of torch.jit.save, which is deprecated
+        for name in ("x/data.pkl", "x/code/__torch__.py", "x/constants.pkl", "x/version"):
+            file.writestr(name, b"")
+    with pytest.raises(CheckpointError, match=r"is a TorchScript file; load it with torch\.jit\.load"):
+        models.load("net", path)
+    torch.export.save(torch.export.export(models.create("net"), (torch.zeros(1, 3, 32, 32),)), path)
+    with pytest.raises(CheckpointError, match=r"is a program of torch\.export"):
+        models.load("net", path)
+    for content, kind in (
+        (b"\x89HDF\r\n\x1a\n" * 5, "an HDF5 file"),
+        (b"\x1c\0\0\0TFL3" * 5, "a TensorFlow Lite file"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"is {kind}.*neither a safetensors nor a torch file"):
+            models.load("net", path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"options": {"classes": -1}},
+        {"options": {"classes": 10**12}},
+        {"options": {"classes": 2**70}},
+        {"options": {"classes": "ten"}},
+        {"options": {"classes": 10.5}},
+        {"options": {"seed": 2**70}},
+        {"options": {"depth": 8}},
+        {"model": "mobilenetv2", "options": {"width": 1e9}},
+        {"mean": [10**400, 0, 0]},
+        {"mean": [0.5]},
+        {"std": [0, 1, 1]},
+        {"classes": []},
+        {"options": "deep"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_metadata_that_asks_for_something_impossible(tmp_path: Path, change: dict[str, Any], named: bool) -> None:
+    path = tmp_path / "x.safetensors"
+    content = {**dataclasses.asdict(info_of("net")), **change}
+    text = json.dumps(content)
+    if content["options"] == "deep":
+        text = text.replace('"deep"', '{"a":' * 50_000)
+    safetensors.torch.save_file(models.create("net").state_dict(), path, {"twoscale.model": text})
+    with pytest.raises(CheckpointError) as caught:
+        models.load(content["model"] if named else None, path)
+    assert "\n" not in str(caught.value)
+
+
+def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
+    model = models.create("net", seed=1)
+    for i in range(8):
+        models.save_model(tmp_path / f"{i}.safetensors", model, info_of("net"))
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
 def test_plain_safetensors_and_other_precisions(tmp_path: Path) -> None:

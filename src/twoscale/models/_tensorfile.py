@@ -1,52 +1,80 @@
-"""Files of named tensors, written with a digest and read with every way they can be bad told apart."""
+"""Files of named tensors: written with a digest, and read so that nothing in them runs, hangs or fills the memory."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
-from collections.abc import Mapping
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import torch
 from safetensors.torch import save
 
-from twoscale._files import write_bytes
+from twoscale._files import sorted_safetensors, write_bytes
 from twoscale.errors import CheckpointError
 
-__all__ = ["TensorFile", "copy_into", "fit", "read_tensors", "write_tensors"]
+__all__ = ["TensorFile", "TensorGroup", "check_fits", "choose", "copy_into", "fit", "read_tensors", "write_tensors"]
 
 _DIGEST = "twoscale.sha256"
-# What training scripts put around a state dict, and in front of its names.
+# Under which keys training scripts keep the weights, for the message about a file in which nothing fits.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 _SHOWN = 5
 """Tensors that a message names of each fault."""
+_DEPTH = 16
+"""Dictionaries inside each other that are looked into."""
+_OTHER_FILES = {
+    b"\x89HDF": "an HDF5 file (Keras)",
+    b"GGUF": "a GGUF file",
+    b"\x1f\x8b": "a gzip file",
+    b"\x93NUM": "a NumPy array",
+}
+"""First bytes of files that are taken for weights, and what they are."""
 
 
+@dataclass(frozen=True)
+class TensorGroup:
+    """The tensors of one dictionary of a file."""
+
+    name: str
+    """The keys that lead to it, joined by dots; empty for the file's own dictionary."""
+    tensors: dict[str, torch.Tensor]
+    """Dense, on the CPU, real numbers."""
+    others: dict[str, str] = field(default_factory=dict)
+    """Name to kind, of tensors that are anything else."""
+
+
+@dataclass(frozen=True)
 class TensorFile:
-    """What was read from a file.
+    """What was read from a file."""
 
-    Attributes:
-        tensors: name to tensor, on the CPU.
-        metadata: text by key; empty for files of torch.save.
-    """
+    groups: tuple[TensorGroup, ...]
+    """At least one with a tensor in it."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """Of a safetensors file; empty for files of torch.save."""
 
-    def __init__(self, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-        self.tensors = tensors
-        self.metadata = metadata
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors of the file's own dictionary; all of a safetensors file."""
+        return self.groups[0].tensors
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors to a safetensors file, all of it or nothing, with a digest that reading checks.
+
+    Equal tensors and metadata give equal files.
 
     Raises:
         TwoscaleError: the folder cannot be written, or the disk is full.
     """
     # Clones, since safetensors refuses tensors that share memory (tied weights).
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_bytes(path, save(own, {**metadata, _DIGEST: _digest(own)}))
+    write_bytes(path, sorted_safetensors(save(own, {**metadata, _DIGEST: _digest(own)})))
 
 
 def read_tensors(path: Path) -> TensorFile:
@@ -58,28 +86,121 @@ def read_tensors(path: Path) -> TensorFile:
     try:
         with path.open("rb") as file:
             head = file.read(9)
+            # The length of a safetensors header may look like the beginning of a pickle; its ninth byte is always {.
+            if head.startswith((b"PK\x03\x04", b"\x80")) and head[8:] != b"{":
+                groups = tuple(_groups(_load_torch(file, path)))
+                if not any(group.tensors or group.others for group in groups):
+                    raise CheckpointError(f"{path} holds no named tensors; expected a model's state dict")
+                return TensorFile(groups)
     except OSError as error:
         raise CheckpointError(
             f"cannot read checkpoint {path}: {error.strerror or error}; expected a .safetensors, .pt or .pth file"
         ) from error
-    if head.startswith((b"PK\x03\x04", b"\x80")):
-        return TensorFile(_state_dict(_load_torch(path), path), {})
     try:
         with safetensors.safe_open(path, framework="pt") as opened:
             metadata = dict(opened.metadata() or {})
             tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
-    except safetensors.SafetensorError as error:
+    except Exception as error:  # SafetensorError, and what unknown types of tensors raise
         if head[8:] == b"{":
-            message = f"{path} is truncated or damaged ({error}); restore it from a copy, or train again"
+            reason = _reason(error)
+            message = f"{path} is truncated or damaged ({reason}); restore it from a copy, or train again"
         else:
-            message = f"{path} is neither a safetensors nor a torch file; expected a .safetensors, .pt or .pth file"
+            kind = next((kind for start, kind in _OTHER_FILES.items() if head.startswith(start)), None)
+            kind = "a TensorFlow Lite file" if head[4:8] == b"TFL3" else kind
+            found = f"is {kind}, " if kind else "is "
+            message = f"{path} {found}neither a safetensors nor a torch file; expected a .safetensors, .pt or .pth file"
         raise CheckpointError(message) from error
     expected = metadata.pop(_DIGEST, None)
     if expected is not None and expected != _digest(tensors):
         raise CheckpointError(
             f"{path} is damaged: its tensors changed since it was written; restore it from a copy, or train again"
         )
-    return TensorFile(_state_dict(tensors, path), metadata)
+    [group] = _groups(tensors)
+    if not group.tensors and not group.others:
+        raise CheckpointError(f"{path} holds no named tensors; expected a model's state dict")
+    return TensorFile((group,), metadata)
+
+
+def choose(model: torch.nn.Module, file: TensorFile, origin: str, part: str | None = None) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file that are the model's, under the model's own names.
+
+    A file may keep them under any key, beside others (an optimizer's state, an average of the weights), and behind a
+    prefix of their names (``module.``, ``model.``), beside tensors without it. Those fit whose names and shapes are
+    the model's, all of them.
+
+    Args:
+        model: whose tensors are looked for; only their names and shapes are read.
+        file: what was read.
+        origin: the file's name, for messages.
+        part: the one to take where several fit: keys and prefix, joined by dots.
+
+    Returns:
+        Name to tensor. Where none fits, those that come nearest, which :func:`fit` refuses with the reasons.
+
+    Raises:
+        CheckpointError: several fit, with other values, or none that is called ``part``; names them.
+    """
+    own = {name: value.shape for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    required = {name for name in own if not name.endswith(".num_batches_tracked")}
+    fitting: dict[str, dict[str, torch.Tensor]] = {}
+    for group in file.groups:
+        for prefix in _prefixes(group, required):
+            found = _without_prefix(group.tensors, prefix)
+            complete = required <= found.keys() <= own.keys()
+            if complete and all(value.shape == own[name] for name, value in found.items()):
+                fitting[".".join(filter(None, (group.name, prefix.rstrip("."))))] = found
+    if part is not None:
+        if part not in fitting:
+            named = ", ".join(f"'{name}'" for name in fitting) or "none"
+            raise CheckpointError(
+                f"{origin} has no part '{part}' that fits {type(model).__name__}; those that fit: {named}"
+            )
+        return fitting[part]
+    if not fitting:
+        return _nearest(file, required)
+    first, *others = fitting.values()
+    if any(not _equal(first, other) for other in others):
+        named = ", ".join(f"'{name}'" for name in fitting)
+        raise CheckpointError(
+            f"{origin} holds several sets of weights that fit {type(model).__name__}: {named}; "
+            f"name the one to take after the file, as in {origin}#{next(name for name in fitting if name)}"
+        )
+    return first
+
+
+def _prefixes(group: TensorGroup, required: set[str]) -> list[str]:
+    """Return what the group's names have before those of the model; tried with the name that is the least common."""
+    if not required:
+        return [""]
+    probe = max(sorted(required), key=len)
+    return sorted({name.removesuffix(probe) for name in group.tensors if f".{name}".endswith(f".{probe}")})
+
+
+def _without_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _nearest(file: TensorFile, required: set[str]) -> dict[str, torch.Tensor]:
+    """Return the tensors with the most names of the model; of equals, those at the most usual place."""
+    best: tuple[int, int, dict[str, torch.Tensor]] = (-1, 0, {})
+    for group in file.groups:
+        odd = {name: f"{name} is {kind}" for name, kind in group.others.items()}
+        if odd:
+            raise CheckpointError(f"{_some(list(odd.values()))}; expected dense tensors of real numbers on the CPU")
+        starts = {""} | {
+            name[: -len(end)] for name in group.tensors for end in required if f".{name}".endswith(f".{end}")
+        }
+        for prefix in sorted(starts):
+            found = _without_prefix(group.tensors, prefix)
+            usual = -min((_WRAPPERS.index(key) for key in group.name.split(".") if key in _WRAPPERS), default=9)
+            score = (len(found.keys() & required), usual)
+            if found and score > best[:2]:
+                best = (*score, found)
+    return best[2]
+
+
+def _equal(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def fit(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
@@ -87,12 +208,24 @@ def fit(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], origin: str
 
     BatchNorm's count of batches, which files of parameters leave out and nothing is computed from, may be missing.
     """
-    own = {
+    copy_into(_wanted(model, tensors), tensors, origin, type(model).__name__)
+
+
+def check_fits(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
+    """Check names and shapes as :func:`fit` does, of a model that need not have values.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, or of another shape; names the tensors.
+    """
+    _check_shapes(_wanted(model, tensors), tensors, origin, type(model).__name__)
+
+
+def _wanted(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
         name: value
         for name, value in model.state_dict().items()
         if isinstance(value, torch.Tensor) and (name in tensors or not name.endswith(".num_batches_tracked"))
     }
-    copy_into(own, tensors, origin, type(model).__name__)
 
 
 def copy_into(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], origin: str, owner: str) -> None:
@@ -102,16 +235,7 @@ def copy_into(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tenso
         CheckpointError: a tensor is missing, left over, of another shape, or has NaN or infinity in it; names
             the tensors. Nothing was changed then.
     """
-    faults = [f"missing {_some(missing)}"] if (missing := sorted(own.keys() - tensors.keys())) else []
-    faults += [f"unexpected {_some(extra)}"] if (extra := sorted(tensors.keys() - own.keys())) else []
-    shapes = [
-        f"{name} is {list(tensors[name].shape)}, expected {list(value.shape)}"
-        for name, value in own.items()
-        if name in tensors and tensors[name].shape != value.shape
-    ]
-    faults += [_some(shapes)] if shapes else []
-    if faults:
-        raise CheckpointError(f"{origin} does not fit {owner}: {'; '.join(faults)}")
+    _check_shapes(own, tensors, origin, owner)
     for name, value in own.items():
         # In its own type: a float64 value may be too large for float32.
         bad = int((~torch.isfinite(tensors[name].to(value.dtype))).sum())
@@ -125,6 +249,21 @@ def copy_into(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tenso
             value.copy_(tensors[name])
 
 
+def _check_shapes(
+    own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], origin: str, owner: str
+) -> None:
+    faults = [f"missing {_some(missing)}"] if (missing := sorted(own.keys() - tensors.keys())) else []
+    faults += [f"unexpected {_some(extra)}"] if (extra := sorted(tensors.keys() - own.keys())) else []
+    shapes = [
+        f"{name} is {list(tensors[name].shape)}, expected {list(value.shape)}"
+        for name, value in own.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    faults += [_some(shapes)] if shapes else []
+    if faults:
+        raise CheckpointError(f"{origin} does not fit {owner}: {'; '.join(faults)}")
+
+
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -134,37 +273,111 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _load_torch(path: Path) -> Any:
+def _load_torch(file: BinaryIO, path: Path) -> Any:
+    """Return what ``torch.save`` wrote.
+
+    Raises:
+        CheckpointError: it is damaged, no file of torch.save, or holds Python objects.
+    """
+    file.seek(0)
+    if file.read(4) == b"PK\x03\x04":
+        _check_archive(file, path)
+    file.seek(0)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # An open file: torch.load reads a path that ends in .safetensors in another way.
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds Python objects besides tensors, which could run code and are never loaded; "
             "save model.state_dict() instead of the model"
         ) from error
-    # The zip reader raises RuntimeError for what is truncated, the old format EOFError and others.
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is truncated or damaged ({reason})") from error
+    except Exception as error:  # a damaged file can raise nearly anything, MemoryError too
+        raise CheckpointError(f"{path} is truncated or damaged ({_reason(error)})") from error
 
 
-def _state_dict(loaded: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Return the state dict inside common wrappers, without common prefixes of its names."""
-    while isinstance(loaded, dict):
-        inner = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), dict)), None)
-        if inner is None:
-            break
-        loaded = inner
-    tensors = (
-        {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
-        if isinstance(loaded, dict)
-        else {}
-    )
-    if not tensors:
-        raise CheckpointError(f"{path} holds no named tensors; expected a model's state dict")
-    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
+def _check_archive(file: BinaryIO, path: Path) -> None:
+    """Check the zip archive that torch.save writes: what it is, its size in memory, and every checksum.
+
+    Raises:
+        CheckpointError: a checksum differs, or it is another archive.
+    """
+    size = file.seek(0, io.SEEK_END)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            names = [member.filename for member in members]
+            if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+                raise CheckpointError(
+                    f"{path} is a TorchScript file; load it with torch.jit.load and save its state_dict() instead"
+                )
+            if any("/models/" in name and name.endswith(".json") for name in names):
+                raise CheckpointError(
+                    f"{path} is a program of torch.export; load it with torch.export.load and save its state_dict"
+                )
+            # torch.save compresses nothing: anything else takes more memory than the file is large.
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members) or size < sum(
+                member.file_size for member in members
+            ):
+                raise CheckpointError(f"{path} is a zip archive that torch.save did not write; expected a state dict")
+            # Without checksums (torch.serialization.set_crc32_options) they are all 0.
+            damaged = archive.testzip() if any(member.CRC for member in members) else None
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile raises BadZipFile, and others for what it does not expect
+        raise CheckpointError(f"{path} is truncated or damaged ({_reason(error)})") from error
+    if damaged is not None:
+        raise CheckpointError(
+            f"{path} is damaged: the checksum of {ascii(damaged)[1:-1]} is wrong; restore it from a copy, or train "
+            "again"
+        )
+
+
+def _groups(loaded: Any) -> Iterator[TensorGroup]:
+    """Give the tensors of a dictionary, and of every dictionary in it, each once."""
+    pending: list[tuple[tuple[str, ...], Any]] = [((), loaded)]
+    seen: set[int] = set()
+    while pending:
+        keys, value = pending.pop(0)
+        if not isinstance(value, dict) or id(value) in seen:  # a dictionary may hold itself
+            continue
+        seen.add(id(value))
+        tensors: dict[str, torch.Tensor] = {}
+        others: dict[str, str] = {}
+        for key, entry in value.items():
+            if isinstance(entry, torch.Tensor):
+                kind = _kind(entry)
+                (others if kind else tensors)[str(key)] = kind or entry  # type: ignore[assignment]
+            elif isinstance(entry, dict) and len(keys) < _DEPTH:
+                pending.append(((*keys, str(key)), entry))
+        if tensors or others or not keys:
+            yield TensorGroup(".".join(keys), tensors, others)
+
+
+def _kind(tensor: torch.Tensor) -> str | None:
+    """Return what a tensor is, where it is anything else than dense real numbers on the CPU."""
+    if tensor.is_nested:
+        return "a nested tensor"
+    if tensor.is_quantized:
+        return "a quantized tensor"
+    if tensor.layout != torch.strided:
+        return "a sparse tensor"
+    if tensor.device.type != "cpu":
+        return f"a tensor without values ({tensor.device.type})"
+    if tensor.is_complex() or tensor.dtype not in _REAL:
+        return f"of type {str(tensor.dtype).removeprefix('torch.')}"
+    return None
+
+
+_REAL = frozenset({
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2,
+})  # fmt: skip
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of an exception, or its type's name."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _some(faults: list[str]) -> str:
