@@ -1,18 +1,34 @@
-"""Metrics of networks, and the labelled batches over which they are computed."""
+"""Metrics of networks, and the labelled batches over which they are computed.
+
+What a metric needs: top-1 and agreement need classes, at least two. A network with one output separates two classes by
+its sign: class 1 where the output is positive. Outputs that are no classes (the batches hold real targets) have
+SQNR and error only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twoscale.errors import ConfigurationError
 
-__all__ = ["Batch", "SignalToNoise", "labelled"]
+__all__ = ["Batch", "OutputMetrics", "SignalToNoise", "in_batches", "labelled", "predicted_classes"]
 
-Batch = tuple[NDArray[Any], NDArray[Any] | None]
+_BATCH = 100
+"""Images taken at a time from a plain tensor or array."""
+
+
+class Batch(NamedTuple):
+    """Images and what is known about them."""
+
+    images: NDArray[Any]
+    labels: NDArray[np.int64] | None
+    """Class of each image, 0 to classes − 1."""
+    targets: bool = False
+    """Whether the batch holds real targets: the outputs are then no classes."""
 
 
 class SignalToNoise:
@@ -21,12 +37,14 @@ class SignalToNoise:
     def __init__(self) -> None:
         self.signal = 0.0
         self.noise = 0.0
+        self.values = 0
 
     def update(self, reference: NDArray[Any], value: NDArray[Any]) -> None:
-        """Add values, of any shape, both alike."""
+        """Add values, two arrays of the same shape."""
         reference = reference.astype(np.float64, copy=False)
         self.signal += float(np.square(reference).sum())
         self.noise += float(np.square(reference - value).sum())
+        self.values += reference.size
 
     @property
     def db(self) -> float | None:
@@ -35,14 +53,80 @@ class SignalToNoise:
             return None
         return 10.0 * float(np.log10(self.signal / self.noise))
 
+    @property
+    def rms_error(self) -> float | None:
+        """Root of the mean squared error, in the unit of the values; None without values."""
+        return float(np.sqrt(self.noise / self.values)) if self.values else None
 
-def labelled(batches: Iterable[Any]) -> Iterable[Batch]:
-    """Yield (images, labels or None) from tensors, arrays, or tuples (images, labels, …); empty batches are left out.
+
+class OutputMetrics:
+    """Streaming metrics of a network's outputs: top-1, and noise and agreement against another network."""
+
+    def __init__(self) -> None:
+        self.noise = SignalToNoise()
+        self._samples = self._labels = self._correct = self._compared = self._agreeing = 0
+        self._targets = False
+        self._signs: set[int] = set()
+
+    def update(self, outputs: NDArray[Any], batch: Batch, reference: NDArray[Any] | None = None) -> None:
+        """Add the outputs (N, outputs) of a batch.
+
+        Args:
+            outputs: real values.
+            batch: whose outputs they are.
+            reference: outputs of the network to compare with, of the same shape.
+        """
+        self._samples += len(outputs)
+        self._targets |= batch.targets
+        predicted = predicted_classes(outputs)
+        if batch.labels is not None:
+            self._labels += len(batch.labels)
+            self._correct += int(np.count_nonzero(predicted == batch.labels))
+        if reference is not None:
+            expected = predicted_classes(reference)
+            self.noise.update(reference, outputs)
+            self._compared += len(outputs)
+            self._agreeing += int(np.count_nonzero(expected == predicted))
+            if outputs.shape[1] == 1:
+                self._signs.update(np.unique(expected).tolist())
+
+    @property
+    def top1(self) -> float | None:
+        """Fraction of the labelled images whose class is right; None without labels, or if outputs are no classes."""
+        return self._correct / self._labels if self._labels and not self._targets else None
+
+    @property
+    def agreement(self) -> float | None:
+        """Fraction of images with the reference's class.
+
+        None without a reference, if outputs are no classes, and if the reference has one output that is never (or
+        always) positive: it then separates nothing, and every network would agree with it.
+        """
+        if not self._compared or self._targets or len(self._signs) == 1:
+            return None
+        return self._agreeing / self._compared
+
+
+def predicted_classes(outputs: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the class of each image, (N,): the largest output's; of one output, 1 where it is positive, else 0."""
+    if outputs.shape[1] == 1:
+        return (outputs[:, 0] > 0).astype(np.int64)
+    largest: NDArray[np.int64] = outputs.argmax(1)
+    return largest
+
+
+def labelled(batches: Iterable[Any], outputs: int) -> Iterator[Batch]:
+    """Yield batches from tensors, arrays, or tuples (images, labels, …); empty batches are left out.
+
+    Args:
+        batches: as above; or one tensor or array of images (N, C, H, W).
+        outputs: how many outputs the network has. With one, labels are 0 and 1, of any type and also of shape (N, 1).
 
     Raises:
-        ConfigurationError: images of uint8 pixels, or labels that are not one class index per image.
+        ConfigurationError: images of uint8 pixels, or labels that are neither one class index per image nor real
+            targets (N, outputs).
     """
-    for index, batch in enumerate(batches):
+    for index, batch in enumerate(in_batches(batches)):
         images, *rest = batch if isinstance(batch, tuple | list) and len(batch) else (batch,)
         images = _array(images)
         if images.dtype == np.uint8:
@@ -50,13 +134,58 @@ def labelled(batches: Iterable[Any]) -> Iterable[Batch]:
                 f"batch {index} holds uint8 pixels; expected the normalized float images the network takes"
             )
         labels = None if not rest or rest[0] is None else _array(rest[0])
-        if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]):
-            raise ConfigurationError(
-                f"batch {index} has images {images.shape} with labels {labels.dtype}{labels.shape}; "
-                "expected one class index for each image"
-            )
+        if labels is None:
+            found = Batch(images, None)
+        elif outputs == 1:
+            found = _binary(images, labels, index)
+        else:
+            found = _several(images, labels, index, outputs)
         if images.shape[:1] != (0,):
-            yield images, labels
+            yield found
+
+
+def _binary(images: NDArray[Any], labels: NDArray[Any], index: int) -> Batch:
+    if labels.shape == (*images.shape[:1], 1):
+        labels = labels[:, 0]
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "biuf":
+        raise ConfigurationError(
+            f"batch {index} has images {images.shape} with labels {labels.dtype}{labels.shape}; "
+            "expected 0 or 1 for each image, or real targets"
+        )
+    if np.isin(labels, (0, 1)).all():
+        return Batch(images, labels.astype(np.int64))
+    if labels.dtype.kind == "f":
+        return Batch(images, None, targets=True)
+    wrong = labels[~np.isin(labels, (0, 1))][0]
+    raise ConfigurationError(f"batch {index} has the label {wrong}; a network with one output has the classes 0 and 1")
+
+
+def _several(images: NDArray[Any], labels: NDArray[Any], index: int, outputs: int) -> Batch:
+    if labels.dtype.kind == "f" and labels.shape == (*images.shape[:1], outputs) and not _is_one_hot(labels):
+        return Batch(images, None, targets=True)
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise ConfigurationError(
+            f"batch {index} has images {images.shape} with labels {labels.dtype}{labels.shape}; "
+            "expected one class index for each image"
+        )
+    outside = labels[(labels < 0) | (labels >= outputs)]
+    if outside.size:
+        raise ConfigurationError(
+            f"batch {index} has the label {outside[0]}; the network has {outputs} classes, 0 to {outputs - 1}"
+        )
+    return Batch(images, labels.astype(np.int64))
+
+
+def _is_one_hot(labels: NDArray[Any]) -> bool:
+    return bool(np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all())
+
+
+def in_batches(batches: Iterable[Any]) -> Iterable[Any]:
+    """Return a plain tensor or array of images in batches, anything else as it is."""
+    if getattr(batches, "ndim", 0) == 4:
+        whole: Any = batches
+        return (whole[start : start + _BATCH] for start in range(0, len(whole), _BATCH))
+    return batches
 
 
 def _array(value: Any) -> NDArray[Any]:

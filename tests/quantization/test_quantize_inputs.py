@@ -143,10 +143,6 @@ INFINITE[5:7, 0, 0, 0] = -np.inf
 BATCHES: dict[str, tuple[Any, str]] = {
     "nothing": ([], "calibration got no images; pass at least one batch (a few hundred images are good)"),
     "no images": ([PIXELS[:0]], "calibration got no images; pass at least one batch"),
-    "one array instead of batches": (
-        PIXELS,
-        "calibration batch 0 has shape (3, 8, 8); expected images (N, C, H, W); pass batches, not single images",
-    ),
     "labels first": ([(LABELS, PIXELS)], "calibration batch 0 has shape (24,); expected images (N, C, H, W)"),
     "words": (["cat.png"], "calibration batch 0 is a str; expected images (N, C, H, W) as a tensor or an array, or a"),
     "a dict": ([{"x": PIXELS}], "calibration batch 0 is a dict; expected images (N, C, H, W) as a tensor or an array"),

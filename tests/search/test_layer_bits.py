@@ -169,5 +169,5 @@ def test_a_model_is_measured_from_python(residual: Prepared, measured: Sensitivi
     choice = found.choose(0.5)
     network = twoscale.quantize(residual_model(2), [PIXELS], scheme=Scheme(layer_weight_bits=choice.layer_weight_bits))
     assert network.fingerprint == measure_choice(choice, *residual, [TEST])[0].fingerprint
-    with pytest.raises(CalibrationError, match="sensitivity got no calibration images"):
+    with pytest.raises(CalibrationError, match="calibration got no images"):
         twoscale.sensitivity(residual_model(2), [], [TEST])

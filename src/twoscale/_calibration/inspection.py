@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from twoscale import _delegates as delegates
 from twoscale._calibration.summaries import TensorSummary
 from twoscale._extras import requires_extras
-from twoscale.errors import CalibrationError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,14 +45,11 @@ def inspect(model: nn.Module, batches: Iterable[Any]) -> Inspection:
         CaptureError: the model is not a fixed sequence of supported operators.
         CalibrationError: no images, or NaN or infinity among the values.
     """
-    from twoscale._calibration.profile import image_batches, profile, weight_summaries
+    from twoscale._calibration.profile import calibration_images, profile, weight_summaries
     from twoscale._frontends import float_graph
     from twoscale._passes.fold import fold
 
-    images = iter(image_batches(batches))
-    first = next(images, None)
-    if first is None:
-        raise CalibrationError("inspect got no images; pass at least one batch")
+    first, images = calibration_images(batches, "inspect")
     graph = fold(float_graph(model, first))
-    found = profile(graph, itertools.chain([first], images))
+    found = profile(graph, images)
     return Inspection(graph.name, weight_summaries(graph), found.summaries(), found.images)

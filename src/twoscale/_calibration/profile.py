@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,13 @@ from numpy.typing import NDArray
 from twoscale._calibration.statistics import StatisticsAccumulator, TensorStatistics, to_summary
 from twoscale._calibration.summaries import TensorSummary
 from twoscale._ir import float_graph as g
+from twoscale._metrics import in_batches
 from twoscale.errors import CalibrationError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Profile", "image_batches", "moves_values", "profile", "weight_summaries"]
+__all__ = ["Profile", "calibration_images", "image_batches", "moves_values", "profile", "weight_summaries"]
 
 KEEP_SAMPLES = 512
 """Images that are kept for the corrections after calibration: enough for stable means, little memory."""
@@ -49,13 +51,28 @@ def moves_values(node: g.Node) -> bool:
     return node.moves_values
 
 
+def calibration_images(
+    batches: Iterable[Any], caller: str = "calibration"
+) -> tuple[NDArray[np.float32], Iterable[NDArray[np.float32]]]:
+    """Return the first batch of images, and all batches with the first among them; arguments as for image_batches.
+
+    Raises:
+        CalibrationError: no images, or what ``image_batches`` raises.
+    """
+    images = iter(image_batches(batches))
+    first = next(images, None)
+    if first is None:
+        raise CalibrationError(f"{caller} got no images; pass at least one batch (a few hundred images are good)")
+    return first, itertools.chain([first], images)
+
+
 def image_batches(batches: Iterable[Any]) -> Iterable[NDArray[np.float32]]:
-    """Take the images out of what people iterate over: tensors, arrays, or tuples that begin with one.
+    """Take the images out of tensors, arrays, or tuples that begin with one, or out of one tensor or array.
 
     Raises:
         CalibrationError: something else, or a batch that is not (N, C, H, W).
     """
-    for index, batch in enumerate(batches):
+    for index, batch in enumerate(in_batches(batches)):
         images = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
         if hasattr(images, "detach"):
             images = images.detach().cpu()
@@ -68,7 +85,7 @@ def image_batches(batches: Iterable[Any]) -> Iterable[NDArray[np.float32]]:
         if images.ndim != 4:
             raise CalibrationError(
                 f"calibration batch {index} has shape {images.shape}; expected images (N, C, H, W)"
-                + ("; pass batches, not single images" if images.ndim == 3 else "")
+                + _advice(images.shape)
             )
         if images.dtype == np.uint8 or images.dtype.kind not in "fiu":
             kind = "uint8 pixels" if images.dtype == np.uint8 else str(images.dtype)
@@ -77,6 +94,17 @@ def image_batches(batches: Iterable[Any]) -> Iterable[NDArray[np.float32]]:
             )
         if len(images):
             yield np.require(images, np.float32, ("C", "W"))  # torch warns of arrays that it must not write to
+
+
+def _advice(shape: tuple[int, ...]) -> str:
+    """Return what to do about images of another shape, if it can be told from the shape."""
+    if len(shape) == 3 and shape[0] in (1, 3, 4):
+        return "; pass batches, not single images"
+    if len(shape) in (2, 3):
+        missing = ", ".join(["1"] * (4 - len(shape)))
+        sizes = ", ".join(map(str, shape[1:]))
+        return f"; pass them as (N, {sizes}, {missing}) and remove the dimensions of 1 in the model's forward"
+    return ""
 
 
 def profile(graph: g.FloatGraph, batches: Iterable[Any], *, device: str | torch.device = "cpu") -> Profile:

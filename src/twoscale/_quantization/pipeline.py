@@ -8,13 +8,11 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from twoscale._extras import requires_extras
 from twoscale._quantization.scheme import DEFAULT, Scheme, find_scheme
-from twoscale.errors import CalibrationError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,8 +42,8 @@ def quantize(
 
     Args:
         model: maps float images (N, C, H, W) to logits (N, classes); it is not changed.
-        batches: calibration images as the model takes them (normalized), as tensors, arrays, or tuples that begin
-            with them; a few hundred images are enough, any number is fine. Iterated once.
+        batches: calibration images as the model takes them (normalized): one tensor or array (N, C, H, W), or batches
+            of them, or tuples that begin with images. A few hundred are enough, any number is fine. Iterated once.
         scheme: how, or the name of a scheme ("default", "course").
         name: of the network; the model's class by default.
         normalization: (mean, std) of pixels / 255 in each channel, as the model's images are normalized. Then
@@ -57,15 +55,12 @@ def quantize(
         CalibrationError: no images, or NaN or infinity among the values.
         QuantizationError: integers would not fit.
     """
-    from twoscale._calibration.profile import image_batches, profile
+    from twoscale._calibration.profile import calibration_images, profile
 
     how = find_scheme(scheme) if isinstance(scheme, str) else scheme
-    images = iter(image_batches(batches))
-    first = next(images, None)
-    if first is None:
-        raise CalibrationError("calibration got no images; pass at least one batch (a few hundred images are good)")
+    first, images = calibration_images(batches)
     graph = float_graph(model, first, how, name=name, normalization=normalization)
-    found = profile(graph, itertools.chain([first], images))
+    found = profile(graph, images)
     network = quantize_graph(graph, found, how)
     return network if normalization is None else taking_pixels(network, normalization)
 

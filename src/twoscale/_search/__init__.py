@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -61,19 +60,15 @@ def sensitivity(
         ConfigurationError: no test images, or bits out of range.
         QuantizationError: integers would not fit.
     """
-    from twoscale._calibration.profile import image_batches, profile
+    from twoscale._calibration.profile import calibration_images, profile
     from twoscale._quantization import float_graph
-    from twoscale.errors import CalibrationError
 
     how = find_scheme(scheme) if isinstance(scheme, str) else scheme
-    images = iter(image_batches(batches))
-    first = next(images, None)
-    if first is None:
-        raise CalibrationError("sensitivity got no calibration images; pass at least one batch")
+    first, images = calibration_images(batches)
     graph = float_graph(model, first, how, normalization=normalization)
     return measure_sensitivity(
         graph,
-        profile(graph, itertools.chain([first], images)),
+        profile(graph, images),
         test_batches,
         scheme=how,
         weight_bits=weight_bits,

@@ -31,8 +31,8 @@ class LayerSensitivity:
     """By how much the mean square error of the logits grew; below 0 where chance made it smaller."""
     sqnr_db: float | None
     """Logit SQNR of this network against the float network, dB."""
-    agreement: float
-    """Fraction of images with the float network's class, 0..1."""
+    agreement: float | None
+    """Fraction of images with the float network's class, 0..1; None if the outputs are no classes."""
     top1: float | None
     """Fraction correct, 0..1; None without labels."""
 
@@ -51,7 +51,7 @@ class Sensitivity:
     """Mean square error of the logits before any layer has fewer bits."""
     sqnr_db: float | None
     """Of the network before any layer has fewer bits."""
-    agreement: float
+    agreement: float | None
     top1: float | None
     weights: tuple[tuple[str, int, int, int], ...]
     """(layer, weights, biases, bits) of every layer with weights, before any has fewer bits."""

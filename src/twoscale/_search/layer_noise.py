@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twoscale._metrics import Batch, OutputMetrics, labelled
 from twoscale._quantization.scheme import DEFAULT, Scheme
 from twoscale._search.bits import LayerSensitivity, Sensitivity
 from twoscale.errors import ConfigurationError
@@ -64,13 +65,6 @@ class _Tensors:
     """Of those variants (by their place) in which it is quantized otherwise than in the base."""
 
 
-@dataclass
-class _Tally:
-    error: float = 0.0
-    agreeing: int = 0
-    correct: int = 0
-
-
 def measure_sensitivity(
     graph: FloatGraph,
     found: Profile,
@@ -97,7 +91,6 @@ def measure_sensitivity(
         QuantizationError: integers would not fit.
     """
     from twoscale._ir.float_module import GraphModule
-    from twoscale._metrics import labelled
     from twoscale._quantization.build import build
     from twoscale._quantization.corrections import correct
     from twoscale._quantization.plan import make_plan
@@ -114,30 +107,27 @@ def measure_sensitivity(
         *_variants(plan, base, found, ranges, "activation", sorted(set(activation_bits))),
     ]
     variants = _corrected(base, module, nearest, found.samples_nchw, report)
-    total, tallies = _Tally(), [_Tally() for _ in variants]
-    samples = labels_seen = 0
-    signal = 0.0
-    for images, labels in labelled(batches):
+    total, metrics = OutputMetrics(), [OutputMetrics() for _ in variants]
+    samples = 0
+    for images, labels, targets in labelled(batches, base.classes):
         for start in range(0, len(images), _CHUNK):
             part = slice(start, start + _CHUNK)
-            known = None if labels is None else labels[part]
-            signal += _evaluate(base, module, variants, images[part], known, total, tallies)
-            samples += len(images[part])
-            labels_seen += 0 if known is None else len(known)
+            batch = Batch(images[part], None if labels is None else labels[part], targets)
+            _evaluate(base, module, variants, batch, total, metrics)
+            samples += len(batch.images)
             report(f"{samples} images")
     if not samples:
         raise ConfigurationError("sensitivity got no test images; pass at least one batch")
     logits = samples * base.classes
-    top1 = labels_seen or None
     return Sensitivity(
         network=base.name,
         scheme=base.scheme,
         samples=samples,
-        signal=signal / logits,
-        noise=total.error / logits,
-        sqnr_db=_decibels(signal, total.error),
-        agreement=total.agreeing / samples,
-        top1=top1 and total.correct / top1,
+        signal=total.noise.signal / logits,
+        noise=total.noise.noise / logits,
+        sqnr_db=total.noise.db,
+        agreement=total.agreement,
+        top1=total.top1,
         weights=tuple(_weights(base, scheme)),
         layers=tuple(
             LayerSensitivity(
@@ -145,18 +135,14 @@ def measure_sensitivity(
                 kind=variant.kind,
                 bits=variant.bits,
                 values=variant.values,
-                noise=(tally.error - total.error) / logits,
-                sqnr_db=_decibels(signal, tally.error),
-                agreement=tally.agreeing / samples,
-                top1=top1 and tally.correct / top1,
+                noise=(measured.noise.noise - total.noise.noise) / logits,
+                sqnr_db=measured.noise.db,
+                agreement=measured.agreement,
+                top1=measured.top1,
             )
-            for variant, tally in zip(variants, tallies, strict=True)
+            for variant, measured in zip(variants, metrics, strict=True)
         ),
     )
-
-
-def _decibels(signal: float, noise: float) -> float | None:
-    return 10 * math.log10(signal / noise) if signal and noise else None
 
 
 def _weights(network: IntegerNetwork, scheme: Scheme) -> Iterator[tuple[str, int, int, int]]:
@@ -273,33 +259,26 @@ def _evaluate(
     base: IntegerNetwork,
     module: GraphModule,
     variants: Sequence[_Variant],
-    images_nchw: NDArray[np.float32],
-    labels: NDArray[Any] | None,
-    total: _Tally,
-    tallies: Sequence[_Tally],
-) -> float:
-    """Run a batch through the base and, from where they differ, every variant; return the float logits' energy."""
+    batch: Batch,
+    total: OutputMetrics,
+    metrics: Sequence[OutputMetrics],
+) -> None:
+    """Run a batch through the base and, from where they differ, every variant; add to their metrics."""
     import torch
 
     from twoscale._ir.execution import check_images
     from twoscale._ir.interpreter import interpret
     from twoscale._runtimes.torch import TorchExecutor
 
-    images = torch.from_numpy(check_images(base, images_nchw))
+    images = torch.from_numpy(check_images(base, batch.images))
     real = module(images).double().numpy()
     values = TorchExecutor(base).run_tensors(images, [layer.name for layer in base])
 
-    def count(tally: _Tally, logits: NDArray[np.float32]) -> None:
-        tally.error += float(np.square(logits - real).sum())
-        tally.agreeing += int(np.count_nonzero(logits.argmax(1) == real.argmax(1)))
-        tally.correct += 0 if labels is None else int(np.count_nonzero(logits.argmax(1) == labels))
-
-    count(total, base.logits(values[base.output].numpy()))
-    for variant, tally in zip(variants, tallies, strict=True):
+    total.update(base.logits(values[base.output].numpy()), batch, real)
+    for variant, own in zip(variants, metrics, strict=True):
         executor = TorchExecutor(variant.network)  # made for the batch: all their weights at once would not fit
         found = interpret(_affected(variant), _on_images(executor, images), keep=(base.output,), given=values)
-        count(tally, variant.network.logits(found[base.output].numpy()))
-    return float(np.square(real).sum())
+        own.update(variant.network.logits(found[base.output].numpy()), batch, real)
 
 
 def _on_images(executor: TorchExecutor, images: torch.Tensor) -> Callable[[Layer, list[torch.Tensor]], torch.Tensor]:

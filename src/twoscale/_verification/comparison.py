@@ -12,7 +12,7 @@ from twoscale._extras import requires_extras
 from twoscale._ir import layers as n
 from twoscale._ir.execution import Executor, check_images
 from twoscale._ir.integer_network import IntegerNetwork
-from twoscale._metrics import SignalToNoise, labelled
+from twoscale._metrics import OutputMetrics, SignalToNoise, labelled, predicted_classes
 from twoscale._runtimes import EXECUTORS, create, default_pair
 from twoscale._verification.results import LayerCheck, VerifyResult
 from twoscale.errors import ConfigurationError, ExecutorError
@@ -80,7 +80,10 @@ def verify(
 
     Args:
         network: what to verify.
-        batches: float32 images (N, C, H, W), normalized, or tuples (images, labels). Iterated once.
+        batches: float32 images (N, C, H, W), normalized, as a tensor or an array, or batches of them, or tuples
+            (images, labels). Iterated once. Labels are class indices (0 and 1 for a network with one output, which
+            its sign separates). Real targets, (N, outputs), say that the outputs are no classes: top-1 and agreement
+            are then None.
         executors: names, or executors made already; the first is the reference. By default "reference" and "torch";
             where torch is not installed, "reference" and the first of "onnxruntime" and "c" that can run here.
         model: the float model (or its FloatGraph) for agreement and SQNR; without it they are None.
@@ -92,8 +95,8 @@ def verify(
         logit SQNR, and for each layer mismatches, SQNR, accumulator bound, saturation.
 
     Raises:
-        ConfigurationError: no images, wrong shapes, NaN among them, labels that are not class indices, fewer than
-            one executor, the model of another network, or both ``model`` and ``against``.
+        ConfigurationError: no images, wrong shapes, NaN among them, labels that are not class indices of the
+            network, fewer than one executor, the model of another network, or both ``model`` and ``against``.
         ExecutorError: an executor cannot run here, or gives something else than the network's tensors.
     """
     if executors is None:
@@ -110,10 +113,10 @@ def verify(
     by_executor = {executor.name: 0 for executor in made[1:]}
     divergences: dict[str, str] = {}
     other: _FloatSide | _IntegerSide | None = None
-    logit_noise = SignalToNoise()
-    samples = correct = agreeing = labels_seen = 0
-    for images, labels in labelled(batches):
-        images = check_images(network, images)
+    metrics = OutputMetrics()
+    samples = 0
+    for batch in labelled(batches, network.classes):
+        images = check_images(network, batch.images)
         if other is None and compared_with is not None:
             if isinstance(compared_with, IntegerNetwork):
                 other = _IntegerSide(network, compared_with, made[0])
@@ -135,14 +138,7 @@ def verify(
                             layer, executor.name, samples, expected[layer.name], found[layer.name], different
                         )
         logits = network.logits(expected[network.output])
-        predicted = logits.argmax(1)
-        if other is not None:
-            real = other.compare(images, expected, tallies)
-            logit_noise.update(real, logits)
-            agreeing += int(np.count_nonzero(real.argmax(1) == predicted))
-        if labels is not None:
-            labels_seen += len(labels)
-            correct += int(np.count_nonzero(predicted == labels))
+        metrics.update(logits, batch, None if other is None else other.compare(images, expected, tallies))
         samples += len(images)
     if not samples:
         raise ConfigurationError("verify got no images; pass at least one batch")
@@ -155,9 +151,10 @@ def verify(
         samples=samples,
         mismatches=sum(check.mismatches for check in checks),
         compared=sum(check.values for check in checks) * (len(made) - 1),
-        top1=correct / labels_seen if labels_seen else None,
-        agreement=agreeing / samples if other is not None else None,
-        sqnr_db=logit_noise.db,
+        top1=metrics.top1,
+        agreement=metrics.agreement,
+        sqnr_db=metrics.noise.db,
+        rms_error=metrics.noise.rms_error,
         layers=checks,
         mismatches_by_executor=by_executor,
         first_divergence=next(iter(divergences.values()), None),
@@ -181,14 +178,15 @@ def accuracy(
     """
     running = create(executor, network) if isinstance(executor, str) else executor
     correct = samples = 0
-    for images, labels in labelled(batches):
+    for images, labels, targets in labelled(batches, network.classes):
         if labels is None:
-            raise ConfigurationError("accuracy needs labels; pass batches of (images, labels)")
+            given = "the batches hold real targets" if targets else "pass batches of (images, labels)"
+            raise ConfigurationError(f"accuracy needs labels; {given}")
         taken = len(images) if max_samples is None else min(len(images), max_samples - samples)
         if taken <= 0:
             break
         output = running.run(check_images(network, images[:taken]))[network.output]
-        correct += int(np.count_nonzero(network.logits(output).argmax(1) == labels[:taken]))
+        correct += int(np.count_nonzero(predicted_classes(network.logits(output)) == labels[:taken]))
         samples += taken
     if not samples:
         raise ConfigurationError("accuracy got no images; pass at least one batch")

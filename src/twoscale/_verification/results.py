@@ -52,7 +52,9 @@ class VerifyResult:
     compared: int
     """Integers compared."""
     top1: float | None
+    """None without labels, or if the outputs are no classes."""
     agreement: float | None
+    """None without a network to compare with, or if its outputs are no classes."""
     sqnr_db: float | None
     layers: tuple[LayerCheck, ...]
     mismatches_by_executor: dict[str, int] = field(default_factory=dict)
@@ -64,6 +66,8 @@ class VerifyResult:
     """What agreement and SQNR refer to: "float", or another integer network's name and scheme; None: nothing."""
     uncompared: tuple[str, ...] = ()
     """Layers that have no counterpart there."""
+    rms_error: float | None = None
+    """Root of the mean squared error of the logits, in their unit; None without a network to compare with."""
 
     @property
     def ok(self) -> bool:
