@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.codegen.compiling import DTYPES, SANITIZED, STRICT, build, compile_c, every_kernel, need, run
+from tests.codegen.compiling import DTYPES, NOT_INLINED, SANITIZED, STRICT, build, compile_c, every_kernel, need, run
 from tests.integer_networks import random_network
 from twoscale._codegen.c import SizeReport, default_images, export_c
+from twoscale._codegen.c.common.names import Identifiers
 from twoscale._codegen.c.portable.lowering import lower
 from twoscale._codegen.c.portable.source import Source
 from twoscale._codegen.targets import TARGETS
@@ -24,7 +25,7 @@ from twoscale._files import read_record
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.reference import ReferenceExecutor
-from twoscale.errors import ConfigurationError, TwoscaleError
+from twoscale.errors import ConfigurationError, QuantizationError, TwoscaleError
 
 EXPECTED = "every_kernel: 4 images, all layers and outputs as expected\n"
 
@@ -507,3 +508,82 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TwoscaleError, match="cannot write"):
         export_c(tiny(), tmp_path / "file")
     assert (tmp_path / "file").read_text() == ""
+
+
+def chain(names: list[str], size: int = 6) -> IntegerNetwork:
+    """Return a network of convolutions with these names."""
+    rng = np.random.default_rng(0)
+    spec = n.TensorSpec((2, size, size), "uint8", 0.1, 128, 0, 255)
+    layers: list[n.Layer] = [n.QuantizeInput(name="image", inputs=(), output=spec)]
+    for name in names:
+        layers.append(
+            n.Conv2d(
+                name=name, inputs=(layers[-1].name,), output=spec, padding=(1, 1, 1, 1),
+                weight=rng.integers(-127, 128, (2, 2, 3, 3), dtype=np.int8), bias_o=np.arange(2, dtype=np.int32),
+                multiplier=n.Multiplier.on_grid(np.array([90, 100]), 16),
+            )
+        )  # fmt: skip
+    flat = n.TensorSpec((2 * size * size,), "uint8", 0.1, 128, 0, 255)
+    layers.append(n.Reshape(name="the end", inputs=(names[-1],), output=flat))
+    return IntegerNetwork("net", tuple(layers), "the end")
+
+
+DEEP = "features.stage_three.block_number_twelve.inner.branch"
+
+
+@pytest.mark.parametrize("target", ["portable", "small-ram", "native"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{DEEP}.conv_{i}" for i in range(3)],
+        [DEEP[:length] + "_" + "xy"[i % 2] * 30 for i, length in enumerate((33, 33, 39, 40, 40))],
+        ["x_layer", "x", "x_weight", "x_2", "x weight", "x-weight", "weight", "x_weight_2"],
+        ["conv2d", "conv2d_row", "requantize", "NULL", "main", "INT32_MAX", "arena", "block", "é", "ü"],
+        ["esc\x1b[31m", "bell\x07", "right\u202eleft", "line\nfeed", "*/", '"', "x" * 100_000],
+    ],
+    ids=["a long prefix", "cut at every length", "endings", "words of C", "control characters"],
+)
+def test_any_names_give_c_that_compiles(names: list[str], target: str, tmp_path: Path) -> None:
+    """However long names are and wherever they are cut, what C calls them is unique, and nothing else gets out."""
+    need("gcc")
+    result = export_c(chain(names), tmp_path, target=target)
+    vector = target == "native"
+    flags = ("-std=gnu99", "-O0", "-Wall", "-Wextra", "-Werror", "-pthread", NOT_INLINED) if vector else STRICT
+    program = build("gcc", tmp_path, ["net_test.c", "net.c"], *flags, *[] if vector else ["-DNET_TRACE"])
+    assert run(program).stdout.startswith("net: 4 images, all layers and outputs as expected")
+    for path in result.paths:
+        text = path.read_text()
+        assert path.suffix == ".json" or all(character in "\t\n" or " " <= character <= "~" for character in text)
+        assert path.suffix == ".json" or max(map(len, text.splitlines())) < 1000
+
+
+def test_identifiers_that_are_cut_are_told_apart() -> None:
+    """Planted: with the endings cut as well, the weights of two layers would have one name."""
+    identifiers = Identifiers()
+    bases = [identifiers.of(f"{DEEP}.conv_{i}") for i in range(3)]
+    assert len(set(bases)) == 3
+    assert max(map(len, bases)) <= 42
+    endings = [identifiers.ending(base, kind) for base in bases for kind in ("weight", "bias", "multiplier", "layer")]
+    assert len(set(endings)) == 12
+    assert max(map(len, endings)) < 63  # what C99 promises to tell apart
+    assert identifiers.ending(bases[0], "weight") not in endings
+
+
+def test_means_whose_sums_overflow_are_refused() -> None:
+    """In C they would be undefined; at one pixel less they are not."""
+    size = 2_902
+    spec = n.TensorSpec((1, size, size), "uint8", 0.1, 0, 0, 255)
+
+    def network(kernel: tuple[int, int]) -> IntegerNetwork:
+        pool = n.AveragePool2d(
+            name="mean", inputs=("image",), output=n.TensorSpec((1, 1, 1), "uint8", 0.1, 0, 0, 255), kernel=kernel,
+            stride=kernel, multiplier=n.Multiplier.on_grid(np.array([1]), 16),
+        )  # fmt: skip
+        image = n.QuantizeInput(name="image", inputs=(), output=dataclasses.replace(spec, shape=(1, *kernel)))
+        flat = n.Reshape(name="flat", inputs=("mean",), output=n.TensorSpec((1,), "uint8", 0.1, 0, 0, 255))
+        return IntegerNetwork("net", (image, pool, flat), "flat")
+
+    assert 2_901 * 2_902 * 255 < 2**31 < 2_903 * 2_902 * 255
+    lower(network((2_901, 2_902)))
+    with pytest.raises((ConfigurationError, QuantizationError), match="mean"):
+        lower(network((2_903, 2_902)))

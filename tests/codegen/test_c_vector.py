@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.codegen.compiling import NOT_INLINED, build, every_kernel, need, run
+from tests.codegen.compiling import NOT_INLINED, build, compile_c, every_kernel, need, run
 from twoscale._codegen.c import export_c
 from twoscale._codegen.c.vector.kernels import _KERNELS as KERNELS
 from twoscale._codegen.c.vector.kernels import HEADER_NAMES, VectorKernel, text_of
@@ -115,3 +115,29 @@ def test_layers_that_floats_cannot_requantize_run_the_portable_kernel(tmp_path: 
         in (tmp_path / "fast_kernels.h").read_text()
     )
     assert run(build("gcc", tmp_path, SOURCES, *STRICT)).stdout.startswith(EXPECTED)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "flag"),
+    [
+        ("gcc", "-ffast-math"),
+        ("gcc", "-Ofast"),
+        ("gcc", "-funsafe-math-optimizations"),
+        ("clang", "-ffast-math"),
+        ("clang", "-Ofast"),
+    ],
+)
+def test_floats_that_are_not_computed_as_written_are_refused(compiler: str, flag: str, folder: Path) -> None:
+    need(compiler)
+    done = compile_c(compiler, folder, ["-c", "fast.c"], "-std=gnu99", "-pthread", flag, out="fast-math.o")
+    assert done.returncode != 0
+    assert "fast.c must be compiled without -ffast-math, -Ofast" in done.stderr
+
+
+def test_excess_precision_is_refused(folder: Path) -> None:
+    """As the x87 unit of 32-bit processors has it."""
+    need("gcc")
+    flags = ("-std=gnu99", "-pthread", "-U__FLT_EVAL_METHOD__", "-D__FLT_EVAL_METHOD__=2")
+    done = compile_c("gcc", folder, ["-c", "fast.c"], *flags, out="x87.o")
+    assert done.returncode != 0
+    assert "fast.c needs floats without excess precision" in done.stderr

@@ -254,6 +254,9 @@ def _pool_fits_in_place(
 
 def _average_pool(a: _Arranger, layer: n.AveragePool2d) -> _Arranged:
     (x,) = a.inputs(layer)
+    reach = max(x.spec.hi - x.spec.zero_point, x.spec.zero_point - x.spec.lo)
+    if math.prod(layer.kernel) * reach > _LARGEST:
+        raise refusal(a.network, layer, f"sums windows of {layer.kernel}", "sums must fit 32 bits")
     in_place = a.tensors[layer.name].item == 1 and _pool_fits_in_place(layer, x.spec.shape, (1, 1))
     return _Arranged(in_place_of=(x.name,) if in_place else ())
 

@@ -17,6 +17,7 @@ _HEADERS = """
     assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdarg stdbool stddef
     stdint stdio stdlib string tgmath time wchar wctype
 """
+_LONGEST_SHOWN = 200
 _LONGEST = 40  # C99 promises 63 significant characters; endings are added
 
 
@@ -36,8 +37,12 @@ def network_identifier(name: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return ``text`` as it can stand in any comment or string of C: plain ASCII, no quotes, no comment marks."""
-    return re.sub(r"[^A-Za-z0-9 _.,:;()\[\]<>+=@#-]", "_", text)
+    """Return ``text`` as it can stand in any comment or string of C: plain ASCII, no quotes, no comment marks.
+
+    Names come from files, and may be long or full of control characters.
+    """
+    plain = re.sub(r"[^A-Za-z0-9 _.,:;()\[\]<>+=@#-]", "_", text)
+    return plain if len(plain) <= _LONGEST_SHOWN else f"{plain[: _LONGEST_SHOWN - 3]}..."
 
 
 class Identifiers:

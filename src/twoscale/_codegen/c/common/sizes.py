@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from twoscale._codegen.c.common.names import printable
 from twoscale._codegen.c.common.program import Lowered
 from twoscale._codegen.c.common.storage import memory_axes
 
@@ -115,7 +116,7 @@ def size_table(report: SizeReport) -> str:
         rows.append(
             (
                 str(layer.index),
-                layer.name,
+                printable(layer.name),
                 layer.op,
                 " x ".join(str(layer.shape[axis]) for axis in memory_axes(len(layer.shape))),
                 f"{layer.macs:,}" if layer.macs else "",
@@ -138,7 +139,7 @@ def size_table(report: SizeReport) -> str:
     ]
     return "\n".join(
         [
-            f"{report.name}: {report.parameters:,} parameters, {report.macs:,} multiply-adds an image",
+            f"{printable(report.name)}: {report.parameters:,} parameters, {report.macs:,} multiply-adds an image",
             "",
             f"flash, constants  {report.constant_bytes:>12,} bytes (weights, biases, multipliers, tables; the code: "
             "make size)",
