@@ -17,8 +17,10 @@ import pytest
 from benchmarks import accuracy
 from benchmarks.engine import Results, table
 from benchmarks.small_ram import Costs
+from tests.test_imports import LAYERS
 from twoscale._cli import main
 from twoscale._cli.verbs import VERBS
+from twoscale._environment import VERSION
 from twoscale._files import read_record
 from twoscale._lab.records import LabResults
 from twoscale._page.numbers import MISSING, count, fixed, percent
@@ -137,11 +139,26 @@ def test_files_that_are_named_are_there(document: Path) -> None:
         assert list(ROOT.glob(name.rstrip("/"))), f"{document.name} names {name}"
 
 
-def test_contributing_names_every_room() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    for path in (ROOT / "src" / "twoscale").iterdir():
-        if not path.name.startswith("__") and (path.is_dir() or path.suffix == ".py"):
-            assert f"`{path.stem}`" in text, path.stem
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_architecture_describes_every_package_in_layer_order() -> None:
+    described = [name for line in re.findall(r"^(\*\*`.*)$", ARCHITECTURE, re.MULTILINE) for name in bold_names(line)]
+    assert described == [*LAYERS, "twoscale/__init__.py"]
+
+
+def bold_names(line: str) -> list[str]:
+    """Return the names at the start of a paragraph: a and b of "**`a`**, **`b`** are ..."."""
+    [start] = re.findall(r"^(?:\*\*`[\w./]+`\*\*(?:, | and )?)+", line)
+    return re.findall(r"`([\w./]+)`", start)
+
+
+@pytest.mark.parametrize("walk", ["A tensor, from the model to C", "A time, from a step to the page"])
+def test_a_walk_visits_each_file_once(walk: str) -> None:
+    [text] = re.findall(rf"^## {walk}$(.*?)^## ", ARCHITECTURE, re.MULTILINE | re.DOTALL)
+    steps = re.findall(r"^(\d+)\. `(src/[\w/.]+)`: ", text, re.MULTILINE)
+    assert [int(number) for number, _ in steps] == list(range(1, len(steps) + 1))
+    assert len(steps) == len({file for _, file in steps}) >= 10
 
 
 def accuracy_table(results: LabResults) -> list[str]:
@@ -214,8 +231,9 @@ def test_readme_picture_is_of_the_record(tmp_path: Path) -> None:
 
 
 def test_changelog_has_the_version() -> None:
-    text = (ROOT / "CHANGELOG.md").read_text()
-    assert "## [Unreleased]" in text or re.search(r"^## \[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d$", text, re.MULTILINE)
+    [newest, *_] = re.findall(r"^## \[(.*?)\]( - .*)?$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest[0] == "Unreleased" or (newest[0] == VERSION and re.fullmatch(r" - \d{4}-\d\d-\d\d", newest[1]))
+    assert f"version: {VERSION}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def read_notebook() -> Any:

@@ -24,7 +24,7 @@ __all__ = [
     "require_posix",
 ]
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 """Version of twoscale; the only place where it is written."""
 
 POSIX = os.name == "posix"

@@ -79,3 +79,4 @@ def test_the_python_examples_run(network: IntegerNetwork, tmp_path: Path, monkey
     assert isinstance(result, VerifyResult)
     assert (result.mismatches, result.samples, result.executors) == (0, 2, ("reference", "c"))
     assert result.compared > 0
+    assert (tmp_path / "firmware" / "net.c").exists()

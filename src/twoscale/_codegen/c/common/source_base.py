@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +25,7 @@ from twoscale._codegen.c.common.text import (
     tensor_table,
 )
 from twoscale._codegen.targets import Target
+from twoscale._environment import VERSION
 
 __all__ = ["SourceBase"]
 
@@ -86,7 +86,7 @@ class SourceBase(ABC):
     def stamp(self) -> str:
         """What tells files of one export from those of another."""
         program = self.program
-        told = f"{program.network.fingerprint} {metadata.version('twoscale')} {program.arena_bytes} "
+        told = f"{program.network.fingerprint} {VERSION} {program.arena_bytes} "
         return hashlib.sha256(told.encode() + self.choices).hexdigest()[:12]
 
     @property
@@ -109,7 +109,7 @@ class SourceBase(ABC):
                 prefix=self.prefix,
                 macro=self.macro,
                 title=printable(self.name),
-                version=metadata.version("twoscale"),
+                version=VERSION,
                 stamp=self.stamp,
                 input_type=self.input_type,
                 output_type=self.output_type,
