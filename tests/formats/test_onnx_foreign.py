@@ -208,7 +208,7 @@ class Draft:
 
     def save(self, path: Path) -> Path:
         images = helper.make_tensor_value_info("images", TensorProto.FLOAT, self.input_shape)
-        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
+        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [None, None])
         graph = helper.make_graph(self.nodes, "draft", [images], [logits], list(self.constants.values()))
         opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
         onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)

@@ -40,6 +40,10 @@ def check(network: IntegerNetwork) -> None:
             raise QuantizationError(f"two layers are named {layer.name}; names must differ")
         _check_spec(layer)
         _check_layer(layer, [seen[name] for name in layer.inputs])
+        if layer.output.dtype == "int32" and layer.output.zero_point:
+            raise QuantizationError(
+                f"layer {layer.name}: the zero point is {layer.output.zero_point}; accumulators have the zero point 0"
+            )
         seen[layer.name] = layer.output
     if not network.layers or sum(layer.arity == 0 for layer in network.layers) != 1:
         raise QuantizationError("expected one QuantizeInput, as the first layer")

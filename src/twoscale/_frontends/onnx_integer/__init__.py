@@ -6,8 +6,9 @@ that only move integers, and DequantizeLinear at the logits. Between a Dequantiz
 operators that only move numbers are read as moving integers.
 
 Such networks have free float multipliers and any zero points, so they are off the grid: executors may differ in the
-last bit of a rounding, and verify measures how often. What does not fit is refused, with the node's name and the
-reason.
+last bit of a rounding, and verify measures how often. An operator on two tensors, and a table, is compared with ONNX
+Runtime's kernel for every operand pair while the file is read. What does not fit is refused, with the node's name and
+the reason.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 
 import onnx
 
-from twoscale._frontends.onnx_integer.computing import COMPUTING
+from twoscale._frontends import onnx_model
+from twoscale._frontends.onnx_integer.computing import COMPUTING, MICROSOFT
 from twoscale._frontends.onnx_integer.moving import MOVING
 from twoscale._frontends.onnx_integer.reader import Reader
 from twoscale._ir.integer_network import IntegerNetwork
@@ -53,17 +55,24 @@ def read(path: Path, model: onnx.ModelProto) -> IntegerNetwork:
             "(.safetensors, .pt or .pth) with twoscale quantize, or the whole model in operator form "
             "(QuantFormat.QOperator)"
         )
-    reader = Reader(path, model.graph, OPERATORS)
+    onnx_model.check(path, model)
+    reader = Reader(path, model, OPERATORS)
     for node in model.graph.node:
+        if node.op_type in _READ and (node.domain == "com.microsoft") != (node.op_type in MICROSOFT):
+            reader.refuse_operator(node)
+        if len(node.input) > MICROSOFT.get(node.op_type, len(node.input)) or len(node.output) != 1:
+            reader.refuse(node, f"it has {len(node.input)} inputs and {len(node.output)} outputs")
         try:
             _READ.get(node.op_type, Reader.refuse_operator)(reader, node)
-        except (ValueError, IndexError, TypeError, ArithmeticError) as error:
-            reader.refuse(node, f"it cannot be read ({error})")
+        except (ValueError, IndexError, TypeError, ArithmeticError, KeyError) as error:
+            reader.refuse(node, f"it cannot be read ({onnx_model.one_line(error)})")
+    output = reader.output()
+    onnx_model.validate(path, model)
     try:
         return IntegerNetwork(
             name=model.graph.name or path.stem,
             layers=tuple(reader.layers),
-            output=reader.output(),
+            output=output,
             scheme="foreign",
             metadata={"file": path.name, "producer": f"{model.producer_name} {model.producer_version}".strip()},
         )

@@ -3,50 +3,68 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from twoscale._frontends.onnx_integer.reader import Reader, padding, pair
+from twoscale._frontends.onnx_integer.settling import pairs, runtime_result, settle, values_of
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
 
-__all__ = ["COMPUTING"]
+__all__ = ["COMPUTING", "MICROSOFT"]
 
 
 def _quantize(reader: Reader, node: onnx.NodeProto) -> None:
-    reader.expect(node, reader.attributes(node, axis=1, saturate=1, block_size=0, output_dtype=0, precision=0))
-    name = node.output[0]
+    attributes = reader.attributes(node, axis=1, saturate=1, block_size=0, output_dtype=0, precision=0)
+    reader.expect(node, attributes, block_size=0, precision=0)
+    types = {0: "uint8", onnx.TensorProto.UINT8: "uint8", onnx.TensorProto.INT8: "int8"}
+    if attributes["output_dtype"] not in types:
+        reader.refuse(node, f"output_dtype = {attributes['output_dtype']} is not 8 bits wide")
+    dtype, name = types[attributes["output_dtype"]], node.output[0]
+    asked = bool(attributes["output_dtype"])
     if node.input[0] == reader.image_input:
-        reader.append(node, n.QuantizeInput(name=name, inputs=(), output=reader.spec(node, 1, reader.image_shape)))
+        spec = reader.spec(node, 1, reader.image_shape, dtype, asked)
+        reader.append(node, n.QuantizeInput(name=name, inputs=(), output=spec))
         return
     x = reader.integers(node, 0)
-    spec = reader.spec(node, 1, x.output.shape)
+    spec = reader.spec(node, 1, x.output.shape, dtype, asked)
+    if node.input[0] not in reader.real:
+        reader.refuse(node, f"it quantizes {node.input[0]}, which is not real numbers made of the images")
     if (spec.scale, spec.zero_point, spec.dtype) == (x.output.scale, x.output.zero_point, x.output.dtype):
         reader.alias(node, x, real=False)
         return
-    factor = np.float32(x.output.scale) / np.float32(spec.scale)
-    reader.append(node, n.Concat(name=name, inputs=(x.name,), output=spec, axis=0, multipliers=(_multiplier(factor),)))
+    q = values_of(x.output.dtype)
+    steps = (np.float32(x.output.scale) * _centred(q, x)) / np.float32(spec.scale)
+    expected = np.clip(np.rint(steps) + np.float32(spec.zero_point), spec.lo, spec.hi)
+    multiplier = _requantizing(reader, node, x, spec, expected)
+    reader.append(node, n.Concat(name=name, inputs=(x.name,), output=spec, axis=0, multipliers=(multiplier,)))
 
 
 def _dequantize(reader: Reader, node: onnx.NodeProto) -> None:
     if node.input[0] in reader.constants:
         return  # whatever reads it computes in floating point, and is refused
+    reader.expect(node, reader.attributes(node, axis=1, block_size=0, output_dtype=0), block_size=0, output_dtype=0)
     reader.alias(node, reader.operand(node, 0), real=True)
 
 
 def _qlinear_conv(reader: Reader, node: onnx.NodeProto) -> None:
     x = reader.operand(node, 0)
-    weight = reader.weights(node, 3, 0)
+    weight = reader.weights(node, 3, 0, x)
+    zero_points = reader.constant(node, 5)
+    if (zero_points != zero_points.flat[0]).any():
+        reader.refuse(node, "the zero points of its weights differ, which ONNX Runtime does not run")
     if weight.ndim != 4 or len(x.output.shape) != 3:
         reader.refuse(node, f"weights {weight.shape} on {x.output.shape}; only two-dimensional convolutions")
     attributes = reader.window(node, weight.shape[2:], dilations=[1, 1], group=1)
     channels = len(weight)
     shape = (channels, *reader.pooled(node, x, attributes))
-    spec = reader.spec(node, 6, shape)
+    spec = reader.spec(node, 6, shape, x.output.dtype)
     factors = np.float32(x.output.scale) * reader.weight_scales(node, 4, channels) / np.float32(spec.scale)
+    reader.usual(node, factors, "multiplier")
     reader.append(
         node,
         n.Conv2d(
@@ -68,14 +86,14 @@ def _qgemm(reader: Reader, node: onnx.NodeProto) -> None:
     attributes = reader.attributes(node, alpha=1.0, transA=0, transB=0)
     reader.expect(node, attributes, transA=0)
     x = reader.operand(node, 0)
-    weight = reader.weights(node, 3, 0 if attributes["transB"] else 1)
+    weight = reader.weights(node, 3, 0 if attributes["transB"] else 1, x)
     _linear(reader, node, x, weight if attributes["transB"] else weight.T, 6, 7, np.float32(attributes["alpha"]))
 
 
 def _qlinear_matmul(reader: Reader, node: onnx.NodeProto) -> None:
     reader.attributes(node)
     x = reader.operand(node, 0)
-    _linear(reader, node, x, reader.weights(node, 3, 1).T, None, 6, np.float32(1))
+    _linear(reader, node, x, reader.weights(node, 3, 1, x).T, None, 6, np.float32(1))
 
 
 def _linear(
@@ -91,10 +109,13 @@ def _linear(
         reader.refuse(node, f"weights {weight.T.shape} on {x.output.shape}; only vectors times a matrix")
     channels = len(weight)
     scales = alpha * np.float32(x.output.scale) * reader.weight_scales(node, 4, channels)
+    reader.usual(node, scales, "product of scales")
     multiplier: n.Multiplier | None = None
     if reader.has(node, output):
-        spec = reader.spec(node, output, (channels,))
-        multiplier = _multiplier(scales / np.float32(spec.scale))
+        spec = reader.spec(node, output, (channels,), x.output.dtype)
+        factors = scales / np.float32(spec.scale)
+        reader.usual(node, factors, "multiplier")
+        multiplier = _multiplier(factors)
     elif scales.size == 1:
         spec = n.TensorSpec((channels,), "int32", float(scales[0]))
         reader.real.add(node.output[0])
@@ -114,9 +135,17 @@ def _linear(
 def _qlinear_add(reader: Reader, node: onnx.NodeProto) -> None:
     reader.attributes(node)
     a, b = reader.operand(node, 0), reader.operand(node, 3)
-    spec = reader.spec(node, 6, a.output.shape)
-    factors = [np.float32(x.output.scale) / np.float32(spec.scale) for x in (a, b)]
-    m_a, m_b = (_multiplier(factor, ADD_SHIFT) for factor in factors)
+    spec = reader.spec(node, 6, a.output.shape, a.output.dtype)
+    x, y = pairs(a.output.dtype, b.output.dtype)
+    factors = [np.float32(side.output.scale) / np.float32(spec.scale) for side in (a, b)]
+
+    def compute(moved: Sequence[np.float32]) -> NDArray[np.float32]:
+        total: NDArray[np.float32] = _centred(x, a) * moved[0] + _centred(y, b) * moved[1]
+        return total
+
+    m_a, m_b = (
+        _multiplier(factor, ADD_SHIFT) for factor in _settled(reader, node, {0: x, 3: y}, factors, compute, spec)
+    )
     if (m_a.shift is None) != (m_b.shift is None):
         m_a, m_b = n.Multiplier(m_a.values, None), n.Multiplier(m_b.values, None)
     reader.append(node, n.Add(name=node.output[0], inputs=(a.name, b.name), output=spec, multipliers=(m_a, m_b)))
@@ -128,11 +157,62 @@ def _qlinear_mul(reader: Reader, node: onnx.NodeProto) -> None:
     shapes = a.output.shape, b.output.shape
     if len(shapes[0]) != len(shapes[1]):
         reader.refuse(node, f"it multiplies tensors of shapes {shapes[0]} and {shapes[1]}")
-    spec = reader.spec(node, 6, np.broadcast_shapes(*shapes))
+    spec = reader.spec(node, 6, np.broadcast_shapes(*shapes), a.output.dtype)
+    x, y = pairs(a.output.dtype, b.output.dtype)
     factor = np.float32(a.output.scale) * np.float32(b.output.scale) / np.float32(spec.scale)
+
+    def compute(moved: Sequence[np.float32]) -> NDArray[np.float32]:
+        product: NDArray[np.float32] = (_centred(x, a) * _centred(y, b)) * moved[0]
+        return product
+
+    (factor,) = _settled(reader, node, {0: x, 3: y}, [factor], compute, spec)
     reader.append(
         node, n.Mul(name=node.output[0], inputs=(a.name, b.name), output=spec, multiplier=_multiplier(factor))
     )
+
+
+def _centred(q: NDArray[Any], x: n.Layer) -> NDArray[np.float32]:
+    """Return q − z of a layer's integers as float32."""
+    return (q.astype(np.int32) - x.output.zero_point).astype(np.float32)
+
+
+def _settled(
+    reader: Reader,
+    node: onnx.NodeProto,
+    operands: dict[int, NDArray[Any]],
+    factors: Sequence[np.float32],
+    compute: Callable[[Sequence[np.float32]], NDArray[np.float32]],
+    spec: n.TensorSpec,
+    expected: NDArray[Any] | None = None,
+) -> Sequence[np.float32]:
+    """Return multipliers with which every operand pair gives ONNX Runtime's integer."""
+    reader.usual(node, np.asarray(factors), "multiplier")
+    if expected is None:
+        expected = runtime_result(node, operands, reader.value, spec.dtype, reader.opset)
+    if expected is None:
+        reader.refuse(
+            node,
+            "its rounding can only be taken over by running it in ONNX Runtime, which is not installed or refuses it; "
+            "install it with: pip install onnxruntime",
+        )
+    settled = settle(factors, compute, spec, expected)
+    if settled is None:
+        reader.refuse(
+            node,
+            "no float32 multipliers give the integers of ONNX Runtime for all operands; quantize the float model "
+            "with twoscale.quantize",
+        )
+    return settled
+
+
+def _requantizing(
+    reader: Reader, node: onnx.NodeProto, x: n.Layer, spec: n.TensorSpec, expected: NDArray[Any] | None
+) -> n.Multiplier:
+    """Return the multiplier that takes a layer's integers to another scale."""
+    q = values_of(x.output.dtype)
+    factor = np.float32(x.output.scale) / np.float32(spec.scale)
+    (factor,) = _settled(reader, node, {0: q}, [factor], lambda moved: _centred(q, x) * moved[0], spec, expected)
+    return _multiplier(factor)
 
 
 def _global_average_pool(reader: Reader, node: onnx.NodeProto) -> None:
@@ -141,18 +221,58 @@ def _global_average_pool(reader: Reader, node: onnx.NodeProto) -> None:
     if len(x.output.shape) != 3:
         reader.refuse(node, f"its input has shape {x.output.shape}, expected (C, H, W)")
     channels, height, width = x.output.shape
-    _average(reader, node, x, (channels, 1, 1), (height, width), (1, 1), (0, 0, 0, 0))
+    # ONNX Runtime adds the integers here, and multiplies once.
+    factor = np.float32(x.output.scale) / (reader.scale(node, 3) * np.float32(height * width))
+    reader.usual(node, np.asarray(factor), "multiplier")
+    _average(reader, node, x, (channels, 1, 1), (height, width), (1, 1), (0, 0, 0, 0), factor)
 
 
 def _average_pool(reader: Reader, node: onnx.NodeProto) -> None:
     attributes = reader.window(node, count_include_pad=0, ceil_mode=0, channels_last=0)
     reader.expect(node, attributes, ceil_mode=0, channels_last=0)
+    if any(pad >= attributes["kernel_shape"][index % 2] for index, pad in enumerate(attributes["pads"])):
+        reader.refuse(node, f"pads = {attributes['pads']}; expected less than the kernel")
     if any(attributes["pads"]) and not attributes["count_include_pad"]:
         reader.refuse(node, "padding that does not count in the mean (count_include_pad = 0) is not supported")
     x = reader.operand(node, 0)
     shape = (x.output.shape[0], *reader.pooled(node, x, attributes))
     kernel, stride = pair(attributes["kernel_shape"]), pair(attributes["strides"])
-    _average(reader, node, x, shape, kernel, stride, padding(attributes["pads"]))
+    factor = _mean_factor(reader, node, x, math.prod(kernel))
+    _average(reader, node, x, shape, kernel, stride, padding(attributes["pads"]), factor)
+
+
+def _mean_factor(reader: Reader, node: onnx.NodeProto, x: n.Layer, count: int) -> np.float32:
+    """Return the factor of sums with which means round as ONNX Runtime's do.
+
+    It adds products scale · (q − z) in float32 and divides twice. Where scale and count are powers of two that depends
+    on the integers' sum alone. Elsewhere sums close to a tie may fall to either side, and are refused.
+    """
+    spec = reader.spec(node, 3, (), x.output.dtype)
+    limits = np.iinfo(x.output.dtype)
+    sums = np.arange(
+        count * (limits.min - x.output.zero_point), count * (limits.max - x.output.zero_point) + 1, dtype=np.float64
+    )
+    factor = np.float32(x.output.scale) / (np.float32(spec.scale) * np.float32(count))
+    reader.usual(node, np.asarray(factor), "multiplier")
+    if _is_power_of_two(x.output.scale) and _is_power_of_two(count) and np.abs(sums).max() < 1 << 24:
+        means = (sums * (x.output.scale / count)).astype(np.float32)
+        expected = np.clip(np.rint(means / np.float32(spec.scale)) + np.float32(spec.zero_point), spec.lo, spec.hi)
+        small = sums.astype(np.float32)
+        return _settled(reader, node, {}, [factor], lambda moved: small * moved[0], spec, expected)[0]
+    steps = sums * (x.output.scale / (spec.scale * count))
+    inside = (steps > spec.lo - spec.zero_point - 1) & (steps < spec.hi - spec.zero_point + 1)
+    tolerance = np.abs(steps).max() * 2.0**-24 * (count + 4)
+    if (inside & (np.abs(steps - np.floor(steps) - 0.5) <= tolerance)).any():
+        reader.refuse(
+            node,
+            "some sums lie so close to a tie that ONNX Runtime's rounding depends on the order of its steps; quantize "
+            "the float model with twoscale.quantize",
+        )
+    return factor
+
+
+def _is_power_of_two(value: float) -> bool:
+    return math.frexp(value)[0] == 0.5
 
 
 def _average(
@@ -163,9 +283,9 @@ def _average(
     kernel: tuple[int, int],
     stride: tuple[int, int],
     padding: n.Padding,
+    factor: np.float32,
 ) -> None:
-    spec = reader.spec(node, 3, shape)
-    factor = np.float32(x.output.scale) / (np.float32(spec.scale) * np.float32(math.prod(kernel)))
+    spec = reader.spec(node, 3, shape, x.output.dtype)
     layer = n.AveragePool2d(
         name=node.output[0],
         inputs=(x.name,),
@@ -180,18 +300,20 @@ def _average(
 
 def _qlinear_concat(reader: Reader, node: onnx.NodeProto) -> None:
     axis = reader.attributes(node, axis=None)["axis"]
+    if not isinstance(axis, int) or (len(node.input) - 2) % 3:
+        reader.refuse(node, "expected an axis, and a scale and a zero point for each input")
     operands = [reader.operand(node, index) for index in range(2, len(node.input), 3)]
     rank = len(operands[0].output.shape)
-    axis = axis + rank + 1 if axis < 0 else axis
+    axis = reader.axis(node, axis, rank + 1)
     if not 1 <= axis <= rank or any(len(x.output.shape) != rank for x in operands):
         reader.refuse(node, f"axis = {axis} does not fit its inputs")
     shape = list(operands[0].output.shape)
     shape[axis - 1] = sum(x.output.shape[axis - 1] for x in operands)
-    spec = reader.spec(node, 0, shape)
+    spec = reader.spec(node, 0, shape, operands[0].output.dtype)
     same = [(x.output.scale, x.output.zero_point) == (spec.scale, spec.zero_point) for x in operands]
     multipliers = tuple(
-        None if equal else _multiplier(np.float32(x.output.scale) / np.float32(spec.scale))
-        for x, equal in zip(operands, same, strict=True)
+        None if equal else _requantizing(reader, node, x, spec, _one_part(reader, node, index, x, spec))
+        for index, (x, equal) in enumerate(zip(operands, same, strict=True))
     )
     free = any(m is not None and m.shift is None for m in multipliers)
     reader.append(
@@ -204,6 +326,17 @@ def _qlinear_concat(reader: Reader, node: onnx.NodeProto) -> None:
             multipliers=tuple(m and n.Multiplier(m.values, None if free else m.shift) for m in multipliers),
         ),
     )
+
+
+def _one_part(reader: Reader, node: onnx.NodeProto, index: int, x: n.Layer, spec: n.TensorSpec) -> NDArray[Any] | None:
+    """Return what ONNX Runtime makes of all integers of one operand of a concatenation."""
+    single = onnx.NodeProto()
+    single.CopyFrom(node)
+    inputs = [*node.input[:2], *node.input[2 + 3 * index : 5 + 3 * index]]
+    del single.input[:]
+    single.input.extend(inputs)
+    found = runtime_result(single, {2: values_of(x.output.dtype)[None]}, reader.value, spec.dtype, reader.opset)
+    return None if found is None else found[0]
 
 
 def _leaky_relu(reader: Reader, node: onnx.NodeProto) -> None:
@@ -221,11 +354,17 @@ def _table(
 ) -> None:
     """Tabulate a function of one tensor: dequantize, compute, quantize."""
     x = reader.operand(node, 0)
-    spec = reader.spec(node, 3, x.output.shape)
-    limits = np.iinfo(x.output.dtype)
-    q = np.arange(limits.min, limits.max + 1, dtype=np.float32)
-    y = function(np.float32(x.output.scale) * (q - np.float32(x.output.zero_point)))
-    table = np.clip(np.rint(y / np.float32(spec.scale)) + spec.zero_point, spec.lo, spec.hi).astype(np.int16)
+    spec = reader.spec(node, 3, x.output.shape, x.output.dtype)
+    q = values_of(x.output.dtype)
+    found = runtime_result(node, {0: q}, reader.value, spec.dtype, reader.opset)
+    if found is None:
+        steps = function(np.float32(x.output.scale) * _centred(q, x)) / np.float32(spec.scale)
+        if (np.abs(steps - np.floor(steps) - 0.5) < 1e-3).any():
+            reader.refuse(
+                node, "entries of its table lie close to a tie; install ONNX Runtime, whose kernel decides them"
+            )
+        found = np.clip(np.rint(steps) + spec.zero_point, spec.lo, spec.hi)
+    table = found.astype(np.int16)
     reader.append(node, n.Table(name=node.output[0], inputs=(x.name,), output=spec, table=table))
 
 
@@ -252,3 +391,15 @@ COMPUTING: dict[str, Callable[[Reader, onnx.NodeProto], None]] = {
     "QuantizeLinear": _quantize,
 }
 """What reads a node, by operator."""
+
+MICROSOFT = {
+    "QGemm": 9,
+    "QLinearAdd": 8,
+    "QLinearAveragePool": 5,
+    "QLinearConcat": 2 + 3 * 1024,
+    "QLinearGlobalAveragePool": 5,
+    "QLinearLeakyRelu": 5,
+    "QLinearMul": 8,
+    "QLinearSigmoid": 5,
+}
+"""Those of the operator set com.microsoft, which ONNX's checker does not know, and how many inputs they may have."""

@@ -19,6 +19,8 @@ def _max_pool(reader: Reader, node: onnx.NodeProto) -> None:
         reader.refuse(node, "its indices are not supported")
     attributes = reader.window(node, dilations=[1, 1], ceil_mode=0, storage_order=0)
     reader.expect(node, attributes, ceil_mode=0)
+    if any(pad >= attributes["kernel_shape"][index % 2] for index, pad in enumerate(attributes["pads"])):
+        reader.refuse(node, f"pads = {attributes['pads']}; expected less than the kernel")
     x = reader.integers(node, 0)
     layer = n.MaxPool2d(
         name=node.output[0],
@@ -40,6 +42,8 @@ def _reshape(reader: Reader, node: onnx.NodeProto) -> None:
     known = [x.output.shape[i] if size == 0 and i < len(x.output.shape) else size for i, size in enumerate(target)]
     if known.count(-1) == 1 and batch != -1:
         known[known.index(-1)] = count // max(1, -math.prod(known))
+    if batch == 1 and reader.batch != 1:
+        reader.refuse(node, "it reshapes to one image, but the batch may be larger; write -1 or 0 for the batch")
     if batch not in (-1, 0, 1) or math.prod(known) != count:
         reader.refuse(node, f"it reshapes {('N', *x.output.shape)} to {(batch, *target)}; the batch must stay")
     reader.move(node, n.Reshape(name=node.output[0], inputs=(x.name,), output=reshaped(x, known)))
@@ -55,7 +59,13 @@ def _flatten(reader: Reader, node: onnx.NodeProto) -> None:
 def _squeeze(reader: Reader, node: onnx.NodeProto) -> None:
     x = reader.integers(node, 0)
     reader.attributes(node)
-    axes = {int(axis) % (len(x.output.shape) + 1) for axis in reader.constant(node, 1)}
+    rank = len(x.output.shape) + 1
+    if reader.has(node, 1):
+        axes = {reader.axis(node, int(axis), rank) for axis in reader.constant(node, 1)}
+    elif reader.batch == 1:
+        reader.refuse(node, "it has no axes and the batch is 1, so that it drops the batch; name the axes")
+    else:
+        axes = {axis for axis, size in enumerate(x.output.shape, 1) if size == 1}
     if any(axis == 0 or x.output.shape[axis - 1] != 1 for axis in axes):
         reader.refuse(node, f"axes {sorted(axes)} are not all of size 1")
     shape = [size for axis, size in enumerate(x.output.shape, 1) if axis not in axes]
@@ -78,9 +88,10 @@ def _slice_axis(reader: Reader, node: onnx.NodeProto) -> None:
     starts, ends = reader.constant(node, 1), reader.constant(node, 2)
     axes = reader.constant(node, 3) if reader.has(node, 3) else np.arange(len(starts))
     steps = reader.constant(node, 4) if reader.has(node, 4) else np.ones(len(starts), np.int64)
-    if len(axes) != 1 or int(axes[0]) % (len(x.output.shape) + 1) == 0 or steps[0] < 1:
+    rank = len(x.output.shape) + 1
+    if not len(axes) == len(starts) == len(ends) == len(steps) == 1 or int(axes[0]) in (0, -rank) or steps[0] < 1:
         reader.refuse(node, "only one dimension, not the batch, with a positive step")
-    axis = int(axes[0]) % (len(x.output.shape) + 1) - 1
+    axis = reader.axis(node, int(axes[0]), rank) - 1
     shape = list(x.output.shape)
     start, stop, step = slice(int(starts[0]), int(ends[0]), int(steps[0])).indices(shape[axis])
     shape[axis] = len(range(start, stop, step))
@@ -95,7 +106,10 @@ def _clip(reader: Reader, node: onnx.NodeProto) -> None:
     x = reader.integers(node, 0)
     if node.input[0] in reader.real:
         reader.refuse(node, "it computes on real numbers")
+    reader.attributes(node)
     spec = x.output
+    if any(reader.constant(node, index).shape != () for index in (1, 2) if reader.has(node, index)):
+        reader.refuse(node, "its bounds are not single numbers")
     lo = reader.constant(node, 1).item() if reader.has(node, 1) else spec.lo
     hi = reader.constant(node, 2).item() if reader.has(node, 2) else spec.hi
     bounds = n.TensorSpec(spec.shape, spec.dtype, spec.scale, spec.zero_point, max(lo, spec.lo), min(hi, spec.hi))

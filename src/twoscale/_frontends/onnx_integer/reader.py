@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,12 +17,17 @@ from twoscale.errors import NetworkFileError
 
 __all__ = ["Reader", "padding", "pair", "reshaped"]
 
+_LARGEST_WINDOW = 65_536  # of kernels, strides, pads and dilations
+_LARGEST_TENSOR = 1 << 28  # values of one image
+
 
 class Reader:
     """Turns nodes into layers, one after another; a layer has the name of the tensor that the node makes."""
 
-    def __init__(self, path: Path, graph: onnx.GraphProto, operators: Collection[str]) -> None:
+    def __init__(self, path: Path, model: onnx.ModelProto, operators: Collection[str]) -> None:
+        graph = model.graph
         self.path = path
+        self.opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
         self._operators = operators
         self.layers: list[n.Layer] = []
         self._made: dict[str, n.Layer] = {}  # by tensor, be it the integers or their real values
@@ -35,6 +41,7 @@ class Reader:
         self.image_input, self._output = inputs[0].name, graph.output[0].name
         kind = inputs[0].type.tensor_type
         self.image_shape = tuple(dimension.dim_value for dimension in kind.shape.dim)[1:]
+        self.batch = kind.shape.dim[0].dim_value if kind.shape.dim else 0  # 0: any
         if kind.elem_type != TensorProto.FLOAT or len(self.image_shape) != 3 or min(self.image_shape) < 1:
             raise NetworkFileError(
                 f"{path}: the input {self.image_input} is not float32 images (N, C, H, W) of known size"
@@ -44,6 +51,11 @@ class Reader:
         """Return the layer that makes the logits."""
         if self._output not in self._made:
             raise NetworkFileError(f"{self.path}: no integers lead to the output {self._output}")
+        if self._output not in self.real:
+            raise NetworkFileError(
+                f"{self.path}: the output {self._output} is the integers themselves; expected logits, "
+                "append a DequantizeLinear"
+            )
         return self._made[self._output].name
 
     def refuse(self, node: onnx.NodeProto, reason: str) -> NoReturn:
@@ -70,6 +82,10 @@ class Reader:
             self.refuse(node, f"the constant {name} is in another file; save the model as one file")
         return numpy_helper.to_array(tensor)
 
+    def value(self, name: str) -> NDArray[Any]:
+        """Return the values of a constant."""
+        return np.asarray(numpy_helper.to_array(self.constants[name]))
+
     def has(self, node: onnx.NodeProto, index: int) -> bool:
         """Return whether a node has that input; optional ones may be left out."""
         return index < len(node.input) and bool(node.input[index])
@@ -77,9 +93,16 @@ class Reader:
     def scale(self, node: onnx.NodeProto, index: int) -> np.float32:
         """Return the scale at an input."""
         value = self.constant(node, index)
-        if value.size != 1 or value.dtype != np.float32:
+        if value.shape not in ((), (1,)) or value.dtype != np.float32:
             self.refuse(node, f"its input {index} must be one float32 scale, got {value.dtype} {value.shape}")
+        self.usual(node, value, "scale")
         return np.float32(value.item())
+
+    def usual(self, node: onnx.NodeProto, values: NDArray[Any], what: str) -> None:
+        """Refuse scales and factors for which float32 arithmetic is not the same everywhere."""
+        usual = np.isfinite(values) & (values >= np.finfo(np.float32).tiny) & (values < 2.0**31)
+        if not usual.all():
+            self.refuse(node, f"its {what} {values[~usual].flat[0]:g} is not a positive float32 below 2**31")
 
     def attributes(self, node: onnx.NodeProto, **allowed: Any) -> dict[str, Any]:
         """Return the attributes, by default as given; others than these are refused."""
@@ -87,6 +110,10 @@ class Reader:
         for name, value in found.items():
             if name not in allowed:
                 self.refuse(node, f"its attribute {name} = {value} is not supported")
+            if allowed[name] is not None and type(value) is not type(allowed[name]):
+                self.refuse(
+                    node, f"its attribute {name} is {type(value).__name__}, expected {type(allowed[name]).__name__}"
+                )
         return allowed | found
 
     def expect(self, node: onnx.NodeProto, attributes: dict[str, Any], **expected: Any) -> None:
@@ -107,7 +134,10 @@ class Reader:
         layer = self.integers(node, index)
         spec = layer.output
         scale = self.scale(node, index + 1)
-        zero_point = self.constant(node, index + 2).item() if self.has(node, index + 2) else 0
+        given = self.constant(node, index + 2) if self.has(node, index + 2) else np.zeros((), spec.dtype)
+        if given.shape not in ((), (1,)) or given.dtype != spec.dtype:
+            self.refuse(node, f"its input {index + 2} must be one zero point of {spec.dtype}")
+        zero_point = given.item()
         if node.input[index] in self.real:
             self.refuse(node, f"its input {node.input[index]} is real, not integers")
         if scale != np.float32(spec.scale) or zero_point != spec.zero_point:
@@ -118,11 +148,23 @@ class Reader:
             )
         return layer
 
-    def spec(self, node: onnx.NodeProto, index: int, shape: Sequence[int]) -> n.TensorSpec:
-        """Return the output's quantization, from the scale at input ``index`` and the zero point behind it."""
-        zero_point = self.constant(node, index + 1) if self.has(node, index + 1) else np.zeros((), np.uint8)
-        if zero_point.dtype not in (np.uint8, np.int8) or zero_point.size != 1:
+    def spec(
+        self, node: onnx.NodeProto, index: int, shape: Sequence[int], dtype: str, same: bool = True
+    ) -> n.TensorSpec:
+        """Return the output's quantization, from the scale at input ``index`` and the zero point behind it.
+
+        Args:
+            node: the node.
+            index: of the scale.
+            shape: of the output.
+            dtype: of the output where the zero point is left out.
+            same: whether the output must have that type in any case.
+        """
+        zero_point = self.constant(node, index + 1) if self.has(node, index + 1) else np.zeros((), dtype)
+        if zero_point.dtype not in (np.uint8, np.int8) or zero_point.shape not in ((), (1,)):
             self.refuse(node, f"its output must be 8 bits wide with one zero point, not {zero_point.dtype}")
+        if same and zero_point.dtype != dtype:
+            self.refuse(node, f"it makes {zero_point.dtype} of {dtype}; expected one type")
         limits = np.iinfo(zero_point.dtype)
         return n.TensorSpec(
             tuple(shape),
@@ -135,6 +177,10 @@ class Reader:
 
     def append(self, node: onnx.NodeProto, layer: n.Layer) -> None:
         """Take a layer as what the node makes."""
+        if not 0 < math.prod(layer.output.shape) <= _LARGEST_TENSOR:
+            self.refuse(
+                node, f"it makes a tensor of shape {layer.output.shape}; expected 1 to {_LARGEST_TENSOR:,} values"
+            )
         self.layers.append(layer)
         self._made[node.output[0]] = layer
 
@@ -150,16 +196,22 @@ class Reader:
         if node.input[0] in self.real:
             self.real.add(node.output[0])
 
-    def weights(self, node: onnx.NodeProto, index: int, channel_axis: int) -> NDArray[np.int8]:
+    def weights(self, node: onnx.NodeProto, index: int, channel_axis: int, x: n.Layer) -> NDArray[np.int8]:
         """Return q − z of the weights at input ``index``, whose scale and zero point are behind it, as int8."""
         weight = self.constant(node, index)
         zero_point = self.constant(node, index + 2) if self.has(node, index + 2) else np.zeros((), weight.dtype)
+        if weight.dtype not in (np.int8, np.uint8):
+            self.refuse(node, f"its weights are {weight.dtype}, expected int8 or uint8")
+        if zero_point.dtype != weight.dtype or zero_point.ndim > 1:
+            self.refuse(node, f"its weights are {weight.dtype} and their zero points {zero_point.dtype}")
+        if zero_point.size not in (1, weight.shape[channel_axis] if weight.ndim > channel_axis else 1):
+            self.refuse(node, f"it has {zero_point.size} zero points of weights, expected 1 or one per output channel")
+        if weight.dtype == np.uint8 and x.output.dtype != "uint8":
+            self.refuse(node, "its weights are uint8 and its input is int8, which ONNX Runtime does not run")
         if zero_point.size > 1:
             shape = [1] * weight.ndim
             shape[channel_axis] = -1
             zero_point = zero_point.reshape(shape)
-        if weight.dtype not in (np.int8, np.uint8):
-            self.refuse(node, f"its weights are {weight.dtype}, expected int8 or uint8")
         shifted = weight.astype(np.int16) - zero_point.astype(np.int16)
         if shifted.min(initial=0) < -128 or shifted.max(initial=0) > 127:
             self.refuse(
@@ -171,29 +223,43 @@ class Reader:
 
     def weight_scales(self, node: onnx.NodeProto, index: int, channels: int) -> NDArray[np.float32]:
         """Return the scales at an input: one, or one for each output channel."""
-        scales = self.constant(node, index).reshape(-1)
-        if scales.dtype != np.float32 or scales.size not in (1, channels):
+        scales = self.constant(node, index)
+        if scales.dtype != np.float32 or scales.size not in (1, channels) or scales.ndim > 1:
             self.refuse(node, f"it has {scales.size} weight scales, expected 1 or {channels}")
-        return scales
+        self.usual(node, scales, "weight scale")
+        return scales.reshape(-1)
 
     def bias(self, node: onnx.NodeProto, index: int, channels: int) -> NDArray[np.int32]:
         """Return the bias at an input, (channels,); zeros if there is none."""
         if not self.has(node, index):
             return np.zeros(channels, np.int32)
-        bias = self.constant(node, index).reshape(-1)
-        if bias.dtype != np.int32 or bias.size not in (1, channels):
-            self.refuse(node, f"its bias is {bias.dtype} of {bias.size}, expected {channels} int32")
-        return np.ascontiguousarray(np.broadcast_to(bias, channels))
+        bias = self.constant(node, index)
+        if bias.dtype != np.int32 or bias.shape != (channels,):
+            self.refuse(node, f"its bias is {bias.dtype} {bias.shape}, expected {channels} int32")
+        return np.ascontiguousarray(bias)
 
     def window(self, node: onnx.NodeProto, kernel: Sequence[int] | None = None, **more: Any) -> dict[str, Any]:
         """Return kernel_shape, strides, pads and more attributes of a convolution or a pool."""
         default = {"kernel_shape": list(kernel or ()), "strides": [1, 1], "pads": [0] * 4, "auto_pad": b"NOTSET"}
         attributes = self.attributes(node, **default, **more)
         if attributes["auto_pad"] not in (b"NOTSET", b"VALID"):
-            self.refuse(node, f"auto_pad = {attributes['auto_pad'].decode()} is not supported; write the pads")
+            auto_pad = attributes["auto_pad"].decode(errors="replace")
+            self.refuse(node, f"auto_pad = {auto_pad} is not supported; write the pads")
+        if attributes["auto_pad"] == b"VALID" and any(attribute.name == "pads" for attribute in node.attribute):
+            self.refuse(node, "it has pads beside auto_pad = VALID; expected one of the two")
         if len(attributes["kernel_shape"]) != 2 or (kernel and list(kernel) != list(attributes["kernel_shape"])):
             self.refuse(node, f"kernel_shape = {attributes['kernel_shape']}; expected height and width")
+        for name, count, least in (("kernel_shape", 2, 1), ("strides", 2, 1), ("pads", 4, 0), ("dilations", 2, 1)):
+            values = attributes.get(name, [1] * count)
+            if len(values) != count or not all(least <= value <= _LARGEST_WINDOW for value in values):
+                self.refuse(node, f"{name} = {values}; expected {count} numbers from {least} to {_LARGEST_WINDOW:,}")
         return attributes
+
+    def axis(self, node: onnx.NodeProto, axis: int, rank: int) -> int:
+        """Return a dimension counted from the front; ``rank`` counts the batch."""
+        if not -rank <= axis < rank:
+            self.refuse(node, f"dimension {axis} of a tensor of {rank} dimensions")
+        return axis % rank
 
     def pooled(self, node: onnx.NodeProto, x: n.Layer, attributes: dict[str, Any]) -> tuple[int, int]:
         """Return the output's height and width."""

@@ -1,0 +1,121 @@
+"""Making imported arithmetic equal ONNX Runtime's, operand pair by operand pair.
+
+ONNX Runtime's kernels for additions, products, concatenations and tables of quantized tensors take their float32 steps
+in an order of their own. So what they give is asked of ONNX Runtime itself, for every operand pair, while a file is
+read. Multipliers are moved by a few units in the last place where that makes all pairs equal.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from twoscale._ir import layers as n
+
+__all__ = ["pairs", "runtime_result", "settle", "values_of"]
+
+_TYPES = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8}
+_STEPS = 3
+"""Units in the last place by which a multiplier may move."""
+
+
+def values_of(dtype: str) -> NDArray[Any]:
+    """Return the 256 integers of an 8-bit type, in order."""
+    limits = np.iinfo(dtype)
+    return np.arange(limits.min, limits.max + 1).astype(dtype)
+
+
+def pairs(first: str, second: str) -> list[NDArray[Any]]:
+    """Return all 65,536 operand pairs of two 8-bit types."""
+    a, b = np.meshgrid(values_of(first), values_of(second), indexing="ij")
+    return [a.reshape(-1), b.reshape(-1)]
+
+
+def runtime_result(
+    node: onnx.NodeProto,
+    operands: dict[int, NDArray[Any]],
+    constants: Callable[[str], NDArray[Any]],
+    dtype: str,
+    opset: int,
+) -> NDArray[Any] | None:
+    """Return what ONNX Runtime makes of one node.
+
+    Args:
+        node: with all its attributes; its other inputs are constants.
+        operands: integers at the inputs of these indices, of one shape.
+        constants: gives the value of a constant by name.
+        dtype: of the result.
+        opset: version of the standard operators.
+
+    Returns:
+        Integers; None where onnxruntime is not installed or does not run the node.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    names = {index: f"operand{index}" for index in operands}
+    inputs = [names.get(index, name) for index, name in enumerate(node.input)]
+    initializers = [
+        numpy_helper.from_array(np.asarray(constants(name)), name)
+        for name in sorted({name for index, name in enumerate(node.input) if index not in operands and name})
+    ]
+    single = onnx.NodeProto()
+    single.CopyFrom(node)
+    del single.input[:], single.output[:]
+    single.input.extend(inputs)
+    single.output.append("result")
+    graph = helper.make_graph(
+        [single],
+        "one",
+        [
+            helper.make_tensor_value_info(names[index], _TYPES[str(values.dtype)], values.shape)
+            for index, values in operands.items()
+        ],
+        [helper.make_tensor_value_info("result", _TYPES[dtype], None)],
+        initializers,
+    )
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    try:
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        result = session.run(None, {names[index]: values for index, values in operands.items()})[0]
+    except Exception:  # its errors have no common base; the node is then refused or compared elsewhere
+        return None
+    return np.asarray(result)
+
+
+def settle(
+    factors: Sequence[np.float32],
+    compute: Callable[[Sequence[np.float32]], NDArray[np.float32]],
+    spec: n.TensorSpec,
+    expected: NDArray[Any],
+) -> tuple[np.float32, ...] | None:
+    """Return multipliers near ``factors`` that give the expected integers, or None.
+
+    Args:
+        factors: float32 multipliers.
+        compute: float32 products or sums in steps of the output, of all operand pairs.
+        spec: of the output.
+        expected: its integers.
+    """
+    steps = sorted(range(-_STEPS, _STEPS + 1), key=abs)
+    for moves in sorted(itertools.product(steps, repeat=len(factors)), key=lambda moves: sum(map(abs, moves))):
+        moved = tuple(_moved(factor, by) for factor, by in zip(factors, moves, strict=True))
+        rounded = np.clip(np.rint(compute(moved)) + np.float32(spec.zero_point), spec.lo, spec.hi)
+        if np.array_equal(rounded, expected):
+            return moved
+    return None
+
+
+def _moved(value: np.float32, by: int) -> np.float32:
+    return np.float32((np.asarray(value, np.float32).view(np.int32) + np.int32(by)).view(np.float32))

@@ -1,0 +1,212 @@
+"""ONNX files from anywhere, checked before anything is read from them.
+
+``parse`` turns bytes into a model. ``check`` refuses what no reader here understands, although some runtimes do:
+a name that two things have, sparse and external constants, functions, subgraphs, operator sets of unknown versions.
+``validate`` asks ONNX's own checker and its shape inference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import TensorProto
+
+from twoscale.errors import NetworkFileError
+
+__all__ = ["check", "check_constants", "one_line", "parse", "read_model", "validate"]
+
+_LARGEST = (1 << 31) - 1  # bytes of a protobuf message
+_OPSETS = {"": (7, onnx.defs.onnx_opset_version()), "ai.onnx": (7, onnx.defs.onnx_opset_version())}
+_MICROSOFT = {"com.microsoft": (1, 1)}
+_TYPES: dict[int, int] = {
+    TensorProto.FLOAT: 4,
+    TensorProto.UINT8: 1,
+    TensorProto.INT8: 1,
+    TensorProto.INT32: 4,
+    TensorProto.INT64: 8,
+    TensorProto.BOOL: 1,
+    TensorProto.DOUBLE: 8,
+    TensorProto.FLOAT16: 2,
+    TensorProto.UINT16: 2,
+    TensorProto.INT16: 2,
+}
+"""Bytes per value of the types of constants that are read."""
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Parse an ONNX file.
+
+    Raises:
+        NetworkFileError: it is missing, truncated, or no ONNX file.
+    """
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise NetworkFileError(f"{path} is larger than 2 GiB, which no ONNX file can be")
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise NetworkFileError(f"there is no file {path}; expected a network saved as ONNX") from error
+    except OSError as error:
+        raise NetworkFileError(f"cannot read {path}: {error.strerror or error}") from error
+    return parse(path, content)
+
+
+def parse(path: Path, content: bytes) -> onnx.ModelProto:
+    """Return the model in the bytes of a file.
+
+    Raises:
+        NetworkFileError: they are no ONNX file; names what they are, if it is known.
+    """
+    try:
+        model = onnx.load_model_from_string(content)
+    except (DecodeError, ValueError, RecursionError) as error:
+        other = _other_format(path, content)
+        raise NetworkFileError(
+            f"{path} ({len(content):,} bytes) is {other}; expected a network saved as ONNX"
+            if other
+            else f"{path} ({len(content):,} bytes) is not an ONNX file, or was cut off; "
+            "expected a network saved as ONNX"
+        ) from error
+    if not model.graph.node or not model.opset_import:
+        other = _other_format(path, content)
+        raise NetworkFileError(
+            f"{path} ({len(content):,} bytes) is {other}; expected a network saved as ONNX"
+            if other
+            else f"{path} ({len(content):,} bytes) holds no ONNX graph; expected a network saved as ONNX"
+        )
+    return model
+
+
+def _other_format(path: Path, content: bytes) -> str | None:
+    if content[4:8] == b"TFL3":
+        return "a TensorFlow Lite model"
+    if content[:8] == b"\x89HDF\r\n\x1a\n":
+        return "an HDF5 file, such as Keras saves"
+    if content[:4] == b"PK\x03\x04":
+        return "a zip archive, such as torch.save writes"
+    return None
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Return the first line of an error's text that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def check(path: Path, model: onnx.ModelProto) -> None:
+    """Check the structure of a model of another tool.
+
+    Raises:
+        NetworkFileError: something in it is ambiguous, unknown or wrong; names it.
+    """
+    refuse = _refusal(path)
+    graph = model.graph
+    check_constants(path, model)
+    _check_operator_sets(path, model)
+    made = [name for node in graph.node for name in node.output if name]
+    for what, names in (
+        ("initializer", [tensor.name for tensor in graph.initializer]),
+        ("input", [value.name for value in graph.input]),
+        ("output", [value.name for value in graph.output]),
+        ("tensor", made + [tensor.name for tensor in graph.initializer]),
+        ("tensor", made + [value.name for value in graph.input]),
+    ):
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
+        if twice is not None:
+            refuse(f"two things are the {what} {twice!r}")
+    for node in graph.node:
+        name = node.name or next(iter(node.output), "without a name")
+        twice = next(
+            (a for a, count in Counter(attribute.name for attribute in node.attribute).items() if count > 1), ""
+        )
+        if twice:
+            refuse(f"node {name} ({node.op_type}) has the attribute {twice} twice")
+        for attribute in node.attribute:
+            if attribute.HasField("g") or attribute.graphs or attribute.HasField("sparse_tensor"):
+                refuse(f"node {name} ({node.op_type}): attribute {attribute.name} holds a graph or a sparse tensor")
+            if attribute.HasField("t"):
+                _check_tensor(path, attribute.t)
+
+
+def check_constants(path: Path, model: onnx.ModelProto) -> None:
+    """Check that every constant is whole, dense and in the file itself, and that the model defines no functions.
+
+    Raises:
+        NetworkFileError: names the constant.
+    """
+    if model.functions:
+        _refusal(path)("it defines functions of its own")
+    if model.graph.sparse_initializer:
+        _refusal(path)(f"its constant {model.graph.sparse_initializer[0].values.name} is sparse")
+    for tensor in model.graph.initializer:
+        _check_tensor(path, tensor)
+
+
+def validate(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
+    """Check a model by ONNX's definitions, and return it with the shapes that follow from them.
+
+    Raises:
+        NetworkFileError: ONNX does not accept it.
+    """
+    try:
+        onnx.checker.check_model(model)
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except Exception as error:  # of several kinds, from C++
+        raise NetworkFileError(f"{path} is not valid ONNX: {one_line(error)}") from error
+    return inferred
+
+
+def _refusal(path: Path) -> Callable[[str], NoReturn]:
+    def refuse(reason: str) -> NoReturn:
+        raise NetworkFileError(f"{path}: {reason}; export the model again in plain ONNX")
+
+    return refuse
+
+
+def _check_operator_sets(path: Path, model: onnx.ModelProto) -> None:
+    versions: dict[str, int] = {}
+    known = _OPSETS | _MICROSOFT
+    for entry in model.opset_import:
+        domain = "" if entry.domain == "ai.onnx" else entry.domain
+        if versions.setdefault(domain, entry.version) != entry.version:
+            raise NetworkFileError(f"{path} imports two versions of the operator set {domain or 'ai.onnx'!r}")
+    used = {"" if node.domain == "ai.onnx" else node.domain for node in model.graph.node}
+    for domain in sorted(used):
+        if domain not in known:
+            node = next(node for node in model.graph.node if node.domain == domain)
+            raise NetworkFileError(
+                f"{path}: node {node.name or node.output[0]} ({node.op_type}) is of the operator set {domain!r}; "
+                "expected standard ONNX operators, or com.microsoft's"
+            )
+        lowest, highest = known[domain]
+        if domain not in versions or not lowest <= versions[domain] <= highest:
+            raise NetworkFileError(
+                f"{path} uses version {versions.get(domain, 'none')} of the operator set {domain or 'ai.onnx'}; "
+                f"expected {lowest} to {highest}"
+            )
+
+
+def _check_tensor(path: Path, tensor: onnx.TensorProto) -> None:
+    """Check a constant before anything allocates memory for it."""
+    name = tensor.name or "without a name"
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+        raise NetworkFileError(f"{path}: the constant {name} is in another file; save the model as one file")
+    if tensor.data_type not in _TYPES:
+        raise NetworkFileError(f"{path}: the constant {name} has the type {tensor.data_type}, which is not read here")
+    if tensor.HasField("segment") or any(size < 0 for size in tensor.dims):
+        raise NetworkFileError(f"{path}: the constant {name} has a shape that makes no sense")
+    values = math.prod(tensor.dims)
+    fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
+    given = (
+        len(tensor.raw_data) // _TYPES[tensor.data_type]
+        if tensor.HasField("raw_data")
+        else next((len(field) for field in fields if len(field)), 0)
+    )
+    if given != values:
+        raise NetworkFileError(f"{path}: the constant {name} has {given} values, expected {values}")
