@@ -225,7 +225,8 @@ def read_record(path: Path, kind: type[T]) -> T:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:
         raise TwoscaleError(f"cannot read {path}: {error.strerror or error}") from error
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+    # A TwoscaleError is the record's own, of a value outside its range.
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, TwoscaleError) as error:
         raise TwoscaleError(f"{path} does not hold a {kind.__name__} record: {error}") from error
 
 

@@ -314,6 +314,36 @@ def test_a_damaged_cell_is_named_and_how_to_go_on(again: list[str], tmp_path: Pa
     assert again == ["wire-2-0"]
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda text: text.replace(b"wire", b"w\xe5re", 1),  # a byte that is not UTF-8
+        lambda text: text.replace(b'"kind": "wire"', b'"kind": "waves"'),
+        lambda text: re.sub(rb'"result": \{.*\}(?=,\s*"message")', b'"result": 7', text, flags=re.DOTALL),
+        lambda text: re.sub(rb'"result": \{.*\}(?=,\s*"message")', b'"result": null', text, flags=re.DOTALL),
+        lambda text: text.replace(b'"batch_size": 4', b'"batch_size": -4'),
+        lambda text: b'{"cell": ' * 100_000,
+        lambda text: b"[]",
+    ],
+)
+def test_a_cell_that_is_none_is_refused_in_a_line(
+    damaged: Callable[[bytes], bytes], again: list[str], done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / CELLS).mkdir()
+    text = (done / CELLS / "wire-2-0.json").read_bytes()
+    changed = damaged(text)
+    assert changed != text
+    (tmp_path / CELLS / "wire-2-0.json").write_bytes(changed)
+    with pytest.raises(SystemExit) as ended:
+        main([*WORDS, "--sections", "wire", "--resume", "--out", str(tmp_path)])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "wire-2-0.json does not hold a CellRecord record: " in said
+    assert said.endswith("; remove the file to have that cell measured again\n")
+    assert again == []
+
+
 def test_what_there_was_no_time_for_is_measured_with_more_time(again: list[str], tmp_path: Path) -> None:
     # A search with less time is coarser; what it found is kept.
     options = {"sections": ("batch",)}

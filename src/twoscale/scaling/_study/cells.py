@@ -145,16 +145,6 @@ class CellRecord(Generic[Task, Result]):
         return self.outcome.value
 
 
-@dataclass(frozen=True)
-class _KindOnly:
-    kind: str
-
-
-@dataclass(frozen=True)
-class _Kind:
-    cell: _KindOnly
-
-
 def read_cell(file: Path) -> CellRecord[Any, Any]:
     """Read a cell's file.
 
@@ -162,12 +152,17 @@ def read_cell(file: Path) -> CellRecord[Any, Any]:
         TwoscaleError: it cannot be read, or holds no cell.
     """
     try:
-        kind = KINDS.get(read_record(file, _Kind).cell.kind)
-        if kind is None:
-            raise TwoscaleError(f"{file} does not hold a CellRecord record: its kind is unknown")
-        return read_record(file, CellRecord[kind.task, kind.result])  # type: ignore[name-defined]
+        # Twice: the kind says what types the rest has.
+        kind = KINDS[read_record(file, CellRecord).cell.kind]
+        record: CellRecord[Any, Any] = read_record(
+            file,
+            CellRecord[kind.task, kind.result],  # type: ignore[name-defined]
+        )
+        if record.outcome.ok and record.outcome.result is None:
+            raise TwoscaleError(f"{file} does not hold a CellRecord record: there is no result")
     except TwoscaleError as error:
         raise TwoscaleError(f"{error}; remove the file to have that cell measured again") from error
+    return record
 
 
 def write_cell(file: Path, record: CellRecord[Any, Any]) -> None:
