@@ -15,8 +15,17 @@ from twoscale.scaling._measure.records import (
     Workload,
 )
 from twoscale.scaling._measure.statistics import summarize
+from twoscale.scaling._questions.communication import ArmsAt
 from twoscale.scaling._questions.link_model import LinkModel
-from twoscale.scaling._questions.verdict import Round, causes_table, decide, latency_share
+from twoscale.scaling._questions.verdict import (
+    Round,
+    Verdict,
+    causes_table,
+    communication_parts,
+    decide,
+    link_line,
+    what_ifs,
+)
 
 MS = 1e-3
 SLOW_LINK = LinkModel("link", "ring", latency=1e-6, fixed=1e-8, per_rate=0.0, rates=None, residual=0.0, samples=9)
@@ -43,16 +52,24 @@ def _time(arm: str, world_size: int, step: float, wait: float = 0.0) -> EpochTim
     )
 
 
-def _rounds(alone: float, apart: float, ddp: float, waits: tuple[float, float] = (0.0, 0.0)) -> list[Round]:
-    """Three rounds that differ a little, times in milliseconds."""
-    return [
-        Round(
-            _time("bare", 1, f * (alone + waits[0]) * MS, waits[0] * MS),
-            _time("bare", 2, f * (apart + waits[1]) * MS, waits[1] * MS),
-            _time("ddp", 2, f * (ddp + waits[1]) * MS, waits[1] * MS),
-        )
-        for f in (0.999, 1.0, 1.001)
-    ]
+def _rounds(
+    alone: float,
+    apart: float,
+    ddp: float,
+    waits: tuple[float, float] = (0.0, 0.0),
+    fastest: float | None = None,
+    loads: tuple[float, ...] = (1.0, 1.0, 1.0),
+) -> list[Round]:
+    """Three rounds that differ a little, times in milliseconds; ``fastest``: of the rank that is not late."""
+    found = []
+    for number, (f, load) in enumerate(zip((0.999, 1.0, 1.001), loads, strict=True), 1):
+        slow = _time("bare", 2, f * (apart + waits[1]) * MS, waits[1] * MS)
+        if fastest is not None:
+            seconds = (f * (fastest + waits[1]) * MS, slow.step.median)
+            slow = dataclasses.replace(slow, rank_seconds=seconds, rank_cores=((0,), (3,)))
+        ddp_time = _time("ddp", 2, f * (ddp + waits[1]) * MS, waits[1] * MS)
+        found.append(Round(_time("bare", 1, f * (alone + waits[0]) * MS, waits[0] * MS), slow, ddp_time, load, number))
+    return found
 
 
 def _summary(milliseconds: float) -> Summary:
@@ -60,11 +77,19 @@ def _summary(milliseconds: float) -> Summary:
 
 
 def _arms(
-    *, exposed: float = 0.0, wrapper: float = 0.0, buffers: float | None = None, alone: tuple[float, ...] = (1.0, 1.0)
+    *,
+    exposed: float = 0.0,
+    inside: float | None = None,
+    wrapper: float = 0.0,
+    buffers: float | None = None,
+    alone: tuple[float, ...] = (1.0, 1.0),
+    ready: tuple[float, ...] = (4.0, 9.0),
+    jitter: float = 0.0,
+    size: int = 10**5,
 ) -> ArmsRecord:
-    """Arms at two ranks; buckets of 1 MB; times in milliseconds."""
+    """Arms at two ranks; times in milliseconds; ``inside``: of the exposed time, what was seen inside the step."""
     nothing = _summary(0.0)
-    collectives = tuple(CollectiveTime("all_reduce", 10**6, _summary(value)) for value in alone)
+    collectives = tuple(CollectiveTime("all_reduce", size, _summary(value)) for value in alone)
     return ArmsRecord(
         world_size=2,
         threads_per_rank=1,
@@ -74,7 +99,7 @@ def _arms(
         ddp=_summary(10 + wrapper + exposed),
         silent=_summary(10 + wrapper),
         bare=_summary(10),
-        buckets=tuple(Bucket(10**6, 5 * MS) for _ in alone),
+        buckets=tuple(Bucket(size, when * MS) for when, _ in zip(ready, alone, strict=False)),
         isolated=_summary(sum(alone)),
         free_running=_summary(10 + wrapper + exposed),
         compute=_summary(10),
@@ -83,7 +108,7 @@ def _arms(
         data_wait=nothing,
         wrapper_tax=_summary(wrapper),
         exposed=_summary(exposed),
-        exposed_in_situ=_summary(exposed),
+        exposed_in_situ=_summary(exposed if inside is None else inside),
         buffers=None if buffers is None else _summary(buffers),
         overlap=None,
         collectives_alone=collectives,
@@ -91,22 +116,54 @@ def _arms(
         in_situ_union=None,
         disagreement=None,
         steps_timed=100,
+        silent_free=_summary(10 + wrapper),
+        bare_free=_summary(10),
+        jitter=_summary(jitter),
     )
 
 
-@pytest.mark.parametrize(
-    ("cause", "words", "rounds", "arms", "model"),
-    [
-        ("latency", "goes to latency. ", _rounds(10, 10, 14), _arms(exposed=4), FAR_LINK),
-        # 8 ms of the two buckets' time cannot be hidden; the last is 1 ms of it.
-        ("bandwidth", "goes to bandwidth. ", _rounds(10, 10, 18), _arms(exposed=8), SLOW_LINK),
-        ("last bucket", "goes to the last bucket. ", _rounds(10, 10, 13), _arms(exposed=3, alone=(1, 3)), SLOW_LINK),
-        ("buffers", "goes to buffers. ", _rounds(10, 10, 13), _arms(exposed=3, buffers=2.5), SLOW_LINK),
-        ("data", "goes to data. ", _rounds(10, 10, 10, (1, 5)), _arms(), SLOW_LINK),
-        ("cores", "goes to shared cores. ", _rounds(10, 15, 15), _arms(), SLOW_LINK),
-        ("wrapper", "goes to the wrapper. ", _rounds(10, 10, 12), _arms(wrapper=2), SLOW_LINK),
-    ],
-)
+MB = 10**6
+PLANTED = [
+    # Two buckets of 2 x 2 ms of latency each.
+    ("latency", "goes to latency. ", _rounds(10, 10, 18), _arms(exposed=8), FAR_LINK),
+    # Buckets of 10 ms each at 100 MB/s: the first is not averaged when the second is ready.
+    ("bandwidth", "goes to bandwidth. ", _rounds(10, 10, 24), _arms(exposed=14, size=MB, alone=(10, 10)), SLOW_LINK),
+    # One bucket only: nothing can be sent before it, and its bytes are what takes the time.
+    (
+        "bandwidth",
+        "goes to bandwidth. ",
+        _rounds(10, 10, 20),
+        _arms(exposed=10, size=MB, alone=(10,), ready=(9,)),
+        SLOW_LINK,
+    ),
+    # The first of two buckets is averaged after 5 ms, the second is ready after 9.
+    ("last bucket", "goes to the last bucket. ", _rounds(10, 10, 11), _arms(exposed=1), SLOW_LINK),
+    ("buffers", "goes to buffers. ", _rounds(10, 10, 13), _arms(exposed=3, buffers=2.5), SLOW_LINK),
+    ("data", "goes to data. ", _rounds(10, 10, 10, (1, 5)), _arms(), SLOW_LINK),
+    ("cores", "goes to shared cores. ", _rounds(10, 15, 15), _arms(), SLOW_LINK),
+    ("cores", "goes to shared cores. ", _rounds(10, 15, 15, fastest=14.5), _arms(), SLOW_LINK),
+    ("wrapper", "goes to the wrapper. ", _rounds(10, 10, 12), _arms(wrapper=2), SLOW_LINK),
+    # One core is shared with another process; what all-reduces take longer with it is no latency.
+    (
+        "straggler",
+        "goes to a straggler, rank 1 on core 3. ",
+        _rounds(10, 20, 22.5, fastest=10.5),
+        _arms(exposed=2.5, inside=1.5, jitter=0.5, alone=(0.5, 0.6)),
+        SLOW_LINK,
+    ),
+    ("skew", "goes to skew. ", _rounds(10, 10, 14), _arms(exposed=4, inside=0.5, jitter=3), SLOW_LINK),
+    # Seen inside 13.5 ms, by differencing 36.3, and alone 13.
+    (
+        "contention",
+        "goes to contention. ",
+        _rounds(10, 11, 47.3),
+        _arms(exposed=36.3, inside=13.5, size=1_300_000, alone=(13,), ready=(9,)),
+        SLOW_LINK,
+    ),
+]
+
+
+@pytest.mark.parametrize(("cause", "words", "rounds", "arms", "model"), PLANTED)
 def test_each_cause_is_named(cause: str, words: str, rounds: list[Round], arms: ArmsRecord, model: LinkModel) -> None:
     verdict = decide(rounds, arms, model, 64)
     assert verdict.causes[0].name == cause
@@ -118,15 +175,63 @@ def test_each_cause_is_named(cause: str, words: str, rounds: list[Round], arms: 
 
 
 def test_parts_are_the_arithmetics() -> None:
-    verdict = decide(_rounds(10, 12, 18, (0, 1)), _arms(exposed=4, wrapper=1, buffers=1, alone=(1, 2)), SLOW_LINK, 64)
+    arms = _arms(exposed=7, inside=5, wrapper=1, buffers=1, jitter=0.5, alone=(1, 2), size=10**5)
+    verdict = decide(_rounds(10, 12, 20, (0, 1), fastest=11.5), arms, SLOW_LINK, 64)
     parts = {one.name: one.seconds / MS for one in verdict.causes}
-    share = latency_share(_arms(), SLOW_LINK)
-    assert share == pytest.approx(2e-6 / (2e-6 + 1e-2))
-    expected = {"cores": 2, "data": 1, "wrapper": 1, "buffers": 1, "latency": 3 * share, "last bucket": 2 * (1 - share),
-                "bandwidth": 1 - share}  # fmt: skip
+    # By the line two messages for each bucket, 1 µs each, and 1e5 bytes at 1e-8 s: 0.004 ms and 2 ms for both; 4 ms
+    # were seen inside beside the buffers.
+    expected = {"cores": 1.5, "straggler": 0.5, "data": 1, "wrapper": 1, "buffers": 1, "latency": 0.004,
+                "last bucket": 2, "bandwidth": 0, "skew": 0.5, "contention": 4 - 2.004 + 1.5}  # fmt: skip
     assert parts == pytest.approx(expected, abs=1e-6)
-    assert verdict.loss.mean == pytest.approx(9 * MS, rel=1e-6)
-    assert verdict.efficiency == pytest.approx(10 / 19, rel=1e-3)
+    assert verdict.loss.mean == pytest.approx(11 * MS, rel=1e-6)
+    assert verdict.efficiency == pytest.approx(10 / 21, rel=1e-3)
+    assert verdict.straggler == "rank 1 on core 3"
+
+
+def test_a_rank_that_is_late_only_now_and_then_is_no_straggler() -> None:
+    rounds = _rounds(10, 20, 22, fastest=10)
+    last = rounds[-1]
+    other = dataclasses.replace(last.apart, rank_seconds=last.apart.rank_seconds[::-1])
+    verdict = decide([*rounds[:-1], dataclasses.replace(last, apart=other)], _arms(exposed=2), SLOW_LINK, 64)
+    assert (verdict.causes[0].name, verdict.straggler) == ("cores", "")
+
+
+def test_a_noisy_round_is_left_out_and_named_with_its_load() -> None:
+    rounds = _rounds(10, 12, 16, loads=(1.2, 9.3, 4.0))
+    far = dataclasses.replace(rounds[1], ddp=_time("ddp", 2, 137 * MS))
+    verdict = decide([rounds[0], far, rounds[2]], _arms(exposed=4, size=MB, alone=(4,)), SLOW_LINK, 64, cores=2)
+    assert verdict.left_out == ("round 2, which began at load 9.3",)
+    assert verdict.loss.n == 2
+    assert verdict.loss.max == pytest.approx(6 * MS, rel=0.01)
+    # Where all are noisy there is nothing to compare with.
+    every = decide(_rounds(10, 12, 16, loads=(9.0, 9.0, 9.0)), _arms(exposed=4), SLOW_LINK, 64, cores=2)
+    assert (every.left_out, every.loss.n) == ((), 3)
+
+
+def test_what_takes_longer_inside_a_step_than_alone_is_no_property_of_the_link() -> None:
+    parts = communication_parts(_arms(), FAR_LINK, 20 * MS)
+    assert parts["latency"] == pytest.approx(8 * MS)
+    assert parts["contention"] == pytest.approx(12 * MS, rel=1e-3)
+    assert sum(parts.values()) == pytest.approx(20 * MS)
+
+
+def test_a_known_link_is_named_and_what_it_would_bring() -> None:
+    link = dataclasses.replace(SLOW_LINK, latency=150e-6, fixed=8 / 95.6e6)
+    assert link_line(link) == (
+        "All-reduces alone take 150 µs per message, and their bytes pass at 95.6 Mbit/s, probably a link of "
+        "100 Mbit/s (fitted line within 0 %)."
+    )
+    assert "probably" not in link_line(dataclasses.replace(link, fixed=8 / 700e6))
+    arms = _arms(exposed=20.7, size=247_080, alone=(20.7,), ready=(9,))
+    verdict = decide(_rounds(10, 10, 30.7), arms, dataclasses.replace(link, latency=0.0), 64)
+    rows = {row.what: row for row in what_ifs(verdict, [ArmsAt(64, arms)])}
+    sent = 247_080 * 8 / 95.6e6
+    assert rows["a link ten times as fast"].step == pytest.approx(30.7 * MS - 0.9 * sent)
+    assert rows["gradients sent as bf16"].step == pytest.approx(30.7 * MS - 0.5 * sent)
+    assert rows["gradients sent as bf16"].gain == pytest.approx(30.7 * MS / (30.7 * MS - 0.5 * sent) - 1)
+    assert rows["a tenth of the latency"].gain == 0
+    assert verdict.causes[0].name == "bandwidth"
+    assert isinstance(verdict, Verdict)
 
 
 def test_scaling_that_holds_has_no_cause() -> None:
@@ -165,6 +270,8 @@ def test_what_no_part_explains_is_said() -> None:
 
 
 def test_without_a_fitted_link_nothing_is_latency() -> None:
-    parts = {one.name: one.seconds for one in decide(_rounds(10, 10, 14), _arms(exposed=4), None, 64).causes}
+    arms = _arms(exposed=4, alone=(1, 1))
+    parts = {one.name: one.seconds for one in decide(_rounds(10, 10, 14), arms, None, 64).causes}
     assert parts["latency"] == 0
-    assert parts["bandwidth"] == pytest.approx(3 * MS)
+    assert parts["last bucket"] == pytest.approx(2 * MS)
+    assert parts["contention"] == pytest.approx(2 * MS)

@@ -7,7 +7,7 @@
        waiting     B, then a barrier: who waits for whom
        watched     A with a hook that notes when each bucket starts and ends
        no buffers  A without the broadcast of buffers, where the model has any
-       free        A without barriers between steps
+       free        A, B and D without barriers between steps
 
 All run in the same processes, in turn, in an order that rotates from round to round, so that whatever else the
 machine does falls on all of them. In every arm but "free", all ranks have their batch before a step begins.
@@ -161,7 +161,8 @@ def measure_arms(
     silent_clock = BucketClock(device, group, communicate=False)
     silent_ddp = wrap(create(), _quiet(options), group)
     silent_ddp.register_comm_hook(None, silent_clock.hook)
-    silent = _Watched(step_of(silent_ddp), silent_clock)
+    silent_step = step_of(silent_ddp)
+    silent = _Watched(silent_step, silent_clock)
 
     clock = BucketClock(device, group)
     watched_ddp = wrap(inner, options, group)
@@ -181,7 +182,7 @@ def measure_arms(
         collect()
 
     taken: dict[str, list[Paced]] = {name: [] for name in ("ddp", "silent", "bare", "waiting", "no buffers")}
-    free: list[float] = []
+    free: dict[str, list[float]] = {name: [] for name in ("ddp", "silent", "bare")}
     parts_alone: list[list[float]] = [[] for _ in parts]
     isolated: list[float] = []
     ready: list[NDArray[np.float64]] = []
@@ -199,6 +200,9 @@ def measure_arms(
         forward, times, _ = watched.table(ranks, steps)
         inside.append((forward, times))
 
+    def take_free(name: str, step: Step) -> None:
+        free[name].append(free_running(ranks, step, source, steps).step)
+
     def take_isolated() -> None:
         if alone:
             each = [_alone(ranks, collect, steps) for collect in alone]
@@ -213,7 +217,9 @@ def measure_arms(
         take_isolated,
         lambda: take("waiting", silent, barrier_after=True),
         take_watched,
-        lambda: free.append(free_running(ranks, ddp, source, steps)[0]),
+        lambda: take_free("ddp", ddp),
+        lambda: take_free("silent", silent_step),
+        lambda: take_free("bare", bare),
     ]
     if without_buffers:
         turns.append(lambda: take("no buffers", without_buffers))
@@ -261,7 +267,7 @@ def measure_arms(
             for i, size in enumerate(sizes)
         ),
         isolated=total,
-        free_running=summarize(free),
+        free_running=summarize(free["ddp"]),
         compute=summarize([p.fastest for p in taken["bare"]]),
         imbalance=summarize([p.slowest - p.fastest for p in taken["bare"]]),
         skew=summarize([p.skew for p in taken["waiting"]]),
@@ -280,4 +286,7 @@ def measure_arms(
         in_situ_union=union,
         disagreement=_disagreement(exposed, in_situ) if in_situ else None,
         steps_timed=rounds * steps * (len(turns) - 1),
+        silent_free=summarize(free["silent"]),
+        bare_free=summarize(free["bare"]),
+        jitter=summarize([p.jitter for p in taken["bare"]]),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from twoscale._environment import peak_resident_bytes
+from twoscale._environment import available_cores, peak_resident_bytes
 from twoscale.errors import ConfigurationError
 from twoscale.scaling._measure.records import EpochTime, Workload
 from twoscale.scaling._measure.statistics import summarize
@@ -34,7 +35,7 @@ from twoscale.scaling._measure.workload import (
     wrap,
 )
 
-__all__ = ["Paced", "RankClock", "epoch_time", "free_running", "paced", "peak_memory"]
+__all__ = ["FreeRun", "Paced", "RankClock", "epoch_time", "free_running", "paced", "peak_memory"]
 
 
 class RankClock:
@@ -109,6 +110,11 @@ class Paced:
         return float(np.median(self.step.min(0)))
 
     @property
+    def jitter(self) -> float:
+        """Mean over steps of the slowest rank's time, less the slowest rank's mean time."""
+        return float(self.step.max(0).mean() - self.step.mean(1).max())
+
+    @property
     def data_wait(self) -> float:
         """Median over steps of the longest that a rank asked for its batch."""
         return float(np.median(self.data.max(0)))
@@ -151,7 +157,23 @@ def paced(
     return Paced(ranks.table(durations), ranks.table(asked), ranks.table(waited) if barrier_after else None)
 
 
-def free_running(ranks: RankClock, step: Step, source: Iterator[Batch], steps: int) -> tuple[float, float]:
+@dataclass(frozen=True)
+class FreeRun:
+    """Steps without a barrier between them."""
+
+    rank_seconds: tuple[float, ...]
+    """Seconds a step of each rank."""
+    data_wait: float
+    """Seconds a step spent asking for batches by the rank that waited longest (on a GPU: by the host, which may be
+    ahead of the device)."""
+
+    @property
+    def step(self) -> float:
+        """Seconds a step of the slowest rank."""
+        return max(self.rank_seconds)
+
+
+def free_running(ranks: RankClock, step: Step, source: Iterator[Batch], steps: int) -> FreeRun:
     """Time steps as a training loop runs them: one barrier before the first, nothing between.
 
     Args:
@@ -159,10 +181,6 @@ def free_running(ranks: RankClock, step: Step, source: Iterator[Batch], steps: i
         step: what is timed, with the batch it needs.
         source: of batches.
         steps: at least 1.
-
-    Returns:
-        Seconds a step of the slowest rank, and seconds a step spent asking for batches by the rank that waited
-        longest (on a GPU: by the host, which may be ahead of the device).
     """
     waited = 0.0
     start = ranks.start()
@@ -172,8 +190,8 @@ def free_running(ranks: RankClock, step: Step, source: Iterator[Batch], steps: i
         waited += time.perf_counter() - asked
         step(batch)
     elapsed = ranks.stop() - start
-    table = ranks.table([elapsed, waited]).max(0) / steps
-    return float(table[0]), float(table[1])
+    table = ranks.table([elapsed, waited]) / steps
+    return FreeRun(tuple(map(float, table[:, 0])), float(table[:, 1].max()))
 
 
 def peak_memory(device: torch.device) -> int:
@@ -183,6 +201,13 @@ def peak_memory(device: torch.device) -> int:
     resident = peak_resident_bytes()
     assert resident is not None, "only Windows does not count it, and there nothing is launched"
     return resident
+
+
+def _cores_of(ranks: RankClock) -> tuple[tuple[int, ...], ...]:
+    """Return the numbers of the cores that each rank may run on."""
+    mine = available_cores()
+    table = ranks.table([float(core in mine) for core in range(max(mine[-1] + 1, os.cpu_count() or 1))])
+    return tuple(tuple(int(core) for core in np.flatnonzero(row)) for row in table)
 
 
 def epoch_time(
@@ -221,7 +246,7 @@ def epoch_time(
     peak = int(ranks.table([peak_memory(ranks.device)]).max())
     split, _, _ = training_images(workload)
     steps_per_epoch = math.ceil(len(split) / (workload.batch_size * ranks.size))
-    median = statistics.median(seconds for seconds, _ in runs)
+    median = statistics.median(run.step for run in runs)
     operations = None
     if flops:
         from twoscale.scaling._measure.peak import step_flops
@@ -237,12 +262,14 @@ def epoch_time(
         threads_per_rank=torch.get_num_threads(),
         steps=steps,
         repeats=repeats,
-        step=summarize([seconds for seconds, _ in runs]),
-        data_wait=summarize([waited for _, waited in runs]),
+        step=summarize([run.step for run in runs]),
+        data_wait=summarize([run.data_wait for run in runs]),
         samples_per_second=workload.batch_size * ranks.size / median,
         epoch_samples=len(split),
         steps_per_epoch=steps_per_epoch,
         epoch_seconds=steps_per_epoch * median,
         peak_memory_bytes=peak,
         flops_per_step=operations,
+        rank_seconds=tuple(statistics.median(run.rank_seconds[rank] for run in runs) for rank in range(ranks.size)),
+        rank_cores=_cores_of(ranks) if workload.device == "cpu" else (),
     )

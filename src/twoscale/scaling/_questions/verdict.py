@@ -1,51 +1,57 @@
 """Why scaling stops here: the growth of a step from one rank to many, divided among its causes by stated rules.
 
 The growth is that of weak scaling: DDP's step on all ranks less the bare module's on one, launches of a round paired.
-Its parts are
+All steps are those of a training loop, without barriers between them. Of a round, these parts are measured:
 
     data         data wait of bare modules on all ranks - data wait of one
-    cores        bare modules on all ranks at once - bare module on one, without data wait: ranks that never talk slow
-                 each other all the same, or one is late
-    wrapper      arms B - D: DDP without communication - bare module
-    buffers      arms: what goes away when buffers are not broadcast
-    exposed      arms A - B, less buffers: what DDP waits for gradients
+    straggler    bare modules on all ranks at once: the slowest rank - the fastest
+    cores        bare modules on all ranks at once, the fastest rank - bare module on one, both without data wait:
+                 ranks that never talk slow each other all the same
 
-and exposed communication is divided further, by the collectives' times alone and the fitted line t = Aα + FS/B:
+and of the arms, which take turns in one launch:
 
-    latency      the share of the Aα in it
-    last bucket  of what is left, up to the bytes' time of the last bucket: there is nothing to hide it behind
-    bandwidth    the rest: more bytes than the backward pass can hide
+    wrapper      B - D: DDP without communication - bare module
+    exposed      A - B: DDP - DDP without communication
 
-A part below zero counts as zero. The largest is the cause. Where efficiency is 95% or more, or the growth is not above
-zero in every round, there is no cause to name. Where more of the growth is unexplained than the largest part explains,
-the verdict says so, and so it does where the parts, which other launches measured, add up to that much more than was
-lost.
+Exposed time is divided by what was seen inside the step, on the rank that arrives last, and so waits for no other:
+
+    buffers      what goes away when buffers are not broadcast
+    latency      the fixed part of the gradients' all-reduces, by the fitted line t = Aα + FS/B
+    bandwidth    their bytes' part
+    last bucket  the same, where all buckets but the last fit beside the backward pass: a smaller last one would help
+    skew         beyond what is seen inside: what the bare module alone loses when every step waits for the slowest rank
+    contention   the rest: communication and computing slow each other
+
+A part below zero counts as zero. The largest is the cause. A round is left out where a launch of it began at a load of
+more than twice the cores or ranks, whichever are more, unless all did. No cause is named where efficiency is 95% or
+more, where the growth is not above zero in every round, or where more is unexplained, or explained twice, than the
+largest part explains.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from twoscale._page.charts import Drawing, Series, dot_plot
 from twoscale._page.document import Group
-from twoscale._page.numbers import MISSING, percent
+from twoscale._page.numbers import MISSING, count, fixed, percent, signed
 from twoscale._page.tables import Column, Table, table, text_column
 from twoscale.errors import ForecastError
 from twoscale.scaling._measure.records import ArmsRecord, EpochTime, Summary
 from twoscale.scaling._measure.statistics import summarize
 from twoscale.scaling._questions import communication
-from twoscale.scaling._questions.communication import ArmsAt
+from twoscale.scaling._questions.communication import ArmsAt, CommunicationAnswer
 from twoscale.scaling._questions.forecast import link_of, measured_steps
-from twoscale.scaling._questions.link_model import Link, LinkModel, MeasuredStep, collective_seconds, fit
+from twoscale.scaling._questions.link_model import Link, LinkModel, MeasuredStep, collective_seconds, fit, replay
 from twoscale.scaling._questions.question import Content, Question
 from twoscale.scaling._questions.results import StudyResults
-from twoscale.scaling._questions.shown import figures, number
+from twoscale.scaling._questions.shown import figures, milliseconds, number
 from twoscale.scaling._questions.speedup import Launches, times_of
-from twoscale.scaling._study.cells import Measured
+from twoscale.scaling._study.cells import RANKS, Measured
 from twoscale.scaling._study.config import StudyConfig
 
 __all__ = [
@@ -56,14 +62,31 @@ __all__ = [
     "Verdict",
     "VerdictAnswer",
     "causes_table",
+    "communication_parts",
     "decide",
-    "latency_share",
+]
+
+CauseName = Literal[
+    "latency",
+    "bandwidth",
+    "last bucket",
+    "buffers",
+    "data",
+    "cores",
+    "wrapper",
+    "straggler",
+    "skew",
+    "contention",
 ]
 
 SCALES = 0.95
 """Efficiency from which on there is nothing to explain."""
+_NOMINAL = (10, 100, 1000)
+"""Mbit/s of links that a measured rate may belong to."""
+_BUSY = 2.0
+"""A round that began at more than so many times the cores or ranks is left out."""
 
-_WHY = {
+_WHY: dict[CauseName, str] = {
     "latency": "Each message costs its fixed time however small it is. Fewer, larger collectives or less frequent "
     "steps would help, a faster link would not.",
     "bandwidth": "There are more bytes than the backward pass can hide. A faster link, fewer bytes (bf16 gradients, "
@@ -73,9 +96,15 @@ _WHY = {
     "buffers": "Buffers are broadcast before every forward pass, which waits for them. Broadcasting them at the start "
     "only, or never, would help.",
     "data": "Ranks wait for their batches. A faster or less shared source of data would help.",
-    "cores": "Ranks slow each other's computing, or wait for the slowest. Cores, memory and power of their own would "
-    "help, a faster network would not.",
+    "cores": "Ranks that run at once slow each other's computing. Cores, memory and power of their own would help, a "
+    "faster network would not.",
     "wrapper": "DDP's own work, without any communication, takes the time. More computing a step would help.",
+    "straggler": "All ranks wait for one that computes more slowly. A core of its own for that rank would help, a "
+    "faster network would not.",
+    "skew": "Now one rank is late and now another, and every step waits for the latest. Fewer other processes on these "
+    "cores would help.",
+    "contention": "Computing and communication slow each other when they run at the same time. Cores left over for "
+    "communication, or fewer bytes, would help.",
 }
 _NAMES = {"last bucket": "the last bucket", "wrapper": "the wrapper", "cores": "shared cores"}
 
@@ -84,7 +113,7 @@ _NAMES = {"last bucket": "the last bucket", "wrapper": "the wrapper", "cores": "
 class Cause:
     """What part of a step's growth a cause has."""
 
-    name: Literal["latency", "bandwidth", "last bucket", "buffers", "data", "cores", "wrapper"]
+    name: CauseName
     seconds: float
     """Of a step."""
     share: float
@@ -106,6 +135,12 @@ class Verdict:
     unexplained: float
     """Seconds of the loss that no cause has; below 0 where causes overlap."""
     sentence: str
+    straggler: str = ""
+    """The slowest rank and its cores, e.g. "rank 1 on core 3"; empty where it is not known."""
+    left_out: tuple[str, ...] = ()
+    """Rounds that were left out, each with its load."""
+    link: LinkModel | None = None
+    """The line that was fitted to all-reduces alone."""
 
 
 @dataclass(frozen=True)
@@ -126,18 +161,76 @@ class Round:
     """Bare modules on all ranks, which never talk."""
     ddp: EpochTime
     """DDP on all ranks."""
+    load: float | None = None
+    """Largest at the start of one of these launches."""
+    number: int = 1
+    """Which it is, from 1."""
 
 
-def latency_share(record: ArmsRecord, model: LinkModel) -> float:
-    """Return the fixed part of the step's all-reduces by the fitted line, 0..1."""
-    rate = model.rates[1] if model.rates else None
+def communication_parts(record: ArmsRecord, model: LinkModel | None, inside: float) -> dict[CauseName, float]:
+    """Divide the time that a step was seen to wait for gradients, seconds.
+
+    Args:
+        record: arms at more than one rank.
+        model: the link, fitted. None: nothing counts as latency.
+        inside: what the step was seen to wait, without the broadcast of buffers.
+    """
     sizes = [bucket.bytes for bucket in record.buckets]
-    total = sum(collective_seconds(model, "all_reduce", size, record.world_size, rate) for size in sizes)
-    fixed = len(sizes) * collective_seconds(model, "all_reduce", 0, record.world_size, rate)
-    return fixed / total if total > 0 else 0.0
+    fixed, each = 0.0, [c.seconds.median for c in record.collectives_alone if c.op == "all_reduce"]
+    if model is not None:
+        rate = model.rates[1] if model.rates else None
+        one = collective_seconds(model, "all_reduce", 0, record.world_size, rate)
+        fixed = one * len(sizes)
+        each = [collective_seconds(model, "all_reduce", size, record.world_size, rate) - one for size in sizes]
+    total = fixed + sum(each)
+    # No more than it takes alone: what a collective takes longer inside a step is no property of the link.
+    expected = min(inside, total)
+    latency = expected * fixed / total if total > 0 else 0.0
+    parts: dict[CauseName, float] = {"latency": latency, "bandwidth": 0.0, "last bucket": 0.0}
+    parts["last bucket" if _only_the_last_waits(record, each) else "bandwidth"] = expected - latency
+    parts["contention"] = inside - expected
+    return parts
 
 
-def decide(rounds: Sequence[Round], many: ArmsRecord, model: LinkModel | None, batch_size: int) -> Verdict:
+def _only_the_last_waits(record: ArmsRecord, seconds: Sequence[float]) -> bool:
+    """Return whether all buckets but the last are averaged before the last is ready."""
+    if len(seconds) < 2 or len(seconds) != len(record.buckets):
+        return False
+    free = 0.0
+    for bucket, one in zip(record.buckets[:-1], seconds[:-1], strict=True):
+        free = max(free, bucket.ready) + one
+    return free <= record.buckets[-1].ready
+
+
+def _quiet(rounds: Sequence[Round], cores: int) -> tuple[list[Round], tuple[str, ...]]:
+    """Return the rounds that count, and those left out in words."""
+    most = _BUSY * max(cores, rounds[0].ddp.world_size)
+    quiet = [one for one in rounds if one.load is None or one.load <= most]
+    if not quiet:
+        return list(rounds), ()
+    left_out = [f"round {one.number}, which began at load {one.load:.1f}" for one in rounds if one not in quiet]
+    return quiet, tuple(left_out)
+
+
+def _straggler(rounds: Sequence[Round]) -> tuple[float, str]:
+    """Return by how much one and the same rank is slower than the fastest, seconds, and which one; 0 for none."""
+    times = [one.apart.rank_seconds for one in rounds]
+    if not all(times):
+        return 0.0, ""
+    slowest = {seconds.index(max(seconds)) for seconds in times}
+    if len(slowest) > 1:
+        return 0.0, ""  # now one and now another is chance, not a straggler
+    (rank,) = slowest
+    cores = rounds[0].apart.rank_cores
+    where = ""
+    if cores and cores[rank]:
+        where = f" on core{'s' * (len(cores[rank]) > 1)} {', '.join(map(str, cores[rank]))}"
+    return statistics.fmean(max(seconds) - min(seconds) for seconds in times), f"rank {rank}{where}"
+
+
+def decide(
+    rounds: Sequence[Round], many: ArmsRecord, model: LinkModel | None, batch_size: int, *, cores: int = 1
+) -> Verdict:
     """Name the cause.
 
     Args:
@@ -145,7 +238,9 @@ def decide(rounds: Sequence[Round], many: ArmsRecord, model: LinkModel | None, b
         many: arms at as many ranks, at the same batch.
         model: the link, fitted. None: nothing of exposed communication counts as latency.
         batch_size: per rank.
+        cores: of the machine, all together.
     """
+    rounds, left_out = _quiet(rounds, cores)
     loss = summarize([one.ddp.step.median - one.alone.step.median for one in rounds])
     efficiency = statistics.fmean(one.alone.step.median / one.ddp.step.median for one in rounds)
     waits = statistics.fmean(one.apart.data_wait.median - one.alone.data_wait.median for one in rounds)
@@ -153,59 +248,77 @@ def decide(rounds: Sequence[Round], many: ArmsRecord, model: LinkModel | None, b
         (one.apart.step.median - one.apart.data_wait.median) - (one.alone.step.median - one.alone.data_wait.median)
         for one in rounds
     )
-    buffers = max(0.0, many.buffers.median) if many.buffers else 0.0
-    exposed = max(0.0, many.exposed.median - buffers)
-    fixed = latency_share(many, model) if model else 0.0
-    gradients = [c.seconds.median for c in many.collectives_alone if c.op == "all_reduce"]
-    last = (1 - fixed) * min(exposed, gradients[-1] if gradients else 0.0)
-    parts = {
-        "latency": fixed * exposed,
-        "bandwidth": (1 - fixed) * exposed - last,
-        "last bucket": last,
+    late, which = _straggler(rounds)
+    late = min(late, max(0.0, slower))
+    in_loop = many.silent_free is not None and many.bare_free is not None
+    if many.silent_free is not None and many.bare_free is not None:
+        wrapper = many.silent_free.median - many.bare_free.median
+        exposed = max(0.0, many.free_running.median - many.silent_free.median)
+    else:
+        wrapper, exposed = many.wrapper_tax.median, max(0.0, many.exposed.median)
+    seen = exposed if many.exposed_in_situ is None else min(exposed, max(0.0, many.exposed_in_situ.median))
+    buffers = min(seen, max(0.0, many.buffers.median)) if many.buffers else 0.0
+    parts = communication_parts(many, model, seen - buffers)
+    beyond = exposed - seen
+    skew = min(beyond, max(0.0, many.jitter.median)) if in_loop and many.jitter is not None else 0.0
+    parts["contention"] += beyond - skew
+    parts |= {
         "buffers": buffers,
         "data": max(0.0, waits),
-        "cores": max(0.0, slower),
-        "wrapper": max(0.0, many.wrapper_tax.median),
+        "cores": max(0.0, slower) - late,
+        "straggler": late,
+        "wrapper": max(0.0, wrapper),
+        "skew": skew,
     }
     total = sum(parts.values())
     # What no cause explains has its share too; causes that overlap are shares of their sum.
     whole = max(total, loss.mean)
     causes = tuple(
-        Cause(name, seconds, seconds / whole if whole > 0 else 0.0)  # type: ignore[arg-type]
+        Cause(name, seconds, seconds / whole if whole > 0 else 0.0)
         for name, seconds in sorted(parts.items(), key=lambda item: -item[1])
     )
-    n = many.world_size
-    unexplained = loss.mean - total
+    sentence = _conclusion(many.world_size, efficiency, loss, causes, total, which)
+    return Verdict(
+        many.world_size,
+        batch_size,
+        loss,
+        efficiency,
+        causes,
+        loss.mean - total,
+        sentence,
+        straggler=which if late > 0 else "",
+        left_out=left_out,
+        link=model,
+    )
+
+
+def _conclusion(n: int, efficiency: float, loss: Summary, causes: Sequence[Cause], total: float, which: str) -> str:
+    first, unexplained = causes[0], loss.mean - total
     if efficiency > 2 - SCALES:
-        sentence = (
+        return (
             f"At {n} ranks a step was faster than on one, {efficiency:.0%} of its speed, which no scaling explains; "
             "measure again on a quieter machine, or more launches."
         )
-    elif efficiency >= SCALES:
-        sentence = f"Scaling does not stop at {n} ranks: a step keeps {efficiency:.0%} of its speed."
-    elif loss.min <= 0:
-        sentence = (
-            f"At {n} ranks a step keeps {efficiency:.0%} of its speed, but not in every round of launches: there is "
-            "no cause to name; measure again on a quieter machine, or more launches."
+    if efficiency >= SCALES:
+        return f"Scaling does not stop at {n} ranks: a step keeps {efficiency:.0%} of its speed."
+    keeps = f"At {n} ranks a step keeps {efficiency:.0%} of its speed"
+    if loss.min <= 0:
+        return (
+            f"{keeps}, but not in every round of launches: there is no cause to name; measure again on a quieter "
+            "machine, or more launches."
         )
-    elif unexplained > causes[0].seconds:
-        sentence = (
-            f"At {n} ranks a step keeps {efficiency:.0%} of its speed, and the largest part of what is lost, "
-            f"{unexplained / loss.mean:.0%}, has no measured cause: measure again on a quieter machine."
+    if unexplained > first.seconds:
+        return (
+            f"{keeps}, and the largest part of what is lost, {unexplained / loss.mean:.0%}, has no measured cause: "
+            "measure again on a quieter machine."
         )
-    elif -unexplained > causes[0].seconds:
-        sentence = (
-            f"At {n} ranks a step keeps {efficiency:.0%} of its speed, but what its causes took in launches of their "
-            f"own adds up to {total / loss.mean:.1f} times what is lost, so that there is no cause to name; measure "
-            "again on a quieter machine."
+    if -unexplained > first.seconds:
+        return (
+            f"{keeps}, but what its causes took in launches of their own adds up to {total / loss.mean:.1f} times what "
+            "is lost, so that there is no cause to name; measure again on a quieter machine."
         )
-    else:
-        first = causes[0]
-        sentence = (
-            f"At {n} ranks a step keeps {efficiency:.0%} of its speed. The largest part of what is lost, "
-            f"{first.share:.0%}, goes to {_NAMES.get(first.name, first.name)}. {_WHY[first.name]}"
-        )
-    return Verdict(n, batch_size, loss, efficiency, causes, unexplained, sentence)
+    name = f"a straggler, {which}" if first.name == "straggler" else _NAMES.get(first.name, first.name)
+    return f"{keeps}. The largest part of what is lost, {first.share:.0%}, goes to {name}. {_WHY[first.name]}"
 
 
 def _model(steps: Sequence[MeasuredStep], link: Link) -> LinkModel | None:
@@ -216,7 +329,11 @@ def _model(steps: Sequence[MeasuredStep], link: Link) -> LinkModel | None:
 
 
 def _verdict(
-    config: StudyConfig, times: Launches, arms: Sequence[ArmsAt], steps: Sequence[MeasuredStep]
+    config: StudyConfig,
+    times: Launches,
+    loads: Mapping[int, float],
+    arms: Sequence[ArmsAt],
+    steps: Sequence[MeasuredStep],
 ) -> Verdict | None:
     base = config.base_batch
     alone = times.get(("bare", 1, base), {})
@@ -224,16 +341,27 @@ def _verdict(
     for n in reversed([n for n in config.world_sizes if n > 1]):
         record = next((at.record for at in arms if at.record.world_size == n and at.batch_size == base), None)
         apart, ddp = times.get(("bare", n, base), {}), times.get(("ddp", n, base), {})
-        rounds = [Round(alone[r], apart[r], ddp[r]) for r in alone if r in apart and r in ddp]
+        rounds = [
+            Round(alone[r], apart[r], ddp[r], loads.get(r), r + 1) for r in sorted(alone) if r in apart and r in ddp
+        ]
         if record is not None and rounds:
-            return decide(rounds, record, _model(steps, link_of(config)), base)
+            return decide(rounds, record, _model(steps, link_of(config)), base, cores=config.cores)
     return None
+
+
+def _loads(measured: Measured) -> dict[int, float]:
+    """Return the largest load at which a launch of each round began."""
+    found: dict[int, float] = {}
+    for record in measured.of(RANKS):
+        if record.load is not None:
+            found[record.cell.repeat] = max(record.load, found.get(record.cell.repeat, 0.0))
+    return found
 
 
 def _answer(measured: Measured) -> VerdictAnswer:
     config, found = measured.config, communication.QUESTION.answer(measured)
     steps = measured_steps(config, found.arms, found.bandwidth)
-    return VerdictAnswer(_verdict(config, times_of(measured), found.arms, steps))
+    return VerdictAnswer(_verdict(config, times_of(measured), _loads(measured), found.arms, steps))
 
 
 def _sentence(results: StudyResults) -> str:
@@ -251,7 +379,14 @@ def _sentence(results: StudyResults) -> str:
 
 def causes_table(verdict: Verdict) -> Table:
     """Return one row per cause."""
-    rows = [[cause.name, number(cause.seconds * 1e3), percent(cause.share, 0)] for cause in verdict.causes]
+    rows = [
+        [
+            f"{cause.name}: {verdict.straggler}" if cause.name == "straggler" and verdict.straggler else cause.name,
+            number(cause.seconds * 1e3),
+            percent(cause.share, 0),
+        ]
+        for cause in verdict.causes
+    ]
     unknown = percent(verdict.unexplained / verdict.loss.mean, 0) if verdict.unexplained > 0 else MISSING
     rows.append(["not explained", number(verdict.unexplained * 1e3), unknown])
     columns = [text_column("Cause"), Column("Of a step", "ms"), Column("Share", "%")]
@@ -269,16 +404,85 @@ def verdict_plot(results: StudyResults) -> Drawing | None:
     verdict = results.of(VerdictAnswer).verdict
     if verdict is None:
         return None
+    parts = [(str(cause.name), cause.seconds) for cause in verdict.causes]
+    parts.append(("not explained", verdict.unexplained))
     return dot_plot(
         "What a step loses",
-        [cause.name for cause in verdict.causes],
-        [Series("", tuple(1000 * cause.seconds for cause in verdict.causes))],
+        [name for name, _ in parts],
+        [Series("", tuple(1000 * seconds for _, seconds in parts))],
         label="Milliseconds of a step by cause: "
-        + ", ".join(f"{cause.name} {percent(cause.share, 0)} %" for cause in verdict.causes),
+        + ", ".join(f"{name} {milliseconds(seconds)}" for name, seconds in parts),
         note=f"{verdict.world_size} ranks",
         x_label="milliseconds a step",
-        limits=(0.0, math.inf),
+        limits=(min(0.0, 1000 * verdict.unexplained), math.inf),
         least_span=0.1,
+    )
+
+
+def link_line(model: LinkModel) -> str:
+    """Return what the fit found: the time of a message and the rate."""
+    text = f"All-reduces alone take {fixed(1e6 * model.latency, 0)} µs per message"
+    if model.fixed > 0:
+        mbits = 8e-6 / model.fixed
+        text += f", and their bytes pass at {number(mbits)} Mbit/s"
+        # Of what a link carries, framing leaves 94 to 96 %; above a Gbit/s a loopback may be as fast by chance.
+        nominal = next((rate for rate in _NOMINAL if 0.9 * rate <= mbits <= rate), None)
+        if nominal is not None:
+            text += f", probably a link of {count(nominal)} Mbit/s"
+    return text + f" (fitted line within {percent(model.residual, 0)} %)."
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """A step if something were different."""
+
+    what: str
+    step: float
+    """Seconds."""
+    gain: float
+    """Images a second more, as a share of now."""
+
+
+def what_ifs(verdict: Verdict, arms: Sequence[ArmsAt]) -> list[WhatIf]:
+    """Return what a faster link, fewer bytes and a larger batch would bring, by the fitted line and the arms."""
+    found = {at.batch_size: at.record for at in arms if at.record.world_size == verdict.world_size}
+    record, model = found.get(verdict.batch_size), verdict.link
+    if record is None:
+        return []
+    now = record.free_running.median
+    rows = []
+    if model is not None and record.buckets:
+        rate = model.rates[1] if model.rates else None
+        n = record.world_size
+
+        def waits(factor: float, latency: float = 1.0) -> float:
+            one = collective_seconds(model, "all_reduce", 0, n, rate)
+            buckets = []
+            for bucket in record.buckets:
+                whole = collective_seconds(model, "all_reduce", bucket.bytes, n, rate)
+                buckets.append((bucket, latency * one + factor * (whole - one)))
+            return replay(record.silent.median, buckets)[0] - record.silent.median
+
+        exposed = max(0.0, record.exposed.median)
+        for what, factor, latency in (
+            ("a link ten times as fast", 0.1, 1.0),
+            ("a tenth of the latency", 1.0, 0.1),
+            ("gradients sent as bf16", 0.5, 1.0),
+        ):
+            step = now - min(exposed, waits(1.0) - waits(factor, latency))
+            rows.append(WhatIf(what, step, now / step - 1))
+    if (double := found.get(2 * verdict.batch_size)) is not None:
+        step = double.free_running.median
+        rows.append(WhatIf("twice the batch of a rank", step, 2 * now / step - 1))
+    return rows
+
+
+def what_if_table(rows: Sequence[WhatIf]) -> Table:
+    """Return one row per change."""
+    return table(
+        "What would help: the same step with one thing changed, by the fitted line; twice the batch is measured",
+        [text_column("With"), Column("Step", "ms"), Column("Images per second", "% more")],
+        [[row.what, number(1e3 * row.step), signed(100 * row.gain, 0)] for row in rows],
     )
 
 
@@ -286,6 +490,12 @@ def _content(results: StudyResults) -> Content:
     verdict = results.of(VerdictAnswer).verdict
     if verdict is None:
         return Content((), ())
+    findings = [f"Left out: {one}." for one in verdict.left_out]
+    if verdict.link is not None:
+        findings.append(link_line(verdict.link))
+    tables = [causes_table(verdict)]
+    if rows := what_ifs(verdict, results.of(CommunicationAnswer).arms):
+        tables.append(what_if_table(rows))
     return Content(
         (
             "The verdict divides what a step loses between one rank and all of them (weak scaling) among its causes, "
@@ -295,7 +505,8 @@ def _content(results: StudyResults) -> Content:
             Group(
                 "Why scaling stops here",
                 figures=figures(verdict=verdict_plot(results)),
-                tables=[causes_table(verdict)],
+                findings=findings,
+                tables=tables,
             )
         ],
     )

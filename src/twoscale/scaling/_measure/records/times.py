@@ -50,6 +50,10 @@ class EpochTime:
     """Largest of all ranks: of the GPU's allocator, or the process's largest resident set."""
     flops_per_step: int | None
     """Floating-point operations of one rank's forward and backward pass, multiplications and additions."""
+    rank_seconds: tuple[float, ...] = ()
+    """Seconds a step of each rank, data wait included: median of runs; empty in earlier records."""
+    rank_cores: tuple[tuple[int, ...], ...] = ()
+    """Numbers of the cores that each rank may run on; empty on a GPU and in earlier records."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ class ArmsRecord:
     isolated: Summary | None
     """Arm R: a step's collectives on their own, one after the other, nothing else running; None at one rank."""
     free_running: Summary
-    """DDP without a barrier between steps, data wait included: what an epoch is made of."""
+    """DDP without a barrier between steps, data wait included: what an epoch is made of. Unlike the arms, whose value
+    of a round is a median, it is the mean of a round's steps."""
     compute: Summary
     """Arm D of the fastest rank."""
     imbalance: Summary
@@ -126,6 +131,13 @@ class ArmsRecord:
     """One sentence where differencing and in-situ differ by more than their intervals; None where they agree."""
     steps_timed: int
     """All arms and rounds together."""
+    silent_free: Summary | None = None
+    """Arm B without a barrier between steps, as ``free_running``; None in earlier records."""
+    bare_free: Summary | None = None
+    """Arm D without a barrier between steps, as ``free_running``; None in earlier records."""
+    jitter: Summary | None = None
+    """What it costs the module alone that every step waits for the slowest rank of that step: the mean over steps of
+    the slowest rank's time less the slowest rank's mean time; None in earlier records."""
 
 
 @dataclass(frozen=True)
