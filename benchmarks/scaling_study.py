@@ -77,7 +77,7 @@ def generated(study: StudyResults, resnet: StudyResults) -> dict[str, str]:
         **{name: f"> {sentence}" for name, sentence in study.sentences.items()},
         "batch-table": markdown(batch_table(study), (0, 1, 2, 3, 4, 6)),
         "speedup-table": markdown(speed_table(study), (0, 1, 2, 4, 5, 7, 8)),
-        "communication-table": markdown(arms_table(study.of(CommunicationAnswer).arms), (0, 1, 2, 3, 4, 5, 6, 7)),
+        "communication-table": markdown(arms_table(study.of(CommunicationAnswer).arms), (0, 1, 2, 3, 4, 5, 6, 7, 8)),
         "epochs-table": markdown(accuracy_table(study, "epochs"), (0, 1, 3, 4, 5)),
         "steps-table": markdown(accuracy_table(study, "steps"), (0, 1, 3, 4, 5)),
         "ledger-table": markdown(ledger_table(resnet.of(WireAnswer).ledgers[0]), (0, 1, 2, 3, 4, 5)),

@@ -12,7 +12,7 @@ from twoscale.scaling._measure.statistics import summarize
 from twoscale.scaling._questions.accuracy import AccuracyAnswer
 from twoscale.scaling._questions.answers import read_results, sentences
 from twoscale.scaling._questions.batch import BatchAnswer, batch_table
-from twoscale.scaling._questions.communication import CommunicationAnswer
+from twoscale.scaling._questions.communication import CommunicationAnswer, arms_table
 from twoscale.scaling._questions.forecast import ForecastAnswer
 from twoscale.scaling._questions.registry import ANSWERED, VERDICT
 from twoscale.scaling._questions.results import StudyResults
@@ -33,14 +33,16 @@ def _said(section: str, study: StudyResults, *changed: object) -> str:
     return sentences(study.changed(*changed))[section]
 
 
-def _exposed(study: StudyResults, *milliseconds: float, alone: float = 2.0) -> str:
+def _exposed(study: StudyResults, *milliseconds: float, alone: float = 2.0, seen: tuple[float, ...] = ()) -> str:
     """Return what is said of arms at two ranks with these exposed times, one a round."""
     arms = []
     for at in study.of(CommunicationAnswer).arms:
         if at.record.world_size == 2:
             exposed, isolated = summarize([one / 1e3 for one in milliseconds]), summarize([alone / 1e3] * 6)
             overlap = 1 - exposed.median / isolated.median
-            at = replace(at, record=replace(at.record, exposed=exposed, isolated=isolated, overlap=overlap))
+            inside = summarize([one / 1e3 for one in seen]) if seen else at.record.exposed_in_situ
+            record = replace(at.record, exposed=exposed, isolated=isolated, overlap=overlap, exposed_in_situ=inside)
+            at = replace(at, record=record)
         arms.append(at)
     return _said("communication", study, CommunicationAnswer(tuple(arms)))
 
@@ -53,7 +55,20 @@ def test_communication_hidden_or_not(study: StudyResults) -> None:
         "alone: nothing of it is hidden behind computing, and inside a step it costs more than alone."
     )
     noise = (-0.4, -0.3, -0.2, 0.1, 0.2, 0.3)
-    assert "does not measurably wait for communication, which takes 2.00 ms alone." in _exposed(study, *noise)
+    # The clock inside the step saw 0.54 ms, which contradicts "does not measurably wait".
+    text = _exposed(study, *noise)
+    assert "waits 0.54 ms for communication as a clock inside the step sees it, and 2.00 ms alone; " in text
+    assert "the difference of the arms, −0.40 ms to 0.30 ms, is too uncertain to confirm that." in text
+    none = (-0.1, -0.1, 0.0, 0.0, 0.1, 0.1)
+    text = _exposed(study, *noise, seen=none)
+    assert text.endswith("does not measurably wait for communication, which takes 2.00 ms alone.")
+
+
+def test_an_overlap_whose_sign_is_unknown_is_not_said(study: StudyResults) -> None:
+    text = _exposed(study, 0.5, 1.0, 1.2, 1.4, 2.0, 3.9)
+    assert text.endswith("these rounds differ too much to say how much of it computing hides.")
+    arms = study.of(CommunicationAnswer).arms
+    assert {row[-1].text for row in arms_table(arms).rows} == {"–"}  # of the record: −99 and −86 %, of 0.3 ms
 
 
 def test_the_batch_sentence_says_what_its_table_says(study: StudyResults) -> None:
