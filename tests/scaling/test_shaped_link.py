@@ -6,12 +6,14 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from twoscale.scaling import load_study
 from twoscale.scaling._measure.launch import Host
 from twoscale.scaling._measure.records import ArmsRecord, BandwidthRecord, Outcome, decode
 from twoscale.scaling._questions.link_model import MeasuredStep, forecast, held_out
@@ -143,3 +145,24 @@ def test_the_ledger_is_what_crossed_the_wire(found: dict[str, Any]) -> None:
             assert sockets == payload + headers, (row["phases"], rank)
             assert counted == payload + headers + packets * FRAMING, (row["phases"], rank)
             assert headers < 0.002 * payload + 2000
+
+
+def test_the_verdict_names_a_slow_link(ahead: tuple[str, ...], tmp_path: Path) -> None:
+    """A study of its own inside a namespace whose loopback interface carries 100 Mbit/s, both directions together."""
+    name = f"v{os.getpid() % 10**8}"
+    made = subprocess.run([SCRIPT, "loop", name, "100"], capture_output=True, text=True)
+    if made.returncode == 3:
+        pytest.skip(made.stderr.strip())
+    assert made.returncode == 0, made.stderr
+    words = ["scale", "net", "--data", "digits", "--device", "cpu", "--sections", "communication", "--repeats", "1"]
+    command = ["ip", "netns", "exec", f"{name}-a", *ahead, sys.executable, "-m", "twoscale", *words, "-o"]
+    try:
+        subprocess.run([*command, str(tmp_path)], check=True, capture_output=True, timeout=600)
+    finally:
+        subprocess.run([SCRIPT, "down", name], check=True)
+    verdict = load_study(tmp_path / "study.json").answer("summary").verdict
+    assert verdict.causes[0].name == "bandwidth", verdict
+    # Each rank sends and receives the gradients once: 247,080 bytes each way at 50 Mbit/s of each are 40 ms. Other
+    # programs only add to the time.
+    assert verdict.link.fixed == pytest.approx(2 * 8 / 100e6 / PAYLOAD, rel=0.3)
+    assert "goes to bandwidth. " in verdict.sentence

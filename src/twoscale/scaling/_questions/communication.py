@@ -301,9 +301,9 @@ def _content(results: StudyResults) -> Content:
             "Four arms run the same step: DDP as it is (A), DDP that sends nothing (B), the bare module (D), and the "
             "step's collectives on their own (R). A − B is communication that the step waits for, B − D is what the "
             "wrapper costs, and overlap is 1 − (A − B)/R, shown where its interval is no wider than 50 points. Below "
-            "zero, communication costs more inside a step than alone. In the arms all ranks begin each step together and "
-            "the median step counts; in a loop, as in section 2 and in the verdict, they do not, data wait counts, and "
-            "the mean does.",
+            "zero, communication costs more inside a step than alone. In the arms all ranks begin each step together "
+            "and the median step counts. In a loop, as in section 2 and in the verdict, they do not, the wait for data "
+            "counts, and the mean step does.",
             "In situ, a clock on DDP's communication hook sees each bucket start and end inside the step. Bandwidth is "
             "counted as nccl-tests does: algbw is bytes by time, busbw what each rank's link carries.",
         ),
