@@ -29,6 +29,7 @@ MODULES = sorted(
 # The packages, lowest first. A module imports only from its own package and from packages before it, wherever in the
 # file the import is. Above them all are the face, twoscale/__init__.py, and twoscale/__main__.py.
 LAYERS = [
+    "_text",
     "errors",
     "_extras",
     "_files",

@@ -16,6 +16,7 @@ from typing import TypeVar
 import msgspec
 import platformdirs
 
+from twoscale._text import json_ascii
 from twoscale.errors import ConfigurationError, TwoscaleError
 
 try:
@@ -206,8 +207,8 @@ def write_texts(folder: Path, contents: Mapping[str, str]) -> None:
 
 
 def record_to_json(record: object) -> str:
-    """Return ``record`` as indented JSON; NaN and infinity, which JSON does not have, become null."""
-    return msgspec.json.format(msgspec.json.encode(record), indent=2).decode() + "\n"
+    """Return ``record`` as indented JSON: NaN and infinity as null, invisible characters escaped."""
+    return json_ascii(msgspec.json.format(msgspec.json.encode(record), indent=2).decode()) + "\n"
 
 
 def write_record(path: Path, record: object) -> None:

@@ -22,6 +22,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from twoscale._text import printable
+
 __all__ = [
     "CalibrationError",
     "CaptureError",
@@ -39,8 +41,14 @@ __all__ = [
 ]
 
 
+_LONGEST_MESSAGE = 2000
+
+
 class TwoscaleError(Exception):
     """Base of every error that a user can cause; its message is one clear line."""
+
+    def __str__(self) -> str:  # messages quote names from files, and what other libraries report in several lines
+        return printable(" ".join(super().__str__().split()), _LONGEST_MESSAGE)
 
 
 class UnknownNameError(TwoscaleError):

@@ -36,6 +36,14 @@ Refused = Callable[..., str]
          "see twoscale quantize --help"),
         (("quantize", "net.pt", "-o", "x.onnx", "--scheme", "corse"), "--scheme is corse, did you mean course? "
          "Expected default, course; see twoscale quantize --help"),
+        (("train", "--model", "net", "-o", "x"), "--model is no option; give its value without it: twoscale train "
+         "MODEL; see twoscale train --help"),
+        (("scale", "--model=net"), "--model is no option; give its value without it: twoscale scale MODEL; "
+         "see twoscale scale --help"),
+        (("quantize", "--oout", "x.onnx"), "unknown option --oout, did you mean --out?; see twoscale quantize --help"),
+        (("verify", "--datta", "digits"), "unknown option --datta, did you mean --data?; see twoscale verify --help"),
+        (("eval", "-x"), "unknown option -x; see twoscale eval --help"),
+        (("data", "fetch", "--pth", "x"), "unknown option --pth, did you mean --path?; see twoscale data fetch --help"),
         (("train", "net", "-o", "x", "--batchsize", "4"), "unknown option --batchsize, did you mean --batch-size?; "
          "see twoscale train --help"),
     ],

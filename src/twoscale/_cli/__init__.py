@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twoscale._cli.ending import BROKEN_PIPE, INTERRUPTED, KEPT, drop_output, fail, say
+from twoscale._cli.ending import BROKEN_PIPE, INTERRUPTED, KEPT, drop_output, fail, open_standard_streams, say
 from twoscale._cli.usage import indented, usage
 from twoscale._cli.verbs import VERBS, Verb
 
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: with 1 if verify found a difference, 2 if the user's input was wrong (one line on standard
             error explains it), 130 after Ctrl-C, 141 if the reader of the output closed it. Returns on success.
     """
+    open_standard_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     from twoscale.errors import TwoscaleError
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TwoscaleError as error:
         # Reported below, when nothing holds the error's frames any more: the threads of a process group in them have to
         # end before the interpreter does.
-        wrong = " ".join(str(error).split())
+        wrong = str(error)
     except KeyboardInterrupt as error:
         say(str(error) or KEPT)
         sys.exit(INTERRUPTED)

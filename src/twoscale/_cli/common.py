@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
+import math
+import os
+import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
+import msgspec
 import tyro
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from twoscale import data
+from twoscale._cli.ending import say
+from twoscale._cli.filekinds import foreign_kind
 from twoscale._files import record_to_json
-from twoscale.errors import ConfigurationError
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._text import printable
+from twoscale.errors import ConfigurationError, NetworkFileError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from twoscale._ir.integer_network import IntegerNetwork
     from twoscale.models import ModelInfo, Published
 
 __all__ = [
     "Channels",
     "DataName",
     "File",
+    "ImageOrigin",
     "ModelName",
     "as_pixels",
     "at_least_one",
     "batches_of",
+    "command",
     "console",
     "dataset_for",
     "load_float",
     "load_model",
     "print_json",
+    "print_line",
     "recorded",
     "require_file",
+    "verify_with",
 ]
 
 File = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
@@ -52,19 +64,51 @@ Channels = Annotated[tuple[float, float, float] | None, tyro.conf.arg(metavar="R
 """One number per colour channel."""
 
 
+_UNLIMITED = 100_000
+"""Columns of an output that is no terminal."""
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> NoReturn:
         raise BrokenPipeError  # rich would exit with 1, which here means that integers differ
 
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                lines = (printable(line) for line in segment.text.split("\n"))
+                yield Segment("\n".join(lines), segment.style)
+
 
 def console() -> Console:
-    """Return a console for tables on standard output."""
-    return _Console(highlight=False)
+    """Return a console for standard output that shows text from files safely.
+
+    Its width is that of the terminal. Piped output is not wrapped unless COLUMNS is set, so that a name stays in one
+    line for grep and awk.
+    """
+    unlimited = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return _Console(highlight=False, width=_UNLIMITED if unlimited else None)
+
+
+def print_line(text: str) -> None:
+    """Write one line to standard output; a terminal wraps it, and nothing in it is taken as markup."""
+    console().print(text, markup=False, soft_wrap=True)
 
 
 def print_json(record: object) -> None:
     """Write a record to standard output as JSON."""
     sys.stdout.write(record_to_json(record))
+
+
+def command(*words: str | Path) -> str:
+    """Return a command line of ``twoscale`` for the user to copy."""
+    return shlex.join(["twoscale", *map(str, words)])
+
+
+def verify_with(network: Path, weights: Path, model: str | None) -> str:
+    """Return the command that compares an integer network with the weights that it was made from."""
+    return command("verify", network, "--checkpoint", weights, *(() if model is None else ("--model", model)))
 
 
 def require_file(path: Path, what: str) -> Path:
@@ -76,6 +120,8 @@ def require_file(path: Path, what: str) -> Path:
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "is no ordinary file" if path.exists() else "does not exist"
         raise ConfigurationError(f"{path} {found}; expected {what}")
+    if (kind := foreign_kind(path)) is not None:
+        raise ConfigurationError(f"{path} is {kind}, which twoscale does not read; expected {what}")
     return path
 
 
@@ -135,29 +181,50 @@ def load_model(path: Path, model: str | None) -> nn.Module:
     return load_float(path, model)[0]
 
 
-def recorded(origin: ModelInfo | Published | IntegerNetwork | None) -> Mapping[str, Any]:
-    """Return the "data", "mean" and "std" that a file records."""
+class ImageOrigin(msgspec.Struct, frozen=True):
+    """The images that a network was made with, as far as its file records them."""
+
+    data: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def recorded(origin: ModelInfo | Published | IntegerNetwork | None) -> ImageOrigin:
+    """Return what a file records of the images.
+
+    Raises:
+        NetworkFileError: the metadata of an integer network has other types.
+    """
     if origin is None:
-        return {}
-    metadata = getattr(origin, "metadata", None)
-    if metadata is not None:
-        return {key: metadata[key] for key in ("data", "mean", "std") if key in metadata}
-    return {key: getattr(origin, key) for key in ("data", "mean", "std")}
+        return ImageOrigin()
+    if not isinstance(origin, IntegerNetwork):
+        return ImageOrigin(origin.data, tuple(origin.mean), tuple(origin.std))
+    try:
+        found = msgspec.convert({key: origin.metadata.get(key) for key in ImageOrigin.__struct_fields__}, ImageOrigin)
+    except msgspec.ValidationError as error:
+        raise NetworkFileError(
+            f"the metadata of {origin.name} does not describe its images: {error}; expected a name in data, and one "
+            "number per channel in mean and std"
+        ) from error
+    for key, values in (("mean", found.mean), ("std", found.std)):
+        if values is not None and not all(map(math.isfinite, values)):
+            raise NetworkFileError(f"the metadata of {origin.name} has a {key} that is not finite")
+    return found
 
 
 def dataset_for(
     name: str | None,
-    known: Mapping[str, Any],
+    known: ImageOrigin,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> data.Dataset:
     """Load a data set with the normalization that a network expects.
 
     Args:
-        name: the data set; None: the one in ``known``, else digits.
+        name: the data set; None: the one in ``known``, or else digits, with a warning.
         known: from ``recorded``.
-        mean: of pixels / 255 in each channel, instead of what is known.
-        std: likewise.
+        mean: of pixels / 255 in each channel, instead of the recorded mean.
+        std: standard deviation likewise.
 
     Raises:
         ConfigurationError: a deviation that is not positive.
@@ -165,13 +232,24 @@ def dataset_for(
         DataError: it cannot be had.
     """
     if std is not None and not all(value > 0 for value in std):
-        raise ConfigurationError(f"--std is {' '.join(f'{value:g}' for value in std)}; expected positive numbers")
-    dataset = data.load(name or str(known.get("data", "digits")))
+        raise ConfigurationError(f"--std is {_numbers(std)}; expected positive numbers")
+    if name is None and known.data is None:
+        say("the file does not record a data set; using digits (choose another with --data)")
+    dataset = data.load(name or known.data or "digits")
     means, deviations = (
-        tuple(float(value) for value in given or known.get(key, own))
-        for key, given, own in (("mean", mean, dataset.mean), ("std", std, dataset.std))
+        tuple(float(value) for value in given or recorded or own)
+        for given, recorded, own in ((mean, known.mean, dataset.mean), (std, known.std, dataset.std))
     )
+    if len(means) != len(dataset.mean) or len(deviations) != len(dataset.std) or not all(x > 0 for x in deviations):
+        raise ConfigurationError(
+            f"the file records mean {_numbers(means)} and std {_numbers(deviations)}, but images of {dataset.name} "
+            f"have {len(dataset.mean)} channels; give --mean and --std"
+        )
     return replace(dataset, mean=means, std=deviations)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
 
 
 def as_pixels(dataset: data.Dataset) -> data.Dataset:

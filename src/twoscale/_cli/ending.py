@@ -9,9 +9,21 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
-__all__ = ["BROKEN_PIPE", "INTERRUPTED", "KEPT", "drop_output", "ending_at_once", "fail", "say"]
+from twoscale._text import printable
+
+__all__ = [
+    "BROKEN_PIPE",
+    "INTERRUPTED",
+    "KEPT",
+    "drop_output",
+    "ending_at_once",
+    "fail",
+    "open_standard_streams",
+    "say",
+    "write_error",
+]
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, 128 + SIGINT."""
@@ -44,7 +56,37 @@ def ending_at_once() -> Iterator[None]:
 
 def drop_output() -> None:
     """Discard what is left for a closed standard output, so that Python does not try to write it again at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _discard(sys.stdout)
+
+
+def _discard(stream: TextIO) -> None:
+    with contextlib.suppress(OSError, ValueError):  # a stream of a test, which has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def write_error(line: str) -> None:
+    """Write a line to standard error, if it takes one: the exit code must not depend on that."""
+    try:
+        sys.stderr.write(f"{printable(line)}\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):  # full, or closed
+        _discard(sys.stderr)
+
+
+def open_standard_streams() -> None:
+    """Open the null device for each standard stream that the caller closed.
+
+    Python leaves ``sys.stdout`` as None then, and the next file that is opened would get the stream's number.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def say(message: str) -> None:
@@ -52,7 +94,7 @@ def say(message: str) -> None:
     from twoscale._launching.torchrun import leads
 
     if leads():
-        sys.stderr.write(f"twoscale: {message}\n")
+        write_error(f"twoscale: {message}")
 
 
 def fail(message: str) -> NoReturn:
@@ -62,5 +104,5 @@ def fail(message: str) -> NoReturn:
     if not leads():
         time.sleep(_LEAVE_TIME)
         message = f"process {os.environ['RANK']}: {message}"
-    sys.stderr.write(f"twoscale: error: {message}\n")
+    write_error(f"twoscale: error: {message}")
     sys.exit(2)

@@ -9,13 +9,14 @@ from twoscale._cli.common import (
     Channels,
     File,
     batches_of,
-    console,
     dataset_for,
     load_float,
     print_json,
+    print_line,
     recorded,
     require_file,
 )
+from twoscale._text import printable
 from twoscale.errors import ConfigurationError
 from twoscale.training._config import Views
 
@@ -77,7 +78,9 @@ def eval_command(
         print_json(found)
         return
     by = "" if file.suffix != ".onnx" else f", computed by the executor {found.executor}"
-    console().print(f"{found.network}: {found.top1:.2%} of {found.samples:,} test images of {found.data} right{by}")
+    print_line(
+        f"{printable(found.network, 100)}: {found.top1:.2%} of {found.samples:,} test images of {found.data} right{by}"
+    )
 
 
 def _float(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,6 +11,7 @@ import tyro
 from twoscale._cli.common import File, batches_of, console, print_json, require_file
 from twoscale._codegen.targets import TARGETS
 from twoscale._formats import FORMS, Form
+from twoscale._text import printable
 from twoscale.errors import ConfigurationError
 
 _WRITTEN = {form.name: form for form in FORMS.values() if not form.is_read}
@@ -87,8 +89,9 @@ def export_command(
     printer = console()
     printer.print(rich_table(_table(result.sizes)))
     printer.print(_totals(result.sizes), markup=False, soft_wrap=True)
+    check = shlex.join(["make", "-C", str(result.folder), "test"])
     printer.print(
-        f"\nWrote {result.folder}: {', '.join(result.files)}\nCheck it: make -C {result.folder} test",
+        f"\nWrote {result.folder}: {', '.join(result.files)}\nCheck it: {check}",
         markup=False,
         soft_wrap=True,
     )
@@ -104,7 +107,8 @@ def _save(network: IntegerNetwork, source: Path, out: Path, form: Form, *, json:
     if json:
         print_json({"file": str(out), "form": form.name, "fingerprint": network.fingerprint})
         return
-    console().print(f"Wrote {out}: {network.name} in {title}, not to be read back", markup=False, soft_wrap=True)
+    shown = printable(network.name, 100)
+    console().print(f"Wrote {out}: {shown} in {title}, not to be read back", markup=False, soft_wrap=True)
 
 
 def _table(sizes: SizeReport) -> Table:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from twoscale._cli.common import at_least_one, console, print_json
+from twoscale._cli.common import at_least_one, command, console, print_json, print_line
+from twoscale._cli.ending import write_error
 
 __all__ = ["lab_command"]
 
@@ -41,22 +40,19 @@ def lab_command(
 
     at_least_one("--calibration-images", calibration_images)
 
-    def say(line: str) -> None:
-        sys.stderr.write(f"{line}\n")
-
     config = LabConfig(data=data, out=out, seed=seed, calibration_images=calibration_images, resume=resume)
     try:
-        results = run_lab(config, say=say)
+        results = run_lab(config, say=write_error)
     except KeyboardInterrupt as error:
-        again = ["twoscale", "lab", "--data", data, "--out", str(out), "--seed", str(seed), "--resume"]
-        raise KeyboardInterrupt(f"interrupted; what is trained is kept, go on with: {shlex.join(again)}") from error
+        options = ["--calibration-images", str(calibration_images), "--seed", str(seed), "--resume"]
+        again = command("lab", "--data", data, "--out", out, *options)
+        raise KeyboardInterrupt(f"interrupted; what is trained is kept, go on with: {again}") from error
     if json:
         print_json(results)
     else:
         from twoscale._lab.terminal import summary_table
 
-        printer = console()
-        printer.print(summary_table(results))
-        printer.print(f"Report with pictures: {out / 'report.html'}", soft_wrap=True, markup=False)
+        console().print(summary_table(results))
+        print_line(f"Report with pictures: {out / 'report.html'}")
     kept = all(check.ok for network in results.networks for check in network.verify.values() if check.on_grid)
     return 0 if kept else 1

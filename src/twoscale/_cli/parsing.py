@@ -41,7 +41,8 @@ def bind(function: Callable[..., Any], prog: str, arguments: Sequence[str]) -> C
         option = before if word == "" else word.removesuffix("=")
         if word == "" or (word.startswith("--") and word.endswith("=")):  # as a path it would be the current folder
             raise UsageError(f"{option or 'the first argument'} is empty; expected a value; see {prog} --help")
-    with _one_line_errors(prog, [f"--{name.replace('_', '-')}" for name in options]):
+    _check_names(prog, options, arguments)
+    with _one_line_errors(prog):
         bound: Callable[[], Any] = tyro.cli(
             _binder(function, options),
             prog=prog,
@@ -49,6 +50,32 @@ def bind(function: Callable[..., Any], prog: str, arguments: Sequence[str]) -> C
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
         )
     return bound
+
+
+def _check_names(prog: str, options: dict[str, inspect.Parameter], arguments: Sequence[str]) -> None:
+    """Raise UsageError for the first word that looks like an option and is none, before tyro misses something else."""
+    known = {"-h", "--help"}
+    positional = {}
+    for name, option in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if tyro.conf.Positional in option.annotation.__metadata__:
+            positional[flag] = option
+            continue
+        known.add(flag)
+        for extra in option.annotation.__metadata__:
+            known.update(getattr(extra, "aliases", None) or ())
+    for word in arguments:
+        if not re.match(r"--[A-Za-z]|-[A-Za-z]$", word):
+            continue
+        flag = word.split("=")[0]
+        if flag.startswith("--"):
+            flag = flag.replace("_", "-")
+        if flag in positional:
+            example = f"{prog} {flag.removeprefix('--').upper()}"
+            raise UsageError(f"{flag} is no option; give its value without it: {example}; see {prog} --help")
+        if flag not in known:
+            candidates = sorted(name for name in known if name.startswith("--"))
+            raise UsageError(f"unknown option {flag}{nearest(flag, candidates)}; see {prog} --help")
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -119,7 +146,7 @@ def _description(function: Callable[..., Any]) -> str:
 
 
 @contextlib.contextmanager
-def _one_line_errors(prog: str, known: Sequence[str]) -> Iterator[None]:
+def _one_line_errors(prog: str) -> Iterator[None]:
     """Raise UsageError where tyro would draw a box.
 
     The hook is not part of tyro's public interface; a tyro without it draws its box and exits with the same code.
@@ -131,20 +158,18 @@ def _one_line_errors(prog: str, known: Sequence[str]) -> Iterator[None]:
         return
 
     def reject(event: hooks.ParseErrorEvent) -> None:
-        message = " ".join(_message(event, known).split())
+        message = " ".join(_message(event).split())
         raise UsageError(f"{message}; see {prog} --help")
 
     with hooks.on_parse_error(reject):
         yield
 
 
-def _message(event: Any, known: Sequence[str]) -> str:
+def _message(event: Any) -> str:
     kind = type(event).__name__
     if kind == "UnrecognizedArgs":
-        return _unrecognized(event.tokens, known)
+        return f"unexpected {' '.join(event.tokens)}"
     if kind == "MissingArgs":
-        if event.unrecognized_tokens:  # a mistyped option leaves its value, or a required option, missing
-            return _unrecognized(event.unrecognized_tokens, known)
         missing = [_display(context.arg) for context in event.missing_arguments]
         return f"missing {' and '.join(missing)}"
     if kind == "InvalidChoice":
@@ -173,11 +198,3 @@ def _display(argument: Any) -> str:
     if argument.is_positional():
         return str(argument.lowered.metavar)
     return max((str(flag) for flag in argument.lowered.name_or_flags), key=len)
-
-
-def _unrecognized(tokens: Sequence[str], known: Sequence[str]) -> str:
-    options = [token for token in tokens if token.startswith("-")]
-    if not options:
-        return f"unexpected {' '.join(tokens)}"
-    option = options[0].split("=")[0]
-    return f"unknown option {option}{nearest(option, [*known, '--help'])}"

@@ -20,7 +20,9 @@ from twoscale._cli.common import (
     dataset_for,
     load_float,
     print_json,
+    print_line,
     recorded,
+    verify_with,
 )
 from twoscale.errors import ConfigurationError
 
@@ -145,9 +147,9 @@ def quantize_command(
         return
     from twoscale._display.networks import network_table
 
-    printer = console()
-    printer.print(network_table(network))
-    printer.print(f"\nWrote {out}. Check it: twoscale verify {out} --checkpoint {file}", soft_wrap=True, markup=False)
+    console().print(network_table(network))
+    print_line("")
+    print_line(f"Wrote {out}. Check it: {verify_with(out, file, model)}")
 
 
 def _layer_bits(option: str, text: str | None) -> tuple[tuple[str, int], ...] | None:

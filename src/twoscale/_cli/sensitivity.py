@@ -24,7 +24,9 @@ from twoscale._cli.common import (
     dataset_for,
     load_float,
     print_json,
+    print_line,
     recorded,
+    verify_with,
 )
 from twoscale.errors import ConfigurationError
 
@@ -142,9 +144,9 @@ def sensitivity_command(
         printer.print(rich_table(part))
         printer.print()
     for line in _summary(result, measured):
-        printer.print(line, soft_wrap=True, markup=False)
+        print_line(line)
     if out is not None:
-        printer.print(f"Wrote {out}. Check it: twoscale verify {out} --checkpoint {file}", soft_wrap=True, markup=False)
+        print_line(f"Wrote {out}. Check it: {verify_with(out, file, model)}")
 
 
 def parse_size(option: str, text: str) -> float:

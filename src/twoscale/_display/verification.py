@@ -12,6 +12,7 @@ from twoscale._page.document import table_html
 from twoscale._page.numbers import MISSING, count, fixed, percent, yes_no
 from twoscale._page.tables import Cell, Column, Table, table, text_column
 from twoscale._page.terminal import rich_table
+from twoscale._text import printable
 from twoscale._verification.results import VerifyResult
 
 __all__ = ["bits", "layers_table", "verify_html", "verify_tables"]
@@ -139,7 +140,7 @@ def _summary(result: VerifyResult) -> list[str]:
         if not outside
         else f"{count(outside)} values are outside their range"
     )
-    return lines
+    return [printable(line, 1000) for line in lines]
 
 
 def verify_tables(result: VerifyResult) -> tuple[RenderableType, ...]:

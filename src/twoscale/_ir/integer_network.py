@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from twoscale import _delegates as delegates
 from twoscale._ir import checks
 from twoscale._ir import layers as n
+from twoscale._text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +69,7 @@ class IntegerNetwork:
     def __repr__(self) -> str:
         grid = "on the grid" if self.on_grid else "off the grid"
         return (
-            f"<IntegerNetwork {self.name}: {len(self.layers)} layers, {self.parameters:,} parameters, "
+            f"<IntegerNetwork {printable(self.name, 100)}: {len(self.layers)} layers, {self.parameters:,} parameters, "
             f"scheme {self.scheme}, {grid}>"
         )
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from twoscale._environment import Environment
 from twoscale._page.charts import DARK, LIGHT, Drawing, palette_variables, style_rules
 from twoscale._page.tables import Table
+from twoscale._text import printable
 
 __all__ = ["Figure", "Group", "Section", "all_figures", "figures_of", "render_page", "table_html"]
 
@@ -89,10 +90,16 @@ def _templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_visible,
     )
     environment.filters["relative_url"] = _relative_url
     environment.filters["unbroken"] = _unbroken
     return environment
+
+
+def _visible(value: object) -> object:
+    """Return what a template prints; text from files, as in findings, must not hide or reverse what is around it."""
+    return printable(value) if type(value) is str else value
 
 
 def _relative_url(name: str) -> str:

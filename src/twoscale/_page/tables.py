@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from twoscale._text import printable
+
 __all__ = ["Cell", "Column", "Table", "table", "text_column"]
+
+_LONGEST_CELL = 200
+_LONGEST_CAPTION = 500
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,10 @@ class Cell:
     note: str = ""
     href: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", printable(self.text, _LONGEST_CELL))
+        object.__setattr__(self, "note", printable(self.note))
+
 
 @dataclass(frozen=True)
 class Table:
@@ -33,6 +42,9 @@ class Table:
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "caption", printable(self.caption, _LONGEST_CAPTION))
 
 
 def table(caption: str, columns: Sequence[Column], rows: Iterable[Sequence[str | Cell]]) -> Table:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from twoscale._page.charts.style import CHARACTER, DARK, LIGHT, style_rules
+from twoscale._text import printable
 
 __all__ = [
     "Drawing",
@@ -58,7 +59,7 @@ class Drawing:
         box = (-margin, -margin, self.width + 2 * margin, self.height + 2 * margin)
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="{" ".join(map(number, box))}" '
-            f'role="img" aria-label="{escape(self.label)}">\n{head}{self.body}</svg>'
+            f'role="img" aria-label="{escape(printable(self.label, 2000))}">\n{head}{self.body}</svg>'
         )
 
 
@@ -106,7 +107,7 @@ def shortened(name: str, longest: int = 20) -> str:
 
 def text_at(x: float, y: float, text: str, kind: str = "") -> str:
     attribute = f' class="{kind}"' if kind else ""
-    return f'<text x="{number(x)}" y="{number(y)}"{attribute}>{escape(text)}</text>\n'
+    return f'<text x="{number(x)}" y="{number(y)}"{attribute}>{escape(printable(text))}</text>\n'
 
 
 def path(commands: str, kind: str) -> str:

@@ -1,0 +1,42 @@
+"""Files of other programs, recognized by their first bytes, so that an error can call them what they are."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+__all__ = ["foreign_kind"]
+
+_MAGIC = (
+    (4, b"TFL3", "a TensorFlow Lite model"),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes"),
+    (0, b"GGUF", "a GGUF file"),
+    (0, b"\x93NUMPY", "a NumPy array"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+)
+_MEMBERS = (
+    ("constants.pkl", "a TorchScript program"),
+    ("serialized_exported_program.json", "a program of torch.export"),
+    ("models/model.json", "a program of torch.export"),
+    ("archive_format", "a program of torch.export"),
+    ("model.weights.h5", "a Keras model"),
+)
+
+
+def foreign_kind(path: Path) -> str | None:
+    """Return what a file is that twoscale does not read, such as "a TensorFlow Lite model"; None if unknown."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+        for offset, magic, kind in _MAGIC:
+            if head[offset : offset + len(magic)] == magic:
+                return kind
+        if head.startswith(b"PK"):
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+            for member, kind in _MEMBERS:
+                if any(name == member or name.endswith(f"/{member}") for name in names):
+                    return kind
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        pass
+    return None
