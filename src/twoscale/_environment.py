@@ -19,6 +19,7 @@ __all__ = [
     "core_count",
     "current_environment",
     "load_average",
+    "memory_bytes",
     "peak_resident_bytes",
     "processor_name",
     "require_posix",
@@ -87,6 +88,24 @@ def require_posix(what: str) -> None:
     """
     if not POSIX:
         raise ConfigurationError(f"{what} needs Linux or macOS; on Windows, use the Windows Subsystem for Linux")
+
+
+def memory_bytes() -> int | None:
+    """Return the bytes of memory that this process may use: the machine's, or its container's limit if that is less.
+
+    None where neither can be asked.
+    """
+    found = []
+    if hasattr(os, "sysconf") and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(limit).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():  # "max" where there is no limit
+            found.append(int(text))
+    return min(found, default=None)
 
 
 def processor_name() -> str:

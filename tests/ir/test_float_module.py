@@ -126,6 +126,13 @@ REFERENCES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], tuple[float,
     "abs": (torch.abs, ()),
     "exp": (torch.exp, ()),
     "erf": (torch.erf, ()),
+    "log": (torch.log, ()),
+    "log1p": (torch.log1p, ()),
+    "rsqrt": (torch.rsqrt, ()),
+    "sin": (torch.sin, ()),
+    "cos": (torch.cos, ()),
+    "affine": (lambda x: x * 0.25 - 1.5, (0.25, -1.5)),
+    "clamp": (lambda x: x.clamp(-0.5, 6.0), (-0.5, 6.0)),
     "sign": (torch.sign, ()),
     "power": (lambda x: x**3, (3.0,)),
     "threshold": (lambda x: F.threshold(x, 0.5, -2.0), (0.5, -2.0)),
@@ -140,12 +147,35 @@ def test_table_functions_are_torchs(name: str) -> None:
     reference, parameters = REFERENCES[name]
     x = np.concatenate([np.linspace(-12, 12, 2001), [-1e3, -700.0, 700.0, 1e3, 0.0, 3.0, -3.0]])
     x = x[x < 700] if name == "exp" else x
+    x = x[x > (-1 if name == "log1p" else 0)] if name in ("log", "log1p", "rsqrt") else x
     expected = reference(torch.from_numpy(x)).numpy()
     with np.errstate(all="raise", under="ignore"):
         found = functions.evaluate(name, parameters, x)
     assert found.dtype == np.float64
     assert np.allclose(found, expected, rtol=1e-12, atol=1e-15)
     assert functions.evaluate(name, parameters, x.reshape(1, -1)[:, ::-1]).shape == (1, len(x))
+
+
+@pytest.mark.parametrize("name", ["log", "log1p", "rsqrt"])
+def test_table_entries_outside_a_domain_are_finite(name: str) -> None:
+    """A table has 256 entries, for values too that the tensor never holds."""
+    with np.errstate(all="raise"):
+        found = functions.evaluate(name, (), np.array([-100.0, -1.0, 0.0, 1e-45]))
+    assert np.isfinite(found).all()
+
+
+def test_a_composition_is_its_steps() -> None:
+    step = functions.Step
+    function = functions.Composition(
+        (step("affine", (0,), (1.0, 3.0)), step("clamp", (1,), (0.0, 6.0)), step("mul", (0, 2)), step("add", (3, 3)))
+    )
+    assert str(function) == ("add(mul(x, clamp(affine(x, 1, 3), 0, 6)), mul(x, clamp(affine(x, 1, 3), 0, 6)))")
+    x = np.linspace(-5, 5, 41)
+    assert np.array_equal(functions.evaluate(function, (), x), 2 * x * np.clip(x + 3, 0, 6))
+    node = g.Elementwise(name="f", inputs=("input",), shape=(41,), function=function)
+    graph = g.FloatGraph("test", (g.Input(name="input", inputs=(), shape=(41,)), node), "f")
+    found = GraphModule(graph, dtype=torch.float64)(torch.from_numpy(x[None]))
+    assert np.array_equal(found[0].numpy(), 2 * x * np.clip(x + 3, 0, 6))
 
 
 def test_an_unknown_function_gets_the_right_name() -> None:

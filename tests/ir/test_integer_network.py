@@ -13,6 +13,7 @@ from tests.integer_networks import random_images, random_network
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT
 from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.operators import pooling
 from twoscale._ir.reference import ReferenceExecutor
 from twoscale._runtimes.torch import TorchExecutor
 from twoscale.errors import QuantizationError
@@ -136,7 +137,11 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [
     ("whole numbers of 2**-16ths below 2**24", "mul", {"multiplier": n.Multiplier(np.array([256.0], np.float32))}),
     ("Conv2d to uint8 needs a multiplier", "conv", {"multiplier": None}),
     ("Linear to int32 cannot be; only accumulators", "logits", {"multiplier": grid(5)}),
-    ("a residual joins before requantization", "joined", {"multiplier": None, "output": spec(2, 4, 4, dtype="int32")}),
+    (
+        "a residual joins before requantization",
+        "joined",
+        {"multiplier": None, "output": dataclasses.replace(LOGITS, shape=(2, 4, 4))},
+    ),
     ("a window sees padding only", "max", {"padding": (2, 0, 0, 0), "output": spec(2, 3, 2)}),
     ("layer permute: Permute does not fit its inputs (4, 2, 2): axes (0, 0, 1)", "permute", {"axes": (0, 0, 1)}),
     ("layer slice: Slice does not fit", "slice", {"stop": 5}),
@@ -167,6 +172,26 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [
     ("[0, 256] does not fit uint8", "input", {"output": spec(2, 4, 4, hi=256)}),
     ("type float32; expected uint8, int8 or int32", "input", {"output": spec(2, 4, 4, dtype="float32")}),
     ("shape (0, 4, 4) has no values", "input", {"output": spec(0, 4, 4)}),
+    (
+        "layer pad: shape (2, 40000, 40000) has 3,200,000,000 values; expected at most 2,147,483,647",
+        "pad",
+        {"output": spec(2, 40000, 40000), "widths": ((0, 0), (39998, 0), (0, 39998))},
+    ),
+    (
+        "layer logits: accumulators with zero point 2 in",
+        "logits",
+        {"output": dataclasses.replace(LOGITS, zero_point=2)},
+    ),
+    (
+        "in [-2147483648, 5]; expected zero point 0 and the range",
+        "logits",
+        {"output": dataclasses.replace(LOGITS, hi=5)},
+    ),
+    (
+        "layer mul: a multiplier is 1.84467e+19; expected below 2**64",
+        "mul",
+        {"multiplier": n.Multiplier(np.array([2.0**64], np.float32), None)},
+    ),
 ]
 
 
@@ -437,3 +462,68 @@ def test_multipliers_are_equal_by_value() -> None:
     for wrong in (0, -1, 2**24):
         with pytest.raises(ValueError, match=r"multipliers must be in \(0, 2\*\*24\)"):
             grid(wrong)
+
+
+# Every sum is bounded.
+
+
+def pooled(size: int, kernel: int, *, padding: int = 0, **changes: Any) -> IntegerNetwork:
+    """An average pool over one channel of size x size, then its output as logits."""
+    x = n.TensorSpec((1, size, size), "uint8", 1.0, 0, 0, 255)
+    x = dataclasses.replace(x, **changes)
+    out = (size + 2 * padding - kernel) // kernel + 1
+    y = dataclasses.replace(x, shape=(1, out, out))
+    layers = (
+        n.QuantizeInput(name="input", inputs=(), output=x),
+        n.AveragePool2d(
+            name="pool", inputs=("input",), output=y, multiplier=grid(1), kernel=(kernel, kernel),
+            stride=(kernel, kernel), padding=(padding,) * 4,
+        ),
+        n.Reshape(name="flat", inputs=("pool",), output=dataclasses.replace(y, shape=(out * out,))),
+    )  # fmt: skip
+    return IntegerNetwork("pooled", layers, "flat")
+
+
+def test_sums_over_windows_are_bounded() -> None:
+    """2,901 x 2,901 values of 255 stay below 2**31, 2,902 x 2,902 do not."""
+    assert 2901**2 * 255 < 2**31 <= 2902**2 * 255
+    assert pooled(2901, 2901).on_grid
+    with pytest.raises(QuantizationError, match="layer pool: sums over windows of 2902x2902 can reach 2147509020"):
+        pooled(2902, 2902)
+    pooled(3200, 3200, zero_point=128, hi=128)  # its sums reach 128 per value, as q and as q - z
+    with pytest.raises(QuantizationError, match="pool in two steps"):
+        pooled(2912, 2912, zero_point=128)  # q - z stays within 128, q alone does not
+
+
+def test_padding_adds_nothing_to_the_bound() -> None:
+    assert pooled(2900, 2960, padding=30).on_grid
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_windows_of_padding_only_are_found_as_position_by_position(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(300):
+        size, kernel, stride, dilation = (int(rng.integers(1, high)) for high in (9, 6, 9, 14))
+        padding = int(rng.integers(0, 24))
+        count = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        starts = [i * stride - padding for i in range(count)]
+        expected = any(not any(0 <= s + t * dilation < size for t in range(kernel)) for s in starts)
+        assert pooling._sees_padding_only(size, count, kernel, stride, padding, dilation) == expected
+        found.append(expected)
+    assert 20 < sum(found) < 280
+
+
+def test_a_huge_max_pool_is_checked_at_once() -> None:
+    """Sizes, kernels and strides of 10**15 take no longer than small ones."""
+    large = 10**15
+    assert not pooling._sees_padding_only(large, large // 7, 10, 7, 5, 1)
+    assert pooling._sees_padding_only(large, large, large, 1, 0, large + 1) is False
+    assert pooling._sees_padding_only(3, large, large, 2, large, 7)
+    assert not pooling._sees_padding_only(3, large // 3, large, 3, large // 3 * 3, 3)
+    x = n.TensorSpec((1, 30_000_000, 1), "uint8", 1.0, 0, 0, 255)
+    layer = n.MaxPool2d(
+        name="max", inputs=("input",), output=dataclasses.replace(x, shape=(1, 15_000_000, 1)),
+        kernel=(15_000_001, 1), stride=(1, 1),
+    )  # fmt: skip
+    assert layer.output_shape([x]) == (1, 15_000_000, 1)

@@ -316,6 +316,24 @@ def test_a_tensor_gives_a_tensor(network: IntegerNetwork) -> None:
     assert np.array_equal(network(half).numpy(), network(half.float().numpy()))
 
 
+def test_free_multipliers_saturate_on_the_right_side() -> None:
+    """Products far beyond int64 are on the side of their sign, as in float32, not the smallest int64."""
+    x = n.TensorSpec((4, 1, 1), "uint8", 1.0, 128, 0, 255)
+    free = n.Multiplier(np.array([2.0**60], np.float32), None)
+    layers = (
+        n.QuantizeInput(name="input", inputs=(), output=x),
+        n.Mul(name="mul", inputs=("input", "input"), output=x, multiplier=free),
+        n.Add(name="add", inputs=("input", "mul"), output=x, multipliers=(free, free)),
+        n.Reshape(name="flat", inputs=("add",), output=dataclasses.replace(x, shape=(4,))),
+    )
+    network = IntegerNetwork("free", layers, "flat")
+    images = np.array([-128.0, -1.0, 0.0, 1.0], np.float32).reshape(1, 4, 1, 1)
+    for name in EXECUTOR_NAMES:
+        found = create(name, network).run(images, ["mul", "add"])
+        assert found["mul"].ravel().tolist() == [255, 255, 128, 255], name
+        assert found["add"].ravel().tolist() == [0, 255, 128, 255], name
+
+
 # Memory: batches are cut into chunks, which must not show.
 
 

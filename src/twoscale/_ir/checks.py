@@ -25,6 +25,12 @@ __all__ = ["check", "multipliers", "off_grid", "sum_bounds"]
 _LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "int32": (-(2**31), 2**31 - 1)}
 
 
+_MOST_VALUES = 2**31 - 1
+
+_LARGEST_FLOAT = 2.0**64
+"""Free multipliers are below it, so that no product or sum of two products is beyond float32."""
+
+
 def check(network: IntegerNetwork) -> None:
     """Check names, shapes, types, ranges, multipliers and accumulator bounds.
 
@@ -104,6 +110,16 @@ def _check_spec(layer: n.Layer) -> None:
         raise QuantizationError(f"layer {layer.name}: [{spec.lo}, {spec.hi}] does not fit {spec.dtype}")
     if any(size < 1 for size in spec.shape):
         raise QuantizationError(f"layer {layer.name}: shape {spec.shape} has no values")
+    if (values := math.prod(spec.shape)) > _MOST_VALUES:
+        raise QuantizationError(
+            f"layer {layer.name}: shape {spec.shape} has {values:,} values; expected at most {_MOST_VALUES:,}, which "
+            "32-bit indices reach"
+        )
+    if spec.dtype == "int32" and (spec.zero_point, spec.lo, spec.hi) != (0, lowest, highest):
+        raise QuantizationError(
+            f"layer {layer.name}: accumulators with zero point {spec.zero_point} in [{spec.lo}, {spec.hi}]; expected "
+            "zero point 0 and the range of int32, since they leave as they are"
+        )
 
 
 def _check_layer(layer: n.Layer, inputs: list[n.TensorSpec]) -> None:
@@ -161,6 +177,11 @@ def _check_multipliers(layer: n.Layer) -> None:
             )
         if not (np.isfinite(values).all() and values.min() > 0):
             raise QuantizationError(f"layer {layer.name}: multipliers must be positive and finite")
+        if values.max() >= _LARGEST_FLOAT:
+            raise QuantizationError(
+                f"layer {layer.name}: a multiplier is {values.max():g}; expected below 2**64, so that float32 holds "
+                "every product"
+            )
         if multiplier.shift not in (None, shift) or len({m.shift for m in found}) > 1:
             raise QuantizationError(
                 f"layer {layer.name}: multipliers count 2**-{multiplier.shift}ths; expected all in 2**-{shift}ths, "

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale.errors import ConfigurationError, UnknownNameError
+from twoscale._ir.memory_estimate import refuse_beyond_memory
+from twoscale.errors import ConfigurationError, ExecutorError, UnknownNameError
 
 if TYPE_CHECKING:
     from twoscale._ir.integer_network import IntegerNetwork
@@ -35,6 +36,7 @@ class Executor(Protocol):
 
         Raises:
             ConfigurationError: images of another shape, or NaN or infinity among them.
+            ExecutorError: one image needs more memory than the machine has.
             UnknownNameError: ``keep`` names a layer that the network does not have.
         """
         ...
@@ -45,7 +47,9 @@ def check_images(network: IntegerNetwork, images: Any) -> NDArray[np.float32]:
 
     Raises:
         ConfigurationError: wrong shape, or NaN or infinity among the values.
+        ExecutorError: one image needs more memory than the machine has.
     """
+    refuse_beyond_memory(network.name, network.layers, ExecutorError)
     array = np.asarray(images.detach().cpu().float() if hasattr(images, "detach") else images)
     if array.dtype.kind not in "fiub":
         raise ConfigurationError(f"images are arrays of numbers, got {type(images).__name__} of {array.dtype}")

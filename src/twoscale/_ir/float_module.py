@@ -41,7 +41,16 @@ _FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
     "hardshrink": F.hardshrink,
     "softshrink": F.softshrink,
     "exp": torch.exp,
+    "log": torch.log,
+    "log1p": torch.log1p,
+    "rsqrt": torch.rsqrt,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "affine": lambda x, scale, shift: x * scale + shift,
+    "clamp": lambda x, lo, hi: _clamp(x, (lo, hi)),
     "constant": torch.full_like,
+    "add": torch.add,
+    "mul": torch.mul,
 }
 
 
@@ -159,6 +168,15 @@ def _window_average(node: g.WindowAverage2d, m: GraphModule, x: list[torch.Tenso
     return rows @ x[0] @ columns.T
 
 
+def _elementwise(node: g.Elementwise, m: GraphModule, x: list[torch.Tensor]) -> torch.Tensor:
+    if isinstance(node.function, str):
+        return _FUNCTIONS[node.function](x[0], *node.parameters)
+    values = [x[0]]
+    for step in node.function.steps:
+        values.append(_FUNCTIONS[step.function](*(values[i] for i in step.inputs), *step.parameters))
+    return values[-1]
+
+
 _RUN: dict[type[g.Node], _Run] = {
     g.Conv2d: _conv2d,
     g.Linear: lambda node, m, x: F.linear(x[0], m.weight(node, "weight_oi"), m.weight(node, "bias_o")),
@@ -176,7 +194,7 @@ _RUN: dict[type[g.Node], _Run] = {
     g.Permute: lambda node, m, x: x[0].permute(0, *(axis + 1 for axis in node.axes)),
     g.Slice: _slice,
     g.Pad: _pad,
-    g.Elementwise: lambda node, m, x: _FUNCTIONS[node.function](x[0], *node.parameters),
+    g.Elementwise: _elementwise,
 }
 
 

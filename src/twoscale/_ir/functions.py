@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twoscale.errors import UnknownNameError
 
-__all__ = ["FUNCTIONS", "evaluate"]
+__all__ = ["FUNCTIONS", "Composition", "Step", "evaluate"]
+
+_SMALLEST = float(np.finfo(np.float32).tiny)
+"""Below it, logarithms and reciprocal roots are taken of it: tables have entries for values that never come."""
 
 Float64 = NDArray[np.float64]
 
@@ -43,6 +47,10 @@ def _power(x: Float64, exponent: float) -> Float64:
     return np.power(x if exponent.is_integer() else np.maximum(x, 0.0), exponent)
 
 
+def _log(x: Float64) -> Float64:
+    return np.log(np.maximum(x, _SMALLEST))
+
+
 FUNCTIONS: dict[str, Callable[..., Float64]] = {
     "sigmoid": _sigmoid,
     "tanh": np.tanh,
@@ -67,12 +75,57 @@ FUNCTIONS: dict[str, Callable[..., Float64]] = {
     "hardshrink": lambda x, limit: np.where(np.abs(x) > limit, x, 0.0),
     "softshrink": lambda x, limit: np.sign(x) * np.maximum(np.abs(x) - limit, 0.0),
     "exp": np.exp,
+    "log": _log,
+    "log1p": lambda x: _log(1.0 + x),
+    "rsqrt": lambda x: 1.0 / np.sqrt(np.maximum(x, _SMALLEST)),
+    "sin": np.sin,
+    "cos": np.cos,
+    "affine": lambda x, scale, shift: x * scale + shift,
+    "clamp": lambda x, lo, hi: np.clip(x, lo, hi),
     "constant": lambda x, value: np.full_like(x, value),
 }
 
 
-def evaluate(function: str, parameters: tuple[float, ...], x: Float64) -> Float64:
+_OF_TWO: dict[str, Callable[[Float64, Float64], Float64]] = {"add": np.add, "mul": np.multiply}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of a Composition."""
+
+    function: str
+    """A name of FUNCTIONS, or "add" or "mul"."""
+    inputs: tuple[int, ...]
+    """Which values it reads: 0 is x, i is the result of the i-th step, counted from 1."""
+    parameters: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A function of one value written as several operations; the last step gives the result."""
+
+    steps: tuple[Step, ...]
+
+    def __str__(self) -> str:
+        """Return a formula, such as mul(x, clamp(affine(x, 1, 3), 0, 6))."""
+        texts = ["x"]
+        for step in self.steps:
+            arguments = [texts[i] for i in step.inputs] + [f"{value:g}" for value in step.parameters]
+            texts.append(f"{step.function}({', '.join(arguments)})")
+        return texts[-1]
+
+
+def evaluate(function: str | Composition, parameters: tuple[float, ...], x: Float64) -> Float64:
     """Return ``function`` of every value of ``x`` (any shape), in float64."""
+    if isinstance(function, Composition):
+        values = [np.asarray(x, np.float64)]
+        for step in function.steps:
+            inputs = [values[i] for i in step.inputs]
+            if step.function in _OF_TWO:
+                values.append(_OF_TWO[step.function](inputs[0], inputs[1]))
+            else:
+                values.append(evaluate(step.function, step.parameters, inputs[0]))
+        return values[-1]
     if function not in FUNCTIONS:
         raise UnknownNameError("elementwise function", function, FUNCTIONS)
     return np.asarray(FUNCTIONS[function](np.asarray(x, np.float64), *parameters), np.float64)

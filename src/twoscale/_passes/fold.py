@@ -3,7 +3,7 @@
 Each pass takes a graph and returns a new one. After ``fold`` there is no batch norm left (it is in the
 convolution before it, or a 1x1 depthwise convolution of its own), and clamps (ReLU, ReLU6) and zero padding
 are in the nodes that can take them. Averages over uneven windows are in the weights after them, or cut into even ones,
-and functions written as several operations (x · sigmoid(x)) are one.
+and functions of one value written as several operations (x · sigmoid(x)) are one.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from twoscale._ir.float_graph import (
     window_weights,
 )
 from twoscale._passes.absorb_normalization import into_weights
+from twoscale._passes.compose import compose
 
 __all__ = ["fold"]
 
@@ -53,6 +54,7 @@ def fold(graph: FloatGraph, *, join_residuals: bool = True) -> FloatGraph:
     graph = _merge(graph, _padding_into_consumer)
     graph = _merge(graph, _clamp_into_producer)
     graph = _with_functions_recognized(_merge(graph, _hardsigmoid))
+    graph = compose(graph)
     graph = _merge(graph, _average_into_average)
     graph = _with_window_averages_split(_with_window_averages_in_weights(graph))
     graph = into_weights(graph)

@@ -25,6 +25,7 @@ from twoscale._ir.operators.vectorized import (
     finish,
     padded,
     per_channel,
+    rint,
     rne_shift,
     saturate,
     shifted,
@@ -34,7 +35,7 @@ from twoscale.errors import QuantizationError
 
 __all__ = ["Accumulating", "ChannelAffineNode", "Conv2d", "Conv2dNode", "Linear", "LinearNode"]
 
-_CHUNK_BYTES = 1 << 22  # of a convolution's patches: they stay in the cache, and memory is bounded for any batch
+_CHUNK_BYTES = 1 << 22  # of a convolution's patches: they stay in the cache, and memory is bounded for any images
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -169,7 +170,7 @@ class Conv2d(Accumulating):
         if self.multiplier.shift is None:
             real = acc.astype(np.float32) * per_channel(self.multiplier.values, 4)
             real += residual.astype(np.float32) * self.residual_multiplier.values
-            return saturate(np.rint(real).astype(np.int64), self.output)
+            return saturate(rint(real), self.output)
         total = acc * per_channel(self.multiplier.integers, 4) + residual * self.residual_multiplier.integers
         return saturate(rne_shift(total, self.multiplier.shift), self.output)
 
@@ -179,17 +180,22 @@ class Conv2d(Accumulating):
         _, out_h, out_w = self.output.shape
         weight = self.weight.astype(np.float64).reshape(groups, out // groups, per_group * kh * kw)
         acc = np.empty((len(q), *self.output.shape), np.int64)
-        chunk = max(1, _CHUNK_BYTES // (8 * out_h * out_w * per_group * groups * kh * kw))
+        taps = per_group * kh * kw
+        row_bytes = 8 * out_w * groups * taps
+        chunk = max(1, _CHUNK_BYTES // (out_h * row_bytes))
+        rows = max(1, min(out_h, _CHUNK_BYTES // row_bytes))
         for start in range(0, len(acc), chunk):
             x = padded(q[start : start + chunk], spec, self.padding, 0)
             view = windows(x, (kh, kw), self.stride, self.dilation)
-            # (N, C, kernel_h, kernel_w, out_h, out_w): rows are copied whole, and the product needs no transpose.
-            columns = np.empty((len(x), groups * per_group, kh, kw, out_h, out_w))
-            for i in range(kh):
-                for j in range(kw):
-                    columns[:, :, i, j] = view[..., i, j]
-            product = weight @ columns.reshape(len(x), groups, per_group * kh * kw, out_h * out_w)
-            acc[start : start + chunk] = product.reshape(len(x), *self.output.shape)
+            for top in range(0, out_h, rows):
+                part = view[:, :, top : top + rows]
+                # (N, C, kernel_h, kernel_w, rows, out_w): rows are copied whole, and the product needs no transpose.
+                columns = np.empty((len(x), groups * per_group, kh, kw, part.shape[2], out_w))
+                for i in range(kh):
+                    for j in range(kw):
+                        columns[:, :, i, j] = part[..., i, j]
+                product = weight @ columns.reshape(len(x), groups, taps, -1)
+                acc[start : start + chunk, :, top : top + rows] = product.reshape(len(x), out, part.shape[2], out_w)
         acc += per_channel(self.bias_o.astype(np.int64), 4)
         return acc
 

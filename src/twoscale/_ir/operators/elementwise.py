@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from twoscale._ir.functions import Composition
 from twoscale._ir.operators.base import Bounds, Layer, Node, Shape, TensorSpec
 from twoscale.errors import QuantizationError
 
@@ -26,9 +27,9 @@ class ClampNode(Node):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ElementwiseNode(Node):
-    """A function of one value, by its name in twoscale._ir.functions."""
+    """A function of one value, by its name in twoscale._ir.functions or composed of several."""
 
-    function: str
+    function: str | Composition
     parameters: tuple[float, ...] = ()
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from twoscale._ir.operators.base import Bounded, Layer, Node, Padding, Requantize, Shape, TensorSpec, window_shape
 from twoscale._ir.operators.vectorized import Int64, finish, padded, windows
+from twoscale.errors import QuantizationError
 
 __all__ = [
     "AveragePool2d",
@@ -80,10 +81,24 @@ class AveragePool2d(Requantize):
         shape = inputs[0].shape
         return (shape[0], *window_shape(shape, self.kernel, self.stride, self.padding))
 
+    def check(self, inputs: Sequence[TensorSpec]) -> None:
+        """Check that no sum over a window can leave int32, with or without its zero points, equation (13)."""
+        if len(inputs[0].shape) != 3:
+            return  # output_shape refuses it
+        _, height, width = inputs[0].shape
+        values = min(self.kernel[0], height) * min(self.kernel[1], width)  # padding adds nothing
+        bound = values * max(inputs[0].reach, abs(inputs[0].lo), abs(inputs[0].hi))
+        if bound >= 2**31:
+            raise QuantizationError(
+                f"layer {self.name}: sums over windows of {self.kernel[0]}x{self.kernel[1]} can reach {bound}, beyond "
+                "int32; pool in two steps, or use smaller images"
+            )
+
     def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Equation (8)."""
         q = padded(x[0], inputs[0], self.padding, 0)
-        return finish(windows(q, self.kernel, self.stride).sum((4, 5)), self)
+        down = windows(q, (self.kernel[0], 1), (self.stride[0], 1)).sum((4, 5))
+        return finish(windows(down, (1, self.kernel[1]), (1, self.stride[1])).sum((4, 5)), self)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,15 +117,49 @@ class MaxPool2d(Layer):
         channels, *size = inputs[0].shape
         shape = window_shape(inputs[0].shape, self.kernel, self.stride, self.padding, self.dilation)
         for axis in (0, 1):
-            for position in range(shape[axis]):
-                start = position * self.stride[axis] - self.padding[axis]
-                taps = (start + tap * self.dilation[axis] for tap in range(self.kernel[axis]))
-                if not any(0 <= tap < size[axis] for tap in taps):
-                    raise ValueError("a window sees padding only")
+            if _sees_padding_only(
+                size[axis], shape[axis], self.kernel[axis], self.stride[axis], self.padding[axis], self.dilation[axis]
+            ):
+                raise ValueError("a window sees padding only")
         return (channels, *shape)
 
     def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Return the maximum of each window."""
         q = padded(x[0], inputs[0], self.padding, -(2**31))
-        result: Int64 = windows(q, self.kernel, self.stride, self.dilation).max((4, 5)) + inputs[0].zero_point
+        down = windows(q, (self.kernel[0], 1), (self.stride[0], 1), (self.dilation[0], 1)).max((4, 5))
+        across = windows(down, (1, self.kernel[1]), (1, self.stride[1]), (1, self.dilation[1]))
+        result: Int64 = across.max((4, 5)) + inputs[0].zero_point
         return result
+
+
+def _sees_padding_only(size: int, count: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:
+    """Tell whether one of ``count`` windows along a dimension holds none of its ``size`` values.
+
+    The taps of window i are at i·stride − padding + t·dilation, t < kernel.
+    """
+    if count < 1:
+        return False
+    if (count - 1) * stride - padding >= size:
+        return True  # the last window begins after the last value
+    if padding > dilation * (kernel - 1):
+        return True  # the first window ends before the first value
+    # A window that begins before the first value holds one if its first tap from there on is within the size; that
+    # tap is at the start modulo the dilation.
+    before = min(count, -(-padding // stride))
+    return dilation > size and _residues_from(before, stride, -padding % dilation, dilation, size) > 0
+
+
+def _residues_from(count: int, step: int, first: int, modulus: int, least: int) -> int:
+    """Return how many of (first + i·step) mod ``modulus``, i < count, are at least ``least`` (0 < least ≤ modulus)."""
+    return _floor_sum(count, modulus, step, first + modulus - least) - _floor_sum(count, modulus, step, first)
+
+
+def _floor_sum(count: int, modulus: int, step: int, first: int) -> int:
+    """Return Σ ⌊(first + i·step) / modulus⌋ over i < count, in as many steps as Euclid's algorithm takes."""
+    total = 0
+    while count > 0:
+        total += (step // modulus) * (count * (count - 1) // 2) + (first // modulus) * count
+        step, first = step % modulus, first % modulus
+        count, first = divmod(step * count + first, modulus)
+        step, modulus = modulus, step
+    return total

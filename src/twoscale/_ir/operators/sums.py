@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from twoscale._ir.arithmetic import ADD_SHIFT
 from twoscale._ir.operators.base import Bounded, Layer, Multiplier, Node, Shape, TensorSpec
-from twoscale._ir.operators.vectorized import requantize, rne_shift, saturate, shifted
+from twoscale._ir.operators.vectorized import requantize, rint, rne_shift, saturate, shifted
 
 __all__ = ["Add", "AddNode", "Concat", "ConcatNode"]
 
@@ -61,7 +61,7 @@ class Add(Layer):
         m_a, m_b = self.multipliers
         if m_a.shift is None or m_b.shift is None:
             total = a.astype(np.float32) * m_a.values + b.astype(np.float32) * m_b.values
-            return saturate(np.rint(total).astype(np.int64), self.output)
+            return saturate(rint(total), self.output)
         return saturate(rne_shift(a * m_a.integers + b * m_b.integers, ADD_SHIFT), self.output)
 
 

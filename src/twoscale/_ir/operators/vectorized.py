@@ -19,6 +19,7 @@ __all__ = [
     "per_channel",
     "quantize_input",
     "requantize",
+    "rint",
     "rne_shift",
     "saturate",
     "shifted",
@@ -54,8 +55,14 @@ def requantize(acc: Int64, multiplier: Multiplier, spec: TensorSpec) -> Int64:
     """
     if multiplier.shift is None:
         product = acc.astype(np.float32) * per_channel(multiplier.values, acc.ndim)
-        return saturate(np.rint(product).astype(np.int64), spec)
+        return saturate(rint(product), spec)
     return saturate(rne_shift(acc * per_channel(multiplier.integers, acc.ndim), multiplier.shift), spec)
+
+
+def rint(real: NDArray[np.float32]) -> Int64:
+    """Return RNE(v) of float32 numbers; those beyond int32 saturate, as every clamp range lies within."""
+    rounded: Int64 = np.clip(np.rint(real), -(2.0**31), 2.0**31).astype(np.int64)
+    return rounded
 
 
 def finish(acc: Int64, layer: Requantize) -> Int64:

@@ -1,0 +1,73 @@
+"""What a network needs is estimated from shapes, and refused before a tensor is made."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.integer_networks import random_images, random_network
+from twoscale import _environment
+from twoscale._ir import float_graph as g
+from twoscale._ir import layers as n
+from twoscale._ir import memory_estimate
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.memory_estimate import MemoryEstimate, estimate_memory, refuse_beyond_memory
+from twoscale._runtimes import create
+from twoscale.errors import ExecutorError, NetworkFileError
+
+X = n.TensorSpec((3, 10, 20), "uint8", 1.0, 0, 0, 255)
+
+
+def padded(by: int) -> IntegerNetwork:
+    """A small image in a wide border, of which a pool leaves one value per channel."""
+    wide = dataclasses.replace(X, shape=(3, 10 + 2 * by, 20 + 2 * by))
+    point = dataclasses.replace(X, shape=(3, 1, 1))
+    layers = (
+        n.QuantizeInput(name="input", inputs=(), output=X),
+        n.Pad(name="pad", inputs=("input",), output=wide, widths=((0, 0), (by, by), (by, by))),
+        n.MaxPool2d(name="max", inputs=("pad",), output=point, kernel=(10 + 2 * by, 20 + 2 * by), stride=(1, 1)),
+        n.Reshape(name="flat", inputs=("max",), output=dataclasses.replace(X, shape=(3,))),
+    )
+    return IntegerNetwork("padded", layers, "flat")
+
+
+def test_an_estimate_is_the_largest_operation() -> None:
+    # The maximum reads the padded image and writes three values, of 8 bytes each.
+    assert estimate_memory(padded(5)) == MemoryEstimate(8 * (3 * 20 * 30 + 3 * 10 * 20), "pad")
+    conv = g.Conv2d(
+        name="conv", inputs=("input",), shape=(2, 30, 40), padding=(10, 10, 10, 10),
+        weight_oihw=np.zeros((2, 3, 1, 1), np.float32), bias_o=np.zeros(2, np.float32),
+    )  # fmt: skip
+    graph = g.FloatGraph("graph", (g.Input(name="input", inputs=(), shape=(3, 10, 20)), conv), "conv")
+    assert estimate_memory(graph) == MemoryEstimate(8 * (3 * 30 * 40 + 2 * 30 * 40), "conv")
+
+
+def test_what_fits_is_not_refused() -> None:
+    refuse_beyond_memory("net", padded(5), ExecutorError, limit=19_200)
+    with pytest.raises(NetworkFileError) as caught:
+        refuse_beyond_memory("net.onnx", padded(5), NetworkFileError, limit=19_199)
+    assert str(caught.value) == (
+        "net.onnx needs about 0.0 GB for one image, at layer pad; this machine has 0.0 GB; expected smaller images, "
+        "padding or windows"
+    )
+
+
+@pytest.mark.parametrize("name", ["reference", "torch"])
+def test_executors_refuse_before_they_make_a_tensor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = padded(13_000)  # 2 billion values: 16 GB in the reference
+    monkeypatch.setattr(memory_estimate, "memory_bytes", lambda: 8 * 10**9)
+    with pytest.raises(ExecutorError, match=r"padded needs about 16\.2 GB for one image, at layer pad"):
+        create(name, network).run(np.zeros((1, 3, 10, 20), np.float32))
+
+
+def test_a_machine_that_cannot_be_asked_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_estimate, "memory_bytes", lambda: None)
+    network = random_network(np.random.default_rng(0))
+    create("reference", network).run(random_images(np.random.default_rng(1), network, 1))
+
+
+def test_memory_is_that_of_the_machine_or_less() -> None:
+    found = _environment.memory_bytes()
+    assert found is None or 2**26 < found < 2**50
