@@ -54,9 +54,10 @@ def fold(graph: FloatGraph, *, join_residuals: bool = True) -> FloatGraph:
     graph = _merge(graph, _padding_into_consumer)
     graph = _merge(graph, _clamp_into_producer)
     graph = _with_functions_recognized(_merge(graph, _hardsigmoid))
-    graph = compose(graph)
+    graph = _merge(compose(graph), _clamp_into_producer)  # composing leaves some values with one reader fewer
     graph = _merge(graph, _average_into_average)
     graph = _with_window_averages_split(_with_window_averages_in_weights(graph))
+    graph = _with_large_averages_split(graph)
     graph = into_weights(graph)
     graph = graph.replaced({node.name: _as_depthwise(node) for node in graph if isinstance(node, ChannelAffine)})
     return _with_residuals_joined(graph) if join_residuals else graph
@@ -282,6 +283,31 @@ def _with_window_averages_split(graph: FloatGraph) -> FloatGraph:
             nodes.extend(_bands(node, graph[node.inputs[0]].shape))
         else:
             nodes.append(node)
+    return dataclasses.replace(graph, nodes=tuple(nodes))
+
+
+_LARGEST_AVERAGE = 1 << 14
+"""Values of a window, at most: the multiplier 2**16 · s_x / (n · s_y) must remain a whole number of several steps."""
+
+
+def _with_large_averages_split(graph: FloatGraph) -> FloatGraph:
+    """Let the mean over a large window be the mean over its rows of the means over its columns."""
+    nodes: list[Node] = []
+    for node in graph:
+        if not isinstance(node, AveragePool2d) or node.kernel[0] * node.kernel[1] <= _LARGEST_AVERAGE:
+            nodes.append(node)
+            continue
+        channels, _, width = graph[node.inputs[0]].shape
+        top, left, bottom, right = node.padding
+        down = AveragePool2d(
+            name=f"{node.name}.columns", inputs=node.inputs, shape=(channels, node.shape[1], width),
+            source=node.source, kernel=(node.kernel[0], 1), stride=(node.stride[0], 1), padding=(top, 0, bottom, 0),
+        )  # fmt: skip
+        across = dataclasses.replace(
+            node, inputs=(down.name,), kernel=(1, node.kernel[1]), stride=(1, node.stride[1]),
+            padding=(0, left, 0, right),
+        )  # fmt: skip
+        nodes.extend((down, across))
     return dataclasses.replace(graph, nodes=tuple(nodes))
 
 
