@@ -23,7 +23,7 @@ from twoscale._ir.reference import ReferenceExecutor
 from twoscale._runtimes import EXECUTORS, create
 from twoscale.errors import ConfigurationError, UnknownNameError
 
-EXECUTOR_NAMES = ["reference", "torch"]
+EXECUTOR_NAMES = ["reference", "torch", "onnxruntime"]
 
 
 def all_layers(network: IntegerNetwork) -> list[str]:

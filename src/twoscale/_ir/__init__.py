@@ -1,1 +1,1 @@
-"""What networks are: float graphs, integer networks, what their operators compute, and the bounds that prove it."""
+"""Float graphs and integer networks: their operators, the arithmetic, the bounds, and the NumPy reference."""

@@ -1,4 +1,4 @@
-"""The integer contract on Python integers: the definition that every executor is compared with.
+"""The integer contract on Python integers: the definition of what every executor computes.
 
 Equation numbers are those of docs/arithmetic.md. RNE(v) is the nearest integer, ties to even. Nothing here
 depends on an array library or on the machine: Python integers do not overflow.

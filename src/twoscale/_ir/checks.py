@@ -1,8 +1,7 @@
-"""What every executor relies on, checked once when a network is made.
+"""The conditions that every executor relies on, checked once when a network is made.
 
-``check`` refuses layers that do not fit together. ``off_grid`` lists what keeps executors from promising the same
-integers; such a network runs, and verify measures its mismatches. Equation numbers are those of
-docs/arithmetic.md.
+``check`` refuses layers that do not fit together. ``off_grid`` lists the reasons why executors may give different
+integers; such a network runs, and verify counts its mismatches. Equation numbers are those of docs/arithmetic.md.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def check(network: IntegerNetwork) -> None:
 
 
 def off_grid(network: IntegerNetwork) -> tuple[str, ...]:
-    """Return one line for everything for which executors do not promise the same integers."""
+    """Return one line per reason why executors may give different integers."""
     reasons = []
     for layer in network.layers:
         if layer.output.zero_point % 2:

@@ -1,4 +1,4 @@
-"""Running an integer network: what every executor takes and gives."""
+"""Running an integer network: the interface of executors, and the checks of their arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Executor", "check_images", "layers_to_keep", "run_logits"]
 
 
 class Executor(Protocol):
-    """What verify asks of an executor."""
+    """Runs an integer network; the interface that verify uses."""
 
     name: str
 
@@ -53,7 +53,7 @@ def check_images(network: IntegerNetwork, images: Any) -> NDArray[np.float32]:
     array = np.asarray(images.detach().cpu().float() if hasattr(images, "detach") else images)
     if array.dtype.kind not in "fiub":
         raise ConfigurationError(f"images are arrays of numbers, got {type(images).__name__} of {array.dtype}")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported below
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are reported below
         array = np.require(array, np.float32, "W")  # torch warns of arrays that it must not write to
     expected = network.input.output.shape
     if array.ndim != 1 + len(expected) or array.shape[1:] != expected:
@@ -85,7 +85,7 @@ def layers_to_keep(network: IntegerNetwork, keep: Collection[str] | None) -> set
 
 
 def run_logits(executor: Executor, network: IntegerNetwork, images: Any) -> Any:
-    """Return float32 logits (N, classes) of images, as the kind of array the images are."""
+    """Return float32 logits (N, classes) as the same kind of array as the images, NumPy or torch."""
     array = check_images(network, images)
     result = network.logits(executor.run(array)[network.output])
     if hasattr(images, "detach"):

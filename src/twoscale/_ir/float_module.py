@@ -1,4 +1,4 @@
-"""Running a FloatGraph in torch: the float side of calibration and of every comparison."""
+"""Evaluation of a FloatGraph in torch, for calibration and for every comparison with integers."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class GraphModule:
 
     Args:
         graph: what to run.
-        device: where; weights are copied there once.
-        dtype: torch.float64 for a reference without float32 rounding.
+        device: where to run; weights are copied there once.
+        dtype: float32, or float64 for a reference without float32 rounding.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""IntegerNetwork: layers in order, what they promise, and the bounds that prove it."""
+"""IntegerNetwork: layers in order, whether executors must agree on them, and the bounds of their accumulators."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["AccumulatorBound", "IntegerNetwork"]
 
 @dataclass(frozen=True)
 class AccumulatorBound:
-    """What is proved about one layer's accumulators from its weights, equation (13)."""
+    """Facts about one layer's accumulators that follow from its weights, equation (13)."""
 
     layer: str
     bound: int
@@ -48,7 +48,7 @@ class IntegerNetwork:
     scale, equation (12).
 
     Networks are equal if they compute the same bits (their fingerprints are equal) and have the same name, scheme and
-    metadata; ``load`` gives back what ``save`` was given.
+    metadata. ``load`` returns a network equal to the one that was saved.
     """
 
     name: str
@@ -56,10 +56,10 @@ class IntegerNetwork:
     output: str
     scheme: str = "default"
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """Where it comes from: plain values that survive JSON."""
+    """Its origin; values that JSON can hold."""
 
     def __post_init__(self) -> None:
-        """Check what every executor relies on.
+        """Check the conditions that every executor relies on.
 
         Raises:
             QuantizationError: an accumulator could overflow int32, or layers do not fit together.
@@ -108,7 +108,7 @@ class IntegerNetwork:
 
     @cached_property
     def off_grid(self) -> tuple[str, ...]:
-        """One line for everything for which executors do not promise the same integers; empty on the grid."""
+        """One line per reason why executors may give different integers; empty on the grid."""
         return checks.off_grid(self)
 
     @property
@@ -169,20 +169,20 @@ class IntegerNetwork:
         network's metadata says how it normalizes. Compiled libraries are kept in the user's cache.
 
         Args:
-            threads: how many share a batch; by default one a core. With 1, callers in several threads run at once;
-                with more they wait for each other.
-            target: instruction sets, such as "avx2"; "native" compiles all and takes the best when it runs.
+            threads: how many threads share a batch; by default one per core. With 1, calls from several threads run
+                at the same time; with more they wait for each other.
+            target: instruction sets, such as "avx2"; "native" compiles all of them and chooses the best at run time.
 
         Raises:
             ConfigurationError: the network is off the grid (names the layer), or ``threads`` is below 1.
-            ExecutorError: there is no C compiler here, or it fails; says what is missing.
+            ExecutorError: there is no C compiler here, or it fails; the message names what is missing.
             UnknownNameError: there is no such target.
         """
         compiled: CompiledClassifier = delegates.call("compile", self, threads=threads, target=target)
         return compiled
 
     def save(self, path: str | Path, *, form: str = "integer") -> None:
-        """Write the network as an ONNX file, all of it or nothing.
+        """Write the network as an ONNX file, completely or not at all.
 
         Args:
             path: the file.
@@ -204,9 +204,9 @@ def _pairs_are_safe(weight: NDArray[np.int8]) -> bool:
 
 
 def _feed(update: Callable[[bytes], None], value: Any) -> None:
-    """Hash a value with its type and shape, so that neighbours cannot be confused.
+    """Hash a value with its type and shape, so that different sequences of values cannot give the same bytes.
 
-    Numbers count by value: a NumPy scalar hashes like the Python number that a saved file gives back.
+    Numbers are hashed by value: a NumPy scalar hashes like the Python number that is read from a saved file.
     """
     if isinstance(value, np.ndarray):
         little = value.astype(value.dtype.newbyteorder("<"), copy=False)

@@ -1,4 +1,4 @@
-"""How pixels become a network's input: part of what a network is, whichever runtime computes it."""
+"""Normalization of pixels to a network's input, the same bits in NumPy and torch."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float])
 def normalize(
     images: NDArray[np.uint8] | torch.Tensor, mean: Sequence[float], std: Sequence[float]
 ) -> NDArray[np.float32] | torch.Tensor:
-    """Return (images / 255 - mean) / std in float32, each of the three steps rounded once.
+    """Return (images / 255 - mean) / std in float32, with one rounding for each of the three steps.
 
-    NumPy and torch, on whatever device, give the same bits (eager; a compiler may contract the steps).
+    NumPy and torch give the same bits on every device (in eager mode; a compiler may contract the steps).
 
     Args:
         images: uint8, (..., C, H, W).

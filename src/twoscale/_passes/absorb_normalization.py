@@ -1,8 +1,8 @@
-"""Normalization of images as part of the network, so that it takes 8-bit pixels as they are.
+"""Normalization of images as part of the network, so that the network takes 8-bit pixels unchanged.
 
-Normalized pixels are no multiples of one step, since every channel has a mean and a deviation of its own: rounding
-them to 8 bits is the largest single error of many networks. Pixels themselves are integers, and normalization is
-linear: it belongs in the weights of the first convolution.
+Normalized pixels are not multiples of one step, because every channel has its own mean and standard deviation. Rounding
+them to 8 bits is the largest single error of many networks. The pixels themselves are integers, and normalization is
+linear, so it can move into the weights of the first convolution.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def with_normalization(graph: g.FloatGraph, mean: Sequence[float], std: Sequence
 
     Args:
         graph: from ``capture``, not folded.
-        mean: of pixels / 255, one number for each channel.
-        std: likewise.
+        mean: of pixels / 255, one number per channel.
+        std: of pixels / 255, one positive number per channel.
 
     Raises:
-        ConfigurationError: not one mean and one positive deviation for each channel.
+        ConfigurationError: another number of means or deviations, or a deviation that is not positive.
     """
     first = graph.input
     if not len(mean) == len(std) == first.shape[0] or not all(value > 0 for value in std):
@@ -53,9 +53,9 @@ def with_normalization(graph: g.FloatGraph, mean: Sequence[float], std: Sequence
 def into_weights(graph: g.FloatGraph) -> g.FloatGraph:
     """Move a map scale · x + shift of the images into the convolutions that read it.
 
-    Zero padding of normalized images is padding with the mean, other for each channel, which integers cannot do. So a
-    convolution with padding gets one channel more, constant but for its padding, whose weights bring the shift: around
-    the image nothing is shifted.
+    Zero padding of normalized images is padding with the mean of each channel, which one zero point cannot express. So
+    a convolution with padding gets an additional channel that is constant inside the image and zero in the padding;
+    its weights add the shift, and nothing is shifted around the image.
     """
     readers = graph.users[graph.input.name]
     affine = readers[0] if len(readers) == 1 else None

@@ -1,16 +1,16 @@
 """Equalization: factors moved from layer to layer, so that the channels of a tensor use its range alike.
 
-ReLU, pools, additions and moving values commute with a positive factor for each channel: f(s·x) = s·f(x). So a layer's
-output channel may be divided by s and the weights that read it multiplied by s, and the network computes what it did
-(up to float rounding). Which channels share a factor follows from the graph: those that are added, those that are the
-same values in another place. The factors of images, logits, and around ReLU6, tables and products are 1.
+ReLU, pools, additions and operators that move values commute with a positive factor per channel: f(s·x) = s·f(x). So
+a layer's output channel can be divided by s and the weights that read it multiplied by s; the network computes the
+same, up to float rounding. The graph decides which channels share a factor: channels that are added, and channels that
+hold the same values in another place. The factors of images and logits, and around ReLU6, tables and products, are 1.
 
-- "weights" (Nagel et al., "Data-free quantization through weight equalization and bias correction", 2019): the largest
-  weight that makes a channel and the largest that reads it become equal. It helps one weight scale for a whole layer,
-  above all with depthwise convolutions.
-- "activations": the channels of each tensor get the same range over a few images, so that all of them use all
-  integers of the tensor's one scale, and the weights, which have a scale for each output channel, take up the
-  difference (the thought of Xiao et al., "SmoothQuant", 2023, for convolutions).
+- "weights" (Nagel et al., "Data-free quantization through weight equalization and bias correction", 2019) makes the
+  largest weight that produces a channel equal to the largest weight that reads it. It helps where a layer has a single
+  weight scale, most of all in depthwise convolutions.
+- "activations" gives the channels of each tensor the same range over a few images, so that all of them use all integers
+  of the tensor's one scale. The weights, which have a scale per output channel, take up the difference (the idea of
+  Xiao et al., "SmoothQuant", 2023, applied to convolutions).
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _ONE = 0
 _SWEEPS = 100
 _CONVERGED = 1e-4
 _LARGEST = 16.0
-"""Factors stay within 1/16 and 16 of their layer's mean: weights take up no more than a few bits."""
+"""Factors stay between 1/16 and 16 times their layer's mean, so that weights take up no more than a few bits."""
 
 _RELU: g.Bounds = (0.0, float("inf"))
 
 
 def equalize(graph: g.FloatGraph, how: str = "weights", images_nchw: NDArray[np.float32] | None = None) -> g.FloatGraph:
-    """Return a graph that computes the same with channels of more equal ranges.
+    """Return a graph that computes the same, with channels of more equal ranges.
 
     Args:
         graph: folded.
@@ -231,7 +231,7 @@ def _by_weights(graph: g.FloatGraph, classes: _Classes) -> Float64:
             np.maximum.at(reading, read, now)
         used = (making > 0) & (reading > 0)
         used[_ONE] = False
-        # √(making / reading) would do for one channel; its neighbours move at the same time, so half the way.
+        # √(making / reading) would be right for one channel; its neighbours move at the same time, so go half the way.
         step = np.where(used, making, 1.0) / np.where(used, reading, 1.0)
         factors *= step**0.25
         if np.abs(np.log(step)).max() < _CONVERGED:

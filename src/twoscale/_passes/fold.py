@@ -1,9 +1,9 @@
-"""Passes over a FloatGraph that leave its function alone and make it fit for integers.
+"""Passes over a FloatGraph that keep its function and prepare it for integers.
 
-Each pass takes a graph and returns a new one. After ``fold`` there is no batch norm left (it is in the
-convolution before it, or a 1x1 depthwise convolution of its own), and clamps (ReLU, ReLU6) and zero padding
-are in the nodes that can take them. Averages over uneven windows are in the weights after them, or cut into even ones,
-and functions of one value written as several operations (x · sigmoid(x)) are one.
+Each pass takes a graph and returns a new one. After ``fold`` no batch norm is left: it is part of the convolution
+before it, or has become a 1x1 depthwise convolution. Clamps (ReLU, ReLU6) and zero padding are part of the nodes
+that can take them. Averages over uneven windows are part of the weights after them, or are cut into even ones.
+Functions of one value written as several operations (x · sigmoid(x)) are one node.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def fold(graph: FloatGraph, *, join_residuals: bool = True) -> FloatGraph:
 
     Args:
         graph: from ``capture``.
-        join_residuals: let additions join the convolution before them, where its sum is read by nothing else: in
-            integers that is one rounding fewer, equation (7b) instead of (3) and (7).
+        join_residuals: merge additions into the convolution before them where nothing else reads its output. In
+            integers this saves one rounding: equation (7b) instead of (3) and (7).
     """
     graph = _merge(graph, _affine_into_producer)
     graph = _merge(graph, _scale_into_consumer)
@@ -87,8 +87,8 @@ def _with_residuals_joined(graph: FloatGraph) -> FloatGraph:
 def _merge(graph: FloatGraph, rule: Callable[[Node, Node], Node | None]) -> FloatGraph:
     """Let ``rule(producer, node)`` join neighbours until nothing changes.
 
-    The rule returns the joint node or None. Only a producer that nobody else reads is joined. The joint node
-    keeps the producer's name if that is the one with weights, so that reports speak of "conv1", not "relu".
+    The rule returns the joint node or None. A producer is only joined if nothing else reads it. The joint node keeps
+    the producer's name if the producer has the weights, so that reports show "conv1", not "relu".
     """
     nodes = list(graph.nodes)
     output = graph.output
@@ -148,7 +148,7 @@ def _affine_into_producer(producer: Node, node: Node) -> Node | None:
 
 
 def _scale_into_consumer(producer: Node, node: Node) -> Node | None:
-    """A scale that is the same for all channels goes into the weights that read it: one rounding fewer."""
+    """Move a scale that is the same for all channels into the weights that read it, which saves one rounding."""
     if not isinstance(producer, ChannelAffine) or producer.bounds != UNBOUNDED or producer.shift_c.any():
         return None
     scale = float(producer.scale_c[0])
@@ -162,7 +162,7 @@ def _scale_into_consumer(producer: Node, node: Node) -> Node | None:
 
 
 def _padding_into_consumer(producer: Node, node: Node) -> Node | None:
-    """A padding of height and width goes into the convolution or pool that reads it."""
+    """Move a padding of height and width into the convolution or pool that reads it."""
     if not isinstance(producer, Pad) or not isinstance(node, Conv2d | AveragePool2d | MaxPool2d):
         return None
     if isinstance(node, MaxPool2d) != (producer.value != 0.0):
@@ -206,7 +206,7 @@ _GATED = {"hardsigmoid": "hardswish", "sigmoid": "silu"}
 
 
 def _with_functions_recognized(graph: FloatGraph) -> FloatGraph:
-    """Let x · f(x) be one table, with one rounding, where f(x) is read by nothing else."""
+    """Replace x · f(x) by one function, and so one rounding, where nothing else reads f(x)."""
     changes: dict[str, Node] = {}
     dead: set[str] = set()
     for node in graph:
@@ -228,7 +228,7 @@ def _with_functions_recognized(graph: FloatGraph) -> FloatGraph:
 
 
 def _average_into_average(producer: Node, node: Node) -> Node | None:
-    """The mean over rows of the mean over columns is one mean."""
+    """Replace the mean over rows of the mean over columns by one mean."""
     if not (isinstance(producer, AveragePool2d) and isinstance(node, AveragePool2d)):
         return None
     if producer.bounds != UNBOUNDED or any(
@@ -240,9 +240,9 @@ def _average_into_average(producer: Node, node: Node) -> Node | None:
 
 
 def _with_window_averages_in_weights(graph: FloatGraph) -> FloatGraph:
-    """Let a layer that sees the whole of an enlarged image see the image itself: both maps are linear.
+    """Merge an average that enlarges an image into the layer that reads all of it: both maps are linear.
 
-    VGG's pool to 7x7 makes more pixels than there are where images are small; its next layer reads all of them.
+    VGG's pool to 7x7 makes more pixels than a small image has, and its next layer reads all of them.
     """
     changes: dict[str, Node] = {}
     dead: set[str] = set()
@@ -276,7 +276,7 @@ def _with_window_averages_in_weights(graph: FloatGraph) -> FloatGraph:
 
 
 def _with_window_averages_split(graph: FloatGraph) -> FloatGraph:
-    """Cut averages over uneven windows into bands of even ones, and concatenate: nothing is rounded twice."""
+    """Cut averages over uneven windows into bands of even ones, and concatenate them; nothing is rounded twice."""
     nodes: list[Node] = []
     for node in graph:
         if isinstance(node, WindowAverage2d):

@@ -1,12 +1,11 @@
 """The ONNX Runtime executor: runs the graph that ``network.save`` writes.
 
-It also shows the integers inside: layers that are asked for become extra outputs of the same graph, in one session
-for each set of layers.
+Layers whose integers are asked for become additional outputs of the same graph, with one session per set of layers.
 
 x86 processors without VNNI multiply uint8 by int8 with vpmaddubsw, whose 16-bit pair sums saturate. Where ONNX
-Runtime does that (it is tried out once), the executor gives it the same weights as uint8 with the zero point 128:
-slower kernels, the right integers. For a program that runs the saved file on such a processor, ONNX Runtime's session
-option "session.x64quantprecision" = "1" does the same to networks of uint8 activations.
+Runtime does that (the executor tries it once), the executor passes the same weights as uint8 with zero point 128: the
+kernels are slower and the integers right. For a program that runs the saved file on such a processor, ONNX Runtime's
+session option "session.x64quantprecision" = "1" does the same for networks of uint8 activations.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from twoscale._environment import core_count
 from twoscale._formats import to_model
+from twoscale._ir.execution import check_images, layers_to_keep
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale.errors import ExecutorError, UnknownNameError
 
@@ -37,7 +37,7 @@ LEVELS = {
 """Graph optimization levels, by ONNX Runtime's names."""
 
 _WEIGHT_INPUTS = {"MatMulInteger": (1, 3), "QLinearConv": (3, 5)}
-"""Where an operator takes its weights, and their zero point; those of ConvInteger have its input's type in the file."""
+"""Indices of an operator's weights and their zero point. In the file, ConvInteger's weights have its input's type."""
 
 
 class OnnxRuntimeExecutor:
@@ -45,7 +45,7 @@ class OnnxRuntimeExecutor:
 
     Args:
         network: what to run.
-        threads: of ONNX Runtime's pool; by default one for each core that this process may use.
+        threads: of ONNX Runtime's pool; by default one per core that this process may use.
         optimization: graph optimization level, one of ``LEVELS``; on the grid it cannot change an integer.
 
     Raises:
@@ -67,14 +67,14 @@ class OnnxRuntimeExecutor:
 
     def run(self, images_nchw: NDArray[np.float32], keep: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
         """Compute a batch; see Executor.run."""
-        wanted = frozenset((self.network.output,) if keep is None else keep)
+        wanted = layers_to_keep(self.network, keep)
         names = [layer.name for layer in self.network if layer.name in wanted]
-        images = np.ascontiguousarray(images_nchw, dtype=np.float32)
+        images = np.ascontiguousarray(check_images(self.network, images_nchw))
         results = self._session(names).run([f"{name}/q" for name in names], {"input": images})
         return dict(zip(names, results, strict=True))
 
     def _session(self, names: list[str]) -> Any:
-        """Return the session whose outputs are these layers too; it is made once."""
+        """Return the session with these layers as additional outputs; it is made once."""
         key = frozenset(names)
         if key not in self._sessions:
             model = to_model(self.network)
@@ -87,7 +87,7 @@ class OnnxRuntimeExecutor:
 
 
 def with_unsigned_weights(model: onnx.ModelProto, network: IntegerNetwork) -> None:
-    """Turn the int8 weights that meet uint8 activations into uint8 with the zero point 128: the same products."""
+    """Turn int8 weights of layers with uint8 inputs into uint8 with zero point 128, which gives the same products."""
     from onnx import numpy_helper
 
     unsigned = {f"{layer.name}/q" for layer in network if layer.output.dtype == "uint8"}
@@ -112,7 +112,7 @@ def with_unsigned_weights(model: onnx.ModelProto, network: IntegerNetwork) -> No
 
 @functools.cache
 def kernels_saturate() -> bool:
-    """Whether ONNX Runtime's uint8 × int8 products saturate on this processor: tried out once in a process."""
+    """Return whether ONNX Runtime's uint8 × int8 products saturate on this processor; tried once per process."""
     from onnx import TensorProto, helper, numpy_helper
 
     size = 64
@@ -131,7 +131,7 @@ def kernels_saturate() -> bool:
 
 
 def _start(model: onnx.ModelProto, options: Any) -> Any:
-    options.log_severity_level = 3  # errors only: its warnings are about what it could not optimize
+    options.log_severity_level = 3  # errors only: its warnings report what it could not optimize
     return _import().InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -26,14 +26,14 @@ from twoscale.errors import ExecutorError
 
 __all__ = ["TorchExecutor"]
 
-# Where torch may take float32 products in fewer bits, if its user allows it.
+# Where torch may compute float32 products with fewer bits, if the user has allowed it.
 _MKLDNN: Any = torch.backends.mkldnn
 _PRECISIONS: tuple[Any, ...] = (torch.backends.cuda.matmul, _MKLDNN.matmul, _MKLDNN.conv)
 
 
 @contextlib.contextmanager
 def _exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Keep off what a user may have switched on and what is not exact: TF32, bfloat16, autocast, NNPACK's Winograd."""
+    """Switch off what is not exact, whatever the user has chosen: TF32, bfloat16, autocast, NNPACK's Winograd."""
     before = [place.fp32_precision for place in _PRECISIONS]
     try:
         for place in _PRECISIONS:
@@ -65,7 +65,7 @@ class TorchExecutor:
         self.network = network
         self.device = _usable(device)
         self._unfolds = self.device.type != "cpu"
-        # Made when a layer is first computed; layers are equal only to themselves.
+        # Filled when a layer is first computed. Layers compare by identity.
         self._weights: dict[n.Accumulating, tuple[torch.Tensor, torch.Tensor]] = {}
         self._tables: dict[n.Table, torch.Tensor] = {}
 
@@ -74,7 +74,7 @@ class TorchExecutor:
 
     def run(self, images_nchw: NDArray[np.float32], keep: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
         """Compute a batch; see Executor.run."""
-        # A copy: torch warns of arrays that cannot be written, and refuses negative strides.
+        # A copy, because torch warns about arrays that are not writable and refuses negative strides.
         images = self._tensor(check_images(self.network, images_nchw))
         return {
             name: value.cpu().numpy().astype(self.network.spec(name).dtype)
@@ -132,7 +132,7 @@ class TorchExecutor:
         return self._tensor(multiplier.values).reshape((1, -1) + (1,) * (ndim - 2))
 
     def finish(self, acc: torch.Tensor, layer: n.Requantize) -> torch.Tensor:
-        """Requantize accumulators, or hand them out as they are."""
+        """Requantize accumulators, or return them unchanged where the layer has no multiplier."""
         if layer.multiplier is None:
             return acc.double()
         return self.requantize(acc, layer.multiplier, layer.output)
@@ -141,7 +141,7 @@ class TorchExecutor:
 def _usable(device: str | torch.device) -> torch.device:
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # torch raises either, by what is missing
+    except (RuntimeError, AssertionError) as error:  # which of the two depends on what is missing
         reason = str(error).split("\n", 1)[0][:200]
         raise ExecutorError(f"the torch executor cannot use device '{device}': {reason}; use device='cpu'") from error
 
