@@ -206,6 +206,10 @@ def test_scaling_measures_below_its_studies_and_these_below_its_questions() -> N
     assert len(scaling_faults(imports_of("twoscale.scaling._measure.jobs", "import twoscale.scaling._study"))) == 1
 
 
+def test_no_modules_import_each_other() -> None:
+    assert cyclic(module_graph(all_imports(), EVERY_MODULE)) == set()
+
+
 @pytest.mark.parametrize(
     ("module", "text", "fault"),
     [

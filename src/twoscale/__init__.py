@@ -62,6 +62,7 @@ _FUNCTIONS = {
     "inspection_html": "twoscale._display.statistics:inspection_html",
     "network_html": "twoscale._display.networks:network_html",
     "save": "twoscale._formats:save",
+    "stages_html": "twoscale._lab.page:stages_html",
     "summary_svg": "twoscale._display.statistics:summary_svg",
     "verify_html": "twoscale._display.verification:verify_html",
 }

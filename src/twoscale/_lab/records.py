@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from twoscale import _delegates as delegates
 from twoscale._calibration.summaries import TensorSummary
 from twoscale._environment import Environment
 from twoscale._quantization.records import RangeRecord
@@ -90,6 +91,6 @@ class LabResults:
         return f"LabResults({', '.join([self.data, *accuracies])})"
 
     def _repr_html_(self) -> str:
-        from twoscale._lab.page import stages_html
-
-        return stages_html([stage for network in self.networks for stage in network.stages], self.data)
+        stages = [stage for network in self.networks for stage in network.stages]
+        html: str = delegates.call("stages_html", stages, self.data)
+        return html
