@@ -10,8 +10,8 @@
     ├── CalibrationError             calibration without images, or with NaN or infinity in it
     ├── QuantizationError            a network whose integers would not fit; names layer and channel
     ├── NetworkFileError             a file that is not an integer network of this library
-    ├── ExecutorError                an executor that cannot run on this machine; says what is missing
-    ├── ForecastError                a forecast for what no measurement covers; says which measurement is missing
+    ├── ExecutorError                an executor that cannot run on this machine; names what is missing
+    ├── ForecastError                a forecast for what no measurement covers; names the missing measurement
     └── MissingPackageError          a package of an extra is not installed; gives the pip command
 
 The command line prints the message and exits with code 2; anything else that escapes is a bug.
@@ -100,11 +100,11 @@ class NetworkFileError(TwoscaleError):
 
 
 class ExecutorError(TwoscaleError):
-    """An executor that cannot run on this machine; says what is missing."""
+    """An executor that cannot run on this machine; names what is missing."""
 
 
 class ForecastError(TwoscaleError):
-    """A forecast for what no measurement covers; says which measurement is missing."""
+    """A forecast for what no measurement covers; names the missing measurement."""
 
 
 class MissingPackageError(TwoscaleError, ImportError):

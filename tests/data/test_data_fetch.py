@@ -28,7 +28,7 @@ from twoscale.data import _cache as cache
 from twoscale.data import _cifar10 as cifar10
 from twoscale.data import _fashion_mnist as fashion_mnist
 from twoscale.data import _transfer as transfer
-from twoscale.data._progress import Bar, Reporter
+from twoscale.data._progress import Bar, FetchProgress
 from twoscale.errors import ConfigurationError, DataError, TwoscaleError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -579,7 +579,7 @@ def test_bars_are_drawn_on_a_terminal(
 
 
 def test_the_bar_counts() -> None:
-    with Reporter().downloading("x") as bar:
+    with FetchProgress().downloading("x") as bar:
         bar.total = 0
         assert bar.total is None
         bar.total = 10

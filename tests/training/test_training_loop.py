@@ -35,7 +35,7 @@ from twoscale.training import (
     _loop as loop,
 )
 from twoscale.training._images import DeviceImages
-from twoscale.training._progress import Reporter, per_second, reporter
+from twoscale.training._progress import Reporter, create_reporter, per_second
 
 CONFIG = TrainConfig(epochs=3, lr=0.01, log_every=10, seed=4, device="cpu")
 PER_EPOCH = 23  # 90 images in mini-batches of 4
@@ -59,7 +59,7 @@ def equal(a: TrainResult, b: TrainResult) -> bool:
 
 
 class Recorder:
-    """A reporter that keeps what it is told, and may do something while it is."""
+    """A create_reporter that keeps what it is told, and may do something while it is."""
 
     def __init__(self, at: int | None = None, action: Any = None) -> None:
         self.lines: list[tuple[Any, ...]] = []
@@ -89,7 +89,7 @@ class Recorder:
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Any:
     def use(recorder: Recorder) -> Recorder:
-        monkeypatch.setattr(loop, "reporter", lambda enabled: recorder)
+        monkeypatch.setattr(loop, "create_reporter", lambda enabled: recorder)
         return recorder
 
     return use
@@ -531,7 +531,7 @@ def test_lines_where_standard_error_is_no_terminal(dataset: Dataset, capsys: pyt
 def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    telling: Reporter = reporter()
+    telling: Reporter = create_reporter()
     telling.start("net on digits", 1000, 0)
     telling.advance(250, 1234.5)
     telling.loss(250, 1.2345)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from twoscale import data as data_room
+from twoscale import data
 from twoscale._cli.common import console, print_json
 from twoscale._cli.ending import ending_at_once
 from twoscale._launching import torchrun
@@ -25,7 +25,7 @@ __all__ = ["TrainOptions", "train_command"]
 
 
 def _unset(field: dataclasses.Field[Any], hint: Any) -> tuple[str, Any, Any]:
-    """Return an option that says nothing unless it is given; the recipe does."""
+    """Return an option whose default is None, so that the recipe decides unless it is given."""
     if field.name == "model":
         model = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
         return field.name, model, dataclasses.field(default=None, metadata={"note": "Default: the recipe's."})
@@ -59,22 +59,23 @@ def train_command(
     """Train a float model by a recipe; options override its values.
 
     Writes DIR/model.safetensors (the weights), DIR/run.json (what ran, losses, accuracy, rate) and
-    DIR/training-state.safetensors, from which a run that was killed goes on to the same weights. Exit code 130 after
-    Ctrl-C, which writes a checkpoint first.
+    DIR/training-state.safetensors (the checkpoint, from which --resume continues to the same weights). Exit code 130
+    after Ctrl-C, which writes a checkpoint first.
 
-    Data-parallel: --procs starts torchrun on this machine; or start it yourself, torchrun ... -m twoscale train ...
+    Data-parallel: --procs starts the processes on this machine; for several machines start torchrun on each:
+    torchrun ... -m twoscale train ...
 
     Args:
         options: The run.
-        out: Folder of the run; it is made.
+        out: Folder of the run; it is created.
         recipe: lab: the quantization lab's, for small networks. standard: resnet18 on cifar10, on a GPU. fast: to about
             94% in few seconds. large-batch: standard at 5,000 images an update.
-        without: What the recipe switches on and this run does not have, such as whiten or channels-last.
+        without: Switches of the recipe to turn off, such as whiten or channels-last.
         procs: Processes that share each batch, over NCCL with a GPU each or over gloo on processors. Default: 1, or
             those that torchrun started.
-        max_restarts: How often all processes are started again, from the last checkpoint, when one has died.
+        max_restarts: How often all processes restart from the last checkpoint after one has died.
         resume: Continue the run in the folder, or begin where there is none yet.
-        overwrite: Begin anew where the folder holds a run.
+        overwrite: Replace a run that the folder holds.
         json: Print the record as JSON when done.
     """
     from twoscale import training
@@ -122,7 +123,7 @@ def train_command(
     if leads:
         for name, reason in without_effect(config, given).items():
             sys.stderr.write(f"twoscale: --{name.replace('_', '-')} has no effect: {reason}\n")
-    dataset = data_room.load(config.data)
+    dataset = data.load(config.data)
     with ending_at_once():
         train = training.train
     try:

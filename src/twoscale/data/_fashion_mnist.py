@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoscale.data._arrays import Arrays, Digests, check
-from twoscale.data._progress import Reporter
+from twoscale.data._progress import FetchProgress
 from twoscale.data._transfer import download, read_members
 from twoscale.errors import DataError
 
@@ -64,7 +64,7 @@ def read_path(path: Path) -> tuple[Arrays, str]:
         The arrays, images (N, 1, 28, 28), and where they came from.
 
     Raises:
-        DataError: says what was expected and what was found.
+        DataError: names what was expected and what was found.
     """
     plain = [name.removesuffix(".gz") for name in FILES]
     members = read_members(path, {*FILES, *plain})
@@ -86,18 +86,18 @@ def read_path(path: Path) -> tuple[Arrays, str]:
     return result, str(path)
 
 
-def fetch(folder: Path, reporter: Reporter) -> tuple[Arrays, str]:
+def fetch(folder: Path, progress: FetchProgress) -> tuple[Arrays, str]:
     """Get Fashion-MNIST from Debian's package where installed, or else from its authors.
 
     Args:
         folder: an empty folder for the download.
-        reporter: draws the progress.
+        progress: draws the progress.
 
     Returns:
         The arrays, images (N, 1, 28, 28), and where they came from.
 
     Raises:
-        DataError: no source could be had; says why, each.
+        DataError: no source could be had; gives the reason of each.
         OSError: the download cannot be written.
     """
     failures = []
@@ -111,7 +111,7 @@ def fetch(folder: Path, reporter: Reporter) -> tuple[Arrays, str]:
         try:
             for name, md5 in FILES.items():
                 if not (folder / name).exists():
-                    download(base + name, md5, folder, reporter)
+                    download(base + name, md5, folder, progress)
             return read_path(folder)[0], base
         except DataError as error:
             failures.append(str(error))

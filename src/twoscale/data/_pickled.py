@@ -182,7 +182,7 @@ def read_batch(content: bytes) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return the images (N, 3, 32, 32) and labels (N,) of a pickled batch, by Python 2 or 3 in protocol 0 to 4.
 
     Raises:
-        PickledBatchError: it is none; says why.
+        PickledBatchError: it is none; gives the reason.
     """
     try:
         batch = _Machine().run(content)

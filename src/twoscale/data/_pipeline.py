@@ -175,7 +175,7 @@ def random_crop_flip(images_nchw: torch.Tensor, generator: torch.Generator, padd
 def crop_flip(
     images_nchw: torch.Tensor, how: torch.Tensor, fill: Literal["black", "reflect"] = "black"
 ) -> torch.Tensor:
-    """Shift and mirror each image as told.
+    """Shift and mirror each image.
 
     Args:
         images_nchw: (N, C, H, W), uint8 or floating point, on any device.

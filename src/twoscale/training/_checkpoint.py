@@ -1,4 +1,4 @@
-"""The state of a run, in one file: everything from which it goes on to the same weights, bit for bit."""
+"""A run's checkpoint: one file from which the run continues to the same weights, bit for bit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FREE = frozenset({"epochs", "checkpoint_every", "step", "threads", "device", "t
 
 @dataclass
 class Position:
-    """How far a run has come; all that is neither weight nor optimizer state."""
+    """The progress of a run: everything but weights and optimizer state."""
 
     config: TrainConfig
     labels: int
@@ -44,9 +44,9 @@ class Position:
     world_size: int = 1
     """Processes of the session that wrote it."""
     launch: str = ""
-    """What had started that session."""
+    """The launch that it belonged to."""
     notes: list[str] = field(default_factory=list)
-    """What sessions did otherwise than those before them."""
+    """What sessions changed against those before them."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def read_state(
 
 
 def begun_here(path: Path) -> bool:
-    """Return whether torchrun has started this process again, and a state is of the same launch of it."""
+    """Return whether torchrun has restarted this process, and a checkpoint is of the same launch."""
     if not restarted():
         return False
     try:
@@ -140,12 +140,17 @@ def begun_here(path: Path) -> bool:
 
 def _check_continues(found: Position, position: Position, path: Path) -> None:
     """Raise ConfigurationError where the run found in ``path`` is not the one that is to be continued."""
-    free = _FREE if found.config.schedule == "constant" else _FREE - {"epochs"}  # which the other schedules end with
+    schedule = found.config.schedule
+    free = _FREE if schedule == "constant" else _FREE - {"epochs"}
     differences = [
         f"{name} was {getattr(found.config, name)}, is {getattr(position.config, name)}"
         for name in found.config.__dataclass_fields__
         if name not in free and getattr(found.config, name) != getattr(position.config, name)
     ]
+    if schedule != "constant" and found.config.epochs != position.config.epochs:
+        differences.append(
+            f"the {schedule} schedule ends with the run, which therefore cannot get more or fewer epochs"
+        )
     if not differences and found.labels != position.labels:
         differences = ["the training labels are others"]
     if differences:
@@ -156,7 +161,7 @@ def _check_continues(found: Position, position: Position, path: Path) -> None:
 
 
 def noted(found: Position, position: Position) -> list[str]:
-    """Return what changes in a run that goes on otherwise than it began, a line each.
+    """Return what a session changes against the one that it continues, one line per change.
 
     Args:
         found: what was saved.

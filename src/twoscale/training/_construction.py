@@ -36,7 +36,7 @@ def create_model(
     """Return the model with its initial weights where it is to run, and that device.
 
     Args:
-        config: names it, and says how it begins.
+        config: names the model and its initialization.
         dataset: whose patches a whitening first convolution is made from.
         model: to be used instead, where it is.
         options: of the named model.

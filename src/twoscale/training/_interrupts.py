@@ -13,7 +13,7 @@ __all__ = ["TrainingInterrupted", "deferred_interrupt"]
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C ended a run; the message says where it was saved and how it goes on."""
+    """Ctrl-C ended a run; the message names the checkpoint and how to continue."""
 
 
 @contextlib.contextmanager

@@ -2,8 +2,8 @@
 
     order of the epoch → gather uint8 → normalize → step → (every so often) losses, accuracy, checkpoint
 
-Nothing in it reads a value back from the device except where a line is written: each step leaves its loss in
-its own place of a buffer, and the buffer is read once an entry.
+Values are read back from the device only where a line is written: each step writes its loss to its own place in a
+buffer, and the buffer is read once per log entry.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from twoscale.training._graphed import GraphedStep
 from twoscale.training._images import DeviceImages
 from twoscale.training._interrupts import TrainingInterrupted, deferred_interrupt
 from twoscale.training._parallel import ParallelStep
-from twoscale.training._progress import Reporter, reporter, title
+from twoscale.training._progress import Reporter, create_reporter, title
 from twoscale.training._random_state import put_random_state, random_state, seeded
 from twoscale.training._ranks import Ranks, process_group, share_of
 from twoscale.training._record import MODEL_FILE, RECORD_FILE, STATE_FILE, EpochRecord, RunRecord
@@ -78,19 +78,19 @@ def train(
     The same configuration, data and number of threads give the same weights, bit for bit, however often the run
     was interrupted and resumed. Torch's global random state is left as it was.
 
-    In each of the processes that torchrun started, the same call trains together with the others; the leading one
-    speaks and writes. After torchrun has restarted them, the run that they had begun in ``out`` is continued.
+    Under torchrun, every process makes the same call, and all of them train together. Only rank 0 prints and writes.
+    After torchrun has restarted the processes, the run that they had begun in ``out`` continues.
 
     Args:
         config: what to do.
         dataset: what to train on.
         out: folder for ``model.safetensors`` (weights, once finished), ``run.json`` (:class:`RunRecord`) and
-            ``training-state.safetensors`` (to go on from, at every epoch's end). What an earlier run left in it is
-            replaced unless it is resumed. None: nothing is written.
+            ``training-state.safetensors`` (the checkpoint, written at the end of every epoch). What an earlier run left
+            in it is replaced unless that run is resumed. None: nothing is written.
         resume: continue the run in ``out``, or begin where there is none yet. More epochs than it had extend it.
         model: any module that maps images to logits, trained in place and on its device, instead of a new one by
             the name in the configuration.
-        progress: tell on standard error how it goes.
+        progress: show the progress on standard error.
 
     Returns:
         The model and the record.
@@ -107,13 +107,13 @@ def train(
         raise ConfigurationError("resume needs the folder (out) of the run that is to be continued")
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(process_group(config.device))
-        telling = reporter(progress and ranks.leads)
-        stack.callback(telling.close)
+        reporter = create_reporter(enabled=progress and ranks.leads)
+        stack.callback(reporter.close)
         config = config.resolved()
         assert config.threads is not None
-        # Initial weights that are computed have the same bits whatever OMP_NUM_THREADS says.
+        # Computed initial weights must have the same bits for every OMP_NUM_THREADS.
         stack.enter_context(numerics(threads=config.threads, batch_size=config.batch_size))
-        run = _Run(config, dataset, out, model, telling, ranks)
+        run = _Run(config, dataset, out, model, reporter, ranks)
         stack.enter_context(seeded(config.seed + ranks.rank, run.device))
         stack.enter_context(numerics(threads=run.threads, batch_size=run.size))
         stack.enter_context(torch.no_grad())
@@ -147,10 +147,10 @@ class _Run:
         dataset: Dataset,
         out: Path | None,
         model: nn.Module | None,
-        telling: Reporter,
+        reporter: Reporter,
         ranks: Ranks,
     ) -> None:
-        self.dataset, self.out, self.telling, self.ranks = dataset, out, telling, ranks
+        self.dataset, self.out, self.reporter, self.ranks = dataset, out, reporter, ranks
         self.options = {} if model is not None else {"classes": len(dataset.classes)}
         self.model, self.device = create_model(config, dataset, model, self.options)
         self.config = config = dataclasses.replace(config, device="cuda" if self.device.type == "cuda" else "cpu")
@@ -192,7 +192,7 @@ class _Run:
         """Sum of the losses of the epoch that is under way, up to the last look."""
         self.prepare_seconds = 0.0
         self.news: list[str] = []
-        """What this session does otherwise than those before it."""
+        """What this session changes against those before it."""
         self.saved: int | None = None
         """Mini-batches done at the last checkpoint."""
 
@@ -206,14 +206,14 @@ class _Run:
         return None if rates is None else torch.tensor(rates, device=self.device, dtype=dtype)
 
     def begin(self, resume: bool) -> None:
-        """Take up an earlier state or clear it away, and get the step ready."""
+        """Load the checkpoint or replace it, and prepare the step."""
         if self.out is not None:
             state = self.out / STATE_FILE
             if self.ranks.from_leader(lambda: state.exists() and (resume or begun_here(state)), bool):
                 self._take_up(state)
             else:
                 if resume:
-                    self.telling.say(f"nothing to resume in {self.out}: it begins at the beginning")
+                    self.reporter.say(f"nothing to resume in {self.out}: it begins at the beginning")
                 self._save()  # also shows that the folder can be written, before time is spent
         if attempt := restarted():
             where = f"after mini-batch {self.position.done:,}" if self.position.done else "from the beginning"
@@ -242,17 +242,17 @@ class _Run:
             self.step.prepare(self.images.take(torch.arange(size, device=self.device)), self.images.labels[:size], rate)
 
     def loop(self) -> None:
-        """Take all steps that are left."""
+        """Take all remaining steps."""
         config, position = self.config, self.position
         often = _LOOK_EVERY if self.device.type == "cpu" else _LOOK_EVERY_ON_GPU
         looks = [often, config.log_every, self.per_epoch, *filter(None, [config.checkpoint_every])]
-        self.telling.start(
+        self.reporter.start(
             title(config, self.per_epoch, self.step.describe(), self.ranks.size, position.done),
             self.total,
             position.done,
         )
         for note in [*self.news, *self.step.notes]:
-            self.telling.say(note)
+            self.reporter.say(note)
         with deferred_interrupt() as interrupted:
             while position.done < self.total:
                 epoch, first = divmod(position.done, self.per_epoch)
@@ -293,7 +293,7 @@ class _Run:
 
         if isinstance(step, GraphedStep):
             return graphed
-        batches, recent = self._batches(order, first), self.recent.unbind()
+        batches, recent = self._mini_batches(order, first), self.recent.unbind()
 
         def each(done: int) -> None:
             assert not isinstance(step, GraphedStep)
@@ -320,7 +320,7 @@ class _Run:
         return time.perf_counter()
 
     def finish(self) -> TrainResult:
-        """Write what is left of a finished run."""
+        """Write the results of a finished run."""
         self.model.eval()
         alone(self.model)
         if self.options:  # made here
@@ -331,9 +331,9 @@ class _Run:
         return TrainResult(self.model, record)
 
     def _look(self, interrupted: threading.Event) -> None:
-        """Do what is due after so many mini-batches."""
+        """Log, evaluate, save and stop where it is due."""
         config, position, done = self.config, self.position, self.position.done
-        self.telling.advance(done, done / position.seconds if position.seconds else 0.0)
+        self.reporter.advance(done, done / position.seconds if position.seconds else 0.0)
         if done % config.log_every == 0 or done == self.total:
             self._enter_loss()
         epoch_ends = done % self.per_epoch == 0
@@ -372,7 +372,7 @@ class _Run:
         position.epoch_seconds = position.epoch_data_wait = 0.0
         self.epoch_loss.zero_()
         if accuracy is not None:
-            self.telling.accuracy(number, self.epochs, accuracy)
+            self.reporter.accuracy(number, self.epochs, accuracy)
 
     def _accuracy(self) -> float:
         """Return the test accuracy; each process judges its share of the images."""
@@ -392,13 +392,13 @@ class _Run:
         losses = self._checked_losses()
         mean = float(losses.double().mean())
         self.position.losses.append((self.position.done, mean))
-        self.telling.loss(self.position.done, mean)
+        self.reporter.loss(self.position.done, mean)
 
     def _checked_losses(self) -> torch.Tensor:
         """Return the losses since the last entry.
 
         Raises:
-            ConfigurationError: one is NaN or infinite; says of which mini-batch.
+            ConfigurationError: one is NaN or infinite; names the mini-batch.
         """
         done, entry = self.position.done, self.config.log_every
         losses = self.recent[: (done - 1) % entry + 1]
@@ -468,7 +468,7 @@ class _Run:
             )
         return saved
 
-    def _batches(self, order: torch.Tensor, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _mini_batches(self, order: torch.Tensor, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the mini-batches of an epoch from number ``first`` on."""
         size, position = self.size, self.position
         # Gathers begin at the same places whether resumed or not, so that every batch lies at the same

@@ -1,4 +1,4 @@
-"""What a run tells while it runs, on standard error: a bar in a terminal, else plain lines."""
+"""The progress of a run on standard error: a bar in a terminal, else plain lines."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from twoscale.training._config import TrainConfig
 from twoscale.training._schedule import describe_schedule
 
-__all__ = ["Reporter", "per_second", "reporter", "title"]
+__all__ = ["Reporter", "create_reporter", "per_second", "title"]
 
 _OPTIMIZERS = {"sgd": "SGD", "lars": "LARS", "lamb": "LAMB", "adamw": "AdamW"}
 
 
 def title(config: TrainConfig, per_epoch: int, how: str, processes: int, done: int) -> str:
-    """Return a run in one line.
+    """Describe a run in one line.
 
     Args:
         config: with every default filled in.
@@ -38,34 +38,34 @@ def title(config: TrainConfig, per_epoch: int, how: str, processes: int, done: i
 
 
 def per_second(rate: float) -> str:
-    """Return a rate as a number for people, slow ones to two digits."""
+    """Format a rate; slow ones have two digits."""
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 class Reporter(Protocol):
-    """What the loop says, in the order it says it."""
+    """Receives the events of a run."""
 
     def start(self, title: str, total: int, done: int) -> None:
-        """Begin; ``total`` and ``done`` in mini-batches."""
+        """Begin; ``total`` and ``done`` are mini-batches."""
 
     def advance(self, done: int, rate: float) -> None:
-        """So many are done, at so many a second; comes several times a second."""
+        """Report the number of finished mini-batches, and their rate per second; called several times a second."""
 
     def loss(self, done: int, value: float) -> None:
-        """The mean loss since the last time."""
+        """Report the mean loss since the last report."""
 
     def accuracy(self, epoch: int, epochs: int, value: float) -> None:
-        """The test accuracy after an epoch, 0..1."""
+        """Report the test accuracy after an epoch, 0..1."""
 
     def say(self, line: str) -> None:
-        """Anything else."""
+        """Print a line."""
 
     def close(self) -> None:
-        """Take the bar away; comes in any case."""
+        """Remove the bar; always called."""
 
 
-def reporter(enabled: bool = True) -> Reporter:
-    """Return the reporter for this process's standard error, or one that says nothing."""
+def create_reporter(enabled: bool = True) -> Reporter:
+    """Return the reporter for this process's standard error, or a silent one."""
     if not enabled:
         return _Silent()
     console = Console(stderr=True, highlight=False)
@@ -93,7 +93,7 @@ class _Silent:
 
 
 class _Lines:
-    """One line an entry, for logs."""
+    """One line per event, for logs."""
 
     def __init__(self) -> None:
         self._total = 0
@@ -121,7 +121,7 @@ class _Lines:
 
 
 class _Bar:
-    """A bar with what was last known beside it."""
+    """A bar with the latest values beside it."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(

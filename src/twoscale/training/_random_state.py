@@ -26,7 +26,7 @@ def random_state(device: torch.device) -> torch.Tensor:
 
 
 def put_random_state(state: torch.Tensor, device: torch.device) -> None:
-    """Put back what :func:`random_state` gave; what a run on a processor leaves says nothing of a GPU's."""
+    """Put back what :func:`random_state` gave; a state from a processor leaves the GPU's as it is."""
     mine, gpus = state.tensor_split([len(torch.get_rng_state())])
     torch.set_rng_state(mine)
     for gpu in _gpu(device) if len(gpus) else ():

@@ -86,7 +86,7 @@ def save_result(path: Path, model: nn.Module, record: RunRecord, dataset: Datase
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the bytes that a GPU had reserved, or this process had in memory, at most; None where it is not said."""
+    """Return the most bytes that the GPU had reserved, or this process had in memory; None where that is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     return peak_resident_bytes()
