@@ -1,10 +1,12 @@
-"""Named data sets as uint8 arrays in memory, checked by content hash; shuffling, batches, normalization.
+"""Data sets as uint8 arrays: named ones, checked by content hash, and folders of pictures; batches, normalization.
 
-Nothing here needs torch, except that tensors may be given where arrays may.
+Nothing here needs torch, but functions on arrays also take tensors.
 """
 
 from twoscale._files import cache_dir
 from twoscale.data._dataset import CIFAR10_MEAN, CIFAR10_STD, LAB_MEAN, LAB_STD, Dataset, Split
+from twoscale.data._folder import image_folder
+from twoscale.data._pictures import Preprocessing
 from twoscale.data._pipeline import (
     augmentation,
     batches,
@@ -23,6 +25,7 @@ __all__ = [
     "LAB_STD",
     "Dataset",
     "Description",
+    "Preprocessing",
     "Split",
     "augmentation",
     "batches",
@@ -31,6 +34,7 @@ __all__ = [
     "describe",
     "epoch_order",
     "fetch",
+    "image_folder",
     "load",
     "names",
     "normalize",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,17 +27,18 @@ class Split:
     """One half of a data set.
 
     Raises:
-        DataError: the arrays are not uint8, not of these shapes, or not of one length.
+        DataError: the arrays are not of these types, not of these shapes, or not of one length.
     """
 
     images: NDArray[np.uint8]
     """(N, C, H, W), 0..255."""
-    labels: NDArray[np.uint8]
-    """(N,), index into the data set's classes."""
+    labels: NDArray[Any]
+    """(N,), uint8, or uint16 for more than 256 classes: index into the data set's classes."""
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
-        if images.dtype != np.uint8 or images.ndim != 4 or labels.dtype != np.uint8 or labels.ndim != 1:
+        wrong_labels = labels.dtype not in (np.uint8, np.uint16) or labels.ndim != 1
+        if images.dtype != np.uint8 or images.ndim != 4 or wrong_labels:
             raise DataError(
                 f"images {images.dtype}{images.shape} with labels {labels.dtype}{labels.shape}: "
                 "expected uint8 (N, C, H, W) with uint8 (N,)"

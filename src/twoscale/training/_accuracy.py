@@ -69,7 +69,7 @@ def correct(
             for images, labels in batches(split.images, split.labels, batch_size):
                 x = normalize(torch.from_numpy(images).to(tensor.device), mean, std).to(tensor.dtype)
                 logits = _logits(model, x, views)
-                right += (logits.argmax(1) == torch.from_numpy(labels).to(tensor.device)).sum()
+                right += (logits.argmax(1) == torch.from_numpy(labels).to(tensor.device).long()).sum()
     finally:
         model.train(was_training)
     return int(right)

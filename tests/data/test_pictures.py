@@ -1,0 +1,328 @@
+"""Pictures against Pillow, and against torchvision's transforms computed here anew."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from twoscale import data
+from twoscale.data import Preprocessing
+from twoscale.data import _folder as folder
+from twoscale.data import _pictures as pictures
+from twoscale.errors import ConfigurationError, DataError
+
+ORIENTATION = 0x0112
+SIZES = [
+    *((1, 1), (1, 2), (2, 1), (3, 5), (7, 7), (31, 33), (33, 31), (64, 64), (100, 30), (30, 100), (640, 3), (4000, 30)),
+    *((2, 2), (5, 3), (23, 24), (24, 24), (25, 24)),
+]
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"]
+FORMATS = {
+    "CMYK": ["TIFF", "JPEG"],
+    "YCbCr": ["JPEG"],
+    "I;16": ["PNG", "TIFF"],
+    "P": ["PNG", "GIF"],
+    "RGB": ["PNG", "BMP", "WEBP", "TIFF"],
+    "RGBA": ["PNG", "WEBP"],
+}
+
+Pixels = NDArray[np.uint8]
+
+
+def odd_pictures() -> Iterator[tuple[str, bytes, int]]:
+    """Give (name, file, EXIF orientation) of pictures of many sizes, modes and formats."""
+    generator = np.random.default_rng(0)
+    for mode in MODES:
+        for width, height in SIZES:
+            colour = Image.fromarray(generator.integers(0, 256, (height, width, 4), dtype=np.uint8), "RGBA")
+            if mode == "I;16":
+                image = Image.fromarray(generator.integers(0, 65536, (height, width), dtype=np.uint16))
+            elif mode in ("LA", "RGBA"):
+                image = colour.convert(mode)
+            else:
+                image = colour.convert("RGB").convert(mode)
+            for form in FORMATS.get(mode, ["PNG"]):
+                options: dict[str, Any] = {"lossless": True} if form == "WEBP" else {}
+                orientation = int(generator.integers(0, 9)) if form in ("PNG", "JPEG", "WEBP", "TIFF") else 0
+                if orientation:
+                    exif = Image.Exif()
+                    exif[ORIENTATION] = orientation
+                    options["exif"] = exif
+                image.save(content := io.BytesIO(), form, **options)
+                yield f"{mode} {width}x{height} {form} {orientation}", content.getvalue(), orientation
+
+
+PICTURES = list(odd_pictures())
+
+
+def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Return (H, W, ...) as EXIF 2.3, table of Orientation, says the rows and columns lie."""
+    swap = (1, 0, *range(2, pixels.ndim))
+    found: NDArray[Any] = {
+        2: lambda p: p[:, ::-1],
+        3: lambda p: p[::-1, ::-1],
+        4: lambda p: p[::-1],
+        5: lambda p: p.transpose(swap),
+        6: lambda p: p.transpose(swap)[:, ::-1],
+        7: lambda p: p.transpose(swap)[::-1, ::-1],
+        8: lambda p: p.transpose(swap)[::-1],
+    }.get(orientation, lambda p: p)(pixels)
+    return found
+
+
+def expected(content: bytes, orientation: int, size: int, to: int, resampling: Image.Resampling, mode: str) -> Pixels:
+    """Return what torchvision's Resize(to) and CenterCrop(size) give, after EXIF."""
+    with Image.open(io.BytesIO(content)) as image:
+        if image.mode.startswith("I"):
+            values = np.asarray(image).astype(float)
+            grey = Image.fromarray(np.floor(values * 255 / 65535 + 0.5).astype(np.uint8))
+            converted = grey.convert(mode)
+        else:
+            converted = image.convert(mode)
+        if image.format == "TIFF":
+            orientation = 1  # Pillow turned it when it was decoded
+    upright = Image.fromarray(np.ascontiguousarray(turned(np.asarray(converted), orientation)), mode)
+    # torchvision.transforms.functional._compute_resized_output_size
+    width, height = upright.size
+    short, long = (width, height) if width <= height else (height, width)
+    new_long = int(to * long / short)
+    upright = upright.resize((to, new_long) if width <= height else (new_long, to), resampling)
+    pixels = np.asarray(upright).reshape(upright.height, upright.width, -1)
+    # torchvision.transforms.functional.center_crop
+    height, width = pixels.shape[:2]
+    if size > width or size > height:
+        left = (size - width) // 2 if size > width else 0
+        top = (size - height) // 2 if size > height else 0
+        right = (size - width + 1) // 2 if size > width else 0
+        bottom = (size - height + 1) // 2 if size > height else 0
+        pixels = np.pad(pixels, ((top, bottom), (left, right), (0, 0)))
+        height, width = pixels.shape[:2]
+    top, left = round((height - size) / 2.0), round((width - size) / 2.0)
+    return pixels[top : top + size, left : left + size].transpose(2, 0, 1)
+
+
+def test_there_are_enough_odd_pictures() -> None:
+    assert len(PICTURES) >= 200
+    assert {orientation for _, _, orientation in PICTURES} == set(range(9))
+
+
+@pytest.mark.parametrize(("size", "to"), [(24, 24), (24, 32), (33, 21)])
+@pytest.mark.parametrize("filter_", ["bilinear", "bicubic"])
+@pytest.mark.filterwarnings("ignore")
+def test_pixels_are_those_of_pillow_and_torchvision(size: int, to: int, filter_: Any) -> None:
+    for channels, mode in ((3, "RGB"), (1, "L")):
+        how = Preprocessing(size, resize_to=to, interpolation=filter_, channels=channels)  # type: ignore[arg-type]
+        for name, content, orientation in PICTURES:
+            right = expected(content, orientation, size, to, Image.Resampling[filter_.upper()], mode)
+            found = how.read(content)
+            assert found.dtype == np.uint8
+            assert found.shape == how.shape
+            assert np.array_equal(found, right), name
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_brings_the_same_picture_upright(orientation: int, form: str) -> None:
+    upright = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)
+    # The stored picture is the one that the orientation turns into the upright one.
+    stored = next(
+        candidate
+        for turn in range(4)
+        for candidate in (np.rot90(upright, turn), np.rot90(upright[:, ::-1], turn))
+        if turned(candidate, orientation).shape == upright.shape
+        and np.array_equal(turned(candidate, orientation), upright)
+    )
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(content := io.BytesIO(), form, exif=exif)
+    found = Preprocessing(12, resize="exact", interpolation="nearest").read(content.getvalue())
+    assert np.array_equal(found, upright.repeat(2, 0).repeat(3, 1).transpose(2, 0, 1))
+
+
+def test_alpha_is_kept_for_four_channels_and_dropped_for_fewer() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(content := io.BytesIO(), "PNG")
+    for channels in (3, 4):
+        found = Preprocessing(8, channels=channels).read(content.getvalue())
+        assert np.array_equal(found, pixels[:, :, :channels].transpose(2, 0, 1))
+
+
+def test_sixteen_bits_become_eight_by_rounding() -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    Image.fromarray(values).save(content := io.BytesIO(), "PNG")
+    found = Preprocessing(256, channels=1).read(content.getvalue())
+    assert np.array_equal(found[0], ((values.astype(np.int64) * 510 + 65535) // 131070).astype(np.uint8))
+    assert (found[0, 0, 128], found[0, 0, 129]) == (0, 1)  # 128.5 is where 0.5 lies
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_files_that_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(good := io.BytesIO(), "PNG")
+    huge = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 2**16, 2**16, 8, 2, 0, 0, 0))
+        + chunk(b"IEND", b"")
+    )
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(floats := io.BytesIO(), "TIFF")
+    for content, message in (
+        (b"", "is no readable picture"),
+        (b"hello", "is no readable picture"),
+        (good.getvalue()[:60], "is no readable picture|is damaged"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n", "is no readable picture"),
+        (huge, "pixels; expected at most|is damaged"),
+        (floats.getvalue(), "32 bits per pixel"),
+    ):
+        (tmp_path / "x.png").write_bytes(content)
+        with pytest.raises(DataError, match=message) as caught:
+            Preprocessing().read(tmp_path / "x.png")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"none\.png is no readable picture: No such file"):
+        Preprocessing().read(tmp_path / "none.png")
+
+
+def outcome(how: Preprocessing, content: bytes) -> str:
+    """Return what a file gives: "" for pixels, else the message."""
+    try:
+        assert how.read(content).shape == how.shape
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def test_mutated_files_give_pixels_or_one_line() -> None:
+    generator = random.Random(0)
+    how = Preprocessing(16)
+    contents = [content for name, content, _ in PICTURES if " 31x33 " in name or " 7x7 " in name]
+    for number in range(600):
+        content = bytearray(generator.choice(contents))
+        for _ in range(generator.randrange(1, 5)):
+            content[generator.randrange(len(content))] = generator.randrange(256)
+        if number % 3 == 0:
+            del content[generator.randrange(len(content)) :]
+        assert "\n" not in outcome(how, bytes(content))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"size": 0}, {"size": 5000}, {"resize_to": 0}, {"channels": 2}, {"resize": "exact", "resize_to": 3}],
+    ids=str,
+)
+def test_numbers_outside_their_range(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        Preprocessing(**options)
+
+
+def make(path: Path, counts: dict[str, int], seed: int = 0) -> None:
+    """Write pictures of one colour each, which names class and number."""
+    for label, (name, count) in enumerate(counts.items()):
+        for number in range(count):
+            file = path / name / f"{number:03}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 7), (label, number, seed)).save(file)
+
+
+HOW = Preprocessing(8)
+
+
+def test_a_folder_divided_by_the_user(tmp_path: Path) -> None:
+    for part, seed in (("train", 1), ("val", 2)):
+        make(tmp_path / "my pictures" / part, {"cat": 5, "dog": 3}, seed)
+    found = data.image_folder(tmp_path / "my pictures", HOW)
+    assert (found.name, found.classes) == ("my pictures", ("cat", "dog"))
+    assert (len(found.train), len(found.test)) == (8, 8)
+    assert found.train.labels.tolist() == [0] * 5 + [1] * 3
+    assert found.train.images[:, :, 0, 0].tolist() == [[int(i > 4), i if i < 5 else i - 5, 1] for i in range(8)]
+    assert set(found.test.images[:, 2].flatten().tolist()) == {2}
+    assert found.mean == found.std == (0.5, 0.5, 0.5)
+    assert found.source.endswith("my pictures (train and val)")
+
+
+def test_a_folder_that_is_divided_here(tmp_path: Path) -> None:
+    make(tmp_path / "x", {"a": 50, "b": 10, "c": 2})
+    found = data.image_folder(tmp_path / "x", HOW)
+    assert np.bincount(found.test.labels).tolist() == [10, 2, 1]
+    assert np.bincount(found.train.labels).tolist() == [40, 8, 1]
+    both = np.concatenate([split.images[:, :2, 0, 0] for split in (found.train, found.test)])
+    assert len({tuple(row) for row in both.tolist()}) == 62
+    again, other = data.image_folder(tmp_path / "x", HOW), data.image_folder(tmp_path / "x", HOW, seed=1)
+    assert np.array_equal(again.test.images, found.test.images)
+    assert not np.array_equal(other.test.images, found.test.images)
+    assert found.source.endswith("(0.2 of each class for testing, seed 0)")
+
+
+def test_damaged_files_are_named_and_counted(tmp_path: Path) -> None:
+    make(tmp_path / "x", {"a": 10, "b": 10})
+    for number in range(7):
+        (tmp_path / "x" / "b" / f"{number:03}.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"7 of 20 pictures cannot be read: .*b/00\d\.png .*; and 2 more; replace them"):
+        data.image_folder(tmp_path / "x", HOW)
+    lines: list[str] = []
+    found = data.image_folder(tmp_path / "x", HOW, skip_damaged=True, on_damaged=lines.append)
+    assert (len(lines), len(found.train) + len(found.test)) == (7, 13)
+    assert "; 7 damaged pictures left out)" in found.source
+    places = np.concatenate([split.images[split.labels == 1][:, 1, 0, 0] for split in (found.train, found.test)])
+    assert sorted(places.tolist()) == [7, 8, 9]
+
+
+def test_pixels_beyond_the_memory_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "x", {"a": 10, "b": 10})
+    (tmp_path / "x" / "a" / "003.png").write_bytes(b"no picture")
+    in_memory = data.image_folder(tmp_path / "x", HOW, skip_damaged=True)
+    monkeypatch.setattr(folder, "_IN_MEMORY", 100)
+    monkeypatch.setenv("TWOSCALE_CACHE", str(tmp_path / "cache"))
+    mapped = data.image_folder(tmp_path / "x", HOW, skip_damaged=True)
+    assert isinstance(mapped.train.images, np.memmap)
+    assert np.array_equal(mapped.train.images, in_memory.train.images)
+    assert np.array_equal(mapped.train.labels, in_memory.train.labels)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_more_than_256_classes_and_other_channels(tmp_path: Path) -> None:
+    make(tmp_path / "x", {f"{i:03}": 2 for i in range(300)})
+    found = data.image_folder(tmp_path / "x", Preprocessing(1, channels=1), mean=[0.1], std=[0.2])
+    assert found.train.labels.dtype == np.uint16
+    assert found.train.labels.tolist() == list(range(300))
+    assert (found.train.images.shape, found.mean, found.std) == ((300, 1, 1, 1), (0.1,), (0.2,))
+
+
+def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
+    make(tmp_path / "one", {"a": 3})
+    make(tmp_path / "few", {"a": 3, "b": 1})
+    make(tmp_path / "differ" / "train", {"a": 3, "b": 3})
+    make(tmp_path / "differ" / "test", {"a": 3, "c": 3})
+    make(tmp_path / "empty", {"a": 3})
+    (tmp_path / "empty" / "b").mkdir()
+    (tmp_path / "file").write_text("")
+    for name, message in (
+        ("none", "none does not exist: expected a folder of pictures"),
+        ("file", "file is no folder: expected a folder of pictures"),
+        ("one", "one has 1 folders with pictures; expected at least 2"),
+        ("few", "b has 1 pictures, of which none would be left to train with"),
+        ("differ", r"train and test have different classes \(b, c\)"),
+        ("empty", r"b has no pictures \(.*\); expected a folder per class"),
+    ):
+        with pytest.raises(DataError, match=message):
+            data.image_folder(tmp_path / name, HOW)
+    for options in ({"test_fraction": 0.0}, {"test_fraction": 1.0}, {"seed": -1}, {"std": [0, 1, 1]}, {"mean": [1, 2]}):
+        with pytest.raises(ConfigurationError):
+            data.image_folder(tmp_path / "one", HOW, **options)
+
+
+def test_the_largest_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (20, 20)).save(content := io.BytesIO(), "PNG")
+    monkeypatch.setattr(pictures, "_LARGEST", 399)
+    with pytest.raises(DataError, match="the picture has 20 x 20 pixels; expected at most 399"):
+        Preprocessing(8).read(content.getvalue())
