@@ -344,6 +344,13 @@ def test_resume_of_another_run(dataset: Dataset, tmp_path: Path) -> None:
     for change in ({"model": "net-with-bias"}, {"optimizer": "lamb"}, {"momentum": 0.0}, {"crop": 1}):
         with pytest.raises(ConfigurationError, match=f"holds another run: {next(iter(change))} was "):
             run(dataset, replace(one, **change), out=tmp_path, resume=True)
+    cosine = replace(one, schedule="cosine", epochs=1)
+    run(dataset, cosine, out=tmp_path / "cosine")
+    message = (
+        r"epochs was 1, is 2; the cosine schedule ends with the run, which therefore cannot get more or fewer epochs; "
+    )
+    with pytest.raises(ConfigurationError, match=message):
+        run(dataset, replace(cosine, epochs=2), out=tmp_path / "cosine", resume=True)
     with pytest.raises(CheckpointError, match=r"does not fit the optimizer: missing momentum.1.weight; unexpected"):
         run(dataset, one, out=tmp_path, resume=True, model=nn.Sequential(nn.Flatten(), nn.Linear(3072, 10, bias=False)))
 
@@ -375,7 +382,9 @@ def test_resume_of_a_damaged_state(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not the state of a training run"):
         run(dataset, out=tmp_path, resume=True)
     state.write_bytes(whole)
-    with pytest.raises(CheckpointError, match="is what a run goes on from; its weights are beside it"):
+    with pytest.raises(
+        CheckpointError, match="is a checkpoint of a training run; once the run has finished, its weights"
+    ):
         models.load_checkpoint(state)
 
 
