@@ -442,7 +442,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(dataset: Dataset, tmp_path: Path,
 
 
 def test_a_folder_is_for_one_run_at_a_time(dataset: Dataset, tmp_path: Path, recorded: Any) -> None:
-    (tmp_path / ".training-state.x1.safetensors").touch()  # of a process that was killed while it wrote
+    (tmp_path / ".training-state.twoscale-killed00.safetensors").touch()  # of a process that was killed while it wrote
 
     def second() -> None:
         with pytest.raises(ConfigurationError, match=r"another process is training in .* at this moment"):
