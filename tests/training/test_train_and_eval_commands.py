@@ -117,7 +117,7 @@ def test_a_process_that_fails_alone_says_so(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "two")
-    monkeypatch.setattr(cli, "_LEAVE_TIME", 0.0)
+    monkeypatch.setattr("twoscale._cli.ending._LEAVE_TIME", 0.0)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["train", "nett", "--out", "x", "--momentum", "2"])
     assert capsys.readouterr().err == (
@@ -151,7 +151,7 @@ def test_nothing_holds_what_a_run_had_when_the_process_ends(monkeypatch: pytest.
         raise SystemExit(2)
 
     monkeypatch.setattr(cli, "_run", verb)
-    monkeypatch.setattr(cli, "_fail", fail)
+    monkeypatch.setattr(cli, "fail", fail)
     with pytest.raises(SystemExit, match="2"):
         cli.main([])
 
