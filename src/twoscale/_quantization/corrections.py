@@ -28,6 +28,7 @@ from twoscale._ir import layers as n
 from twoscale._ir.float_module import GraphModule
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.interpreter import interpret
+from twoscale._quantization.error_feedback import blocks_of, feed_back
 from twoscale._quantization.plan import Plan
 from twoscale._quantization.scales import quantize_bias, weight_scales
 from twoscale._quantization.scheme import Scheme
@@ -37,14 +38,8 @@ __all__ = ["correct", "correct_layer"]
 
 Float64 = NDArray[np.float64]
 
-_DAMPING = 0.01
-"""Added to the diagonal of the second moments, relative to its mean, lest a few images decide the rounding."""
-
 _CHUNK = 32
 """Images whose patches are in memory at a time."""
-
-_BLOCK = 64
-"""Weights that are rounded before the rest is updated by one matrix product. The result does not depend on it."""
 
 _NEWTON_STEPS = 4
 _LEAST_BETWEEN = 0.02
@@ -159,20 +154,21 @@ def _with_error_feedback(
 ) -> n.Accumulating:
     weight = node.weight_oihw if isinstance(node, g.Conv2d) else node.weight_oi
     groups = node.groups if isinstance(node, g.Conv2d) else 1
-    moments = _second_moments(layer, shifted)
-    rows = weight.reshape(groups, weight.shape[0] // groups, -1).astype(np.float64)
-    steps = np.broadcast_to(scales, layer.bias_o.shape).reshape(groups, -1)
-    rounded = np.concatenate([_feed_back(rows[i] / steps[i][:, None], moments[i], limit) for i in range(groups)])
+    steps = np.broadcast_to(scales, layer.bias_o.shape).reshape(groups, -1, 1)
+    wanted = (weight.reshape(groups, weight.shape[0] // groups, -1) / steps).astype(np.float32)
+    rounded = np.empty_like(wanted)
+    for part in blocks_of(wanted.shape[2]):
+        rounded[..., part] = feed_back(wanted[..., part], _second_moments(layer, shifted, part), limit)
     return dataclasses.replace(layer, weight=rounded.astype(np.int8).reshape(weight.shape))
 
 
-def _second_moments(layer: n.Accumulating, shifted: torch.Tensor) -> Float64:
-    """Return Σ x·xᵀ of the inputs that meet K weights, (groups, K, K).
+def _second_moments(layer: n.Accumulating, shifted: torch.Tensor, part: slice) -> NDArray[np.float32]:
+    """Return Σ x·xᵀ of those of a layer's K inputs that are in ``part``, (groups, part, part).
 
-    A convolution uses as many positions as estimate K×K moments well: neighbouring positions are nearly alike.
+    A convolution uses as many positions as estimate the moments well: neighbouring positions are nearly alike.
     """
     if not isinstance(layer, n.Conv2d):
-        x = shifted.double()
+        x = shifted[:, part].float()
         return (x.T @ x).numpy()[None]
     size = layer.weight[0].size
     top, left, bottom, right = layer.padding
@@ -180,52 +176,13 @@ def _second_moments(layer: n.Accumulating, shifted: torch.Tensor) -> Float64:
     wanted = max(_LEAST_COLUMNS, _COLUMNS_PER_WEIGHT * size) / len(shifted)
     thin = max(1, int(math.sqrt(positions / wanted)))
     stride = (layer.stride[0] * thin, layer.stride[1] * thin)
-    total = torch.zeros(layer.groups, size, size, dtype=torch.float64)
-    for index, part in enumerate(torch.split(shifted, _CHUNK)):
+    width = part.stop - part.start
+    total = torch.zeros(layer.groups, width, width)
+    for index, images in enumerate(torch.split(shifted, _CHUNK)):
         # Each chunk starts elsewhere in the grid, so that no position is left out by all.
         down, across = layer.stride[0] * (index % thin), layer.stride[1] * (index // thin % thin)
-        padded = F.pad(part, (left, right, top, bottom))[:, :, down:, across:]
+        padded = F.pad(images, (left, right, top, bottom))[:, :, down:, across:]
         columns = F.unfold(padded, layer.weight.shape[2:], layer.dilation, 0, stride)  # (N, G·K, positions)
-        grouped = columns.reshape(len(part), layer.groups, size, -1).permute(1, 2, 0, 3).flatten(2)
-        total += (grouped @ grouped.mT).double()
+        grouped = columns.reshape(len(images), layer.groups, size, -1)[:, :, part].permute(1, 2, 0, 3).flatten(2)
+        total.baddbmm_(grouped, grouped.mT)
     return total.numpy()
-
-
-def _feed_back(rows: Float64, moments: Float64, limit: int) -> Float64:
-    """Round (O, K) weights in units of their steps, feeding each error back into the weights to come.
-
-    With H the damped second moments and U the upper Cholesky factor of its inverse, rounding weight i with error
-    e changes the others by −e · U[i, i+1:] / U[i, i] (Frantar et al. 2022, algorithm 1). Inputs with the largest
-    second moment go first: their errors matter most, and most weights are left to compensate for them.
-    """
-    size = rows.shape[1]
-    diagonal = np.diag(moments)
-    order = np.argsort(-diagonal, kind="stable")
-    damped = moments[np.ix_(order, order)] + np.eye(size) * (_DAMPING * diagonal.mean() + 1e-9)
-    # With J·H·J = L·Lᵀ for the reversal J, the inverse of J·L·J is the upper factor of the inverse of H.
-    lower = torch.linalg.cholesky(torch.from_numpy(damped[::-1, ::-1].copy()))
-    identity = torch.eye(size, dtype=torch.float64)
-    upper = torch.linalg.solve_triangular(lower, identity, upper=False).numpy()[::-1, ::-1]
-    work = rows[:, order].T.copy()  # (K, O): a weight of all channels is contiguous
-    result = np.empty_like(work)
-    for start in range(0, size, _BLOCK):
-        # Within a block each error is applied at once; the weights after the block take all of them in one product.
-        stop = min(start + _BLOCK, size)
-        errors = np.empty((stop - start, rows.shape[0]))
-        for i in range(start, stop):
-            result[i] = np.clip(np.rint(work[i]), -limit, limit)
-            errors[i - start] = (work[i] - result[i]) / upper[i, i]
-            work[i + 1 : stop] -= upper[i, i + 1 : stop, None] * errors[i - start]
-        work[stop:] -= upper[start:stop, stop:].T @ errors
-    back = np.empty_like(rows)
-    back[:, order] = result.T
-    # Rounding one weight after the other is greedy: now and then a channel ends worse than rounded to the nearest.
-    nearest = np.clip(np.rint(rows), -limit, limit)
-    better = _output_errors(rows - back, moments) <= _output_errors(rows - nearest, moments)
-    return np.where(better[:, None], back, nearest)
-
-
-def _output_errors(errors: Float64, moments: Float64) -> Float64:
-    """Return Σ (e·x)² over all x, (O,), of errors (O, K) by the second moments of x."""
-    total: Float64 = ((errors @ moments) * errors).sum(1)
-    return total
