@@ -7,6 +7,7 @@ import pytest
 
 from twoscale.errors import ForecastError
 from twoscale.scaling._measure.records import Bucket, Op
+from twoscale.scaling._questions.forecast import _at_least
 from twoscale.scaling._questions.link_model import (
     CollectiveSample,
     Link,
@@ -185,6 +186,17 @@ def test_nothing_is_forecast_from_nothing() -> None:
         forecast([], 2, 32, Link("wire"))
     with pytest.raises(ForecastError, match="0 ranks, batch 32: expected at least 1 of each"):
         forecast([_cell(RING, 2)], 0, 32, Link("wire"))
+
+
+def test_more_ranks_wait_no_less_than_fewer_did() -> None:
+    cells = [_cell(RING, 1), _cell(RING, 2)]
+    slow = replace(cells[1], step=cells[1].step + 0.05)  # contention, which the line does not know
+    measured = slow.step - slow.compute
+    found = _at_least([cells[0], slow], forecast([cells[0], slow], 4, 32, Link("wire")))
+    assert found.exposed == pytest.approx(measured)
+    assert found.step == pytest.approx(found.compute + measured)
+    fast = forecast(cells, 4, 32, Link("wire"))
+    assert _at_least(cells, fast) == fast
 
 
 def test_a_given_link_needs_no_collective_timed_over_it() -> None:

@@ -95,7 +95,7 @@ def test_arms_of_a_model_with_buffers(found: dict[str, Any]) -> None:
     assert [c.bytes for c in record.collectives_in_situ] == sizes
     assert record.buffers is not None
     assert record.ddp.n == record.rounds == 2
-    assert record.steps_timed == 2 * 2 * 7
+    assert record.steps_timed == 2 * 2 * 9
     assert record.isolated is not None
     assert record.isolated.median == pytest.approx(sum(c.seconds.median for c in record.collectives_alone), rel=0.5)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from twoscale._cli import main
 from twoscale.errors import ConfigurationError, TwoscaleError, UnknownNameError
 from twoscale.scaling._measure.rank import _in_a_line
 from twoscale.scaling._measure.records import CapacityRecord, CapacityTrial, Outcome, Workload
-from twoscale.scaling._measure.tasks import TrainedRun
+from twoscale.scaling._measure.tasks import TrainedRun, TrainingRun
 from twoscale.scaling._questions.accuracy import AccuracyAnswer
 from twoscale.scaling._questions.answers import answered, read_results
 from twoscale.scaling._questions.batch import BatchAnswer
@@ -216,15 +217,64 @@ def test_tuned_rates_are_the_best_and_the_scaled_follow_the_small() -> None:
     config = _config(tune=True)
     runs = first_cells(config)[1].arguments.runs
     assert {run.way for run in runs} == {"small", "tuned", "lars", "lamb", "adamw"}
-    highest = {way: max(run.config.lr for run in runs if run.way == way) for way in {run.way for run in runs}}
-    found = [
-        TrainedRun(run.way, run.config, accuracy=0.9 if run.config.lr == highest[run.way] else 0.5) for run in runs
-    ]
+    tried = {(run.way, run.equal): sorted(r.config.lr for r in runs if (r.way, r.equal) == (run.way, run.equal))
+             for run in runs}  # fmt: skip
+    # The base rate is among the candidates, and runs of both lengths are searched.
+    assert tried["tuned", "epochs"] == tried["tuned", "steps"] == [0.02, 0.04, 0.08, 0.16]
+    assert tried["small", "epochs"] == [0.005, 0.01, 0.02, 0.04, 0.08]
+    assert ("small", "steps") not in tried
+
+    def accuracy(run: TrainingRun) -> float:
+        rates = tried[run.way, run.equal]
+        return 0.9 if run.config.lr == rates[-1 if run.equal == "epochs" else 0] else 0.5
+
+    found = [TrainedRun(run.way, run.config, run.equal, accuracy=accuracy(run)) for run in runs]
     found[0] = dataclasses.replace(found[0], accuracy=None)  # its loss became infinite
     cells = later_cells(config, {"tune": Outcome("ok", 1.0, 1, 1, tuple(found))})
-    rates = {run.way: run.config.lr for cell in cells if cell.kind == "accuracy" for run in cell.arguments.runs}
-    assert rates["small"] == rates["plain"] == rates["linear"] == highest["small"]
-    assert rates["lars"] == highest["lars"]
+    rates = {(run.way, run.equal): run.config.lr
+             for cell in cells if cell.kind == "accuracy" for run in cell.arguments.runs}  # fmt: skip
+    assert rates["small", "epochs"] == 0.08
+    for equal in ("epochs", "steps"):
+        assert rates["plain", equal] == rates["linear", equal] == 0.08
+    assert (rates["lars", "epochs"], rates["lars", "steps"]) == (64.0, 4.0)
+    assert (rates["tuned", "epochs"], rates["tuned", "steps"]) == (0.16, 0.02)
+
+
+def test_a_study_with_little_time_measures_first_what_the_verdict_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def fail(self: Any, cell: StudyCell[Any]) -> Outcome[Any]:
+        measured.append(cell.name)
+        return Outcome("crash", 1.0, cell.world_size, 1, None, "planted")
+
+    monkeypatch.setattr(study._Runner, "_measure", fail)
+    run_study(_config(repeats=2, sections=("communication", "speedup", "batch")), tmp_path, minutes=10)
+    assert sorted(measured[:4]) == ["arms-1-0", "arms-2-0", "ranks-1-0", "ranks-2-0"]
+    assert measured[4] == "capacity-1-0"
+    assert sorted(measured[5:]) == ["batches-1-0", "batches-1-1", "ranks-1-1", "ranks-2-1"]
+
+
+def test_a_killed_study_leaves_nothing_but_its_folder(tmp_path: Path) -> None:
+    out, temporary = tmp_path / "out", tmp_path / "tmp"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "twoscale", *WORDS, "--sections", "wire", "-o", str(out)]
+    process = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(temporary)}, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    launches = out / CELLS / ".launches"
+    while not list(launches.glob("*/job.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list(launches.glob("*/job.json"))
+    process.kill()
+    process.wait()
+    assert not list(temporary.glob("twoscale-*"))
+    assert list(launches.iterdir())
+    # The next run removes it.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study._Runner, "_measure", lambda self, cell: Outcome("crash", 1.0, 2, 1, None, "planted"))
+        run_study(_config(sections=("wire",)), out, resume=True)
+    assert not launches.exists()
 
 
 # ---------------------------------------------------------------- going on, failing, running out of time
@@ -375,8 +425,8 @@ def test_the_time_of_training_runs_is_expected_from_the_search_for_rates(tmp_pat
     (runs,) = (cell for cell in later_cells(config, {}) if cell.kind == "accuracy")
     runner = study._Runner(config, tmp_path, 1437, None, progress.NoProgress(), Machine.here("cpu"))
     runner._keep(CellRecord(tune, Outcome("ok", 30.0, 1, 1, []), "", None), again=True)
-    # 15 runs of 2 epochs in 30 s; 7 of 2 epochs, and 6 of 4.
-    assert runner.expected(runs) == pytest.approx(30 * (7 * 2 + 6 * 4) / (15 * 2))
+    # 5 runs of the small batch, 19 of the large one for 2 epochs and 19 for 4; then 7 for 2 epochs, and 6 for 4.
+    assert runner.expected(runs) == pytest.approx(30 * (7 * 2 + 6 * 4) / (5 * 2 + 19 * 2 + 19 * 4))
 
 
 def test_cells_of_other_options_are_not_taken(again: list[str], tmp_path: Path) -> None:

@@ -65,14 +65,15 @@ def scale_command(
             their numbers 1 to 8. Default: all.
         base_batch: Batch of a rank where numbers of ranks are compared. Default: 64, on a GPU 128.
         repeats: Launches of each timed cell. Default: 3.
-        seeds: Runs of each way to train at a large batch. Default: 3.
+        seeds: Runs of each way to train at a large batch. Default: 5, on a GPU 3.
         epochs: Epochs of these runs. Default: 3, on a GPU 8.
         accuracy_batches: The small and the large batch of these runs. Default: 16,64, on a GPU 128,1024.
-        untuned: Take the first learning rate of each way instead of the best of three.
+        untuned: Take the first learning rate of each way instead of the best of five.
         precision: Default: fp32, on a GPU bf16.
         separate: Give every batch size, and every training run, a launch of its own.
         link: Forecast steps over a link of this latency and rate too, such as 50us,10Gbit. It is not measured.
-        minutes: Begin no cell that is expected to end later; what is left out can be resumed.
+        minutes: Begin no cell that is expected to end later. What the verdict needs comes first, and what is left out
+            can be resumed.
         timeout: Seconds after which a launch is ended and recorded as such. Default: 900.
         seed: Decides initial weights and the order of the cells.
         resume: Go on with the study in the folder.

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from twoscale.errors import ConfigurationError
 from twoscale.scaling._measure.launch import Host, launch
@@ -119,6 +120,7 @@ def find_largest_batch(
     seconds: float | None = None,
     threads_per_rank: int | None = None,
     hosts: Sequence[Host] = (Host(),),
+    scratch: Path | None = None,
 ) -> CapacityRecord:
     """Find the largest batch per rank that all ranks can train on.
 
@@ -138,6 +140,7 @@ def find_largest_batch(
         seconds: see :func:`search`.
         threads_per_rank: as for :func:`~twoscale.scaling._measure.launch.launch`.
         hosts: as for :func:`~twoscale.scaling._measure.launch.launch`.
+        scratch: as for :func:`~twoscale.scaling._measure.launch.launch`.
 
     Raises:
         ConfigurationError: a number outside its range.
@@ -156,6 +159,7 @@ def find_largest_batch(
             timeout=timeout,
             memory_limit_bytes=memory_limit_bytes,
             hosts=hosts,
+            scratch=scratch,
         ).decoded(FitResult)
         peak = outcome.value.peak_memory_bytes if outcome.ok else None
         return CapacityTrial(batch_size, outcome.status, outcome.seconds, peak, outcome.message)

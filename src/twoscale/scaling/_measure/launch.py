@@ -210,6 +210,7 @@ def launch(
     memory_limit_bytes: int | None = None,
     hosts: Sequence[Host] = (Host(),),
     environment: Mapping[str, str] | None = None,
+    scratch: Path | None = None,
 ) -> Outcome[Any]:
     """Run a function in ``world_size`` fresh processes with a process group, and return what rank 0 returned.
 
@@ -224,6 +225,7 @@ def launch(
         memory_limit_bytes: of each process's private memory (RLIMIT_DATA), where the system has such limits.
         hosts: where ranks run, an equal number on each.
         environment: variables on top of this process's.
+        scratch: an existing folder for what the ranks exchange, which is removed at the end. Default: the system's.
 
     Returns:
         The outcome; its result is plain JSON values, which ``decoded`` turns into a record. A failure of the processes
@@ -242,8 +244,8 @@ def launch(
     job = Job(target, {} if task is None else task, device, threads, pin, memory_limit_bytes)
     kills_before = _oom_kills()
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="twoscale-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="twoscale-", dir=scratch) as name:
+        folder = Path(name).absolute()
         (folder / JOB).write_bytes(msgspec.json.encode(job))
         agents: list[subprocess.Popen[bytes]] = []
         timed_out = False

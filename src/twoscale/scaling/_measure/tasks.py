@@ -31,6 +31,7 @@ __all__ = [
     "BatchesResult",
     "BatchesTask",
     "CapacityTask",
+    "Equal",
     "FitResult",
     "FitTask",
     "RanksTask",
@@ -43,6 +44,10 @@ __all__ = [
 
 Arm = Literal["bare", "ddp"]
 """The module alone, or in DistributedDataParallel."""
+
+
+Equal = Literal["epochs", "steps"]
+"""What a training run has in common with the small batch's."""
 
 
 @dataclass(frozen=True)
@@ -172,8 +177,8 @@ class TrainingRun:
     way: str
     """The way to train, by name."""
     config: TrainConfig
-    equal: Literal["epochs", "steps"] | None = None
-    """What it has in common with the small batch; None while learning rates are searched."""
+    equal: Equal | None = None
+    """None in searches for learning rates of earlier versions."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from twoscale.scaling._questions.shown import figures, number
 from twoscale.scaling._study.cells import ACCURACY, Measured
 from twoscale.scaling._study.config import StudyConfig
 from twoscale.scaling._study.plan import ways
+from twoscale.training import TrainConfig
 
 __all__ = ["QUESTION", "AccuracyAnswer", "AccuracyRow", "accuracy_table"]
 
@@ -33,7 +34,7 @@ class AccuracyRow:
     equal: Literal["epochs", "steps"]
     """What it has in common with the small batch."""
     rate: float
-    """Learning rate that was set."""
+    """Highest learning rate of the run: linear scaling multiplies the one that is set."""
     epochs: int
     steps: int | None
     accuracies: tuple[float | None, ...]
@@ -53,6 +54,10 @@ class AccuracyAnswer:
 def _answer(measured: Measured) -> AccuracyAnswer:
     trained = [run for record in measured.of(ACCURACY) for run in record.result]
     return AccuracyAnswer(_rows(measured.config, trained))
+
+
+def _peak(config: TrainConfig) -> float:
+    return config.lr * (config.batch_size / config.base_batch if config.base_batch else 1.0)
 
 
 def _rows(config: StudyConfig, trained: Iterable[TrainedRun]) -> tuple[AccuracyRow, ...]:
@@ -81,7 +86,7 @@ def _rows(config: StudyConfig, trained: Iterable[TrainedRun]) -> tuple[AccuracyR
                     title=way.title,
                     batch_size=one.config.batch_size,
                     equal=equal,
-                    rate=one.config.lr,
+                    rate=_peak(one.config),
                     epochs=one.config.epochs or 0,
                     steps=next((run.steps for run in runs.values() if run.steps), None),
                     accuracies=tuple(reached.values()),
@@ -120,11 +125,25 @@ def _sentence(results: StudyResults) -> str | None:
     ]
     if helped:
         best = max(helped, key=_mean)
-        text += f"; the best of the remedies, {best.title}, reaches {percent(_mean(best), 1)} %"
+        text += f"; the best of the remedies, {best.title}, reaches {percent(_mean(best), 1)} %{_better(best, plain)}"
     longer = rows.get(("plain", "steps"))
     if longer is not None and _whole(longer):
         text += f"; at equal steps, nothing changed, it reaches {percent(_mean(longer), 1)} %"
     return text + "."
+
+
+def _better(best: AccuracyRow, plain: AccuracyRow) -> str:
+    """Return whether a remedy is shown to be better than nothing changed, seed by seed."""
+    if _diverged(plain):
+        return ""
+    pairs = zip(best.accuracies, plain.accuracies, strict=False)
+    gains = summarize([a - b for a, b in pairs if a is not None and b is not None])
+    if gains.mean_interval is None:
+        return ", with one seed, which shows nothing of chance"
+    low, high = (fixed(100 * value, 1) for value in (gains.mean_interval.low, gains.mean_interval.high))
+    if gains.mean_interval.low > 0:
+        return f", better than with nothing changed by {low} to {high} points"
+    return f", which is not shown to be better than nothing changed ({gains.n} seeds: {low} to {high} points)"
 
 
 def _diverged(row: AccuracyRow) -> str:
@@ -165,7 +184,7 @@ def accuracy_table(results: StudyResults, equal: str) -> Table:
     ]
     columns = [
         text_column("Way"),
-        Column("Rate"),
+        Column("Highest rate"),
         Column("Epochs"),
         Column("Steps"),
         Column("Test accuracy", "%"),
@@ -207,9 +226,10 @@ def accuracy_plot(results: StudyResults) -> Drawing | None:
 
 def _content(results: StudyResults) -> Content:
     config = results.config
+    apart = ", at equal epochs and at equal steps apart" if config.device == "cpu" else ", at equal epochs"
     tuned = (
-        "Learning rates were chosen among three on a tenth of the training images that the run did not see, with a "
-        "seed of its own; those of the rows that only scale are the small batch's best."
+        "Each rate is the best of four or five, on a tenth of the training images that the run did not see, with a "
+        f"seed of its own{apart}. Those of the rows that only scale are the small batch's best."
         if config.tune
         else "Learning rates were not tuned: each row has the rate that it would begin with."
     )

@@ -26,7 +26,7 @@ from twoscale.scaling._questions.link_model import (
 )
 from twoscale.scaling._questions.question import Content, Question
 from twoscale.scaling._questions.results import StudyResults
-from twoscale.scaling._questions.shown import figures, number, plural
+from twoscale.scaling._questions.shown import figures, milliseconds, number, plural
 from twoscale.scaling._study.cells import Measured
 from twoscale.scaling._study.config import StudyConfig
 
@@ -103,8 +103,21 @@ def _forecasts(config: StudyConfig, steps: Sequence[MeasuredStep]) -> ForecastAn
                 "measure again on a quieter machine, or more cells"
             )
         else:
-            found.append(forecast(steps, factor * most, config.base_batch, link))
+            found.append(_at_least(steps, forecast(steps, factor * most, config.base_batch, link)))
     return ForecastAnswer(held, tuple(found), _over_given_link(config, steps, most), tuple(lines))
+
+
+def _at_least(steps: Sequence[MeasuredStep], found: Forecast) -> Forecast:
+    """Let a step on more ranks wait no less than fewer ranks were measured to wait."""
+    waits = [
+        step.step - step.compute
+        for step in steps
+        if step.batch_size == found.batch_size and 1 < step.world_size < found.world_size
+    ]
+    short = max(waits, default=0.0) - found.exposed
+    if short <= 0:
+        return found
+    return replace(found, exposed=found.exposed + short, step=found.step + short)
 
 
 def _over_given_link(config: StudyConfig, steps: Sequence[MeasuredStep], most: int) -> tuple[Forecast, ...]:
@@ -123,19 +136,23 @@ def _sentence(results: StudyResults) -> str | None:
     answer = results.of(ForecastAnswer)
     errors = [abs(one.error) for one in answer.held_out if one.error is not None]
     refused = len(answer.refused)
-    said = f"{refused} forecast{'s were' if refused != 1 else ' was'} refused" if refused else ""
+    lines = f"{refused} forecast{'s were' if refused != 1 else ' was'} refused" if refused else ""
     if not errors:
-        return f"No cell could be held out to check a forecast on; {said}." if said else None
+        return f"No cell could be held out to check a forecast on; {lines}." if lines else None
     steps = f"Steps of {len(errors)} held-out cells were" if len(errors) > 1 else "The step of 1 held-out cell was"
     # Rounded up: no error is larger than what is said.
     text = f"{steps} forecast from the others to within {math.ceil(100 * max(errors))} %"
+    waits = [(one.exposed, one.measured_exposed) for one in answer.held_out if one.measured_exposed is not None]
+    if waits:
+        off = max(abs(said - measured) for said, measured in waits)
+        text += f", what they wait for communication to within {milliseconds(off)}"
     if ahead := answer.forecasts[:1]:
         share = ahead[0].exposed / ahead[0].step
         text += (
             f"; {ahead[0].world_size} ranks that compute as fast as these would wait for communication "
             f"{percent(share, 0)} % of a step"
         )
-    return text + (f"; {said}." if said else ".")
+    return text + (f"; {lines}." if lines else ".")
 
 
 def forecast_table(forecasts: Sequence[Forecast], caption: str) -> Table:
@@ -149,6 +166,7 @@ def forecast_table(forecasts: Sequence[Forecast], caption: str) -> Table:
             number(f.step * 1e3),
             number(None if f.measured is None else f.measured * 1e3),
             signed(None if f.error is None else 100 * f.error, 1),
+            number(None if f.measured_exposed is None else f.measured_exposed * 1e3),
         ]
         for f in forecasts
     ]
@@ -160,6 +178,7 @@ def forecast_table(forecasts: Sequence[Forecast], caption: str) -> Table:
         Column("Step, forecast", "ms"),
         Column("Step, measured", "ms"),
         Column("Error", "%"),
+        Column("Exposed, measured", "ms"),
     ]
     return table(caption, columns, rows)
 
@@ -207,7 +226,8 @@ def _content(results: StudyResults) -> Content:
         (
             "A line t = Aα + FS/B is fitted to the collectives timed alone; the step is then replayed bucket by "
             "bucket. Beside every forecast stands how far off the same model was on measured cells that it did not "
-            "see. What no measurement covers is refused.",
+            "see. A step on more ranks waits at least as long as fewer ranks were measured to wait. What no "
+            "measurement covers is refused.",
         ),
         [
             Group(

@@ -139,6 +139,8 @@ class Forecast:
     """The step's measured time, where this was held out from the fit."""
     error: float | None = None
     """step / measured - 1."""
+    measured_exposed: float | None = None
+    """What the held-out step was measured to wait."""
 
 
 def measured_step(
@@ -433,5 +435,7 @@ def held_out(
         except ForecastError as error:
             refused.append(f"{cell.world_size} ranks, batch {cell.batch_size}, {cell.link.name}: {error}")
             continue
-        forecasts.append(replace(found, measured=cell.step, error=found.step / cell.step - 1))
+        waited = max(0.0, cell.step - cell.compute)
+        off = found.step / cell.step - 1
+        forecasts.append(replace(found, measured=cell.step, error=off, measured_exposed=waited))
     return tuple(forecasts), tuple(refused)

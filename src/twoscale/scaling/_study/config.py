@@ -140,7 +140,7 @@ class StudyConfig:
             values = {
                 "model": "net", "data": "digits", "device": "cpu", "batch_sizes": (32, 128, 512), "base_batch": 64,
                 "world_sizes": (1, 2), "epochs": 3, "accuracy_batches": (16, 64), "precision": "fp32",
-                "channels_last": False,
+                "channels_last": False, "seeds": 5,
             }  # fmt: skip
         values |= {name: value for name, value in given.items() if value is not None}
         if min(values["world_sizes"], default=0) > 1:

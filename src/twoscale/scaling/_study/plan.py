@@ -27,6 +27,7 @@ from twoscale.scaling._measure.tasks import (
     ArmsTask,
     BatchesTask,
     CapacityTask,
+    Equal,
     RanksTask,
     TrainedRun,
     TrainingRun,
@@ -37,7 +38,7 @@ from twoscale.scaling._study.cells import CellName, StudyCell
 from twoscale.scaling._study.config import StudyConfig
 from twoscale.training import TrainConfig
 
-__all__ = ["COMPANION", "Need", "Way", "first_cells", "later_cells", "strong_batch", "ways"]
+__all__ = ["COMPANION", "Need", "Way", "first_cells", "later_cells", "strong_batch", "verdict_cells", "ways"]
 
 Need = Literal["capacity", "batches", "one device", "ranks", "arms", "sampler", "wire", "replicas", "accuracy"]
 """What a question needs measured: a kind of cell, or a part of one."""
@@ -74,14 +75,14 @@ def ways(config: StudyConfig) -> tuple[Way, ...]:
     warm = {"warmup_epochs": max(1.0, config.epochs / 4), "warmup_steps": 5}
 
     def around(rate: float) -> tuple[float, ...]:
-        return (rate, rate / 2, rate * 2)
+        return (rate, rate / 2, rate * 2, rate / 4, rate * 4)
 
     return (
         Way("small", f"SGD, batch {small}", False, around(base), {"optimizer": "sgd"}),
         Way("plain", f"SGD, batch {large}, nothing changed", True, (base,), {"optimizer": "sgd"}),
         Way("linear", f"SGD, batch {large}, linear scaling and warm-up", True, (base,),
             {"optimizer": "sgd", "base_batch": small, **warm}),
-        Way("tuned", f"SGD, batch {large}, rate tuned, warm-up", True, (4 * base, 2 * base, 8 * base),
+        Way("tuned", f"SGD, batch {large}, rate tuned, warm-up", True, (4 * base, base, 2 * base, 8 * base),
             {"optimizer": "sgd", **warm}),
         Way("lars", f"LARS, batch {large}, warm-up", True, around(lars), {"optimizer": "lars", **warm}),
         Way("lamb", f"LAMB, batch {large}, warm-up", True, around(lamb), {"optimizer": "lamb", **warm}),
@@ -120,9 +121,10 @@ def first_cells(config: StudyConfig, needs: Collection[Need]) -> tuple[StudyCell
         cells.append(StudyCell("capacity", 1, 0, config.cores, config.device, task))
     if "accuracy" in needs and config.tune:
         runs = tuple(
-            TrainingRun(way.name, _run(config, way, rate, seed=config.seed + 1000))
+            TrainingRun(way.name, _run(config, way, rate, seed=config.seed + 1000, equal=equal), equal)
             for way in ways(config)
             if len(way.rates) > 1
+            for equal in _searched(config, way)
             for rate in way.rates
         )
         lanes = _lanes(config, len(runs))
@@ -131,7 +133,16 @@ def first_cells(config: StudyConfig, needs: Collection[Need]) -> tuple[StudyCell
     return tuple(cells)
 
 
-def _run(config: StudyConfig, way: Way, rate: float, *, seed: int, equal: str = "epochs") -> TrainConfig:
+def _searched(config: StudyConfig, way: Way) -> tuple[Equal, ...]:
+    """Return the lengths of runs that a learning rate is searched for.
+
+    A rate that is best for short runs may diverge in longer ones. On a GPU, where the longer ones take minutes each,
+    the short ones decide for both.
+    """
+    return ("epochs", "steps") if way.large and config.device == "cpu" else ("epochs",)
+
+
+def _run(config: StudyConfig, way: Way, rate: float, *, seed: int, equal: Equal = "epochs") -> TrainConfig:
     """Return the configuration of a training run."""
     small, large = config.accuracy_batches
     longer = max(1, round(large / small)) if equal == "steps" else 1
@@ -172,6 +183,11 @@ def later_cells(config: StudyConfig, needs: Collection[Need], first: Outcomes) -
         generator.shuffle(cells)
         ordered += cells
     return (*ordered, *_accuracy(config, needs, _rates(config, first)))
+
+
+def verdict_cells(cells: Sequence[StudyCell[Any]]) -> tuple[StudyCell[Any], ...]:
+    """Return the cells that the verdict needs: of the first round, the steps and the arms."""
+    return tuple(cell for cell in cells if cell.kind in ("ranks", "arms") and cell.repeat == 0)
 
 
 def _largest(first: Outcomes) -> int | None:
@@ -232,28 +248,38 @@ def _wire(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[Any]]:
     return [StudyCell("wire", world_size, 0, 1, device, WireTask(workload, COMPANION, parts, config.data))]
 
 
-def _rates(config: StudyConfig, first: Outcomes) -> dict[str, float]:
-    """Return the learning rate of each way: the best that was tried, else the first."""
-    rates = {way.name: way.rates[0] for way in ways(config)}
+def _rates(config: StudyConfig, first: Outcomes) -> dict[tuple[str, Equal], float]:
+    """Return the learning rate of each way and length: the best that was tried, else the first."""
+    equals: tuple[Equal, ...] = ("epochs", "steps")
+    rates = {(way.name, equal): way.rates[0] for way in ways(config) for equal in equals}
     outcome = first.get("tune")
     if outcome is not None and outcome.ok:
         runs: tuple[TrainedRun, ...] = outcome.value
-        best: dict[str, float] = {}
+        best: dict[tuple[str, Equal], float] = {}
         for run in runs:
-            if run.accuracy is not None and run.accuracy > best.get(run.way, -1.0):
-                best[run.way] = run.accuracy
-                rates[run.way] = run.config.lr
+            # The search of earlier versions was for equal epochs only, and did not say so.
+            key = run.way, run.equal or "epochs"
+            if run.accuracy is not None and run.accuracy > best.get(key, -1.0):
+                best[key] = run.accuracy
+                rates[key] = run.config.lr
+        for way in ways(config):
+            if (way.name, "steps") not in best:
+                rates[way.name, "steps"] = rates[way.name, "epochs"]
         # What is only scaled is scaled from what was best at the small batch.
-        rates["plain"] = rates["linear"] = rates["small"]
+        for name in ("plain", "linear"):
+            for equal in equals:
+                rates[name, equal] = rates["small", "epochs"]
     return rates
 
 
-def _accuracy(config: StudyConfig, needs: Collection[Need], rates: Mapping[str, float]) -> list[StudyCell[Any]]:
+def _accuracy(
+    config: StudyConfig, needs: Collection[Need], rates: Mapping[tuple[str, Equal], float]
+) -> list[StudyCell[Any]]:
     if "accuracy" not in needs:
         return []
-    equals: tuple[Literal["epochs", "steps"], ...] = ("epochs", "steps")
+    equals: tuple[Equal, ...] = ("epochs", "steps")
     runs = [
-        TrainingRun(way.name, _run(config, way, rates[way.name], seed=config.seed + seed, equal=equal), equal)
+        TrainingRun(way.name, _run(config, way, rates[way.name, equal], seed=config.seed + seed, equal=equal), equal)
         for seed in range(config.seeds)
         for way in ways(config)
         for equal in (equals if way.large else equals[:1])

@@ -7,6 +7,7 @@ remove its file.
 from __future__ import annotations
 
 import datetime
+import shutil
 import statistics
 import time
 from collections.abc import Collection, Sequence
@@ -33,11 +34,13 @@ from twoscale.scaling._study.cells import (
 )
 from twoscale.scaling._study.config import StudyConfig
 from twoscale.scaling._study.machine import Machine, gpu_names
-from twoscale.scaling._study.plan import Need, first_cells, later_cells
+from twoscale.scaling._study.plan import Need, first_cells, later_cells, verdict_cells
 from twoscale.scaling._study.progress import NoProgress, StudyProgress
 
 __all__ = ["measure"]
 
+_SCRATCH = ".launches"
+"""Folder of what the ranks of a launch exchange, among the cells' files."""
 _SYNTHETIC = 2048
 """Images of the synthetic data set."""
 _SHARE_OF_SEARCH = 0.25
@@ -86,19 +89,27 @@ def measure(
         here = Machine.here(config.device)
         for file in sorted(folder.glob("*.json")):  # all, before any time is spent
             _check_machine(read_cell(file), here, file)
+        shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
+        (folder / _SCRATCH).mkdir()
         runner = _Runner(config, folder, images, minutes, progress or NoProgress(), here)
         try:
             first = first_cells(config, needs)
             runner.plan((*first, *later_cells(config, needs, {})))  # as many as there will be
+            # With little time, first what the verdict needs: it depends on no other cell.
+            early = verdict_cells(later_cells(config, needs, {})) if minutes is not None else ()
+            for cell in early:
+                runner.run(cell)
             outcomes: dict[CellName, Outcome[Any]] = {
                 cell.kind: record.outcome for cell in first if (record := runner.run(cell)) is not None
             }
             later = later_cells(config, needs, outcomes)
             runner.plan((*first, *later))
             for cell in later:
-                runner.run(cell)
+                if cell not in early:
+                    runner.run(cell)
         finally:
             runner.progress.close()
+            shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
     return Measured(
         config,
         tuple(runner.records),
@@ -140,6 +151,8 @@ class _Runner:
     ) -> None:
         self.config, self.folder, self.images, self.progress, self.here = config, folder, images, progress, here
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        # Here, where the next run finds and removes what a killed one left, and not in the system's folder.
+        self.scratch = folder / _SCRATCH
         self.records: list[CellRecord[Any, Any]] = []
         self.left_out: list[StudyCell[Any]] = []
         self._taken: dict[str, list[float]] = {}
@@ -212,6 +225,7 @@ class _Runner:
             device=cell.device,
             threads_per_rank=cell.threads_per_rank,
             timeout=self.config.timeout,
+            scratch=self.scratch,
         ).decoded(kind.result)
 
     def _capacity(self, cell: StudyCell[CapacityTask]) -> Outcome[CapacityRecord]:
@@ -226,6 +240,7 @@ class _Runner:
             timeout=self.config.timeout,
             seconds=None if self.deadline is None else _SHARE_OF_SEARCH * (self.deadline - start),
             threads_per_rank=cell.threads_per_rank,
+            scratch=self.scratch,
         )
         seconds = time.monotonic() - start
         if record.largest is not None:
