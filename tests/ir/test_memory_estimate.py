@@ -34,20 +34,20 @@ def padded(by: int) -> IntegerNetwork:
 
 
 def test_an_estimate_is_the_largest_operation() -> None:
-    # The maximum reads the padded image and writes three values, of 8 bytes each.
-    assert estimate_memory(padded(5)) == MemoryEstimate(8 * (3 * 20 * 30 + 3 * 10 * 20), "pad")
+    # The maximum reads the padded image and writes three values, of 16 bytes each.
+    assert estimate_memory(padded(5)) == MemoryEstimate(16 * (3 * 20 * 30 + 3 * 10 * 20), "pad")
     conv = g.Conv2d(
         name="conv", inputs=("input",), shape=(2, 30, 40), padding=(10, 10, 10, 10),
         weight_oihw=np.zeros((2, 3, 1, 1), np.float32), bias_o=np.zeros(2, np.float32),
     )  # fmt: skip
     graph = g.FloatGraph("graph", (g.Input(name="input", inputs=(), shape=(3, 10, 20)), conv), "conv")
-    assert estimate_memory(graph) == MemoryEstimate(8 * (3 * 30 * 40 + 2 * 30 * 40), "conv")
+    assert estimate_memory(graph) == MemoryEstimate(16 * (3 * 30 * 40 + 2 * 30 * 40), "conv")
 
 
 def test_what_fits_is_not_refused() -> None:
-    refuse_beyond_memory("net", padded(5), ExecutorError, limit=19_200)
+    refuse_beyond_memory("net", padded(5), ExecutorError, limit=38_400)
     with pytest.raises(NetworkFileError) as caught:
-        refuse_beyond_memory("net.onnx", padded(5), NetworkFileError, limit=19_199)
+        refuse_beyond_memory("net.onnx", padded(5), NetworkFileError, limit=38_399)
     assert str(caught.value) == (
         "net.onnx needs about 0.0 GB for one image, at layer pad; this machine has 0.0 GB; expected smaller images, "
         "padding or windows"
@@ -56,9 +56,9 @@ def test_what_fits_is_not_refused() -> None:
 
 @pytest.mark.parametrize("name", ["reference", "torch"])
 def test_executors_refuse_before_they_make_a_tensor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = padded(13_000)  # 2 billion values: 16 GB in the reference
+    network = padded(13_000)  # 2 billion values
     monkeypatch.setattr(memory_estimate, "memory_bytes", lambda: 8 * 10**9)
-    with pytest.raises(ExecutorError, match=r"padded needs about 16\.2 GB for one image, at layer pad"):
+    with pytest.raises(ExecutorError, match=r"padded needs about 32\.5 GB for one image, at layer pad"):
         create(name, network).run(np.zeros((1, 3, 10, 20), np.float32))
 
 

@@ -16,8 +16,8 @@ from twoscale._ir.layers import Layer
 
 __all__ = ["MemoryEstimate", "estimate_memory", "refuse_beyond_memory"]
 
-_VALUE_BYTES = 8
-"""Bytes per value in the executor that needs most, the NumPy reference with its int64."""
+_VALUE_BYTES = 16
+"""Bytes per value in the NumPy reference, which needs most: an int64, and a temporary of the same size."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._ir.operators.base import Bounded, Layer, Node, Padding, Requantize, Shape, TensorSpec, window_shape
-from twoscale._ir.operators.vectorized import Int64, finish, padded, windows
+from twoscale._ir.operators.vectorized import finish, padded, windows
 from twoscale.errors import QuantizationError
 
 __all__ = [
@@ -125,10 +125,12 @@ class MaxPool2d(Layer):
 
     def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Return the maximum of each window."""
-        q = padded(x[0], inputs[0], self.padding, -(2**31))
+        top, left, bottom, right = self.padding
+        lowest = np.iinfo(x[0].dtype).min  # never more than a value, and every window has one
+        q = np.pad(x[0], ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=lowest)
         down = windows(q, (self.kernel[0], 1), (self.stride[0], 1), (self.dilation[0], 1)).max((4, 5))
         across = windows(down, (1, self.kernel[1]), (1, self.stride[1]), (1, self.dilation[1]))
-        result: Int64 = across.max((4, 5)) + inputs[0].zero_point
+        result: NDArray[Any] = across.max((4, 5))
         return result
 
 

@@ -96,9 +96,11 @@ def padded(q: NDArray[Any], spec: TensorSpec, padding: Padding, value: int) -> I
     return np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=value)
 
 
-def windows(x: Int64, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int] = (1, 1)) -> Int64:
+def windows(
+    x: NDArray[Any], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int] = (1, 1)
+) -> NDArray[Any]:
     """Return a view (N, C, out_h, out_w, kernel_h, kernel_w)."""
     extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
     view = np.lib.stride_tricks.sliding_window_view(x, extent, axis=(2, 3))
-    result: Int64 = view[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+    result: NDArray[Any] = view[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
     return result
