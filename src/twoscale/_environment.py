@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 import os
-import platform
 import sys
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 
 from twoscale.errors import ConfigurationError
 
@@ -110,17 +106,25 @@ def memory_bytes() -> int | None:
 
 def processor_name() -> str:
     """Return the model name of the processor, or else its architecture."""
+    from pathlib import Path
+
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:
         pass
+    import platform
+
     return platform.processor() or platform.machine()
 
 
 def current_environment(*packages: str) -> Environment:
     """Describe this machine, and the installed versions of twoscale, torch, numpy and ``packages``."""
+    import datetime
+    import platform
+    from importlib import metadata
+
     versions = {"twoscale": VERSION}
     for package in ("torch", "numpy", *packages):
         try:

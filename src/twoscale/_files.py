@@ -13,9 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
-import platformdirs
-
 from twoscale._text import json_ascii
 from twoscale.errors import ConfigurationError, TwoscaleError
 
@@ -208,6 +205,8 @@ def write_texts(folder: Path, contents: Mapping[str, str]) -> None:
 
 def record_to_json(record: object) -> str:
     """Return ``record`` as indented JSON: NaN and infinity as null, invisible characters escaped."""
+    import msgspec
+
     return json_ascii(msgspec.json.format(msgspec.json.encode(record), indent=2).decode()) + "\n"
 
 
@@ -222,6 +221,8 @@ def read_record(path: Path, kind: type[T]) -> T:
     Raises:
         TwoscaleError: the file is missing, is not JSON, or does not hold such a record.
     """
+    import msgspec
+
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:
@@ -253,6 +254,8 @@ def cache_dir() -> Path:
     Raises:
         ConfigurationError: $TWOSCALE_CACHE begins with the home folder of a user who does not exist.
     """
+    import platformdirs
+
     moved = os.environ.get("TWOSCALE_CACHE")
     if not moved:
         return platformdirs.user_cache_path("twoscale")
