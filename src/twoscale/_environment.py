@@ -15,6 +15,7 @@ __all__ = [
     "core_count",
     "current_environment",
     "load_average",
+    "machine_core_count",
     "memory_bytes",
     "peak_resident_bytes",
     "processor_name",
@@ -50,7 +51,12 @@ def available_cores() -> tuple[int, ...]:
     """
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
+    return tuple(range(machine_core_count()))
+
+
+def machine_core_count() -> int:
+    """Return how many cores the machine has, at least 1; a process may be allowed fewer."""
+    return os.cpu_count() or 1
 
 
 def core_count() -> int:
@@ -94,6 +100,8 @@ def memory_bytes() -> int | None:
     found = []
     if hasattr(os, "sysconf") and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    from pathlib import Path
+
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             text = Path(limit).read_text().strip()

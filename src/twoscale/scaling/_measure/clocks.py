@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from twoscale._environment import available_cores, peak_resident_bytes
+from twoscale._environment import available_cores, machine_core_count, peak_resident_bytes
 from twoscale.errors import ConfigurationError
 from twoscale.scaling._measure.records import EpochTime, Workload
 from twoscale.scaling._measure.statistics import summarize
@@ -206,7 +205,7 @@ def peak_memory(device: torch.device) -> int:
 def _cores_of(ranks: RankClock) -> tuple[tuple[int, ...], ...]:
     """Return the numbers of the cores that each rank may run on."""
     mine = available_cores()
-    table = ranks.table([float(core in mine) for core in range(max(mine[-1] + 1, os.cpu_count() or 1))])
+    table = ranks.table([float(core in mine) for core in range(max(mine[-1] + 1, machine_core_count()))])
     return tuple(tuple(int(core) for core in np.flatnonzero(row)) for row in table)
 
 
