@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twoscale._environment import core_count
 from twoscale._files import cache_dir
 from twoscale.data._dataset import Dataset, Split
 from twoscale.data._pictures import SUFFIXES, Preprocessing
@@ -182,7 +183,7 @@ def _read(entries: Sequence[Entry], how: Preprocessing, classes: int, damaged: l
             return str(error) if str(entries[place][0]) in str(error) else f"{entries[place][0]}: {error}"
         return None
 
-    with concurrent.futures.ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
+    with concurrent.futures.ThreadPoolExecutor(max_workers=min(8, core_count())) as threads:
         for place, fault in enumerate(threads.map(decode, range(len(entries)))):
             if fault:
                 good[place] = False
