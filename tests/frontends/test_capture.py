@@ -929,9 +929,9 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         "enlarging 8x8 to 12x12 .*enlarge by whole factors",
     ),
     "one image": (Forward(lambda m, x: x[0]), "takes one image; expected images to stay apart"),
-    "transposed convolution": (
-        Forward(lambda m, x: m.c(x).flatten(1), c=nn.ConvTranspose2d(3, 4, 3)),
-        "operator aten.conv_transpose2d",
+    "transposed convolution of volumes": (
+        Forward(lambda m, x: m.c(x[:, :, None]).flatten(1), c=nn.ConvTranspose3d(3, 4, 3)),
+        "operator aten.conv_transpose3d.*use ConvTranspose2d",
     ),
     "quotient": (Forward(flat(lambda x: x / (x * x + 1))), "a quotient of activations .*divide by a constant"),
     "division by zero": (Forward(flat(lambda x: x / 0)), "divides by zero"),

@@ -371,6 +371,50 @@ class Place:
         )
         return self.reshape(name, shape) if flat else name
 
+    def transposed_convolution(
+        self,
+        name: str,
+        shape: Shape,
+        weight: Float32,
+        bias_o: Float32 | None,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> str:
+        """Append a transposed convolution: a convolution of the tensor with stride - 1 zeros after every value.
+
+        Args:
+            name: (C, H, W) or (C, L).
+            shape: of the result.
+            weight: (I, O/groups, kernel...), as torch and ONNX have it.
+            bias_o: (O,), or None.
+            stride: of each dimension.
+            padding: what the transposed convolution leaves out at each end of a dimension.
+            dilation: of each dimension.
+            groups: of channels.
+        """
+        channels, *size = self.shape(name)
+        spread = [value for length in size for value in (length, 1)]
+        zeros = [width for step in stride for width in ((0, 0), (0, step - 1))]
+        if any(step > 1 for step in stride):
+            name = self.pad(self.reshape(name, (channels, *spread)), [(0, 0), *zeros])
+            name = self.reshape(name, (channels, *(n * step for n, step in zip(size, stride, strict=True))))
+        inputs, outputs, *kernel = weight.shape
+        grouped = weight.reshape(groups, inputs // groups, outputs, *kernel).swapaxes(1, 2)
+        flipped = np.flip(grouped.reshape(groups * outputs, inputs // groups, *kernel), tuple(range(2, weight.ndim)))
+        widths = []
+        for whole, out, k, d, left_out in zip(self.shape(name)[1:], shape[1:], kernel, dilation, padding, strict=True):
+            before = d * (k - 1) - left_out
+            widths.append((before, out + d * (k - 1) - before - whole))
+        # A convolution cannot have negative padding: what it would leave out is cut off before.
+        name = self.pad(name, [(0, 0), *((min(0, before), min(0, after)) for before, after in widths)])
+        return self.convolution(
+            name, shape, np.ascontiguousarray(flipped), bias_o, stride=[1] * len(size),
+            padding=[(max(0, before), max(0, after)) for before, after in widths], dilation=dilation, groups=groups,
+        )  # fmt: skip
+
     def batch_norm(
         self, name: str, gamma: Float32 | None, beta: Float32 | None, mean: Float32, variance: Float32, epsilon: float
     ) -> str:

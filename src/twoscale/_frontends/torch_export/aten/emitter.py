@@ -149,7 +149,7 @@ _REMEDIES = {
     "softmax": "a softmax may only be the last operation, over the classes; for a gate use a sigmoid",
     "log_softmax": "a softmax may only be the last operation, over the classes",
     "argmax": "return the logits",
-    "conv_transpose2d": "use nearest-neighbour upsampling and a Conv2d",
+    "conv_transpose3d": "use ConvTranspose2d",
     "upsample_bilinear2d": "use mode='nearest'",
     "upsample_bicubic2d": "use mode='nearest'",
     "conv3d": "use Conv2d",

@@ -11,11 +11,11 @@ from twoscale._frontends.torch_export.aten.emitter import Emitter, remedy
 
 def convolution(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """A convolution of one or two dimensions whose weights do not depend on the images."""
+    if a.get("transposed"):
+        return transposed_convolution(e, node, a)
     at, weight = e.at(node), e.array(a["weight"])
-    if weight is None or e.is_activation(a["weight"]) or weight.ndim not in (3, 4) or a.get("transposed"):
-        raise at.unsupported(
-            "a transposed or three-dimensional convolution, or one with computed weights", "use Conv2d"
-        )
+    if weight is None or e.is_activation(a["weight"]) or weight.ndim not in (3, 4):
+        raise at.unsupported("a three-dimensional convolution, or one with computed weights", "use Conv2d")
     rank = weight.ndim - 2
     stride, dilation = ([int(v) for v in a[key]] * (rank if len(a[key]) == 1 else 1) for key in ("stride", "dilation"))
     if a["padding"] == "valid":
@@ -26,6 +26,29 @@ def convolution(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     else:
         padding = [(int(v), int(v)) for v in a["padding"]] * (rank if len(a["padding"]) == 1 else 1)
     return at.convolution(
+        e.input(a["input"]),
+        e.shape(node),
+        weight,
+        e.array(a["bias"]),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=int(a["groups"]),
+    )
+
+
+def transposed_convolution(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
+    """A transposed convolution of one or two dimensions whose weights do not depend on the images."""
+    at, weight = e.at(node), e.array(a["weight"])
+    if weight is None or e.is_activation(a["weight"]) or weight.ndim not in (3, 4):
+        raise at.unsupported(
+            "a three-dimensional transposed convolution, or one with computed weights", "use ConvTranspose2d"
+        )
+    rank = weight.ndim - 2
+    stride, padding, dilation = (
+        [int(v) for v in a[key]] * (rank if len(a[key]) == 1 else 1) for key in ("stride", "padding", "dilation")
+    )
+    return at.transposed_convolution(
         e.input(a["input"]),
         e.shape(node),
         weight,

@@ -13,6 +13,8 @@ TRANSLATIONS: dict[str, Translation] = {
     "conv2d": layers.convolution,
     "convolution": layers.convolution,
     "conv1d": layers.convolution,
+    "conv_transpose2d": layers.transposed_convolution,
+    "conv_transpose1d": layers.transposed_convolution,
     "linear": layers.linear,
     "batch_norm": layers.batch_norm,
     "_native_batch_norm_legit_no_training": layers.batch_norm,
