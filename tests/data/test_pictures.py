@@ -241,7 +241,8 @@ def test_a_folder_divided_by_the_user(tmp_path: Path) -> None:
     for part, seed in (("train", 1), ("val", 2)):
         make(tmp_path / "my pictures" / part, {"cat": 5, "dog": 3}, seed)
     found = data.image_folder(tmp_path / "my pictures", HOW)
-    assert (found.name, found.classes) == ("my pictures", ("cat", "dog"))
+    assert (found.name, found.classes) == (str(tmp_path / "my pictures"), ("cat", "dog"))
+    assert found.preprocessing == HOW
     assert (len(found.train), len(found.test)) == (8, 8)
     assert found.train.labels.tolist() == [0] * 5 + [1] * 3
     assert found.train.images[:, :, 0, 0].tolist() == [[int(i > 4), i if i < 5 else i - 5, 1] for i in range(8)]

@@ -22,6 +22,7 @@ from twoscale._cli.filekinds import foreign_kind
 from twoscale._files import record_to_json
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._text import printable
+from twoscale.data import Preprocessing
 from twoscale.errors import ConfigurationError, NetworkFileError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ __all__ = [
     "dataset_for",
     "load_float",
     "load_model",
+    "origin_of",
     "print_json",
     "print_line",
     "recorded",
@@ -187,6 +189,7 @@ class ImageOrigin(msgspec.Struct, frozen=True):
     data: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    preprocessing: Preprocessing | None = None
 
 
 def recorded(origin: ModelInfo | Published | IntegerNetwork | None) -> ImageOrigin:
@@ -198,7 +201,8 @@ def recorded(origin: ModelInfo | Published | IntegerNetwork | None) -> ImageOrig
     if origin is None:
         return ImageOrigin()
     if not isinstance(origin, IntegerNetwork):
-        return ImageOrigin(origin.data, tuple(origin.mean), tuple(origin.std))
+        preprocessing = getattr(origin, "preprocessing", None)  # published weights have none
+        return ImageOrigin(origin.data, tuple(origin.mean), tuple(origin.std), preprocessing)
     try:
         found = msgspec.convert({key: origin.metadata.get(key) for key in ImageOrigin.__struct_fields__}, ImageOrigin)
     except msgspec.ValidationError as error:
@@ -221,7 +225,7 @@ def dataset_for(
     """Load a data set with the normalization that a network expects.
 
     Args:
-        name: the data set; None: the one in ``known``, or else digits, with a warning.
+        name: the data set, or a folder of pictures; None: the one in ``known``, or else digits, with a warning.
         known: from ``recorded``.
         mean: of pixels / 255 in each channel, instead of the recorded mean.
         std: standard deviation likewise.
@@ -235,7 +239,9 @@ def dataset_for(
         raise ConfigurationError(f"--std is {_numbers(std)}; expected positive numbers")
     if name is None and known.data is None:
         say("the file does not record a data set; using digits (choose another with --data)")
-    dataset = data.load(name or known.data or "digits")
+    chosen = name or known.data or "digits"
+    how = known.preprocessing
+    dataset = data.load(chosen) if how is None else data.load(chosen, preprocessing=how)
     means, deviations = (
         tuple(float(value) for value in given or recorded or own)
         for given, recorded, own in ((mean, known.mean, dataset.mean), (std, known.std, dataset.std))
@@ -246,6 +252,12 @@ def dataset_for(
             f"have {len(dataset.mean)} channels; give --mean and --std"
         )
     return replace(dataset, mean=means, std=deviations)
+
+
+def origin_of(dataset: data.Dataset) -> dict[str, Any]:
+    """Return what an integer network records of the images it is made with; :func:`recorded` reads it."""
+    origin = ImageOrigin(dataset.name, dataset.mean, dataset.std, dataset.preprocessing)
+    return {key: value for key, value in msgspec.to_builtins(origin).items() if value is not None}
 
 
 def _numbers(values: Sequence[float]) -> str:

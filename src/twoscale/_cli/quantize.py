@@ -19,6 +19,7 @@ from twoscale._cli.common import (
     console,
     dataset_for,
     load_float,
+    origin_of,
     print_json,
     print_line,
     recorded,
@@ -127,7 +128,7 @@ def quantize_command(
         normalization=normalization,
     )
     samples = min(calibration_images, len(dataset.train))
-    origin = {"data": dataset.name, "mean": list(dataset.mean), "std": list(dataset.std), "options": given}
+    origin = {**origin_of(dataset), "options": given}
     network = replace(network, metadata={**network.metadata, **origin, "calibration_samples": samples})
     network.save(out)
     if json:

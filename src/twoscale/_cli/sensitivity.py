@@ -23,6 +23,7 @@ from twoscale._cli.common import (
     console,
     dataset_for,
     load_float,
+    origin_of,
     print_json,
     print_line,
     recorded,
@@ -126,9 +127,7 @@ def sensitivity_command(
         network, measured = measure_choice(choice, graph, found, test, scheme=how)
         if out is not None:
             origin = {
-                "data": dataset.name,
-                "mean": list(dataset.mean),
-                "std": list(dataset.std),
+                **origin_of(dataset),
                 "options": {"layer_weight_bits": dict(choice.layer_weight_bits)},
                 "calibration_samples": found.images,
             }

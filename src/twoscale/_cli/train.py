@@ -62,6 +62,8 @@ def train_command(
     DIR/training-state.safetensors (the checkpoint, from which --resume continues to the same weights). Exit code 130
     after Ctrl-C, which writes a checkpoint first.
 
+    --data takes the name of a data set or a folder of pictures with a folder per class (--data ./flowers --size 64).
+
     Data-parallel: --procs starts the processes on this machine; for several machines start torchrun on each:
     torchrun ... -m twoscale train ...
 
@@ -123,7 +125,12 @@ def train_command(
     if leads:
         for name, reason in without_effect(config, given).items():
             sys.stderr.write(f"twoscale: --{name.replace('_', '-')} has no effect: {reason}\n")
-    dataset = data.load(config.data)
+    if config.data in data.names() or not (config.size or config.resize_to):
+        dataset = data.load(config.data)
+    else:
+        how = data.Preprocessing(config.size or 224, resize_to=config.resize_to)
+        dataset = data.load(config.data, preprocessing=how)
+    config = dataclasses.replace(config, data=dataset.name)  # a folder by its absolute path
     with ending_at_once():
         train = training.train
     try:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twoscale.data._pictures import Preprocessing
 from twoscale.errors import ConfigurationError, DataError
 
 __all__ = ["CIFAR10_MEAN", "CIFAR10_STD", "LAB_MEAN", "LAB_STD", "Dataset", "Split"]
@@ -77,6 +78,8 @@ class Dataset:
     """Per channel, of pixels / 255; what the default normalization divides by."""
     source: str
     """Where it came from, for records."""
+    preprocessing: Preprocessing | None = None
+    """From picture files to pixels; None for a named data set, whose files are pixels."""
 
     def __post_init__(self) -> None:
         for split_name, split in (("train", self.train), ("test", self.test)):

@@ -99,13 +99,14 @@ def image_folder(
             raise DataError(f"{path} has no readable picture to {name} with")
     left_out = f"; {len(damaged)} damaged pictures left out" if damaged else ""
     return Dataset(
-        name=path.absolute().name,
+        name=str(path.absolute()),
         classes=classes,
         train=train_split,
         test=test_split,
         mean=mean,
         std=std,
         source=f"{path} ({rule}{left_out})",
+        preprocessing=preprocessing,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from twoscale.data import _digits as digits
 from twoscale.data import _fashion_mnist as fashion_mnist
 from twoscale.data._arrays import Arrays, Digests
 from twoscale.data._dataset import LAB_MEAN, LAB_STD, Dataset, Split
+from twoscale.data._folder import image_folder
+from twoscale.data._pictures import Preprocessing
 from twoscale.data._progress import FetchProgress
 from twoscale.errors import DataError, UnknownNameError
 
@@ -113,14 +116,18 @@ def _find(name: str) -> _Fetchable:
 
 
 @requires_extras("twoscale.data.load")
-def load(name: str, *, path: Path | None = None, fetch: bool = True) -> Dataset:
-    """Load a data set whole into memory, its pixels checked against known hashes.
+def load(
+    name: str, *, path: Path | None = None, fetch: bool = True, preprocessing: Preprocessing | None = None
+) -> Dataset:
+    """Load a named data set whole into memory, its pixels checked against known hashes; or a folder of pictures.
 
     Args:
-        name: one of ``names()``.
+        name: one of ``names()``, or the path of a folder for :func:`twoscale.data.image_folder`: any name with a slash
+            in it, or of a folder that there is.
         path: read it from this folder or archive, and leave the cache alone; None: from the package, the
             cache, the system's package, or else by ``fetch``.
         fetch: whether it may be downloaded when it is not on this machine.
+        preprocessing: of the pictures of a folder. Default: ``Preprocessing()``.
 
     Returns:
         The data set; images are (N, 3, 32, 32) for every name.
@@ -129,6 +136,8 @@ def load(name: str, *, path: Path | None = None, fetch: bool = True) -> Dataset:
         UnknownNameError: there is no such data set.
         DataError: it is not on this machine and may not or could not be fetched, or it is damaged.
     """
+    if name not in names() and ("/" in name or os.sep in name or Path(name).is_dir()):
+        return image_folder(Path(name).expanduser(), preprocessing)
     if name == "digits":
         _refuse_path(path)
         arrays, source = digits.embedded()

@@ -12,6 +12,7 @@ import msgspec
 
 from twoscale._environment import VERSION
 from twoscale._extras import requires_extras
+from twoscale.data import Preprocessing
 from twoscale.errors import CheckpointError, ConfigurationError, UnknownNameError
 from twoscale.models._registry import create, names
 
@@ -47,6 +48,8 @@ class ModelInfo:
     """Fraction right of the whole test set, 0..1."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of :func:`twoscale.models.create`."""
+    preprocessing: Preprocessing | None = None
+    """From picture files to pixels, where it was trained on a folder of pictures."""
     version: str = VERSION
     """Of twoscale, when it was written."""
 

@@ -24,9 +24,17 @@ _SMALL_BATCH = 16
 
 _AT_LEAST = {
     "epochs": 1, "batch_size": 1, "seed": 0, "log_every": 1, "checkpoint_every": 1, "threads": 1, "base_batch": 1,
-    "accumulation": 1, "evaluate_every": 1, "crop": 0, "warmup_epochs": 0, "warmup_steps": 0, "weight_decay": 0,
+    "accumulation": 1, "evaluate_every": 1,
+    "size": 1, "resize_to": 1, "crop": 0, "warmup_epochs": 0, "warmup_steps": 0, "weight_decay": 0,
 }  # fmt: skip
-_AT_MOST = dict.fromkeys(_AT_LEAST, 2**63 - 1) | {"epochs": 10**9, "warmup_epochs": 10**9, "threads": 1024, "crop": 127}
+_AT_MOST = dict.fromkeys(_AT_LEAST, 2**63 - 1) | {
+    "epochs": 10**9,
+    "warmup_epochs": 10**9,
+    "threads": 1024,
+    "crop": 127,
+    "size": 4096,
+    "resize_to": 4096,
+}
 _POSITIVE = ("lr", "trust_coefficient", "epsilon", "decay", "clip_norm", "bias_lr")
 _BELOW_ONE = ("momentum", "beta2", "label_smoothing")
 
@@ -42,7 +50,11 @@ class TrainConfig:
     model: str = "net"
     """Name of the model."""
     data: str = "digits"
-    """Name of the data set."""
+    """Name of the data set, or path of a folder of pictures with a folder per class."""
+    size: int | None = None
+    """Height and width to which pictures of a folder are brought. Default: 224."""
+    resize_to: int | None = None
+    """Length of their shorter side before the middle is cut out. Default: size."""
     epochs: int | None = None
     """Passes over the training images. Default: 12 for digits, which are few; else 2."""
     batch_size: int = 4

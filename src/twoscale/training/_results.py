@@ -81,6 +81,7 @@ def save_result(path: Path, model: nn.Module, record: RunRecord, dataset: Datase
         epochs=config.epochs,
         test_accuracy=record.test_accuracy,
         options=options,
+        preprocessing=dataset.preprocessing,
     )
     save_model(path, model, info)
 
