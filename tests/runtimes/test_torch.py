@@ -233,6 +233,7 @@ def test_autocast_does_not_reach_the_executor(many_images: tuple[IntegerNetwork,
         assert mismatches(network, TorchExecutor(network), images) == {}
 
 
+@pytest.mark.filterwarnings("ignore:Please use the new API settings:UserWarning")  # torch 2.9, of its own function
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 def test_reduced_precision_is_off_while_a_network_runs_and_back_after(
     precision: str, many_images: tuple[IntegerNetwork, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
