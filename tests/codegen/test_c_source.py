@@ -86,8 +86,8 @@ def test_the_test_networks_hold_every_kernel() -> None:
     for dtype in DTYPES:
         program = lower(every_kernel(dtype))
         used = {call.kernel.name for step in program.steps for call in step.calls}
-        assert used >= {"conv2d", "linear", "add", "multiply", "average_pool2d", "max_pool2d", "copy", "rescale",
-                        "clamp", "look_up", "memset", "memcpy"}  # fmt: skip
+        assert used >= {"conv2d", "conv2d_tiles", "linear", "add", "multiply", "average_pool2d", "max_pool2d", "copy",
+                        "rescale", "clamp", "look_up", "memset", "memcpy"}  # fmt: skip
         assert any(isinstance(layer, n.Conv2d) and layer.residual_multiplier is not None for layer in program.network)
         assert any(step.in_place_of and program.places[step.layer.name] == program.places[step.in_place_of[0]]
                    for step in program.steps)  # fmt: skip
@@ -204,7 +204,7 @@ def test_make_tests_it_and_shows_its_size(uint8_folder: Path) -> None:
     assert not list(uint8_folder.glob("*.o"))
 
 
-def faultless() -> IntegerNetwork:
+def faultless(*, tiles: bool = True) -> IntegerNetwork:
     """Return a network in which every fault below shows: ties in the pool, images of both ends, values spread out."""
     rng = np.random.default_rng(5)
 
@@ -218,9 +218,10 @@ def faultless() -> IntegerNetwork:
         n.QuantizeInput(name="image", inputs=(), output=spec(2, 8, 8)),
         n.Pad(name="pad", inputs=("image",), output=spec(2, 9, 9), widths=((0, 0), (1, 0), (0, 1))),
         n.Conv2d(
-            name="conv", inputs=("pad",), output=spec(4, 8, 8), multiplier=on_grid(301, 302, 303, 304),
-            weight=rng.integers(-127, 128, (4, 2, 3, 3)).astype(np.int8),
-            bias_o=rng.integers(-999, 999, 4).astype(np.int32), padding=(1, 1, 0, 0),
+            name="conv", inputs=("pad",), output=spec(4, 8, 8),
+            multiplier=on_grid(301, 302, 303, 304) if tiles else on_grid(30100, 30200, 30300, 30400),
+            weight=rng.integers(-127, 128, (4, 2 if tiles else 1, 3, 3)).astype(np.int8),
+            bias_o=rng.integers(-999, 999, 4).astype(np.int32), padding=(1, 1, 0, 0), groups=1 if tiles else 2,
         ),
         n.Clamp(name="clamp", inputs=("conv",), output=spec(4, 8, 8, lo=30, hi=200)),
         n.AveragePool2d(
@@ -250,8 +251,12 @@ def one_more(match: re.Match[str]) -> str:
     ("after", "pattern", "replacement", "layer"),
     [
         ("kernels", r"almost_half \+ floor_is_odd", "almost_half + 1", "pool"),
-        ("kernels", r"\(q < to->lo \? to->lo : q > to->hi \? to->hi : q\)", "q", "conv"),
-        ("kernels", r"dilation_h < 0", "dilation_h < -1", "conv"),
+        ("kernels", r"\(left < lo \? lo : left > hi \? hi : left\)", "left", "conv"),
+        ("kernels", r"sum1 \+= a \* v", "sum1 += b * v", "conv"),
+        ("kernels", r"v = w\[other\]", "v = (uint8_t)w[other]", "conv"),
+        ("kernels", r"in_row < 0 \|\|", "in_row < -1 ||", "conv"),
+        ("kernels", r"left < 0 \?", "left < -1 ?", "conv"),
+        ("kernels", r"rest = run & 7", "rest = run & 3", "conv"),
         ("1 of 8: pad", r"memset\(arena \+ \d+, (\d+),", one_more, "pad"),
         ("2 of 8: conv", r"\.in_zero = (\d+)", one_more, "conv"),
         ("2 of 8: conv", r"\.pad_top = (\d+)", one_more, "conv"),
@@ -268,8 +273,33 @@ def one_more(match: re.Match[str]) -> str:
 def test_a_planted_fault_is_caught_in_its_layer(
     after: str, pattern: str, replacement: str | Callable[[re.Match[str]], str], layer: str, tmp_path: Path
 ) -> None:
+    assert_caught(faultless(), after, pattern, replacement, layer, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement"),
+    [
+        (r"\(q < to->lo \? to->lo : q > to->hi \? to->hi : q\)", "q"),
+        (r"dilation_h < 0", "dilation_h < -1"),
+        (r"\(int16_t\)\(x\[i\] - zero\)", "(int16_t)(int8_t)(x[i] - zero)"),
+    ],
+)
+def test_a_planted_fault_of_other_convolutions_is_caught(pattern: str, replacement: str, tmp_path: Path) -> None:
+    """In those that are not computed in tiles, and whose products need 64 bits."""
+    assert_caught(faultless(tiles=False), "kernels", pattern, replacement, "conv", tmp_path)
+
+
+def assert_caught(
+    network: IntegerNetwork,
+    after: str,
+    pattern: str,
+    replacement: str | Callable[[re.Match[str]], str],
+    layer: str,
+    tmp_path: Path,
+) -> None:
+    """Change the C, and see the self-test name the layer."""
     need("gcc")
-    export_c(faultless(), tmp_path)
+    export_c(network, tmp_path)
     path = tmp_path / "faults.c"
     text = path.read_text()
     start = text.index(after)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.arrange import ArrangedLayer, Arrangement, Copy, refusal
 from twoscale._codegen.c.common.calls import NULL, Call, Inline, Operand
@@ -17,6 +18,9 @@ from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT
 
 __all__ = ["PortableCalls", "copy_call", "window"]
+
+_LARGEST_EDGE = 3072
+"""Bytes of the stack that two windows at an edge may take."""
 
 
 def copy_call(copy: Copy) -> Call:
@@ -43,11 +47,13 @@ class PortableCalls:
     Args:
         arrangement: of the tensors.
         constants: where the layers' arrays go.
+        tiles: whether convolutions may compute in tiles, which the C that has these kernels must allow for.
     """
 
-    def __init__(self, arrangement: Arrangement, constants: Constants) -> None:
+    def __init__(self, arrangement: Arrangement, constants: Constants, *, tiles: bool = True) -> None:
         self.arrangement = arrangement
         self.constants = constants
+        self.tiles = tiles
 
     def step(self, arranged: ArrangedLayer, calls: Callable[[ArrangedLayer], Iterable[Call]] | None = None) -> Step:
         """Return a layer with its calls: those that ``calls`` makes, by default those for the whole tensor."""
@@ -63,15 +69,51 @@ class PortableCalls:
         """Return a layer's output."""
         return self.arrangement.tensors[layer.name]
 
-    def requantization(self, layer: n.Layer, multiplier: n.Multiplier | None) -> k.Requantization:
-        """Return how accumulators become a layer's output."""
+    def requantization(
+        self, layer: n.Layer, multiplier: n.Multiplier | None, bound: int = 2**31, added: int = 0
+    ) -> k.Requantization:
+        """Return how accumulators become a layer's output.
+
+        Args:
+            layer: the layer.
+            multiplier: its multiplier; None: accumulators leave as they are.
+            bound: no accumulator is larger in magnitude.
+            added: nor what is added to the product with the multiplier.
+        """
         if multiplier is None:
             return k.Requantization(NULL)
+        assert multiplier.shift is not None
         integers, y = multiplier.integers, self.tensor(layer)
+        largest = bound * int(integers.max()) + added + (1 << (multiplier.shift - 1))
+        is_narrow = 1 if largest < 2**31 else None
         if len(integers) == 1:
-            return k.Requantization(Inline((int(integers[0]),)), None, multiplier.shift, y.zero, y.lo, y.hi)
+            values = Inline((int(integers[0]),))
+            return k.Requantization(values, None, multiplier.shift, is_narrow, y.zero, y.lo, y.hi)
         array = self.constants.add("multiplier", "int32_t", integers, integers.shape)
-        return k.Requantization(array, 1, multiplier.shift, y.zero, y.lo, y.hi)
+        return k.Requantization(array, 1, multiplier.shift, is_narrow, y.zero, y.lo, y.hi)
+
+    def in_tiles(self, layer: n.Conv2d) -> bool:
+        """Whether the kernels of tiles compute a convolution.
+
+        Taps of a row must be neighbours in memory, sums of bytes as they are must fit 32 bits, and two windows at an
+        edge must fit the stack.
+        """
+        x = self.arrangement.inputs(layer)[0]
+        channels, *_ = x.spec.shape
+        kernel_h, kernel_w = layer.weight.shape[2:]
+        sums = np.abs(layer.weight.astype(np.int64)).sum((1, 2, 3))
+        biases = _folded(layer, x.zero)
+        return (
+            self.tiles
+            and layer.groups == 1
+            and (layer.dilation[1] == 1 or kernel_w == 1)
+            and int((np.abs(biases) + 255 * sums).max()) < 2**31
+            and kernel_h * (kernel_w + layer.stride[1]) * channels <= _LARGEST_EDGE
+        )
+
+    def conv2d_call(self, layer: n.Conv2d) -> Call:
+        """Return the call of a whole convolution."""
+        return k.Conv2dTiles(*self.conv2d(layer)) if self.in_tiles(layer) else k.Conv2d(*self.conv2d(layer))
 
     def conv2d(self, layer: n.Conv2d) -> tuple[k.Conv2dParams, Operand, Operand | None, Operand]:
         """Return what the kernels of a convolution take."""
@@ -80,6 +122,9 @@ class PortableCalls:
         out_c, out_h, out_w = layer.output.shape
         weight_ohwi = layer.weight.transpose(0, 2, 3, 1)
         residual = layer.residual_multiplier
+        bias = _folded(layer, x.zero).astype(np.int32) if self.in_tiles(layer) else layer.bias_o
+        bound = int(layer.partial_bound(x.spec).max(initial=0))
+        added = 255 * int(residual.integers[0]) if residual is not None else 0
         params = k.Conv2dParams(
             in_h=in_h,
             in_w=in_w,
@@ -98,10 +143,10 @@ class PortableCalls:
             groups=layer.groups,
             in_zero=x.zero,
             weight=self.constants.add("weight", "int8_t", weight_ohwi, weight_ohwi.shape),
-            bias=self.constants.add("bias", "int32_t", layer.bias_o, layer.bias_o.shape),
+            bias=self.constants.add("bias", "int32_t", bias, bias.shape),
             residual_zero=None if residual is None else others[0].zero,
             residual_multiplier=None if residual is None else int(residual.integers[0]),
-            to=self.requantization(layer, layer.multiplier),
+            to=self.requantization(layer, layer.multiplier, bound, added),
         )
         joins = None if residual is None else Operand(others[0].name)
         return params, Operand(x.name), joins, Operand(layer.name)
@@ -144,6 +189,11 @@ class PortableCalls:
         values = (layer.table + self.tensor(layer).shift).astype(np.uint8)
         table = self.constants.add("table", "uint8_t", values, (256,))
         return k.LookUp(Operand(layer.inputs[0]), Operand(layer.name), count, table)
+
+
+def _folded(layer: n.Conv2d, zero: int) -> NDArray[np.int64]:
+    """Return biases for bytes that are multiplied as they are: less the zero point times the sum of the weights."""
+    return layer.bias_o.astype(np.int64) - zero * layer.weight.astype(np.int64).sum((1, 2, 3))
 
 
 def _quantize_input(p: PortableCalls, _: ArrangedLayer, layer: n.QuantizeInput) -> tuple[Call, ...]:
@@ -218,7 +268,7 @@ _CALLS: dict[type[n.Layer], Callable[[PortableCalls, ArrangedLayer, Any], tuple[
     n.AveragePool2d: lambda p, _, layer: (k.AveragePool2d(*p.average_pool(layer)),),
     n.Clamp: lambda p, _, layer: (p.clamp(layer, p.tensor(layer).size),),
     n.Concat: _move,
-    n.Conv2d: lambda p, _, layer: (k.Conv2d(*p.conv2d(layer)),),
+    n.Conv2d: lambda p, _, layer: (p.conv2d_call(layer),),
     n.Linear: _linear,
     n.MaxPool2d: lambda p, _, layer: (k.MaxPool2d(*p.max_pool(layer)),),
     n.Mul: _mul,

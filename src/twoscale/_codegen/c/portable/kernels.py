@@ -25,6 +25,8 @@ __all__ = [
     "Conv2d",
     "Conv2dParams",
     "Conv2dRow",
+    "Conv2dTiles",
+    "Conv2dTilesRow",
     "CopyParams",
     "CopyRuns",
     "FromInt8",
@@ -42,18 +44,25 @@ __all__ = [
     "RescaleParams",
     "RescaleRuns",
     "RowCall",
+    "TileSizes",
     "WindowParams",
     "kernel_texts",
+    "tile_sizes",
 ]
 
 IMAGE = Name("image")
 
 _REQUANTIZE = Kernel("requantize")
-_STORE = Kernel("store", (_REQUANTIZE,))
+_REQUANTIZE_NARROW = Kernel("requantize_narrow", (_REQUANTIZE,))
+_MULTIPLIER_OF = Kernel("multiplier_of", (_REQUANTIZE,))
+_STORE = Kernel("store", (_REQUANTIZE, _REQUANTIZE_NARROW, _MULTIPLIER_OF))
 _DOT = Kernel("dot")
 ROWS = Kernel("rows")
-_CONV2D_ROW = Kernel("conv2d_row", (_STORE, _DOT, ROWS))
+_CONV2D_PARAMS = Kernel("conv2d_params")
+_CONV2D_ROW = Kernel("conv2d_row", (_STORE, _DOT, ROWS, _CONV2D_PARAMS))
 _CONV2D = Kernel("conv2d", (_CONV2D_ROW,))
+_CONV2D_TILES_ROW = Kernel("conv2d_tiles_row", (_REQUANTIZE, _MULTIPLIER_OF, ROWS, _CONV2D_PARAMS))
+_CONV2D_TILES = Kernel("conv2d_tiles", (_CONV2D_TILES_ROW,))
 _LINEAR = Kernel("linear", (_STORE, _DOT))
 _ADD = Kernel("add", (_REQUANTIZE,))
 _MULTIPLY = Kernel("multiply", (_STORE,))
@@ -70,11 +79,16 @@ TO_INT8 = Kernel("to_int8")
 
 _KERNELS = (
     _REQUANTIZE,
+    _REQUANTIZE_NARROW,
+    _MULTIPLIER_OF,
     _STORE,
     _DOT,
     ROWS,
+    _CONV2D_PARAMS,
     _CONV2D_ROW,
     _CONV2D,
+    _CONV2D_TILES_ROW,
+    _CONV2D_TILES,
     _LINEAR,
     _ADD,
     _MULTIPLY,
@@ -105,6 +119,24 @@ def kernel_texts(used: Iterable[Kernel]) -> list[str]:
 
 
 @dataclass(frozen=True)
+class TileSizes:
+    """What the kernels of tiles need on the stack for one row of the output."""
+
+    rows: int
+    """The most rows of a window."""
+    edge_bytes: int
+    """The most bytes of two windows at an edge."""
+
+
+def tile_sizes(calls: Iterable[Call]) -> TileSizes | None:
+    """Return what the kernels of tiles need; None where no call computes in tiles."""
+    params = [call.parameters for call in calls if isinstance(call, Conv2dTiles | Conv2dTilesRow)]
+    if not params:
+        return None
+    return TileSizes(max(p.kernel_h for p in params), max(p.edge_bytes for p in params))
+
+
+@dataclass(frozen=True)
 class Requantization(Params):
     """How accumulators become the bytes of a tensor: ``requantization`` in C."""
 
@@ -112,6 +144,7 @@ class Requantization(Params):
     multiplier: Constant | Inline | Name | None = None
     per_channel: int | None = None
     shift: int | None = None
+    is_narrow: int | None = None
     zero: int | None = None
     lo: int | None = None
     hi: int | None = None
@@ -144,12 +177,28 @@ class Conv2dParams(Params):
     residual_multiplier: int | None
     to: Requantization
 
+    @property
+    def edge_bytes(self) -> int:
+        """Bytes of two neighbouring windows, as the kernels of tiles copy them at an edge."""
+        return self.kernel_h * (self.kernel_w + self.stride_w) * self.in_c
+
 
 @dataclass(frozen=True)
 class Conv2d(Call):
     """A convolution, with or without a residual."""
 
     kernel: ClassVar = _CONV2D
+    parameters: Conv2dParams
+    x: Operand
+    residual: Operand | None
+    y: Operand
+
+
+@dataclass(frozen=True)
+class Conv2dTiles(Call):
+    """A convolution in tiles of two pixels and two channels, with or without a residual."""
+
+    kernel: ClassVar = _CONV2D_TILES
     parameters: Conv2dParams
     x: Operand
     residual: Operand | None
@@ -292,6 +341,17 @@ class Conv2dRow(RowCall):
     """One row of a convolution."""
 
     kernel: ClassVar = _CONV2D_ROW
+    parameters: Conv2dParams
+    x: Operand
+    residual: Operand | None
+    y: Operand
+
+
+@dataclass(frozen=True)
+class Conv2dTilesRow(RowCall):
+    """One row of a convolution in tiles."""
+
+    kernel: ClassVar = _CONV2D_TILES_ROW
     parameters: Conv2dParams
     x: Operand
     residual: Operand | None

@@ -15,7 +15,7 @@ from twoscale._codegen.c.common.pixels import pixel_table
 from twoscale._codegen.c.common.program import Step
 from twoscale._codegen.c.common.source_base import SourceBase
 from twoscale._codegen.c.common.text import normalization, rows, value_text
-from twoscale._codegen.c.portable.kernels import TO_INT8, kernel_texts
+from twoscale._codegen.c.portable.kernels import TO_INT8, kernel_texts, tile_sizes
 from twoscale._codegen.c.portable.lowering import Program, lower
 from twoscale._codegen.targets import Target
 from twoscale._ir.integer_network import IntegerNetwork
@@ -72,6 +72,7 @@ class Source(SourceBase):
         """Return the text of the source."""
         return self.render(
             "network.c.jinja",
+            tiles=tile_sizes(call for step in self.program.steps for call in step.calls),
             kernels=kernel_texts(self._used()),
             constants=self.constants(),
             steps=self._blocks(self.instances),

@@ -80,6 +80,10 @@ class _RowCalls(PortableCalls):
         """Return the calls that compute one row of a layer."""
         return _ROW[type(arranged.layer)](self, arranged.layer)
 
+    def conv2d_row(self, layer: n.Conv2d) -> Call:
+        """Return the call of one row of a convolution."""
+        return k.Conv2dTilesRow(*self.conv2d(layer)) if self.in_tiles(layer) else k.Conv2dRow(*self.conv2d(layer))
+
     def row_size(self, layer: n.Layer) -> int:
         """Return the bytes of a row of a layer's output."""
         return self.tensor(layer).size // layer.output.shape[1]
@@ -111,7 +115,7 @@ _ROW: dict[type[n.Layer], Callable[[_RowCalls, Any], tuple[Call, ...]]] = {
     n.Add: lambda rows, layer: (rows.add(layer, rows.row_size(layer)),),
     n.AveragePool2d: lambda rows, layer: (k.AveragePool2dRow(*rows.average_pool(layer)),),
     n.Clamp: lambda rows, layer: (rows.clamp(layer, rows.row_size(layer)),),
-    n.Conv2d: lambda rows, layer: (k.Conv2dRow(*rows.conv2d(layer)),),
+    n.Conv2d: lambda rows, layer: (rows.conv2d_row(layer),),
     n.MaxPool2d: lambda rows, layer: (k.MaxPool2dRow(*rows.max_pool(layer)),),
     n.Pad: _pad,
     n.Slice: _slice,

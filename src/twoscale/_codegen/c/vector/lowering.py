@@ -103,7 +103,7 @@ class _Lowering:
         self.tensors = dict(arrangement.tensors)
         self.roots = arrangement.roots
         self.constants = Constants()
-        self.portable = PortableCalls(arrangement, self.constants)
+        self.portable = PortableCalls(arrangement, self.constants, tiles=False)
         self.rows = {name: dense(tensor) for name, tensor in self.tensors.items()}
         self.readers: dict[str, list[n.Layer]] = {name: [] for name in self.roots}
         for layer in self.network:

@@ -1,19 +1,5 @@
-/* One row of a convolution, equations (2) and (3); with a residual, which joins before rounding, (2) and (7b).
+/* One row of any convolution, equations (2) and (3); with a residual, which joins before rounding, (2) and (7b).
  * Taps outside the image hold the zero point, so they add nothing and are left out. */
-typedef struct {
-    int32_t in_h, in_w, in_c;
-    int32_t out_h, out_w, out_c;
-    int32_t kernel_h, kernel_w;
-    int32_t stride_h, stride_w;
-    int32_t dilation_h, dilation_w;
-    int32_t pad_top, pad_left;
-    int32_t groups;
-    int32_t in_zero;
-    const int8_t *weight; /* [out_c][kernel_h][kernel_w][in_c / groups] */
-    const int32_t *bias;  /* [out_c] */
-    int32_t residual_zero, residual_multiplier;
-    requantization to;
-} conv2d_params;
 
 /* The accumulator of one output channel for the window whose first tap is at column `left`. Taps first_ky..end_ky - 1
  * of a column are inside the image, and the first of them lies in the kept row number `slot`.

@@ -3,6 +3,7 @@ typedef struct {
     const int32_t *multiplier; /* in units of 2^-shift, below 2^24; NULL: none */
     int32_t per_channel;       /* 1: one multiplier per channel; 0: one for all */
     int32_t shift;
+    int32_t is_narrow;         /* 1: products with multipliers, and what is added to them, are in 32 bits */
     int32_t zero, lo, hi;
 } requantization;
 

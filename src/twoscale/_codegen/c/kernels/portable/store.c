@@ -1,13 +1,10 @@
-static int32_t multiplier_of(const requantization *to, int32_t channel)
-{
-    return to->multiplier[channel * to->per_channel];
-}
-
 /* Write one accumulator: as a byte by equation (3), or as it is. */
 static void store(const requantization *to, uint8_t *y, int32_t index, int32_t channel, int32_t acc)
 {
     if (to->multiplier == NULL)
         memcpy(y + 4 * index, &acc, 4);
+    else if (to->is_narrow)
+        y[index] = requantize_narrow(to, acc * multiplier_of(to, channel));
     else
         y[index] = requantize(to, (int64_t)acc * multiplier_of(to, channel));
 }
