@@ -17,7 +17,7 @@ BENCH_INSTALL = $(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-ve
 OLDEST_VENV ?= build/oldest
 OLDEST_INSTALL = $(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: lab test test-all test-oldest docs release bench-engine clean
+.PHONY: lab test test-all test-oldest docs release bench-engine bench-chips clean
 
 lab: $(VENV)/installed
 	$(VENV)/bin/twoscale lab --out $(OUT)
@@ -69,6 +69,10 @@ release: $(VENV)/installed-test
 
 bench-engine: $(BENCH_VENV)/installed
 	$(BENCH_VENV)/bin/python -m benchmarks.engine $(BENCH)
+
+# Instructions on microcontrollers, under QEMU; needs gcc-arm-none-eabi and qemu-system-arm (Debian's names).
+bench-chips: $(VENV)/installed
+	$(VENV)/bin/python -m benchmarks.chips
 
 $(BENCH_VENV)/installed: benchmarks/engine-constraints.txt
 	@echo "installing into $(BENCH_VENV) (once; a few minutes)"

@@ -193,7 +193,8 @@ class PortableCalls:
 
 def _folded(layer: n.Conv2d, zero: int) -> NDArray[np.int64]:
     """Return biases for bytes that are multiplied as they are: less the zero point times the sum of the weights."""
-    return layer.bias_o.astype(np.int64) - zero * layer.weight.astype(np.int64).sum((1, 2, 3))
+    sums: NDArray[np.int64] = layer.weight.astype(np.int64).sum((1, 2, 3))
+    return layer.bias_o.astype(np.int64) - zero * sums
 
 
 def _quantize_input(p: PortableCalls, _: ArrangedLayer, layer: n.QuantizeInput) -> tuple[Call, ...]:

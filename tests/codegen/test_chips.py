@@ -1,0 +1,56 @@
+"""The instructions that exported C takes on microcontrollers are those of the record: a slower kernel is noticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.chips import RESULTS, TOOLS, Counter, Results, Row, network_of
+from tests.codegen.compiling import need
+from twoscale._files import read_record
+from twoscale._ir.integer_network import IntegerNetwork
+
+RECORD = read_record(RESULTS, Results)
+ROWS = [row for row in RECORD.rows if row.network == "resnet8" and row.options == "-O2" and row.cpu != "cortex-m7"]
+
+
+@pytest.fixture(scope="module")
+def network() -> IntegerNetwork:
+    return network_of("resnet8")
+
+
+@pytest.fixture(scope="module")
+def counter(tmp_path_factory: pytest.TempPathFactory) -> Counter:
+    need(*TOOLS)
+    return Counter(tmp_path_factory.mktemp("chips"))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.target}-{row.cpu}")
+def test_resnet8_takes_as_many_instructions_as_recorded(row: Row, network: IntegerNetwork, counter: Counter) -> None:
+    found = counter.count(network, row.target, row.cpu, row.options)
+    if found.compiler != row.compiler:
+        pytest.skip(f"the record is of {row.compiler}, and here is {found.compiler}")
+    assert found.macs == row.macs
+    assert found.instructions == pytest.approx(row.instructions, rel=0.03)
+
+
+def test_the_record_holds_every_target_and_core() -> None:
+    assert {(row.target, row.cpu) for row in ROWS} == {
+        (target, cpu) for target in ("portable", "small-ram") for cpu in ("cortex-m0", "cortex-m3", "cortex-m4")
+    }
+
+
+def test_a_kernel_that_is_slower_shows(
+    network: IntegerNetwork, counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: one multiply-add at a time, as a compiler without the tiles would have it."""
+    read_text = Path.read_text
+
+    def slower(path: Path, *arguments: str, **options: str) -> str:
+        text = read_text(path, *arguments, **options)
+        return text.replace("run & ~7", "run & 0").replace("rest = run & 7", "rest = run")
+
+    monkeypatch.setattr(Path, "read_text", slower)
+    row = next(row for row in ROWS if (row.target, row.cpu) == ("portable", "cortex-m3"))
+    assert counter.count(network, row.target, row.cpu, row.options).instructions > 1.03 * row.instructions
