@@ -137,3 +137,24 @@ def test_other_wrong_input() -> None:
         choose_weight_scales(np.zeros((0, 10), np.float32), RangeMethod("minmax"), hi=127, per_channel=True, name="fc")
     with pytest.raises(ConfigurationError, match="must be positive, not 0"):
         choose_weight_scales(random_weights(2, 2), RangeMethod("minmax"), hi=0, per_channel=True)
+
+
+@pytest.mark.parametrize("values", [256, 1200])
+@pytest.mark.parametrize("hi", [63, 127])
+@pytest.mark.parametrize("tails", [False, True])
+def test_long_rows_are_as_good_as_brute_force(hi: int, values: int, tails: bool) -> None:
+    weight = random_weights(5, values, seed=hi + values, tails=tails)
+    scales = choose_weight_scales(weight, RangeMethod("mse"), hi=hi, per_channel=True)
+    for row, scale in zip(weight.astype(np.float64), scales, strict=True):
+        widest = np.abs(row).max() / hi
+        brute = min(error(row, widest * ratio, hi) for ratio in np.linspace(0.02, 1, 2000))
+        assert error(row, scale, hi) <= 1.03 * brute
+
+
+def test_rows_with_zeros_only_and_with_one_value() -> None:
+    weight = np.zeros((3, 300), np.float32)
+    weight[1, 7] = 0.5
+    weight[2] = np.linspace(-1, 1, 300)
+    scales = choose_weight_scales(weight, RangeMethod("mse"), hi=127, per_channel=True)
+    assert np.isfinite(scales).all()
+    assert error(weight[1].astype(np.float64), scales[1], 127) < 1e-12

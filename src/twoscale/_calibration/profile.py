@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twoscale._calibration.memory import DEFAULT_MEMORY, images_within
 from twoscale._calibration.statistics import StatisticsAccumulator, TensorStatistics, to_summary
 from twoscale._calibration.summaries import TensorSummary
 from twoscale._ir import float_graph as g
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Profile", "calibration_images", "image_batches", "moves_values", "profile", "weight_summaries"]
 
+_KEEP_AT_LEAST = 32
 KEEP_SAMPLES = 512
 """Images that are kept for the corrections after calibration: enough for stable means, little memory."""
 
@@ -35,7 +37,7 @@ class Profile:
     statistics: Mapping[str, TensorStatistics]
     """Node name to statistics of its output; nodes that only move values are left out."""
     samples_nchw: NDArray[np.float32]
-    """The first images, at most KEEP_SAMPLES."""
+    """The first images: KEEP_SAMPLES, or as many as can run through the graph at once within the memory."""
     images: int
     """How many were seen."""
 
@@ -107,13 +109,20 @@ def _advice(shape: tuple[int, ...]) -> str:
     return ""
 
 
-def profile(graph: g.FloatGraph, batches: Iterable[Any], *, device: str | torch.device = "cpu") -> Profile:
+def profile(
+    graph: g.FloatGraph,
+    batches: Iterable[Any],
+    *,
+    device: str | torch.device = "cpu",
+    memory: int = DEFAULT_MEMORY,
+) -> Profile:
     """Run ``graph`` over all batches once and collect statistics in bounded memory.
 
     Args:
         graph: from ``capture``, folded or not.
         batches: images (N, C, H, W), or tuples that begin with them; any number.
         device: where the graph runs.
+        memory: bytes for the tensors between layers: larger batches are split.
 
     Raises:
         CalibrationError: no images, wrong shapes, NaN or infinity (names the layer).
@@ -122,7 +131,8 @@ def profile(graph: g.FloatGraph, batches: Iterable[Any], *, device: str | torch.
 
     from twoscale._ir.float_module import GraphModule
 
-    module = GraphModule(graph, device)
+    module, at_once = GraphModule(graph, device), images_within(graph, memory)
+    keep = min(KEEP_SAMPLES, max(_KEEP_AT_LEAST, at_once))
     accumulators = {node.name: StatisticsAccumulator(node.name) for node in graph if not moves_values(node)}
     accumulators[graph.input.name] = StatisticsAccumulator(graph.input.name, bins=_IMAGE_BINS)
     kept: list[NDArray[np.float32]] = []
@@ -138,11 +148,12 @@ def profile(graph: g.FloatGraph, batches: Iterable[Any], *, device: str | torch.
                 f"calibration images have shape (N, {', '.join(map(str, batch.shape[1:]))}); "
                 f"{graph.name} takes (N, {', '.join(map(str, graph.input.shape))})"
             )
-        missing = KEEP_SAMPLES - min(images, KEEP_SAMPLES)
+        missing = max(0, keep - images)
         if missing:
             kept.append(batch[:missing].copy())
         images += len(batch)
-        module.run(torch.from_numpy(batch), visit)
+        for part in torch.split(torch.from_numpy(batch), at_once):
+            module.run(part, visit)
     if not images:
         raise CalibrationError("calibration got no images; pass at least one batch (a few hundred images are good)")
     return Profile({name: a.finish() for name, a in accumulators.items()}, np.concatenate(kept), images)

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from twoscale._calibration.memory import DEFAULT_MEMORY, images_within
 from twoscale._ir import float_graph as g
 from twoscale._ir import layers as n
 from twoscale._ir.float_module import GraphModule
@@ -37,6 +38,8 @@ from twoscale._runtimes.torch import TorchExecutor
 __all__ = ["correct", "correct_layer"]
 
 Float64 = NDArray[np.float64]
+
+_FEWEST_IMAGES = 8
 
 _CHUNK = 32
 """Images whose patches are in memory at a time."""
@@ -58,19 +61,24 @@ class _Pair:
     integer: torch.Tensor
 
 
-def correct(network: IntegerNetwork, plan: Plan, samples_nchw: NDArray[np.float32]) -> IntegerNetwork:
+def correct(
+    network: IntegerNetwork, plan: Plan, samples_nchw: NDArray[np.float32], *, memory: int = DEFAULT_MEMORY
+) -> IntegerNetwork:
     """Return the network with the corrections that the plan's scheme asks for.
 
     Args:
         network: from ``build`` with the same plan.
         plan: what it was built from.
-        samples_nchw: calibration images, float32 (N, C, H, W), all held in memory with the tensors between layers.
+        samples_nchw: calibration images, float32 (N, C, H, W); the first ones whose tensors between layers fit into
+            ``memory`` are used, at least 8.
+        memory: bytes.
     """
     scheme = plan.scheme
     if not (scheme.error_feedback or scheme.bias_correction) or not len(samples_nchw):
         return network
     module, executor = GraphModule(plan.graph), TorchExecutor(network)
-    images = torch.from_numpy(np.ascontiguousarray(samples_nchw))
+    count = max(_FEWEST_IMAGES, images_within(plan.graph, memory, networks=2))
+    images = torch.from_numpy(np.ascontiguousarray(samples_nchw[:count]))
     corrected: dict[str, n.Layer] = {}
 
     def compute(layer: n.Layer, inputs: list[_Pair]) -> _Pair:

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from twoscale._calibration.memory import DEFAULT_MEMORY
 from twoscale._extras import requires_extras
 from twoscale._quantization.scheme import DEFAULT, Scheme, find_scheme
 
@@ -37,6 +38,7 @@ def quantize(
     scheme: Scheme | str = DEFAULT,
     name: str | None = None,
     normalization: Normalization | None = None,
+    memory: int = DEFAULT_MEMORY,
 ) -> IntegerNetwork:
     """Turn an image classifier into an integer-only network.
 
@@ -49,6 +51,8 @@ def quantize(
         normalization: (mean, std) of pixels / 255 in each channel, as the model's images are normalized. Then
             ``batches`` hold pixels 0..255 as floats, not normalized, and so do the images that the network takes: its
             first layer has them as they are, without a rounding error.
+        memory: bytes for the tensors between layers, 1 GiB by default; more lets corrections use more images. Weights
+            and the first 512 images come on top of it.
 
     Raises:
         CaptureError: the model is not a fixed sequence of supported operators.
@@ -60,8 +64,8 @@ def quantize(
     how = find_scheme(scheme) if isinstance(scheme, str) else scheme
     first, images = calibration_images(batches)
     graph = float_graph(model, first, how, name=name, normalization=normalization)
-    found = profile(graph, images)
-    network = quantize_graph(graph, found, how)
+    found = profile(graph, images, memory=memory)
+    network = quantize_graph(graph, found, how, memory=memory)
     return network if normalization is None else taking_pixels(network, normalization)
 
 
@@ -97,13 +101,16 @@ def float_graph(
     return equalize(graph, how.equalization, example_nchw)
 
 
-def quantize_graph(graph: FloatGraph, found: Profile, scheme: Scheme | str = DEFAULT) -> IntegerNetwork:
+def quantize_graph(
+    graph: FloatGraph, found: Profile, scheme: Scheme | str = DEFAULT, *, memory: int = DEFAULT_MEMORY
+) -> IntegerNetwork:
     """Turn a graph into an integer network.
 
     Args:
         graph: from ``float_graph`` with the same scheme.
         found: its profile.
         scheme: how, or the name of a scheme.
+        memory: as for ``quantize``.
 
     Raises:
         QuantizationError: integers would not fit.
@@ -117,10 +124,10 @@ def quantize_graph(graph: FloatGraph, found: Profile, scheme: Scheme | str = DEF
 
     how = find_scheme(scheme) if isinstance(scheme, str) else scheme
     ranges = choose_ranges(graph, found.statistics, how)
-    ranges = tune_ranges(ranges, graph, found, how)
+    ranges = tune_ranges(ranges, graph, found, how, memory=memory)
     plan = make_plan(graph, ranges, how)
     network = build(plan)
-    network = correct(network, plan, found.samples_nchw)
+    network = correct(network, plan, found.samples_nchw, memory=memory)
     return network if how.equalization == "none" else _equalized(network, how)
 
 

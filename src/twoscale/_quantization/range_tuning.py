@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from twoscale._calibration import RealRange, TensorStatistics, affine_parameters
+from twoscale._calibration.memory import DEFAULT_MEMORY, images_within
 from twoscale._calibration.profile import Profile
 from twoscale._ir import float_graph as g
 from twoscale._ir.float_module import GraphModule
@@ -35,11 +36,22 @@ _BATCH = 32
 _VALUES = 1 << 26
 """Activations used, over all images: enough for stable choices in a few seconds."""
 
+_CACHED = 1 << 16
+"""Values of a tensor that are rounded at a time."""
+
 _BETTER = 0.97
 """Factor by which an error has to be smaller: estimates over a few hundred images are not finer."""
 
 
-def tune_ranges(ranges: Ranges, graph: g.FloatGraph, found: Profile, scheme: Scheme, *, seed: int = 0) -> Ranges:
+def tune_ranges(
+    ranges: Ranges,
+    graph: g.FloatGraph,
+    found: Profile,
+    scheme: Scheme,
+    *,
+    seed: int = 0,
+    memory: int = DEFAULT_MEMORY,
+) -> Ranges:
     """Return the ranges with which each activation alone moves the logits least, where the scheme tunes ranges.
 
     Args:
@@ -48,27 +60,34 @@ def tune_ranges(ranges: Ranges, graph: g.FloatGraph, found: Profile, scheme: Sch
         found: its profile.
         scheme: how.
         seed: of the random vectors.
+        memory: bytes for the tensors between layers and their gradients.
     """
     if not scheme.tunes_ranges:
         return ranges
     specs = activation_specs(graph, ranges, scheme)
     candidates = {name: _candidates(specs[name], found.statistics[name], scheme, name) for name in ranges}
     with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
-        errors = _errors(graph, candidates, found.samples_nchw, seed)
+        errors = _errors(graph, candidates, found.samples_nchw, seed, memory)
     return {name: _range(candidates[name], errors[name], scheme, name) for name in ranges}
 
 
 def _errors(
-    graph: g.FloatGraph, candidates: Mapping[str, list[TensorSpec]], samples_nchw: NDArray[np.float32], seed: int
+    graph: g.FloatGraph,
+    candidates: Mapping[str, list[TensorSpec]],
+    samples_nchw: NDArray[np.float32],
+    seed: int,
+    memory: int,
 ) -> dict[str, NDArray[np.float64]]:
     """Return for each tensor the estimated error of the logits with each of its candidates."""
     module = GraphModule(graph)
     errors = {name: np.zeros(len(specs)) for name, specs in candidates.items()}
     per_image = sum(int(np.prod(graph[name].shape)) for name in candidates)
     images = samples_nchw[: max(_BATCH, _VALUES // per_image)]
+    # Each value has its gradients beside it, and the gradients of one tensor are stacked.
+    batch = min(_BATCH, images_within(graph, memory, networks=2 + _PROJECTIONS, keep_all=True))
     generator = torch.Generator().manual_seed(seed)
-    for start in range(0, len(images), _BATCH):
-        values = _values(module, torch.from_numpy(np.ascontiguousarray(images[start : start + _BATCH])))
+    for start in range(0, len(images), batch):
+        values = _values(module, torch.from_numpy(np.ascontiguousarray(images[start : start + batch])))
         sensitive = [name for name in candidates if values[name].requires_grad]  # not the constants
         logits = values[graph.output]
         slopes: list[list[torch.Tensor]] = [[] for _ in sensitive]
@@ -115,12 +134,16 @@ def _values(module: GraphModule, images: torch.Tensor) -> dict[str, torch.Tensor
 
 def _logit_errors(x: torch.Tensor, slopes: torch.Tensor, specs: list[TensorSpec]) -> NDArray[np.float64]:
     """Return Σ (vᵀ·J·δ)² for each candidate; x: (N, values), slopes: (N, projections, values)."""
-    errors = np.zeros(len(specs))
-    for index, spec in enumerate(specs):
-        rounded = (x / spec.scale).round_().clamp_(spec.lo - spec.zero_point, spec.hi - spec.zero_point)
-        error = rounded.mul_(spec.scale).sub_(x)
-        errors[index] = float(torch.bmm(slopes, error.unsqueeze(2)).double().square().sum())
-    return errors
+    products = torch.zeros(len(specs), *slopes.shape[:2], dtype=torch.float64)
+    width = max(1, _CACHED // len(x))
+    for start in range(0, x.shape[1], width):  # all candidates while the values are in the cache
+        values, slope = x[:, start : start + width], slopes[:, :, start : start + width]
+        for index, spec in enumerate(specs):
+            rounded = (values / spec.scale).round_().clamp_(spec.lo - spec.zero_point, spec.hi - spec.zero_point)
+            error = rounded.mul_(spec.scale).sub_(values)
+            products[index] += torch.bmm(slope, error.unsqueeze(2)).squeeze(2)
+    found: NDArray[np.float64] = products.square().sum((1, 2)).numpy()
+    return found
 
 
 def _range(specs: list[TensorSpec], errors: NDArray[np.float64], scheme: Scheme, name: str) -> RealRange:

@@ -1,0 +1,37 @@
+"""How many images fit into a number of bytes while a network runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from twoscale._ir import float_graph as g
+
+__all__ = ["DEFAULT_MEMORY", "images_within"]
+
+DEFAULT_MEMORY = 1 << 30
+"""Bytes for the tensors between layers. A fixed number: the integers must not depend on the machine's memory."""
+
+
+def images_within(graph: g.FloatGraph, memory: int, *, networks: int = 1, keep_all: bool = False) -> int:
+    """Return how many images can run through a graph at once, at least 1.
+
+    Args:
+        graph: what runs.
+        memory: bytes for the tensors, 4 bytes per value.
+        networks: how many networks run side by side; each layer needs three more tensors of its output's size.
+        keep_all: the outputs of all nodes are kept, not only those that are still needed.
+    """
+    sizes = {node.name: math.prod(node.shape) for node in graph}
+    peak = sum(sizes.values()) if keep_all else _widest_cut(graph.nodes, sizes)
+    return max(1, memory // (4 * networks * peak))
+
+
+def _widest_cut(nodes: Sequence[g.Node], sizes: dict[str, int]) -> int:
+    last = {name: index for index, node in enumerate(nodes) for name in node.inputs}
+    live = widest = 0
+    for index, node in enumerate(nodes):
+        live += sizes[node.name]
+        widest = max(widest, live + 3 * sizes[node.name])
+        live -= sum(sizes[name] for name in {node.name, *node.inputs} if last.get(name, index) == index)
+    return widest
