@@ -7,6 +7,7 @@ from rich.console import RenderableType
 from twoscale._display.verification import bits
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.weights_hash import METADATA_KEY
 from twoscale._page.document import table_html
 from twoscale._page.numbers import MISSING, count, fixed
 from twoscale._page.tables import Cell, Column, Table
@@ -48,6 +49,9 @@ def _network(network: IntegerNetwork) -> Table:
     )
     grid = "the same integers everywhere" if network.on_grid else "off the grid, executors may differ"
     caption = f"{network.name}: {count(network.parameters)} parameters, scheme {network.scheme}, {grid}"
+    made_from = network.metadata.get(METADATA_KEY)
+    if isinstance(made_from, str):
+        caption += f", made from float weights {made_from[:12]}"
     return Table(caption, columns, tuple(tuple(Cell(text) for text in row) for row in rows))
 
 

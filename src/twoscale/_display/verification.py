@@ -119,6 +119,8 @@ def _summary(result: VerifyResult) -> list[str]:
         parts.append(f"root mean square error {result.rms_error:.3g}")
     if parts:
         lines.append(", ".join(parts))
+    if result.same_weights is False:
+        lines.append("the float weights are not those that the network was made from")
     if result.uncompared:
         lines.append(f"without a counterpart there: {', '.join(result.uncompared)}")
     bounded = [layer for layer in result.layers if layer.accumulator_bound]

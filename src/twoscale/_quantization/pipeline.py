@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from twoscale._calibration.memory import DEFAULT_MEMORY
 from twoscale._extras import requires_extras
+from twoscale._ir.weights_hash import METADATA_KEY, weights_hash
 from twoscale._quantization.scheme import DEFAULT, Scheme, find_scheme
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def quantize(
     graph = float_graph(model, first, how, name=name, normalization=normalization)
     found = profile(graph, images, memory=memory)
     network = quantize_graph(graph, found, how, memory=memory)
+    network = _made_from(network, model)
     return network if normalization is None else taking_pixels(network, normalization)
 
 
@@ -135,6 +137,12 @@ def taking_pixels(network: IntegerNetwork, normalization: Normalization) -> Inte
     """Return a network made with ``normalization`` that says so: verify needs it to compare with the model."""
     mean, std = (list(map(float, values)) for values in normalization)
     return dataclasses.replace(network, metadata={**network.metadata, "normalization": {"mean": mean, "std": std}})
+
+
+def _made_from(network: IntegerNetwork, model: nn.Module) -> IntegerNetwork:
+    """Return the network with the hash of the float weights in its metadata: verify tells other weights by it."""
+    found = weights_hash(model)
+    return dataclasses.replace(network, metadata={**network.metadata, METADATA_KEY: found}) if found else network
 
 
 def _equalized(network: IntegerNetwork, how: Scheme) -> IntegerNetwork:

@@ -12,6 +12,7 @@ from twoscale._extras import requires_extras
 from twoscale._ir import layers as n
 from twoscale._ir.execution import Executor, check_images
 from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.weights_hash import METADATA_KEY, weights_hash
 from twoscale._metrics import OutputMetrics, SignalToNoise, labelled, predicted_classes
 from twoscale._runtimes import EXECUTORS, create, default_pair
 from twoscale._verification.results import LayerCheck, VerifyResult
@@ -155,6 +156,7 @@ def verify(
         agreement=metrics.agreement,
         sqnr_db=metrics.noise.db,
         rms_error=metrics.noise.rms_error,
+        same_weights=_has_same_weights(network, compared_with),
         layers=checks,
         mismatches_by_executor=by_executor,
         first_divergence=next(iter(divergences.values()), None),
@@ -162,6 +164,12 @@ def verify(
         against=None if other is None else other.name,
         uncompared=() if other is None else other.uncompared,
     )
+
+
+def _has_same_weights(network: IntegerNetwork, model: Any) -> bool | None:
+    recorded = network.metadata.get(METADATA_KEY)
+    found = None if recorded is None or isinstance(model, IntegerNetwork) else weights_hash(model)
+    return None if found is None else found == recorded
 
 
 def accuracy(

@@ -66,6 +66,8 @@ class VerifyResult:
     """What agreement and SQNR refer to: "float", or another integer network's name and scheme; None: nothing."""
     uncompared: tuple[str, ...] = ()
     """Layers that have no counterpart there."""
+    same_weights: bool | None = None
+    """Whether the model has the weights that the network was made from; None where that is not recorded."""
     rms_error: float | None = None
     """Root of the mean squared error of the logits, in their unit; None without a network to compare with."""
 
