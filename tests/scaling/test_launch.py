@@ -166,3 +166,10 @@ def test_the_launcher_does_not_import_torch() -> None:
     modules = ", ".join(f"twoscale.scaling.{name}" for name in names)
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_what_rank_0_does_is_reported_while_it_works(ranks: Callable[..., Outcome[Any]]) -> None:
+    seen: list[str] = []
+    outcome = ranks("at_work", {"words": ["one", "two"]}, world_size=1, watch=seen.append)
+    assert outcome.ok, outcome.message
+    assert seen == ["one", "two"]

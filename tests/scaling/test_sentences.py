@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,9 @@ from twoscale.scaling._questions.batch import BatchAnswer, batch_table
 from twoscale.scaling._questions.communication import CommunicationAnswer, arms_table
 from twoscale.scaling._questions.forecast import ForecastAnswer
 from twoscale.scaling._questions.registry import ANSWERED, VERDICT
+from twoscale.scaling._questions.replicas import ReplicasAnswer
 from twoscale.scaling._questions.results import StudyResults
+from twoscale.scaling._questions.sampler import SamplerAnswer
 from twoscale.scaling._questions.speedup import SpeedupAnswer
 from twoscale.scaling._questions.verdict import VerdictAnswer
 from twoscale.scaling._questions.wire import WireAnswer
@@ -139,6 +142,37 @@ def test_a_ledger_that_differs(study: StudyResults) -> None:
     assert _said("wire", study, WireAnswer((ledger,))).endswith("2 collectives were not observed as predicted.")
     unseen = replace(study.of(WireAnswer).ledgers[0], observed=None)
     assert "nothing was observed" in _said("wire", study, WireAnswer((unseen,)))
+
+
+def test_a_sampler_whose_order_set_epoch_does_not_change(study: StudyResults) -> None:
+    answer = study.of(SamplerAnswer)
+    same = tuple(replace(row, same_place=(1.0, 1.0, 1.0)) for row in answer.orders)
+    assert _said("sampler", study).endswith("only then is the order drawn anew.")
+    assert _said("sampler", study, replace(answer, orders=same)).endswith("it makes no difference.")
+
+
+def test_replicas_that_part_or_meet_against_the_belief(study: StudyResults) -> None:
+    records = study.of(ReplicasAnswer).replicas
+
+    def said(**changed: Any) -> str:
+        others = tuple(
+            replace(record, cases=tuple(replace(case, **changed) for case in record.cases)) for record in records
+        )
+        return _said("replicas", study, ReplicasAnswer(others))
+
+    assert "never of those that did not; BatchNorm's statistics drift apart" in _said("replicas", study)
+    assert said(parameters_equal=False).startswith("Replicas that began alike did not stay alike")
+    assert "never of those that did not" not in said(parameters_equal=True)
+    assert "drift apart" not in said(buffers_equal=True)
+
+
+def test_the_speed_up_is_that_of_its_rows(study: StudyResults) -> None:
+    rows = tuple(
+        replace(row, speedup=summarize([1.9] * 3), efficiency=summarize([0.95] * 3)) if row.scaling == "weak" else row
+        for row in study.of(SpeedupAnswer).speed
+    )
+    text = _said("speedup", study, SpeedupAnswer(rows))
+    assert "2 ranks train 1.90 times as fast with the batch of a rank kept (efficiency 95 %, 95 to 95)" in text
 
 
 def test_no_error_of_a_forecast_is_larger_than_said(study: StudyResults) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.scaling.workers import QUIET
+from twoscale._environment import core_count, load_average
 from twoscale.scaling import load_study
 from twoscale.scaling._measure.launch import Host
 from twoscale.scaling._measure.records import ArmsRecord, BandwidthRecord, Outcome, decode
@@ -22,6 +24,8 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "netns"
 MBITS = (120, 200, 320)
+ATTEMPTS = 3
+"""Times that a rate is measured again where repeated times are too far apart."""
 PAYLOAD = 1448 / 1514
 """Of an Ethernet frame of 1,514 bytes (no checksum, which veth has not), TCP with time stamps leaves 1,448."""
 FRAMING = 14 + 20 + 32
@@ -61,7 +65,7 @@ def found(
             arguments = {
                 "mbits": MBITS,
                 "rounds": 3,
-                "attempts": 2,
+                "attempts": ATTEMPTS,
                 "interface": interface,
                 "script": str(SCRIPT),
                 "name": name,
@@ -77,12 +81,19 @@ def found(
 
 @pytest.fixture
 def rates(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was measured at each rate, where the same was measured again and again."""
+    """What was measured at each rate, where the same was measured again and again.
+
+    Times that other programs disturbed are discarded, not compared; benchmarks/results/bandwidth_truth.json records
+    the truth on an idle machine.
+    """
+    load = load_average()
+    if load is not None and load[0] > 1.5 * core_count():
+        pytest.skip(f"this machine is too busy to time anything: its load is {load[0]:.1f} on {core_count()} cores")
     worst = max(found["rates"], key=lambda at: float(at["spread"]))
-    if worst["spread"] > 0.1:
+    if worst["spread"] >= QUIET:
         pytest.skip(
             f"this machine is too busy to time anything: at {worst['mbit']} Mbit/s repeated times "
-            f"were {worst['spread']:.0%} apart, twice over"
+            f"were {worst['spread']:.0%} apart, {ATTEMPTS} times over"
         )
     every: list[dict[str, Any]] = found["rates"]
     return every

@@ -327,6 +327,20 @@ def test_a_terminal_sees_a_table_of_what_is_done(
     assert re.search(r"wire, replicas, sampler +1 *$", shown, re.MULTILINE)  # failed
 
 
+def test_a_long_cell_reports_what_it_does_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("twoscale.scaling._study.progress.time.monotonic", lambda: now[0])
+    lines = progress._Lines()
+    cell = first_cells(_config(sections=("batch",)))[0]
+    lines.plan([cell])
+    for seconds, what in ((1, "batch 16"), (30, "batch 32"), (31, "batch 64"), (60, "batch 128")):
+        now[0] = 100.0 + seconds
+        lines.within(cell, what)
+    assert capsys.readouterr().err.splitlines() == ["1/1 largest batch: batch 32", "1/1 largest batch: batch 128"]
+
+
 def test_one_study_at_a_time_in_a_folder(again: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     give = study._Runner._measure
     refused: list[str] = []

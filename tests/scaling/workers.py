@@ -25,6 +25,8 @@ from twoscale.scaling._measure.arms import measure_arms
 from twoscale.scaling._measure.bandwidth import measure_bandwidth
 from twoscale.scaling._measure.clocks import RankClock, epoch_time
 from twoscale.scaling._measure.collectives import collective
+from twoscale.scaling._measure.jobs import _at_work
+from twoscale.scaling._measure.launch import _LOOK
 from twoscale.scaling._measure.ledger import GLOO_MESSAGE, gloo_sent, observe, predict, reconcile, write_ledger
 from twoscale.scaling._measure.peak import measure_peak
 from twoscale.scaling._measure.records import DdpOptions, LedgerEntry, Summary, Workload
@@ -50,6 +52,13 @@ def about(arguments: dict[str, Any]) -> dict[str, Any]:
         "cores": sorted(os.sched_getaffinity(0)),
         "extra": os.environ.get("EXTRA"),
     }
+
+
+def at_work(arguments: dict[str, Any]) -> None:
+    """Report words, each for longer than the launcher looks away."""
+    for word in arguments["words"]:
+        _at_work(word)
+        time.sleep(4 * _LOOK)
 
 
 def fail_second(_: dict[str, Any]) -> None:
@@ -365,7 +374,7 @@ def _counters(interface: str) -> tuple[int, int]:
     return after[0], after[1]
 
 
-_QUIET = 0.05
+QUIET = 0.05
 """Largest spread of repeated times, of their smallest, for a machine that does nothing else."""
 
 
@@ -393,7 +402,7 @@ def shaped_link(arguments: dict[str, Any]) -> dict[str, Any]:
             arms = measure_arms(workload, rounds=arguments["rounds"], steps=1, create=_create_wide)
             assert arms.isolated is not None
             spread = max(map(_spread, (bandwidth.rows[-1].seconds, arms.ddp, arms.isolated)))
-            if ranks.agree(spread < _QUIET):
+            if ranks.agree(spread < QUIET):
                 break
         more = [CollectiveSample(row.op, row.bytes, row.seconds.median) for row in bandwidth.rows]
         step = measured_step(arms, workload.batch_size, link, more)

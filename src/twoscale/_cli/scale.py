@@ -132,7 +132,7 @@ def _interrupted_by_sigterm() -> Iterator[None]:
     """Let SIGTERM end a study as Ctrl-C does: the terminal and the folders of its launches are left in order."""
     try:
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # not the main thread, which alone hears signals
+    except ValueError:  # not the main thread, which alone receives signals
         yield
         return
     try:

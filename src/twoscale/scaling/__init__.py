@@ -1,4 +1,4 @@
-"""Where the time of data-parallel training goes: measured, and said why.
+"""Where the time of data-parallel training goes, and why.
 
 >>> config = study_config(model="net", data="digits")     # what this machine can do
 >>> run_study(config, Path("scale"))                       # measures, and writes study.json and report.html

@@ -64,7 +64,7 @@ def run_study(
         out: folder; it is made.
         resume: go on in a folder that holds cells.
         minutes: start no cell that is expected to end later than this. Default: run all.
-        progress: is told of each cell.
+        progress: reports each cell. Default: nothing does.
 
     Raises:
         ConfigurationError: the folder holds cells and ``resume`` is not asked for, or ``minutes`` is not positive.

@@ -29,7 +29,7 @@ from twoscale.errors import ConfigurationError
 from twoscale.scaling._measure.arms import measure_arms
 from twoscale.scaling._measure.bandwidth import measure_bandwidth
 from twoscale.scaling._measure.clocks import epoch_time
-from twoscale.scaling._measure.launch import FOLDER
+from twoscale.scaling._measure.launch import AT_WORK, FOLDER
 from twoscale.scaling._measure.ledger import write_ledger
 from twoscale.scaling._measure.peak import Precision, measure_peak
 from twoscale.scaling._measure.records import EpochTime, OrderRow, SamplerRecord, Workload
@@ -70,6 +70,12 @@ def _steps(device: str, batch_size: int) -> int:
     return min(most, max(least, images // batch_size))
 
 
+def _at_work(what: str) -> None:
+    """Report what this launch is doing, for those who wait for it."""
+    if dist.get_rank() == 0:
+        write_bytes(Path(os.environ[FOLDER]) / AT_WORK, what.encode())
+
+
 def _clear(device: torch.device) -> None:
     """Give memory back, and count its peak from here."""
     gc.collect()
@@ -84,6 +90,7 @@ def _clear(device: torch.device) -> None:
 
 
 def _time(workload: Workload, arm: Arm, batch_size: int) -> EpochTime:
+    _at_work(f"{arm}, batch {batch_size}")
     workload = replace(workload, batch_size=batch_size)
     _clear(device_of(workload))
     steps = _steps(workload.device, batch_size)
@@ -131,10 +138,12 @@ def run_arms(task: ArmsTask) -> ArmsResult:
     device = device_of(workload)
     found = []
     for batch_size in task.batch_sizes:
+        _at_work(f"batch {batch_size}")
         _clear(device)
         found.append(measure_arms(replace(workload, batch_size=batch_size)))
     bandwidth = None
     if task.bandwidth:
+        _at_work("bandwidth")
         _clear(device)
         bandwidth = measure_bandwidth(device, repeats=10, budget_seconds=5.0)
     return ArmsResult(tuple(found), bandwidth)
@@ -162,16 +171,16 @@ def _orders(task: WireTask) -> tuple[tuple[OrderRow, ...], tuple[SamplerRecord, 
     """Return what the orders of a whole data set show, which are too long to keep, and those of a few images."""
     samples = 2048 if task.data == "synthetic" else len(data.load(task.data).train)
     rows, shown = [], []
-    for told in (False, True):
-        whole = sampler_orders(samples, dist.get_world_size(), epochs=3, set_epoch=told)
+    for set_epoch in (False, True):
+        whole = sampler_orders(samples, dist.get_world_size(), epochs=3, set_epoch=set_epoch)
         first = whole.orders[0]
         same = tuple(
             sum(a == b for mine, then in zip(order, first, strict=True) for a, b in zip(mine, then, strict=True))
             / sum(map(len, first))
             for order in whole.orders
         )
-        rows.append(OrderRow(told, same, replace(whole, orders=())))
-        shown.append(sampler_orders(_SHOWN, dist.get_world_size(), epochs=3, set_epoch=told))
+        rows.append(OrderRow(set_epoch, same, replace(whole, orders=())))
+        shown.append(sampler_orders(_SHOWN, dist.get_world_size(), epochs=3, set_epoch=set_epoch))
     return tuple(rows), tuple(shown)
 
 
@@ -213,7 +222,11 @@ def _train_all(runs: Sequence[TrainingRun], dataset: data.Dataset) -> tuple[Trai
     # Ranks end minutes apart, longer than a process group waits: they meet in the job's folder.
     folder = Path(os.environ[FOLDER])
     _leave_group()
-    mine = {i: _train(runs[i], dataset) for i in order[rank::size]}
+    mine = {}
+    for number, i in enumerate(order[rank::size], 1):
+        if rank == 0:
+            write_bytes(folder / AT_WORK, f"run {number} of {len(order[rank::size])}, {runs[i].way}".encode())
+        mine[i] = _train(runs[i], dataset)
     write_bytes(folder / f"runs-{rank}.json", msgspec.json.encode(mine))
     if rank != 0:
         return ()

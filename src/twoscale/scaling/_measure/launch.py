@@ -37,11 +37,15 @@ RESULT = "result.json"
 FAILURE = "failure-{}.json"
 PID = "rank-{}.pid"
 DONE = "rank-{}.done"
+AT_WORK = "at-work.txt"
+"""What rank 0 is doing, in a few words."""
 _LOG = "log-{}.txt"
 FOLDER = "TWOSCALE_JOB"
 """Environment variable in which a rank finds the folder, for files that its ranks share and nobody keeps."""
 
 _TAIL_LINES = 30
+_LOOK = 0.5
+"""Seconds between two looks at what rank 0 is doing."""
 _TORCHRUN = re.compile(r"^[EW]\d{4} .*torch/distributed/elastic", re.MULTILINE)
 _GRACE = 2.0
 """Seconds that a launcher has to end its ranks before it is killed, and they with it."""
@@ -133,7 +137,7 @@ def _commands(hosts: Sequence[Host], world_size: int, folder: Path) -> Iterator[
 
 
 def _alone(address: str) -> dict[str, str]:
-    """Return what torchrun would tell a rank that has no other."""
+    """Return the variables that torchrun sets, for a rank that has no other."""
     port = str(_free_port(address))
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return dict(zip(names, ("0", "1", "0", "1", address, port), strict=True))
@@ -168,8 +172,8 @@ def _tail(folder: Path) -> str:
     for log in sorted(folder.glob(_LOG.format("*"))):
         text = log.read_text(errors="replace")
         # torchrun's own report of a failed rank says nothing that the rank did not say better.
-        said = _TORCHRUN.split(text, maxsplit=1)[0].strip()
-        lines += (said or text).splitlines()
+        before = _TORCHRUN.split(text, maxsplit=1)[0].strip()
+        lines += (before or text).splitlines()
     return "\n".join(lines[-_TAIL_LINES:])
 
 
@@ -198,6 +202,28 @@ def _failure(folder: Path, kills_before: int, alone: int | None) -> tuple[Litera
     return "crash", "the launcher ended without a result"
 
 
+def _wait(agent: subprocess.Popen[bytes], deadline: float, folder: Path, watch: Callable[[str], None] | None) -> None:
+    """Wait for the end of a process, and report what rank 0 does meanwhile.
+
+    Raises:
+        subprocess.TimeoutExpired: it did not end in time.
+    """
+    reported = ""
+    while True:
+        left = max(0.0, deadline - time.monotonic())
+        try:
+            agent.wait(left if watch is None else min(left, _LOOK))
+            return
+        except subprocess.TimeoutExpired:
+            if watch is None or time.monotonic() >= deadline:
+                raise
+        with contextlib.suppress(OSError):
+            text = (folder / AT_WORK).read_text(errors="replace")
+            if text and text != reported:
+                reported = text
+                watch(text)
+
+
 def launch(
     target: str,
     task: object = None,
@@ -211,6 +237,7 @@ def launch(
     hosts: Sequence[Host] = (Host(),),
     environment: Mapping[str, str] | None = None,
     scratch: Path | None = None,
+    watch: Callable[[str], None] | None = None,
 ) -> Outcome[Any]:
     """Run a function in ``world_size`` fresh processes with a process group, and return what rank 0 returned.
 
@@ -225,6 +252,7 @@ def launch(
         memory_limit_bytes: of each process's private memory (RLIMIT_DATA), where the system has such limits.
         hosts: where ranks run, an equal number on each.
         environment: variables on top of this process's.
+        watch: is called with what rank 0 is doing, each time that it reports something else.
         scratch: an existing folder for what the ranks exchange, which is removed at the end. Default: the system's.
 
     Returns:
@@ -268,7 +296,7 @@ def launch(
                         )
                     )
             for agent in agents:
-                agent.wait(max(0.0, start + timeout - time.monotonic()))
+                _wait(agent, start + timeout, folder, watch)
         except subprocess.TimeoutExpired:
             timed_out = True
         finally:

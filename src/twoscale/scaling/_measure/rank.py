@@ -45,7 +45,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _in_a_line(error: BaseException) -> str:
-    """Return what an error says, after its type's name where that tells more; some say nothing."""
+    """Return an error's message in one line, after the name of its type where the error is not ours."""
     text = " ".join(str(error).split())
     if isinstance(error, TwoscaleError):
         return text

@@ -74,7 +74,7 @@ def measured_steps(
             if sizes and min(sizes) / _NEAR <= row.bytes <= max(sizes) * _NEAR
         ]
         cells.append(measured_step(at.record, at.batch_size, link_of(config), more))
-    # One rank broadcasts nothing, but its cell tells what more ranks would compute: they broadcast what others do.
+    # One rank broadcasts nothing, but its step shows what more ranks compute: they broadcast what others do.
     broadcasts = next((cell.broadcasts for cell in cells if cell.broadcasts), ())
     return [replace(cell, broadcasts=broadcasts) for cell in cells]
 
@@ -140,11 +140,11 @@ def _sentence(results: StudyResults) -> str | None:
     if not errors:
         return f"No cell could be held out to check a forecast on; {lines}." if lines else None
     steps = f"Steps of {len(errors)} held-out cells were" if len(errors) > 1 else "The step of 1 held-out cell was"
-    # Rounded up: no error is larger than what is said.
+    # Rounded up: no error is larger than the number shown.
     text = f"{steps} forecast from the others to within {math.ceil(100 * max(errors))} %"
     waits = [(one.exposed, one.measured_exposed) for one in answer.held_out if one.measured_exposed is not None]
     if waits:
-        off = max(abs(said - measured) for said, measured in waits)
+        off = max(abs(expected - measured) for expected, measured in waits)
         text += f", what they wait for communication to within {milliseconds(off)}"
     if ahead := answer.forecasts[:1]:
         share = ahead[0].exposed / ahead[0].step

@@ -300,7 +300,7 @@ def _compute(cells: Sequence[MeasuredStep], world_size: int, batch_size: int) ->
         by_batch.setdefault(cell.batch_size, []).append(cell)
 
     def at(batch: int) -> tuple[MeasuredStep, float]:
-        # Ranks that share memory or power slow each other: the cells nearest in number of ranks tell best.
+        # Ranks that share memory or power slow each other: the steps nearest in number of ranks are the best guide.
         nearest = min(abs(math.log2(cell.world_size / world_size)) for cell in by_batch[batch])
         same = [c for c in by_batch[batch] if abs(math.log2(c.world_size / world_size)) == nearest]
         return same[0], statistics.median(cell.compute for cell in same)

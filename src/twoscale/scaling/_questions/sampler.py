@@ -1,4 +1,4 @@
-"""Why must the sampler be told the epoch?"""
+"""Why does the sampler need the epoch?"""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def _answer(measured: Measured) -> SamplerAnswer:
 
 
 def _sentence(results: StudyResults) -> str | None:
-    told = next((row for row in results.of(SamplerAnswer).orders if row.set_epoch), None)
-    untold = next((row for row in results.of(SamplerAnswer).orders if not row.set_epoch), None)
-    if told is None or untold is None:
+    with_epoch = next((row for row in results.of(SamplerAnswer).orders if row.set_epoch), None)
+    without = next((row for row in results.of(SamplerAnswer).orders if not row.set_epoch), None)
+    if with_epoch is None or without is None:
         return None
-    least, most = min(untold.same_place[1:], default=1.0), max(told.same_place[1:], default=1.0)
+    least, most = min(without.same_place[1:], default=1.0), max(with_epoch.same_place[1:], default=1.0)
     text = (
         f"Without set_epoch {percent(least, 0)} % of the images have the same place in every epoch, with it at most "
         f"{percent(most, 2)} %"
@@ -50,9 +50,9 @@ def orders_table(record: SamplerRecord) -> Table:
         [f"epoch {number}", *(" ".join(map(str, shard)) for shard in order)]
         for number, order in enumerate(record.orders, 1)
     ]
-    told = "with" if record.set_epoch else "without"
+    words = "with" if record.set_epoch else "without"
     columns = [text_column("Epoch"), *(text_column(f"Rank {rank}") for rank in range(record.world_size))]
-    return table(f"{record.samples} images {told} set_epoch", columns, rows)
+    return table(f"{record.samples} images {words} set_epoch", columns, rows)
 
 
 def orders_plot(results: StudyResults) -> Drawing | None:
@@ -81,8 +81,8 @@ def orders_plot(results: StudyResults) -> Drawing | None:
 def _content(results: StudyResults) -> Content:
     return Content(
         (
-            "DistributedSampler draws its order from its seed and the epoch that it is told. Each rank takes every "
-            "n-th of it; where they do not divide evenly, the first images come a second time.",
+            "DistributedSampler draws its order from its seed and the epoch that set_epoch gives it. Each rank takes "
+            "every n-th image of it; where they do not divide evenly, the first images come a second time.",
         ),
         [
             Group(

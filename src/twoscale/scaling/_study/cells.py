@@ -126,7 +126,7 @@ class CellRecord(Generic[Task, Result]):
     started: str
     """UTC, ISO 8601."""
     load: float | None
-    """Processes that wanted a core in the minute before it began; None where the system does not tell."""
+    """Processes that wanted a core in the minute before it began; None where the system does not count them."""
     machine: Machine | None = None
     """Where it was measured; None in files of earlier versions."""
 

@@ -27,6 +27,10 @@ def duration(seconds: float | None) -> str:
     return f"{int(seconds + 0.5) // 60}:{int(seconds + 0.5) % 60:02d}"
 
 
+_SILENCE = 20.0
+"""Seconds without a line after which a cell that is at work has one."""
+
+
 class StudyProgress(Protocol):
     """What a study reports while it measures, in this order."""
 
@@ -35,6 +39,9 @@ class StudyProgress(Protocol):
 
     def begin(self, cell: Cell, left: float | None) -> None:
         """A cell begins; all that is left takes about so many seconds."""
+
+    def within(self, cell: Cell, what: str) -> None:
+        """What a cell that began is doing now."""
 
     def end(self, record: Record, left: float | None, *, again: bool) -> None:
         """A cell is done, or was found done already."""
@@ -53,6 +60,9 @@ class NoProgress:
         pass
 
     def begin(self, cell: Cell, left: float | None) -> None:
+        pass
+
+    def within(self, cell: Cell, what: str) -> None:
         pass
 
     def end(self, record: Record, left: float | None, *, again: bool) -> None:
@@ -76,6 +86,7 @@ def study_progress(enabled: bool = True) -> StudyProgress:
 class _Lines(NoProgress):
     def __init__(self) -> None:
         self._total = self._done = 0
+        self._spoke = time.monotonic()
 
     def plan(self, cells: Sequence[Cell]) -> None:
         self._total = len(cells)
@@ -87,10 +98,16 @@ class _Lines(NoProgress):
         failed = "" if outcome.ok else f" {outcome.status}: {outcome.message};"
         self._say(f"{self._done}/{self._total} {record.cell.title}:{failed} {state}; about {duration(left)} left")
 
+    def within(self, cell: Cell, what: str) -> None:
+        # A line now and then in cells that take long; a short cell has one line, at its end.
+        if time.monotonic() - self._spoke >= _SILENCE:
+            self._say(f"{self._done + 1}/{self._total} {cell.title}: {what}")
+
     def left_out(self, cell: Cell) -> None:
         self._say(f"{cell.title}: no time left for it")
 
     def _say(self, line: str) -> None:
+        self._spoke = time.monotonic()
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
@@ -102,6 +119,7 @@ class _Live:
         self._cells: Sequence[Cell] = ()
         self._status: dict[str, str] = {}
         self._running: Cell | None = None
+        self._doing = ""
         self._ends: float | None = None
         """When everything is expected to be done, by the monotonic clock."""
         self._live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self._table)
@@ -111,8 +129,12 @@ class _Live:
         self._live.start(refresh=True)  # once: later calls do nothing
 
     def begin(self, cell: Cell, left: float | None) -> None:
-        self._running = cell
+        self._running, self._doing = cell, ""
         self._expect(left)
+        self._live.refresh()
+
+    def within(self, cell: Cell, what: str) -> None:
+        self._doing = what
         self._live.refresh()
 
     def end(self, record: Record, left: float | None, *, again: bool) -> None:
@@ -137,7 +159,8 @@ class _Live:
     def _table(self) -> Table:
         left = None if self._ends is None else max(0.0, self._ends - time.monotonic())
         done = sum(cell.name in self._status for cell in self._cells)
-        running = "" if self._running is None else f"; now {self._running.title}"
+        doing = f": {self._doing}" if self._doing else ""
+        running = "" if self._running is None else f"; now {self._running.title}{doing}"
         table = Table(
             box=box.SIMPLE_HEAD,
             pad_edge=False,

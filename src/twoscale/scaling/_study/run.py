@@ -66,7 +66,7 @@ def measure(
         folder: of the cells' files; it is made.
         resume: go on in a folder that holds cells.
         minutes: start no cell that is expected to end later than this. Default: run all.
-        progress: is told of each cell.
+        progress: reports each cell. Default: nothing does.
 
     Raises:
         ConfigurationError: the folder holds cells and ``resume`` is not asked for, or ``minutes`` is not positive.
@@ -226,6 +226,7 @@ class _Runner:
             threads_per_rank=cell.threads_per_rank,
             timeout=self.config.timeout,
             scratch=self.scratch,
+            watch=lambda what: self.progress.within(cell, what),
         ).decoded(kind.result)
 
     def _capacity(self, cell: StudyCell[CapacityTask]) -> Outcome[CapacityRecord]:
