@@ -359,6 +359,17 @@ TORCH_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "log_sigmoid": F.logsigmoid,
     "abs": torch.abs,
     "exp": torch.exp,
+    "log": lambda x: torch.log(x.clamp(min=torch.finfo(torch.float32).tiny)),
+    "log1p": lambda x: torch.log((1.0 + x).clamp(min=torch.finfo(torch.float32).tiny)),
+    "rsqrt": lambda x: torch.rsqrt(x.clamp(min=torch.finfo(torch.float32).tiny)),
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "affine": lambda x: x * 0.25 - 1.5,
+    "clamp": lambda x: x.clamp(-0.5, 6.0),
+    "greater": lambda x: (x > 0.3).float(),
+    "greater_equal": lambda x: (x >= 0.3).float(),
+    "less": lambda x: (x < 0.3).float(),
+    "less_equal": lambda x: (x <= 0.3).float(),
     "erf": torch.erf,
     "sign": torch.sign,
     "power": lambda x: x**3,
@@ -376,8 +387,14 @@ PARAMETERS = {
     "hardshrink": (0.5,),
     "softshrink": (0.5,),
     "constant": (0.7,),
+    "affine": (0.25, -1.5),
+    "clamp": (-0.5, 6.0),
+    "greater": (0.3,),
+    "greater_equal": (0.3,),
+    "less": (0.3,),
+    "less_equal": (0.3,),
 }
-STEPS = {"constant", "sign"}
+STEPS = {"constant", "sign", "greater", "greater_equal", "less", "less_equal"}
 """Functions of few values."""
 
 

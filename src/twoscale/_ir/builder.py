@@ -212,7 +212,8 @@ class Place:
         ends = [[part for part in end if not isinstance(part, str)] for end in (parts[:first], parts[last + 1 :])]
         names = [part for part in parts[first : last + 1] if isinstance(part, str)]
         if len(names) != last + 1 - first or any(part.any() for end in ends for part in end):
-            raise self.unsupported("a concatenation with constants that are not zero", "concatenate activations")
+            made = [part if isinstance(part, str) else self.constant(names[0], part) for part in parts]
+            return self.append(Concat, shape, *made, axis=axis)
         before, after = (sum(part.shape[axis] for part in end) for end in ends)
         inner = resized(shape, axis, shape[axis] - before - after)
         name = names[0] if len(names) == 1 else self.append(Concat, inner, *names, axis=axis)
@@ -220,6 +221,14 @@ class Place:
             return name
         widths = tuple((before, after) if index == axis else (0, 0) for index in range(len(shape)))
         return self.append(Pad, shape, name, widths=widths)
+
+    def constant(self, like: str, values: Float32) -> str:
+        """Return a constant as a tensor, whatever the tensor ``like`` is."""
+        one = like
+        for axis in range(len(self.shape(like))):
+            one = self.slice(one, axis, 0, 1)
+        one = self.table(self.reshape(one, (1,)), "constant", 1.0)
+        return self.affine_map(self.tile(one, values.shape), values, 0.0)
 
     # Padding.
 

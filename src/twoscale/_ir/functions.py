@@ -82,6 +82,10 @@ FUNCTIONS: dict[str, Callable[..., Float64]] = {
     "cos": np.cos,
     "affine": lambda x, scale, shift: x * scale + shift,
     "clamp": lambda x, lo, hi: np.clip(x, lo, hi),
+    "greater": lambda x, limit: (x > limit).astype(np.float64),
+    "greater_equal": lambda x, limit: (x >= limit).astype(np.float64),
+    "less": lambda x, limit: (x < limit).astype(np.float64),
+    "less_equal": lambda x, limit: (x <= limit).astype(np.float64),
     "constant": lambda x, value: np.full_like(x, value),
 }
 

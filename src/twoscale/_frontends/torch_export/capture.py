@@ -8,6 +8,7 @@ tensor stands for the result, which is what the user's program sees.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import io
 import logging
@@ -24,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
 
 from twoscale._frontends.torch_export.aten.table import TRANSLATIONS
-from twoscale._frontends.torch_export.aten.translator import Translator, ViewChanged
+from twoscale._frontends.torch_export.aten.translator import Translator, UnknownOperator, ViewChanged
 from twoscale._ir.float_graph import FloatGraph
 from twoscale._ir.float_module import GraphModule
 from twoscale.errors import CaptureError
@@ -46,7 +47,8 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
-    model.eval()
+    for module, _ in training:  # not model.eval(), which the user may have made do something else
+        module.training = False
     try:
         yield
     finally:
@@ -87,13 +89,16 @@ def _quietly() -> Iterator[None]:
     sys.stderr.write(written.getvalue())
 
 
-def capture(model: nn.Module, example_nchw: Any, *, name: str | None = None) -> FloatGraph:
+def capture(
+    model: nn.Module | torch.export.ExportedProgram, example_nchw: Any, *, name: str | None = None
+) -> FloatGraph:
     """Capture an image classifier.
 
     Args:
-        model: maps (N, C, H, W) float images to (N, classes) logits; its mode and weights are left alone. A softmax
-            at the end is left out, with a warning.
-        example_nchw: a batch of one image or more, a tensor or an array; only its shape, type and device matter.
+        model: maps (N, C, H, W) float images to (N, classes) logits; its mode and weights are left alone. An exported
+            program with a dynamic batch is taken as it is. A softmax at the end is left out, with a warning.
+        example_nchw: a batch of one image or more, a tensor or an array, as the model takes them. The captured graph
+            is compared with the model on up to four of them.
         name: of the graph; the class's name by default.
 
     Raises:
@@ -101,6 +106,8 @@ def capture(model: nn.Module, example_nchw: Any, *, name: str | None = None) -> 
         UnsupportedOperatorError: an operator has no integer form; names it and the user's line.
     """
     example_nchw = torch.as_tensor(example_nchw)
+    if isinstance(model, torch.export.ExportedProgram):
+        return _of_program(model, example_nchw, name or "exported")
     if example_nchw.ndim != 4 or example_nchw.shape[0] < 1:
         raise CaptureError(
             f"expected a batch of images of shape (N, C, H, W), got {tuple(example_nchw.shape)}; "
@@ -109,6 +116,7 @@ def capture(model: nn.Module, example_nchw: Any, *, name: str | None = None) -> 
     model = _unwrapped(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("the model is TorchScript, which cannot be captured; pass the module that it was made from")
+    _check_modules(model)
     parameter = next((value for value in model.parameters() if value.is_floating_point()), None)
     device = parameter.device if parameter is not None else example_nchw.device
     dtype = parameter.dtype if parameter is not None else torch.float32
@@ -117,22 +125,94 @@ def capture(model: nn.Module, example_nchw: Any, *, name: str | None = None) -> 
     _check_signature(model, example)
     name = name or type(model).__name__
     with _in_eval_mode(model), torch.no_grad(), _quietly():
-        exported = _exported(model, example)
-        walk = Translator(exported, name, TRANSLATIONS)
-        try:
-            graph = walk.graph()
-        except ViewChanged:
-            exported = exported.run_decompositions({})  # the same program without in-place operators; takes longer
-            walk = Translator(exported, name, TRANSLATIONS)
-            graph = walk.graph()
-        _check_captured(graph, model, example, walk.left_out[0] if walk.left_out else None)
-    if walk.left_out is not None:
-        function, where = walk.left_out
+        graph, left_out = _translated(_exported(model, example), name)
+        _check_captured(graph, model, example_nchw.to(device).to(dtype), left_out[0] if left_out else None)
+    _warn_of(left_out, name)
+    return graph
+
+
+def _of_program(program: torch.export.ExportedProgram, example_nchw: torch.Tensor, name: str) -> FloatGraph:
+    """Translate a program that the user exported."""
+    inputs = [
+        node.meta["val"]
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
+    ]
+    if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
+        raise CaptureError(f"the exported program takes {len(inputs)} inputs, expected images alone")
+    batch, *size = inputs[0].shape
+    if isinstance(batch, int):
+        raise CaptureError(
+            f"the exported program takes batches of {batch} only, expected any; export it with "
+            "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) and a batch of 2"
+        )
+    if tuple(size) != tuple(example_nchw.shape[1:]):
+        raise CaptureError(
+            f"the exported program takes images of shape {tuple(size)}, got {tuple(example_nchw.shape[1:])}"
+        )
+    with torch.no_grad(), _quietly():
+        graph, left_out = _translated(program, name)
+        images = example_nchw.to(inputs[0].dtype)
+        _check_captured(graph, program.module(), images, left_out[0] if left_out else None)
+    _warn_of(left_out, name)
+    return graph
+
+
+def _translated(exported: torch.export.ExportedProgram, name: str) -> tuple[FloatGraph, tuple[str, str] | None]:
+    """Return the graph of a program, and the softmax that was left out.
+
+    Operators without a translation are decomposed into torch's core operators before they are refused.
+    """
+
+    def translate(program: torch.export.ExportedProgram) -> tuple[FloatGraph, tuple[str, str] | None]:
+        walk = Translator(program, name, TRANSLATIONS)
+        return walk.graph(), walk.left_out
+
+    try:
+        return translate(exported)
+    except ViewChanged:
+        exported = exported.run_decompositions({})  # the same program without in-place operators; takes longer
+    except UnknownOperator as error:
+        refusal = error
+    try:
+        return translate(exported)
+    except UnknownOperator as error:
+        refusal = error
+    decompositions: Any = torch.export.default_decompositions()
+    table = {
+        operator: rule
+        for operator, rule in decompositions.items()
+        if str(getattr(operator, "_opname", "")).rstrip("_") not in TRANSLATIONS
+    }
+    try:
+        return translate(exported.run_decompositions(table))
+    except Exception:  # the operator that the user wrote is the one to name
+        raise refusal from None
+
+
+def _warn_of(left_out: tuple[str, str] | None, name: str) -> None:
+    if left_out is not None:
+        function, where = left_out
         warnings.warn(
             f"the {function} at {where} is left out of {name}: integer networks give logits, whose largest is the same",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return graph
+
+
+def _check_modules(model: nn.Module) -> None:
+    """Refuse what cannot be exported, by what it is."""
+    for path, module in model.named_modules():
+        kind = type(module).__module__
+        if kind.startswith(("torch.ao.quantization", "torch.ao.nn.quantized", "torchao.quantization")):
+            raise CaptureError(
+                f"module {path or 'the model'} ({type(module).__name__}) is of torch's own quantization; pass the "
+                "float model, before torch's own tools prepared it"
+            )
+    for path, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise CaptureError(
+                f"{path} has no shape yet: it is of a lazy module that never ran; call the model once on a batch"
+            )
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -190,26 +270,45 @@ def _export_failure(model: nn.Module, error: Exception) -> str:
     )
 
 
-def _check_captured(graph: FloatGraph, model: nn.Module, example: torch.Tensor, left_out: str | None) -> None:
-    """Run both on random images: a capture that computes anything else than the model must never get further.
+def _check_captured(graph: FloatGraph, model: nn.Module, images: torch.Tensor, left_out: str | None) -> None:
+    """Run both on the user's images: a capture that computes anything else than the model must never get further.
+
+    The model runs in float64 where it can, so that rounding is no reason to differ.
 
     Raises:
         CaptureError: they differ by more than rounding.
     """
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(tuple(example.shape), generator=generator)
-    (expected,) = pytree.tree_leaves(model(images.to(example)))  # of a tuple or dict, if the model likes
+    images = images[:4]
+    if len(images) < 2 or not images.std() > 0:  # an example that shows nothing
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn((2, *images.shape[1:]), generator=generator)
+        images = noise.to(images)
+    expected = _in_float64(model, images)
+    exact = expected is not None
+    if expected is None:
+        (expected,) = pytree.tree_leaves(model(images))  # of a tuple or dict, if the model likes
     if not torch.isfinite(expected).all():
         return  # too large for float32; calibration names the layer
-    found = GraphModule(graph, dtype=torch.float64)(images)
+    found = GraphModule(graph, dtype=torch.float64)(images.cpu().double())
     if left_out is not None:
         found = found.log_softmax(1) if left_out == "log_softmax" else found.softmax(1)
     error = (found - expected.cpu().double()).abs().max()
     # Between rounding, TF32 on accelerators and 16-bit models too, and being wrong.
-    share = 1e-2 if torch.finfo(example.dtype).bits >= 32 else 0.1
+    share = 1e-3 if exact else 1e-2 if torch.finfo(images.dtype).bits >= 32 else 0.1
     tolerance = share * float(expected.abs().max())
     if not error <= tolerance + 1e-6:
         raise CaptureError(
             f"the captured graph of {graph.name} does not compute what the model does (logits differ by {error:.2g}); "
             "look for randomness, for state, and for tensors changed in place while other views of them are in use"
         )
+
+
+def _in_float64(model: nn.Module, images: torch.Tensor) -> torch.Tensor | None:
+    """Return the model's logits in float64; None where it cannot compute in it."""
+    if images.device.type == "mps":
+        return None
+    try:
+        (logits,) = pytree.tree_leaves(copy.deepcopy(model).double()(images.double()))
+    except Exception:  # models may do anything
+        return None
+    return logits if isinstance(logits, torch.Tensor) and logits.dtype == torch.float64 else None

@@ -89,6 +89,7 @@ class Emitter:
             raise CaptureError(
                 f"{node.target} at {self.source(node)} mixes the images of a batch (result ({shown})); "
                 "expected the first dimension to stay the batch"
+                + (", e.g. flatten(1)" if "flatten" in str(node.target) else "")
             )
         return tuple(int(n) for n in sizes[1:])
 
@@ -158,6 +159,12 @@ _REMEDIES = {
     "fake_quantize_per_tensor_affine": "pass the float model, before torch's own tools prepared it",
     "fake_quantize_per_channel_affine": "pass the float model, before torch's own tools prepared it",
     "wrap_with_autocast": "take autocast out of the forward pass",
+    "quantize_per_tensor": "pass the float model, before torch's own tools prepared it",
+    "quantize_per_channel": "pass the float model, before torch's own tools prepared it",
+    "dequantize_per_tensor": "pass the float model, before torch's own tools prepared it",
+    "dequantize_per_channel": "pass the float model, before torch's own tools prepared it",
+    "aminmax": "pass the float model, before torch's own tools prepared it",
+    "flatten": "write flatten(1), which keeps the batch",
     "copy": "build the tensor with torch.cat",
     "fill": "build the tensor with torch.cat, or multiply by a mask of zeros and ones",
     "einsum": "write it as a Linear, a Conv2d or a product",

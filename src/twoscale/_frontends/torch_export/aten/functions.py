@@ -8,6 +8,15 @@ from typing import Any
 from torch import fx
 
 from twoscale._frontends.torch_export.aten.emitter import Emitter, Translation, remedy
+from twoscale._ir.float_graph import ChannelAffine, Elementwise
+
+OPPOSITES = {
+    "greater": "less_equal",
+    "less_equal": "greater",
+    "greater_equal": "less",
+    "less": "greater_equal",
+}
+"""Comparisons with a number, and what holds where they do not."""
 
 
 def relu(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
@@ -55,12 +64,81 @@ def gelu(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 def softmax(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """A softmax over the classes at the end changes no order: its input is the logits."""
     function = str(node.target._opname).strip("_")  # type: ignore[union-attr]
-    rank = 1 + len(e.input_shape(a["self"]))
-    at_the_end = rank == 2 and int(a["dim"]) % rank == 1 and all(user.op == "output" for user in node.users)
-    if not at_the_end:
+    shape = (1, *e.input_shape(a["self"]))
+    of_classes = shape[int(a["dim"]) % len(shape)] == math.prod(shape)
+    if not of_classes or not _reaches_the_output(node):
         raise e.at(node).unsupported(f"a {function} before the end", remedy(function))
     e.left_out = (function, e.source(node))
     return e.input(a["self"])
+
+
+def _reaches_the_output(node: fx.Node) -> bool:
+    """Whether a node's values leave the model as they are, perhaps in another shape."""
+    while all(user.op != "output" for user in node.users):
+        if len(node.users) != 1:
+            return False
+        (node,) = node.users
+        if str(getattr(node.target, "_opname", "")).rstrip("_") not in _KEEPS_VALUES:
+            return False
+    return all(user.op == "output" for user in node.users)
+
+
+_KEEPS_VALUES = {
+    "alias", "clone", "contiguous", "detach", "dropout", "flatten", "reshape", "squeeze", "to", "unflatten",
+    "unsqueeze", "view", "_unsafe_view", "_to_copy",
+}  # fmt: skip
+
+
+def compared(function: str) -> Translation:
+    """Return the translation of a comparison with a number: 1 where it holds, else 0."""
+
+    def translation(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
+        if not isinstance(a["other"], int | float):
+            raise e.at(node).unsupported("a comparison of two tensors", "compare with a number")
+        return e.at(node).table(e.input(a["self"]), function, float(a["other"]))
+
+    return translation
+
+
+def where(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
+    """Of two tensors or numbers, one where a comparison with a number holds, the other elsewhere."""
+    at, shape = e.at(node), e.shape(node)
+    name = e.input(a["condition"])
+    condition = e.builder[name]
+    if not isinstance(condition, Elementwise) or condition.function not in OPPOSITES:
+        raise at.unsupported("a choice by anything but a comparison with a number", "compare with a number")
+    if e.is_activation(a["self"]) and e.input(a["self"]) == condition.inputs[0] and e.is_activation(a["other"]):
+        slope = _slope(e, condition, a["other"])
+        if slope is not None:
+            return at.table(condition.inputs[0], "leaky_relu", slope)
+    opposite = at.append(
+        Elementwise,
+        condition.shape,
+        *condition.inputs,
+        function=OPPOSITES[condition.function],
+        parameters=condition.parameters,
+    )
+    parts: list[str] = []
+    for mask, value in ((name, a["self"]), (opposite, a["other"])):
+        if not e.is_activation(value):
+            given = e.array(value)
+            assert given is not None
+            mask = at.tile(mask, shape)
+            if given.any():
+                parts.append(at.affine_map(mask, at.constant_operand(mask, given, shape), 0.0))
+        else:
+            parts.append(at.mul(mask, at.tile(e.input(value), shape), shape))
+    return parts[0] if len(parts) == 1 else at.add(parts[0], parts[1], shape)
+
+
+def _slope(e: Emitter, condition: Elementwise, value: Any) -> float | None:
+    """Return a where ``value`` is a · x of the x that is compared with 0, and the other value is x itself."""
+    made = e.builder[e.input(value)]
+    of_x = isinstance(made, ChannelAffine) and made.inputs == condition.inputs and not made.shift_c.any()
+    if not of_x or condition.function not in ("greater", "greater_equal") or condition.parameters != (0.0,):
+        return None
+    assert isinstance(made, ChannelAffine)
+    return float(made.scale_c[0]) if (made.scale_c == made.scale_c[0]).all() else None
 
 
 def rrelu(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:

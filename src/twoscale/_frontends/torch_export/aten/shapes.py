@@ -44,6 +44,10 @@ def upsample_nearest(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """Every pixel several times."""
     argument = a["input"] if "input" in a else a["self"]
     (_, height, width), out = e.input_shape(argument), e.shape(node)
+    if out[1] < height or out[2] < width:
+        raise e.at(node).unsupported(
+            f"shrinking {height}x{width} to {out[1]}x{out[2]}", "use a pool, or a slice with a step"
+        )
     if out[1] % height or out[2] % width:
         raise e.at(node).unsupported(f"enlarging {height}x{width} to {out[1]}x{out[2]}", "enlarge by whole factors")
     return e.at(node).upsample(e.input(argument), (out[1] // height, out[2] // width))

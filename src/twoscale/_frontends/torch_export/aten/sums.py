@@ -101,6 +101,16 @@ def matmul(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     at = e.at(node)
     left, right = (a[key] for key in ("mat1", "mat2")) if "mat1" in a else (a["self"], a.get("other", a.get("mat2")))
     weight = None if e.is_activation(right) else e.array(right)
+    if (
+        isinstance(right, fx.Node)
+        and "mat1" not in a
+        and e.is_activation(right)
+        and not e.is_activation(left)
+        and len(e.input_shape(right)) == 2
+    ):
+        left_weight = e.array(left)  # weights times columns
+        if left_weight is not None and left_weight.ndim == 2:
+            return at.permute(at.linear(at.permute(e.input(right), (1, 0)), left_weight), (1, 0))
     if weight is None or weight.ndim != 2:
         raise at.unsupported("a product of matrices that are not weights", "use convolutions and linear layers")
     bias = np.zeros(weight.shape[1], np.float32)

@@ -12,13 +12,16 @@ from twoscale._frontends.torch_export.aten.emitter import Emitter, Translation, 
 from twoscale._ir.float_graph import FloatGraph
 from twoscale.errors import CaptureError, UnsupportedOperatorError
 
-__all__ = ["Translator", "ViewChanged"]
+__all__ = ["Translator", "UnknownOperator", "ViewChanged"]
 
 # Operators that return the very tensor they get (in eval mode), though their schema does not say so.
 _RETURN_THEIR_INPUT = ("getitem", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 
 # Operators that only compute shapes, or check them: their results are read from the exported metadata.
 _SHAPE_ONLY = ("sym_size", "_assert", "sym_constrain", "_check")
+
+# Parts of the program under a context manager, and the position of their graph among the arguments.
+_REGIONS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
 
 # Operators that make a tensor of a given shape.
 _MAKE_TENSORS = ("zeros", "ones", "full")
@@ -43,6 +46,10 @@ class ViewChanged(Exception):
     """A tensor is changed in place while another view of it is known under another name."""
 
 
+class UnknownOperator(UnsupportedOperatorError):
+    """An operator that has no translation; perhaps what it decomposes into has."""
+
+
 class Translator(Emitter):
     """Walks an exported program once and collects the nodes."""
 
@@ -55,6 +62,8 @@ class Translator(Emitter):
         self.exported = exported
         exported.graph.eliminate_dead_code()  # the second results of pools, heads that are used in training only
         self.storages = _storages(exported.graph)
+        self.results: dict[Any, list[Any]] = {}  # of regions
+        self.device = "cpu"
 
     def graph(self) -> FloatGraph:
         """Walk the program and return its graph."""
@@ -84,7 +93,7 @@ class Translator(Emitter):
 
     def _input(self, node: fx.Node) -> None:
         value = node.meta["val"]
-        self.batch, self.dtype = value.shape[0], value.dtype
+        self.batch, self.dtype, self.device = value.shape[0], value.dtype, value.device.type
         self.tensors[node] = self.builder.input(tuple(int(n) for n in value.shape[1:]))
 
     def _output(self, node: fx.Node) -> str:
@@ -113,6 +122,12 @@ class Translator(Emitter):
         if node in self.tensors:  # a part of a split, made with it
             return
         target = str(getattr(node.target, "_opname", None) or getattr(node.target, "__name__", node.target))
+        if target in _REGIONS:
+            self._region(node, target)
+            return
+        if target == "getitem" and node.args[0] in self.results:
+            self._stand_for(node, self.results[node.args[0]][node.args[1]])  # type: ignore[index]
+            return
         if target == "getitem":  # the first of several results is the tensor itself
             source, index = node.args[0], node.args[1]
             if isinstance(source, fx.Node) and source in self.tensors and index == 0:
@@ -127,7 +142,7 @@ class Translator(Emitter):
             return
         translation = self.translations.get(target.rstrip("_"))
         if translation is None:
-            raise UnsupportedOperatorError(
+            raise UnknownOperator(
                 f"operator {node.target} at {self.source(node)} has no integer form here; " + remedy(target.rstrip("_"))
             )
         try:
@@ -145,6 +160,34 @@ class Translator(Emitter):
         if target.endswith("_") and node in self.tensors:
             self._changed_in_place(node.args[0], self.tensors[node])
 
+    def _region(self, node: fx.Node, target: str) -> None:
+        """Translate a part of the program under a context manager that changes no value."""
+        position = _REGIONS[target]
+        if target == "wrap_with_autocast":
+            device, _, enabled, *_ = node.args
+            if enabled and device == self.device:
+                raise UnknownOperator(
+                    f"operator {node.target} at {self.source(node)} computes in 16 bits; " + remedy(target)
+                )
+        region: Any = node.args[position]
+        inner = getattr(self.exported.graph_module, str(region.target))
+        arguments = iter(node.args[position + 1 :])
+        for part in inner.graph.nodes:
+            if part.op == "placeholder":
+                self._stand_for(part, next(arguments))
+            elif part.op == "call_function":
+                self._call(part)
+            elif part.op == "output":
+                (results,) = part.args
+                self.results[node] = list(results) if isinstance(results, (tuple, list)) else [results]
+
+    def _stand_for(self, node: fx.Node, other: Any) -> None:
+        """Let a node be another one."""
+        if other in self.tensors:
+            self.tensors[node] = self.tensors[other]
+        elif other in self.constants:
+            self.constants[node] = self.constants[other]
+
     def _changed_in_place(self, node: Any, new: str) -> None:
         """Let everything that shares the memory of ``node`` stand for its new value."""
         if node in self.constants:  # what was made from a shape, e.g. zeros to add to
@@ -152,7 +195,7 @@ class Translator(Emitter):
                 raise ViewChanged
             del self.constants[node]
             self.tensors[node] = new
-        sharing = [other for other in self.tensors if self.storages[other] is self.storages[node]]
+        sharing = [other for other in self.tensors if self.storages.get(other) is self.storages.get(node, node)]
         if len({self.tensors[other] for other in sharing} - {new}) > 1:
             raise ViewChanged
         for other in sharing:
