@@ -17,7 +17,7 @@ BENCH_INSTALL = $(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-ve
 OLDEST_VENV ?= build/oldest
 OLDEST_INSTALL = $(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: lab test test-all test-oldest docs release bench-engine bench-chips clean
+.PHONY: fuzz lab test test-all test-oldest docs release bench-engine bench-chips clean
 
 lab: $(VENV)/installed
 	$(VENV)/bin/twoscale lab --out $(OUT)
@@ -66,6 +66,10 @@ $(VENV)/installed-docs: $(VENV)/installed
 # Builds the sdist and the wheel, checks both in fresh environments, and prints the commands that publish them.
 release: $(VENV)/installed-test
 	$(VENV)/bin/python scripts/release.py
+
+# Mutated files through every loader; benchmarks/results/fuzz.json.
+fuzz: $(VENV)/installed-test
+	$(VENV)/bin/python -m benchmarks.fuzz $(FUZZ)
 
 bench-engine: $(BENCH_VENV)/installed
 	$(BENCH_VENV)/bin/python -m benchmarks.engine $(BENCH)
