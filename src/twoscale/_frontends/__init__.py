@@ -29,7 +29,12 @@ def _is_of_torch(source: Any) -> bool:
     return torch is not None and isinstance(source, torch.nn.Module | torch.export.ExportedProgram)
 
 
+def _is_a_file(source: Any) -> bool:
+    return isinstance(source, str | Path) and Path(source).suffix == ".onnx"
+
+
 _FLOAT: dict[str, Callable[[Any], bool]] = {
+    "twoscale._frontends.onnx_float:read": _is_a_file,
     "twoscale._frontends.torch_export.capture:capture": _is_of_torch,
 }
 """Functions that read float networks, each with a test of what it takes."""
@@ -39,7 +44,7 @@ def float_graph(source: Any, example_nchw: Any, *, name: str | None = None) -> F
     """Read a float network.
 
     Args:
-        source: an nn.Module.
+        source: an nn.Module, an ExportedProgram, or the path of a float .onnx file.
         example_nchw: a batch of one image or more, an array or a tensor.
         name: of the graph; by default the model's own.
 

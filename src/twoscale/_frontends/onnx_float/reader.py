@@ -1,0 +1,182 @@
+"""A float graph as far as it was read: tensors by name, constants, and what every operator asks of its node."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from twoscale._frontends.onnx_model import one_line
+from twoscale._ir.builder import FloatGraphBuilder, Place
+from twoscale._ir.float_graph import FloatGraph
+from twoscale.errors import CaptureError, NetworkFileError
+
+__all__ = ["Reader"]
+
+_LARGEST_CONSTANT = 1 << 28  # values
+_RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
+_PRIMES = (7919, 7927, 7933, 7937, 7949, 7951, 7963, 7993)
+
+
+class Reader:
+    """Turns the nodes of a model into nodes of a FloatGraph.
+
+    Attributes:
+        tensors: activations: name in the file to name in our graph.
+        constants: what does not depend on the images.
+        batch: the number that stands for the batch size.
+    """
+
+    def __init__(self, path: Path, model: onnx.ModelProto, image_shape: tuple[int, ...], name: str) -> None:
+        self.path, self._model, self.nodes = path, model, list(model.graph.node)
+        graph = model.graph
+        self.opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+        self.constants: dict[str, NDArray[Any]] = {
+            t.name: np.array(numpy_helper.to_array(t)) for t in graph.initializer
+        }
+        self.tensors: dict[str, str] = {}
+        self.builder = FloatGraphBuilder(name)
+        inputs = [value for value in graph.input if value.name not in self.constants]
+        if len(inputs) != 1 or len(graph.output) != 1:
+            raise NetworkFileError(
+                f"{path} has {len(inputs)} inputs and {len(graph.output)} outputs; expected images in, logits out"
+            )
+        kind = inputs[0].type.tensor_type
+        given = tuple(dimension.dim_value for dimension in kind.shape.dim)[1:]
+        fits = len(given) == len(image_shape) and all(a in (0, b) for a, b in zip(given, image_shape, strict=True))
+        if kind.elem_type != TensorProto.FLOAT or not fits or min(image_shape, default=0) < 1:
+            raise CaptureError(f"{path} takes images of shape {given}, got {image_shape} (0: any size)")
+        used = {int(v) for c in self.constants.values() if c.dtype == np.int64 and c.size < 65_536 for v in c.flat}
+        self.batch = next((prime for prime in _PRIMES if prime not in used), 0)
+        if not self.batch:
+            raise CaptureError(f"{path} uses every number that could stand for the batch size")
+        fixed = kind.shape.dim[0].dim_value
+        self.fixed_batch = fixed if fixed > 0 else None
+        self.tensors[inputs[0].name] = self.builder.input(image_shape)
+        self.output = graph.output[0].name
+
+    def graph(self) -> FloatGraph:
+        """Return the graph of the output."""
+        if self.output not in self.tensors:
+            raise CaptureError(f"{self.path}: the output {self.output} does not depend on the images")
+        name = self.tensors[self.output]
+        if len(self.builder[name].shape) != 1:
+            shape = "".join(f", {size}" for size in self.builder[name].shape)
+            raise CaptureError(f"{self.path} returns a tensor of shape (N{shape}); expected logits (N, classes)")
+        return self.builder.graph(name)
+
+    def at(self, node: onnx.NodeProto) -> Place:
+        """Return where the nodes for a node of the file are appended."""
+        name = (node.name or next(iter(node.output), "") or node.op_type).strip("/").replace("/", ".")
+        return self.builder.place(name, node.op_type, f"{self.path}: node {node.name or next(iter(node.output), '')}")
+
+    # Constants.
+
+    def is_constant(self, node: onnx.NodeProto) -> bool:
+        """Whether a node depends on no image; the shape of an activation is constant, too."""
+        return node.op_type in ("Shape", "Size") or not any(name in self.tensors for name in node.input)
+
+    def fold(self, node: onnx.NodeProto) -> None:
+        """Compute a node that depends on no image."""
+        if node.op_type in _RANDOM:
+            raise self.at(node).wrong("is random; expected the same logits for the same images")
+        if node.op_type in ("Shape", "Size") and node.input[0] in self.tensors:
+            shape = np.array((self.batch, *self.builder[self.tensors[node.input[0]]].shape), np.int64)
+            if node.op_type == "Size":
+                raise self.at(node).wrong("depends on the batch size; expected every image to be computed alone")
+            start, end = (self.attribute(node, key, default) for key, default in (("start", 0), ("end", None)))
+            self.constants[node.output[0]] = shape[start:end]
+            return
+        feeds = {name: self.constants[name] for name in node.input if name}
+        if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range"):
+            sizes = [v for v in feeds.values() if v.dtype == np.int64 and v.size <= 16]
+            if any(math.prod(int(x) for x in np.abs(v).flat) > _LARGEST_CONSTANT for v in sizes):
+                raise self.at(node).wrong("makes a constant that is too large")
+        outputs = [name for name in node.output if name]
+        graph = helper.make_graph(
+            [node],
+            "constant",
+            [
+                helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+                for key, value in feeds.items()
+            ],
+            [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in outputs],
+        )
+        one = helper.make_model(graph, opset_imports=self._model.opset_import, ir_version=8)
+        try:
+            values = ReferenceEvaluator(one).run(None, feeds)
+        except Exception as error:  # of any kind, from NumPy
+            raise self.at(node).wrong(f"cannot be computed ({one_line(error)})") from error
+        self.constants.update(zip(outputs, map(np.array, values), strict=True))
+
+    # Inputs and attributes.
+
+    def input(self, node: onnx.NodeProto, index: int = 0) -> str:
+        """Return the name of an input that must be an activation."""
+        name = node.input[index]
+        if name not in self.tensors:
+            raise self.at(node).unsupported(f"input {index} that is a constant", "exchange the operands")
+        return self.tensors[name]
+
+    def is_activation(self, node: onnx.NodeProto, index: int) -> bool:
+        """Whether an input depends on the images."""
+        return index < len(node.input) and node.input[index] in self.tensors
+
+    def constant(self, node: onnx.NodeProto, index: int) -> NDArray[Any] | None:
+        """Return an input that must be constant; None where it is left out."""
+        if index >= len(node.input) or not node.input[index]:
+            return None
+        if node.input[index] not in self.constants:
+            raise self.at(node).unsupported(f"input {index} that depends on the images", "make it a constant")
+        value = self.constants[node.input[index]]
+        if value.dtype.kind == "f":
+            if not np.isfinite(value).all():
+                raise self.at(node).wrong(f"reads {node.input[index]}, which holds NaN or infinity")
+            value = value.astype(np.float32)
+        return value
+
+    def weights(self, node: onnx.NodeProto, index: int) -> NDArray[np.float32]:
+        """Return an input of weights."""
+        value = self.constant(node, index)
+        if value is None:
+            raise self.at(node).wrong(f"has no input {index}")
+        return np.asarray(value, np.float32)
+
+    def weights_of_int(self, node: onnx.NodeProto, index: int) -> NDArray[np.int64]:
+        """Return an input of integers."""
+        value = self.constant(node, index)
+        if value is None or value.dtype.kind != "i":
+            raise self.at(node).wrong(f"has no integers at input {index}")
+        return value.astype(np.int64)
+
+    def integers(self, node: onnx.NodeProto, index: int, attribute: str, default: list[int] | None) -> list[int] | None:
+        """Return integers that were an attribute in older operator sets, and are an input in newer ones."""
+        value = self.constant(node, index)
+        if value is None:
+            found = self.attribute(node, attribute, default)
+            return None if found is None else [int(v) for v in found]
+        return [int(v) for v in value.reshape(-1)]
+
+    def attribute(self, node: onnx.NodeProto, name: str, default: Any) -> Any:
+        """Return an attribute."""
+        found = next((a for a in node.attribute if a.name == name), None)
+        value = default if found is None else helper.get_attribute_value(found)
+        return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+    def shape(self, node: onnx.NodeProto, index: int = 0) -> tuple[int, ...]:
+        """Return the shape of an activation without the batch."""
+        return self.builder[self.input(node, index)].shape
+
+    def axis(self, node: onnx.NodeProto, axis: int, rank: int) -> int:
+        """Return a dimension without the batch; ``rank`` counts the batch."""
+        if not -rank <= axis < rank:
+            raise self.at(node).wrong(f"has dimension {axis} of a tensor of {rank}")
+        if axis % rank == 0:
+            raise self.at(node).wrong("works along the batch; expected images to stay apart")
+        return axis % rank - 1

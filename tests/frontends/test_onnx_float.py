@@ -1,0 +1,221 @@
+"""Float ONNX files against the node tests of ONNX, ONNX Runtime, and the same network through torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+import twoscale
+from tests.formats.test_onnx_foreign import float_classifier, some_images
+from twoscale._frontends import float_graph
+from twoscale._frontends.onnx_float import OPERATORS
+from twoscale._ir.float_module import GraphModule
+from twoscale.errors import CaptureError, NetworkFileError, UnsupportedOperatorError
+
+node = helper.make_node
+
+
+def model_of(
+    nodes: list[onnx.NodeProto], shape: list[Any], constants: dict[str, Any], opset: int = 18
+) -> onnx.ModelProto:
+    images = helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [None, None])
+    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "small", [images], [logits], initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def agrees(model: onnx.ModelProto, path: Path, images: np.ndarray) -> None:
+    onnx.save(model, path)
+    (expected,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": images})
+    found = GraphModule(float_graph(str(path), images))(torch.from_numpy(images)).numpy()
+    assert np.allclose(found, expected, rtol=1e-5, atol=1e-5 * max(1.0, float(np.abs(expected).max())))
+
+
+def test_logits_are_onnx_runtimes(tmp_path: Path) -> None:
+    agrees(float_classifier(), tmp_path / "net.onnx", some_images(8))
+
+
+def test_a_file_is_quantized_and_verified(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    onnx.save(float_classifier(), path)
+    images = some_images()
+    source: Any = str(path)
+    network = twoscale.quantize(source, [images])
+    result = twoscale.verify(network, [images], model=source, executors=("reference", "torch", "onnxruntime"))
+    assert network.on_grid
+    assert result.mismatches == 0
+    assert result.sqnr_db is not None
+    assert result.sqnr_db > 30
+
+
+class Twin(torch.nn.Module):
+    """A network that is written as a file, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.conv, self.norm = torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.BatchNorm2d(6)
+        self.fc = torch.nn.Linear(6 * 16, 5)
+        for parameter in self.parameters():
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+        self.norm.running_mean = torch.randn(6, generator=generator)
+        self.norm.running_var = torch.rand(6, generator=generator) + 0.5
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = torch.nn.functional.max_pool2d(torch.relu(self.norm(self.conv(x))), 2)
+        return self.fc(y.flatten(1))
+
+
+def test_the_same_integers_as_through_torch(tmp_path: Path) -> None:
+    twin = Twin().eval()
+    weights = {name: value.numpy() for name, value in twin.state_dict().items() if "batches" not in name}
+    nodes = [
+        node("Conv", ["input", "conv.weight", "conv.bias"], ["c"], pads=[1, 1, 1, 1]),
+        node(
+            "BatchNormalization",
+            ["c", *(f"norm.{k}" for k in ("weight", "bias", "running_mean", "running_var"))],
+            ["n"],
+        ),
+        node("Relu", ["n"], ["r"]),
+        node("MaxPool", ["r"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        node("Shape", ["p"], ["whole"]),
+        node("Gather", ["whole", "zero"], ["n0"]),
+        node("Unsqueeze", ["n0", "axes"], ["n1"]),
+        node("Concat", ["n1", "rest"], ["target"], axis=0),
+        node("Reshape", ["p", "target"], ["flat"]),
+        node("Gemm", ["flat", "fc.weight", "fc.bias"], ["scores"], transB=1),
+        node("Softmax", ["scores"], ["logits"], axis=1),
+    ]
+    constants = {"zero": np.int64(0), "axes": np.array([0]), "rest": np.array([-1]), **weights}
+    path = tmp_path / "twin.onnx"
+    onnx.save(model_of(nodes, ["N", 3, 8, 8], constants), path)
+    images = np.random.default_rng(0).normal(0, 1, (32, 3, 8, 8)).astype(np.float32)
+    source: Any = path
+    ours, theirs = twoscale.quantize(source, [images]), twoscale.quantize(twin, [images])
+    batch = {"reference": ours(images), "torch": theirs(images)}
+    assert np.array_equal(batch["reference"], batch["torch"])
+    assert [layer.op for layer in ours] == [layer.op for layer in theirs]
+
+
+OPSETS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], int]] = {
+    "attributes of old operator sets": (
+        [
+            node("Clip", ["input"], ["a"], min=0.0, max=6.0),
+            node("Squeeze", ["a"], ["b"], axes=[3]),
+            node("Unsqueeze", ["b"], ["c"], axes=[3]),
+            node("Pad", ["c"], ["d"], pads=[0, 0, 1, 0, 0, 0, 0, 1], value=0.5),
+            node("Slice", ["d"], ["e"], starts=[1], ends=[9], axes=[2]),
+            node("Dropout", ["e"], ["f"]),
+            node("Flatten", ["f"], ["logits"]),
+        ],
+        {},
+        9,
+    ),
+    "a mean without its padding": (
+        [
+            node("AveragePool", ["input"], ["a"], kernel_shape=[3, 1], pads=[1, 0, 1, 0], strides=[2, 1], ceil_mode=1),
+            node("Flatten", ["a"], ["logits"]),
+        ],
+        {},
+        18,
+    ),
+    "SAME_LOWER": (
+        [
+            node("Conv", ["input", "w"], ["a"], auto_pad="SAME_LOWER", strides=[2, 1]),
+            node("Flatten", ["a"], ["logits"]),
+        ],
+        {"w": np.ones((2, 4, 2, 1), np.float32)},
+        18,
+    ),
+    "channels last": (
+        [
+            node("Transpose", ["input"], ["a"], perm=[0, 2, 3, 1]),
+            node("MatMul", ["a", "w"], ["b"]),
+            node("Add", ["bias", "b"], ["c"]),
+            node("ReduceMean", ["c", "axes"], ["logits"], keepdims=0),
+        ],
+        {"w": np.arange(12, dtype=np.float32).reshape(4, 3) / 9, "bias": np.arange(3, dtype=np.float32),
+         "axes": np.array([1, 2])},
+        18,
+    ),
+    "resize": (
+        [
+            node("Resize", ["input", "", "scales"], ["a"], mode="nearest"),
+            node("HardSwish", ["a"], ["b"]),
+            node("Flatten", ["b"], ["logits"]),
+        ],
+        {"scales": np.array([1, 1, 2, 3], np.float32)},
+        18,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OPSETS)
+def test_forms_of_operators(what: str, tmp_path: Path) -> None:
+    nodes, constants, opset = OPSETS[what]
+    images = np.random.default_rng(0).normal(0, 2, (3, 4, 9, 1)).astype(np.float32)
+    agrees(model_of(nodes, ["N", 4, 9, 1], constants, opset), tmp_path / "net.onnx", images)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")  # of making the cases
+def test_onnxs_own_node_tests(tmp_path: Path) -> None:
+    """Every node test of an operator that is read, whose first input can be images and the rest constants."""
+    from onnx.backend.test.case.node import collect_testcases
+
+    passed: set[str] = set()
+    refused: list[str] = []
+    wrong: list[str] = []
+    cases: list[Any] = collect_testcases(None)
+    for case in cases:
+        graph = case.model.graph
+        if len(graph.node) != 1 or graph.node[0].op_type not in OPERATORS or graph.node[0].domain:
+            continue
+        inputs, outputs = case.data_sets[0]
+        if len(outputs) != 1 or not isinstance(inputs[0], np.ndarray) or inputs[0].dtype != np.float32:
+            continue
+        if inputs[0].ndim < 2 or not isinstance(outputs[0], np.ndarray) or outputs[0].shape[:1] != inputs[0].shape[:1]:
+            continue
+        model = onnx.ModelProto.FromString(case.model.SerializeToString())
+        constants = [numpy_helper.from_array(v, i.name) for v, i in zip(inputs[1:], graph.input[1:], strict=True)]
+        del model.graph.input[1:]
+        model.graph.initializer.extend(constants)
+        last = model.graph.output[0].name
+        model.graph.node.append(node("Flatten", [last], ["flat"]))
+        model.graph.output[0].CopyFrom(helper.make_tensor_value_info("flat", TensorProto.FLOAT, [None, None]))
+        path = tmp_path / "case.onnx"
+        onnx.save(model, path)
+        try:
+            graph_read = float_graph(str(path), inputs[0])
+        except (CaptureError, NetworkFileError):
+            refused.append(case.name)
+            continue
+        found = GraphModule(graph_read)(torch.from_numpy(inputs[0].copy())).numpy()
+        expected = outputs[0].reshape(len(outputs[0]), -1)
+        if graph.node[0].op_type in ("Softmax", "LogSoftmax"):
+            continue  # left out at the end
+        if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-3, atol=1e-6):
+            wrong.append(case.name)
+        passed.add(graph.node[0].op_type)
+    assert wrong == []
+    assert len(passed) >= 25, (sorted(passed), refused)
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    images = np.zeros((2, 4, 9, 1), np.float32)
+    onnx.save(model_of([node("Flatten", ["input"], ["a"]), node("Round", ["a"], ["logits"])], ["N", 4, 9, 1], {}), path)
+    with pytest.raises(UnsupportedOperatorError, match=r"Round at .*net\.onnx: node .* has no integer form here"):
+        float_graph(path, images)
+    onnx.save(model_of([node("Flatten", ["input"], ["logits"], axis=0)], ["N", 4, 9, 1], {}), path)
+    with pytest.raises(CaptureError, match="expected the first dimension to stay the batch"):
+        float_graph(path, images)
+    with pytest.raises(CaptureError, match=r"takes images of shape \(4, 9, 1\), got \(4, 9, 2\)"):
+        float_graph(path, np.zeros((2, 4, 9, 2), np.float32))
