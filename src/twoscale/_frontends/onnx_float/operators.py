@@ -433,11 +433,21 @@ def _resize(r: Reader, node: onnx.NodeProto) -> str:
         raise at.unsupported("interpolation", "use nearest neighbours and images")
     newer = node.op_type == "Resize" and r.opset >= 11
     scales, sizes = r.constant(node, 2 if newer else 1), r.constant(node, 3) if newer else None
+    # Factors belong to the dimensions that ``axes`` names, by default to all: batch, channel, height, width.
+    axes = [int(axis) % 4 for axis in r.attribute(node, "axes", range(4))]
     if sizes is not None and sizes.size:
-        factors = [float(size) / n for size, n in zip(sizes.reshape(-1)[-2:], shape[1:], strict=True)]
+        before = (1, *shape)
+        # A batch of any size keeps its size, whatever number the exporter wrote there.
+        given = [1.0 if a == 0 else float(n) / before[a] for a, n in zip(axes, sizes.reshape(-1), strict=False)]
     else:
         values = r.attribute(node, "scales", []) if scales is None else scales.reshape(-1)
-        factors = [float(v) for v in values[-2:]]
+        given = [float(v) for v in values]
+    by_axis = dict(zip(axes, given, strict=True)) if len(given) == len(axes) else {}
+    if not by_axis or by_axis.get(0, 1.0) != 1.0 or by_axis.get(1, 1.0) != 1.0:
+        raise at.unsupported(f"resizing of dimensions {axes} by {given}", "enlarge height and width only")
+    if r.attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise at.unsupported("resizing that keeps the aspect ratio", "enlarge by whole factors")
+    factors = [by_axis.get(2, 1.0), by_axis.get(3, 1.0)]
     coordinates = r.attribute(node, "coordinate_transformation_mode", "half_pixel" if newer else "asymmetric")
     rounding = r.attribute(node, "nearest_mode", "round_prefer_floor" if newer else "floor")
     whole = all(factor >= 1 and factor == int(factor) for factor in factors)
