@@ -300,3 +300,25 @@ def test_one_process_asks_nobody() -> None:
     assert Ranks().from_leader(lambda: 3, int) == 3
     assert Ranks().gathered(b"x") == [b"x"]
     assert _Answer().error is None
+
+
+def test_hosts_with_run_ids_of_their_own_meet_in_one_store() -> None:
+    """Each host's command makes its own id; what one host writes must be found by the other."""
+    import socket
+
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+
+    from twoscale._launching import rendezvous
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    first, second = (
+        rendezvous._create(
+            RendezvousParameters("twoscale", f"127.0.0.1:{port}", f"run {rank}", 2, 2, None, rank=str(rank))
+        )
+        for rank in range(2)
+    )
+    first.next_rendezvous().store.set("written by", "the first host")
+    there = second.next_rendezvous().store
+    assert there.check(["written by"])
+    assert there.get("written by") == b"the first host"

@@ -65,7 +65,8 @@ class _Handler(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         """Open the store, or connect to it; after a restart it is the same one."""
         store = self._store = self._store or self._open()
-        prefixed: Store = PrefixStore(self._run_id, store)
+        # Not the run's id: each host's command makes its own, and the store belongs to this launch alone.
+        prefixed: Store = PrefixStore(RENDEZVOUS, store)
         return RendezvousInfo(prefixed, self._rank, self._hosts, RendezvousStoreInfo(self._address, store.port))
 
     def _open(self) -> TCPStore:
