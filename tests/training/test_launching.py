@@ -304,7 +304,6 @@ def test_one_process_asks_nobody() -> None:
 
 def test_hosts_with_run_ids_of_their_own_meet_in_one_store() -> None:
     """Each host's command makes its own id; what one host writes must be found by the other."""
-    import socket
 
     from torch.distributed.elastic.rendezvous import RendezvousParameters
 
