@@ -86,7 +86,8 @@ class Accumulating(Requantize):
 
         It bounds every partial sum too, in any order of summation.
         """
-        weight = np.abs(self.weight.astype(np.int64)).reshape(len(self.bias_o), -1).sum(1)
+        # int16 holds |−128|, and the sum is taken in int64.
+        weight = np.abs(self.weight, dtype=np.int16).reshape(len(self.bias_o), -1).sum(1, dtype=np.int64)
         bound: NDArray[np.int64] = weight * x.reach
         return bound + np.abs(self.bias_o.astype(np.int64))
 
