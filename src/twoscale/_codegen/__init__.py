@@ -1,1 +1,1 @@
-"""Integer networks turned into source code: one package a language."""
+"""Integer networks turned into source code: one package per language."""

@@ -17,13 +17,13 @@ class Architecture:
     """A family of processors."""
 
     condition: str
-    """In the C preprocessor: whether the C is compiled for it."""
+    """Preprocessor condition that is true if the C is compiled for it."""
     macro: str
-    """What the C defines then."""
+    """Macro that the C defines if the condition holds."""
     header: str
-    """Of the compiler's intrinsics."""
+    """Header with the compiler's intrinsics."""
     question: str
-    """A C expression, whether this processor has {feature}."""
+    """C expression that is true if this processor has {feature}."""
 
 
 X86 = Architecture("defined(__x86_64__)", "HAVE_X86", "immintrin.h", '__builtin_cpu_supports("{feature}")')
@@ -34,30 +34,30 @@ class InstructionSet:
     """A set of vector instructions."""
 
     name: str
-    """Of its header, and what its kernels are called."""
+    """Name of its header and of its kernels."""
     title: str
     architecture: Architecture | None = None
-    """None: any."""
+    """None means any architecture."""
     compile_for: str = ""
-    """What the compiler calls it, in its attribute ``target``."""
+    """Argument of the compiler's attribute ``target``."""
     features: tuple[str, ...] = ()
-    """What a processor must have."""
+    """Features that the processor must have."""
     own_names: tuple[str, ...] = ()
-    """Functions and types of its header besides those that every header has."""
+    """Functions and types that its header has in addition to those of every header."""
 
     @property
     def macro(self) -> str:
-        """What is defined while it is compiled for."""
+        """Macro that is defined while the kernels are compiled for it."""
         return f"FOR_{self.name.upper()}"
 
     @property
     def condition(self) -> str:
-        """In the C preprocessor: where it exists at all."""
+        """Preprocessor condition that is true where it exists; empty if everywhere."""
         return f"defined({self.architecture.macro})" if self.architecture else ""
 
     @property
     def supported(self) -> str:
-        """A C expression: whether this processor has it."""
+        """C expression that is true if this processor has it."""
         assert self.architecture is not None
         return " && ".join(self.architecture.question.format(feature=feature) for feature in self.features)
 
@@ -86,16 +86,16 @@ INSTRUCTION_SETS = (
 
 @dataclass(frozen=True)
 class Target:
-    """Something that C is written for."""
+    """A target of the C export."""
 
     name: str
     back_end: Literal["portable", "small-ram", "vector"]
     promise: str
-    """What it is for: part of a sentence."""
+    """Intended use, as part of a sentence."""
     cflags: str
-    """How its Makefile optimizes."""
+    """Optimization flags of its Makefile."""
     instruction_sets: tuple[InstructionSet, ...] = ()
-    """What the C chooses from when it runs, the last for a CPU with none of the others."""
+    """Instruction sets that the C chooses from at run time; the last is for CPUs with none of the others."""
 
 
 def _all_targets() -> tuple[Target, ...]:
@@ -113,4 +113,4 @@ def _all_targets() -> tuple[Target, ...]:
 TARGETS = {target.name: target for target in _all_targets()}
 """By name."""
 VECTOR_TARGETS = {target.name: target for target in TARGETS.values() if target.instruction_sets}
-"""Those that compute batches with vector kernels and threads."""
+"""Targets that compute batches with vector kernels and threads."""

@@ -29,11 +29,11 @@ class Form:
 
     name: str
     module: str
-    """Of this package."""
+    """Name of its module in this package."""
     suffix: str
-    """The customary ending of a file's name."""
+    """Usual file name suffix."""
     promise: str
-    """What the file is, and how its integers compare with the network's: part of a sentence."""
+    """Part of a sentence: what the file is, and whether its integers equal the network's."""
     is_read: bool = False
     """Whether ``load`` reads it back."""
 
@@ -64,8 +64,8 @@ def to_model(network: IntegerNetwork, form: str = "integer") -> onnx.ModelProto:
 
     Args:
         network: what to write.
-        form: of ``FORMS``: "integer", which is read back and gives the reference's integers, or "qdq" for runtimes
-            that fuse that form themselves.
+        form: a name in ``FORMS``: "integer", which is read back and gives the reference's integers, or "qdq" for
+            runtimes that fuse that form themselves.
 
     Raises:
         UnknownNameError: there is no such form.
@@ -80,8 +80,8 @@ def save(network: IntegerNetwork, path: str | Path, form: str = "integer") -> No
 
     Args:
         network: what to save.
-        path: the file, by custom ending in ".onnx"; folders on the way are made.
-        form: of ``FORMS``; only the integer form is read back.
+        path: the file, usually with the suffix ".onnx"; missing folders are created.
+        form: a name in ``FORMS``; only the integer form is read back.
 
     Raises:
         UnknownNameError: there is no such form.

@@ -1,10 +1,10 @@
 """The form that is read back: standard integer operators, from which ONNX Runtime computes the network's integers.
 
-The file is a program and a document at once. ONNX Runtime and any other runtime of the default domain run its
-graph as it is, float32 images "input" (N, C, H, W) to float32 "logits" (N, classes), and get the integers of the
-NumPy reference. Between input and logits the graph counts in integer units (all scales are 1, or a multiplier
-m / 2**16), so that float32 requantization is exact by equation (5). The real scales and everything else about the
-network are in the file's metadata, from which ``load`` gives back an equal network.
+ONNX Runtime, and any other runtime of the default domain, runs the graph without conversion, from float32 images
+"input" (N, C, H, W) to float32 "logits" (N, classes), and computes the integers of the NumPy reference. Between input
+and logits the graph counts in integer units (all scales are 1, or a multiplier m / 2**16), so that float32
+requantization is exact by equation (5). The real scales and everything else about the network are in the file's
+metadata, from which ``load`` gives back an equal network.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Every layer is the floating-point operator between a DequantizeLinear of its inputs and weights and a QuantizeLinear of
 its output, with real scales: r = s · (q − z). A runtime either computes that in floating point or fuses it into its
-own integer kernels; which rounding it then uses is its own affair. The integers are therefore near those of the
-network, not promised to be equal: tests/formats/test_onnx_qdq.py says how many differ. The form is written for others,
-and not read back.
+own integer kernels, and chooses the rounding itself. The integers are therefore close to the network's but not
+guaranteed to be equal; tests/formats/test_onnx_qdq.py states how many differ. This form is for other runtimes and
+is not read back.
 
 Scales are those that the multipliers define. The weights' is s_w = m · s_y / (2**16 · s_x), equation (4); where tensors
 are joined or averaged, an operand is dequantized with the scale that its multiplier makes of it, which differs from
@@ -27,7 +27,7 @@ from twoscale._ir.integer_network import IntegerNetwork
 __all__ = ["FORM", "to_bytes", "to_model"]
 
 FORM = "qdq"
-"""What the metadata calls this form."""
+"""Name of this form in the metadata."""
 
 
 def to_bytes(network: IntegerNetwork) -> bytes:

@@ -1,6 +1,6 @@
 """The c executor: the exported C, compiled by the system's compiler and called here.
 
-What it runs is what ``twoscale export --to c`` writes, per-layer hook included; images are quantized in C too,
+It runs the C that ``twoscale export --to c`` writes, including the per-layer hook. Images are quantized in C too, by
 equation (11). Compiled libraries are kept in the user's cache.
 """
 
@@ -72,12 +72,12 @@ class CExecutor:
 
     Args:
         network: what to run; on the grid.
-        threads: how many images to compute at once; by default one a core.
-        target: "native", "avx512vnni" or "avx2" for the vector kernels, "portable" for the C of microcontrollers.
+        threads: how many images to compute at once; by default one per core.
+        target: "native", "avx512vnni" or "avx2" for the vector kernels, "portable" for the C for microcontrollers.
 
     Raises:
         ConfigurationError: the network has free float multipliers (names the layer), or ``threads`` is below 1.
-        ExecutorError: there is no C compiler here, or it fails; says what is missing.
+        ExecutorError: there is no C compiler here, or it fails; the message says what is missing.
         UnknownNameError: there is no such target.
     """
 
@@ -109,7 +109,7 @@ class CExecutor:
 
 
 class _Portable:
-    """The C of microcontrollers, image after image."""
+    """The C for microcontrollers, one image at a time."""
 
     def __init__(self, network: IntegerNetwork) -> None:
         self.network = network

@@ -1,4 +1,4 @@
-"""Calls from Python into compiled C with less between than ctypes has, where Python's headers are there."""
+"""Calls from Python into compiled C with less overhead than ctypes, if Python's headers are installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from twoscale.errors import TwoscaleError
 __all__ = ["Call", "maker"]
 
 Call = Callable[[Any, Any], bool]
-"""Compute logits of images, both arrays; False: the images are of another form, or not finite."""
+"""Compute logits from images (both arrays); returns False if the images have another form or are not finite."""
 
 _FLAGS = ("-std=gnu99", "-O2", "-fPIC", "-shared")
 
@@ -26,7 +26,7 @@ _FLAGS = ("-std=gnu99", "-O2", "-fPIC", "-shared")
 def maker() -> Callable[[Any, Any, Sequence[int], int, float], Call] | None:
     """Return a function that makes a Call of (the C's NAME_pool_run, a pool, image's shape, classes, output's scale).
 
-    None where it cannot be compiled: another Python than CPython, or one without headers.
+    Returns None if it cannot be compiled: on a Python other than CPython, or without headers.
     """
     include = sysconfig.get_path("include")
     if sys.implementation.name != "cpython" or not Path(include, "Python.h").exists():

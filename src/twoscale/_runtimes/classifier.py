@@ -26,8 +26,8 @@ def compile(
 
     Args:
         network: on the grid.
-        threads: as for ``IntegerNetwork.compile``.
-        target: likewise.
+        threads: see ``IntegerNetwork.compile``.
+        target: see ``IntegerNetwork.compile``.
 
     Raises:
         ConfigurationError: the network is off the grid (names the layer), or ``threads`` is below 1.
@@ -38,7 +38,7 @@ def compile(
 
 
 class CompiledClassifier:
-    """What ``IntegerNetwork.compile`` returns: any number of Python threads may call it at once."""
+    """The result of ``IntegerNetwork.compile``; any number of Python threads may call it at once."""
 
     def __init__(self, network: IntegerNetwork, *, threads: int | None = None, target: str = "native") -> None:
         if threads is None:

@@ -1,4 +1,4 @@
-"""An integer network as compiled C for this CPU, called with as little between as Python allows."""
+"""An integer network as compiled C for this CPU, called with as little overhead as Python allows."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class CompiledNetwork:
 
     Args:
         network: what to run; on the grid.
-        threads: how many to compute a batch with.
+        threads: number of threads that compute a batch.
         target: instruction sets, of VECTOR_TARGETS; "native" compiles all and chooses when it runs.
         logits: also compile what ``quick_logits`` needs.
 
@@ -193,7 +193,7 @@ class CompiledNetwork:
         return lambda handle: _Pool(handle, np.empty(shape, dtype), None if make_call is None else make_call(handle))
 
     def _prepared(self, images: NDArray[Any]) -> tuple[NDArray[Any], int]:
-        """Return images as the C wants them."""
+        """Return images in the form that the C expects."""
         spec = self._program.input.spec
         if images.dtype == spec.dtype and len(self._shape) == 3:
             channels, *size = self._shape

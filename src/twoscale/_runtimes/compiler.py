@@ -1,8 +1,8 @@
-"""The system's C compiler, and a cache of what it made: whole libraries only, whoever else compiles meanwhile.
+"""The system's C compiler, and a cache of compiled libraries that stays whole while several processes compile.
 
-A library is code that will run here. One from the cache is loaded only if nobody else could have put it there: it, and
-the folders that hold it, belong to this user, and no other may write to them. Where that is not so, or the cache cannot
-be written, libraries are compiled for the process that needs them, and not kept.
+A cached library is code that will run here. It is loaded only if nobody else could have put it there: the library and
+its folders must belong to this user, and no other user may write to them. Otherwise, or if the cache cannot be written,
+libraries are compiled for the current process and not kept.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def load(name: str, key: Sequence[str], files: Mapping[str, str], flags: Sequenc
     """Return the library that the files make, from the user's cache, or compiled.
 
     Args:
-        name: of the network, for errors.
-        key: what tells this library from others, besides compiler, flags and generator.
+        name: the network's name, for error messages.
+        key: what distinguishes this library from others, besides compiler, flags and generator.
         files: file names and texts; the .c files among them are compiled.
         flags: of the compiler.
 
@@ -136,7 +136,7 @@ def _files_of(folder: Traversable, inside: str = "") -> Iterator[tuple[str, byte
 
 
 def _compile(compiler: list[str], name: str, files: Mapping[str, str], flags: Sequence[str], path: Path) -> None:
-    """Compile to ``path``, all of it or nothing: what another process compiles meanwhile is as good.
+    """Compile to ``path`` atomically; a library that another process compiles meanwhile is equivalent.
 
     Raises:
         ExecutorError: the compiler fails.
@@ -184,8 +184,8 @@ def _compile_in(folder: Path, compiler: list[str], name: str, files: Mapping[str
 def _workshop(parent: Path) -> Iterator[Path]:
     """Give a folder of its own that is gone afterwards, even if this process is killed: then the next one removes it.
 
-    Beside the folder is a file that is locked as long as the process lives. A folder whose file can be locked is
-    nobody's any more.
+    Beside the folder is a file that is locked as long as the process lives. If the file can be
+    locked, no process uses the folder any more.
     """
     for leftover in parent.glob(f"{_WORKSHOP}*.lock"):
         _remove_abandoned(leftover)

@@ -40,13 +40,13 @@ _BACK_ENDS: dict[str, _BackEnd] = {
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export wrote."""
+    """The result of an export."""
 
     folder: str
     files: tuple[str, ...]
     """Names in the folder."""
     prefix: str
-    """What public C names and files begin with: the network's name as an identifier."""
+    """Prefix of public C names and files: the network's name as an identifier."""
     sizes: SizeReport
 
     @property
@@ -65,18 +65,18 @@ def export_c(
 ) -> ExportResult:
     """Write a network as C.
 
-    For "portable" it is C99 with no heap, no recursion, no floating point, no state; memory from the caller. So it is
-    for "small-ram", whose layers compute row by row and need far less memory. For the other targets it computes
-    batches with vector kernels and threads. The integers are the same.
+    For "portable" it is C99 with no heap, no recursion, no floating point, and no state; the caller provides
+    the memory. The same holds for "small-ram", whose layers compute row by row and need far less memory. The other
+    targets compute batches with vector kernels and threads. The integers are the same.
 
     Args:
         network: on the grid (any scheme but those with free float multipliers).
-        target: "portable" or "small-ram" for microcontrollers; "native" for this and other big CPUs, instruction sets
-            being chosen when it runs; "avx512vnni" or "avx2" for one of them.
-        folder: where; made if it does not exist. Files of the same names are replaced, all of them or none.
-        name: what files and public names begin with, made an identifier; the network's own by default.
-        inputs: quantized images (N, C, H, W) of the network's input type for the self-test; four made-up ones
-            by default. They go into the self-test only.
+        target: "portable" or "small-ram" for microcontrollers; "native" for this and other big CPUs, with the
+            instruction set chosen at run time; "avx512vnni" or "avx2" for one of them.
+        folder: where to write; created if it does not exist. Files of the same names are replaced, all of them or none.
+        name: prefix of files and public names, turned into an identifier; by default the network's name.
+        inputs: quantized images (N, C, H, W) of the network's input type for the self-test; by default
+            four generated ones. They go into the self-test only.
 
     Returns:
         The files: NAME.h, NAME.c (and, if not portable, NAME_kernels.h), NAME_test.c, Makefile, NAME_sizes.txt and

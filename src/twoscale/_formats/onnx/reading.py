@@ -1,8 +1,8 @@
 """ONNX file → IntegerNetwork.
 
-What a layer is (operator, shapes, real scales, window sizes) is in the metadata, its arrays are the initializers
-that the graph computes with. Whether the two still belong together is then checked in full: the network that was
-read must have the fingerprint that was saved, and must write the very graph that is in the file.
+The metadata describes each layer (operator, shapes, real scales, window sizes); its arrays are the graph's
+initializers. ``load`` checks that the two belong together: the network that was read must have the saved fingerprint,
+and writing it again must give exactly the graph in the file.
 """
 
 from __future__ import annotations

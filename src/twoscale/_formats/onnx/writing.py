@@ -27,7 +27,7 @@ from twoscale._ir.integer_network import IntegerNetwork
 __all__ = ["FORM", "to_model"]
 
 FORM = "integer"
-"""What the metadata calls this form."""
+"""Name of this form in the metadata."""
 
 
 def to_model(network: IntegerNetwork) -> onnx.ModelProto:

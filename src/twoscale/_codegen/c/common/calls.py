@@ -20,7 +20,7 @@ class Kernel:
     """A C function."""
 
     name: str
-    """Of the function, and of the file with its text."""
+    """Name of the function, and of the file with its text."""
     needs: tuple[Kernel, ...] = ()
     """Other kernels that it calls."""
 

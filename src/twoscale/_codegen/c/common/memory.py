@@ -29,9 +29,9 @@ class MemoryPlan:
     offsets: tuple[int, ...]
     """In the order of the buffers, in bytes."""
     size: int
-    """Bytes that all of it takes."""
+    """Total bytes."""
     bound: int
-    """No plan is smaller: the most bytes that one step needs."""
+    """Lower bound for any plan: the most bytes that one step needs."""
 
 
 _TRIES = 500

@@ -1,4 +1,4 @@
-"""Names that users gave, as C identifiers, as file names, and inside comments and strings."""
+"""User-supplied names as C identifiers, as file names, and inside comments and strings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def identifier(name: str) -> str:
 def network_identifier(name: str) -> str:
     """Return the prefix of a network's public names, which is also the name of its files.
 
-    It is no word of C or C++, and no file of that name hides a standard header.
+    It is not a keyword of C or C++, and a file of that name does not hide a standard header.
     """
     plain = identifier(name) or "network"
     return f"net_{plain}" if plain.lower() in (_KEYWORDS + _HEADERS).split() else plain
@@ -46,10 +46,10 @@ def printable(text: str) -> str:
 
 
 class Identifiers:
-    """Gives each name an identifier of its own, in whatever way names were shortened.
+    """Gives each name its own identifier, even if shortened names collide.
 
     Args:
-        taken: identifiers that are not to be given.
+        taken: identifiers that must not be used.
     """
 
     def __init__(self, taken: Iterable[str] = ()) -> None:

@@ -80,7 +80,7 @@ class Lowered(ABC):
 
     @property
     def output(self) -> Tensor:
-        """What the network gives."""
+        """The network's output."""
         return self.tensors[self.network.output]
 
     @property

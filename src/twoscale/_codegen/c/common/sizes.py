@@ -1,4 +1,4 @@
-"""What an exported network costs: constants, working memory, multiply-adds."""
+"""The cost of an exported network: constants, working memory, multiply-adds."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class SizeReport:
     arena_bytes: int
     """Working memory."""
     arena_bound_bytes: int
-    """What the hungriest layer alone needs: no plan takes less."""
+    """The most bytes that a single layer needs; no plan takes less."""
     unshared_bytes: int
-    """What the arena would be if every tensor had bytes of its own."""
+    """Size of the arena if every tensor had its own bytes."""
     input_bytes: int
     output_bytes: int
     layers: tuple[LayerSize, ...]
@@ -61,7 +61,7 @@ def size_report(program: Lowered, name: str, pixels: int) -> SizeReport:
 
     Args:
         program: the network as calls.
-        name: what it is to be called.
+        name: name of the export.
         pixels: bytes of the table of pixels.
     """
     layers = []

@@ -1,4 +1,4 @@
-"""What the C of a network says whatever form it has: names, the facts of the header, each layer's constants."""
+"""Parts of the C source that all targets share: names, header contents, each layer's constants."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SourceBase(ABC):
     Args:
         program: what to write.
         name: of the network; its C identifier is the prefix of public names and files.
-        target: what it is for.
+        target: the target to write for.
         compact: write 8-bit constants as strings, which compile about 20 times faster but cannot be read.
     """
 
@@ -64,12 +64,12 @@ class SourceBase(ABC):
 
     @cached_property
     def prefix(self) -> str:
-        """What public names begin with, and what the files are called."""
+        """Prefix of public names, and name of the files."""
         return network_identifier(self.name)
 
     @cached_property
     def macro(self) -> str:
-        """What macros begin with."""
+        """Prefix of macros."""
         return self.prefix.upper()
 
     @cached_property
@@ -84,7 +84,7 @@ class SourceBase(ABC):
 
     @cached_property
     def stamp(self) -> str:
-        """What tells files of one export from those of another."""
+        """Stamp that distinguishes the files of one export from those of another."""
         program = self.program
         told = f"{program.network.fingerprint} {VERSION} {program.arena_bytes} "
         return hashlib.sha256(told.encode() + self.choices).hexdigest()[:12]

@@ -1,6 +1,6 @@
 """Where the elements of a tensor lie in memory, and copies between such patterns.
 
-Images (C, H, W) are kept in H, W, C order, as dot products over channels want them; tensors of more dimensions
+Images (C, H, W) are kept in H, W, C order, which suits dot products over channels; tensors of more dimensions
 likewise put their last two first. Vectors and matrices are kept as they are. A shape never has the batch.
 """
 

@@ -201,10 +201,10 @@ class _Planner:
 
 
 def plan_segments(arrangement: Arrangement, places: Mapping[str, Place]) -> list[Segment]:
-    """Cut the layers into segments so that the hungriest of them needs the fewest bytes of the arena.
+    """Cut the layers into segments to minimize the arena bytes of the segment that needs the most.
 
-    Of plans that need as many, the one with the fewest layers row by row. ``places`` says where tensors lie if they
-    are whole, that is, whether they are in the arena.
+    Among plans that need equally many, choose the one with the fewest layers row by row. ``places`` gives where tensors
+    lie if they are whole, that is, whether they are in the arena.
     """
     planner = _Planner(arrangement, places)
     count = len(arrangement.layers)

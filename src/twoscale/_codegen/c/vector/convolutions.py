@@ -1,8 +1,8 @@
 """Convolutions and linear layers for the vector kernels: windows as runs of bytes, weights as they are read.
 
-A window is a few runs of bytes: an undilated row of taps is one, since pixels are neighbours in memory. What a run
-lacks to whole words of four bytes has weights of zero. Bytes are multiplied as they are: bias − zero point · Σ weights
-takes the place of the bias, modulo 2^32, which is what int32 sums are.
+A window is a few runs of bytes: an undilated row of taps is one, since pixels are neighbours in memory. If a run is
+not a whole number of four-byte words, the missing weights are zero. Bytes are multiplied as they are: bias
+− zero point · Σ weights takes the place of the bias, modulo 2^32, which is what int32 sums are.
 """
 
 from __future__ import annotations
