@@ -115,7 +115,7 @@ def _summary(result: VerifyResult) -> list[str]:
         parts.append(f"agreement with {result.against or 'float'} {percent(result.agreement)} %")
     if result.sqnr_db is not None:
         parts.append(f"logit SQNR {fixed(result.sqnr_db, 1)} dB")
-    if result.agreement is None and result.rms_error is not None:  # the outputs are no classes
+    if result.agreement is None and result.rms_error is not None:  # the outputs are not classes
         parts.append(f"root mean square error {result.rms_error:.3g}")
     if parts:
         lines.append(", ".join(parts))

@@ -1,4 +1,4 @@
-"""How stages differ from the float network, and whether chance alone could make the difference."""
+"""How stages differ from the float network, and whether chance alone could explain the difference."""
 
 from __future__ import annotations
 

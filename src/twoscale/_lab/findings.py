@@ -1,4 +1,4 @@
-"""Sentences about the results. Every one is computed from the record, whichever way the numbers went."""
+"""Sentences about the results. Each is computed from the record, whatever the numbers are."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _described(difference: Change) -> str:
 
 
 def headline(results: LabResults) -> str:
-    """Say in one sentence which integer networks lost accuracy."""
+    """State in one sentence which integer networks lost accuracy."""
     outcomes: dict[str, Change] = {}
     for network in results.networks:
         base = float_stage(network)
@@ -62,7 +62,7 @@ def headline(results: LabResults) -> str:
 
 
 def verdict(results: LabResults) -> list[str]:
-    """Say for each network and scheme what became of its accuracy, and whether the executors agree."""
+    """State the change in accuracy of each network and scheme, and whether the executors agree."""
     sentences = []
     for network in results.networks:
         base = float_stage(network)
@@ -96,7 +96,7 @@ def _equality(networks: Iterable[LabNetwork]) -> list[str]:
 
 
 def loss_finding(results: LabResults) -> list[str]:
-    """Say how the training loss went and where it ended."""
+    """Describe how the training loss changed and its final value."""
     sentences = []
     for network in results.networks:
         if network.train_loss:
@@ -133,7 +133,7 @@ def _stretch(one: TensorSummary) -> float:
 
 
 def weight_range_findings(network: LabNetwork, schemes: Sequence[str]) -> list[str]:
-    """Say what quantizing the weights did, and whether every integer is in its range."""
+    """Describe the effect of quantizing the weights, and whether every integer is in its range."""
     return [*_stage_sentences(network, schemes, "weights"), *_in_range(network, schemes, ("weight",))]
 
 
@@ -160,7 +160,7 @@ def activation_findings(network: LabNetwork) -> list[str]:
 
 
 def activation_range_findings(network: LabNetwork, schemes: Sequence[str]) -> list[str]:
-    """Say what quantizing the activations too did, which tensors fare worst, and whether all is in range."""
+    """Describe the effect of also quantizing activations, the worst tensors, and whether all integers are in range."""
     sentences = _stage_sentences(network, schemes, "activations")
     kinds = ("input", "activation")
     for scheme in schemes:

@@ -24,7 +24,7 @@ class StageResult:
     stage: str
     """"float", "weights", "activations", "bias-real" or "integer"."""
     title: str
-    """For people, e.g. "weights int8, activations float"."""
+    """For display, e.g. "weights int8, activations float"."""
     samples: int
     """Test images used."""
     top1: float

@@ -2,7 +2,7 @@
 
     data → train → capture → profile → quantize (both schemes) → each step's accuracy → verify → results
 
-Everything is a stage of the library, called here in order; nothing here computes on its own.
+Each stage calls the library; this module only runs them in order.
 """
 
 from __future__ import annotations
@@ -86,18 +86,18 @@ class _Clock:
 
 
 def run_lab(config: LabConfig, *, say: Callable[[str], None] = lambda line: None) -> LabResults:
-    """Do the lab for both networks and write its folder.
+    """Run the lab for both networks and write its folder.
 
     Args:
         config: what to do.
-        say: is told what begins, a line each.
+        say: called with one line as each stage begins.
 
     Returns:
         What is also in ``results.json``. Beside it: ``report.html``, ``plots/``, and for each network a folder with
         its checkpoint and its integer networks.
 
     Raises:
-        DataError: the data set cannot be had.
+        DataError: the data set cannot be loaded.
         TwoscaleError: the folder cannot be written.
     """
     from twoscale._lab.page import write_report

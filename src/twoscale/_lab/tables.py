@@ -1,4 +1,4 @@
-"""The lab's tables: what stands in which cell, apart from how a page or a terminal draws it."""
+"""The lab's tables as data: the contents of each cell, independent of how a page or a terminal draws it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def stages_table(stages: Sequence[StageResult], caption: str) -> Table:
-    """Return one row a stage; the change is against the float row of the same network."""
+    """Return one row per stage; changes are relative to the float row of the same network."""
     several = len({stage.network for stage in stages}) > 1
     floats = {stage.network: stage for stage in stages if stage.stage == "float"}
     rows: list[list[str | Cell]] = []
@@ -53,7 +53,7 @@ def stages_table(stages: Sequence[StageResult], caption: str) -> Table:
 
 
 def weight_ranges_table(ranges: Sequence[RangeRecord], caption: str) -> Table:
-    """Return the scales of weights; where a tensor has one a channel, the smallest and the largest."""
+    """Return the scales of weights; for a per-channel tensor, the smallest and the largest."""
     decimals = decimals_for(scale for one in ranges for scale in one.scales)
     rows = [
         [
@@ -82,7 +82,7 @@ def weight_ranges_table(ranges: Sequence[RangeRecord], caption: str) -> Table:
 
 
 def activation_ranges_table(ranges: Sequence[RangeRecord], verify: VerifyResult | None, caption: str) -> Table:
-    """Return scale, zero point and use of the integers, one row an activation tensor."""
+    """Return scale, zero point and use of the integer range, one row per activation tensor."""
     saturated = {layer.name: layer.saturated for layer in verify.layers} if verify else {}
     decimals = decimals_for(scale for one in ranges for scale in one.scales)
     rows = [
@@ -112,7 +112,7 @@ def activation_ranges_table(ranges: Sequence[RangeRecord], verify: VerifyResult 
 
 
 def verify_table(results: Sequence[VerifyResult], caption: str) -> Table:
-    """Return one row a scheme: who computed, how much was compared, how much differed."""
+    """Return one row per scheme: which executors ran, how much was compared, how much differed."""
     rows: list[list[str | Cell]] = [
         [
             result.scheme,
@@ -174,7 +174,7 @@ def _pairs(caption: str, values: dict[str, str]) -> Table:
 
 
 def _recipe(recipe: dict[str, Any]) -> Table:
-    """Return one row an option; a column a network, where each has a recipe of its own."""
+    """Return one row per option, with one column per network if each has its own recipe."""
     if not recipe or not all(isinstance(value, dict) for value in recipe.values()):
         return _pairs("Training recipe", {name: _plain(value) for name, value in recipe.items()})
     options = dict.fromkeys(option for one in recipe.values() for option in one)
@@ -198,7 +198,7 @@ def _plain(value: Any) -> str:
 
 
 def _by_executor(result: VerifyResult) -> str:
-    """Return who differed, where somebody did."""
+    """Return which executors differed, if any did."""
     differing = [f"{name} {count(n)}" for name, n in result.mismatches_by_executor.items() if n]
     return "differing: " + ", ".join(differing) if differing else ""
 

@@ -113,7 +113,7 @@ def _unbroken(sentence: str) -> str:
 
 
 def figures_of(drawings: Mapping[str, Drawing | None]) -> list[Figure]:
-    """Return the drawings that there are, each under a file name made of its name."""
+    """Return the drawings that are not None, each under a file name made from its name."""
     return [Figure(file_name(name), drawing) for name, drawing in drawings.items() if drawing is not None]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 __all__ = ["MISSING", "compact", "count", "decimals_for", "fixed", "joined", "percent", "signed", "yes_no"]
 
 MISSING = "–"
-"""What stands where a value is not applicable or was not measured."""
+"""Shown in place of a value that is not applicable or was not measured."""
 
 
 def fixed(value: float | None, decimals: int) -> str:

@@ -1,4 +1,4 @@
-"""Tables as data: what is in which cell, apart from how a page or a terminal draws it."""
+"""Tables as data: the contents of each cell, independent of how a page or a terminal draws it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LONGEST_CAPTION = 500
 
 @dataclass(frozen=True)
 class Column:
-    """A column head; ``unit`` stands beside the label."""
+    """A column head; ``unit`` is shown beside the label."""
 
     label: str
     unit: str = ""

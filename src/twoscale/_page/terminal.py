@@ -26,8 +26,8 @@ _WORD = re.compile(r"[^\s./_-]+?(?:(?<=[a-z])(?=[A-Z])|[\s./_-]+|$)|[\s./_-]+")
 def rich_table(table: Table) -> RenderableType:
     """Draw a table for a terminal: units under the heads, numbers to the right.
 
-    Where it is too narrow for whole numbers, columns are left out: first those that say the kind of a row, then from
-    the right; a line under the table names them.
+    If the terminal is too narrow for whole numbers, columns are left out: first those that give the kind of a row,
+    then from the right. A line under the table names them.
     """
     return _Fitting(table)
 

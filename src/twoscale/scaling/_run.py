@@ -1,6 +1,6 @@
 """A scaling study from its first cell to its page.
 
-DIR/cells/NAME.json   what a cell was to do, and what became of it
+DIR/cells/NAME.json   a cell's task and its outcome
 DIR/study.json        the answers
 DIR/report.html       the same as a page
 """
@@ -57,7 +57,7 @@ def run_study(
     minutes: float | None = None,
     progress: StudyProgress | None = None,
 ) -> StudyResults:
-    """Measure what is not measured yet, and write the results and the page.
+    """Run the cells that are not measured yet, and write the results and the page.
 
     Args:
         config: what to measure.

@@ -80,7 +80,7 @@ def horizontal_axis(
     label: str,
     named: Sequence[tuple[float, str]] | None = None,
 ) -> str:
-    """Draw the x axis at height ``y``; tick labels under it, of ``named`` ticks theirs, then what it measures."""
+    """Draw the x axis at height ``y``; below it the tick labels (those given in ``named``), then the axis label."""
     every = list(named or ())
 
     def fit(labels: Sequence[str]) -> bool:

@@ -15,7 +15,7 @@ __all__ = ["Reference", "Series", "dot_plot"]
 
 @dataclass(frozen=True)
 class Series:
-    """One value a row, None where there is none."""
+    """One value per row; None if it has none."""
 
     name: str
     values: tuple[float | None, ...]
@@ -44,7 +44,7 @@ def dot_plot(
     row_height: float = 22,
     width: float = WIDTH,
 ) -> Drawing:
-    """Draw one row a name, with a marker of each series at its value.
+    """Draw one row per name, with a marker for each series at its value.
 
     Args:
         title: at the top left, bold.

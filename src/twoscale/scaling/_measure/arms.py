@@ -4,7 +4,7 @@
     B  silent      DDP with a hook that sends nothing, and buffers left alone: the replicas diverge, for timing only
     D  bare        the module without DDP
     R  isolated    the step's collectives on their own, nothing else running
-       waiting     B, then a barrier: who waits for whom
+       waiting     B, then a barrier: shows which rank waits for which
        watched     A with a hook that notes when each bucket starts and ends
        no buffers  A without the broadcast of buffers, where the model has any
        free        A, B and D without barriers between steps

@@ -3,8 +3,8 @@
     algbw = S / t          S: the tensor (all_reduce, broadcast), the output (all_gather), the input (reduce_scatter)
     busbw = algbw · f      f: all_reduce 2(n-1)/n; all_gather, reduce_scatter (n-1)/n; broadcast 1
 
-busbw is what each rank's link carries, comparable between operations and numbers of ranks (nccl-tests,
-``doc/PERFORMANCE.md``). At one rank nothing is sent, and there is none.
+busbw is the rate that each rank's link carries. It is comparable between operations and numbers of ranks (nccl-tests,
+``doc/PERFORMANCE.md``). At one rank nothing is sent, and busbw is None.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def measure_bandwidth(
     repeats: int = 20,
     budget_seconds: float = 30.0,
 ) -> BandwidthRecord:
-    """Time collectives in the ranks of this launch; each run starts on all ranks together, the slowest counts.
+    """Time collectives in the ranks of this launch; runs start on all ranks together, and the slowest rank counts.
 
     Args:
         device: where the memory is.

@@ -59,7 +59,7 @@ class RankClock:
             torch.cuda.synchronize(self.device)
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank reaches this call."""
         # An all-reduce of one number: unlike dist.barrier() it leaves a GPU alone.
         dist.all_reduce(self._token)
 
@@ -161,14 +161,14 @@ class FreeRun:
     """Steps without a barrier between them."""
 
     rank_seconds: tuple[float, ...]
-    """Seconds a step of each rank."""
+    """Seconds per step of each rank."""
     data_wait: float
-    """Seconds a step spent asking for batches by the rank that waited longest (on a GPU: by the host, which may be
+    """Seconds per step spent waiting for batches by the rank that waited longest (on a GPU: by the host, which may be
     ahead of the device)."""
 
     @property
     def step(self) -> float:
-        """Seconds a step of the slowest rank."""
+        """Seconds per step of the slowest rank."""
         return max(self.rank_seconds)
 
 

@@ -1,4 +1,4 @@
-"""Collectives by name, what they carry, and clocks that sit on DDP's communication hooks."""
+"""Collectives by name, their sizes, and clocks in DDP's communication hooks."""
 
 # No `from __future__ import annotations` here: DDP compares a hook's annotations with types, not with strings.
 import time
@@ -23,10 +23,10 @@ def collective(
     group: dist.ProcessGroup | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Callable[[], None], int]:
-    """Make a collective to be run again and again on memory of its own.
+    """Make a collective that can be run repeatedly on its own memory.
 
     Args:
-        op: which. Broadcasts are from rank 0.
+        op: name of the collective. Broadcasts are from rank 0.
         size: bytes wanted: of the tensor; of the output for all_gather, of the input for reduce_scatter, as
             nccl-tests counts. Rounded up to whole elements for each rank.
         device: where the memory is.
@@ -34,7 +34,7 @@ def collective(
         dtype: of the elements.
 
     Returns:
-        What runs it and waits for its end in the device's order, and its true size in bytes.
+        A function that runs it and waits for its end in the device's order, and its true size in bytes.
     """
     itemsize = torch.empty(0, dtype=dtype).element_size()
     world_size = dist.get_world_size(group)

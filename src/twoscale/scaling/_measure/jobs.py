@@ -1,7 +1,7 @@
-"""What the ranks of a study's cells run: the measurements of this package, several in one launch.
+"""The functions that the ranks of a study's cells run: several measurements of this package in one launch.
 
 Several measurements share a launch because starting Python and PyTorch takes longer than most of them. They run one
-after the other in an order drawn for each launch; memory is given back between them. Each cell that is repeated is
+after the other in an order drawn for each launch; memory is freed between them. Each cell that is repeated is
 repeated in a fresh launch.
 """
 
@@ -59,7 +59,7 @@ _STEPS = {"cpu": (3, 30, 3_000), "cuda": (5, 60, 30_000)}
 _REPEATS = 3
 """Timed runs in a launch; their median counts."""
 _VALIDATION = 10
-"""One in so many training images is held back to choose learning rates on."""
+"""One training image in this many is held out to choose learning rates."""
 _SHOWN = 12
 """Images of the data set whose orders are written down."""
 
@@ -71,13 +71,13 @@ def _steps(device: str, batch_size: int) -> int:
 
 
 def _at_work(what: str) -> None:
-    """Report what this launch is doing, for those who wait for it."""
+    """Report what this launch is doing to the process that waits for it."""
     if dist.get_rank() == 0:
         write_bytes(Path(os.environ[FOLDER]) / AT_WORK, what.encode())
 
 
 def _clear(device: torch.device) -> None:
-    """Give memory back, and count its peak from here."""
+    """Free memory, and measure its peak from here."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -104,7 +104,7 @@ def _shuffled(items: Sequence[T], seed: int) -> list[T]:
 
 
 def time_batches(task: BatchesTask) -> BatchesResult:
-    """Time the bare module at several batch sizes; where one does not fit, the others are timed all the same."""
+    """Time the bare module at several batch sizes; if one does not fit, the others are still timed."""
     workload = task.workload
     device = device_of(workload)
     rows = []
@@ -168,7 +168,7 @@ def write_wire(task: WireTask) -> WireResult:
 
 
 def _orders(task: WireTask) -> tuple[tuple[OrderRow, ...], tuple[SamplerRecord, ...]]:
-    """Return what the orders of a whole data set show, which are too long to keep, and those of a few images."""
+    """Summarize the orders of a whole data set, which are too long to keep, and return those of a few images."""
     samples = 2048 if task.data == "synthetic" else len(data.load(task.data).train)
     rows, shown = [], []
     for set_epoch in (False, True):
@@ -198,7 +198,7 @@ def _leave_group() -> None:
 
 
 def _train(run: TrainingRun, dataset: data.Dataset) -> TrainedRun:
-    """Train once; a run whose loss became infinite has no accuracy, and its message says so."""
+    """Train once; a run whose loss became infinite has a message instead of an accuracy."""
     config = replace(run.config, threads=torch.get_num_threads())
     try:
         record = training.train(config, dataset, progress=False).record
@@ -216,7 +216,7 @@ def _train(run: TrainingRun, dataset: data.Dataset) -> TrainedRun:
 
 
 def _train_all(runs: Sequence[TrainingRun], dataset: data.Dataset) -> tuple[TrainedRun, ...]:
-    """Train every run, dealt to the ranks of this launch by their length; each trains alone."""
+    """Train every run. Runs are assigned to the ranks of this launch by length, and each rank trains alone."""
     rank, size = dist.get_rank(), dist.get_world_size()
     order = sorted(range(len(runs)), key=lambda i: -(runs[i].config.epochs or 0))
     # Ranks end minutes apart, longer than a process group waits: they meet in the job's folder.

@@ -1,7 +1,7 @@
 """Fresh processes for one measurement, started by PyTorch's own launcher where there are several.
 
-:func:`launch` starts a number of ranks, waits, and returns what the function gave on rank 0, or why there is
-nothing: out of memory, a crash, a time-out are outcomes, not exceptions. Nothing that it starts outlives it.
+:func:`launch` starts a number of ranks, waits, and returns the result of the function on rank 0, or the reason for a
+failure: out of memory, a crash and a time-out are outcomes, not exceptions. No process that it starts outlives it.
 Importing this module does not import torch.
 """
 
@@ -45,7 +45,7 @@ FOLDER = "TWOSCALE_JOB"
 
 _TAIL_LINES = 30
 _LOOK = 0.5
-"""Seconds between two looks at what rank 0 is doing."""
+"""Seconds between checks of what rank 0 is doing."""
 _TORCHRUN = re.compile(r"^[EW]\d{4} .*torch/distributed/elastic", re.MULTILINE)
 _GRACE = 2.0
 """Seconds that a launcher has to end its ranks before it is killed, and they with it."""
@@ -68,7 +68,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Job:
-    """What every rank of a launch reads."""
+    """The job that every rank of a launch reads."""
 
     target: str
     task: Any
@@ -81,7 +81,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Failure:
-    """What a rank that failed left behind."""
+    """The record of a rank that failed."""
 
     status: Literal["out-of-memory", "crash"]
     message: str
@@ -120,7 +120,7 @@ def _commands(hosts: Sequence[Host], world_size: int, folder: Path) -> Iterator[
     """Give the command of each host's agent, or of a rank that is alone and needs none."""
     port = _free_port(hosts[0].address) if len(hosts) > 1 else 0
     if world_size == 1:
-        # torchrun would import PyTorch once more, for seconds, and have nothing to bring together.
+        # torchrun would import PyTorch once more, for seconds, and have nothing to coordinate.
         yield [*hosts[0].prefix, sys.executable, "-m", "twoscale.scaling._measure.rank", str(folder)]
         return
     for node, host in enumerate(hosts):
@@ -144,7 +144,7 @@ def _alone(address: str) -> dict[str, str]:
 
 
 def _oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory, on the whole machine (Linux; else 0)."""
+    """How many processes the kernel has killed for lack of memory, on the whole machine (Linux; else 0)."""
     try:
         found = re.search(r"^oom_kill (\d+)", Path("/proc/vmstat").read_text(), re.MULTILINE)
     except OSError:
@@ -171,14 +171,14 @@ def _tail(folder: Path) -> str:
     lines: list[str] = []
     for log in sorted(folder.glob(_LOG.format("*"))):
         text = log.read_text(errors="replace")
-        # torchrun's own report of a failed rank says nothing that the rank did not say better.
+        # torchrun's own report of a failed rank adds nothing to the rank's own report.
         before = _TORCHRUN.split(text, maxsplit=1)[0].strip()
         lines += (before or text).splitlines()
     return "\n".join(lines[-_TAIL_LINES:])
 
 
 def _failure(folder: Path, kills_before: int, alone: int | None) -> tuple[Literal["out-of-memory", "crash"], str]:
-    """Say why a launch has no result, from what its processes left, and the exit code of a rank that was alone."""
+    """Return why a launch has no result, from the files of its processes and the exit code of a rank that was alone."""
     if _oom_kills() > kills_before:
         return "out-of-memory", "the kernel killed a process because memory ran out"
     logs = "".join(log.read_text(errors="replace") for log in folder.glob(_LOG.format("*")))

@@ -6,10 +6,10 @@ The prediction follows PyTorch 2.13 (``nn/parallel/distributed.py``, ``reducer.c
                       parameters and buffers broadcast from rank 0, tensors of one dtype flattened into one
     every forward     buffers broadcast from rank 0, by dtype
     first backward    one all-reduce of all gradients: the order in which they get ready is not known yet
-    next forward      that order known, buckets are made anew, and rank 0's are broadcast: indices, then sizes
-    every backward    one all-reduce a bucket
+    next forward      that order is known: buckets are rebuilt, and rank 0's are broadcast, indices then sizes
+    every backward    one all-reduce per bucket
 
-Observation takes the collectives from PyTorch's own dispatcher, where every one passes, whoever starts it.
+Observation takes the collectives from PyTorch's own dispatcher, through which every one passes, whatever starts it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _fill(tensors: Iterable[torch.Tensor], limits: Sequence[float]) -> list[tupl
 
 
 def _flattened(tensors: Iterable[torch.Tensor]) -> list[tuple[torch.dtype, int]]:
-    """Return what a coalesced broadcast of tensors becomes: dtypes in the order of their first tensor."""
+    """Return the broadcasts of a coalesced broadcast of tensors: dtypes in the order of their first tensor."""
     by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
     for tensor in tensors:
         by_dtype.setdefault(tensor.dtype, []).append(tensor)
@@ -127,7 +127,7 @@ def predict(
     accumulation: int = 1,
     images_nchw: torch.Tensor | None = None,
 ) -> tuple[LedgerEntry, ...]:
-    """Say what DDP will put on the wire; the same on every rank, at any number of ranks.
+    """Predict the collectives of DDP; they are the same on every rank, at any number of ranks.
 
     Args:
         model: not yet wrapped; left as it is.
@@ -298,12 +298,12 @@ _ITEM_BYTES = {"int64": 8, "float64": 8, "int32": 4, "float32": 4, "float16": 2,
 
 
 def gloo_sent(entry: LedgerEntry, rank: int, world_size: int) -> tuple[int, int]:
-    """Return what gloo's TCP transport sends from one rank for a collective: payload bytes, and messages.
+    """Return the payload bytes and messages that gloo's TCP transport sends from one rank for a collective.
 
-    Each message has a header of :data:`GLOO_MESSAGE` bytes. For every piece of payload the sender announces it and
-    sends it, and the receiver asks for it: two messages of one, one of the other.
+    Each message has a header of :data:`GLOO_MESSAGE` bytes. For every piece of payload, the sender sends
+    two messages (the announcement and the payload) and the receiver one (the request).
 
-    - all_reduce: a ring in two passes over pieces of at most 1 MiB, at least two a rank (``gloo/allreduce.cc``).
+    - all_reduce: a ring in two passes over pieces of at most 1 MiB, at least two per rank (``gloo/allreduce.cc``).
     - broadcast: a binomial tree from rank 0 (``gloo/broadcast.cc``).
     - all_gather: a ring, each rank's part in two pieces (``gloo/allgather.cc``).
 
@@ -313,7 +313,7 @@ def gloo_sent(entry: LedgerEntry, rank: int, world_size: int) -> tuple[int, int]
         world_size: at least 1.
 
     Raises:
-        ConfigurationError: an operation that gloo does otherwise (reduce_scatter).
+        ConfigurationError: an operation without a formula here (reduce_scatter).
     """
     if world_size == 1:
         return 0, 0

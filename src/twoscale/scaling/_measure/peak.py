@@ -1,7 +1,7 @@
 """How fast the device multiplies matrices at best, measured, and what a training step asks of it.
 
-"How near the peak does it run" is a step's floating-point operations by the second against the measured rate of
-large square matrix products, not against a data sheet.
+Utilization is a step's floating-point operations per second divided by the measured rate of large square matrix
+products, not by a data sheet's peak.
 """
 
 from __future__ import annotations

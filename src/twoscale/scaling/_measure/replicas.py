@@ -1,4 +1,4 @@
-"""Would gradients alone do? Replicas that start alike or not, hashed after every step; and the sampler's orders.
+"""Are gradients alone enough? Replicas that start alike or not, hashed after every step; and the sampler's orders.
 
 DDP averages gradients and never sends parameters again. Replicas' parameters stay equal if they start equal and
 every rank updates them alike. Buffers are another matter: batch norm's running statistics come from each rank's own

@@ -1,4 +1,4 @@
-"""What a handful of measured times says: median, spread, and intervals that promise no more than they hold."""
+"""Summary of a few measured times: median, spread, and intervals that state their true coverage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ranks are asked to measure, and what they return: the types on both sides of a launch.
+"""The tasks of ranks and their results: the types on both sides of a launch.
 
 Importing this module does not import torch.
 """

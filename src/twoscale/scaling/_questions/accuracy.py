@@ -38,7 +38,7 @@ class AccuracyRow:
     epochs: int
     steps: int | None
     accuracies: tuple[float | None, ...]
-    """Of the test images, one a seed, 0..1; None: the loss became infinite."""
+    """Fraction of test images, one value per seed, 0..1; None: the loss became infinite."""
     accuracy: Summary | None
     against_small: Summary | None
     """Difference to the small batch at the same seed."""

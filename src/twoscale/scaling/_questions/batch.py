@@ -31,7 +31,7 @@ class BatchRow:
 
     batch_size: int
     epoch: Summary | None
-    """Seconds of an epoch, one value a launch; None: it failed."""
+    """Seconds per epoch, one value per launch; None: it failed."""
     samples_per_second: float | None
     """At the mean step of the launches."""
     data_wait: float | None
@@ -130,7 +130,7 @@ def _sentence(results: StudyResults) -> str | None:
 
 
 def _largest(capacity: CapacityRecord | None) -> str:
-    """Return how large a batch fits, and why a larger one failed where that was not for want of memory."""
+    """Return how large a batch fits, and why a larger one failed if memory was not the reason."""
     if capacity is None or capacity.largest is None:
         return ""
     largest = count(capacity.largest)
@@ -220,7 +220,7 @@ def epoch_plot(results: StudyResults) -> Drawing | None:
 
 
 def rate_plot(results: StudyResults) -> Drawing | None:
-    """Draw how near the matrix rate each batch size runs; images a second where that is not known."""
+    """Draw how near the matrix rate each batch size runs; images per second if that is not known."""
     near = [
         (float(row.batch_size), 100 * row.of_peak) for row in results.of(BatchAnswer).batches if row.of_peak is not None
     ]

@@ -55,7 +55,7 @@ class ForecastAnswer:
 
 
 def link_of(config: StudyConfig) -> Link:
-    """Return what the ranks of a study talk over."""
+    """Return the link between the ranks of a study."""
     return Link("between this machine's GPUs" if config.device == "cuda" else "this machine's loopback")
 
 

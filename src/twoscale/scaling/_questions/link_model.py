@@ -1,4 +1,4 @@
-"""What a step would take on more ranks, or at another rate of the same link, from measured cells.
+"""Forecasts of a step on more ranks, or at another rate of the same link, from measured cells.
 
     collective       t = A α + F S / B, fitted to collectives timed alone (α–β model; Hockney 1994)
                      all_reduce, ring: A = 2(n-1), F = 2(n-1)/n; tree: A = 2 ⌈log₂ n⌉, F = 2(n-1)/n (two pipelined
@@ -49,7 +49,7 @@ _RATE_SLACK = 0.01
 
 @dataclass(frozen=True)
 class Link:
-    """What the ranks talk over."""
+    """The link between the ranks."""
 
     name: str
     """E.g. "loopback" or "nvlink". A forecast never crosses from one name to another."""
@@ -75,9 +75,9 @@ class MeasuredStep:
     """Per rank."""
     link: Link
     compute: float
-    """Seconds a step of DDP without communication, arm B."""
+    """Seconds per step of DDP without communication, arm B."""
     step: float
-    """Seconds a step of DDP, arm A: what a forecast is held against."""
+    """Seconds per step of DDP, arm A: the value that a forecast is compared with."""
     buckets: tuple[Bucket, ...]
     broadcasts: tuple[int, ...] = ()
     """Bytes of each broadcast that the forward pass waits for (buffers)."""
@@ -87,7 +87,7 @@ class MeasuredStep:
 
 @dataclass(frozen=True)
 class LinkModel:
-    """What a collective takes over a link: t = A(n) α + F(n) S (fixed + per_rate / rate).
+    """The time of a collective over a link: t = A(n) α + F(n) S (fixed + per_rate / rate).
 
     A and F are the algorithm's: messages one after the other, and the share of S that each rank sends.
     """
@@ -97,7 +97,7 @@ class LinkModel:
     latency: float
     """α: seconds that a message takes besides its bytes."""
     fixed: float
-    """Seconds a byte, whatever the link's nominal rate."""
+    """Seconds per byte that do not depend on the link's nominal rate."""
     per_rate: float
     """Bytes on the wire for a byte of payload; 0 where the nominal rate was not varied, and ``fixed`` holds all."""
     rates: tuple[float, float] | None
@@ -140,7 +140,7 @@ class Forecast:
     error: float | None = None
     """step / measured - 1."""
     measured_exposed: float | None = None
-    """What the held-out step was measured to wait."""
+    """Measured wait of the held-out step."""
 
 
 def measured_step(
@@ -179,12 +179,12 @@ def _factors(op: Op, world_size: int, algorithm: Algorithm) -> tuple[float, floa
 
 
 def _inverse(model: LinkModel, rate: float | None) -> float:
-    """Return seconds a byte."""
+    """Return seconds per byte."""
     return model.fixed + (model.per_rate / rate if rate and model.per_rate else 0.0)
 
 
 def collective_seconds(model: LinkModel, op: Op, size: int, world_size: int, rate: float | None = None) -> float:
-    """Return what a collective takes.
+    """Return the time of a collective, seconds.
 
     Args:
         model: of the link.
@@ -217,7 +217,7 @@ def fit(cells: Sequence[MeasuredStep], link: str, algorithm: Algorithm | None = 
     """Fit the α–β model of a link to the collectives timed over it; each counts by its relative error.
 
     Args:
-        cells: those of other links are left aside.
+        cells: cells of other links are ignored.
         link: name.
         algorithm: Default: the one that fits better, the ring where both do alike (as with two ranks only).
 
@@ -268,7 +268,7 @@ def fit(cells: Sequence[MeasuredStep], link: str, algorithm: Algorithm | None = 
 
 
 def _check_rate(model: LinkModel, link: Link) -> None:
-    """Refuse a rate that the model does not reach."""
+    """Refuse a rate that the model does not cover."""
     if model.rates is None or link.bytes_per_second is None:
         if (model.rates is None) != (link.bytes_per_second is None):
             raise ForecastError(
@@ -419,7 +419,7 @@ def forecast(
 def held_out(
     cells: Sequence[MeasuredStep], algorithm: Algorithm | None = None
 ) -> tuple[tuple[Forecast, ...], tuple[str, ...]]:
-    """Forecast each cell of more than one rank from all the others, and say how far off that was.
+    """Forecast each cell of more than one rank from all the others, and compute the error.
 
     Returns:
         The forecasts, with the measured step and the relative error, and one line for each cell that the others

@@ -1,4 +1,4 @@
-"""What every question of a study has."""
+"""The interface of a study's questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Would gradients alone do?"""
+"""Are gradients alone enough?"""
 
 from __future__ import annotations
 

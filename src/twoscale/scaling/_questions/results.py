@@ -32,14 +32,14 @@ class StudyResults:
     config: StudyConfig
     environment: Environment
     complete: bool
-    """Whether no cell was left out for want of time."""
+    """Whether no cell was skipped for lack of time."""
     sentences: dict[str, str]
     """Section to its answer."""
     answers: tuple[object, ...]
     """One record per question, the verdict's first; in study.json their fields stand side by side."""
     failures: tuple[CellFailure, ...]
     left_out: tuple[str, ...]
-    """Cells there was no time for."""
+    """Cells that were skipped for lack of time."""
     seconds: float
     """That all cells took together."""
     loads: tuple[float, float] | None

@@ -66,5 +66,5 @@ def rounds(summary: Summary | None, *, signs: bool = False) -> Cell:
 
 
 def figures(**drawings: Drawing | None) -> list[Figure]:
-    """Return charts under the names of their files; what there is nothing to draw of is left out."""
+    """Return charts under the names of their files; charts without data are left out."""
     return [Figure(name.replace("_", "-"), drawing) for name, drawing in drawings.items() if drawing is not None]

@@ -41,9 +41,9 @@ class SpeedRow:
     """Per rank."""
     threads_per_rank: int
     step: Summary
-    """Seconds, one value a launch."""
+    """Seconds, one value per launch."""
     epoch: Summary
-    """Seconds, one value a launch."""
+    """Seconds, one value per launch."""
     speedup: Summary | None
     """T₁ / Tₙ of epochs, launches of a round paired; None for T₁ itself."""
     efficiency: Summary | None
@@ -82,7 +82,7 @@ def _speed(config: StudyConfig, found: Launches) -> tuple[SpeedRow, ...]:
         launches = found.get((arm, n, batch))
         if not launches:
             return
-        # Images a second are compared, not epochs: rounding an epoch to whole steps is no speed.
+        # Images per second are compared, not epochs: rounding an epoch to whole steps is no speed.
         speedups = [
             time.samples_per_second / base[repeat].samples_per_second
             for repeat, time in launches.items()

@@ -1,14 +1,14 @@
 """Why scaling stops here: the growth of a step from one rank to many, divided among its causes by stated rules.
 
-The growth is that of weak scaling: DDP's step on all ranks less the bare module's on one, launches of a round paired.
-All steps are those of a training loop, without barriers between them. Of a round, these parts are measured:
+The growth is that of weak scaling: DDP's step on all ranks less the bare module's on one, with launches paired within
+each round. All steps run in a training loop, without barriers between them. These parts are measured in each round:
 
     data         data wait of bare modules on all ranks - data wait of one
     straggler    bare modules on all ranks at once: the slowest rank - the fastest
     cores        bare modules on all ranks at once, the fastest rank - bare module on one, both without data wait:
                  ranks that never talk slow each other all the same
 
-and of the arms, which take turns in one launch:
+and these from the arms, which take turns in one launch:
 
     wrapper      B - D: DDP without communication - bare module
     exposed      A - B: DDP - DDP without communication
@@ -80,7 +80,7 @@ CauseName = Literal[
 ]
 
 SCALES = 0.95
-"""Efficiency from which on there is nothing to explain."""
+"""At this efficiency or above there is nothing to explain."""
 _NOMINAL = (10, 100, 1000)
 """Mbit/s of links that a measured rate may belong to."""
 _BUSY = 2.0
@@ -133,7 +133,7 @@ class Verdict:
     causes: tuple[Cause, ...]
     """Largest first; together all of the loss that was explained."""
     unexplained: float
-    """Seconds of the loss that no cause has; below 0 where causes overlap."""
+    """Seconds of the loss that no cause explains; below 0 if causes overlap."""
     sentence: str
     straggler: str = ""
     """The slowest rank and its cores, e.g. "rank 1 on core 3"; empty where it is not known."""
@@ -434,13 +434,13 @@ def link_line(model: LinkModel) -> str:
 
 @dataclass(frozen=True)
 class WhatIf:
-    """A step if something were different."""
+    """The step after a hypothetical change."""
 
     what: str
     step: float
     """Seconds."""
     gain: float
-    """Images a second more, as a share of now."""
+    """Increase in images per second, as a share of the present rate."""
 
 
 def what_ifs(verdict: Verdict, arms: Sequence[ArmsAt]) -> list[WhatIf]:

@@ -1,4 +1,4 @@
-"""The cells of a study: what each launch measures, its file, and what became of it."""
+"""The cells of a study: what each launch measures, its file, and its outcome."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class StudyCell(Generic[Task]):
 
 @dataclass(frozen=True)
 class CellRecord(Generic[Task, Result]):
-    """The file of a cell: what it was to do, and what became of it."""
+    """The file of a cell: its task and its outcome."""
 
     cell: StudyCell[Task]
     outcome: Outcome[Result]
@@ -171,7 +171,7 @@ def write_cell(file: Path, record: CellRecord[Any, Any]) -> None:
 
 
 def same_cell(record: CellRecord[Any, Any], cell: StudyCell[Any]) -> bool:
-    """Return whether a file holds the cell that is wanted."""
+    """Return whether a file holds the requested cell."""
     plain = msgspec.json.encode(cell)
     kind = KINDS[cell.kind]
     return bool(record.cell == msgspec.json.decode(plain, type=StudyCell[kind.task]))  # type: ignore[name-defined]
@@ -185,7 +185,7 @@ class Measured:
     records: tuple[CellRecord[Any, Any], ...]
     """Cells that were done, failed ones too."""
     left_out: tuple[StudyCell[Any], ...]
-    """Cells that there was no time for."""
+    """Cells that were skipped for lack of time."""
     environment: Environment
     """Of the machine."""
     gpus: tuple[str, ...] = ()

@@ -49,9 +49,9 @@ class StudyConfig:
     data: str
     device: Literal["cpu", "cuda"]
     batch_sizes: tuple[int, ...]
-    """Images a step on one device, ascending."""
+    """Images per step on one device, ascending."""
     base_batch: int
-    """Images a device and step where numbers of ranks are compared."""
+    """Images per device and step when numbers of ranks are compared."""
     world_sizes: tuple[int, ...]
     """Ranks, ascending; the first is 1, which all others are compared with."""
     epochs: int

@@ -1,4 +1,4 @@
-"""The machine and the PyTorch that cells were measured with: their times compare only within one of each."""
+"""The machine and the PyTorch version of the cells: only times from the same ones can be compared."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Machine:
         return cls(environment.machine, environment.cores, gpus, environment.versions.get("torch", ""))
 
     def differences(self, now: Machine) -> str:
-        """Return in words what is different now; empty where nothing is."""
+        """Describe what has changed; empty if nothing has."""
         pairs = ((field.name, getattr(self, field.name), getattr(now, field.name)) for field in fields(self))
         return "; ".join(
             f"{name} {_words(before)}, now {_words(after)}" for name, before, after in pairs if before != after

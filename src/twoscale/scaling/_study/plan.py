@@ -11,7 +11,7 @@
 
 The first two decide what others do, and run first. The others run in rounds: every cell once in an order drawn by the
 study's seed, then every cell that is repeated a second time in another order, and so on, so that a machine that gets
-slower or faster does so for all. Training runs, whose time does not matter, come last.
+slower or faster affects all cells alike. Training runs, whose time does not matter, come last.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ def _accuracy(
         for equal in (equals if way.large else equals[:1])
     ]
     if config.separate or config.device == "cuda":
-        # Minutes each on a GPU: a study that is killed loses no more than one.
+        # Each takes minutes on a GPU: a study that is killed loses at most one.
         return [
             StudyCell("accuracy", 1, run.config.seed - config.seed, config.cores, config.device,
                       TrainingTask((run,)), f"{run.way}-{run.equal}")

@@ -47,10 +47,10 @@ class StudyProgress(Protocol):
         """A cell is done, or was found done already."""
 
     def left_out(self, cell: Cell) -> None:
-        """There is no time for a cell."""
+        """A cell is skipped for lack of time."""
 
     def close(self) -> None:
-        """The end; comes in any case."""
+        """The end; always reported."""
 
 
 class NoProgress:

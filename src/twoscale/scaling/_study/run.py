@@ -1,6 +1,6 @@
-"""The cells of a study run one after the other, and each leaves a file: NAME.json, a ``CellRecord``.
+"""The cells of a study run one after the other, and each writes a file: NAME.json, a ``CellRecord``.
 
-A cell whose file is there is not measured again, whatever it holds: a failure is a result. To have one measured again,
+A cell whose file exists is not measured again, even if it failed: a failure is a result. To measure a cell again,
 remove its file.
 """
 
@@ -95,7 +95,7 @@ def measure(
         try:
             first = first_cells(config, needs)
             runner.plan((*first, *later_cells(config, needs, {})))  # as many as there will be
-            # With little time, first what the verdict needs: it depends on no other cell.
+            # With little time, run first the cells that the verdict needs: they depend on no other cell.
             early = verdict_cells(later_cells(config, needs, {})) if minutes is not None else ()
             for cell in early:
                 runner.run(cell)
@@ -167,7 +167,7 @@ class _Runner:
         self.progress.plan(planned)
 
     def run(self, cell: StudyCell[Any]) -> CellRecord[Any, Any] | None:
-        """Do a cell, or take up what it left; None where there is no time for it."""
+        """Run a cell or read its file; None if there is no time for it."""
         file = self.folder / f"{cell.name}.json"
         if file.exists():
             record = read_cell(file)

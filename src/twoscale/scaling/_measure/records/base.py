@@ -37,7 +37,7 @@ Status = Literal["ok", "out-of-memory", "crash", "time-out"]
 
 @dataclass(frozen=True)
 class Interval:
-    """A confidence interval that says how much it covers."""
+    """A confidence interval with its coverage."""
 
     low: float
     high: float
@@ -105,7 +105,7 @@ class Workload:
     data: str = "synthetic"
     """Name of the data set, or "synthetic": random 32×32 images in 10 classes."""
     batch_size: int = 32
-    """Images a rank takes in one step."""
+    """Images per rank and step."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Each rank takes one GPU, or its share of the processor's cores."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -132,7 +132,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Outcome(Generic[R]):
-    """What became of a launch: a result, or the reason why there is none. A failure is a result too."""
+    """The outcome of a launch: a result, or the reason for the failure. A failure is recorded too."""
 
     status: Status
     seconds: float

@@ -35,9 +35,9 @@ class EpochTime:
     repeats: int
     """Runs of so many steps, one after the other in the same processes."""
     step: Summary
-    """Seconds a step of a run, data wait included; one value a run."""
+    """Seconds per step, data wait included; one value per run."""
     data_wait: Summary
-    """Seconds of that spent asking for the next batch; one value a run, the rank that waited longest."""
+    """Part of that spent waiting for the next batch; one value per run, of the rank that waited longest."""
     samples_per_second: float
     """Over all ranks, of the median step."""
     epoch_samples: int
@@ -51,7 +51,7 @@ class EpochTime:
     flops_per_step: int | None
     """Floating-point operations of one rank's forward and backward pass, multiplications and additions."""
     rank_seconds: tuple[float, ...] = ()
-    """Seconds a step of each rank, data wait included: median of runs; empty in earlier records."""
+    """Seconds per step of each rank, data wait included: median of runs; empty in earlier records."""
     rank_cores: tuple[tuple[int, ...], ...] = ()
     """Numbers of the cores that each rank may run on; empty on a GPU and in earlier records."""
 
@@ -81,7 +81,7 @@ class CollectiveTime:
 class ArmsRecord:
     """Where the time of a data-parallel step goes.
 
-    Values of a Summary are one a round: the median over a round's steps; differences are taken within a round.
+    A Summary has one value per round: the median over a round's steps; differences are taken within a round.
     Rows add up: ``compute + imbalance + wrapper_tax + exposed = ddp``, each a median of its own.
     """
 
@@ -92,7 +92,7 @@ class ArmsRecord:
     steps: int
     """Per round and arm."""
     ddp: Summary
-    """Arm A, DDP as it is: seconds a step of the slowest rank, from the moment all ranks have their batch."""
+    """Arm A, DDP as it is: seconds per step of the slowest rank, from the moment all ranks have their batch."""
     silent: Summary
     """Arm B, DDP without any communication, likewise."""
     bare: Summary

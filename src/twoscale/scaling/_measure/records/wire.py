@@ -124,7 +124,7 @@ class ReplicaCase:
 
 @dataclass(frozen=True)
 class ReplicasRecord:
-    """Would gradients alone do?"""
+    """Are gradients alone enough?"""
 
     model: str
     world_size: int
