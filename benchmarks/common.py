@@ -20,7 +20,7 @@ class Pair:
     """Two sides measured in turn.
 
     The ratio is of a's median to b's; its spread is the smallest and the largest of the ratios of
-    neighbouring runs, which shared whatever else the machine was doing.
+    neighbouring runs, which shared any other load on the machine.
     """
 
     a: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""The training loop that everybody writes, which the benchmarks hold ours against.
+"""The usual training loop, which the benchmarks compare with ours.
 
 ``torch.utils.data.DataLoader`` with workers that turn one image after the other into a PIL image, a tensor, and a
 normalized tensor, as torchvision's CIFAR10, ToTensor and Normalize do (written out here, torchvision is not needed);

@@ -61,7 +61,7 @@ def markdown(table: Table, columns: Sequence[int]) -> str:
 
 
 def generated(study: StudyResults, resnet: StudyResults) -> dict[str, str]:
-    """Return what stands between each pair of markers."""
+    """Return the text between each pair of markers."""
     environment = study.environment
     assert study.loads is not None
     verdict = study.of(VerdictAnswer).verdict
@@ -87,7 +87,7 @@ def generated(study: StudyResults, resnet: StudyResults) -> dict[str, str]:
 
 
 def renewed(text: str, parts: dict[str, str]) -> str:
-    """Return a document with what stands between its markers replaced."""
+    """Return a document with the text between its markers replaced."""
 
     def part(match: re.Match[str]) -> str:
         return f"<!-- {match[1]} -->\n{parts[match[1]]}\n<!-- end -->"

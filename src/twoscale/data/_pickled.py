@@ -36,7 +36,7 @@ class PickledBatchError(Exception):
 
 @dataclass
 class _Object:
-    """What a name of numpy's stands for: its arguments and its state."""
+    """An object of numpy's that a name refers to: its arguments and its state."""
 
     kind: str
     arguments: tuple[object, ...] = ()

@@ -1,4 +1,4 @@
-"""The named data sets: what there is, loading one, fetching one."""
+"""The named data sets: listing, loading and fetching them."""
 
 from __future__ import annotations
 

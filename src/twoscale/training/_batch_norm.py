@@ -1,4 +1,4 @@
-"""BatchNorm over the batch of all processes: PyTorch's own on GPUs, and the same on processors, which it has not.
+"""BatchNorm over the batch of all processes: PyTorch's own on GPUs, and our own on processors.
 
 And whether it can train on the batches of a run at all.
 """

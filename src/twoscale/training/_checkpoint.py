@@ -94,7 +94,7 @@ def read_state(
 
     Args:
         path: the file.
-        expected: of the session that goes on with it.
+        expected: of the session that resumes from it.
         model: gets the parameters and buffers.
         optimizer: name to state.
 

@@ -1,4 +1,4 @@
-"""What a training run is to do."""
+"""The configuration of a training run."""
 
 from __future__ import annotations
 

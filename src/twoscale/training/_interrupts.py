@@ -1,4 +1,4 @@
-"""Ctrl-C: the step that is under way is finished first."""
+"""Ctrl-C: the current step is finished first."""
 
 from __future__ import annotations
 

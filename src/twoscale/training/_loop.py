@@ -273,7 +273,7 @@ class _Run:
                     clock = self._now()
 
     def _steps(self, order: torch.Tensor, first: int) -> Callable[[int], None]:
-        """Return a function that goes on with an epoch up to a number of mini-batches of the run.
+        """Return a function that continues an epoch up to a number of mini-batches of the run.
 
         Args:
             order: of the epoch, this process's share.

@@ -1,4 +1,4 @@
-"""What translations are given: names, shapes and weights of the exported program, and a builder for nodes."""
+"""The context passed to translations: names, shapes and weights of the exported program, and a builder for nodes."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def max_pool2d(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 
 
 def avg_pool2d(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
-    """A mean over windows, whatever the options make of their sizes at the borders."""
+    """A mean over windows, with any options for their sizes at the borders."""
     kernel = pair(a["kernel_size"])
     return e.at(node).average_pool(
         e.input(a["self"]),

@@ -149,7 +149,7 @@ class Translator(Emitter):
             result = translation(self, node, self._arguments(node))
         except (CaptureError, ViewChanged):
             raise
-        except Exception as error:  # in whatever way an operator is called that nobody thought of
+        except Exception as error:  # an operator may be called in a way that was not foreseen
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UnsupportedOperatorError(
                 f"{node.target} at {self.source(node)} is called in a way that is not known here ({reason}); "
@@ -218,7 +218,7 @@ class Translator(Emitter):
             )
 
         def value(argument: Any) -> Any:
-            # A tensor made from the batch size is the same for every image: one stands for all.
+            # A tensor made from the batch size is the same for every image, so one image is enough.
             return 1 if self.is_batch(argument.meta.get("val")) else self.constants[argument]
 
         try:
