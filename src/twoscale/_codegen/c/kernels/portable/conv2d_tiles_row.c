@@ -93,9 +93,10 @@ static void conv2d_tiles_row(const conv2d_params *p, const kept_rows *x, const k
     const int32_t run = p->kernel_w * p->in_c, weights = p->kernel_h * run;
     const int32_t apart = p->stride_w * p->in_c, span = run + apart; /* of the rows of two windows */
     uint8_t edge[TILE_BYTES];
+    const int32_t height = p->kernel_h;
     const uint8_t *inside[TILE_ROWS], *rows[TILE_ROWS];
 
-    for (int32_t k = 0; k < p->kernel_h; k++) {
+    for (int32_t k = 0; k < height; k++) {
         const int32_t in_row = row * p->stride_h - p->pad_top + k * p->dilation_h;
 
         inside[k] = in_row < 0 || in_row >= p->in_h ? NULL : row_of(x, in_row);
@@ -109,7 +110,7 @@ static void conv2d_tiles_row(const conv2d_params *p, const kept_rows *x, const k
         const int32_t beyond = left + width - p->in_w, after = beyond > 0 ? (beyond < width ? beyond : width) : 0;
         const int32_t at_edge = before + after > 0;
 
-        for (int32_t k = 0; k < p->kernel_h; k++) {
+        for (int32_t k = 0; k < height; k++) {
             uint8_t *const copy = edge + k * span;
 
             rows[k] = inside[k] == NULL || at_edge ? copy : inside[k] + left * p->in_c;
@@ -126,7 +127,7 @@ static void conv2d_tiles_row(const conv2d_params *p, const kept_rows *x, const k
 
             sums[0] = sums[2] = p->bias[channel];
             sums[1] = sums[3] = p->bias[channel + next];
-            conv2d_tile(rows, p->kernel_h, run, pixels == 2 ? apart : 0, p->weight + channel * weights, next * weights, sums);
+            conv2d_tile(rows, height, run, pixels == 2 ? apart : 0, p->weight + channel * weights, next * weights, sums);
             if (p->to.multiplier == NULL)
                 for (int32_t i = 0; i < 2 * pixels; i++)
                     memcpy(y + 4 * (index + i / 2 * p->out_c + (i & next)), sums + i, 4);
