@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from twoscale._ir.operators.base import (
     TensorSpec,
     window_shape,
 )
+from twoscale._ir.operators.operation import operation
 from twoscale._ir.operators.vectorized import (
     Int64,
     finish,
@@ -38,7 +38,7 @@ __all__ = ["Accumulating", "ChannelAffineNode", "Conv2d", "Conv2dNode", "Linear"
 _CHUNK_BYTES = 1 << 22  # of a convolution's patches: they stay in the cache, and memory is bounded for any images
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class Conv2dNode(Bounded):
     """Two-dimensional convolution (cross-correlation, as everywhere in deep learning).
 
@@ -53,7 +53,7 @@ class Conv2dNode(Bounded):
     groups: int = 1
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class LinearNode(Bounded):
     """y = x·Wᵀ + b over the last dimension."""
 
@@ -61,7 +61,7 @@ class LinearNode(Bounded):
     bias_o: Float32
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class ChannelAffineNode(Bounded):
     """y = x·scale + shift per channel: a batch norm with its statistics fixed. ``fold`` leaves none."""
 
@@ -69,7 +69,7 @@ class ChannelAffineNode(Bounded):
     shift_c: Float32
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class Accumulating(Requantize):
     """A layer with weights: int32 accumulators by equation (2).
 
@@ -115,7 +115,7 @@ class Accumulating(Requantize):
             )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class Conv2d(Accumulating):
     """Convolution, weights O,I/groups,H,W.
 
@@ -201,7 +201,7 @@ class Conv2d(Accumulating):
         return acc
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class Linear(Accumulating):
     """Fully connected layer, weights O,I."""
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._ir.arithmetic import MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
+from twoscale._ir.operators.operation import Operation, operation
 
 __all__ = [
     "UNBOUNDED",
@@ -89,8 +90,8 @@ class Multiplier:
     __hash__ = None  # type: ignore[assignment]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Node:
+@operation
+class Node(Operation):
     """One operation of a float graph; its output tensor has the node's name."""
 
     moves_values: ClassVar[bool] = False
@@ -109,7 +110,7 @@ class Node:
         return type(self).__name__.removesuffix("Node")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class Bounded(Node):
     """A node that can take a following clamp (ReLU, ReLU6) into itself."""
 
@@ -117,8 +118,8 @@ class Bounded(Node):
     """The output is clamped to [lo, hi] (real units)."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Layer(ABC):
+@operation
+class Layer(Operation, ABC):
     """One operation on integer tensors; its output has the layer's name.
 
     ``inputs`` in the methods below are the specs of the tensors that the layer reads.
@@ -193,7 +194,7 @@ class Layer(ABC):
         """
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class Requantize(Layer):
     """A layer whose accumulators become 8-bit integers by equation (3), unless ``multiplier`` is None."""
 

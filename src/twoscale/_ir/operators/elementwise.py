@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,12 +10,13 @@ from numpy.typing import NDArray
 
 from twoscale._ir.functions import Composition
 from twoscale._ir.operators.base import Bounds, Layer, Node, Shape, TensorSpec
+from twoscale._ir.operators.operation import operation
 from twoscale.errors import QuantizationError
 
 __all__ = ["Clamp", "ClampNode", "ElementwiseNode", "Table"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class ClampNode(Node):
     """y = min(max(x, lo), hi): ReLU is (0, ∞), ReLU6 is (0, 6)."""
 
@@ -25,7 +25,7 @@ class ClampNode(Node):
     bounds: Bounds
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class ElementwiseNode(Node):
     """A function of one value, by its name in twoscale._ir.functions or composed of several."""
 
@@ -33,7 +33,7 @@ class ElementwiseNode(Node):
     parameters: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class Clamp(Layer):
     """Integers saturated to the output's [lo, hi]: a ReLU that no producer could take, equation (9)."""
 
@@ -50,7 +50,7 @@ class Clamp(Layer):
         return saturated
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class Table(Layer):
     """Any function of one 8-bit integer, equation (10): q_y = table[q_x − type minimum], 256 entries."""
 

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._ir.operators.base import Layer, Node, Shape, TensorSpec
+from twoscale._ir.operators.operation import operation
 
 __all__ = ["Pad", "PadNode", "Permute", "PermuteNode", "Reshape", "ReshapeNode", "Slice", "SliceNode"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class ReshapeNode(Node):
     """The same values in C order under another shape (flatten, view, unsqueeze, squeeze)."""
 
     moves_values: ClassVar[bool] = True
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class PermuteNode(Node):
     """Dimensions in another order; ``axes`` leave out the batch."""
 
@@ -31,7 +31,7 @@ class PermuteNode(Node):
     axes: tuple[int, ...]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class SliceNode(Node):
     """x[..., start:stop:step, ...] along one dimension of the input (0 is the channel)."""
 
@@ -43,7 +43,7 @@ class SliceNode(Node):
     step: int
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class PadNode(Node):
     """One value around: (before, after) for each dimension."""
 
@@ -54,7 +54,7 @@ class PadNode(Node):
     """0, or −∞ before a max pool, which takes it into itself."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class Reshape(Layer):
     """The same integers under another shape."""
 
@@ -72,7 +72,7 @@ class Reshape(Layer):
         return x[0].reshape(len(x[0]), *self.output.shape)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class Permute(Layer):
     """Dimensions in another order; ``axes`` leave out the batch."""
 
@@ -91,7 +91,7 @@ class Permute(Layer):
         return x[0].transpose(0, *(axis + 1 for axis in self.axes))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class Slice(Layer):
     """q[..., start:stop:step, ...] along one dimension."""
 
@@ -117,7 +117,7 @@ class Slice(Layer):
         return x[0][tuple(index)]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class Pad(Layer):
     """Zero points around: (before, after) for each dimension."""
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._ir.operators.base import Bounded, Layer, Node, Padding, Requantize, Shape, TensorSpec, window_shape
+from twoscale._ir.operators.operation import operation
 from twoscale._ir.operators.vectorized import finish, padded, windows
 from twoscale.errors import QuantizationError
 
@@ -27,7 +27,7 @@ Windows = tuple[tuple[int, int, int], ...]
 """(start, stop, divisor) of each output position along one dimension."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class MaxPool2dNode(Node):
     """Maximum over windows; padding never wins."""
 
@@ -39,7 +39,7 @@ class MaxPool2dNode(Node):
     dilation: tuple[int, int] = (1, 1)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class AveragePool2dNode(Bounded):
     """Mean over windows; zero padding counts as values."""
 
@@ -48,7 +48,7 @@ class AveragePool2dNode(Bounded):
     padding: Padding = (0, 0, 0, 0)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class WindowAverage2dNode(Node):
     """Mean over windows that differ from place to place; ``fold`` leaves none.
 
@@ -68,7 +68,7 @@ def window_weights(windows: Windows, size: int) -> NDArray[np.float64]:
     return weights
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class AveragePool2d(Requantize):
     """Mean over windows: (3) with acc = Σ (q − z), the divisor being part of the multiplier, equation (8)."""
 
@@ -101,7 +101,7 @@ class AveragePool2d(Requantize):
         return finish(windows(down, (1, self.kernel[1]), (1, self.stride[1])).sum((4, 5)), self)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class MaxPool2d(Layer):
     """Maximum over windows; padding never wins, equation (9)."""
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._ir.operators.base import Bounded, Requantize, Shape, TensorSpec
+from twoscale._ir.operators.operation import operation
 from twoscale._ir.operators.vectorized import finish, shifted
 
 __all__ = ["Mul", "MulNode"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class MulNode(Bounded):
     """Product of two tensors; dimensions of size 1 broadcast."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class Mul(Requantize):
     """Product of two tensors, dimensions of size 1 broadcast: (3) with acc = (q_a − z_a)·(q_b − z_b)."""
 

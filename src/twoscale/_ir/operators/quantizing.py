@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
 from twoscale._ir.operators.base import Layer, Node, Shape, TensorSpec
+from twoscale._ir.operators.operation import operation
 from twoscale._ir.operators.vectorized import quantize_input
 
 __all__ = ["InputNode", "QuantizeInput"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class InputNode(Node):
     """The images."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class QuantizeInput(Layer):
     """Real images to integers, equation (11)."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,24 +10,25 @@ from numpy.typing import NDArray
 
 from twoscale._ir.arithmetic import ADD_SHIFT
 from twoscale._ir.operators.base import Bounded, Layer, Multiplier, Node, Shape, TensorSpec
+from twoscale._ir.operators.operation import operation
 from twoscale._ir.operators.vectorized import requantize, rint, rne_shift, saturate, shifted
 
 __all__ = ["Add", "AddNode", "Concat", "ConcatNode"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class AddNode(Bounded):
     """Sum of two tensors of the same shape."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class ConcatNode(Node):
     """Concatenation along one dimension of ``shape`` (0 is the channel)."""
 
     axis: int
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class Add(Layer):
     """Sum of two tensors, equation (7)."""
 
@@ -65,7 +65,7 @@ class Add(Layer):
         return saturate(rne_shift(a * m_a.integers + b * m_b.integers, ADD_SHIFT), self.output)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@operation
 class Concat(Layer):
     """Concatenation along ``axis``; each operand is requantized by (3), or copied where its multiplier is None."""
 
