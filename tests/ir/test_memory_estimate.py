@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from tests.formats.test_onnx_foreign import Draft
 from tests.integer_networks import random_images, random_network
 from twoscale import _environment
+from twoscale._formats import load
+from twoscale._frontends import float_graph
 from twoscale._ir import float_graph as g
 from twoscale._ir import layers as n
 from twoscale._ir import memory_estimate
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.memory_estimate import MemoryEstimate, estimate_memory, refuse_beyond_memory
 from twoscale._runtimes import create
-from twoscale.errors import ExecutorError, NetworkFileError
+from twoscale.errors import CaptureError, ExecutorError, NetworkFileError
 
 X = n.TensorSpec((3, 10, 20), "uint8", 1.0, 0, 0, 255)
 
@@ -71,3 +78,45 @@ def test_a_machine_that_cannot_be_asked_refuses_nothing(monkeypatch: pytest.Monk
 def test_memory_is_that_of_the_machine_or_less() -> None:
     found = _environment.memory_bytes()
     assert found is None or 2**26 < found < 2**50
+
+
+def test_files_are_refused_when_they_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Own files, foreign integer files and float files, whatever their few bytes ask for."""
+    padded(100).save(tmp_path / "own.onnx")
+    draft = Draft()
+    draft.conv(pads=[300, 300, 300, 300])
+    draft.finish("y")
+    draft.save(tmp_path / "foreign.onnx")
+    weight = numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "w")
+    float_file(tmp_path / "float.onnx", [helper.make_node("Conv", ["x", "w"], ["c"], pads=[300] * 4)], [weight])
+    loaders: dict[str, Callable[[Path], object]] = {
+        "own": load,
+        "foreign": load,
+        "float": lambda path: float_graph(path, np.zeros((1, 1, 4, 4), "f4")),
+    }
+    for name, read in loaders.items():
+        read(tmp_path / f"{name}.onnx")
+    monkeypatch.setattr(memory_estimate, "memory_bytes", lambda: 500_000)
+    for name, read in loaders.items():
+        with pytest.raises(NetworkFileError, match=rf"{name}\.onnx needs about .* GB for one image, at layer"):
+            read(tmp_path / f"{name}.onnx")
+
+
+def test_constants_of_float_files_are_refused_before_they_are_made(tmp_path: Path) -> None:
+    constants = [
+        numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "one"),
+        numpy_helper.from_array(np.array([0, 0, 20_000, 20_000] * 2), "widths"),
+    ]
+    nodes = [helper.make_node("Pad", ["one", "widths"], ["w"]), helper.make_node("Conv", ["x", "w"], ["c"])]
+    float_file(tmp_path / "a.onnx", nodes, constants)
+    with pytest.raises(CaptureError, match="makes a constant that is too large"):
+        float_graph(tmp_path / "a.onnx", np.zeros((1, 1, 4, 4), np.float32))
+
+
+def float_file(path: Path, nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]) -> None:
+    """Write a network of images (N, 1, 4, 4) "x" that ends in the mean of "c"."""
+    nodes += [helper.make_node("GlobalAveragePool", ["c"], ["p"]), helper.make_node("Flatten", ["p"], ["y"])]
+    images = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1, 4, 4])
+    logits = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, None])
+    graph = helper.make_graph(nodes, "float", [images], [logits], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)

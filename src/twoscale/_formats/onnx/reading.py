@@ -25,6 +25,7 @@ from twoscale._formats.onnx.writing import FORM, to_model
 from twoscale._frontends import integer_network, onnx_model
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.memory_estimate import refuse_beyond_memory
 from twoscale.errors import NetworkFileError, QuantizationError
 
 __all__ = ["load"]
@@ -36,8 +37,13 @@ def load(path: Path) -> IntegerNetwork:
     """Read a network; see twoscale._formats.load."""
     model = onnx_model.read_model(path)
     properties = {entry.key: entry.value for entry in model.metadata_props}
-    if "twoscale.format" not in properties:
-        return integer_network(path, model)
+    network = _own(path, model, properties) if "twoscale.format" in properties else integer_network(path, model)
+    refuse_beyond_memory(str(path), network.layers, NetworkFileError)
+    return network
+
+
+def _own(path: Path, model: onnx.ModelProto, properties: Mapping[str, str]) -> IntegerNetwork:
+    """Read what ``save`` wrote."""
     _check_format(path, properties["twoscale.format"])
     if properties.get("twoscale.form") != FORM:
         raise NetworkFileError(

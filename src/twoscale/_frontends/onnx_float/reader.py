@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from twoscale._frontends.onnx_model import one_line
 from twoscale._ir.builder import FloatGraphBuilder, Place
 from twoscale._ir.float_graph import FloatGraph
+from twoscale._ir.memory_estimate import refuse_beyond_memory
 from twoscale.errors import CaptureError, NetworkFileError
 
 __all__ = ["Reader"]
@@ -69,7 +70,9 @@ class Reader:
         if len(self.builder[name].shape) != 1:
             shape = "".join(f", {size}" for size in self.builder[name].shape)
             raise CaptureError(f"{self.path} returns a tensor of shape (N{shape}); expected logits (N, classes)")
-        return self.builder.graph(name)
+        graph = self.builder.graph(name)
+        refuse_beyond_memory(str(self.path), graph, NetworkFileError)
+        return graph
 
     def at(self, node: onnx.NodeProto) -> Place:
         """Return where the nodes for a node of the file are appended."""
@@ -94,10 +97,7 @@ class Reader:
             self.constants[node.output[0]] = shape[start:end]
             return
         feeds = {name: self.constants[name] for name in node.input if name}
-        if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range"):
-            sizes = [v for v in feeds.values() if v.dtype == np.int64 and v.size <= 16]
-            if any(math.prod(int(x) for x in np.abs(v).flat) > _LARGEST_CONSTANT for v in sizes):
-                raise self.at(node).wrong("makes a constant that is too large")
+        self._check_size(node, feeds)
         outputs = [name for name in node.output if name]
         graph = helper.make_graph(
             [node],
@@ -114,6 +114,27 @@ class Reader:
         except Exception as error:  # of any kind, from NumPy
             raise self.at(node).wrong(f"cannot be computed ({one_line(error)})") from error
         self.constants.update(zip(outputs, map(np.array, values), strict=True))
+
+    def _check_size(self, node: onnx.NodeProto, feeds: dict[str, NDArray[Any]]) -> None:
+        """Refuse a node whose constant result is too large, by ONNX's shape inference and before it is computed."""
+        sizes: list[int] = []
+        if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range"):
+            shapes = [v for v in feeds.values() if v.dtype == np.int64 and v.size <= 16]
+            sizes += [math.prod(int(x) for x in np.abs(v).flat) for v in shapes]
+        constants = [numpy_helper.from_array(value, name) for name, value in feeds.items()]
+        graph = helper.make_graph(
+            [node], "size", [], [helper.make_empty_tensor_value_info(name) for name in node.output if name], constants
+        )
+        try:
+            inferred = onnx.shape_inference.infer_shapes(
+                helper.make_model(graph, opset_imports=self._model.opset_import, ir_version=8), data_prop=True
+            )
+        except Exception:  # of several kinds, from C++; computing it gives the reason
+            return
+        for value in inferred.graph.output:
+            sizes.append(math.prod(dimension.dim_value for dimension in value.type.tensor_type.shape.dim))
+        if max(sizes, default=0) > _LARGEST_CONSTANT:
+            raise self.at(node).wrong("makes a constant that is too large")
 
     # Inputs and attributes.
 
