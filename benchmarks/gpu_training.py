@@ -368,9 +368,9 @@ def one(name: str, place: Place) -> None:
     found: dict[str, Any] = {"part": name, "status": "unfinished", "tiny": place.tiny, "device": place.device}
     path = place.out / f"{name}.json"
     if place.device == "cuda":
-        import torch
+        from twoscale._environment import gpu_name
 
-        found["gpu"] = torch.cuda.get_device_name()
+        found["gpu"] = gpu_name()
     start = time.perf_counter()
     try:
         for piece in PARTS[name](place):

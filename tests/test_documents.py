@@ -20,8 +20,10 @@ from benchmarks.small_ram import Costs
 from tests.test_imports import LAYERS
 from twoscale._cli import main
 from twoscale._cli.verbs import VERBS
+from twoscale._codegen.targets import TARGETS
 from twoscale._environment import VERSION
 from twoscale._files import read_record
+from twoscale._formats import FORMS
 from twoscale._lab.records import LabResults
 from twoscale._page.numbers import MISSING, count, fixed, percent
 
@@ -159,6 +161,65 @@ def test_a_walk_visits_each_file_once(walk: str) -> None:
     steps = re.findall(r"^(\d+)\. `(src/[\w/.]+)`: ", text, re.MULTILINE)
     assert [int(number) for number, _ in steps] == list(range(1, len(steps) + 1))
     assert len(steps) == len({file for _, file in steps}) >= 10
+
+
+NAMED_FILE = re.compile(r"`([\w/.-]+(?:\.(?:py|md|toml|txt)|/))`")
+
+
+def missing_files(text: str) -> list[str]:
+    """Return the files and folders that a text names and that are not there.
+
+    A name without a folder stands for a file below the package that its paragraph describes, or below the folder of
+    the path before it.
+    """
+    missing = []
+    for block in text.split("\n\n"):
+        folder = ROOT / "src" / "twoscale"
+        if package := re.match(r"\*\*`(\w+)`", block):
+            folder = folder / package[1]
+        for name in NAMED_FILE.findall(block):
+            if "/" in name.rstrip("/") or (ROOT / name).exists():
+                found = (ROOT / name).exists() or (ROOT / "src" / name).exists()
+                folder = (ROOT / name).parent if found else folder
+            else:
+                found = any(folder.rglob(name.rstrip("/")))
+            if not found:
+                missing.append(name)
+    return missing
+
+
+def test_files_that_the_architecture_names_are_there() -> None:
+    assert len(NAMED_FILE.findall(ARCHITECTURE)) > 60
+    assert missing_files(ARCHITECTURE) == []
+    for name in ("`range_tuning.py`", "`targets.py`", "`float_module.py`", "`src/twoscale/_page/document.py`"):
+        assert missing_files(ARCHITECTURE.replace(name, name.replace(".py", "s.py"))) != [], name
+
+
+ADDING = re.findall(r"^\| (.+?) \| (.+?) \| ?(.*?) ?\|$", ARCHITECTURE.partition("## Adding things")[2], re.MULTILINE)[
+    2:
+]
+
+
+@pytest.mark.parametrize(("what", "where", "registered"), ADDING, ids=[what for what, *_ in ADDING])
+def test_what_a_recipe_names_is_in_its_files(what: str, where: str, registered: str) -> None:
+    for cell in (where, registered):
+        named = re.findall(r"`([^`]+)`", cell)
+        paths = [ROOT / name for name in named if "/" in name or (ROOT / name).exists()]
+        files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))]
+        for name in (name for name in named if ROOT / name not in paths):
+            assert any(re.search(rf"\b{name}\b", file.read_text()) for file in files), f"{what}: no {name} in {paths}"
+
+
+def test_documents_list_every_target_and_every_saved_form() -> None:
+    """The tables of docs/c.md and docs/onnx.md have one row for each entry of the registries."""
+    assert first_cells((ROOT / "docs" / "c.md").read_text(), "target") == list(TARGETS)
+    assert first_cells((ROOT / "docs" / "onnx.md").read_text(), "form") == list(FORMS)
+
+
+def first_cells(text: str, heading: str) -> list[str]:
+    """Return the names in the first column of the table with this heading."""
+    [rows] = re.findall(rf"^\| {heading} \|.*\n\|[-:| ]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    return re.findall(r"^\| `([\w-]+)`", rows, re.MULTILINE)
 
 
 def accuracy_table(results: LabResults) -> list[str]:

@@ -12,11 +12,13 @@ import twoscale
 from twoscale._environment import VERSION, available_cores, core_count, current_environment, load_average
 
 ROOT = Path(__file__).parents[1]
-OF_THE_MACHINE = re.compile(r"sched_getaffinity|cpu_count|getloadavg|platform\.(processor|machine|python_version)\(")
+OF_THE_MACHINE = re.compile(
+    r"sched_getaffinity|cpu_count|getloadavg|platform\.(processor|machine|python_version)\(|device_count|get_device_name"
+)
 
 
 def askers(files: list[Path]) -> list[str]:
-    """Return the files that ask the system about cores, load or processor themselves."""
+    """Return the files that ask the system about cores, load, processor or GPUs themselves."""
     return sorted(file.name for file in files if OF_THE_MACHINE.search(file.read_text()))
 
 
@@ -34,8 +36,9 @@ def test_one_module_asks_about_the_machine(tmp_path: Path) -> None:
     assert len(files) > 150
     assert askers(files) == ["_environment.py"]
     planted = tmp_path / "planted.py"
-    planted.write_text("import os\n\ncores = os.cpu_count()\n")
-    assert askers([planted]) == ["planted.py"]
+    for fault in ("import os\n\ncores = os.cpu_count()\n", "import torch\n\nname = torch.cuda.get_device_name(0)\n"):
+        planted.write_text(fault)
+        assert askers([planted]) == ["planted.py"]
 
 
 def test_cores_are_those_that_this_process_may_use() -> None:

@@ -198,12 +198,27 @@ def scaling_faults(imports: Iterable[Import]) -> list[str]:
 
 def test_scaling_measures_below_its_studies_and_these_below_its_questions() -> None:
     assert scaling_faults(all_imports()) == []
-    planted = "def measure():\n    from twoscale.scaling._questions.answers import answered"
-    by = "twoscale.scaling._study.run"
-    assert scaling_faults(imports_of(by, planted)) == [
-        "twoscale.scaling._study.run imports twoscale.scaling._questions.answers.answered"
-    ]
-    assert len(scaling_faults(imports_of("twoscale.scaling._measure.jobs", "import twoscale.scaling._study"))) == 1
+    folders = {path.name for path in (SOURCE / "scaling").iterdir() if path.is_dir()}
+    assert folders - {"__pycache__"} == set(SCALING_LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("_study.run", "def measure():\n    from twoscale.scaling._questions.answers import answered"),
+        ("_study.run", "from twoscale.scaling import run_study"),
+        ("_measure.jobs", "import twoscale.scaling._study"),
+        ("_measure.jobs", 'TASK = "twoscale.scaling._questions.answers:answered"'),
+        ("_questions.report", "def render():\n    from twoscale.scaling._run import run_study"),
+    ],
+)
+def test_a_planted_upward_import_within_scaling_is_found(module: str, text: str) -> None:
+    assert len(scaling_faults(imports_of(f"twoscale.scaling.{module}", text))) == 1
+
+
+def test_imports_downwards_within_scaling_are_right() -> None:
+    text = "from twoscale.scaling._measure import jobs\nfrom twoscale.scaling._study.plan import Need"
+    assert scaling_faults(imports_of("twoscale.scaling._questions.batch", text)) == []
 
 
 def test_no_modules_import_each_other() -> None:

@@ -1,12 +1,16 @@
-"""The version of twoscale and the machine that this process runs on: processor, cores, load, installed packages."""
+"""The version of twoscale, and what this process runs on: processor, cores, load, memory, GPUs, installed packages."""
 
 from __future__ import annotations
 
 import os
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from twoscale.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "VERSION",
@@ -14,6 +18,9 @@ __all__ = [
     "available_cores",
     "core_count",
     "current_environment",
+    "gpu_count",
+    "gpu_name",
+    "gpu_names",
     "load_average",
     "machine_core_count",
     "memory_bytes",
@@ -125,6 +132,29 @@ def processor_name() -> str:
     import platform
 
     return platform.processor() or platform.machine()
+
+
+def gpu_count() -> int:
+    """Return how many GPUs PyTorch can use; imports torch."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def gpu_name(device: torch.device | int | None = None) -> str:
+    """Return the name of a GPU, by default of the current one; imports torch."""
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+def gpu_names() -> tuple[str, ...]:
+    """Return the names of the GPUs that PyTorch can use; torch is imported only where there is a driver."""
+    from pathlib import Path
+
+    if not any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")):
+        return ()
+    return tuple(gpu_name(index) for index in range(gpu_count()))
 
 
 def current_environment(*packages: str) -> Environment:

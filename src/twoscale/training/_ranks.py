@@ -20,6 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from twoscale import errors
+from twoscale._environment import gpu_count
 from twoscale._launching.processes import die_with_parent, wait_until
 from twoscale.errors import ConfigurationError, TwoscaleError
 
@@ -140,10 +141,9 @@ def process_group(device: str) -> Iterator[Ranks]:
             )
     die_with_parent()
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        if here > torch.cuda.device_count():
+        if here > (gpus := gpu_count()):
             raise ConfigurationError(
-                f"{here} processes on this machine need a GPU each, and it has {torch.cuda.device_count()}; "
-                "start fewer, or use --device cpu"
+                f"{here} processes on this machine need a GPU each, and it has {gpus}; start fewer, or use --device cpu"
             )
         torch.cuda.set_device(local)
         dist.init_process_group("nccl", device_id=torch.device("cuda", local), **_meeting())

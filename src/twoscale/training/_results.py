@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from twoscale._environment import current_environment, peak_resident_bytes
+from twoscale._environment import current_environment, gpu_name, peak_resident_bytes
 from twoscale.data import Dataset
 from twoscale.models import ModelInfo, save_model
 from twoscale.training._checkpoint import Position
@@ -53,7 +53,7 @@ def run_record(
         notes=how,
         environment=current_environment("safetensors"),
         epochs=tuple(position.epochs),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        device=gpu_name(device) if device.type == "cuda" else "cpu",
         world_size=ranks.size,
         backend=ranks.backend,
     )

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from twoscale._environment import processor_name
+from twoscale._environment import gpu_name, processor_name
 from twoscale.errors import ConfigurationError
 from twoscale.scaling._measure.records import PeakRecord, PeakRow
 from twoscale.scaling._measure.statistics import summarize
@@ -109,7 +109,7 @@ def measure_peak(
             summary = summarize(times)
             rows.append(PeakRow(size, summary, 2 * size**3 / summary.median))
     return PeakRecord(
-        device=torch.cuda.get_device_name(device) if gpu else processor_name(),
+        device=gpu_name(device) if gpu else processor_name(),
         precision=precision,
         threads=1 if gpu else torch.get_num_threads(),
         rows=tuple(rows),

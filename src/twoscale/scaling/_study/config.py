@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from twoscale._environment import core_count
+from twoscale._environment import core_count, gpu_names
 from twoscale.errors import ConfigurationError
-from twoscale.scaling._study.machine import gpu_names
 
 __all__ = ["GivenLink", "StudyConfig"]
 

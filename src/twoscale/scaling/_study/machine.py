@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Literal
 
-from twoscale._environment import current_environment
+from twoscale._environment import current_environment, gpu_names
 
-__all__ = ["Machine", "gpu_names"]
-
-
-def gpu_names() -> tuple[str, ...]:
-    """Return the names of the GPUs that PyTorch finds; it is imported only where there is a driver."""
-    if not any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")):
-        return ()
-    import torch
-
-    return tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+__all__ = ["Machine"]
 
 
 @dataclass(frozen=True)

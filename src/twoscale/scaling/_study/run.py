@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from twoscale import data, models
-from twoscale._environment import current_environment, load_average
+from twoscale._environment import current_environment, gpu_names, load_average
 from twoscale._files import held
 from twoscale.errors import ConfigurationError, TwoscaleError, UnknownNameError
 from twoscale.scaling._measure.capacity import find_largest_batch
@@ -33,7 +33,7 @@ from twoscale.scaling._study.cells import (
     write_cell,
 )
 from twoscale.scaling._study.config import StudyConfig
-from twoscale.scaling._study.machine import Machine, gpu_names
+from twoscale.scaling._study.machine import Machine
 from twoscale.scaling._study.plan import Need, first_cells, later_cells, verdict_cells
 from twoscale.scaling._study.progress import NoProgress, StudyProgress
 

@@ -2,53 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import fx
 
 from twoscale._frontends.torch_export.aten.emitter import Emitter, remedy
 
 
 def convolution(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
-    """A convolution of one or two dimensions whose weights do not depend on the images."""
-    if a.get("transposed"):
-        return transposed_convolution(e, node, a)
-    at, weight = e.at(node), e.array(a["weight"])
-    if weight is None or e.is_activation(a["weight"]) or weight.ndim not in (3, 4):
-        raise at.unsupported("a three-dimensional convolution, or one with computed weights", "use Conv2d")
+    """A convolution, plain or transposed, of one or two dimensions whose weights do not depend on the images."""
+    return _transposed(e, node, a) if a.get("transposed") else _plain(e, node, a)
+
+
+def transposed_convolution(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
+    """ATen's operators for transposed convolutions alone."""
+    return _transposed(e, node, a)
+
+
+def _plain(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
+    weight = _weight(e, node, a, "convolution", "use Conv2d")
     rank = weight.ndim - 2
-    stride, dilation = ([int(v) for v in a[key]] * (rank if len(a[key]) == 1 else 1) for key in ("stride", "dilation"))
+    dilation = _by_dimension(a["dilation"], rank)
     if a["padding"] == "valid":
         padding = [(0, 0)] * rank
     elif a["padding"] == "same":
         total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
         padding = [(all_of // 2, all_of - all_of // 2) for all_of in total]
     else:
-        padding = [(int(v), int(v)) for v in a["padding"]] * (rank if len(a["padding"]) == 1 else 1)
-    return at.convolution(
+        padding = [(width, width) for width in _by_dimension(a["padding"], rank)]
+    return e.at(node).convolution(
         e.input(a["input"]),
         e.shape(node),
         weight,
         e.array(a["bias"]),
-        stride=stride,
+        stride=_by_dimension(a["stride"], rank),
         padding=padding,
         dilation=dilation,
         groups=int(a["groups"]),
     )
 
 
-def transposed_convolution(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
-    """A transposed convolution of one or two dimensions whose weights do not depend on the images."""
-    at, weight = e.at(node), e.array(a["weight"])
-    if weight is None or e.is_activation(a["weight"]) or weight.ndim not in (3, 4):
-        raise at.unsupported(
-            "a three-dimensional transposed convolution, or one with computed weights", "use ConvTranspose2d"
-        )
+def _transposed(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
+    weight = _weight(e, node, a, "transposed convolution", "use ConvTranspose2d")
     rank = weight.ndim - 2
-    stride, padding, dilation = (
-        [int(v) for v in a[key]] * (rank if len(a[key]) == 1 else 1) for key in ("stride", "padding", "dilation")
-    )
-    return at.transposed_convolution(
+    stride, padding, dilation = (_by_dimension(a[key], rank) for key in ("stride", "padding", "dilation"))
+    return e.at(node).transposed_convolution(
         e.input(a["input"]),
         e.shape(node),
         weight,
@@ -58,6 +59,19 @@ def transposed_convolution(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
         dilation=dilation,
         groups=int(a["groups"]),
     )
+
+
+def _weight(e: Emitter, node: fx.Node, a: dict[str, Any], kind: str, remedy: str) -> NDArray[np.float32]:
+    """Return the weights of a convolution of one or two dimensions."""
+    weight = e.array(a["weight"])
+    if weight is None or e.is_activation(a["weight"]) or weight.ndim not in (3, 4):
+        raise e.at(node).unsupported(f"a three-dimensional {kind}, or one with computed weights", remedy)
+    return weight
+
+
+def _by_dimension(values: Sequence[Any], rank: int) -> list[int]:
+    """Return one number for each dimension; ATen allows a single number for all of them."""
+    return [int(value) for value in values] * (rank if len(values) == 1 else 1)
 
 
 def linear(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
