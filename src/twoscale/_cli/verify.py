@@ -31,6 +31,7 @@ def verify_command(
     executors: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME,...")] = None,
     checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     against: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    original: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     model: ModelName = None,
     data: DataName = None,
     mean: Channels = None,
@@ -49,6 +50,8 @@ def verify_command(
             first. Default: reference and torch; without torch, reference and another that can run here.
         checkpoint: Weights of the float network. Adds agreement, and the signal-to-noise ratio of every layer.
         against: Another integer network (.onnx), compared layer by layer, or weights, as with --checkpoint.
+        original: File of another tool that FILE was read from. ONNX Runtime runs it as it is, and every layer is
+            compared with the tensor of its name. Default: FILE, where it is another tool's.
         model: Model of the weights, where their file does not record it.
         data: Data set. Default: the one recorded in the network, or else digits.
         mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the network, or else 0.5.
@@ -75,6 +78,7 @@ def verify_command(
         batches_of(dataset.test, dataset, limit=max_samples),
         executors=None if executors is None else [name.strip() for name in executors.split(",") if name.strip()],
         against=other,
+        original=None if original is None else require_file(original, "an ONNX file of another tool"),
     )
     if json:
         print_json(result)

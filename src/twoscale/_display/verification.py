@@ -85,16 +85,14 @@ def _layers(result: VerifyResult) -> Table:
 
 
 def _executors(result: VerifyResult) -> Table:
-    reference, *others = result.executors
-    compared = result.compared // max(1, len(others))
     return Table(
-        f"compared with {reference}",
+        f"compared with {result.executors[0]}",
         (Column("Executor", numeric=False), Column("Differ"), Column("Of")),
         tuple(
             (
                 Cell(name),
                 Cell(count(number)),
-                Cell(count(compared * others.count(name))),
+                Cell(count(result.compared_by_executor.get(name))),
             )
             for name, number in result.mismatches_by_executor.items()
         ),
@@ -121,6 +119,8 @@ def _summary(result: VerifyResult) -> list[str]:
         lines.append(", ".join(parts))
     if result.same_weights is False:
         lines.append("the float weights are not those that the network was made from")
+    if result.original_left_out is not None:
+        lines.append(f"not compared with ONNX Runtime on the file itself: {result.original_left_out}")
     if result.uncompared:
         lines.append(f"without a counterpart there: {', '.join(result.uncompared)}")
     bounded = [layer for layer in result.layers if layer.accumulator_bound]

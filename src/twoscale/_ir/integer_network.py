@@ -57,6 +57,8 @@ class IntegerNetwork:
     scheme: str = "default"
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """Its origin; values that JSON can hold."""
+    source: Path | None = None
+    """The file of another tool that it was read from, with which verify compares it; neither compared nor saved."""
 
     def __post_init__(self) -> None:
         """Check the conditions that every executor relies on.

@@ -26,7 +26,7 @@ from twoscale.errors import ExecutorError, UnknownNameError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["LEVELS", "OnnxRuntimeExecutor", "kernels_saturate", "with_unsigned_weights"]
+__all__ = ["LEVELS", "OnnxRuntimeExecutor", "kernels_saturate", "require_runtime", "with_unsigned_weights"]
 
 LEVELS = {
     "none": "ORT_DISABLE_ALL",
@@ -59,7 +59,7 @@ class OnnxRuntimeExecutor:
         if optimization not in LEVELS:
             raise UnknownNameError("optimization level", optimization, LEVELS)
         self.network = network
-        runtime = _import()
+        runtime = require_runtime()
         self._options = runtime.SessionOptions()
         self._options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, LEVELS[optimization])
         self._options.intra_op_num_threads = threads or core_count()
@@ -126,16 +126,21 @@ def kernels_saturate() -> bool:
         [weight],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
-    (y,) = _start(model, _import().SessionOptions()).run(None, {"x": x})
+    (y,) = _start(model, require_runtime().SessionOptions()).run(None, {"x": x})
     return not bool((y == size * 255 * 127).all())
 
 
 def _start(model: onnx.ModelProto, options: Any) -> Any:
     options.log_severity_level = 3  # errors only: its warnings report what it could not optimize
-    return _import().InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return require_runtime().InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _import() -> Any:
+def require_runtime() -> Any:
+    """Return the module onnxruntime.
+
+    Raises:
+        ExecutorError: it is not installed.
+    """
     try:
         import onnxruntime
     except ImportError as error:

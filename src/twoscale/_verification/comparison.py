@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.weights_hash import METADATA_KEY, weights_hash
 from twoscale._metrics import OutputMetrics, SignalToNoise, labelled, predicted_classes
 from twoscale._runtimes import EXECUTORS, create, default_pair
+from twoscale._verification.original import OriginalFile
 from twoscale._verification.results import LayerCheck, VerifyResult
 from twoscale.errors import ConfigurationError, ExecutorError
 
@@ -76,8 +78,11 @@ def verify(
     executors: Sequence[str | Executor] | None = None,
     model: nn.Module | FloatGraph | None = None,
     against: IntegerNetwork | nn.Module | FloatGraph | None = None,
+    original: str | Path | None = None,
 ) -> VerifyResult:
     """Run every executor over all images and compare each layer's integers with the first executor's.
+
+    A network that was read from another tool's file is also compared with that file, which ONNX Runtime runs as it is.
 
     Args:
         network: what to verify.
@@ -90,6 +95,8 @@ def verify(
         model: the float model (or its FloatGraph) for agreement and SQNR; without it they are None.
         against: instead of ``model``: anything to compare with, another integer network too. Layers of two networks
             correspond if they have the same name, inputs and shape; SQNR is that of the real values they stand for.
+        original: another tool's file that the network was read from; by default the one that ``load`` read, if it is
+            still there and onnxruntime is installed.
 
     Returns:
         Mismatches (0 on the grid, or something is wrong), top-1, agreement with the float model or the other network,
@@ -98,7 +105,8 @@ def verify(
     Raises:
         ConfigurationError: no images, wrong shapes, NaN among them, labels that are not class indices of the
             network, fewer than one executor, the model of another network, or both ``model`` and ``against``.
-        ExecutorError: an executor cannot run here, or gives something else than the network's tensors.
+        ExecutorError: an executor cannot run here, or gives something else than the network's tensors; or ONNX
+            Runtime does not run ``original``.
     """
     if executors is None:
         made = default_pair(network)
@@ -112,6 +120,10 @@ def verify(
     compared_with = against if model is None else model
     tallies = {layer.name: _LayerTally(layer) for layer in network}
     by_executor = {executor.name: 0 for executor in made[1:]}
+    file, left_out = _original(network, original)
+    if file is not None:
+        by_executor[file.name] = 0
+    compared = dict.fromkeys(by_executor, 0)
     divergences: dict[str, str] = {}
     other: _FloatSide | _IntegerSide | None = None
     metrics = OutputMetrics()
@@ -138,6 +150,19 @@ def verify(
                         divergences[executor.name] = _divergence(
                             layer, executor.name, samples, expected[layer.name], found[layer.name], different
                         )
+                compared[executor.name] += different.size
+        for beside in () if file is None else file.compare(images, expected):
+            assert file is not None
+            different = beside.expected != beside.found
+            compared[file.name] += different.size
+            count = int(np.count_nonzero(different))
+            if count:
+                tallies[beside.layer.name].mismatches += count
+                by_executor[file.name] += count
+                divergences.setdefault(
+                    file.name,
+                    _divergence(beside.layer, file.name, samples, beside.expected, beside.found, different),
+                )
         logits = network.logits(expected[network.output])
         metrics.update(logits, batch, None if other is None else other.compare(images, expected, tallies))
         samples += len(images)
@@ -148,10 +173,10 @@ def verify(
         network=network.name,
         scheme=network.scheme,
         on_grid=network.on_grid,
-        executors=tuple(executor.name for executor in made),
+        executors=(*(executor.name for executor in made), *(() if file is None else (file.name,))),
         samples=samples,
         mismatches=sum(check.mismatches for check in checks),
-        compared=sum(check.values for check in checks) * (len(made) - 1),
+        compared=sum(compared.values()),
         top1=metrics.top1,
         agreement=metrics.agreement,
         sqnr_db=metrics.noise.db,
@@ -159,11 +184,26 @@ def verify(
         same_weights=_has_same_weights(network, compared_with),
         layers=checks,
         mismatches_by_executor=by_executor,
+        compared_by_executor=compared,
         first_divergence=next(iter(divergences.values()), None),
         divergence_by_executor=divergences,
         against=None if other is None else other.name,
         uncompared=() if other is None else other.uncompared,
+        original=None if file is None else file.path.name,
+        original_left_out=left_out,
     )
+
+
+def _original(network: IntegerNetwork, path: str | Path | None) -> tuple[OriginalFile | None, str | None]:
+    """Return the other tool's file that a network was read from, or why it cannot be run."""
+    if path is not None:
+        return OriginalFile(Path(path), network), None
+    if network.source is None:
+        return None, "which file it was read from is not known" if network.scheme == "foreign" else None
+    try:
+        return OriginalFile(network.source, network), None
+    except ExecutorError as error:
+        return None, str(error)
 
 
 def _has_same_weights(network: IntegerNetwork, model: Any) -> bool | None:
@@ -332,5 +372,5 @@ def _divergence(
     index = tuple(int(i) for i in np.argwhere(different)[0])
     return (
         f"layer {layer.name} ({layer.op}), image {before + index[0]}, index {index[1:]}: "
-        f"expected {int(expected[index])}, {executor} gave {int(found[index])}"
+        f"expected {expected[index].item()}, {executor} gave {found[index].item()}"
     )

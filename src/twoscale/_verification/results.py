@@ -46,6 +46,7 @@ class VerifyResult:
     on_grid: bool
     """Whether every multiplier is a whole number of 65536ths, so that 0 mismatches are promised."""
     executors: tuple[str, ...]
+    """Those that were compared, the reference first."""
     samples: int
     mismatches: int
     """Over all layers and executors."""
@@ -58,6 +59,8 @@ class VerifyResult:
     sqnr_db: float | None
     layers: tuple[LayerCheck, ...]
     mismatches_by_executor: dict[str, int] = field(default_factory=dict)
+    compared_by_executor: dict[str, int] = field(default_factory=dict)
+    """Integers compared with each executor but the first."""
     first_divergence: str | None = None
     """Layer, image, index, expected and found of the first differing integer."""
     divergence_by_executor: dict[str, str] = field(default_factory=dict)
@@ -68,6 +71,11 @@ class VerifyResult:
     """Layers that have no counterpart there."""
     same_weights: bool | None = None
     """Whether the model has the weights that the network was made from; None where that is not recorded."""
+    original: str | None = None
+    """Name of the other tool's file that the network was read from, if ONNX Runtime ran that file beside it; it counts
+    as an executor then."""
+    original_left_out: str | None = None
+    """Why it was not run, where the network is of another tool."""
     rms_error: float | None = None
     """Root of the mean squared error of the logits, in their unit; None without a network to compare with."""
 

@@ -75,6 +75,7 @@ def read(path: Path, model: onnx.ModelProto) -> IntegerNetwork:
             output=output,
             scheme="foreign",
             metadata={"file": path.name, "producer": f"{model.producer_name} {model.producer_version}".strip()},
+            source=path.absolute(),
         )
     except QuantizationError as error:
         raise NetworkFileError(f"{path} does not make an integer network: {error}") from error

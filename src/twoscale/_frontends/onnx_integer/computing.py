@@ -17,6 +17,9 @@ from twoscale._ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIF
 
 __all__ = ["COMPUTING", "MICROSOFT"]
 
+_LARGEST_MEAN = 100
+"""Values in a window of an average pool, for which the float32 sums are followed step by step."""
+
 
 def _quantize(reader: Reader, node: onnx.NodeProto) -> None:
     attributes = reader.attributes(node, axis=1, saturate=1, block_size=0, output_dtype=0, precision=0)
@@ -237,42 +240,68 @@ def _average_pool(reader: Reader, node: onnx.NodeProto) -> None:
     x = reader.operand(node, 0)
     shape = (x.output.shape[0], *reader.pooled(node, x, attributes))
     kernel, stride = pair(attributes["kernel_shape"]), pair(attributes["strides"])
-    factor = _mean_factor(reader, node, x, math.prod(kernel))
+    factor = _mean_factor(reader, node, x, math.prod(kernel), any(attributes["pads"]))
     _average(reader, node, x, shape, kernel, stride, padding(attributes["pads"]), factor)
 
 
-def _mean_factor(reader: Reader, node: onnx.NodeProto, x: n.Layer, count: int) -> np.float32:
-    """Return the factor of sums with which means round as ONNX Runtime's do.
+def _mean_factor(reader: Reader, node: onnx.NodeProto, x: n.Layer, count: int, padded: bool) -> np.float32:
+    """Return the factor of integer sums with which means round as ONNX Runtime's do.
 
-    It adds products scale · (q − z) in float32 and divides twice. Where scale and count are powers of two that depends
-    on the integers' sum alone. Elsewhere sums close to a tie may fall to either side, and are refused.
+    ONNX Runtime adds the products scale · (q − z) of a window in float32, divides by the count and by the output's
+    scale, and adds the zero point before it rounds. The float32 sum depends on the values behind an integer sum, so
+    both the least and the greatest that occur must round to the same integer.
     """
     spec = reader.spec(node, 3, (), x.output.dtype)
-    limits = np.iinfo(x.output.dtype)
-    sums = np.arange(
-        count * (limits.min - x.output.zero_point), count * (limits.max - x.output.zero_point) + 1, dtype=np.float64
-    )
+    if count > _LARGEST_MEAN:
+        reader.refuse(
+            node, f"its windows have {count:,} values, expected at most {_LARGEST_MEAN}; use a global average pool"
+        )
     factor = np.float32(x.output.scale) / (np.float32(spec.scale) * np.float32(count))
     reader.usual(node, np.asarray(factor), "multiplier")
-    if _is_power_of_two(x.output.scale) and _is_power_of_two(count) and np.abs(sums).max() < 1 << 24:
-        means = (sums * (x.output.scale / count)).astype(np.float32)
-        expected = np.clip(np.rint(means / np.float32(spec.scale)) + np.float32(spec.zero_point), spec.lo, spec.hi)
-        small = sums.astype(np.float32)
-        return _settled(reader, node, {}, [factor], lambda moved: small * moved[0], spec, expected)[0]
-    steps = sums * (x.output.scale / (spec.scale * count))
-    inside = (steps > spec.lo - spec.zero_point - 1) & (steps < spec.hi - spec.zero_point + 1)
-    tolerance = np.abs(steps).max() * 2.0**-24 * (count + 4)
-    if (inside & (np.abs(steps - np.floor(steps) - 0.5) <= tolerance)).any():
+    sums, least, greatest = _float_sums(x, count, padded)
+
+    def rounded(total: NDArray[np.float32]) -> NDArray[np.float32]:
+        steps: NDArray[np.float32] = total / np.float32(count) / np.float32(spec.scale)
+        clipped: NDArray[np.float32] = np.clip(np.rint(steps + np.float32(spec.zero_point)), spec.lo, spec.hi)
+        return clipped
+
+    expected = rounded(least)
+    if not np.array_equal(expected, rounded(greatest)):
         reader.refuse(
             node,
-            "some sums lie so close to a tie that ONNX Runtime's rounding depends on the order of its steps; quantize "
-            "the float model with twoscale.quantize",
+            "some sums lie so close to a tie that ONNX Runtime's rounding depends on the order of the values; "
+            "quantize the float model with twoscale.quantize",
         )
-    return factor
+    return _settled(reader, node, {}, [factor], lambda moved: sums * moved[0], spec, expected)[0]
 
 
-def _is_power_of_two(value: float) -> bool:
-    return math.frexp(value)[0] == 0.5
+def _float_sums(x: n.Layer, count: int, padded: bool) -> tuple[NDArray[np.float32], ...]:
+    """Return all sums of ``count`` values q − z, and the least and the greatest float32 sum of the products.
+
+    Float32 addition is monotonic, so the extremes after each step follow from those before it. With padding a window
+    may also have fewer values.
+    """
+    centred = _centred(values_of(x.output.dtype), x)
+    products = centred * np.float32(x.output.scale)
+    lowest = int(centred[0])
+    least = greatest = products
+    every = np.arange(count * lowest, count * (lowest + 255) + 1).astype(np.float32)
+    bounds = np.full((2, len(every)), np.nan, np.float32)
+    for values in range(1, count + 1):
+        if values > 1:
+            size = len(least) + 255
+            less, more = np.full(size, np.inf, np.float32), np.full(size, -np.inf, np.float32)
+            for i, product in enumerate(products):
+                part = slice(i, i + len(least))
+                np.minimum(less[part], least + product, out=less[part])
+                np.maximum(more[part], greatest + product, out=more[part])
+            least, greatest = less, more
+        if padded or values == count:
+            start = (values - count) * lowest
+            part = slice(start, start + len(least))
+            np.fmin(bounds[0, part], least, out=bounds[0, part])
+            np.fmax(bounds[1, part], greatest, out=bounds[1, part])
+    return every, bounds[0], bounds[1]
 
 
 def _average(

@@ -1,0 +1,134 @@
+"""The file of another tool, run by ONNX Runtime as it is, beside the network that was read from it.
+
+The other executors run what twoscale made of the file, so none of them can see a constant that was read wrong. A layer
+has the name of the tensor that it was read from, and is compared with that tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale._ir import layers as n
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._runtimes.onnxruntime import kernels_saturate, require_runtime
+from twoscale.errors import ExecutorError
+
+__all__ = ["LayerComparison", "OriginalFile"]
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """One layer of a batch beside its tensor in the file."""
+
+    layer: n.Layer
+    expected: NDArray[Any]
+    """Of the network: integers, or real numbers where the file has those."""
+    found: NDArray[Any]
+    """In the file, (N, ...)."""
+
+
+class OriginalFile:
+    """An ONNX file, run by ONNX Runtime with its default optimizations.
+
+    Args:
+        path: the file.
+        network: what was read from it.
+
+    Raises:
+        ExecutorError: onnxruntime is not installed, or does not run the file; or the file has none of the layers.
+    """
+
+    def __init__(self, path: Path, network: IntegerNetwork) -> None:
+        self._runtime = require_runtime()
+        self.path = path
+        self.name = f"onnxruntime on {path.name}"
+        self._network = network
+        import onnx
+
+        try:
+            model = onnx.load_model_from_string(path.read_bytes())
+        except Exception as error:  # OSError, and protobuf's own
+            raise ExecutorError(f"cannot read {path}, which {network.name} was read from: {error}") from error
+        self._model = model
+        self._output = model.graph.output[0].name if model.graph.output else ""
+        made = {name for node in model.graph.node for name in node.output}
+        self._layers = [layer for layer in network if layer.name in made]
+        self.uncompared = tuple(layer.name for layer in network if layer.name not in made)
+        if not self._layers:
+            raise ExecutorError(
+                f"{path} has no tensor named as a layer of {network.name}; expected the file it came from"
+            )
+        # Further outputs keep ONNX Runtime from fusing some nodes, so the logits come from the file as it is.
+        self._plain = self._session(model)
+        extended = onnx.ModelProto()
+        extended.CopyFrom(model)
+        there = {value.name for value in model.graph.output}
+        extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._names if name not in there)
+        self._whole = self._session(extended)
+
+    @property
+    def _names(self) -> list[str]:
+        return [layer.name for layer in self._layers]
+
+    def _session(self, model: Any) -> Any:
+        options = self._runtime.SessionOptions()
+        options.log_severity_level = 4
+        if kernels_saturate():
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        try:
+            return self._runtime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its errors have no common base
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ExecutorError(f"ONNX Runtime does not run {self.path}: {reason}") from error
+
+    def compare(self, images: NDArray[np.float32], integers: dict[str, NDArray[Any]]) -> Iterator[LayerComparison]:
+        """Give each layer beside its tensor, and last the output layer beside the file's logits.
+
+        Args:
+            images: a batch.
+            integers: each layer's, as the reference computed them.
+        """
+        found = self._run(self._whole, self._names, images)
+        for layer, tensor in zip(self._layers, found, strict=True):
+            yield self._beside(layer, tensor, integers[layer.name])
+        output = self._network[self._network.output]
+        (logits,) = self._run(self._plain, [self._output], images)
+        yield self._beside(output, logits, integers[output.name])
+
+    def _beside(self, layer: n.Layer, tensor: NDArray[Any], q: NDArray[Any]) -> LayerComparison:
+        expected: NDArray[Any] = q
+        if tensor.dtype.kind == "f":
+            # As DequantizeLinear computes it; accumulators become float32 first.
+            expected = (q.astype(np.int64) - layer.output.zero_point).astype(np.float32) * np.float32(
+                layer.output.scale
+            )
+        if tensor.size != expected.size:
+            raise ExecutorError(
+                f"{self.path}: {layer.name} has shape {tensor.shape}, expected {expected.shape}; is it the file that "
+                f"{self._network.name} was read from?"
+            )
+        return LayerComparison(layer, expected, tensor.reshape(expected.shape))
+
+    def _run(self, session: Any, names: list[str], images: NDArray[np.float32]) -> list[NDArray[Any]]:
+        """Run a batch, in parts where the file has a batch size of its own."""
+        entry = session.get_inputs()[0]
+        fixed = entry.shape[0] if entry.shape and isinstance(entry.shape[0], int) else len(images)
+        parts = []
+        for start in range(0, len(images), max(1, fixed)):
+            part = images[start : start + fixed]
+            padding = np.zeros((fixed - len(part), *images.shape[1:]), np.float32)
+            try:
+                results = session.run(names, {entry.name: np.concatenate([part, padding])})
+            except Exception as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise ExecutorError(f"ONNX Runtime does not run {self.path} on these images: {reason}") from error
+            parts.append([np.asarray(result)[: len(part)] for result in results])
+        return [np.concatenate(tensors) for tensors in zip(*parts, strict=True)]
