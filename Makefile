@@ -17,6 +17,9 @@ BENCH_INSTALL = $(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-ve
 OLDEST_VENV ?= build/oldest
 OLDEST_INSTALL = $(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
+DOCS_VENV ?= build/docs
+DOCS_INSTALL = $(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+
 .PHONY: fuzz lab test test-all test-oldest docs release bench-engine bench-chips clean
 
 lab: $(VENV)/installed
@@ -55,12 +58,15 @@ $(OLDEST_VENV)/installed: pyproject.toml constraints.txt scripts/oldest.py
 	touch $@
 
 # The documentation site, in build/site. Warnings are errors: links, anchors, and names of the reference.
-docs: $(VENV)/installed-docs
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
-	@echo "open build/site/index.html, or run $(VENV)/bin/mkdocs serve"
+docs: $(DOCS_VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	@echo "open build/site/index.html, or run $(DOCS_VENV)/bin/mkdocs serve"
 
-$(VENV)/installed-docs: $(VENV)/installed
-	$(PIP_INSTALL) --editable '.[docs]'
+# The reference is read from the source, so this environment needs no torch.
+$(DOCS_VENV)/installed: pyproject.toml constraints.txt
+	@echo "installing into $(DOCS_VENV) (once; a minute)"
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_INSTALL) --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 # Builds the sdist and the wheel, checks both in fresh environments, and prints the commands that publish them.

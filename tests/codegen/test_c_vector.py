@@ -11,8 +11,8 @@ import pytest
 
 from tests.codegen.compiling import NOT_INLINED, build, compile_c, every_kernel, need, run
 from twoscale._codegen.c import export_c
-from twoscale._codegen.c.vector.kernels import _KERNELS as KERNELS
 from twoscale._codegen.c.vector.kernels import HEADER_NAMES, VectorKernel, text_of
+from twoscale._codegen.c.vector.kernels import KERNELS as KERNELS
 from twoscale._codegen.targets import GENERIC, INSTRUCTION_SETS, InstructionSet
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork

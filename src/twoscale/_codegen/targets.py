@@ -1,7 +1,7 @@
 """The targets of export: one registry, which the command line, the library and the compile cache read.
 
 A vector instruction set is one entry of ``INSTRUCTION_SETS`` and a header of its name in the folder
-_codegen/c/kernels/vector; it is then part of "native" and a target of its own.
+_codegen/c/kernels/vector; it then becomes part of "native" and a target by itself.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class InstructionSet:
     features: tuple[str, ...] = ()
     """Features that the processor must have."""
     own_names: tuple[str, ...] = ()
-    """Functions and types that its header has in addition to those of every header."""
+    """Functions and types that its header defines in addition to those of every header."""
 
     @property
     def macro(self) -> str:

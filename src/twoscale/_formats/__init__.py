@@ -1,7 +1,7 @@
 """The saved forms of an integer network: one registry, which the command line and the library read.
 
-A form is a module of this package, with ``to_bytes(network)`` and, if it is read back, ``load(path)``, and one line of
-``FORMS``. Its module, and what that imports, such as ``onnx``, is imported when a file is read or written, not before.
+A form is a module of this package, with ``to_bytes(network)`` and, if it is read back, ``load(path)``, and an entry of
+``FORMS``. Its module, and what that imports, such as ``onnx``, is imported only when a file is read or written.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Form:
     suffix: str
     """Usual file name suffix."""
     promise: str
-    """Part of a sentence: what the file is, and whether its integers equal the network's."""
+    """What the file is, and whether its integers equal the network's, as part of a sentence."""
     is_read: bool = False
     """Whether ``load`` reads it back."""
 
@@ -65,7 +65,7 @@ def to_model(network: IntegerNetwork, form: str = "integer") -> onnx.ModelProto:
     Args:
         network: what to write.
         form: a name in ``FORMS``: "integer", which is read back and gives the reference's integers, or "qdq" for
-            runtimes that fuse that form themselves.
+            runtimes that fuse that form into their own kernels.
 
     Raises:
         UnknownNameError: there is no such form.
@@ -76,7 +76,7 @@ def to_model(network: IntegerNetwork, form: str = "integer") -> onnx.ModelProto:
 
 
 def save(network: IntegerNetwork, path: str | Path, form: str = "integer") -> None:
-    """Write the network to a file, all of it or nothing.
+    """Write the network to a file, completely or not at all.
 
     Args:
         network: what to save.
@@ -94,7 +94,7 @@ def load(path: str | Path) -> IntegerNetwork:
     """Read an integer network.
 
     A file that ``save`` wrote gives back a network of the same fingerprint, with its metadata. Other tools' files of
-    QLinear operators are read where they fit; their networks have the scheme "foreign" and are off the grid.
+    QLinear operators are read if they fit. Their networks have the scheme "foreign" and are off the grid.
 
     Raises:
         NetworkFileError: the file is missing, damaged, altered, or not an integer network.

@@ -1,10 +1,10 @@
-"""The form that is read back: standard integer operators, from which ONNX Runtime computes the network's integers.
+"""The form that is read back: standard integer operators with which ONNX Runtime computes the network's integers.
 
 ONNX Runtime, and any other runtime of the default domain, runs the graph without conversion, from float32 images
 "input" (N, C, H, W) to float32 "logits" (N, classes), and computes the integers of the NumPy reference. Between input
 and logits the graph counts in integer units (all scales are 1, or a multiplier m / 2**16), so that float32
 requantization is exact by equation (5). The real scales and everything else about the network are in the file's
-metadata, from which ``load`` gives back an equal network.
+metadata, from which ``load`` makes an equal network.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["load", "to_bytes"]
 
 
 def to_bytes(network: IntegerNetwork) -> bytes:
-    """Return the network as a file; the same network always gives the same bytes."""
+    """Return the network as a file. The same network always gives the same bytes."""
     return bytes(writing.to_model(network).SerializeToString(deterministic=True))
 
 

@@ -1,14 +1,13 @@
 """IntegerNetwork → ONNX in QDQ form, for runtimes that fuse it themselves (OpenVINO, TensorRT).
 
 Every layer is the floating-point operator between a DequantizeLinear of its inputs and weights and a QuantizeLinear of
-its output, with real scales: r = s · (q − z). A runtime either computes that in floating point or fuses it into its
-own integer kernels, and chooses the rounding itself. The integers are therefore close to the network's but not
-guaranteed to be equal; tests/formats/test_onnx_qdq.py states how many differ. This form is for other runtimes and
-is not read back.
+its output, with real scales: r = s · (q − z). A runtime either computes that in floating point or fuses it into its own
+integer kernels with its own rounding. The integers are therefore close to the network's, but not guaranteed to be
+equal; tests/formats/test_onnx_qdq.py states how many differ. This form is not read back.
 
-Scales are those that the multipliers define. The weights' is s_w = m · s_y / (2**16 · s_x), equation (4); where tensors
-are joined or averaged, an operand is dequantized with the scale that its multiplier makes of it, which differs from
-the one it was quantized with by the rounding of the multiplier.
+Scales follow from the multipliers. The scale of weights is s_w = m · s_y / (2**16 · s_x), equation (4). If tensors are
+added, concatenated or averaged, an operand is dequantized with the scale that its multiplier implies. It differs from
+the operand's own scale by the rounding of the multiplier.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ FORM = "qdq"
 
 
 def to_bytes(network: IntegerNetwork) -> bytes:
-    """Return the network as a file in QDQ form; the same network always gives the same bytes."""
+    """Return the network as a file in QDQ form. The same network always gives the same bytes."""
     return bytes(to_model(network).SerializeToString(deterministic=True))
 
 
@@ -45,7 +44,7 @@ def to_model(network: IntegerNetwork) -> onnx.ModelProto:
 
 
 class QdqWriter(GraphBuilder):
-    """The steps that layers are made of; "layer/r" is the real value of "layer/q"."""
+    """Collects the nodes of layers. "layer/r" is the real value of "layer/q"."""
 
     def __init__(self, network: IntegerNetwork) -> None:
         super().__init__(network)
@@ -63,7 +62,7 @@ class QdqWriter(GraphBuilder):
         return [self.real(name) for name in layer.inputs]
 
     def scaled(self, layer: n.Layer, index: int, scale: float) -> str:
-        """Return scale · (q − z) of an input, where the scale is what a multiplier on the grid makes of it."""
+        """Return scale · (q − z) of an input, with the scale that a multiplier on the grid implies."""
         name = layer.inputs[index]
         if np.float32(scale) == np.float32(self.network.spec(name).scale):
             return self.real(name)
@@ -75,7 +74,7 @@ class QdqWriter(GraphBuilder):
         self.finish(layer, self.node(operator, inputs, f"{layer.name}/computed", **attributes))
 
     def finish(self, layer: n.Layer, value: str) -> None:
-        """Quantize a layer's real values; accumulators that leave the network stay real."""
+        """Quantize a layer's real values. Accumulators that are the network's output stay real."""
         spec = layer.output
         if spec.dtype == "int32":
             self._real[layer.name] = value
@@ -97,7 +96,7 @@ class QdqWriter(GraphBuilder):
         ]
 
     def dequantize_constant(self, name: str, values: NDArray[Any], scales: NDArray[np.float64]) -> str:
-        """Return constants times their scales, one or one for each output channel."""
+        """Return constants times their scales: one scale, or one for each output channel."""
         if scales.size == 1:
             scales = scales.reshape(())
         inputs = [
@@ -110,7 +109,7 @@ class QdqWriter(GraphBuilder):
     def pooled(
         self, layer: n.AveragePool2d | n.MaxPool2d, operator: str, x: str, value: float, **attributes: Any
     ) -> None:
-        """Add a pool. ONNX Runtime wants padding below the kernel's size, so more is a Pad of its own."""
+        """Add a pool. ONNX Runtime requires padding below the kernel's size, so more padding is a separate Pad."""
         padding = layer.padding
         if any(pad >= layer.kernel[i % 2] for i, pad in enumerate(padding)):
             constant = self.constant(f"{layer.name}/padding", value, np.float32)
@@ -200,5 +199,5 @@ _WRITE: dict[type[n.Layer], Callable[[QdqWriter, Any], object]] = {
     n.Slice: _slice,
     n.Pad: _pad,
     n.Clamp: lambda w, layer: w.finish(layer, w.real(layer.inputs[0])),
-    n.Table: lambda w, layer: w.look_up(layer),  # a function is not known by its table, so it stays on integers
+    n.Table: lambda w, layer: w.look_up(layer),  # the function is only known as a table of integers
 }

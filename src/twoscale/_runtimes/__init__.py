@@ -1,7 +1,7 @@
-"""Executors: each computes an integer network with one framework, and knows nothing of the others.
+"""Executors: each computes an integer network with one framework, independently of the others.
 
-An executor is made from a network and runs float images to integers. Adding one is one file with a class of
-this interface, and one line of ``EXECUTORS``.
+An executor is made from a network, takes float images, and returns integers. To add one, write a class with this
+interface in a file of its own, and enter it in ``EXECUTORS``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EXECUTORS = {
     "onnxruntime": "twoscale._runtimes.onnxruntime:OnnxRuntimeExecutor",
     "reference": "twoscale._ir.reference:ReferenceExecutor",
 }
-"""Where each is; the fastest first, and last the one that runs everything everywhere."""
+""""module:class" of each, the fastest first. The last one runs every network everywhere."""
 
 
 def create(name: str, network: IntegerNetwork) -> Executor:
@@ -43,22 +43,22 @@ def create(name: str, network: IntegerNetwork) -> Executor:
 
 
 def fastest(network: IntegerNetwork) -> Executor:
-    """Make the fastest executor that can run the network here; its ``name`` says which.
+    """Make the fastest executor that can run the network here. Its ``name`` tells which one it is.
 
-    Compiled C where there is a compiler and the network is one of integers only; else torch, else NumPy. A warning
-    says why a network that C can compute is not computed in C.
+    That is compiled C if there is a compiler and the network is on the grid; else torch, else NumPy. If C could compute
+    the network but cannot run here, a warning gives the reason.
     """
     return _first_that_runs(tuple(EXECUTORS), network)
 
 
 def default_pair(network: IntegerNetwork) -> list[Executor]:
-    """Make the executors that verify compares by default: the reference, and torch or what can replace it here."""
+    """Make the executors that verify compares by default: the reference, and torch or its replacement here."""
     pair = [create("reference", network), _first_that_runs(("torch", "onnxruntime", "c", "reference"), network)]
     return pair if pair[0].name != pair[1].name else pair[:1]
 
 
 def _first_that_runs(names: Sequence[str], network: IntegerNetwork) -> Executor:
-    """Make the first executor that can run the network here; the last of the names always can."""
+    """Make the first executor that can run the network here. The last name must be one that always can."""
     for name in names[:-1]:
         try:
             return create(name, network)

@@ -102,7 +102,7 @@ class CExecutor:
         if wanted == {self.network.output} and isinstance(self._compiled, CompiledNetwork):
             return {self.network.output: self._compiled(images)}
         bounds = np.linspace(0, len(images), min(self.threads, max(1, len(images))) + 1).astype(int)
-        with ThreadPoolExecutor(len(bounds) - 1) as pool:  # foreign calls let other threads run
+        with ThreadPoolExecutor(len(bounds) - 1) as pool:  # ctypes releases the GIL during calls
             parts = [pool.submit(self._compiled.keep, images[a:b], wanted) for a, b in itertools.pairwise(bounds)]
             kept = [part.result() for part in parts]
         return {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}

@@ -17,16 +17,17 @@ from twoscale.errors import TwoscaleError
 __all__ = ["Call", "maker"]
 
 Call = Callable[[Any, Any], bool]
-"""Compute logits from images (both arrays); returns False if the images have another form or are not finite."""
+"""Compute logits from images (both are arrays). Returns False if the images have another form or are not finite."""
 
 _FLAGS = ("-std=gnu99", "-O2", "-fPIC", "-shared")
 
 
 @functools.cache
 def maker() -> Callable[[Any, Any, Sequence[int], int, float], Call] | None:
-    """Return a function that makes a Call of (the C's NAME_pool_run, a pool, image's shape, classes, output's scale).
+    """Return a function that makes a Call from (NAME_pool_run of the C, a pool, the image's shape, classes, the
+    output's scale).
 
-    Returns None if it cannot be compiled: on a Python other than CPython, or without headers.
+    Return None if it cannot be compiled: on a Python other than CPython, or without headers.
     """
     include = sysconfig.get_path("include")
     if sys.implementation.name != "cpython" or not Path(include, "Python.h").exists():
@@ -35,7 +36,7 @@ def maker() -> Callable[[Any, Any, Sequence[int], int, float], Call] | None:
     try:
         library = compiler.load("calls", [text, sys.version], {"call.c": text}, (*_FLAGS, f"-I{include}"))
         new = ctypes.PyDLL(library._name, handle=library._handle).caller_new
-    except (TwoscaleError, OSError):  # headers of a Python without the limited API
+    except (TwoscaleError, OSError):  # headers without the limited API
         return None
     new.restype = ctypes.py_object
     new.argtypes = [

@@ -22,7 +22,7 @@ def compile(
     threads: int | None = None,
     target: str = "native",
 ) -> CompiledClassifier:
-    """Compile a network for this CPU; the same as ``network.compile()``.
+    """Compile a network for this CPU; same as ``network.compile()``.
 
     Args:
         network: on the grid.
@@ -31,14 +31,14 @@ def compile(
 
     Raises:
         ConfigurationError: the network is off the grid (names the layer), or ``threads`` is below 1.
-        ExecutorError: there is no C compiler here, or it fails; says what is missing.
+        ExecutorError: there is no C compiler here, or it fails; the message says what is missing.
         UnknownNameError: there is no such target.
     """
     return CompiledClassifier(network, threads=threads, target=target)
 
 
 class CompiledClassifier:
-    """The result of ``IntegerNetwork.compile``; any number of Python threads may call it at once."""
+    """The result of ``IntegerNetwork.compile``. Any number of Python threads may call it at once."""
 
     def __init__(self, network: IntegerNetwork, *, threads: int | None = None, target: str = "native") -> None:
         if threads is None:
@@ -52,21 +52,21 @@ class CompiledClassifier:
 
     @property
     def threads(self) -> int:
-        """How many threads share a batch."""
+        """Number of threads that share a batch."""
         return self._compiled.threads
 
     @property
     def kernels(self) -> str:
-        """The instruction set in use: one of those of the target, "generic" where this CPU has none of them."""
+        """The instruction set in use: one of the target's, or "generic" if this CPU supports none of them."""
         return self._compiled.kernels
 
     def __call__(self, images_nchw: Any) -> Any:
-        """Return the logits of a batch, float32 (N, classes), as the kind of array the images are.
+        """Return the logits of a batch, float32 (N, classes), as the same kind of array as the images.
 
         Args:
-            images_nchw: NumPy array or torch tensor on the CPU, (N, C, H, W): float32, normalized as the network was
-                calibrated, which is read where it lies if it is in C order; or uint8 pixels, where the network's
-                metadata says how it normalizes. N may be 0.
+            images_nchw: NumPy array or torch tensor on the CPU, (N, C, H, W). Either float32, normalized as in
+                calibration, which is not copied if it is in C order; or uint8 pixels, if the network's metadata has the
+                normalization. N may be 0.
 
         Raises:
             ConfigurationError: another shape, type or device, or NaN or infinity among the values.
@@ -92,7 +92,7 @@ class CompiledClassifier:
         return self.network.logits(self._compiled(self._integers(images) if images.dtype == np.uint8 else images))
 
     def _integers(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
-        """Return the integers of pixels (N, C, H, W), (N, H, W, C) in the type of the network's input."""
+        """Quantize pixels (N, C, H, W) to integers (N, H, W, C) in the type of the network's input."""
         name, shape = self.network.name, self.network.input.output.shape
         if self._pixels is None:
             raise ConfigurationError(

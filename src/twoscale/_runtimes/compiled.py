@@ -1,4 +1,4 @@
-"""An integer network as compiled C for this CPU, called with as little overhead as Python allows."""
+"""An integer network as compiled C for this CPU, called with as little overhead as possible."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ class CompiledNetwork:
     Args:
         network: what to run; on the grid.
         threads: number of threads that compute a batch.
-        target: instruction sets, of VECTOR_TARGETS; "native" compiles all and chooses when it runs.
+        target: a name in VECTOR_TARGETS; "native" compiles all instruction sets and chooses at run time.
         logits: also compile what ``quick_logits`` needs.
 
     Raises:
         ConfigurationError: the network has free float multipliers (names the layer), or ``threads`` is below 1.
-        ExecutorError: there is no C compiler here, or it fails; says what is missing.
+        ExecutorError: there is no C compiler here, or it fails; the message says what is missing.
         UnknownNameError: there is no such target.
     """
 
@@ -130,15 +130,15 @@ class CompiledNetwork:
 
     @property
     def kernels(self) -> str:
-        """The instruction set in use: one of those of the target, "generic" where this CPU has none of them."""
+        """The instruction set in use: one of the target's, or "generic" if this CPU supports none of them."""
         return str(self._library.network_kernels().decode())
 
     def __call__(self, images: NDArray[Any]) -> NDArray[Any]:
         """Compute a batch.
 
         Args:
-            images: normalized float32 pixels (N, C, H, W); or the integers that they are quantized to, in the type
-                of the network's input, (N, H, W, C).
+            images: normalized float32 pixels (N, C, H, W), or their integers (N, H, W, C) in the type of the network's
+                input.
 
         Returns:
             The output's integers, (N, ...).
@@ -151,7 +151,7 @@ class CompiledNetwork:
             images, form = self._prepared(images)
         count = len(images)
         pool = self._pools.take()
-        if count == 1:  # the pool's own output, copied, takes less time than a new one's address
+        if count == 1:  # copying the pool's own output is faster than asking for the address of a new one
             bad = self._run(pool.handle, _address(images), form, 1, pool.address)
             outputs = pool.output.copy()
         else:
@@ -163,10 +163,10 @@ class CompiledNetwork:
         return outputs if self._in_order else self._reordered(outputs)
 
     def quick_logits(self, images: NDArray[Any]) -> NDArray[np.float32] | None:
-        """Return the logits of a batch that needs no preparation, (N, classes), or None where something does.
+        """Return the logits of a batch that needs no preparation, (N, classes); None if it needs some.
 
-        That is: float32 images in C order, all finite, an output of int32 whose zero point is 0, and Python's headers
-        to compile against when the network was compiled, with ``logits``.
+        No preparation means: float32 images in C order, all finite; an int32 output with zero point 0; compiled with
+        ``logits`` where Python's headers are installed.
 
         Args:
             images: normalized float32 pixels (N, C, H, W).
@@ -180,7 +180,8 @@ class CompiledNetwork:
         return logits if done else None
 
     def _call_maker(self) -> Callable[[ctypes.c_void_p], calling.Call] | None:
-        """Return what makes a function of images and logits of a pool, if there can be one."""
+        """Return a factory of functions from images to logits, one function per pool; None if it cannot be
+        compiled."""
         spec = self._program.output.spec
         make = calling.maker()
         shape, run = self._shape, ctypes.cast(self._run, ctypes.c_void_p)
@@ -247,15 +248,15 @@ class CompiledNetwork:
 
 
 def _address(array: Any) -> Any:
-    """Return where an array's bytes are, in a third of the time that ``array.ctypes.data`` takes if it may be."""
+    """Return the address of an array's bytes, if possible in a third of the time of ``array.ctypes.data``."""
     try:
         return ctypes.byref(ctypes.c_char.from_buffer(array))
-    except (TypeError, ValueError):  # an array that may not be written to, or has no bytes
+    except (TypeError, ValueError):  # an array that is read-only or empty
         return array.ctypes.data
 
 
 class _Pool:
-    """A pool of threads, and the output of one image. ``handle`` is the C's."""
+    """A pool of threads, and the output of one image. ``handle`` is the pointer in C."""
 
     __slots__ = ("address", "call", "handle", "output")
 
@@ -267,7 +268,7 @@ class _Pool:
 
 
 class _Pools:
-    """Pools that are not in use: callers at once get one each, so that nobody waits for another's batch."""
+    """Pools not in use. Simultaneous callers get one each, so that none waits for another's batch."""
 
     def __init__(self, library: ctypes.CDLL, new: Callable[[ctypes.c_void_p], _Pool], threads: int) -> None:
         self._library = library

@@ -1,8 +1,8 @@
-"""The system's C compiler, and a cache of compiled libraries that stays whole while several processes compile.
+"""The system's C compiler, and a cache of compiled libraries that several processes may use at once.
 
-A cached library is code that will run here. It is loaded only if nobody else could have put it there: the library and
-its folders must belong to this user, and no other user may write to them. Otherwise, or if the cache cannot be written,
-libraries are compiled for the current process and not kept.
+A cached library is code that will run. It is loaded only if no other user could have written it: the library and its
+folders must belong to this user, and no other user may have write permission. Otherwise, or if the cache cannot be
+written, libraries are compiled for the current process only.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ __all__ = ["generator", "load"]
 _WORKSHOP = ".compiling-"
 _OTHERS_MAY_WRITE = 0o022
 _SPARE_BYTES = 4 * 1024 * 1024
-"""With less space than this, a full disk may be why a compiler fails."""
+"""If less space is free than this, a full disk may be the reason why a compiler fails."""
 
 
 def load(name: str, key: Sequence[str], files: Mapping[str, str], flags: Sequence[str]) -> ctypes.CDLL:
-    """Return the library that the files make, from the user's cache, or compiled.
+    """Return the compiled library of the files, from the user's cache if it is there.
 
     Args:
         name: the network's name, for error messages.
-        key: what distinguishes this library from others, besides compiler, flags and generator.
-        files: file names and texts; the .c files among them are compiled.
+        key: distinguishes this library from others with the same compiler, flags and generator.
+        files: file names and texts. The .c files are compiled.
         flags: of the compiler.
 
     Raises:
-        ExecutorError: there is no C compiler here, or it fails; says what is missing.
-        TwoscaleError: no folder for temporary files can be written.
+        ExecutorError: there is no C compiler here, or it fails; the message says what is missing.
+        TwoscaleError: there is no writable folder for temporary files.
     """
     if sys.platform == "win32":
         raise ExecutorError(
@@ -57,12 +57,12 @@ def load(name: str, key: Sequence[str], files: Mapping[str, str], flags: Sequenc
     if folder is not None:
         path = folder / f"{hashlib.sha256(repr(told).encode()).hexdigest()}.so"
         if _is_private(path):
-            with contextlib.suppress(OSError):  # a damaged file is made again
+            with contextlib.suppress(OSError):  # a damaged file is compiled again
                 return ctypes.CDLL(str(path))
         try:
             _compile(compiler, name, files, flags, path)
             return ctypes.CDLL(str(path))
-        except OSError:  # a cache that cannot be written is not needed
+        except OSError:  # the cache is optional
             pass
         except ExecutorError:
             if shutil.disk_usage(folder).free > _SPARE_BYTES:
@@ -71,7 +71,8 @@ def load(name: str, key: Sequence[str], files: Mapping[str, str], flags: Sequenc
 
 
 def _private_folder() -> Path | None:
-    """Return the folder of libraries, made if need be; None where it cannot be made or others may write to it."""
+    """Return the folder of libraries, created if needed; None if it cannot be created or other users may write to
+    it."""
     folder = cache_dir() / "c"
     try:
         if not folder.parent.exists():
@@ -91,7 +92,7 @@ def _private_folder() -> Path | None:
 
 
 def _is_private(path: Path) -> bool:
-    """Whether a file or folder is there, belongs to this user, and nobody else may write to it."""
+    """Whether a file or folder exists, belongs to this user, and is not writable by others."""
     try:
         status = path.stat()
     except OSError:
@@ -119,7 +120,7 @@ def _version(compiler: list[str]) -> str:
 
 
 def generator() -> str:
-    """Return a digest of everything that writes the C, so that what an older version compiled is not used."""
+    """Return a digest of the code that generates the C, so that libraries of older versions are not used."""
     digest = hashlib.sha256()
     for name, content in _files_of(resources.files("twoscale._codegen")):
         digest.update(f"{name} {len(content)} ".encode() + content)
@@ -136,7 +137,7 @@ def _files_of(folder: Traversable, inside: str = "") -> Iterator[tuple[str, byte
 
 
 def _compile(compiler: list[str], name: str, files: Mapping[str, str], flags: Sequence[str], path: Path) -> None:
-    """Compile to ``path`` atomically; a library that another process compiles meanwhile is equivalent.
+    """Compile to ``path`` atomically. If another process compiles the same library meanwhile, either result will do.
 
     Raises:
         ExecutorError: the compiler fails.
@@ -151,7 +152,7 @@ def _compile(compiler: list[str], name: str, files: Mapping[str, str], flags: Se
 def _compile_for_this_process(
     compiler: list[str], name: str, files: Mapping[str, str], flags: Sequence[str]
 ) -> ctypes.CDLL:
-    """Compile in a folder that only this user can read and that is gone when the library is loaded."""
+    """Compile in a private folder that is removed once the library is loaded."""
     try:
         with tempfile.TemporaryDirectory(prefix="twoscale-") as folder:
             return ctypes.CDLL(str(_compile_in(Path(folder), compiler, name, files, flags)))
@@ -182,18 +183,18 @@ def _compile_in(folder: Path, compiler: list[str], name: str, files: Mapping[str
 
 @contextlib.contextmanager
 def _workshop(parent: Path) -> Iterator[Path]:
-    """Give a folder of its own that is gone afterwards, even if this process is killed: then the next one removes it.
+    """Yield a temporary folder that is removed afterwards. If this process is killed, a later one removes it.
 
-    Beside the folder is a file that is locked as long as the process lives. If the file can be
-    locked, no process uses the folder any more.
+    A file beside the folder is locked as long as the process lives. If the file can be locked, no process uses the
+    folder any more.
     """
     for leftover in parent.glob(f"{_WORKSHOP}*.lock"):
         _remove_abandoned(leftover)
     while True:
         handle, name = tempfile.mkstemp(prefix=_WORKSHOP, suffix=".lock", dir=parent)
-        with contextlib.suppress(OSError):  # a system or a file system without locks: no process can remove it
+        with contextlib.suppress(OSError):  # no locks on this system or file system: other processes never remove it
             lock(handle, wait=True)
-        if Path(name).exists():  # else somebody found it before it was locked
+        if Path(name).exists():  # otherwise another process removed it before it was locked
             break
         os.close(handle)
     folder = Path(name).with_suffix("")

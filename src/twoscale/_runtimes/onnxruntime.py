@@ -1,11 +1,12 @@
 """The ONNX Runtime executor: runs the graph that ``network.save`` writes.
 
-Layers whose integers are asked for become additional outputs of the same graph, with one session per set of layers.
+If integers of layers are requested, the layers become additional outputs of the same graph. There is one session per
+set of layers.
 
-x86 processors without VNNI multiply uint8 by int8 with vpmaddubsw, whose 16-bit pair sums saturate. Where ONNX
-Runtime does that (the executor tries it once), the executor passes the same weights as uint8 with zero point 128: the
-kernels are slower and the integers right. For a program that runs the saved file on such a processor, ONNX Runtime's
-session option "session.x64quantprecision" = "1" does the same for networks of uint8 activations.
+x86 processors without VNNI multiply uint8 by int8 with vpmaddubsw, whose 16-bit pair sums saturate. The executor tests
+once whether ONNX Runtime does that. If so, it passes the same weights as uint8 with zero point 128: the kernels are
+slower, but the integers are right. A program that runs the saved file on such a processor can set ONNX Runtime's
+session option "session.x64quantprecision" to "1", which does the same for networks of uint8 activations.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ LEVELS = {
     "extended": "ORT_ENABLE_EXTENDED",
     "all": "ORT_ENABLE_ALL",
 }
-"""Graph optimization levels, by ONNX Runtime's names."""
+"""Graph optimization levels with ONNX Runtime's names for them."""
 
 _WEIGHT_INPUTS = {"MatMulInteger": (1, 3), "QLinearConv": (3, 5)}
 """Indices of an operator's weights and their zero point. In the file, ConvInteger's weights have its input's type."""
@@ -74,7 +75,7 @@ class OnnxRuntimeExecutor:
         return dict(zip(names, results, strict=True))
 
     def _session(self, names: list[str]) -> Any:
-        """Return the session with these layers as additional outputs; it is made once."""
+        """Return the session with these layers as additional outputs, and keep it."""
         key = frozenset(names)
         if key not in self._sessions:
             model = to_model(self.network)
@@ -131,7 +132,7 @@ def kernels_saturate() -> bool:
 
 
 def _start(model: onnx.ModelProto, options: Any) -> Any:
-    options.log_severity_level = 3  # errors only: its warnings report what it could not optimize
+    options.log_severity_level = 3  # errors only; warnings report optimizations that it could not do
     return require_runtime().InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -1,9 +1,9 @@
-"""The torch executor: the same integers, carried in floating point at full speed.
+"""The torch executor: computes the network's integers in floating point, at full speed.
 
-A sum of products whose bound, equation (13), is below 2**24 is exact in float32 in any order of summation;
-the others run in float64. Requantization is exact in float32 by equation (5), sums of products where (7c)
-holds. On a CUDA device convolutions are unfolded into matrix products, since cuDNN may choose a transform
-(Winograd, FFT) that is not exact; reduced precision and autocast are off while a network runs.
+A sum of products whose bound, equation (13), is below 2**24 is exact in float32 in any order of summation. The others
+are computed in float64. Requantization is exact in float32 by equation (5), sums of products where (7c) holds. On a
+CUDA device convolutions are unfolded into matrix products, since cuDNN may choose a transform (Winograd, FFT) that is
+not exact. Reduced precision and autocast are switched off while a network runs.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from twoscale.errors import ExecutorError
 
 __all__ = ["TorchExecutor"]
 
-# Where torch may compute float32 products with fewer bits, if the user has allowed it.
+# Settings with which a user lets torch compute float32 products with fewer bits.
 _MKLDNN: Any = torch.backends.mkldnn
 _PRECISIONS: tuple[Any, ...] = (torch.backends.cuda.matmul, _MKLDNN.matmul, _MKLDNN.conv)
 
 
 @contextlib.contextmanager
 def _exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Switch off what is not exact, whatever the user has chosen: TF32, bfloat16, autocast, NNPACK's Winograd."""
+    """Switch off everything that is not exact, whatever the user has chosen: TF32, bfloat16, autocast, NNPACK's
+    Winograd."""
     before = [place.fp32_precision for place in _PRECISIONS]
     try:
         for place in _PRECISIONS:
@@ -132,7 +133,7 @@ class TorchExecutor:
         return self._tensor(multiplier.values).reshape((1, -1) + (1,) * (ndim - 2))
 
     def finish(self, acc: torch.Tensor, layer: n.Requantize) -> torch.Tensor:
-        """Requantize accumulators, or return them unchanged where the layer has no multiplier."""
+        """Requantize accumulators, or return them unchanged if the layer has no multiplier."""
         if layer.multiplier is None:
             return acc.double()
         return self.requantize(acc, layer.multiplier, layer.output)
@@ -141,7 +142,7 @@ class TorchExecutor:
 def _usable(device: str | torch.device) -> torch.device:
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # which of the two depends on what is missing
+    except (RuntimeError, AssertionError) as error:  # torch raises either of the two
         reason = str(error).split("\n", 1)[0][:200]
         raise ExecutorError(f"the torch executor cannot use device '{device}': {reason}; use device='cpu'") from error
 
@@ -166,7 +167,7 @@ def _conv2d(e: TorchExecutor, layer: n.Conv2d, x: list[torch.Tensor]) -> torch.T
         return e.finish(acc, layer)
     assert layer.multiplier is not None
     residual = e.shifted(layer, x, 1) * e._factors(layer.residual_multiplier, acc.ndim)
-    # (7b): both products and their sum are exact in float32 while they matter, see docs/arithmetic.md.
+    # (7b): both products and their sum are exact in float32 as long as they are not clamped; see docs/arithmetic.md.
     return _saturate(acc.float() * e._factors(layer.multiplier, acc.ndim) + residual, layer.output)
 
 

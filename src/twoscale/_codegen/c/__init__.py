@@ -25,7 +25,7 @@ _MAKEFILE = "Makefile"
 
 
 class _BackEnd(Protocol):
-    """From a network to its C."""
+    """Returns the C of a network."""
 
     def __call__(self, network: IntegerNetwork, name: str, target: Target, *, compact: bool = False) -> SourceBase: ...
 
@@ -35,7 +35,7 @@ _BACK_ENDS: dict[str, _BackEnd] = {
     "small-ram": small_ram_source,
     "vector": vector_source,
 }
-"""By ``Target.back_end``."""
+"""Keyed by ``Target.back_end``."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ def export_c(
 ) -> ExportResult:
     """Write a network as C.
 
-    For "portable" it is C99 with no heap, no recursion, no floating point, and no state; the caller provides
-    the memory. The same holds for "small-ram", whose layers compute row by row and need far less memory. The other
-    targets compute batches with vector kernels and threads. The integers are the same.
+    The target "portable" is C99 with no heap, no recursion, no floating point and no state; the caller provides the
+    memory. The same holds for "small-ram", whose layers compute row by row and need far less memory. The other targets
+    compute batches with vector kernels and threads. The integers are the same.
 
     Args:
         network: on the grid (any scheme but those with free float multipliers).
@@ -75,8 +75,8 @@ def export_c(
             instruction set chosen at run time; "avx512vnni" or "avx2" for one of them.
         folder: where to write; created if it does not exist. Files of the same names are replaced, all of them or none.
         name: prefix of files and public names, turned into an identifier; by default the network's name.
-        inputs: quantized images (N, C, H, W) of the network's input type for the self-test; by default
-            four generated ones. They go into the self-test only.
+        inputs: quantized images (N, C, H, W) of the network's input type for the self-test; by default four generated
+            ones. Only the self-test contains them.
 
     Returns:
         The files: NAME.h, NAME.c (and, if not portable, NAME_kernels.h), NAME_test.c, Makefile, NAME_sizes.txt and

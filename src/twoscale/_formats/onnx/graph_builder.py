@@ -1,8 +1,8 @@
-"""What every ONNX form of an integer network shares: names, versions, metadata, and the collecting of nodes.
+"""Shared by every ONNX form of an integer network: names, versions, metadata, and the collection of nodes.
 
-Names: a graph's input is "input", its output "logits". Everything else is "layer/what" — the integers of a layer
-are "conv1/q", its weights "conv1/weight" — where "what" holds no slash, so that no layer's name can make two tensors
-one; a constant that layers share has no slash at all.
+Names: a graph's input is "input", its output "logits". Other tensors are "layer/part": the integers of a layer are
+"conv1/q", its weights "conv1/weight". A part has no slash, so no names of layers can collide. A constant that layers
+share has no slash at all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["FORMAT", "GraphBuilder", "is_narrow", "q", "window"]
 FORMAT = 1
 """Version of the metadata and of the graph that belongs to it."""
 
-# Opset 18 is the oldest with everything needed, so the oldest runtimes read it; IR version 8 belongs to it.
+# Opset 18 is the oldest with everything needed, so that old runtimes read it. IR version 8 belongs to it.
 OPSET = 18
 IR_VERSION = 8
 
@@ -34,7 +34,7 @@ _TYPES = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8, "int32": TensorP
 
 
 class GraphBuilder:
-    """Collects the nodes and initializers of one graph; the same calls give the same bytes."""
+    """Collects the nodes and initializers of one graph. The same calls give the same bytes."""
 
     def __init__(self, network: IntegerNetwork) -> None:
         self.network = dataclasses.replace(network, layers=tuple(_python_numbers(layer) for layer in network))
@@ -42,7 +42,7 @@ class GraphBuilder:
         self._initializers: dict[str, onnx.TensorProto] = {}
 
     def model(self, form: str) -> onnx.ModelProto:
-        """Return the finished model with its metadata; ``form`` names it there."""
+        """Return the finished model with its metadata, which contains the name ``form``."""
         network = self.network
         made = {node.output[0] for node in self._nodes}
         integers = [
@@ -79,14 +79,14 @@ class GraphBuilder:
         return model
 
     def constant(self, name: str, values: ArrayLike, dtype: Any) -> str:
-        """Add an initializer, once for each name, and return its name."""
+        """Add an initializer, unless the name exists, and return its name."""
         if name not in self._initializers:
             array = np.asarray(values, dtype)
             self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
         return name
 
     def node(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """Add a node, named as its output, and return that name."""
+        """Add a node named after its output; return that name."""
         self._nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
 
@@ -100,10 +100,10 @@ class GraphBuilder:
         return self.constant(f"{name}/zero_point", spec.zero_point, spec.dtype)
 
     def pad(self, layer: n.Layer, x: str, value: str, widths: Sequence[Sequence[int]], output: str) -> str:
-        """Return x with a value around, (before, after) for each dimension but the batch.
+        """Return x padded with a value: (before, after) for each dimension but the batch.
 
-        All axes are named, in order. ONNX Runtime fuses a Pad that names none into a MaxPool, whatever its value,
-        and moves transpositions across one that names some as if it had named all.
+        All axes are named, in order. ONNX Runtime fuses a Pad without axes into a MaxPool, whatever its value. If a Pad
+        names some axes, it moves transpositions across it as if it named all.
         """
         before, after = zip((0, 0), *widths, strict=True)
         pads = self.constant(f"{layer.name}/widths", (*before, *after), np.int64)
@@ -111,12 +111,12 @@ class GraphBuilder:
         return self.node("Pad", [x, pads, value, axes], output)
 
     def reshape(self, layer: n.Reshape, x: str, output: str) -> str:
-        """Return x in the layer's shape; 0 keeps the batch, an empty one too."""
+        """Return x in the layer's shape. 0 keeps the batch, also an empty one."""
         shape = self.constant(f"{layer.name}/shape", (0, *layer.output.shape), np.int64)
         return self.node("Reshape", [x, shape], output)
 
     def slice(self, layer: n.Slice, x: str, output: str) -> str:
-        """Return start:stop:step of one dimension."""
+        """Return the slice start:stop:step of one dimension."""
         bounds = {"start": layer.start, "stop": layer.stop, "axis": layer.axis + 1, "step": layer.step}
         constants = [self.constant(f"{layer.name}/{what}", [value], np.int64) for what, value in bounds.items()]
         return self.node("Slice", [x, *constants], output)
@@ -150,7 +150,7 @@ def window(kernel: Sequence[int], stride: Sequence[int], padding: n.Padding, **m
 
 
 def _python_numbers(value: Any) -> Any:
-    """Return a layer whose NumPy scalars are Python numbers, which protobuf and JSON want."""
+    """Return a layer whose NumPy scalars are Python numbers, as protobuf and JSON need."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, tuple):
@@ -162,7 +162,7 @@ def _python_numbers(value: Any) -> Any:
 
 
 def _describe(layer: n.Layer) -> dict[str, Any]:
-    """Return everything about a layer but its arrays, which are initializers, as plain values for JSON."""
+    """Return everything about a layer except its arrays, which are initializers, as plain values for JSON."""
     plain: dict[str, Any] = {"op": layer.op}
     for attribute in dataclasses.fields(layer):
         value = getattr(layer, attribute.name)

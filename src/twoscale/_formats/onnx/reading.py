@@ -1,8 +1,8 @@
 """ONNX file → IntegerNetwork.
 
 The metadata describes each layer (operator, shapes, real scales, window sizes); its arrays are the graph's
-initializers. ``load`` checks that the two belong together: the network that was read must have the saved fingerprint,
-and writing it again must give exactly the graph in the file.
+initializers. ``load`` checks that they belong together: the network read must have the saved fingerprint, and writing
+it again must give exactly the graph in the file.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _check_format(path: Path, text: str) -> None:
 
 
 class _Shift(msgspec.Struct, forbid_unknown_fields=True):
-    """What is written of a multiplier: its values are an initializer."""
+    """The metadata of a multiplier. Its values are an initializer."""
 
     shift: int | None
 
@@ -97,12 +97,12 @@ def _network(properties: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) 
 
 @functools.cache
 def _hints(kind: type[n.Layer]) -> dict[str, Any]:
-    """Return the types of a layer's fields; evaluating them for every layer took a third of the time to load."""
+    """Return the types of a layer's fields. Evaluating them again for every layer took a third of the load time."""
     return typing.get_type_hints(kind)
 
 
 def _layer(plain: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> n.Layer:
-    """Turn one layer's description, and the initializers named after it, back into the layer."""
+    """Make a layer from its description and the initializers named after it."""
     kind = _LAYERS[plain.pop("op")]
     name = msgspec.convert(plain["name"], str)
     hints = _hints(kind)
@@ -129,7 +129,7 @@ def _layer(plain: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> n.Layer
 
 
 def _multipliers(value: _Multipliers, name: str, arrays: Mapping[str, NDArray[Any]]) -> Any:
-    """Return the multipliers whose values are in the initializers ``name``, ``name``.0 and so on."""
+    """Return the multipliers with values in the initializers ``name``, ``name``.0 and so on."""
     if isinstance(value, tuple):
         return tuple(_multipliers(item, f"{name}.{i}", arrays) for i, item in enumerate(value))
     return None if value is None else n.Multiplier(arrays[name].reshape(-1), value.shift)
@@ -149,7 +149,7 @@ def _check_unaltered(path: Path, network: IntegerNetwork, fingerprint: str, grap
 
 
 def _first_difference(expected: onnx.GraphProto, found: onnx.GraphProto) -> str | None:
-    """Name the first thing that differs in what the two graphs compute, if any."""
+    """Return the first difference between the computations of two graphs, if any."""
     for what in ("input", "output", "node", "initializer"):
         ours = {item.name: item for item in getattr(expected, what)}
         theirs = {item.name: item for item in getattr(found, what)}

@@ -1,12 +1,12 @@
 """IntegerNetwork → ONNX graph of standard integer operators, in integer units.
 
-Forms were chosen so that no optimization of a runtime can change a bit:
+The operators were chosen so that no optimization of a runtime can change a bit:
 
 - A convolution is QLinearConv with x_scale = y_scale = 1 and w_scale = m / 2**16: equation (3) by (5).
-- Accumulators that need more than that go ConvInteger or MatMulInteger → Add (bias) → Cast → Mul → QuantizeLinear.
+- Other accumulators use ConvInteger or MatMulInteger → Add (bias) → Cast → Mul → QuantizeLinear.
 - An addition is (Cast → Sub → Mul) ×2 → Add → QuantizeLinear, exact in float32 by (7); nothing fuses it.
 - No DequantizeLinear is followed by QuantizeLinear alone: runtimes drop such pairs and merge their scales.
-- A Pad names all axes, and so is never fused into a MaxPool, which pads with another value.
+- A Pad names all axes, so it is never fused into a MaxPool, which pads with another value.
 - Bounds narrower than the type are a Clip on integers, after the rounding, where it commutes with everything.
 """
 
@@ -31,7 +31,7 @@ FORM = "integer"
 
 
 def to_model(network: IntegerNetwork) -> onnx.ModelProto:
-    """Return the network as a model; the same network always gives the same bytes."""
+    """Return the network as a model. The same network always gives the same bytes."""
     writer = IntegerWriter(network)
     for layer in writer.network:
         _WRITE[type(layer)](writer, layer)
@@ -40,14 +40,14 @@ def to_model(network: IntegerNetwork) -> onnx.ModelProto:
 
 
 class IntegerWriter(GraphBuilder):
-    """The steps that layers are made of."""
+    """Collects the nodes of layers."""
 
     def unit(self) -> str:
         """Return the scale 1."""
         return self.constant("unit", 1, np.float32)
 
     def multiplier(self, layer: n.Layer, multiplier: n.Multiplier, what: str, rank: int) -> str:
-        """Return the float32 factors, a scalar, or one for each channel of a tensor of this rank without batch."""
+        """Return the float32 factors: a scalar, or one per channel of a tensor of this rank (without the batch)."""
         values = multiplier.values
         shape = () if values.size == 1 else (-1,) + (1,) * (rank - 1)
         return self.constant(f"{layer.name}/{what}", values.reshape(shape), np.float32)
@@ -55,7 +55,7 @@ class IntegerWriter(GraphBuilder):
     def real(self, layer: n.Layer, index: int) -> str:
         """Return q − z of an input as float32.
 
-        Not by DequantizeLinear: before a QuantizeLinear a runtime may take the two for a pair it can merge.
+        It does not use DequantizeLinear, which a runtime may merge with a QuantizeLinear after it.
         """
         name = layer.inputs[index]
         zero_point = self.network.spec(name).zero_point
@@ -66,7 +66,7 @@ class IntegerWriter(GraphBuilder):
         return self.node("Sub", [value, constant], f"{layer.name}/shifted{index}")
 
     def saturating(self, layer: n.Layer, operator: str, inputs: list[str], what: str = "q", **attributes: Any) -> str:
-        """Add a node that saturates to the type, and a Clip where the layer's bounds are narrower."""
+        """Add a node that saturates to the type, and a Clip if the layer's bounds are narrower."""
         output = f"{layer.name}/{what}"
         if not is_narrow(layer.output):
             return self.node(operator, inputs, output, **attributes)
@@ -93,10 +93,10 @@ class IntegerWriter(GraphBuilder):
     def conv_integer(
         self, layer: n.Requantize, weight: NDArray[np.int8], bias: NDArray[np.int32], attributes: dict[str, Any]
     ) -> str:
-        """Write equation (2) and return the accumulators, the layer's integers if it has no multiplier.
+        """Write equation (2) and return the accumulators. They are the layer's integers if it has no multiplier.
 
-        The weights have the input's type, as uint8 with the zero point 128: the kernels for mixed types are several
-        times slower, and saturate where there is no VNNI.
+        The weights have the input's type; as uint8, their zero point is 128. The kernels for mixed types are several
+        times slower, and saturate on CPUs without VNNI.
         """
         x = layer.inputs[0]
         acc = q(layer.name) if layer.multiplier is None else f"{layer.name}/acc"
@@ -115,7 +115,7 @@ class IntegerWriter(GraphBuilder):
         x = layer.inputs[0]
         signed = self.constant(f"{layer.name}/weight", weight, np.int8)
         factors = self.multiplier(layer, layer.multiplier, "multiplier", 1)
-        # Runtimes want as many weight zero points as weight scales.
+        # Runtimes require as many weight zero points as weight scales.
         zeros = np.zeros(() if layer.multiplier.values.size == 1 else layer.multiplier.values.size)
         weight_zero = self.constant(f"{layer.name}/weight_zero_point", zeros, np.int8)
         inputs = [q(x), self.unit(), self.zero_point(x), signed, factors, weight_zero]
@@ -123,13 +123,13 @@ class IntegerWriter(GraphBuilder):
         self.saturating(layer, "QLinearConv", inputs, **attributes)
 
     def one_step(self, layer: n.Requantize) -> bool:
-        """Whether QLinearConv can do it all: kernels exist for inputs and outputs of one type only."""
+        """Whether one QLinearConv is enough. Its kernels need the same type for input and output."""
         return layer.multiplier is not None and self.network.spec(layer.inputs[0]).dtype == layer.output.dtype
 
     def write_logits(self) -> None:
-        """Write the way back to reals: logits = s · (q − z), equation (12)."""
+        """Write the logits as real numbers: s · (q − z), equation (12)."""
         name = self.network.output
-        # int32 has the zero point 0, and some runtimes do not take it explicitly.
+        # int32 has the zero point 0, which some runtimes do not accept explicitly.
         zero = [] if self.network.spec(name).dtype == "int32" else [self.zero_point(name)]
         self.node("DequantizeLinear", [q(name), self.scale(name), *zero], "logits")
 
@@ -153,7 +153,7 @@ def _conv2d(w: IntegerWriter, layer: n.Conv2d) -> None:
 
 
 def _join_residual(w: IntegerWriter, layer: n.Conv2d, acc: str) -> None:
-    """Equation (7b). The accumulators do not come from a DequantizeLinear, so no runtime takes this for (7)."""
+    """Equation (7b). The accumulators do not come from a DequantizeLinear, so no runtime mistakes this for (7)."""
     assert layer.multiplier is not None
     assert layer.residual_multiplier is not None
     factors = w.multiplier(layer, layer.multiplier, "multiplier", 3)
@@ -195,7 +195,7 @@ def _mul(w: IntegerWriter, layer: n.Mul) -> None:
 
 
 def _average_pool(w: IntegerWriter, layer: n.AveragePool2d) -> None:
-    """A sum over windows is a depthwise convolution with ones."""
+    """A sum over windows is a depthwise convolution with weights of 1."""
     channels = layer.output.shape[0]
     attributes = window(layer.kernel, layer.stride, layer.padding, dilations=[1, 1], group=channels)
     ones, zeros = np.ones((channels, 1, *layer.kernel), np.int8), np.zeros(channels, np.int32)
@@ -210,7 +210,7 @@ def _average_pool(w: IntegerWriter, layer: n.AveragePool2d) -> None:
 def _max_pool(w: IntegerWriter, layer: n.MaxPool2d) -> None:
     x, padding = q(layer.inputs[0]), layer.padding
     if any(pad >= layer.kernel[i % 2] for i, pad in enumerate(padding)):
-        # ONNX Runtime wants padding below the kernel's size; the type's minimum never wins either.
+        # ONNX Runtime requires padding below the kernel's size. The type's minimum never wins either.
         lowest = w.constant(f"{layer.name}/lowest", np.iinfo(layer.output.dtype).min, layer.output.dtype)
         x = w.pad(layer, x, lowest, ((0, 0), padding[::2], padding[1::2]), f"{layer.name}/padded")
         padding = (0, 0, 0, 0)

@@ -1,6 +1,6 @@
-"""IntegerNetwork → Arrangement: how tensors lie in memory, what moves between them, and what needs no move.
+"""IntegerNetwork → Arrangement: the order of tensors in memory, and the copies that layers need.
 
-Every back end begins here; which kernels compute on these bytes is its own decision. Equation numbers are those of
+Every back end begins here and chooses its own kernels for these bytes. Equation numbers are those of
 docs/arithmetic.md.
 """
 
@@ -30,12 +30,12 @@ _COPY_RANK = 6
 
 @dataclass(frozen=True)
 class Copy:
-    """Runs of bytes copied from one regular pattern of places to another: nested loops, the last one the fastest."""
+    """A copy of runs of bytes from one regular pattern to another: nested loops, the last one the fastest."""
 
     source: Operand
     target: Operand
     sizes: tuple[int, ...]
-    """Runs along each loop; empty for a single run."""
+    """Iterations of each loop; empty for a single run."""
     from_steps: tuple[int, ...]
     to_steps: tuple[int, ...]
     """Bytes."""
@@ -47,7 +47,7 @@ class Copy:
         """Return ``move`` in bytes.
 
         Raises:
-            ConfigurationError: the move has more strides than the kernels know; names the layer.
+            ConfigurationError: the move has more nested loops than the kernels support; names the layer.
         """
         item = source.item
         sizes, from_steps, to_steps = list(move.sizes), list(move.from_steps), list(move.to_steps)
@@ -72,7 +72,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Rescale:
-    """An operand of a concatenation that is brought to the result's scale, equation (3)."""
+    """An operand of a concatenation that is converted to the result's scale, equation (3)."""
 
     source: Operand
     target: Operand
@@ -83,26 +83,26 @@ class Rescale:
     y_step: int
     """Bytes between runs of the result."""
     in_zero: int
-    """The operand's zero point as it is kept."""
+    """The operand's zero point as stored."""
     multiplier: n.Multiplier
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ArrangedLayer:
-    """One layer: its name in C, and what happens to its bytes besides its kernel."""
+    """One layer: its name in C, and the copies and views of its bytes."""
 
     index: int
     layer: n.Layer
     identifier: str
     moves: tuple[Copy | Rescale, ...]
-    """What fills the output of a layer that only moves integers."""
+    """The copies that write the output of a layer that only moves integers."""
     scratch: tuple[Tensor, ...]
     """Tensors that only this layer uses."""
     view_of: str | None
-    """The tensor whose bytes are, as they stand, also this one."""
+    """The tensor whose bytes this one shares unchanged."""
     in_place_of: tuple[str, ...]
-    """Operands whose bytes the result may take, if nothing reads them afterwards and the kernel goes through the
-    result in order."""
+    """Operands that the result may overwrite if nothing reads them afterwards and the kernel writes the result in
+    order."""
 
     @property
     def macs(self) -> int:
@@ -122,7 +122,7 @@ class Arrangement:
     layers: tuple[ArrangedLayer, ...]
     """In order."""
     roots: Mapping[str, str]
-    """For each layer, the tensor whose bytes are its output's: its own, or the one it is a view of."""
+    """For each layer, the tensor that owns the bytes of its output: itself, or the one that it is a view of."""
 
     def inputs(self, layer: n.Layer) -> list[Tensor]:
         """Return the tensors that a layer reads."""
@@ -130,7 +130,7 @@ class Arrangement:
 
 
 def arrange(network: IntegerNetwork) -> Arrangement:
-    """Decide how the tensors of a network lie in memory.
+    """Decide the order of a network's tensors in memory.
 
     Raises:
         ConfigurationError: integers alone cannot compute it; names the layer and what to do.
@@ -153,7 +153,7 @@ def refusal(network: IntegerNetwork, layer: n.Layer, found: str, remedy: str) ->
 
 @dataclass(frozen=True)
 class _Arranged:
-    """What a handler decided."""
+    """The decision of a handler."""
 
     moves: tuple[Copy | Rescale, ...] = ()
     view_of: str | None = None
@@ -162,7 +162,7 @@ class _Arranged:
 
 
 class _Arranger:
-    """Walks the layers; what one handler needs to know of those before."""
+    """Walks the layers and keeps what later handlers need."""
 
     def __init__(self, network: IntegerNetwork) -> None:
         self.network = network
@@ -196,18 +196,18 @@ class _Arranger:
         return [self.tensors[name] for name in layer.inputs]
 
     def view_or_copy(self, layer: n.Layer, move: Move) -> _Arranged:
-        """Return nothing to do, if bytes can stay as they are, else the copy."""
+        """Return a view if no byte has to move, else the copy."""
         (x,) = self.inputs(layer)
         if move.is_plain and x.size == self.tensors[layer.name].size and not self._must_leave_image(layer):
             return _Arranged(view_of=x.name)
         return _Arranged((Copy.of(self.network, x, self.tensors[layer.name], move),))
 
     def _must_leave_image(self, layer: n.Layer) -> bool:
-        """Whether this is the network's output but would lie in the caller's image."""
+        """Whether a view would place the network's output in the caller's image."""
         return layer.name == self.network.output and self.roots[layer.inputs[0]] == self.network.input.name
 
     def order_is_free(self, name: str) -> bool:
-        """Whether only linear layers read a tensor, whose weights can follow any order of elements."""
+        """Whether only linear layers read a tensor. Their weights can be stored for any order of elements."""
         readers = [layer for layer in self.network if name in layer.inputs]
         return (
             name != self.network.output
@@ -220,7 +220,7 @@ class _Arranger:
         )
 
     def keep_order(self, layer: n.Layer) -> None:
-        """Let a layer's output have its input's order of elements."""
+        """Give a layer's output the element order of its input."""
         self.tensors[layer.name] = Tensor(layer.name, layer.output, self.tensors[layer.inputs[0]].order)
 
 
@@ -239,10 +239,10 @@ def _mul(a: _Arranger, layer: n.Mul) -> _Arranged:
 def _pool_fits_in_place(
     layer: n.MaxPool2d | n.AveragePool2d, shape: tuple[int, ...], dilation: tuple[int, int]
 ) -> bool:
-    """Whether no window reads a pixel that an earlier one was written over.
+    """Whether no window reads a pixel that an earlier result has overwritten.
 
-    Pixel p of the result is written after windows up to p were read, so it suffices that every window p reads
-    pixels from p on.
+    Pixel p of the result is written after windows 0 to p are read, so it is sufficient that window p reads only pixels
+    from p on.
     """
     firsts = []
     for axis in (0, 1):
@@ -360,4 +360,4 @@ _ARRANGE: dict[type[n.Layer], Callable[[_Arranger, Any], _Arranged]] = {
     n.Slice: _slice,
     n.Table: _byte_by_byte,
 }
-"""Layers that are not here are computed into bytes of their own, in the order of memory."""
+"""Other layers are computed into their own bytes, in memory order."""

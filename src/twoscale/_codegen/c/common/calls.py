@@ -1,18 +1,32 @@
-"""Calls of C kernels as data: what each back end's kernels take, as dataclasses, and their text in C.
+"""Calls of C kernels as data: the arguments of each back end's kernels are dataclasses.
 
-A back end has one class of ``Call`` for each kernel. Its members, in their order, are the arguments of the C function.
+A back end has one class of ``Call`` for each kernel. Its members are the arguments of the C function, in order.
 A member that is a ``Params`` becomes a static struct, which every kernel takes first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NULL", "Argument", "Call", "Constant", "Inline", "Kernel", "Name", "Operand", "Params", "Value", "Whole"]
+__all__ = [
+    "NULL",
+    "Argument",
+    "Call",
+    "Constant",
+    "Inline",
+    "Kernel",
+    "Name",
+    "Operand",
+    "Params",
+    "Value",
+    "Whole",
+    "with_needs",
+]
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,25 @@ class Kernel:
     """Other kernels that it calls."""
 
 
+K = TypeVar("K", bound=Kernel)
+
+
+def with_needs(used: Iterable[K], order: Sequence[K]) -> list[K]:
+    """Return kernels and those that they need, in the order in which they are written.
+
+    Args:
+        used: some of ``order``, any number of times.
+        order: all kernels, each after those that it needs.
+    """
+    needed: set[Kernel] = set()
+    waiting: list[Kernel] = list(used)
+    while waiting:
+        kernel = waiting.pop()
+        needed.add(kernel)
+        waiting += kernel.needs
+    return [kernel for kernel in order if kernel in needed]
+
+
 @dataclass(frozen=True, eq=False)
 class Constant:
     """A static array."""
@@ -33,7 +66,7 @@ class Constant:
     ctype: str
     values: NDArray[Any]
     dimensions: tuple[int, ...]
-    """What the values mean, slowest first; for the comment."""
+    """Sizes of its dimensions, slowest first, for the comment."""
 
     @property
     def size(self) -> int:
@@ -52,7 +85,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Name:
-    """A variable or macro of the C in which the call stands."""
+    """A variable or macro that is defined where the call is written."""
 
     text: str
 
@@ -62,7 +95,7 @@ NULL = Name("NULL")
 
 @dataclass(frozen=True)
 class Inline:
-    """An int32_t array that stands where it is used."""
+    """An int32_t array as a compound literal."""
 
     values: tuple[int, ...]
 
@@ -92,9 +125,9 @@ class Params:
 
 
 Value = int | np.float32 | Whole | Constant | Name | Inline | Params | tuple[int, ...]
-"""What a member of a struct can be."""
+"""Types of a struct's members."""
 Argument = Operand | Constant | Name | int | None
-"""What an argument can be; None is NULL."""
+"""Types of an argument; None is NULL."""
 
 
 @dataclass(frozen=True)

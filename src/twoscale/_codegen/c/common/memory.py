@@ -1,4 +1,4 @@
-"""The memory plan: which bytes of the arena each tensor uses, and when."""
+"""The memory plan: the bytes of the arena that each tensor uses, and when."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ __all__ = ["Buffer", "MemoryPlan", "plan_memory"]
 
 @dataclass(frozen=True)
 class Buffer:
-    """Bytes that are needed from one step to another, both included."""
+    """Bytes that are live from step ``first`` to step ``last``, inclusive."""
 
     size: int
     first: int
     last: int
 
     def meets(self, other: Buffer) -> bool:
-        """Whether both are needed at one step."""
+        """Whether both are live at some step."""
         return self.first <= other.last and other.first <= self.last
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Where each buffer lies."""
+    """The offset of each buffer."""
 
     offsets: tuple[int, ...]
     """In the order of the buffers, in bytes."""
@@ -40,9 +40,9 @@ _TRIES = 500
 def plan_memory(buffers: Sequence[Buffer]) -> MemoryPlan:
     """Place buffers so that those needed at one step do not overlap.
 
-    Greedy: one after the other, each into the smallest gap that is large enough between the buffers placed
-    before that it meets (best fit). The order decides how well that goes: by size is nearly always best; where it
-    misses the bound, others are tried, many of them at random (seeded), until one reaches it.
+    Buffers are placed one after the other, each into the smallest sufficient gap between the buffers placed before that
+    are live at the same time (best fit). The result depends on the order. Descending size is nearly always best. If it
+    misses the lower bound, other orders are tried, many of them random (seeded), until one reaches it.
     """
     bound = max((_live(buffers, step) for step in {b.first for b in buffers}), default=0)
     best = MemoryPlan((), -1, bound)

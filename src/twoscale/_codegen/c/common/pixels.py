@@ -1,4 +1,4 @@
-"""The table that takes 8-bit pixels to the network's integers, so that a target needs no floating point at all."""
+"""The table from 8-bit pixels to the network's integers. With it, a target needs no floating point."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["pixel_table"]
 def pixel_table(network: IntegerNetwork) -> NDArray[Any] | None:
     """Return, for each channel, the input integers of pixels 0..255, (C, 256).
 
-    The normalization is that of the network's metadata, (p / 255 − mean) / std; None where that says nothing or
-    where the input is no image.
+    The normalization, (p / 255 − mean) / std, is in the network's metadata. None if it is not, or if the input is not
+    an image.
     """
     mean, std = network.metadata.get("mean"), network.metadata.get("std")
     spec = network.input.output

@@ -14,7 +14,7 @@ __all__ = ["Placement", "place"]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where tensors lie."""
+    """The places of tensors."""
 
     places: Mapping[str, Place]
     plan: MemoryPlan
@@ -33,9 +33,9 @@ class _Group:
 
 
 def place(arrangement: Arrangement) -> Placement:
-    """Decide which tensors share bytes, and lay the arena out, for kernels that compute whole tensors of one image.
+    """Decide which tensors share bytes, and lay out the arena, for kernels that compute whole tensors of one image.
 
-    The image and the output lie where the caller has them. An image of int8 becomes bytes in the arena first.
+    The image and the output are in the caller's buffers. An int8 image is first converted to bytes in the arena.
     """
     network, tensors = arrangement.network, arrangement.tensors
     groups: dict[str, _Group] = {}
@@ -64,7 +64,7 @@ def place(arrangement: Arrangement) -> Placement:
 
 
 def _share_in_place(step: ArrangedLayer, groups: dict[str, _Group]) -> None:
-    """Let a step's result take the bytes of an operand that dies in it, where the kernel allows that."""
+    """Let a step's result overwrite an operand that is read there for the last time, if the kernel allows it."""
     mine = groups[step.layer.name]
     for candidate in step.in_place_of:
         theirs = groups[candidate]

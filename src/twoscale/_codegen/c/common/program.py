@@ -1,4 +1,4 @@
-"""A network as calls of C kernels on bytes, with the constants and the place of every tensor. No text yet."""
+"""A network as calls of C kernels on bytes, with constants and the place of every tensor, but no text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Constants", "Lowered", "Step", "step_of"]
 
 
 class Constants:
-    """Gives the static arrays of a program names of their own, and collects those of one layer."""
+    """Gives each static array of a program its own name, and collects those of one layer."""
 
     def __init__(self) -> None:
         self._identifiers = Identifiers()
@@ -34,7 +34,7 @@ class Constants:
         self._made = []
 
     def add(self, kind: str, ctype: str, values: NDArray[Any], dimensions: tuple[int, ...]) -> Constant:
-        """Make a static array of the layer; ``kind`` is what it is, as part of its name."""
+        """Make a static array of the layer; ``kind``, such as "weight", becomes part of its name."""
         name = self._identifiers.ending(self._identifier, kind)
         made = Constant(name, ctype, np.ascontiguousarray(values).ravel(), dimensions)
         self._made.append(made)
@@ -48,7 +48,7 @@ class Constants:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Step(ArrangedLayer):
-    """What one layer does."""
+    """One layer with its calls and constants."""
 
     calls: tuple[Call, ...]
     constants: tuple[Constant, ...]
@@ -61,7 +61,7 @@ def step_of(arranged: ArrangedLayer, calls: Sequence[Call], constants: tuple[Con
 
 @dataclass(frozen=True, eq=False)
 class Lowered(ABC):
-    """A network as calls of kernels, with the place of every tensor: what every back end makes."""
+    """A network as calls of kernels, with the place of every tensor. Every back end makes one."""
 
     network: IntegerNetwork
     tensors: Mapping[str, Tensor]
@@ -89,7 +89,7 @@ class Lowered(ABC):
         """Size of the arena."""
 
     def bytes_kept(self, name: str) -> int:
-        """Return how many bytes of the tensor there are at once."""
+        """Return how many bytes of the tensor are in memory at once."""
         return self.tensors[name].size
 
     def instances(self) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""The self-test of an exported network: images, outputs, and a checksum of every layer, by the NumPy reference."""
+"""The self-test of an exported network: images, and the NumPy reference's outputs and checksums of every layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ __all__ = ["default_images", "self_test"]
 
 
 def default_images(network: IntegerNetwork, count: int = 4) -> NDArray[Any]:
-    """Return quantized images (count, C, H, W): random; of three or more, the last two are all lowest, all highest."""
+    """Return quantized images (count, C, H, W). They are random; of three or more, the last two have only the lowest
+    and only the highest integer."""
     spec = network.input.output
     images = np.random.default_rng(0).integers(spec.lo, spec.hi, (count, *spec.shape), endpoint=True)
     if count > 2:

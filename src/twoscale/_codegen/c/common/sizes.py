@@ -23,20 +23,20 @@ class LayerSize:
     macs: int
     """Multiply-adds of weights for one image."""
     constant_bytes: int
-    """Weights, biases, multipliers and tables (for the input, that of pixels): flash."""
+    """Flash for weights, biases, multipliers and tables (for the input, the table of pixels)."""
     output_bytes: int
-    """Bytes of the output that there are at once: all, or those of the rows that are kept."""
+    """Bytes of the output in memory at once: all, or the rows that are kept."""
     where: str
     """"image" or "output" (the caller's memory), or "arena"."""
     arena_offset: int | None
     """Of the output, in bytes; None if it is not in the arena."""
     live_bytes: int
-    """Bytes of the arena that are needed while this layer runs."""
+    """Bytes of the arena in use while this layer runs."""
 
 
 @dataclass(frozen=True)
 class SizeReport:
-    """An exported network in numbers; bytes are those of the target."""
+    """The sizes of an exported network on the target."""
 
     name: str
     fingerprint: str
@@ -44,20 +44,20 @@ class SizeReport:
     macs: int
     """Multiply-adds for one image."""
     constant_bytes: int
-    """Weights, biases, multipliers and tables: flash, to which the code comes (see ``make size``)."""
+    """Flash for weights, biases, multipliers and tables, without the code (see ``make size``)."""
     arena_bytes: int
     """Working memory."""
     arena_bound_bytes: int
-    """The most bytes that a single layer needs; no plan takes less."""
+    """The most bytes that a single layer needs: a lower bound for any plan."""
     unshared_bytes: int
-    """Size of the arena if every tensor had its own bytes."""
+    """Size of the arena if no tensors shared bytes."""
     input_bytes: int
     output_bytes: int
     layers: tuple[LayerSize, ...]
 
 
 def size_report(program: Lowered, name: str, pixels: int) -> SizeReport:
-    """Return what a program costs.
+    """Return the sizes of a program.
 
     Args:
         program: the network as calls.

@@ -51,7 +51,7 @@ class SourceBase(ABC):
 
     @abstractmethod
     def texts(self) -> dict[str, str]:
-        """Return the names and texts of the files that a program includes and compiles."""
+        """Return the names and texts of the files to include and compile."""
 
     def makefile(self) -> str:
         """Return the text of the Makefile."""
@@ -59,7 +59,7 @@ class SourceBase(ABC):
 
     @property
     def pixel_bytes(self) -> int:
-        """Bytes of the table that turns pixels into integers; 0: there is none."""
+        """Size of the table from pixels to integers, in bytes; 0 if there is none."""
         return 0
 
     @cached_property
@@ -91,7 +91,7 @@ class SourceBase(ABC):
 
     @property
     def choices(self) -> bytes:
-        """What makes exports of one network differ."""
+        """Options that make exports of one network differ."""
         return b""
 
     @cached_property
@@ -100,7 +100,7 @@ class SourceBase(ABC):
         return self.program.instances()
 
     def render(self, template: str, **values: Any) -> str:
-        """Return a template's text, with what all of them use."""
+        """Render a template with the values that all templates use."""
         return (
             templates()
             .get_template(template)
@@ -118,7 +118,7 @@ class SourceBase(ABC):
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return what every header says: sizes, scales, the tensors."""
+        """Return the facts in every header: sizes, scales, the table of tensors."""
         program = self.program
         return {
             "input": program.input,
@@ -137,7 +137,7 @@ class SourceBase(ABC):
         }
 
     def constants(self) -> list[str]:
-        """Return, for each layer that has any, a comment about it, its arrays, and the parameters of its calls."""
+        """Return a block for each layer with constants: a comment, its arrays, and the parameters of its calls."""
         told = zip(self.program.steps, self.instances, strict=True)
         return [self._constants(step, names) for step, names in told if step.constants or any(names)]
 

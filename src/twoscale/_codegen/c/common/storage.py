@@ -1,7 +1,7 @@
-"""Where the elements of a tensor lie in memory, and copies between such patterns.
+"""The order of a tensor's elements in memory, and copies between such orders.
 
-Images (C, H, W) are kept in H, W, C order, which suits dot products over channels; tensors of more dimensions
-likewise put their last two first. Vectors and matrices are kept as they are. A shape never has the batch.
+Images (C, H, W) are stored in H, W, C order, which suits dot products over channels. Tensors of more dimensions also
+have their last two first. Vectors and matrices are stored in C order. Shapes leave out the batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def memory_axes(rank: int) -> tuple[int, ...]:
 
 
 def memory_order(shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """Return, for each place in memory, which element in C order lies there; (size,)."""
+    """Return the index of the element (in C order) at each place in memory; (size,)."""
     elements = np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
     return elements.transpose(memory_axes(len(shape))).ravel()
 
@@ -39,9 +39,9 @@ def memory_steps(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Move:
-    """Elements copied from one regular pattern to another: nested loops, the last one the fastest.
+    """A copy of elements from one regular pattern to another: nested loops, the last one the fastest.
 
-    Loops are as few as possible: those of one element are left out, and neighbours that make one are joined.
+    There are as few loops as possible: loops of one element are left out, and loops that form one are joined.
     """
 
     sizes: tuple[int, ...]
@@ -77,14 +77,14 @@ class Move:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it copies one block as it is."""
+        """Whether it copies one block."""
         return self.from_steps == self.to_steps and self.from_steps in {(), (1,)}
 
 
 def reshape_move(source: tuple[int, ...], target: tuple[int, ...]) -> Move | None:
     """Return the copy that keeps the C order of elements while the shape changes, or None if it takes two.
 
-    Both shapes are cut into common factors, which is possible when each stride in C order divides the next.
+    Both shapes are split into common factors, which is possible if each stride in C order divides the next.
     """
     strides = sorted(set(_suffix_products(source)) | set(_suffix_products(target)))
     pairs = list(itertools.pairwise(strides))

@@ -1,6 +1,6 @@
-"""Tensors as bytes: the order of their elements in memory, and how integers become the bytes that are kept.
+"""Tensors as bytes: the order of their elements in memory, and how integers are stored as bytes.
 
-An activation is one byte, q for uint8 and q + 128 for int8, so that kernels know one type: no difference q − z
+An activation is one byte, q for uint8 and q + 128 for int8, so that kernels need only one type; no difference q − z
 changes. Accumulators are four bytes in the machine's order.
 """
 
@@ -24,7 +24,7 @@ class Tensor:
     name: str
     spec: TensorSpec
     order: NDArray[np.int64]
-    """Which element, in C order, lies at each place in memory."""
+    """For each place in memory, the index of its element in C order."""
 
     @property
     def item(self) -> int:
@@ -38,31 +38,31 @@ class Tensor:
 
     @property
     def shift(self) -> int:
-        """What is added to an integer to give the byte that is kept."""
+        """Added to an integer to give the stored byte."""
         return 128 if self.spec.dtype == "int8" else 0
 
     @property
     def zero(self) -> int:
-        """The zero point as it is kept."""
+        """The zero point as stored."""
         return self.spec.zero_point + self.shift
 
     @property
     def lo(self) -> int:
-        """The lower bound as it is kept."""
+        """The lower bound as stored."""
         return self.spec.lo + self.shift
 
     @property
     def hi(self) -> int:
-        """The upper bound as it is kept."""
+        """The upper bound as stored."""
         return self.spec.hi + self.shift
 
     def to_memory(self, integers: NDArray[Any]) -> NDArray[Any]:
-        """Return integers (N, ...) as they are kept, (N, size), uint8 or int32."""
+        """Return integers (N, ...) as stored: (N, size), uint8 or int32."""
         rows = integers.reshape(len(integers), -1)[:, self.order]
         return rows.astype(np.int32) if self.item == 4 else (rows.astype(np.int16) + self.shift).astype(np.uint8)
 
     def from_memory(self, kept: NDArray[Any]) -> NDArray[Any]:
-        """Return what is kept, (N, size), as integers (N, ...) of the tensor's type."""
+        """Return stored bytes (N, size) as integers (N, ...) of the tensor's type."""
         integers = np.empty((len(kept), len(self.order)), self.spec.dtype)
         integers[:, self.order] = kept.astype(np.int64) - self.shift
         return integers.reshape(len(kept), *self.spec.shape)
@@ -70,7 +70,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: in "image" or "output", which the caller gives, or in the "arena"."""
+    """The place of a tensor: in the caller's "image" or "output", or in the "arena"."""
 
     where: str
     offset: int = 0

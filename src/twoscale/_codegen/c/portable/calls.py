@@ -20,7 +20,7 @@ from twoscale._ir.arithmetic import ADD_SHIFT
 __all__ = ["PortableCalls", "copy_call", "window"]
 
 _LARGEST_EDGE = 3072
-"""Bytes of the stack that two windows at an edge may take."""
+"""Most bytes of the stack for two windows at an edge."""
 
 
 def copy_call(copy: Copy) -> Call:
@@ -32,7 +32,7 @@ def copy_call(copy: Copy) -> Call:
 
 
 def window(layer: n.MaxPool2d | n.AveragePool2d, shape: tuple[int, ...]) -> k.WindowParams:
-    """Return where the windows of a pool of inputs of ``shape`` (C, H, W) lie."""
+    """Return the windows of a pool over inputs of ``shape`` (C, H, W)."""
     channels, in_h, in_w = shape
     _, out_h, out_w = layer.output.shape
     return k.WindowParams(
@@ -46,8 +46,8 @@ class PortableCalls:
 
     Args:
         arrangement: of the tensors.
-        constants: where the layers' arrays go.
-        tiles: whether convolutions may compute in tiles, which the C that has these kernels must allow for.
+        constants: collects the layers' arrays.
+        tiles: whether convolutions may compute in tiles. The C must then define the tile sizes.
     """
 
     def __init__(self, arrangement: Arrangement, constants: Constants, *, tiles: bool = True) -> None:
@@ -56,13 +56,13 @@ class PortableCalls:
         self.tiles = tiles
 
     def step(self, arranged: ArrangedLayer, calls: Callable[[ArrangedLayer], Iterable[Call]] | None = None) -> Step:
-        """Return a layer with its calls: those that ``calls`` makes, by default those for the whole tensor."""
+        """Return a layer with the calls that ``calls`` makes; by default those for the whole tensor."""
         self.constants.begin(arranged)
         made = (calls or self.of)(arranged)
         return step_of(arranged, tuple(made), self.constants.made)
 
     def of(self, arranged: ArrangedLayer) -> tuple[Call, ...]:
-        """Return the calls that compute a layer's whole output; none where bytes stay as they are."""
+        """Return the calls that compute a layer's whole output; empty if no bytes change."""
         return _CALLS[type(arranged.layer)](self, arranged, arranged.layer)
 
     def tensor(self, layer: n.Layer) -> Tensor:
@@ -76,9 +76,9 @@ class PortableCalls:
 
         Args:
             layer: the layer.
-            multiplier: its multiplier; None: accumulators leave as they are.
-            bound: no accumulator is larger in magnitude.
-            added: nor what is added to the product with the multiplier.
+            multiplier: its multiplier; None if accumulators stay int32.
+            bound: on the magnitude of accumulators.
+            added: bound on the magnitude of what is added to the product with the multiplier.
         """
         if multiplier is None:
             return k.Requantization(NULL)
@@ -93,10 +93,10 @@ class PortableCalls:
         return k.Requantization(array, 1, multiplier.shift, is_narrow, y.zero, y.lo, y.hi)
 
     def in_tiles(self, layer: n.Conv2d) -> bool:
-        """Whether the kernels of tiles compute a convolution.
+        """Whether the tile kernels can compute a convolution.
 
-        Taps of a row must be neighbours in memory, sums of bytes as they are must fit 32 bits, and two windows at an
-        edge must fit the stack.
+        Taps of a row must be adjacent in memory, sums of bytes (zero point not subtracted) must fit 32 bits, and two
+        windows at an edge must fit the stack.
         """
         x = self.arrangement.inputs(layer)[0]
         channels, *_ = x.spec.shape
@@ -116,7 +116,7 @@ class PortableCalls:
         return k.Conv2dTiles(*self.conv2d(layer)) if self.in_tiles(layer) else k.Conv2d(*self.conv2d(layer))
 
     def conv2d(self, layer: n.Conv2d) -> tuple[k.Conv2dParams, Operand, Operand | None, Operand]:
-        """Return what the kernels of a convolution take."""
+        """Return the parameters of a convolution."""
         x, *others = self.arrangement.inputs(layer)
         in_c, in_h, in_w = x.spec.shape
         out_c, out_h, out_w = layer.output.shape
@@ -152,21 +152,21 @@ class PortableCalls:
         return params, Operand(x.name), joins, Operand(layer.name)
 
     def average_pool(self, layer: n.AveragePool2d) -> tuple[k.AveragePool2dParams, Operand, Operand]:
-        """Return what the kernels of means take."""
+        """Return the parameters of means over windows."""
         (x,) = self.arrangement.inputs(layer)
         to = self.requantization(layer, layer.multiplier)
         params = k.AveragePool2dParams(**vars(window(layer, x.spec.shape)), in_zero=x.zero, to=to)
         return params, Operand(x.name), Operand(layer.name)
 
     def max_pool(self, layer: n.MaxPool2d) -> tuple[k.MaxPool2dParams, Operand, Operand]:
-        """Return what the kernels of maxima take."""
+        """Return the parameters of maxima over windows."""
         (x,) = self.arrangement.inputs(layer)
         dilation_h, dilation_w = layer.dilation
         params = k.MaxPool2dParams(**vars(window(layer, x.spec.shape)), dilation_h=dilation_h, dilation_w=dilation_w)
         return params, Operand(x.name), Operand(layer.name)
 
     def add(self, layer: n.Add, count: int) -> k.Add:
-        """Return the sum of ``count`` bytes."""
+        """Return the call that adds ``count`` bytes."""
         first, second = self.arrangement.inputs(layer)
         y = self.tensor(layer)
         params = k.AddParams(
@@ -180,19 +180,20 @@ class PortableCalls:
         return k.Add(params, Operand(first.name), Operand(second.name), Operand(layer.name))
 
     def clamp(self, layer: n.Clamp, count: int) -> k.Clamp:
-        """Return the bounds of ``count`` bytes."""
+        """Return the call that clamps ``count`` bytes."""
         y = self.tensor(layer)
         return k.Clamp(Operand(layer.inputs[0]), Operand(layer.name), count, y.lo, y.hi)
 
     def look_up(self, layer: n.Table, count: int) -> k.LookUp:
-        """Return the function of ``count`` bytes."""
+        """Return the call that looks up ``count`` bytes."""
         values = (layer.table + self.tensor(layer).shift).astype(np.uint8)
         table = self.constants.add("table", "uint8_t", values, (256,))
         return k.LookUp(Operand(layer.inputs[0]), Operand(layer.name), count, table)
 
 
 def _folded(layer: n.Conv2d, zero: int) -> NDArray[np.int64]:
-    """Return biases for bytes that are multiplied as they are: less the zero point times the sum of the weights."""
+    """Return biases minus the zero point times the sum of the weights, for kernels that do not subtract the zero
+    point."""
     sums: NDArray[np.int64] = layer.weight.astype(np.int64).sum((1, 2, 3))
     return layer.bias_o.astype(np.int64) - zero * sums
 

@@ -1,4 +1,4 @@
-"""The portable kernels: their C, and what each of them takes. They compute one image in plain C99.
+"""The portable kernels: their C and their parameters. They compute one image in plain C99.
 
 The texts are in the folder kernels/portable, one file for each kernel.
 """
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import ClassVar
 
-from twoscale._codegen.c.common.calls import Call, Constant, Inline, Kernel, Name, Operand, Params
+from twoscale._codegen.c.common.calls import Call, Constant, Inline, Kernel, Name, Operand, Params, with_needs
 
 __all__ = [
     "IMAGE",
+    "NEXT_PLACE",
     "ROWS",
     "TO_INT8",
     "Add",
@@ -70,7 +71,8 @@ _AVERAGE_POOL2D_ROW = Kernel("average_pool2d_row", (_STORE, ROWS))
 _AVERAGE_POOL2D = Kernel("average_pool2d", (_AVERAGE_POOL2D_ROW,))
 _MAX_POOL2D_ROW = Kernel("max_pool2d_row", (ROWS,))
 _MAX_POOL2D = Kernel("max_pool2d", (_MAX_POOL2D_ROW,))
-_COPY = Kernel("copy")
+NEXT_PLACE = Kernel("next_place")
+_COPY = Kernel("copy", (NEXT_PLACE,))
 _RESCALE = Kernel("rescale", (_STORE,))
 _CLAMP = Kernel("clamp")
 _LOOK_UP = Kernel("look_up")
@@ -96,6 +98,7 @@ _KERNELS = (
     _AVERAGE_POOL2D,
     _MAX_POOL2D_ROW,
     _MAX_POOL2D,
+    NEXT_PLACE,
     _COPY,
     _RESCALE,
     _CLAMP,
@@ -103,33 +106,27 @@ _KERNELS = (
     _FROM_INT8,
     TO_INT8,
 )
-"""In the order in which they are written: each after those that it calls."""
+"""In the order of the C file: each kernel comes after those that it calls."""
 
 
 def kernel_texts(used: Iterable[Kernel]) -> list[str]:
-    """Return the texts of the portable kernels among ``used``, and of what they call."""
-    needed: set[Kernel] = set()
-    waiting = [kernel for kernel in used if kernel in _KERNELS]
-    while waiting:
-        kernel = waiting.pop()
-        needed.add(kernel)
-        waiting += kernel.needs
+    """Return the texts of the portable kernels among ``used``, and of those that they call."""
     folder = resources.files("twoscale._codegen.c") / "kernels" / "portable"
-    return [(folder / f"{kernel.name}.c").read_text() for kernel in _KERNELS if kernel in needed]
+    return [(folder / f"{kernel.name}.c").read_text() for kernel in with_needs(used, _KERNELS)]
 
 
 @dataclass(frozen=True)
 class TileSizes:
-    """What the kernels of tiles need on the stack for one row of the output."""
+    """Stack space of the tile kernels for one row of the output."""
 
     rows: int
-    """The most rows of a window."""
+    """The largest number of rows of a window."""
     edge_bytes: int
-    """The most bytes of two windows at an edge."""
+    """The largest number of bytes of two windows at an edge."""
 
 
 def tile_sizes(calls: Iterable[Call]) -> TileSizes | None:
-    """Return what the kernels of tiles need; None where no call computes in tiles."""
+    """Return the stack space of the tile kernels; None if no call computes in tiles."""
     params = [call.parameters for call in calls if isinstance(call, Conv2dTiles | Conv2dTilesRow)]
     if not params:
         return None
@@ -152,7 +149,7 @@ class Requantization(Params):
 
 @dataclass(frozen=True)
 class Conv2dParams(Params):
-    """Of a convolution."""
+    """Parameters of a convolution."""
 
     struct: ClassVar = "conv2d_params"
     in_h: int
@@ -179,7 +176,7 @@ class Conv2dParams(Params):
 
     @property
     def edge_bytes(self) -> int:
-        """Bytes of two neighbouring windows, as the kernels of tiles copy them at an edge."""
+        """Bytes of two neighbouring windows, as the tile kernels copy them at an edge."""
         return self.kernel_h * (self.kernel_w + self.stride_w) * self.in_c
 
 
@@ -207,7 +204,7 @@ class Conv2dTiles(Call):
 
 @dataclass(frozen=True)
 class LinearParams(Params):
-    """Of a fully connected layer."""
+    """Parameters of a fully connected layer."""
 
     struct: ClassVar = "linear_params"
     in_count: int
@@ -230,7 +227,7 @@ class Linear(Call):
 
 @dataclass(frozen=True)
 class AddParams(Params):
-    """Of a sum."""
+    """Parameters of a sum."""
 
     struct: ClassVar = "add_params"
     count: int
@@ -254,7 +251,7 @@ class Add(Call):
 
 @dataclass(frozen=True)
 class MultiplyParams(Params):
-    """Of a product."""
+    """Parameters of a product."""
 
     struct: ClassVar = "multiply_params"
     size: tuple[int, ...]
@@ -278,7 +275,7 @@ class Multiply(Call):
 
 @dataclass(frozen=True)
 class WindowParams(Params):
-    """Where the windows of a pool lie."""
+    """Sizes and positions of the windows of a pool."""
 
     in_h: int
     in_w: int
@@ -295,7 +292,7 @@ class WindowParams(Params):
 
 @dataclass(frozen=True)
 class AveragePool2dParams(WindowParams):
-    """Of means over windows."""
+    """Parameters of means over windows."""
 
     struct: ClassVar = "average_pool2d_params"
     in_zero: int
@@ -314,7 +311,7 @@ class AveragePool2d(Call):
 
 @dataclass(frozen=True)
 class MaxPool2dParams(WindowParams):
-    """Of maxima over windows."""
+    """Parameters of maxima over windows."""
 
     struct: ClassVar = "max_pool2d_params"
     dilation_h: int
@@ -332,8 +329,9 @@ class MaxPool2d(Call):
 
 
 class RowCall(Call):
-    """A kernel that computes one row of its layer, and takes the rows of its inputs that are kept, and the row's
-    number after all other arguments."""
+    """A kernel that computes one row of its layer.
+
+    Its inputs are the rows in memory, and its last argument is the row's number."""
 
 
 @dataclass(frozen=True)
@@ -380,7 +378,7 @@ class MaxPool2dRow(RowCall):
 
 @dataclass(frozen=True)
 class CopyParams(Params):
-    """Of a copy in nested loops, up to six."""
+    """Parameters of a copy in up to six nested loops."""
 
     struct: ClassVar = "copy_params"
     rank: int
@@ -392,7 +390,7 @@ class CopyParams(Params):
 
 @dataclass(frozen=True)
 class CopyRuns(Call):
-    """Runs of bytes copied in nested loops."""
+    """Copies runs of bytes in nested loops."""
 
     kernel: ClassVar = _COPY
     parameters: CopyParams
@@ -402,7 +400,7 @@ class CopyRuns(Call):
 
 @dataclass(frozen=True)
 class Memcpy(Call):
-    """One run of bytes copied."""
+    """Copies one run of bytes."""
 
     kernel: ClassVar = Kernel("memcpy")
     y: Operand
@@ -412,7 +410,7 @@ class Memcpy(Call):
 
 @dataclass(frozen=True)
 class Memset(Call):
-    """Bytes of one value."""
+    """Fills bytes with one value."""
 
     kernel: ClassVar = Kernel("memset")
     y: Operand
@@ -422,7 +420,7 @@ class Memset(Call):
 
 @dataclass(frozen=True)
 class RescaleParams(Params):
-    """Of an operand of a concatenation that has a scale of its own."""
+    """Parameters of an operand of a concatenation with its own scale."""
 
     struct: ClassVar = "rescale_params"
     outer: int
@@ -434,7 +432,7 @@ class RescaleParams(Params):
 
 @dataclass(frozen=True)
 class RescaleRuns(Call):
-    """An operand of a concatenation that has a scale of its own."""
+    """Converts an operand of a concatenation with its own scale."""
 
     kernel: ClassVar = _RESCALE
     parameters: RescaleParams
@@ -444,7 +442,7 @@ class RescaleRuns(Call):
 
 @dataclass(frozen=True)
 class Clamp(Call):
-    """Bytes between two bounds."""
+    """Clamps bytes to two bounds."""
 
     kernel: ClassVar = _CLAMP
     x: Operand
@@ -467,7 +465,7 @@ class LookUp(Call):
 
 @dataclass(frozen=True)
 class FromInt8(Call):
-    """The caller's int8 image as the bytes that kernels know."""
+    """Converts the caller's int8 image to the bytes that kernels use."""
 
     kernel: ClassVar = _FROM_INT8
     image: Name

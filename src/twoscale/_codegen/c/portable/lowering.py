@@ -1,4 +1,4 @@
-"""IntegerNetwork → Program: portable kernels, one call per layer on whole tensors. No text yet."""
+"""IntegerNetwork → Program: one call of a portable kernel per layer, on whole tensors, but no text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Program → text: the header, the source, and what they say about themselves."""
+"""Program → text of the header and the source."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ class Source(SourceBase):
     self_test_template = "selftest.c.jinja"
     makefile_template = "Makefile.jinja"
     row_by_row: ClassVar[bool] = False
-    """Whether there are layers that compute row by row."""
+    """Whether any layer computes row by row."""
 
     @cached_property
     def pixels(self) -> NDArray[Any] | None:
-        """The integers of 8-bit pixels, (C, 256), where the network says how it normalizes."""
+        """The integers of 8-bit pixels, (C, 256), if the network's metadata says how images are normalized."""
         return None if self.compact else pixel_table(self.program.network)
 
     @property
     def pixel_bytes(self) -> int:
-        """Bytes of the table of pixels."""
+        """Size of the table of pixels, in bytes."""
         return 0 if self.pixels is None else self.pixels.size
 
     def texts(self) -> dict[str, str]:
@@ -82,7 +82,8 @@ class Source(SourceBase):
         )
 
     def _blocks(self, instances: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-        """Return title and lines of each part of the function; ``instances`` name each call's parameters."""
+        """Return the title and lines of each part of the function. ``instances`` are the names of each call's
+        parameters."""
         return [self._block(step, names) for step, names in zip(self.program.steps, instances, strict=True)]
 
     def _block(self, step: Step, instances: Sequence[str]) -> dict[str, Any]:
@@ -94,7 +95,7 @@ class Source(SourceBase):
 
     @property
     def choices(self) -> bytes:
-        """What makes exports of one network differ: how it normalizes pixels is no part of its fingerprint."""
+        """What makes exports of one network differ. The normalization of pixels is not part of its fingerprint."""
         return b"" if self.pixels is None else self.pixels.tobytes()
 
     def _used(self) -> set[Kernel]:
@@ -118,7 +119,7 @@ class Source(SourceBase):
         return self._pointer(argument) if isinstance(argument, Operand) else value_text(argument)
 
     def _note(self, step: Step) -> str:
-        """Say what a step does with memory where its calls do not."""
+        """Return a note on what a step does with memory, if its calls do not show it."""
         if step.view_of is not None:
             return f": the same bytes as {printable(step.view_of)}"
         place = self.program.places[step.layer.name]

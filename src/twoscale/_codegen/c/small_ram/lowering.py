@@ -1,4 +1,4 @@
-"""IntegerNetwork → RowProgram: the calls of a program for little RAM, and the place of every tensor. No text yet."""
+"""IntegerNetwork → RowProgram: the calls for little RAM and the place of every tensor, but no text."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _TRIES = 300
 class RowProgram(Program):
     """A program whose layers compute row by row where that saves memory.
 
-    Steps of such layers have the calls for one row. Operands are then the row of the layer's output, and the row of an
-    input with the same number; ``conv2d_row`` and the pools take the rows of inputs that are kept instead.
+    The steps of such layers have the calls for one row. The operands are then the row of the layer's output and the
+    input row of the same number. ``conv2d_row`` and the pools take all rows of their inputs that are in memory.
     """
 
     segments: tuple[Segment, ...]
     kept: Mapping[str, int]
-    """Rows of tensors that are rings; of other tensors all rows are kept."""
+    """Rows of the tensors that are rings. Other tensors are kept whole."""
 
     def rows_of(self, name: str) -> tuple[int, int]:
         """Return how many rows of a tensor (C, H, W) are kept, and the bytes of one."""
@@ -64,7 +64,7 @@ def lower(network: IntegerNetwork) -> RowProgram:
     places, size = _place(arrangement, whole.places, segments, kept)
     plan = MemoryPlan((), size, max(segment.bytes for segment in segments))
     live = tuple(segment.bytes for segment in segments for _ in range(segment.first, segment.last + 1))
-    if size >= whole.plan.size:  # nothing is gained
+    if size >= whole.plan.size:  # no gain
         segments, kept = tuple(Segment(i, i) for i in range(len(arrangement.layers))), {}
         places, plan, live = dict(whole.places), whole.plan, whole.live_bytes
     streamed = {index for segment in segments for index in segment.order}
@@ -74,7 +74,7 @@ def lower(network: IntegerNetwork) -> RowProgram:
 
 
 class _RowCalls(PortableCalls):
-    """Makes the calls that compute layers row by row, too."""
+    """Also makes the calls that compute layers row by row."""
 
     def of_a_row(self, arranged: ArrangedLayer) -> tuple[Call, ...]:
         """Return the calls that compute one row of a layer."""
@@ -133,7 +133,7 @@ def _row(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Part:
-    """A tensor in a body: bytes at ``begin``, needed from one segment to another, both included."""
+    """A tensor in a body: bytes at ``begin``, live from segment ``first`` to segment ``last``."""
 
     name: str
     begin: int
@@ -152,12 +152,12 @@ class _Part:
 def _place(
     arrangement: Arrangement, whole: Mapping[str, Place], segments: Sequence[Segment], kept: Mapping[str, int]
 ) -> tuple[dict[str, Place], int]:
-    """Lay the arena out, given where tensors lie if they are whole.
+    """Lay out the arena, given the places of whole tensors.
 
-    Tensors that may share bytes have fixed places to each other, and are placed together.
+    Tensors that may share bytes have fixed distances from each other and are placed together.
     """
     bound = max((segment.bytes for segment in segments), default=0)
-    # What does not have to share bytes is easier to place by itself.
+    # Tensors that need not share bytes are easier to place one by one.
     hungry = [replace(s, over=s.over if s.bytes + s.saved > bound else None) for s in segments]
     best: list[_Part] = []
     best_size = -1
@@ -192,7 +192,7 @@ def _place(
 def _bodies(
     arrangement: Arrangement, whole: Mapping[str, Place], segments: Sequence[Segment], kept: Mapping[str, int]
 ) -> list[list[_Part]]:
-    """Return what is placed together."""
+    """Return the groups of tensors that are placed together."""
     segment_of = {i: number for number, s in enumerate(segments) for i in range(s.first, s.last + 1)}
     root: dict[str, str] = {}
     made: dict[str, int] = {}
@@ -229,7 +229,7 @@ def _bodies(
 
 
 def _orders(*ways: list[list[_Part]]) -> Iterator[list[list[_Part]]]:
-    """Yield orders in which to place bodies: by size and by time first, then at random (seeded)."""
+    """Yield orders in which to place bodies: by size, by time, then at random (seeded)."""
     for bodies in ways:
         yield sorted(bodies, key=lambda body: -max(part.begin + part.size for part in body))
         yield sorted(bodies, key=lambda body: min(part.first for part in body))

@@ -1,8 +1,8 @@
-"""Which layers compute row by row, and how many rows of each tensor are kept: little RAM instead of whole tensors.
+"""Which layers compute row by row to save RAM, and how many rows of each tensor are kept.
 
-Neighbouring layers form a segment. In a segment each row is computed when it is first needed; a tensor that only the
-segment reads is a ring of a few rows, and a tensor that leaves the segment may be written over the rows of one that
-dies in it. A segment may also be one layer that computes a whole tensor, as every layer does without this plan.
+Neighbouring layers form a segment. In a segment each row is computed when it is first needed. A tensor that only the
+segment reads is a ring of a few rows. An output of the segment may overwrite rows of a tensor that is last read in it.
+A segment may also be a single layer that computes a whole tensor, as every layer does without this plan.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from twoscale._ir import layers as n
 __all__ = ["Segment", "Window", "plan_segments", "windows_of"]
 
 _LONGEST = 40
-"""Layers in a segment: what bounds the time that planning takes."""
+"""Largest number of layers in a segment; it bounds the time of planning."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Which rows of an input a layer needs for its row r: from r · stride − above on, ``extent`` of them."""
+    """The rows of an input that a layer needs for its row r: ``extent`` rows from r · stride − above on."""
 
     stride: int = 1
     above: int = 0
     extent: int = 1
 
     def needed(self, row: int, in_rows: int) -> int:
-        """Return how many rows, from the first of the tensor on, must be there."""
+        """Return how many rows of the tensor must have been computed."""
         return min(in_rows, max(0, row * self.stride - self.above + self.extent))
 
     def first(self, row: int) -> int:
@@ -41,7 +41,7 @@ class Window:
 
 
 def windows_of(arrangement: Arrangement, layer: n.Layer) -> tuple[Window, ...] | None:
-    """Return which rows a layer needs of each input; None where it cannot compute row by row."""
+    """Return the rows that a layer needs of each input; None if it cannot compute row by row."""
     tensors = [arrangement.tensors[name] for name in (layer.name, *layer.inputs)]
     for tensor in tensors:
         plain = len(tensor.spec.shape) == 3 and tensor.item == 1
@@ -66,24 +66,26 @@ def windows_of(arrangement: Arrangement, layer: n.Layer) -> tuple[Window, ...] |
 
 @dataclass(frozen=True)
 class Segment:
-    """Layers first..last, by index, both included, that compute together."""
+    """The layers with indices first..last (inclusive), which compute together."""
 
     first: int
     last: int
     order: tuple[int, ...] = ()
-    """Which layer computes its next row, again and again; empty where one layer computes whole tensors."""
+    """The layer that computes its next row, for each turn; empty if the segment is one layer that computes a whole
+    tensor."""
     kept: Mapping[str, int] = field(default_factory=dict)
-    """Rows of tensors that nothing outside reads."""
+    """Rows kept of each tensor that nothing outside reads."""
     over: tuple[str, str, int] | None = None
-    """(tensor that dies, tensor that is made, b): the second may begin b bytes after the first begins, or before."""
+    """(tensor read last here, tensor made here, b): the second may begin at most b bytes after the start of the
+    first."""
     bytes: int = 0
-    """Of the arena, while the segment computes, if nothing is lost between tensors."""
+    """Bytes of the arena that the segment needs, without gaps between tensors."""
     saved: int = 0
-    """How many more it would be without ``over``."""
+    """Additional bytes without ``over``."""
 
 
 class _Planner:
-    """What planning needs to know of a network."""
+    """The facts about a network that planning needs."""
 
     def __init__(self, arrangement: Arrangement, places: Mapping[str, Place]) -> None:
         self.arrangement = arrangement
@@ -97,7 +99,7 @@ class _Planner:
         self.root = arrangement.roots
         self.made: dict[str, int] = {}
         self.read: dict[str, int] = {}
-        """When tensors that have bytes of the arena are made and last read."""
+        """The steps at which tensors in the arena are written and last read."""
         for index, layer in enumerate(self.layers):
             for used in (*layer.inputs, layer.name):
                 if places[used].where == "arena":
@@ -105,7 +107,7 @@ class _Planner:
                     self.read[self.root[used]] = index
 
     def alive_before(self, first: int) -> int:
-        """Return the bytes of tensors that layer ``first`` and those after it find."""
+        """Return the bytes of tensors that are live when layer ``first`` begins."""
         return sum(self.size[x] for x in self.made if self.made[x] < first <= self.read[x])
 
     def whole(self, index: int) -> Segment:
@@ -152,8 +154,9 @@ class _Planner:
         """Run layers first..last row by row, each row when it is first needed.
 
         Returns:
-            The most rows of each of their tensors that are needed at once; and for (dying, leaving) tensors how many
-            bytes after the first's begin the second may begin; and the layers in the order of their rows.
+            The largest number of rows of each tensor needed at once; for each pair (tensor last read here, output), the
+            largest distance in bytes from the start of the first to the start of the second; and the layers in the
+            order of their rows.
         """
         layers = self.layers[first : last + 1]
         height = self.height
@@ -196,15 +199,15 @@ class _Planner:
         return kept, room, tuple(order)
 
     def reads(self, layer: n.Layer, x: str) -> bool:
-        """Whether a layer reads the bytes of x, under whatever name."""
+        """Whether a layer reads the bytes of x, also through a view."""
         return any(self.root[used] == x for used in layer.inputs)
 
 
 def plan_segments(arrangement: Arrangement, places: Mapping[str, Place]) -> list[Segment]:
     """Cut the layers into segments to minimize the arena bytes of the segment that needs the most.
 
-    Among plans that need equally many, choose the one with the fewest layers row by row. ``places`` gives where tensors
-    lie if they are whole, that is, whether they are in the arena.
+    Among plans that need equally many, it chooses the one with the fewest layers row by row. ``places`` has the places
+    of whole tensors; it decides which of them are in the arena.
     """
     planner = _Planner(arrangement, places)
     count = len(arrangement.layers)

@@ -1,4 +1,4 @@
-"""RowProgram → text: as the source of a program, with loops over rows."""
+"""RowProgram → text: the portable source with loops over rows."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class RowSource(Source):
 
 
 def _kept_as(layer: n.Layer) -> dict[str, str]:
-    """Return what the rows of each input are called in C."""
+    """Return the C variable that holds the rows of each input."""
     return dict(zip(dict.fromkeys(layer.inputs), ("from", "joins"), strict=False))
 
 
@@ -125,7 +125,7 @@ def _indented(lines: Sequence[str], levels: int = 1) -> list[str]:
 
 
 def _input_row(layer: n.Layer) -> str:
-    """Return, in C, the number of the input's row that row ``row`` of a layer is made of."""
+    """Return the C expression for the input row that row ``row`` of a layer is computed from."""
     if isinstance(layer, n.Slice) and layer.axis == 1:
         return "row" + f" * {layer.step}" * (layer.step != 1) + f" + {layer.start}" * (layer.start != 0)
     if isinstance(layer, n.Pad) and layer.widths[1][0]:
@@ -134,7 +134,7 @@ def _input_row(layer: n.Layer) -> str:
 
 
 def _inside(layer: n.Pad) -> str:
-    """Return, in C, when row ``row`` has pixels of the input; empty: always."""
+    """Return the C condition under which row ``row`` has pixels of the input; empty if it always has."""
     before, after = layer.widths[1]
     height = layer.output.shape[1]
     told = [f"row >= {before}"] * (before > 0) + [f"row < {height - after}"] * (after > 0)

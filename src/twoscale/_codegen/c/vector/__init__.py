@@ -1,1 +1,2 @@
-"""C for big CPUs: vector kernels chosen when it runs, whole batches, threads; the same integers as the portable C."""
+"""C for desktop and server CPUs: vector kernels chosen at run time, batches and threads. The integers are those of the
+portable C."""

@@ -1,8 +1,8 @@
-"""Convolutions and linear layers for the vector kernels: windows as runs of bytes, weights as they are read.
+"""Convolutions and linear layers for the vector kernels: windows as runs of bytes, weights in the order of reading.
 
-A window is a few runs of bytes: an undilated row of taps is one, since pixels are neighbours in memory. If a run is
-not a whole number of four-byte words, the missing weights are zero. Bytes are multiplied as they are: bias
-− zero point · Σ weights takes the place of the bias, modulo 2^32, which is what int32 sums are.
+A window is a few runs of bytes. An undilated row of taps is one run, since pixels are adjacent in memory. If a run is
+not a whole number of four-byte words, the missing weights are zero. Bytes are multiplied without subtracting the zero
+point. Instead, the bias is replaced by bias − zero point · Σ weights, modulo 2^32 like all int32 sums.
 """
 
 from __future__ import annotations
@@ -38,24 +38,23 @@ Weights = NDArray[np.int8]
 _SHORT = 9
 """Words of a run."""
 _FAR_BYTES = 128 * 1024
-"""Weights of one layer that other layers' weights and a block's images push out of a core's caches."""
+"""Layers with more bytes of weights are evicted from a core's caches by other layers' weights and the images."""
 
 
 def requantizes_exactly(
     layer: n.Conv2d | n.Linear, x: TensorSpec, residual: TensorSpec | None = None, shift: int = 0
 ) -> bool:
-    """Tell whether the kernels' float32 gives the integers of (3), or of (7b) with a residual.
+    """Whether the kernels' float32 arithmetic gives the integers of (3), or of (7b) with a residual.
 
-    They add the zero point z before rounding, as (5) and (7c) allow, and convert before they clamp, so that numbers
-    have to stay within int32. With a residual they compute q_s · m_s + c and then acc · m + that, where
-    c = z · 2^14 − z_s · m_s. All of q_s · m_s, c and their sum are below 2^24 here, hence exact; the rest is (7c) with
-    B ≤ 3 · 2^22.
+    The kernels add the zero point z before rounding, as (5) and (7c) allow. They convert before they clamp, so numbers
+    have to stay within int32. With a residual they compute r = q_s · m_s + c and then acc · m + r, where c = z · 2^14 −
+    z_s · m_s. All of q_s · m_s, c and their sum are below 2^24 here, hence exact; the rest is (7c) with B ≤ 3 · 2^22.
 
     Args:
-        layer: what is computed.
-        x: what it reads.
-        residual: what joins.
-        shift: from an integer of the residual to the byte that is kept, which the kernels multiply.
+        layer: the layer.
+        x: its input.
+        residual: the tensor that is added, if any.
+        shift: added to an integer of the residual to give the stored byte, which the kernels multiply.
     """
     if layer.multiplier is None:
         return True
@@ -72,13 +71,13 @@ def requantizes_exactly(
 class Windows:
     """A layer as dot products of runs of bytes with weights, for one group of channels.
 
-    Several pixels may count as one with as many times the channels (``merged``), which fills vectors better.
+    Several pixels may be merged into one with several times the channels (``merged``), which fills vectors better.
     """
 
     out_h: int
     out_w: int
     segments: tuple[int, ...]
-    """Where each run of a window begins, in bytes after the first."""
+    """Start of each run of a window, in bytes after the first."""
     row_step: int
     pixel_step: int
     """Bytes between the windows of neighbouring rows and pixels."""
@@ -87,7 +86,7 @@ class Windows:
     bias: NDArray[np.int64]
     scale: NDArray[np.float32] | None
     zero: int
-    """Of the input, as it is kept."""
+    """Zero point of the input as stored."""
     merged: int = 1
 
     @property
@@ -97,7 +96,7 @@ class Windows:
 
     @property
     def is_short(self) -> bool:
-        """Whether runs are so short that each word is made one of its own, which saves a loop."""
+        """Whether runs are so short that each word becomes a run, which saves a loop."""
         return 1 < self.words <= _SHORT
 
     @property
@@ -108,7 +107,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class ConvEnd:
-    """How accumulators become bytes; nothing where they leave as they are."""
+    """How accumulators become bytes; the defaults mean that they stay int32."""
 
     scale: Constant | None = None
     lo: int | None = None
@@ -118,19 +117,19 @@ class ConvEnd:
 
 @dataclass(frozen=True)
 class ConvResidual:
-    """How a residual joins."""
+    """How a residual is added."""
 
     row: int
     pixel: int
     """Bytes between rows and pixels."""
     scale: np.float32
     zero: np.float32
-    """The output's zero point less the residual's times its scale."""
+    """The output's zero point minus the residual's zero point times its scale."""
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Some of a layer's channels, all with one tile, in the order in which the kernel reads."""
+    """Some of a layer's channels, which share one tile, in the kernel's reading order."""
 
     first: int
     """The first channel."""
@@ -143,7 +142,7 @@ class Packed:
 
     @property
     def is_far(self) -> bool:
-        """Whether weights come from so far that they have to be fetched ahead of their use."""
+        """Whether the weights must be prefetched because they do not stay in the cache."""
         return self.weight.nbytes >= _FAR_BYTES
 
 
@@ -190,7 +189,8 @@ def _scale(layer: n.Accumulating, mine: slice) -> NDArray[np.float32] | None:
 
 
 def merge_pixels(windows: Windows, count: int) -> Windows:
-    """Let ``count`` pixels of a row be one with ``count`` times the channels, if its window is runs of whole rows."""
+    """Merge ``count`` pixels of a row into one with ``count`` times the channels, if windows are runs of whole
+    rows."""
     out_c, segments, run = windows.weight.shape
     step = windows.pixel_step
     weight = np.zeros((count, out_c, segments, run + (count - 1) * step), np.int8)
@@ -212,7 +212,7 @@ def merge_pixels(windows: Windows, count: int) -> Windows:
 
 
 def best_merge(windows: Windows) -> Windows:
-    """Merge pixels where that takes fewer cycles."""
+    """Merge pixels if that takes fewer cycles."""
     candidates = [windows]
     for count in range(2, 9):
         if windows.out_w % count == 0 and windows.pixel_step * (count - 1) < 4 * windows.weight.shape[2]:
@@ -221,7 +221,7 @@ def best_merge(windows: Windows) -> Windows:
 
 
 def cycles(windows: Windows) -> float:
-    """Return the cycles of one image by the model of tiles."""
+    """Return the cycles of one image in the model of tiles."""
     return _cycles(windows, _split(windows))
 
 
@@ -231,7 +231,7 @@ def _cycles(windows: Windows, parts: list[tuple[int, int]]) -> float:
 
 
 def _split(windows: Windows) -> list[tuple[int, int]]:
-    """Cut vectors of channels into one or two parts that whole tiles fit: (first, count)."""
+    """Split vectors of channels into one or two parts of whole tiles: (first, count)."""
     vectors = windows.vectors
     whole = vectors // 4 * 4
     candidates = [[(0, vectors)]]
@@ -241,7 +241,7 @@ def _split(windows: Windows) -> list[tuple[int, int]]:
 
 
 def pack(windows: Windows, tile: Tile | None = None) -> list[Packed]:
-    """Return a layer's channels in the order in which kernels read them."""
+    """Return a layer's channels in the kernels' reading order."""
     out_c, segments, run = windows.weight.shape
     words = windows.words
     padded = np.zeros((windows.vectors * LANES, segments, words * 4), np.int8)
@@ -314,7 +314,7 @@ def conv_params(
 
 @dataclass(frozen=True, eq=False)
 class PackedDepthwise:
-    """A depthwise convolution's numbers for blocks of 64 neighbouring bytes, until channels come again."""
+    """The numbers of a depthwise convolution for blocks of 64 neighbouring bytes, for one period of the channels."""
 
     weight: NDArray[np.int8]
     """[blocks][rows of taps][fours of taps][4 vectors][16][4]."""
@@ -324,15 +324,15 @@ class PackedDepthwise:
 
 
 def pack_depthwise(layer: n.Conv2d, zero: int) -> PackedDepthwise:
-    """Return a depthwise convolution in the order in which its kernel reads.
+    """Return a depthwise convolution in its kernel's reading order.
 
-    Vector k of a block has bytes 16i + 4k .. 16i + 4k + 3 of it, for i from 0 to 3: the order that
-    unpacking bytes gives.
+    Vector k of a block has bytes 16i + 4k .. 16i + 4k + 3 of it, for i from 0 to 3, the order in which unpacking leaves
+    them.
     """
     channels, _, kernel_h, kernel_w = layer.weight.shape
     period = math.lcm(channels, 64) // 64 if layer.stride[1] == 1 else -(-channels // 64)
     order = np.arange(64).reshape(4, 4, 4).transpose(1, 0, 2).ravel()
-    channel = (np.arange(period)[:, None] * 64 + order) % channels  # beyond the last channel nothing is stored
+    channel = (np.arange(period)[:, None] * 64 + order) % channels  # nothing is stored beyond the last channel
     fours = -(-kernel_w // 4)
     taps = np.zeros((channels, kernel_h, fours * 4), np.int8)
     taps[:, :, :kernel_w] = layer.weight[:, 0]

@@ -1,4 +1,4 @@
-"""Groups of a convolution together, where each has too few channels for vectors of sixteen."""
+"""Combines groups of a convolution that have too few channels for vectors of sixteen."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["join_groups"]
 
 
 def join_groups(layer: n.Conv2d) -> n.Conv2d:
-    """Return the same convolution with fewer groups, of up to 16 output channels: weights between old ones are 0.
+    """Return the same convolution with fewer groups of up to 16 output channels. Weights between the old groups are 0.
 
-    Products with these are wasted, but the lanes that they use would otherwise be idle.
+    The products with them are wasted, but their lanes would otherwise be idle.
     """
     channels = layer.weight.shape[0] // layer.groups
     together = max(

@@ -1,12 +1,11 @@
-"""The vector kernels: their C, and what each of them takes. They compute a block of images.
+"""The vector kernels: their C and their parameters. They compute a block of images.
 
 The texts are in the folder kernels/vector. A kernel NAME has NAME.c, compiled once for each instruction set, and
-NAME.h, its struct of parameters, if it has one of its own. An instruction set has a header of its name.
+NAME.h with its struct of parameters, unless it uses another kernel's. An instruction set has a header of its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field
 from importlib import resources
 from typing import ClassVar
@@ -14,12 +13,13 @@ from typing import ClassVar
 import numpy as np
 
 from twoscale._codegen.c.common.calls import Call, Constant, Inline, Kernel, Name, Operand, Params, Whole
-from twoscale._codegen.c.portable.kernels import WindowParams
+from twoscale._codegen.c.portable.kernels import NEXT_PLACE, CopyParams, WindowParams
 
 __all__ = [
     "GIVE_OUTPUTS",
     "HEADER_NAMES",
     "IMAGE_BYTES",
+    "KERNELS",
     "AddRows",
     "AveragePool",
     "BlockCall",
@@ -42,7 +42,6 @@ __all__ = [
     "MaxPool",
     "MaxPoolInstance",
     "Move",
-    "MoveParams",
     "MultiplyRows",
     "PoolParams",
     "ReadImages",
@@ -51,7 +50,6 @@ __all__ = [
     "RescaleRunsParams",
     "VectorKernel",
     "text_of",
-    "with_needs",
 ]
 
 HEADER_NAMES = (
@@ -73,10 +71,12 @@ class VectorKernel(Kernel):
     """A C function for a block of images."""
 
     needs: tuple[VectorKernel, ...] = ()
+    portable: tuple[Kernel, ...] = ()
+    """Portable kernels that it calls, or whose struct of parameters it uses."""
     has_params: bool = True
     """Whether it has a file with a struct of parameters."""
     defines: tuple[str, ...] = ()
-    """The functions and types of its file; empty where there is none."""
+    """The functions and types of its file; empty if it has none."""
 
 
 _READ_IMAGES = VectorKernel("read_images", defines=("quantize", "quantize_pixels", "quantize_row", "read_images"))
@@ -84,7 +84,7 @@ GIVE_OUTPUTS = VectorKernel("give_outputs", has_params=False, defines=("give_out
 _FILL_BORDER = VectorKernel("fill_border", defines=("fill_border",))
 _COPY_ROWS = VectorKernel("copy_rows", defines=("copy_rows",))
 _LOOK_UP_ROWS = VectorKernel("look_up_rows", defines=("load_table", "look_up", "look_up_rows", "table256"))
-_MOVE = VectorKernel("move", defines=("move", "move_runs"))
+_MOVE = VectorKernel("move", portable=(NEXT_PLACE,), has_params=False, defines=("move", "move_runs"))
 _RESCALE_RUNS = VectorKernel("rescale_runs", defines=("rescale_runs",))
 _CONV = VectorKernel(
     "conv", defines=("conv_end", "conv_images", "conv_requantize", "conv_rows", "conv_store", "conv_tile")
@@ -98,7 +98,7 @@ _JOIN = VectorKernel("join")
 _ADD_ROWS = VectorKernel("add_rows", (_JOIN,), has_params=False, defines=("add_rows",))
 _MULTIPLY_ROWS = VectorKernel("multiply_rows", (_JOIN,), has_params=False, defines=("multiply_rows",))
 
-_KERNELS = (
+KERNELS = (
     _READ_IMAGES,
     GIVE_OUTPUTS,
     _FILL_BORDER,
@@ -116,32 +116,21 @@ _KERNELS = (
     _ADD_ROWS,
     _MULTIPLY_ROWS,
 )
-"""In the order in which they are written: each after those that it needs."""
-
-
-def with_needs(used: Iterable[VectorKernel]) -> list[VectorKernel]:
-    """Return kernels and what they need, in the order in which they are written."""
-    needed: set[VectorKernel] = set()
-    waiting = list(used)
-    while waiting:
-        kernel = waiting.pop()
-        needed.add(kernel)
-        waiting += kernel.needs
-    return [kernel for kernel in _KERNELS if kernel in needed]
+"""In the order of the C file: each kernel comes after those that it needs."""
 
 
 def text_of(file: str) -> str:
-    """Return a file of the folder of vector kernels."""
+    """Return the text of a file in the folder of vector kernels."""
     return (resources.files("twoscale._codegen.c") / "kernels" / "vector" / file).read_text()
 
 
 @dataclass(frozen=True)
 class Instance:
-    """Numbers that a kernel is compiled for, in the order in which its macro takes them."""
+    """Compile-time numbers of a kernel, in the order of its macro's arguments."""
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """All of them."""
+        """The numbers, in order."""
         return astuple(self)
 
 
@@ -153,12 +142,12 @@ class BlockCall(Call):
 
     @property
     def instance(self) -> Instance | None:
-        """What the kernel is compiled for, if it is compiled more than once."""
+        """The numbers that the kernel is compiled for, if it is compiled more than once."""
         return next((part for part in self._all_parts() if isinstance(part, Instance)), None)
 
     @property
     def function(self) -> str:
-        """The name in C."""
+        """Name of the C function."""
         numbers = () if self.instance is None else self.instance.numbers
         return "_".join(map(str, (self.kernel.name, *numbers)))
 
@@ -171,7 +160,7 @@ class BlockCall(Call):
 
 @dataclass(frozen=True)
 class ReadImagesParams(Params):
-    """How images become the first tensor."""
+    """Parameters of reading images."""
 
     struct: ClassVar = "read_images_params"
     in_h: int
@@ -189,7 +178,7 @@ class ReadImagesParams(Params):
 
 @dataclass(frozen=True)
 class ReadImages(BlockCall):
-    """Images as the first tensor; returns whether there is a NaN or an infinity."""
+    """Writes images as the first tensor. Returns whether a pixel is NaN or infinite."""
 
     kernel: ClassVar = _READ_IMAGES
     parameters: ReadImagesParams
@@ -199,7 +188,7 @@ class ReadImages(BlockCall):
 
 @dataclass(frozen=True)
 class FillBorderParams(Params):
-    """Where the rows of a tensor lie."""
+    """Positions of a tensor's rows."""
 
     struct: ClassVar = "fill_border_params"
     rows: int
@@ -212,7 +201,7 @@ class FillBorderParams(Params):
 
 @dataclass(frozen=True)
 class FillBorder(BlockCall):
-    """The zero point around rows."""
+    """Writes the zero point around rows."""
 
     kernel: ClassVar = _FILL_BORDER
     parameters: FillBorderParams
@@ -222,7 +211,7 @@ class FillBorder(BlockCall):
 
 @dataclass(frozen=True)
 class CopyRowsParams(Params):
-    """Rows that are to lie further apart."""
+    """Parameters of a copy of rows."""
 
     struct: ClassVar = "copy_rows_params"
     rows: int
@@ -233,7 +222,7 @@ class CopyRowsParams(Params):
 
 @dataclass(frozen=True)
 class CopyRows(BlockCall):
-    """Rows copied to where they lie further apart."""
+    """Copies rows to other distances."""
 
     kernel: ClassVar = _COPY_ROWS
     parameters: CopyRowsParams
@@ -244,7 +233,7 @@ class CopyRows(BlockCall):
 
 @dataclass(frozen=True)
 class LookUpRowsParams(Params):
-    """Of any function of one byte."""
+    """Parameters of any function of one byte."""
 
     struct: ClassVar = "look_up_rows_params"
     rows: int
@@ -266,23 +255,11 @@ class LookUpRows(BlockCall):
 
 
 @dataclass(frozen=True)
-class MoveParams(Params):
-    """Of a copy in nested loops, the longest one last."""
-
-    struct: ClassVar = "move_params"
-    rank: int
-    size: tuple[int, ...]
-    from_step: tuple[int, ...]
-    to_step: tuple[int, ...]
-    run: int
-
-
-@dataclass(frozen=True)
 class Move(BlockCall):
-    """Runs of bytes copied in nested loops."""
+    """Copies runs of bytes in nested loops. The innermost loop is the longest."""
 
     kernel: ClassVar = _MOVE
-    parameters: MoveParams
+    parameters: CopyParams
     x: Operand
     y: Operand
     count: Name = field(default=COUNT, init=False)
@@ -290,7 +267,7 @@ class Move(BlockCall):
 
 @dataclass(frozen=True)
 class RescaleRunsParams(Params):
-    """Of an operand of a concatenation that has a scale of its own."""
+    """Parameters of an operand of a concatenation with its own scale."""
 
     struct: ClassVar = "rescale_runs_params"
     outer: int
@@ -305,7 +282,7 @@ class RescaleRunsParams(Params):
 
 @dataclass(frozen=True)
 class RescaleRuns(BlockCall):
-    """An operand of a concatenation that has a scale of its own."""
+    """Converts an operand of a concatenation with its own scale."""
 
     kernel: ClassVar = _RESCALE_RUNS
     parameters: RescaleRunsParams
@@ -316,7 +293,7 @@ class RescaleRuns(BlockCall):
 
 @dataclass(frozen=True)
 class ConvParams(Params):
-    """Of a convolution or a linear layer: windows as runs of bytes."""
+    """Parameters of a convolution or a linear layer: windows are runs of bytes."""
 
     struct: ClassVar = "conv_params"
     out_h: int
@@ -341,7 +318,7 @@ class ConvParams(Params):
 
 @dataclass(frozen=True)
 class ConvInstance(Instance):
-    """A shape of tile, the step between windows, and the ends of a convolution."""
+    """The shape of a tile, the step between windows, and the form of the results."""
 
     pixels: int
     rows: int
@@ -367,7 +344,7 @@ class Conv(BlockCall):
 
 @dataclass(frozen=True)
 class LinearInstance(Instance):
-    """A shape of tile, and the end of a linear layer."""
+    """The shape of a tile, and the form of the results."""
 
     pixels: int
     vectors: int
@@ -376,7 +353,7 @@ class LinearInstance(Instance):
 
 @dataclass(frozen=True)
 class Linear(BlockCall):
-    """A linear layer: images are the pixels of one row."""
+    """A linear layer. The images are the pixels of one row."""
 
     kernel: ClassVar = _LINEAR
     parameters: ConvParams
@@ -388,7 +365,7 @@ class Linear(BlockCall):
 
 @dataclass(frozen=True)
 class DepthwiseParams(Params):
-    """Of a convolution of each channel by itself."""
+    """Parameters of a depthwise convolution."""
 
     struct: ClassVar = "depthwise_params"
     out_h: int
@@ -410,7 +387,7 @@ class DepthwiseParams(Params):
 
 @dataclass(frozen=True)
 class DepthwiseInstance(Instance):
-    """Rows of taps, and fours of taps in a row."""
+    """Rows of taps, and groups of four taps in a row."""
 
     height: int
     fours: int
@@ -418,7 +395,7 @@ class DepthwiseInstance(Instance):
 
 @dataclass(frozen=True)
 class Depthwise(BlockCall):
-    """A convolution of each channel by itself."""
+    """A depthwise convolution."""
 
     kernel: ClassVar = _DEPTHWISE
     parameters: DepthwiseParams
@@ -430,7 +407,7 @@ class Depthwise(BlockCall):
 
 @dataclass(frozen=True)
 class PoolParams(WindowParams):
-    """Of a pool, on rows that may be apart."""
+    """Parameters of a pool. Rows need not be adjacent."""
 
     struct: ClassVar = "pool_params"
     in_row: int
@@ -446,7 +423,7 @@ class PoolParams(WindowParams):
 
 @dataclass(frozen=True)
 class MaxPoolInstance(Instance):
-    """A size of window; whether all windows are inside the image."""
+    """The size of windows, and whether all of them are inside the image."""
 
     height: int
     width: int
@@ -478,7 +455,7 @@ class AveragePool(BlockCall):
 
 @dataclass(frozen=True)
 class JoinParams(Params):
-    """Of a sum or a product of two tensors."""
+    """Parameters of a sum or a product of two tensors."""
 
     struct: ClassVar = "join_params"
     rows: int

@@ -1,4 +1,4 @@
-"""Where the rows of a tensor lie, with a border of zero points or without."""
+"""The positions of a tensor's rows, with or without a border of zero points."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Rows", "bordered", "dense"]
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the bytes of one image's tensor lie: rows of equal length, equally far apart."""
+    """The rows of one image's tensor: of equal length and at equal distances."""
 
     count: int
     length: int
@@ -22,16 +22,16 @@ class Rows:
     first: int = 0
     """Bytes before the first row."""
     size: int = 0
-    """Bytes of all of it, border included."""
+    """Bytes of the tensor with its border."""
 
     @property
     def has_border(self) -> bool:
-        """Whether there is anything around the rows."""
+        """Whether there is a border."""
         return self.size != self.count * self.length
 
 
 def dense(tensor: Tensor) -> Rows:
-    """Return a tensor's rows without a border: those of an image, else one."""
+    """Return a tensor's rows without a border: the rows of an image, or else a single row."""
     if len(tensor.spec.shape) != 3:
         return Rows(1, tensor.size, tensor.size, 0, tensor.size)
     channels, height, width = tensor.spec.shape
@@ -40,7 +40,7 @@ def dense(tensor: Tensor) -> Rows:
 
 
 def bordered(tensor: Tensor, padding: Sequence[int]) -> Rows:
-    """Return a tensor's rows with a border: what is right of a row is also left of the next."""
+    """Return a tensor's rows with a border. The border at the right of a row is also the left border of the next."""
     top, left, bottom, right = padding
     channels, height, width = tensor.spec.shape
     gap = max(left, right) * channels

@@ -1,8 +1,8 @@
-"""IntegerNetwork → VectorProgram: vector kernels on rows of bytes, several images at a time. No text yet.
+"""IntegerNetwork → VectorProgram: calls of vector kernels on rows of bytes, for several images at a time, but no text.
 
-Images lie in H, W, C order like those of the portable C, but a tensor that a convolution reads has a border of zero
-points, so that windows need no bounds checks: rows are further apart than they are long. Layers without a vector kernel
-run the portable one, image after image, on tensors without a border.
+Images are in H, W, C order as in the portable C. A tensor that a convolution reads has a border of zero points, so that
+windows need no bounds checks; the distance between its rows is larger than their length. Layers without a vector kernel
+run the portable one, one image after the other, on tensors without a border.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from twoscale._codegen.c.common.memory import Buffer, MemoryPlan, plan_memory
 from twoscale._codegen.c.common.program import Constants, Lowered, Step
 from twoscale._codegen.c.common.tensors import Place, Tensor
 from twoscale._codegen.c.portable.calls import PortableCalls, copy_call, window
-from twoscale._codegen.c.portable.kernels import Memset
+from twoscale._codegen.c.portable.kernels import CopyParams, Memset
 from twoscale._codegen.c.vector import kernels as k
 from twoscale._codegen.c.vector.convolutions import (
     ConvEnd,
@@ -46,31 +46,32 @@ __all__ = ["VectorProgram", "lower"]
 
 _ALIGNMENT = 64
 _SLACK = 64
-"""Bytes after each tensor that vector loads may touch."""
+"""Bytes after each tensor that vector loads may read."""
 _BLOCK_BYTES = 2 * 1024 * 1024
-"""Arenas of a block of images are to stay in a core's second-level cache."""
+"""Bytes of a core's second-level cache, which the arenas of a block of images must fit."""
 _LARGEST_BLOCK = 16
 _MOST_GROUPS = 64
-"""A convolution of more groups, with at least 16 channels or all there are in each, keeps its portable kernel."""
+"""A convolution that has more groups after groups are combined keeps its portable kernel."""
 
 
 @dataclass(frozen=True, eq=False)
 class VectorProgram(Lowered):
     """A network as calls of kernels for a block of images.
 
-    Places are those of a tensor's first row in an image's part of the arena, and ``live_bytes`` are of that part.
+    Places are those of a tensor's first row in one image's part of the arena. ``live_bytes`` refer to that part too.
     """
 
     rows: Mapping[str, Rows]
-    """By tensor."""
+    """Rows of each tensor."""
     image_bytes: int
-    """An image's part of the arena."""
+    """Bytes of one image's part of the arena."""
     block: int
-    """Images that are computed together."""
+    """Images computed together."""
 
     @property
     def arena_bytes(self) -> int:
-        """Size of the arena of one thread, with what alignment takes and what vectors read beyond the last tensor."""
+        """Size of one thread's arena, with the bytes lost to alignment and those that vectors read beyond the last
+        tensor."""
         beyond = max(
             (4 * layer.groups * layer.dilation[1] for layer in self.network if isinstance(layer, n.Conv2d)), default=0
         )
@@ -89,14 +90,14 @@ def lower(network: IntegerNetwork) -> VectorProgram:
     rows, tensors = lowering.rows, lowering.tensors
     places, plan, live = _place(arrangement, rows, steps)
     image_bytes = _aligned(max(plan.size, 1) + _SLACK)
-    if image_bytes % 4096 == 0:  # images then would compete for the same sets of the first-level cache
+    if image_bytes % 4096 == 0:  # otherwise images would compete for the same sets of the first-level cache
         image_bytes += _ALIGNMENT
     block = max(1, min(_LARGEST_BLOCK, _BLOCK_BYTES // image_bytes))
     return VectorProgram(network, tensors, steps, places, plan, live, rows, image_bytes, block)
 
 
 class _Lowering:
-    """Walks the layers; decides where rows lie."""
+    """Walks the layers and decides on the positions of rows."""
 
     def __init__(self, arrangement: Arrangement) -> None:
         self.network = arrangement.network
@@ -117,7 +118,7 @@ class _Lowering:
                 self.rows[name] = self.rows[root]
 
     def has_kernel(self, layer: n.Layer) -> bool:
-        """Whether a layer has a vector kernel, which reads and writes rows that are apart."""
+        """Whether a layer has a vector kernel, whose rows need not be adjacent."""
         if isinstance(layer, n.Conv2d):
             if self.is_depthwise(layer):
                 return True
@@ -132,14 +133,14 @@ class _Lowering:
         return isinstance(layer, n.QuantizeInput | n.MaxPool2d | n.AveragePool2d | n.Table)
 
     def is_exact(self, layer: n.Conv2d | n.Linear) -> bool:
-        """Whether accumulators become the right bytes in float32."""
+        """Whether float32 turns accumulators into the right bytes."""
         x, *others = (self.network.spec(name) for name in layer.inputs)
         if not others:
             return requantizes_exactly(layer, x)
         return requantizes_exactly(layer, x, others[0], self.tensors[layer.inputs[1]].shift)
 
     def is_depthwise(self, layer: n.Layer) -> bool:
-        """Whether a convolution has one input and one output channel a group, and becomes bytes."""
+        """Whether a convolution has one input and one output channel per group, and a byte as output."""
         return (
             isinstance(layer, n.Conv2d)
             and layer.groups > 1
@@ -149,7 +150,8 @@ class _Lowering:
         )
 
     def gate_of(self, layer: n.Mul) -> tuple[str, str, int] | None:
-        """Return (whole operand, other operand, channels that the other repeats or 0), if the kernel knows the case."""
+        """Return (whole operand, other operand, channels that the other repeats or 0) if the kernel supports the
+        case."""
         for whole, other in (layer.inputs, layer.inputs[::-1]):
             shapes = [self.network.spec(name).shape for name in (layer.name, whole, other)]
             if shapes[1] == shapes[0] and shapes[2] in (shapes[0], (*shapes[0][:1], 1, 1)):
@@ -157,7 +159,8 @@ class _Lowering:
         return None
 
     def _may_have_border(self, name: str) -> bool:
-        """Whether whatever touches a tensor knows rows that are apart; its views only as what linear layers read."""
+        """Whether all kernels that touch a tensor support rows that are not adjacent. Views may be read by linear
+        layers only."""
         views = [view for view, root in self.roots.items() if root == name and view != name]
         plain = [reader for reader in self.readers[name] if reader.name not in views]
         return (
@@ -171,7 +174,7 @@ class _Lowering:
         )
 
     def _give_border(self, name: str) -> None:
-        """Give a tensor the border that the convolutions that read it need."""
+        """Give a tensor the border that its convolutions need."""
         pads = [
             layer.padding
             for layer in self.readers[name]
@@ -222,11 +225,11 @@ class _Lowering:
         return [k.LookUpRows(params, Operand(layer.inputs[0]), Operand(layer.name))]
 
     def read_images(self, layer: n.QuantizeInput) -> list[Call]:
-        """Return the call that makes images the first tensor."""
+        """Return the call that writes images as the first tensor."""
         x = self.tensors[layer.name]
         spec = x.spec
         channels, height, width = spec.shape if len(spec.shape) == 3 else (1, 1, len(x.order))
-        has_inverse = 2.0**-100 < spec.scale < 2.0**100  # else it could lack bits, or be infinite
+        has_inverse = 2.0**-100 < spec.scale < 2.0**100  # otherwise it could be subnormal or infinite
         lo, hi, zero = self.bounds(layer)
         params = k.ReadImagesParams(
             in_h=height,
@@ -244,7 +247,7 @@ class _Lowering:
         return [k.ReadImages(params, Operand(x.name))]
 
     def fill_border(self, name: str) -> Call:
-        """Return the call that puts the zero point around a tensor's rows."""
+        """Return the call that writes the zero point around a tensor's rows."""
         rows = self.rows[name]
         params = k.FillBorderParams(
             rows.count, rows.length, rows.stride, rows.first, rows.size, self.tensors[name].zero
@@ -300,7 +303,7 @@ class _Lowering:
         return calls
 
     def residual(self, layer: n.Conv2d, out_pixel: int) -> ConvResidual | None:
-        """Return how the residual of a convolution joins, if it has one."""
+        """Return how the residual of a convolution is added, if it has one."""
         if layer.residual_multiplier is None:
             return None
         joined = self.tensors[layer.inputs[1]]
@@ -309,13 +312,13 @@ class _Lowering:
         return ConvResidual(self.rows[joined.name].stride, out_pixel, np.float32(scale), np.float32(zero))
 
     def depthwise(self, layer: n.Conv2d) -> list[Call]:
-        """Return the calls of a convolution of each channel by itself."""
+        """Return the calls of a depthwise convolution."""
         calls: list[Call] = []
         source, start = self.first_window(layer, calls)
         stride = self.rows[source].stride
         channels, out_h, out_w = layer.output.shape
         packed = pack_depthwise(layer, self.tensors[source].zero)
-        joined = layer.stride[1] == 1  # then neighbouring pixels are neighbouring bytes of the input, too
+        joined = layer.stride[1] == 1  # neighbouring pixels are then neighbouring bytes of the input too
         weight, bias = self.weights(packed)
         lo, hi, zero = self.bounds(layer)
         params = k.DepthwiseParams(
@@ -339,9 +342,9 @@ class _Lowering:
         return [*calls, k.Depthwise(params, instance, Operand(source, start), Operand(layer.name))]
 
     def first_window(self, layer: n.Conv2d, calls: list[Call]) -> tuple[str, int]:
-        """Return the tensor that a convolution reads, and where in it the first window begins.
+        """Return the tensor that a convolution reads, and the offset of the first window.
 
-        If its input has no border, ``calls`` are given those that make a copy with one.
+        If its input has no border, the calls that make a copy with a border are appended to ``calls``.
         """
         x = self.tensors[layer.inputs[0]]
         source = x.name
@@ -351,7 +354,7 @@ class _Lowering:
         return source, -top * self.rows[source].stride - left * x.spec.shape[0]
 
     def with_border(self, layer: n.Conv2d, x: Tensor, rows: Rows, calls: list[Call]) -> str:
-        """Copy a tensor to where it has a border; return the copy's name."""
+        """Copy a tensor into one with a border; return the copy's name."""
         name = f"{layer.name}: {x.name} with a border"
         while name in self.tensors:
             name += "'"
@@ -363,7 +366,7 @@ class _Lowering:
         return name
 
     def linear(self, layer: n.Linear) -> list[Call]:
-        """Return the calls of a linear layer: images are the pixels of one row."""
+        """Return the calls of a linear layer. The images are the pixels of one row."""
         x, y = self.tensors[layer.inputs[0]], self.tensors[layer.name]
         rows = self.rows[x.name]
         count = rows.count if rows.has_border else 1
@@ -402,7 +405,7 @@ class _Lowering:
         return [k.AveragePool(params, Operand(layer.inputs[0]), Operand(layer.name))]
 
     def pool(self, layer: n.MaxPool2d | n.AveragePool2d) -> k.PoolParams:
-        """Return where windows lie, and how far rows are apart."""
+        """Return the parameters of a pool's windows and rows."""
         x = self.tensors[layer.inputs[0]]
         windows = vars(window(layer, x.spec.shape))
         return k.PoolParams(**windows, in_row=self.rows[x.name].stride, out_row=self.rows[layer.name].stride)
@@ -451,7 +454,7 @@ class _Lowering:
         )
 
     def bounds(self, layer: n.Layer) -> tuple[Whole, Whole, int]:
-        """Return the bounds of a layer's output, relative to its zero point, and that as it is kept."""
+        """Return the bounds of a layer's output relative to its zero point, and the zero point as stored."""
         spec = layer.output
         return Whole(spec.lo - spec.zero_point), Whole(spec.hi - spec.zero_point), self.tensors[layer.name].zero
 
@@ -481,23 +484,23 @@ _CALLS: dict[type[n.Layer], Callable[[_Lowering, Any], Iterable[Call]]] = {
     n.QuantizeInput: _Lowering.read_images,
     n.Table: _Lowering.look_up,
 }
-"""Layers that have a vector kernel, if ``has_kernel`` agrees; others that compute run their portable one."""
+"""Layers with a vector kernel, if ``has_kernel`` agrees. Other layers run their portable kernel."""
 
 
 def _end(layer: n.Conv2d | n.Linear) -> int:
-    """Return what accumulators become: the kernels' NUMBERS, BYTES or JOINED."""
+    """Return the form of the results: the kernels' NUMBERS, BYTES or JOINED."""
     if layer.multiplier is None:
         return 0
     return 2 if len(layer.inputs) > 1 else 1
 
 
 def _copy(copy: Copy) -> Call:
-    """Return the call that copies a block's bytes; of several loops the longest is the last."""
+    """Return the call that copies a block's bytes, with the longest loop innermost."""
     if not copy.sizes:
         return copy_call(copy)
     loops = sorted(zip(copy.sizes, copy.from_steps, copy.to_steps, strict=True))
     size, from_step, to_step = zip(*loops, strict=True)
-    return k.Move(k.MoveParams(len(size), size, from_step, to_step, copy.run), copy.source, copy.target)
+    return k.Move(CopyParams(len(size), size, from_step, to_step, copy.run), copy.source, copy.target)
 
 
 def _aligned(size: int) -> int:
@@ -518,7 +521,7 @@ def _place(
             first, _ = spans.get(root, (step.index, step.index))
             spans[root] = (first, step.index)
     root = roots[arrangement.network.output]
-    spans[root] = (spans[root][0], len(steps))  # read once more, when outputs are handed over
+    spans[root] = (spans[root][0], len(steps))  # read once more when outputs are copied to the caller
     buffers = [Buffer(_aligned(rows[name].size + _SLACK), *span) for name, span in spans.items()]
     plan = plan_memory(buffers)
     placed = dict(zip(spans, plan.offsets, strict=True))

@@ -1,10 +1,10 @@
-"""FastProgram → text: the header, the source, and the kernels that the source compiles for each instruction set."""
+"""VectorProgram → text: the header, the source, and the kernels that are compiled for each instruction set."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from twoscale._codegen.c.common.calls import Call, Operand
+from twoscale._codegen.c.common.calls import Call, Kernel, Operand, with_needs
 from twoscale._codegen.c.common.names import printable
 from twoscale._codegen.c.common.source_base import SourceBase
 from twoscale._codegen.c.common.text import value_text
@@ -12,11 +12,11 @@ from twoscale._codegen.c.portable.kernels import kernel_texts
 from twoscale._codegen.c.vector.kernels import (
     GIVE_OUTPUTS,
     HEADER_NAMES,
+    KERNELS,
     BlockCall,
     ReadImages,
     VectorKernel,
     text_of,
-    with_needs,
 )
 from twoscale._codegen.c.vector.lowering import VectorProgram, lower
 from twoscale._codegen.targets import Target
@@ -78,7 +78,7 @@ class VectorSource(SourceBase):
             output_bytes=program.output.size,
             output_shift=program.output.shift,
             parameters=[text_of(f"{kernel.name}.h") for kernel in self._used() if kernel.has_params],
-            portable=kernel_texts(call.kernel for call in self._calls() if not isinstance(call, BlockCall)),
+            portable=kernel_texts(self._portable()),
             constants=self.constants(),
             isas=isas,
             architectures=list(dict.fromkeys(isa.architecture for isa in isas if isa.architecture)),
@@ -125,9 +125,13 @@ class VectorSource(SourceBase):
     def _calls(self) -> list[Call]:
         return [call for step in self.program.steps for call in step.calls]
 
+    def _portable(self) -> list[Kernel]:
+        called: list[Kernel] = [call.kernel for call in self._calls() if not isinstance(call, BlockCall)]
+        return called + [needed for kernel in self._used() for needed in kernel.portable]
+
     def _used(self) -> list[VectorKernel]:
         used = [call.kernel for call in self._calls() if isinstance(call, BlockCall)]
-        return with_needs([*used, GIVE_OUTPUTS])
+        return with_needs([*used, GIVE_OUTPUTS], KERNELS)
 
     def _pointer(self, operand: Operand) -> str:
         return f"arena + {self.program.places[operand.tensor].offset + operand.offset}"

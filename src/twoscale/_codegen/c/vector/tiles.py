@@ -1,4 +1,4 @@
-"""Which tile of pixels and channels a convolution computes at a time, by a model of its cycles."""
+"""Chooses the tile of pixels and channels that a convolution computes at a time, by a model of its cycles."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ __all__ = ["ACCUMULATORS", "LANES", "Tile", "choose_tile"]
 
 LANES = 16
 ACCUMULATORS = 24
-"""Of 32 vector registers: the others hold weights and an activation."""
+"""Accumulators in the 32 vector registers. The others hold weights and an activation."""
 _LATENCY = 5
-"""Cycles until a sum can be added to again: fewer accumulators than that leave the multiplier waiting."""
+"""Latency of an addition to a sum, in cycles. With fewer accumulators the multiplier waits."""
 _DOT = 0.5
 _LOAD = 0.52
-"""Cycles of a product of vectors, and of a load: two units for each, not always both busy (measured)."""
+"""Cycles of a product of vectors and of a load. There are two units for each, which are not always both busy
+(measured)."""
 _STORE = 2.5
 """Cycles to turn an accumulator into bytes."""
 _TILE = 20.0
 """Cycles to begin a tile."""
 _IMAGES = 8
-"""Images of a block: a tile's rows may be of two of them."""
+"""Images of a block. A tile's rows may come from two of them."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Pixels of a row, rows, and vectors of 16 channels."""
+    """Pixels per row, rows, and vectors of 16 channels."""
 
     pixels: int
     rows: int
@@ -34,7 +35,7 @@ class Tile:
 
 
 def choose_tile(out_h: int, out_w: int, vectors: int, words: int) -> tuple[Tile, float]:
-    """Return the tile for ``vectors`` · 16 channels and windows of ``words`` · 4 bytes, and the cycles of an image."""
+    """Return the tile for ``vectors`` · 16 channels and windows of ``words`` · 4 bytes, and the cycles per image."""
     best: tuple[float, Tile] | None = None
     for together in (v for v in (1, 2, 3, 4) if vectors % v == 0):
         for rows, pixels in itertools.product((1, 2, 3, 4), range(1, ACCUMULATORS + 1)):

@@ -1,4 +1,4 @@
-/* Mean over windows, row after row. */
+/* Mean over windows, one row after the other. */
 static void average_pool2d(const average_pool2d_params *p, const uint8_t *x, uint8_t *y)
 {
     const int32_t y_bytes = p->out_w * p->channels * (p->to.multiplier == NULL ? 4 : 1);

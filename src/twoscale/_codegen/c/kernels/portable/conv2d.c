@@ -1,4 +1,4 @@
-/* Convolution, row after row. */
+/* Convolution, one row after the other. */
 static void conv2d(const conv2d_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y)
 {
     const int32_t y_bytes = p->out_w * p->out_c * (p->to.multiplier == NULL ? 4 : 1);

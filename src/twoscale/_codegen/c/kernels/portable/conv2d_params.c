@@ -9,7 +9,7 @@ typedef struct {
     int32_t groups;
     int32_t in_zero;
     const int8_t *weight; /* [out_c][kernel_h][kernel_w][in_c / groups] */
-    const int32_t *bias;  /* [out_c]; for tiles in_zero times the sum of a channel's weights is taken away */
+    const int32_t *bias;  /* [out_c]; for tiles, in_zero times the sum of the channel's weights is subtracted */
     int32_t residual_zero, residual_multiplier;
     requantization to;
 } conv2d_params;

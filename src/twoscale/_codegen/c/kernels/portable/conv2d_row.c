@@ -1,9 +1,9 @@
-/* One row of any convolution, equations (2) and (3); with a residual, which joins before rounding, (2) and (7b).
+/* One row of any convolution, equations (2) and (3); with a residual, which is added before rounding, (2) and (7b).
  * Taps outside the image hold the zero point, so they add nothing and are left out. */
 
 /* The accumulator of one output channel for the window whose first tap is at column `left`. Taps first_ky..end_ky - 1
- * of a column are inside the image, and the first of them lies in the kept row number `slot`.
- * Taps that are neighbours in memory, as a row of an undilated window is, make one long dot product. */
+ * of a column are inside the image, and the first of them is in the kept row number `slot`.
+ * Taps next to each other in memory, as in a row of an undilated window, are one long dot product. */
 static int32_t conv2d_window(const conv2d_params *p, const kept_rows *x, int32_t first_ky, int32_t end_ky, int32_t slot,
                              int32_t left, int32_t channel)
 {

@@ -1,8 +1,9 @@
 /* One row of a convolution in tiles of two pixels and two channels, equations (2) and (3); with a residual (2) and (7b).
- * Each activation and each weight that is loaded is used twice. Bytes are multiplied as they are, since the biases have
- * the zero point's share taken away. Taps outside the image hold the zero point: windows at an edge are copied. */
+ * Each loaded activation and each loaded weight is used twice. Bytes are multiplied without subtracting the zero point,
+ * because the biases account for it. Windows at an edge are copied, and their taps outside the image filled with the zero
+ * point. */
 #if defined(__GNUC__)
-#define ALONE __attribute__((noinline)) /* mixed into others, the loop would run out of registers */
+#define ALONE __attribute__((noinline)) /* if inlined, the loop would run out of registers */
 #else
 #define ALONE
 #endif
@@ -17,8 +18,8 @@
         sum3 += b * v; \
     }
 
-/* The sums of two windows, whose rows are `apart` bytes from each other, and two channels, whose weights are `other`
- * bytes from each other. A window has `count` rows of `run` bytes. */
+/* The sums of two windows, whose rows are `apart` bytes apart, and two channels, whose weights are `other` bytes apart.
+ * A window has `count` rows of `run` bytes. */
 static ALONE void conv2d_tile(const uint8_t *const *rows, int32_t count, int32_t run, int32_t apart, const int8_t *w,
                               int32_t other, int32_t sums[4])
 {
@@ -47,7 +48,7 @@ static ALONE void conv2d_tile(const uint8_t *const *rows, int32_t count, int32_t
     sums[3] = sum3;
 }
 
-/* Write the sums of a tile of `pixels` and `channels`, as store does; a residual, if any, is at the same index. */
+/* Write the sums of a tile of `pixels` and `channels` as store does. A residual, if any, is at the same index. */
 static void conv2d_store(const conv2d_params *p, uint8_t *y, const uint8_t *joins, int32_t channel, int32_t pixels,
                          int32_t channels, const int32_t sums[4])
 {
@@ -64,7 +65,7 @@ static void conv2d_store(const conv2d_params *p, uint8_t *y, const uint8_t *join
     }
 }
 
-/* The same of a whole tile of a narrow layer. */
+/* The same for a whole tile of a narrow layer. */
 static void conv2d_store_narrow(const conv2d_params *p, uint8_t *y, const uint8_t *joins, int32_t channel,
                                 const int32_t sums[4])
 {

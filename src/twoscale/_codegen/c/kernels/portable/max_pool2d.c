@@ -1,4 +1,4 @@
-/* Maximum over windows, row after row. */
+/* Maximum over windows, one row after the other. */
 static void max_pool2d(const max_pool2d_params *p, const uint8_t *x, uint8_t *y)
 {
     const kept_rows from = {x, p->in_h, p->in_w * p->channels};

@@ -1,4 +1,4 @@
-/* One row of maxima over windows, equation (9); taps outside the image do not take part. */
+/* One row of maxima over windows, equation (9); taps outside the image are ignored. */
 typedef struct {
     int32_t in_h, in_w, channels;
     int32_t out_h, out_w;

@@ -1,4 +1,4 @@
-/* requantize of a number of 32 bits, for layers that are narrow: |value| + 2^(shift - 1) < 2^31. */
+/* requantize for a 32-bit number, for narrow layers: |value| + 2^(shift - 1) < 2^31. */
 static uint8_t requantize_narrow(const requantization *to, int32_t value)
 {
     const int32_t almost_half = ((int32_t)1 << (to->shift - 1)) - 1;

@@ -1,4 +1,5 @@
-/* An operand of a concatenation brought to the result's scale, equation (3): `outer` runs of x, spread over y. */
+/* An operand of a concatenation, converted to the result's scale by equation (3): `outer` runs of x, written at intervals
+ * into y. */
 typedef struct {
     int32_t outer, run, y_step;
     int32_t in_zero;

@@ -1,4 +1,4 @@
-/* The rows of a tensor that are kept: all of them, or the last few, each new one over the oldest. */
+/* The rows of a tensor that are in memory: all of them, or the last few, where each new row overwrites the oldest. */
 typedef struct {
     const uint8_t *first;
     int32_t kept;

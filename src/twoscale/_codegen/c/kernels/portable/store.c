@@ -1,4 +1,4 @@
-/* Write one accumulator: as a byte by equation (3), or as it is. */
+/* Write one accumulator: as a byte by equation (3), or unchanged as int32. */
 static void store(const requantization *to, uint8_t *y, int32_t index, int32_t channel, int32_t acc)
 {
     if (to->multiplier == NULL)

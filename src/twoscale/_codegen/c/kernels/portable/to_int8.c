@@ -1,4 +1,4 @@
-/* Bytes back to the int8 integers that they stand for, in place: 128 taken away. */
+/* From bytes back to int8 integers, in place: 128 is subtracted. */
 static void to_int8(uint8_t *y, int32_t count)
 {
     for (int32_t i = 0; i < count; i++) {

@@ -1,5 +1,5 @@
-/* Sixteen numbers at a time, in two halves: AVX2. Products of bytes are taken in 16 bits, two of them added in 32 by
- * vpmaddwd: exact for all weights, which vpmaddubsw is not. */
+/* Sixteen numbers at a time, in two halves: AVX2. Bytes are multiplied in 16 bits by vpmaddwd, which adds two products in
+ * 32 bits. This is exact for all weights; vpmaddubsw is not. */
 typedef struct {
     __m256i lo, hi;
 } v16i;
@@ -42,7 +42,7 @@ INLINE v16i add_i(v16i a, v16i b)
     return v;
 }
 
-/* Numbers in 0..255 as byte `place` of those of `all`. */
+/* Put numbers in 0..255 into byte `place` of each number of `all`. */
 INLINE v16i put_byte(v16i all, v16i a, int32_t place)
 {
     const __m128i shift = _mm_cvtsi32_si128(8 * place);
@@ -79,7 +79,7 @@ INLINE __m256i add_products(__m256i acc, __m256i a, __m256i b)
     return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
 }
 
-/* To each lane, the four products of its weights. */
+/* Add the four products of its weights to each lane. */
 INLINE v16i dot(v16i acc, word x, weights w)
 {
     acc.lo = add_products(add_products(acc.lo, x.even, w.lo_even), x.odd, w.lo_odd);
@@ -87,7 +87,7 @@ INLINE v16i dot(v16i acc, word x, weights w)
     return acc;
 }
 
-/* The same, as one variable: gcc would keep a sum and its view as another type, and copy one to the other in every step. */
+/* The same value in one variable. Without this, gcc keeps a second copy of another type and updates it in every step. */
 INLINE v16i summed(v16i acc)
 {
     __asm__("" : "+x"(acc.lo), "+x"(acc.hi));
@@ -147,7 +147,7 @@ INLINE int any_beyond(v16f a, float limit)
     return _mm256_movemask_ps(_mm256_cmp_ps(most, _mm256_set1_ps(limit), _CMP_GT_OQ));
 }
 
-/* a * b + c, fused or not: used where both are right. */
+/* a * b + c, fused or not: used where both are correct. */
 INLINE v16f mul_add(v16f a, v16f b, v16f c)
 {
     const v16f v = {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
@@ -205,7 +205,7 @@ INLINE v16b max_b(v16b a, v16b b)
     return _mm_max_epu8(a, b);
 }
 
-/* The first `count` of 16 bytes as numbers; what the others are is open. */
+/* The first `count` of 16 bytes as numbers; the others are undefined. */
 INLINE v16i load_u8(const uint8_t *from, int32_t count)
 {
     uint8_t some[16] = {0};
@@ -239,7 +239,7 @@ INLINE void store_i(uint8_t *to, v16i a, int32_t count)
     memcpy(to, numbers, (size_t)(count < 16 ? count : 16) * sizeof(int32_t));
 }
 
-/* Three bytes of each of the first `count` of 16 numbers, side by side. */
+/* Store three bytes of each of the first `count` of 16 numbers, side by side. */
 INLINE void store_threes(uint8_t *to, v16i a, int32_t count)
 {
     const __m256i bytes = _mm256_broadcastsi128_si256(
@@ -259,7 +259,7 @@ typedef struct {
     __m256i lo, hi;
 } v64b;
 
-/* RNE of |numbers| < 2^31, where those beyond 0..255 become 0 or 255; in their order. */
+/* RNE of |numbers| < 2^31, clamped to 0..255, in the given order. */
 INLINE __m256i round_32(v16f a, v16f b)
 {
     const __m256i words_a = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
@@ -327,7 +327,7 @@ typedef struct {
     lanes at[4];
 } taps; /* four taps of 64 channels */
 
-/* Four taps, `step` bytes apart, side by side for each of 64 channels; in the order that unpacking gives. */
+/* Four taps, `step` bytes apart, side by side for each of 64 channels; in the order in which unpacking leaves them. */
 INLINE taps load_taps(const uint8_t *from, int32_t step)
 {
     taps t;

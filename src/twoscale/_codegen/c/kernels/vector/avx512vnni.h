@@ -22,7 +22,7 @@ INLINE v16i add_i(v16i a, v16i b)
     return _mm512_add_epi32(a, b);
 }
 
-/* Numbers in 0..255 as byte `place` of those of `all`. */
+/* Put numbers in 0..255 into byte `place` of each number of `all`. */
 INLINE v16i put_byte(v16i all, v16i a, int32_t place)
 {
     return _mm512_or_si512(all, _mm512_sll_epi32(a, _mm_cvtsi32_si128(8 * place)));
@@ -41,13 +41,13 @@ INLINE weights load_weights(const int8_t *from)
     return _mm512_loadu_si512(from);
 }
 
-/* To each lane, the four products of its weights. */
+/* Add the four products of its weights to each lane. */
 INLINE v16i dot(v16i acc, word x, weights w)
 {
     return _mm512_dpbusd_epi32(acc, x, w);
 }
 
-/* The same, as one variable: gcc would keep a sum and its view as another type, and copy one to the other in every step. */
+/* The same value in one variable. Without this, gcc keeps a second copy of another type and updates it in every step. */
 INLINE v16i summed(v16i acc)
 {
     __asm__("" : "+v"(acc));
@@ -92,7 +92,7 @@ INLINE int any_beyond(v16f a, float limit)
     return _mm512_cmp_ps_mask(_mm512_abs_ps(a), _mm512_set1_ps(limit), _CMP_GT_OQ) != 0;
 }
 
-/* a * b + c, fused or not: used where both are right. */
+/* a * b + c, fused or not: used where both are correct. */
 INLINE v16f mul_add(v16f a, v16f b, v16f c)
 {
     return _mm512_fmadd_ps(a, b, c);
@@ -114,7 +114,7 @@ INLINE v16i round_f(v16f a)
     return _mm512_cvtps_epi32(a);
 }
 
-/* The first `count` of 16 bytes as numbers; what the others are is open. */
+/* The first `count` of 16 bytes as numbers; the others are undefined. */
 INLINE v16i load_u8(const uint8_t *from, int32_t count)
 {
     return _mm512_cvtepu8_epi32(count >= 16 ? _mm_loadu_si128((const __m128i *)(const void *)from)
@@ -140,7 +140,7 @@ INLINE void store_i(uint8_t *to, v16i a, int32_t count)
         _mm512_mask_storeu_epi32(to, first_lanes(count), a);
 }
 
-/* Three bytes of each of the first `count` of 16 numbers, side by side. */
+/* Store three bytes of each of the first `count` of 16 numbers, side by side. */
 INLINE void store_threes(uint8_t *to, v16i a, int32_t count)
 {
     const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
@@ -176,7 +176,7 @@ INLINE v16b max_b(v16b a, v16b b)
 
 typedef __m512i v64b;
 
-/* RNE of |numbers| < 2^31, where those beyond 0..255 become 0 or 255; in their order. */
+/* RNE of |numbers| < 2^31, clamped to 0..255, in the given order. */
 INLINE v64b round_64(v16f a, v16f b, v16f c, v16f d)
 {
     const __m512i ab = _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
@@ -225,6 +225,8 @@ INLINE void store_few(uint8_t *to, v64b a, int32_t quarter, int32_t count)
     store_b(to, quarter_of(a, quarter), count);
 }
 
+#define HAS_LOOK_UP
+
 typedef struct {
     const uint8_t *at;
     int has_vbmi; /* whether this CPU permutes bytes */
@@ -265,7 +267,7 @@ typedef struct {
     __m512i at[4];
 } taps; /* four taps of 64 channels */
 
-/* Four taps, `step` bytes apart, side by side for each of 64 channels; in the order that unpacking gives. */
+/* Four taps, `step` bytes apart, side by side for each of 64 channels; in the order in which unpacking leaves them. */
 INLINE taps load_taps(const uint8_t *from, int32_t step)
 {
     const __m512i a = _mm512_loadu_si512(from), b = _mm512_loadu_si512(from + step);

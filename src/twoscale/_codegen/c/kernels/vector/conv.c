@@ -1,18 +1,18 @@
-/* Where the rows of a tile begin: of windows, of a residual, of results. */
+/* The start of each row of a tile: in windows, residual and results. */
 typedef struct {
     const uint8_t *x[4], *residual[4];
     uint8_t *y[4];
 } conv_rows;
 
-/* How the accumulators of a tile become results, read once for all of them. */
+/* How the accumulators of a tile become results; read once for all of them. */
 typedef struct {
     v16f zero, residual_scale;
     v64b lo, hi;
     int32_t rest, out_pixel, residual_pixel;
 } conv_end;
 
-/* What sixteen accumulators become, not rounded yet, the zero point added: it is even, which changes no tie. `zero` has
- * the zero point of the residual taken away as well, so that the residual is multiplied as it is. */
+/* Sixteen requantized accumulators before rounding. The zero point is added already; it is even, so it changes no tie.
+ * `zero` also accounts for the zero point of the residual, so the residual is multiplied without subtracting it. */
 INLINE v16f conv_requantize(const conv_end *e, v16i acc, const float *scale, const uint8_t *residual)
 {
     v16f zero = e->zero;
@@ -22,7 +22,7 @@ INLINE v16f conv_requantize(const conv_end *e, v16i acc, const float *scale, con
     return mul_add(to_f(acc), load_f(scale, 16), zero);
 }
 
-/* The accumulators of a tile, one by one: as an array, compilers would not keep all of them in registers. */
+/* The accumulators of a tile are separate variables: compilers do not keep an array in registers. */
 #define EACH_ACCUMULATOR(DO) \
     DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11) \
     DO(12) DO(13) DO(14) DO(15) DO(16) DO(17) DO(18) DO(19) DO(20) DO(21) DO(22) DO(23)
@@ -45,7 +45,7 @@ INLINE v16f conv_requantize(const conv_end *e, v16i acc, const float *scale, con
     if (i < used) \
         store_few(RESULT(i), bytes, quarter, e->rest - 16 * VECTOR(i));
 
-/* Accumulators `first` .. first + 3 of a tile, as far as it has so many: their place in memory may be one run. */
+/* Store accumulators `first` .. first + 3 of a tile, as far as it has them; with one store if they are adjacent in memory. */
 INLINE void conv_store(const conv_params *p, const conv_rows *at, const conv_end *e, v16i a, v16i b, v16i c, v16i d,
                        int32_t first, int32_t channel, int32_t pixels, int32_t rows, int32_t vectors, int32_t end)
 {
@@ -92,9 +92,9 @@ INLINE void conv_store(const conv_params *p, const conv_rows *at, const conv_end
         conv_store(p, at, &e, acc##a, acc##b, acc##c, acc##d, a, channel, pixels, rows, vectors, end);
 
 /* A tile: `pixels` windows, `step` bytes apart, of each of `rows` rows, and 16 * `vectors` channels, whose weights for
- * one word are followed by the next `stride` bytes later. Runs are of `words` words, or, if that is 0, of p->words. If
- * `fetch` is set, `ahead_step` bytes a word are fetched into the cache, from `ahead` on. All but p, ahead_step and pointers
- * are known when it is compiled. */
+ * successive words are `stride` bytes apart. Runs have `words` words or, if that is 0, p->words. If `fetch` is set,
+ * `ahead_step` bytes per word are prefetched, starting at `ahead`. All arguments but p, ahead_step and pointers are
+ * compile-time constants. */
 INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w, const int8_t *ahead, int32_t ahead_step,
                       int32_t channel, int32_t pixels, int32_t rows, int32_t vectors, int32_t step, int32_t stride,
                       int32_t words, int32_t fetch, int32_t end)
@@ -156,10 +156,10 @@ INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w
 #undef SUMMED
 #undef STORE
 
-/* A block of images, tile after tile. Few weights are read for each row of tiles, so that results are written line by
- * line; many stay in the cache for all pixels of all images, and if `fetch` is set, the next ones are fetched meanwhile.
- * A tile's rows may be of two images. Tiles at the right and at the end are moved back where they would not fit, and
- * compute some pixels again. */
+/* A block of images, one tile after the other. If a layer has few weights, all of them are read for each row of tiles, and
+ * results are written line by line. If it has many, one group stays in the cache for all pixels of all images, and with
+ * `fetch` the next group is prefetched meanwhile. A tile's rows may come from two images. A tile that would reach beyond
+ * the right or the end is moved back and computes some pixels again. */
 INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count,
                         int32_t wide, int32_t high, int32_t vectors, int32_t step, int32_t words, int32_t fetch,
                         int32_t end)

@@ -1,8 +1,8 @@
-/* Convolution, equations (2) and (3); with a residual, which joins before rounding, (2) and (7b).
+/* Convolution, equations (2) and (3); with a residual, which is added before rounding, (2) and (7b).
  *
- * A window is `segments` runs of 4 * `words` bytes, each `segment[i]` bytes after the window's first; what of the last
- * word belongs to no tap has weights of 0. Borders hold the zero point, and biases have zero point times weights taken
- * away, so that bytes are multiplied as they are. */
+ * A window is `segments` runs of 4 * `words` bytes, each `segment[i]` bytes after the window's first byte. Bytes of
+ * the last word that belong to no tap have weights of 0. Borders hold the zero point. Biases have the zero point times the
+ * sum of the weights subtracted, so bytes are multiplied without subtracting it. */
 typedef struct {
     int32_t out_h, out_w, out_c;
     int32_t segments;
@@ -15,11 +15,11 @@ typedef struct {
     const int32_t *bias;
     const float *scale; /* m / 2^shift of each channel */
     uint8_t lo, hi;
-    float zero;         /* with a residual: less its zero point times its scale */
+    float zero;         /* with a residual: minus its zero point times its scale */
     float residual_scale;
 } conv_params;
 
-/* What accumulators become. */
-enum { NUMBERS, BYTES, JOINED }; /* int32; bytes; bytes, after a residual has joined */
+/* The form of the results. */
+enum { NUMBERS, BYTES, JOINED }; /* int32; bytes; bytes, after a residual is added */
 
-enum { NEAR_BYTES = 16384 }; /* weights that stay in the first-level cache while pixels come and go */
+enum { NEAR_BYTES = 16384 }; /* weights of this size stay in the first-level cache */

@@ -1,4 +1,4 @@
-/* Rows that are to lie further apart. */
+/* A copy of rows to other distances. */
 typedef struct {
     int32_t rows, row_bytes;
     int32_t from_stride, to_stride;

@@ -1,4 +1,4 @@
-/* A block of 64 bytes of every row, from the top. Where windows move by one row, taps that were loaded are used again. */
+/* A block of 64 bytes of every row, from the top. Windows that move by one row use taps again that are loaded already. */
 INLINE void depthwise_column(const depthwise_params *p, const uint8_t *x, int32_t index, uint8_t *y, int32_t bytes,
                              int32_t height, int32_t fours)
 {
@@ -54,7 +54,7 @@ INLINE void depthwise_images(const depthwise_params *p, const uint8_t *x, uint8_
                                  p->run_bytes - at, height, fours);
 }
 
-/* A kernel for so many rows of taps, and fours of taps in a row. */
+/* A kernel for one number of rows of taps, and of groups of four taps in a row. */
 #define DEPTHWISE(name, height, fours) \
     KERNEL void name(const depthwise_params *p, const uint8_t *x, uint8_t *y, int32_t count) \
     { \

@@ -1,8 +1,8 @@
 /* Convolution of each channel by itself, equations (2) and (3).
  *
- * A row of the result is `runs` runs of `run_bytes` bytes, which blocks of 64 bytes cut into channels of neighbouring
- * pixels; after `period` blocks the channels, and with them the weights, come again. Numbers for a block are in the order
- * of load_taps: vector k has bytes 16 * i + 4 * k .. 16 * i + 4 * k + 3, for i from 0 to 3. */
+ * A row of the result is `runs` runs of `run_bytes` bytes. It is computed in blocks of 64 bytes, which hold channels of
+ * neighbouring pixels. Channels and weights repeat after `period` blocks. Numbers for a block are in the order of load_taps:
+ * vector k has bytes 16 * i + 4 * k .. 16 * i + 4 * k + 3, for i from 0 to 3. */
 typedef struct {
     int32_t out_h, runs, run_bytes;
     int32_t run_step;                   /* bytes between the windows of two runs */

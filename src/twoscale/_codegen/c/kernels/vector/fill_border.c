@@ -1,4 +1,4 @@
-/* The zero point before, between and after the rows. */
+/* Write the zero point before, between and after the rows. */
 static void fill_border(const fill_border_params *p, uint8_t *y, int32_t count)
 {
     const size_t gap = (size_t)(p->row_stride - p->row_bytes);

@@ -1,4 +1,4 @@
-/* Where a tensor's rows lie in its part of the arena. */
+/* The positions of a tensor's rows in its part of the arena. */
 typedef struct {
     int32_t rows, row_bytes, row_stride;
     int32_t first, size;

@@ -1,4 +1,4 @@
-/* Sixteen numbers at a time, in plain C: for CPUs that have none of the instruction sets below. */
+/* Sixteen numbers at a time, in plain C, for CPUs without any of the instruction sets. */
 typedef struct {
     int32_t at[16];
 } v16i;
@@ -41,7 +41,7 @@ INLINE v16i add_i(v16i a, v16i b)
     return a;
 }
 
-/* Numbers in 0..255 as byte `place`, in the order of memory, of those of `all`. */
+/* Put numbers in 0..255 into byte `place`, in memory order, of each number of `all`. */
 INLINE v16i put_byte(v16i all, v16i a, int32_t place)
 {
     EACH
@@ -68,7 +68,7 @@ INLINE weights load_weights(const int8_t *from)
     return w;
 }
 
-/* To each lane, the four products of its weights. Sums may wrap around before the last one brings them back. */
+/* Add the four products of its weights to each lane. Partial sums may wrap around; the final sum is right. */
 INLINE v16i dot(v16i acc, word x, weights w)
 {
     EACH
@@ -81,7 +81,7 @@ INLINE v16i dot(v16i acc, word x, weights w)
     return acc;
 }
 
-/* The same: other instruction sets have to help their compiler here. */
+/* The same value: only the other instruction sets need to help the compiler here. */
 INLINE v16i summed(v16i acc)
 {
     return acc;
@@ -136,7 +136,7 @@ INLINE int any_beyond(v16f a, float limit)
     return found;
 }
 
-/* a * b + c, fused or not: used where both are right. */
+/* a * b + c, fused or not: used where both are correct. */
 INLINE v16f mul_add(v16f a, v16f b, v16f c)
 {
     EACH a.at[i] = a.at[i] * b.at[i] + c.at[i];
@@ -155,7 +155,7 @@ INLINE v16f clamp_f(v16f a, v16f lo, v16f hi)
     return a;
 }
 
-/* RNE of |a| < 2^22: above 2^23 floats are whole numbers, so that adding rounds. */
+/* RNE of |a| < 2^22: above 2^23 floats are whole numbers, so the addition rounds. */
 INLINE v16i round_f(v16f a)
 {
     v16i v;
@@ -164,7 +164,7 @@ INLINE v16i round_f(v16f a)
     return v;
 }
 
-/* The first `count` of 16 bytes as numbers; what the others are is open. */
+/* The first `count` of 16 bytes as numbers; the others are undefined. */
 INLINE v16i load_u8(const uint8_t *from, int32_t count)
 {
     v16i v = {{0}};
@@ -186,7 +186,7 @@ INLINE void store_i(uint8_t *to, v16i a, int32_t count)
     memcpy(to, a.at, (size_t)(count < 16 ? count : 16) * sizeof(int32_t));
 }
 
-/* Three bytes of each of the first `count` of 16 numbers, side by side. */
+/* Store three bytes of each of the first `count` of 16 numbers, side by side. */
 INLINE void store_threes(uint8_t *to, v16i a, int32_t count)
 {
     for (int32_t i = 0; i < count; i++)
@@ -225,7 +225,7 @@ typedef struct {
     uint8_t at[64];
 } v64b;
 
-/* RNE of |numbers| < 2^31, where those beyond 0..255 become 0 or 255; in their order. */
+/* RNE of |numbers| < 2^31, clamped to 0..255, in the given order. */
 INLINE v64b round_64(v16f a, v16f b, v16f c, v16f d)
 {
     const v16f all[4] = {a, b, c, d};

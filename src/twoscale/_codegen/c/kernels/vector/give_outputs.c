@@ -1,4 +1,4 @@
-/* The last tensor of a block of images to the caller. */
+/* Copy the last tensor of a block of images to the caller. */
 static void give_outputs(const uint8_t *y, int64_t count, uint8_t *outputs)
 {
     for (int64_t n = 0; n < count; n++) {

@@ -1,4 +1,4 @@
-/* A block of images as the pixels of one row: for layers whose window is the whole image. */
+/* For layers whose window is the whole image: the images of a block are the pixels of one row. */
 INLINE void linear_images(const conv_params *p, const uint8_t *x, uint8_t *y, int32_t count, int32_t wide, int32_t vectors,
                           int32_t end)
 {

@@ -1,4 +1,4 @@
-#ifndef FOR_AVX512VNNI /* which looks up many at a time */
+#ifndef HAS_LOOK_UP /* the instruction set looks up many at a time */
 typedef struct {
     const uint8_t *at;
 } table256; /* a function of a byte */

@@ -1,4 +1,4 @@
-/* Any function of one byte, on rows that may be apart. */
+/* Any function of one byte, on rows that need not be adjacent. */
 typedef struct {
     int32_t rows, row_bytes;
     int32_t in_row, out_row; /* bytes between rows */

@@ -24,7 +24,7 @@ INLINE v16b window_max(const pool_params *p, const uint8_t *x, int32_t top, int3
     return most;
 }
 
-/* Maxima over windows, equation (9). What is stored beyond a pixel's channels is overwritten by the next pixel. */
+/* Maxima over windows, equation (9). Bytes stored beyond a pixel's channels are overwritten by the next pixel. */
 INLINE void max_pool_images(const pool_params *p, const uint8_t *x, uint8_t *y, int32_t count, int32_t height, int32_t width,
                             int32_t inside)
 {
@@ -43,7 +43,7 @@ INLINE void max_pool_images(const pool_params *p, const uint8_t *x, uint8_t *y, 
     }
 }
 
-/* A kernel for one size of window; whether all windows are inside the image. */
+/* A kernel for one size of window. `inside`: all windows are inside the image. */
 #define MAX_POOL(name, height, width, inside) \
     KERNEL void name(const pool_params *p, const uint8_t *x, uint8_t *y, int32_t count) \
     { \

@@ -1,5 +1,5 @@
-/* The longest loop of a move. */
-static void move_runs(const move_params *p, const uint8_t *x, uint8_t *y)
+/* The innermost loop of a move. It is the longest one. */
+static void move_runs(const copy_params *p, const uint8_t *x, uint8_t *y)
 {
     const int32_t last = p->rank - 1, from = p->from_step[last], to = p->to_step[last];
     const int32_t size = p->size[last], run = p->run;
@@ -12,23 +12,13 @@ static void move_runs(const move_params *p, const uint8_t *x, uint8_t *y)
 }
 
 /* Slices, permutations, and the parts of concatenations and paddings. */
-static void move(const move_params *p, const uint8_t *x, uint8_t *y, int32_t count)
+static void move(const copy_params *p, const uint8_t *x, uint8_t *y, int32_t count)
 {
     for (int32_t n = 0; n < count; n++, x += IMAGE_BYTES, y += IMAGE_BYTES) {
-        int32_t index[6] = {0};
-        int32_t from = 0, to = 0, axis;
+        copy_place at = {{0}, 0, 0};
 
-        do {
-            move_runs(p, x + from, y + to);
-            for (axis = p->rank - 2; axis >= 0; axis--) {
-                from += p->from_step[axis];
-                to += p->to_step[axis];
-                if (++index[axis] < p->size[axis])
-                    break;
-                from -= p->from_step[axis] * p->size[axis];
-                to -= p->to_step[axis] * p->size[axis];
-                index[axis] = 0;
-            }
-        } while (axis >= 0);
+        do
+            move_runs(p, x + at.from, y + at.to);
+        while (next_place(p, p->rank - 1, &at));
     }
 }

@@ -1,6 +1,6 @@
-/* 16 float pixels to integers, equation (11). Quotients are products with the reciprocal: less than 2^-14 beside those of
- * a division, which is only asked where one is nearer than p->tie to where rounding changes. They are clamped before
- * they are rounded, which is the same since both bounds are integers. */
+/* From 16 float pixels to integers, equation (11). A product with the reciprocal differs from the quotient by less than
+ * 2^-14, so the division is needed only if a product is close to a tie (p->tie). Clamping before rounding gives the same
+ * result, since both bounds are integers. */
 INLINE v16i quantize(const read_images_params *p, v16f real)
 {
     const v16f lo = set_f(p->lo), hi = set_f(p->hi);
@@ -12,7 +12,7 @@ INLINE v16i quantize(const read_images_params *p, v16f real)
     return add_i(q, set_i(p->zero));
 }
 
-/* 16 pixels, `plane` values from one channel to the next, of up to four channels: side by side in 32 bits. */
+/* Up to four channels of 16 pixels, side by side in 32 bits. Channels are `plane` values apart. */
 INLINE v16i quantize_pixels(const read_images_params *p, const float *x, int32_t plane, int32_t channels, int32_t count,
                             int *bad)
 {
@@ -28,7 +28,7 @@ INLINE v16i quantize_pixels(const read_images_params *p, const float *x, int32_t
     return pixels;
 }
 
-/* A row of float pixels, in planes, to integers, channels together. Returns whether there is a NaN or an infinity. */
+/* From a row of float pixels, in planes, to integers with channels together. Returns whether a pixel is NaN or infinite. */
 static int quantize_row(const read_images_params *p, const float *x, int32_t plane, uint8_t *y)
 {
     int bad = 0;
@@ -56,7 +56,7 @@ static int quantize_row(const read_images_params *p, const float *x, int32_t pla
     return bad;
 }
 
-/* A block of images as the first tensor. Returns whether there is a NaN or an infinity. */
+/* Write a block of images as the first tensor. Returns whether a pixel is NaN or infinite. */
 static int read_images(const read_images_params *p, const block *b, uint8_t *y)
 {
     const int32_t plane = p->in_h * p->in_w, length = p->in_w * p->in_c;

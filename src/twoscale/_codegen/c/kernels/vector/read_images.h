@@ -4,7 +4,7 @@ typedef struct {
     int32_t row_stride; /* bytes */
     float scale, lo, hi;
     float inverse; /* of the scale */
-    float tie;     /* how far from whole numbers that is right to the last bit; -1: never */
+    float tie;     /* products with it round correctly if they are this close to a whole number; -1: none do */
     int32_t zero;
-    int32_t shift; /* from an integer to the byte that is kept */
+    int32_t shift; /* added to an integer to give the stored byte */
 } read_images_params;

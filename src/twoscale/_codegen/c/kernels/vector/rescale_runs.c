@@ -1,4 +1,4 @@
-/* Numbers brought to another scale, equation (3) with acc = q - z. */
+/* Convert numbers to another scale, equation (3) with acc = q - z. */
 static void rescale_runs(const rescale_runs_params *p, const uint8_t *x, uint8_t *y, int32_t count)
 {
     const v16f scale = set_f(p->scale), lo = set_f(p->lo), hi = set_f(p->hi);

@@ -1,4 +1,4 @@
-/* An operand of a concatenation that has a scale of its own: `outer` runs of x, spread over y. */
+/* An operand of a concatenation with its own scale: `outer` runs of x, written at intervals into y. */
 typedef struct {
     int32_t outer, run, y_step; /* bytes */
     int32_t in_zero;
