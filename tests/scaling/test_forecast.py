@@ -7,7 +7,6 @@ import pytest
 
 from twoscale.errors import ForecastError
 from twoscale.scaling._measure.records import Bucket, Op
-from twoscale.scaling._questions.forecast import _at_least
 from twoscale.scaling._questions.link_model import (
     CollectiveSample,
     Link,
@@ -191,12 +190,17 @@ def test_nothing_is_forecast_from_nothing() -> None:
 def test_more_ranks_wait_no_less_than_fewer_did() -> None:
     cells = [_cell(RING, 1), _cell(RING, 2)]
     slow = replace(cells[1], step=cells[1].step + 0.05)  # contention, which the line does not know
-    measured = slow.step - slow.compute
-    found = _at_least([cells[0], slow], forecast([cells[0], slow], 4, 32, Link("wire")))
-    assert found.exposed == pytest.approx(measured)
-    assert found.step == pytest.approx(found.compute + measured)
     fast = forecast(cells, 4, 32, Link("wire"))
-    assert _at_least(cells, fast) == fast
+    found = forecast([cells[0], slow], 4, 32, Link("wire"))
+    # The line's wait for four ranks, and what two ranks waited beyond the line.
+    assert found.exposed == pytest.approx(fast.exposed + 0.05)
+    assert found.step == pytest.approx(found.compute + found.exposed)
+    assert found.exposed >= slow.step - slow.compute
+    # Four ranks were measured to wait less than two: eight wait at least what two did.
+    four = _cell(RING, 4)
+    four = replace(four, step=four.compute)
+    least = forecast([cells[0], slow, four], 8, 32, Link("wire"))
+    assert least.exposed == pytest.approx(slow.step - slow.compute)
 
 
 def test_a_given_link_needs_no_collective_timed_over_it() -> None:

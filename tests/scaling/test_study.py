@@ -42,14 +42,14 @@ from twoscale.scaling._study.machine import Machine
 from twoscale.scaling._study.plan import ways
 
 WORDS = [
-    "scale", "--device", "cpu", "--batch-sizes", "32,512", "--base-batch", "16", "--repeats", "1", "--seeds", "1",
+    "scale", "--device", "cpu", "--batch-sizes", "32,512", "--base-batch", "16,64", "--repeats", "1", "--seeds", "1",
     "--epochs", "1", "--accuracy-batches", "64,128", "--untuned",
 ]  # fmt: skip
 
 
 def _config(**given: Any) -> StudyConfig:
     options: dict[str, Any] = {
-        "batch_sizes": (32, 512), "base_batch": 16, "repeats": 1, "seeds": 1, "epochs": 1,
+        "batch_sizes": (32, 512), "base_batch": 16, "grid_batches": (64,), "repeats": 1, "seeds": 1, "epochs": 1,
         "accuracy_batches": (64, 128), "tune": False,
     }  # fmt: skip
     return study_config("cpu", **{**options, **given})
@@ -120,15 +120,21 @@ def test_every_section_of_a_real_study(done: Path) -> None:
     assert {(at.record.world_size, at.batch_size) for at in arms} == {
         (1, 16),
         (1, 32),
+        (1, 64),
         (2, 16),
         (2, 32),
+        (2, 64),
     }
+    grid = results.of(SpeedupAnswer).grid
+    assert [(row.batch_size, row.world_size) for row in grid] == [(16, 1), (16, 2), (64, 1), (64, 2)]
+    assert [row.speedup is None for row in grid] == [True, False, True, False]
     assert results.of(VerdictAnswer).verdict is not None
     assert all(ledger.ok for ledger in results.of(WireAnswer).ledgers)
     assert [ledger.model for ledger in results.of(WireAnswer).ledgers] == ["net", "resnet20"]
-    assert len(results.of(ForecastAnswer).held_out) == 2
+    assert len(results.of(ForecastAnswer).held_out) == 3
     # Nothing is refused that nobody asked for.
-    assert all(" held-out cells were off by up to " in line for line in results.of(ForecastAnswer).refused)
+    refusals = (" held-out cells were off by up to ", " held-out cells waited for communication up to ")
+    assert all(any(words in line for words in refusals) for line in results.of(ForecastAnswer).refused)
 
 
 def test_equal_epochs_and_equal_steps(done: Path) -> None:
@@ -141,6 +147,10 @@ def test_equal_epochs_and_equal_steps(done: Path) -> None:
             assert row.steps == (12 if row.equal == "epochs" else 24)
     ways_seen = {row.way for row in results.of(AccuracyAnswer).accuracy}
     assert ways_seen == {way.name for way in ways(results.config)}
+    for row in results.of(AccuracyAnswer).accuracy:
+        assert [point.epoch for point in row.curve] == list(range(1, row.epochs + 1))
+        assert row.curve[-1].accuracy == pytest.approx(row.accuracy.mean if row.accuracy else None)
+        assert row.loss == pytest.approx(row.curve[-1].loss)
 
 
 def test_ratios_are_of_the_same_round(done: Path) -> None:
@@ -205,6 +215,24 @@ def test_a_section_alone_needs_only_its_cells() -> None:
     assert kinds("communication") == kinds("forecast") == {"ranks", "arms"}
 
 
+def test_ranks_are_compared_at_every_base_batch() -> None:
+    config = _config(grid_batches=(4, 64), steps=3)
+    assert config.rank_batches == (4, 16, 64)
+    cells = {cell.name: cell.arguments for cell in later_cells(config, {})}
+    assert cells["ranks-1-0"].runs == (
+        ("bare", 16), ("ddp", 16), ("bare", 4), ("ddp", 4), ("bare", 64), ("ddp", 64),
+    )  # fmt: skip
+    assert cells["ranks-2-0"].runs == (
+        ("bare", 16), ("ddp", 16), ("ddp", 8), ("silent", 16), ("ddp", 4), ("ddp", 64),
+    )  # fmt: skip
+    assert cells["arms-2-0"].batch_sizes == (4, 16, 32, 64)
+    assert [cells[name].steps for name in ("ranks-2-0", "arms-2-0", "batches-1-0")] == [3, 3, 3]
+    # More steps in a turn of the arms would only take longer.
+    many = {cell.name: cell.arguments for cell in later_cells(_config(steps=50), {})}
+    assert [many[name].steps for name in ("ranks-2-0", "arms-2-0")] == [50, 5]
+    assert study_config("cpu").rank_batches == (32, 64, 128)
+
+
 def test_batches_beyond_the_largest_are_not_tried_but_shown(again: list[str], tmp_path: Path) -> None:
     trial = CapacityTrial(128, "out-of-memory", 1.0, None)
     capacity = CapacityRecord(Workload(), 1, None, largest=100, reached_limit=False, trials=(trial,))
@@ -219,8 +247,10 @@ def test_tuned_rates_are_the_best_and_the_scaled_follow_the_small() -> None:
     assert {run.way for run in runs} == {"small", "tuned", "lars", "lamb", "adamw"}
     tried = {(run.way, run.equal): sorted(r.config.lr for r in runs if (r.way, r.equal) == (run.way, run.equal))
              for run in runs}  # fmt: skip
-    # The base rate is among the candidates, and runs of both lengths are searched.
-    assert tried["tuned", "epochs"] == tried["tuned", "steps"] == [0.02, 0.04, 0.08, 0.16]
+    # Among the candidates is every rate that the rows which only scale may get: any that is tried for the small batch,
+    # and four times it. Runs of both lengths are searched.
+    scaled = {growth * rate for rate in tried["small", "epochs"] for growth in (1, 4)}
+    assert set(tried["tuned", "epochs"]) == set(tried["tuned", "steps"]) == scaled
     assert tried["small", "epochs"] == [0.005, 0.01, 0.02, 0.04, 0.08]
     assert ("small", "steps") not in tried
 
@@ -237,7 +267,7 @@ def test_tuned_rates_are_the_best_and_the_scaled_follow_the_small() -> None:
     for equal in ("epochs", "steps"):
         assert rates["plain", equal] == rates["linear", equal] == 0.08
     assert (rates["lars", "epochs"], rates["lars", "steps"]) == (64.0, 4.0)
-    assert (rates["tuned", "epochs"], rates["tuned", "steps"]) == (0.16, 0.02)
+    assert (rates["tuned", "epochs"], rates["tuned", "steps"]) == (0.32, 0.005)
 
 
 def test_a_study_with_little_time_measures_first_what_the_verdict_needs(
@@ -439,8 +469,26 @@ def test_the_time_of_training_runs_is_expected_from_the_search_for_rates(tmp_pat
     (runs,) = (cell for cell in later_cells(config, {}) if cell.kind == "accuracy")
     runner = study._Runner(config, tmp_path, 1437, None, progress.NoProgress(), Machine.here("cpu"))
     runner._keep(CellRecord(tune, Outcome("ok", 30.0, 1, 1, []), "", None), again=True)
-    # 5 runs of the small batch, 19 of the large one for 2 epochs and 19 for 4; then 7 for 2 epochs, and 6 for 4.
-    assert runner.expected(runs) == pytest.approx(30 * (7 * 2 + 6 * 4) / (5 * 2 + 19 * 2 + 19 * 4))
+    # 5 runs of the small batch, 22 of the large one for 2 epochs and 22 for 4; then 7 for 2 epochs, and 6 for 4.
+    assert runner.expected(runs) == pytest.approx(30 * (7 * 2 + 6 * 4) / (5 * 2 + 22 * 2 + 22 * 4))
+
+
+def test_the_time_left_after_resume_counts_what_is_done_already(tmp_path: Path) -> None:
+    config = _config(repeats=2, sections=("speedup",))
+    cells = later_cells(config, {})
+
+    runner = study._Runner(config, tmp_path, 1437, None, progress.NoProgress(), Machine.here("cpu"))
+    # Of two launches of each of three cells all but the first in order were measured, in 10 and 20 seconds.
+    seconds = {"batches": 10.0, "ranks": 20.0}
+    kept: list[CellRecord[Any, Any]] = [
+        CellRecord(cell, Outcome("ok", seconds[cell.kind], 1, 1, []), "", None) for cell in cells[1:]
+    ]
+    runner.remember(kept)
+    runner.plan(cells)
+    assert runner.left() == seconds[cells[0].kind]
+    for record in kept:  # found again one by one, they change nothing
+        runner._keep(record, again=True)
+        assert runner.left() == seconds[cells[0].kind]
 
 
 def test_cells_of_other_options_are_not_taken(again: list[str], tmp_path: Path) -> None:
@@ -571,6 +619,9 @@ def test_a_real_interrupt_leaves_no_process_and_no_half_cell(number: signal.Sign
         (["--world-sizes", "1,99999"], "99999 ranks on "),
         (["--seed", "99999999999999999999"], "seed is 99999999999999999999; expected 0 to 4294967295"),
         (["--repeats", "0"], "repeats is 0; expected at least 1"),
+        (["--steps", "0"], "steps is 0; expected at least 1"),
+        (["--base-batch", "32,32"], "base_batch is 32, 32; expected different numbers of at least 1"),
+        (["--base-batch", "32,0"], "base_batch is 32, 0; expected different numbers of at least 1"),
         (["--minutes", "-1"], "minutes is -1; expected a positive number"),
         (["nett"], "unknown model 'nett': did you mean 'net'? "),
         (["--data", "digit"], "unknown data set 'digit': did you mean 'digits'? "),

@@ -151,7 +151,7 @@ PLANTED = [
         _arms(exposed=2.5, inside=1.5, jitter=0.5, alone=(0.5, 0.6)),
         SLOW_LINK,
     ),
-    ("skew", "goes to skew. ", _rounds(10, 10, 14), _arms(exposed=4, inside=0.5, jitter=3), SLOW_LINK),
+    ("jitter", "goes to jitter. ", _rounds(10, 10, 14), _arms(exposed=4, inside=0.5, jitter=3), SLOW_LINK),
     # Seen inside 13.5 ms, by differencing 36.3, and alone 13.
     (
         "contention",
@@ -181,7 +181,7 @@ def test_parts_are_the_arithmetics() -> None:
     # By the line two messages for each bucket, 1 µs each, and 1e5 bytes at 1e-8 s: 0.004 ms and 2 ms for both; 4 ms
     # were seen inside beside the buffers.
     expected = {"cores": 1.5, "straggler": 0.5, "data": 1, "wrapper": 1, "buffers": 1, "latency": 0.004,
-                "last bucket": 2, "bandwidth": 0, "skew": 0.5, "contention": 4 - 2.004 + 1.5}  # fmt: skip
+                "last bucket": 2, "bandwidth": 0, "jitter": 0.5, "contention": 4 - 2.004 + 1.5}  # fmt: skip
     assert parts == pytest.approx(expected, abs=1e-6)
     assert verdict.loss.mean == pytest.approx(11 * MS, rel=1e-6)
     assert verdict.efficiency == pytest.approx(10 / 21, rel=1e-3)

@@ -32,7 +32,8 @@ def scale_command(
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="DIR")] = Path("scale"),
     device: Literal["cpu", "cuda"] | None = None,
     sections: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME,...")] = None,
-    base_batch: int | None = None,
+    base_batch: Numbers = None,
+    steps: int | None = None,
     repeats: int | None = None,
     seeds: int | None = None,
     epochs: int | None = None,
@@ -63,12 +64,14 @@ def scale_command(
         device: Default: cuda where there is a GPU.
         sections: Questions to answer: batch, speedup, communication, accuracy, sampler, wire, replicas, forecast, or
             their numbers 1 to 8. Default: all.
-        base_batch: Batch of a rank where numbers of ranks are compared. Default: 64, on a GPU 128.
+        base_batch: Batches of a rank at which numbers of ranks are compared; the verdict is given for the first.
+            Default: 64,32,128, on a GPU 128,32,512.
+        steps: Steps of a timed run; fewer take less time. Default: as many as the batch size asks for.
         repeats: Launches of each timed cell. Default: 3.
         seeds: Runs of each way to train at a large batch. Default: 5, on a GPU 3.
         epochs: Epochs of these runs. Default: 3, on a GPU 8.
         accuracy_batches: The small and the large batch of these runs. Default: 16,64, on a GPU 128,1024.
-        untuned: Take the first learning rate of each way instead of the best of five.
+        untuned: Take the first learning rate of each way instead of the best of several.
         precision: Default: fp32, on a GPU bf16.
         separate: Give every batch size, and every training run, a launch of its own.
         link: Forecast steps over a link of this latency and rate too, such as 50us,10Gbit. It is not measured.
@@ -81,9 +84,11 @@ def scale_command(
     """
     from twoscale.scaling._questions.answers import plain
     from twoscale.scaling._questions.registry import SECTIONS, VERDICT
+    from twoscale.scaling._questions.verdict import VerdictAnswer, link_line
     from twoscale.scaling._run import CELLS, REPORT, run_study, study_config
     from twoscale.scaling._study.progress import study_progress
 
+    bases = _numbers("--base-batch", base_batch)
     config = study_config(
         device,
         model=model,
@@ -91,7 +96,9 @@ def scale_command(
         batch_sizes=_numbers("--batch-sizes", batch_sizes),
         world_sizes=_numbers("--world-sizes", world_sizes),
         sections=_sections(sections, SECTIONS),
-        base_batch=base_batch,
+        base_batch=bases[0] if bases else None,
+        grid_batches=bases[1:] if bases else None,
+        steps=steps,
         repeats=repeats,
         seeds=seeds,
         epochs=epochs,
@@ -116,7 +123,11 @@ def scale_command(
         return
     printer = console()
     asked = not {"speedup", "communication"}.isdisjoint(results.config.sections)
-    lines = [VERDICT.sentence(results) or ""] if results.of(VERDICT.record).verdict is not None or asked else []
+    lines = [VERDICT.sentence(results) or ""] if results.of(VerdictAnswer).verdict is not None or asked else []
+    verdict = results.of(VerdictAnswer).verdict
+    if verdict is not None:
+        lines += [f"left out: {one}" for one in verdict.left_out]
+        lines += [] if verdict.link is None else [link_line(verdict.link)]
     lines += [f"{SECTIONS.index(name) + 1} {sentence}" for name, sentence in results.sentences.items()]
     lines += [f"failed: {one.what}: {one.status}: {one.message}" for one in results.failures]
     if results.failures:

@@ -15,7 +15,6 @@ machine does falls on all of them. In every arm but "free", all ranks have their
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -33,13 +32,22 @@ from twoscale.scaling._measure.records import (
     ArmsRecord,
     Bucket,
     CollectiveTime,
-    DdpOptions,
     Op,
     Summary,
     Workload,
 )
 from twoscale.scaling._measure.statistics import summarize
-from twoscale.scaling._measure.workload import Batch, Step, batch_stream, create_model, device_of, training_step, wrap
+from twoscale.scaling._measure.workload import (
+    Batch,
+    Step,
+    batch_stream,
+    create_model,
+    device_of,
+    silent_ddp,
+    training_step,
+    without_buffers_sent,
+    wrap,
+)
 
 __all__ = ["measure_arms"]
 
@@ -89,11 +97,6 @@ def _alone(ranks: RankClock, run: Callable[[], None], count: int) -> list[float]
     return [float(value) for value in ranks.table(durations).max(0)]
 
 
-def _quiet(options: DdpOptions) -> DdpOptions:
-    """Return the same options with buffers left alone."""
-    return dataclasses.replace(options, sync_buffers="never")
-
-
 def _difference(a: Sequence[float], b: Sequence[float]) -> Summary:
     return summarize([x - y for x, y in zip(a, b, strict=True)])
 
@@ -123,6 +126,7 @@ def measure_arms(
     group: dist.ProcessGroup | None = None,
     create: Callable[[], nn.Module] | None = None,
     source: Iterator[Batch] | None = None,
+    watch: Callable[[str], None] | None = None,
 ) -> ArmsRecord:
     """Run every arm in the ranks of this launch and take their differences.
 
@@ -135,6 +139,7 @@ def measure_arms(
         group: whose ranks average gradients. Default: all.
         create: makes the module of an arm, on this rank's device; called once for each. Default: the workload's.
         source: of batches, without end. Default: the workload's.
+        watch: is called with what is measured now, e.g. "round 2 of 6".
 
     Raises:
         ConfigurationError: fewer rounds, steps or warm-up than that.
@@ -156,12 +161,10 @@ def measure_arms(
     bare = step_of(create())
     inner = create()
     broadcast = buffer_broadcasts(inner) if options.sync_buffers == "every-forward" else ()
-    without_buffers = step_of(wrap(create(), _quiet(options), group)) if broadcast else None
+    without_buffers = step_of(wrap(create(), without_buffers_sent(options), group)) if broadcast else None
 
     silent_clock = BucketClock(device, group, communicate=False)
-    silent_ddp = wrap(create(), _quiet(options), group)
-    silent_ddp.register_comm_hook(None, silent_clock.hook)
-    silent_step = step_of(silent_ddp)
+    silent_step = step_of(silent_ddp(create(), options, silent_clock, group))
     silent = _Watched(silent_step, silent_clock)
 
     clock = BucketClock(device, group)
@@ -172,6 +175,8 @@ def measure_arms(
     watched = _Watched(step_of(watched_ddp), clock)
 
     everything: list[Step] = [ddp, bare, silent, watched, *([without_buffers] if without_buffers else [])]
+    if watch is not None:
+        watch("warm-up")
     for step in everything:
         for batch in itertools.islice(source, warmup):
             step(batch)
@@ -224,6 +229,8 @@ def measure_arms(
     if without_buffers:
         turns.append(lambda: take("no buffers", without_buffers))
     for i in range(rounds):
+        if watch is not None:
+            watch(f"round {i + 1} of {rounds}")
         shift = i % len(turns)
         for turn in turns[shift:] + turns[:shift]:
             turn()

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch import nn
 
 from twoscale._environment import available_cores, machine_core_count, peak_resident_bytes
 from twoscale.errors import ConfigurationError
+from twoscale.scaling._measure.collectives import BucketClock
 from twoscale.scaling._measure.records import EpochTime, Workload
 from twoscale.scaling._measure.statistics import summarize
 from twoscale.scaling._measure.tasks import Arm
@@ -29,6 +31,7 @@ from twoscale.scaling._measure.workload import (
     batch_stream,
     create_model,
     device_of,
+    silent_ddp,
     training_images,
     training_step,
     wrap,
@@ -209,6 +212,15 @@ def _cores_of(ranks: RankClock) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(core) for core in np.flatnonzero(row)) for row in table)
 
 
+def _wrapped(model: nn.Module, workload: Workload, arm: Arm, device: torch.device) -> nn.Module:
+    """Return the module that an arm's step runs."""
+    if arm == "bare":
+        return model
+    if arm == "ddp":
+        return wrap(model, workload.ddp)
+    return silent_ddp(model, workload.ddp, BucketClock(device, communicate=False))
+
+
 def epoch_time(
     workload: Workload,
     *,
@@ -223,7 +235,7 @@ def epoch_time(
     Args:
         workload: what a rank does.
         arm: "bare": the module alone, T₁ of every comparison (and, at more ranks, replicas that never talk).
-            "ddp": DistributedDataParallel as it is.
+            "ddp": DistributedDataParallel as it is. "silent": DistributedDataParallel that sends nothing.
         steps: in each timed run, at least 1.
         warmup: steps before the first run, left out: compilation, autotuning, and DDP's first step, which sends
             everything at once.
@@ -237,7 +249,7 @@ def epoch_time(
         raise ConfigurationError(f"{steps} steps, {repeats} repeats, {warmup} warm-up: expected at least 1, 1 and 0")
     ranks = RankClock(device_of(workload))
     model = create_model(workload)
-    step = training_step(workload, model if arm == "bare" else wrap(model, workload.ddp))
+    step = training_step(workload, _wrapped(model, workload, arm, ranks.device))
     source = batch_stream(workload, ranks.rank, ranks.size)
     for batch in itertools.islice(source, warmup):
         step(batch)

@@ -41,6 +41,7 @@ from twoscale.scaling._measure.tasks import (
     BatchesResult,
     BatchesTask,
     BatchTrial,
+    CurvePoint,
     RanksTask,
     TrainedRun,
     TrainingRun,
@@ -58,6 +59,8 @@ _STEPS = {"cpu": (3, 30, 3_000), "cuda": (5, 60, 30_000)}
 """Fewest and most steps of a timed run, and the images that it should reach."""
 _REPEATS = 3
 """Timed runs in a launch; their median counts."""
+_ARM_STEPS = 5
+"""Steps in each turn of an arm."""
 _VALIDATION = 10
 """One training image in this many is held out to choose learning rates."""
 _SHOWN = 12
@@ -89,11 +92,11 @@ def _clear(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set (Linux)
 
 
-def _time(workload: Workload, arm: Arm, batch_size: int) -> EpochTime:
+def _time(workload: Workload, arm: Arm, batch_size: int, steps: int | None) -> EpochTime:
     _at_work(f"{arm}, batch {batch_size}")
     workload = replace(workload, batch_size=batch_size)
     _clear(device_of(workload))
-    steps = _steps(workload.device, batch_size)
+    steps = steps or _steps(workload.device, batch_size)
     # Counted once: in the bare module.
     return epoch_time(workload, arm=arm, steps=steps, warmup=min(5, steps), repeats=_REPEATS, flops=arm == "bare")
 
@@ -111,7 +114,7 @@ def time_batches(task: BatchesTask) -> BatchesResult:
     for batch_size in _shuffled(task.batch_sizes, task.order_seed):
         record, message = None, ""
         try:
-            record = _time(workload, "bare", batch_size)
+            record = _time(workload, "bare", batch_size, task.steps)
         except torch.OutOfMemoryError as error:
             message = " ".join(str(error).split())
         rows.append(BatchTrial(batch_size, record, message))
@@ -128,7 +131,8 @@ def time_batches(task: BatchesTask) -> BatchesResult:
 
 def time_ranks(task: RanksTask) -> tuple[EpochTime, ...]:
     """Time the module, bare or in DDP, on the ranks of this launch."""
-    found = {(arm, size): _time(task.workload, arm, size) for arm, size in _shuffled(task.runs, task.order_seed)}
+    runs = _shuffled(task.runs, task.order_seed)
+    found = {(arm, size): _time(task.workload, arm, size, task.steps) for arm, size in runs}
     return tuple(found[run] for run in task.runs)
 
 
@@ -138,9 +142,14 @@ def run_arms(task: ArmsTask) -> ArmsResult:
     device = device_of(workload)
     found = []
     for batch_size in task.batch_sizes:
-        _at_work(f"batch {batch_size}")
         _clear(device)
-        found.append(measure_arms(replace(workload, batch_size=batch_size)))
+
+        def report(part: str, batch_size: int = batch_size) -> None:
+            _at_work(f"batch {batch_size}, {part}")
+
+        found.append(
+            measure_arms(replace(workload, batch_size=batch_size), steps=task.steps or _ARM_STEPS, watch=report)
+        )
     bandwidth = None
     if task.bandwidth:
         _at_work("bandwidth")
@@ -211,7 +220,8 @@ def _train(run: TrainingRun, dataset: data.Dataset) -> TrainedRun:
         accuracy=record.test_accuracy,
         steps=record.mini_batches,
         seconds=record.seconds,
-        loss=record.losses[-1][1] if record.losses else None,
+        loss=record.epochs[-1].loss if record.epochs else None,
+        curve=tuple(CurvePoint(i, epoch.loss, epoch.accuracy) for i, epoch in enumerate(record.epochs, 1)),
     )
 
 

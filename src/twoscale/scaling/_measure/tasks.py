@@ -31,6 +31,7 @@ __all__ = [
     "BatchesResult",
     "BatchesTask",
     "CapacityTask",
+    "CurvePoint",
     "Equal",
     "FitResult",
     "FitTask",
@@ -42,8 +43,8 @@ __all__ = [
     "WireTask",
 ]
 
-Arm = Literal["bare", "ddp"]
-"""The module alone, or in DistributedDataParallel."""
+Arm = Literal["bare", "ddp", "silent"]
+"""The module alone, in DistributedDataParallel, or in one that sends nothing (for timing only: replicas diverge)."""
 
 
 Equal = Literal["epochs", "steps"]
@@ -85,6 +86,8 @@ class BatchesTask:
     peak: bool
     """Whether the device's matrix rate is measured too."""
     order_seed: int
+    steps: int | None = None
+    """Of a timed run. Default: by the batch size."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ class RanksTask:
     runs: tuple[tuple[Arm, int], ...]
     """Arm and batch size per rank."""
     order_seed: int
+    steps: int | None = None
+    """Of a timed run. Default: by the batch size."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,8 @@ class ArmsTask:
     batch_sizes: tuple[int, ...]
     bandwidth: bool
     """Whether collectives of all sizes are timed too."""
+    steps: int | None = None
+    """Timed in each turn of an arm. Default: 5."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,18 @@ class TrainingTask:
 
 
 @dataclass(frozen=True)
+class CurvePoint:
+    """A training run at the end of an epoch."""
+
+    epoch: int
+    """From 1."""
+    loss: float
+    """Mean training loss of the epoch's mini-batches."""
+    accuracy: float | None
+    """Of the test images, 0..1."""
+
+
+@dataclass(frozen=True)
 class TrainedRun(TrainingRun):
     """A training run and where it ended."""
 
@@ -197,6 +216,8 @@ class TrainedRun(TrainingRun):
     steps: int | None = None
     seconds: float | None = None
     loss: float | None = None
-    """The last that was recorded."""
+    """Mean training loss of the last epoch."""
     message: str = ""
     """Why there is no accuracy."""
+    curve: tuple[CurvePoint, ...] = ()
+    """Every epoch; empty in searches for learning rates and in earlier records."""

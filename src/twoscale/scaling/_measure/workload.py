@@ -11,6 +11,7 @@ import inspect
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,21 @@ from torch.nn.parallel import DistributedDataParallel
 from twoscale import data, models
 from twoscale.data import Split
 from twoscale.errors import ConfigurationError, UnknownNameError
+from twoscale.scaling._measure.collectives import BucketClock
 from twoscale.scaling._measure.records import DdpOptions, Workload
 
-__all__ = ["Batch", "Step", "batch_stream", "create_model", "device_of", "training_images", "training_step", "wrap"]
+__all__ = [
+    "Batch",
+    "Step",
+    "batch_stream",
+    "create_model",
+    "device_of",
+    "silent_ddp",
+    "training_images",
+    "training_step",
+    "without_buffers_sent",
+    "wrap",
+]
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Images (N, C, H, W), float32, normalized, and labels (N,), int64, on the rank's device."""
@@ -100,6 +113,27 @@ def wrap(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         return DistributedDataParallel(model, **{**arguments, **others})
+
+
+def without_buffers_sent(options: DdpOptions) -> DdpOptions:
+    """Return the same options with buffers left alone."""
+    return replace(options, sync_buffers="never")
+
+
+def silent_ddp(
+    model: nn.Module, options: DdpOptions, clock: BucketClock, group: dist.ProcessGroup | None = None
+) -> DistributedDataParallel:
+    """Wrap ``model`` in DistributedDataParallel that sends nothing: the replicas diverge, for timing only.
+
+    Args:
+        model: on this rank's device.
+        options: as the measurement asks; buffers are left alone.
+        clock: that does not communicate; it notes when each bucket is ready.
+        group: whose ranks share gradients. Default: all.
+    """
+    wrapped = wrap(model, without_buffers_sent(options), group)
+    wrapped.register_comm_hook(None, clock.hook)
+    return wrapped
 
 
 def training_step(workload: Workload, model: nn.Module) -> Step:

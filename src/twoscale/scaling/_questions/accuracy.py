@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from twoscale._page.charts import Drawing, Reference, Series, dot_plot
+from twoscale._page.charts import Drawing, Reference, Series, dot_plot, line_plot
 from twoscale._page.document import Group
-from twoscale._page.numbers import count, fixed, percent, signed
+from twoscale._page.numbers import MISSING, count, fixed, percent, signed
 from twoscale._page.tables import Cell, Column, Table, table, text_column
 from twoscale.scaling._measure.records import Summary
 from twoscale.scaling._measure.statistics import summarize
-from twoscale.scaling._measure.tasks import TrainedRun
+from twoscale.scaling._measure.tasks import CurvePoint, TrainedRun
 from twoscale.scaling._questions.question import Content, Question
 from twoscale.scaling._questions.results import StudyResults
-from twoscale.scaling._questions.shown import figures, number
-from twoscale.scaling._study.cells import ACCURACY, Measured
+from twoscale.scaling._questions.shown import figures, number, plural
+from twoscale.scaling._study.cells import ACCURACY, TUNE, Measured
 from twoscale.scaling._study.config import StudyConfig
 from twoscale.scaling._study.plan import ways
 from twoscale.training import TrainConfig
 
-__all__ = ["QUESTION", "AccuracyAnswer", "AccuracyRow", "accuracy_table"]
+__all__ = ["QUESTION", "AccuracyAnswer", "AccuracyRow", "RateTried", "accuracy_table", "edges_sentence", "rates_table"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,25 @@ class AccuracyRow:
     accuracy: Summary | None
     against_small: Summary | None
     """Difference to the small batch at the same seed."""
+    against_plain: Summary | None = None
+    """Difference to nothing changed at the same seed and length; None for both of these, and in earlier records."""
+    loss: float | None = None
+    """Training loss of the last epoch, mean of seeds; None where a run diverged, and in earlier records."""
+    curve: tuple[CurvePoint, ...] = ()
+    """Means of the seeds that did not diverge, epoch by epoch; empty in earlier records."""
+
+
+@dataclass(frozen=True)
+class RateTried:
+    """A learning rate that was tried for a way to train."""
+
+    way: str
+    title: str
+    equal: Literal["epochs", "steps"]
+    rate: float
+    """The rate that is set."""
+    accuracy: float | None
+    """Of the training images that were held out, 0..1; None: the loss became infinite."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +70,51 @@ class AccuracyAnswer:
     """Ways to train at a large batch."""
 
     accuracy: tuple[AccuracyRow, ...] = ()
+    rates: tuple[RateTried, ...] = ()
+    """The search for learning rates, ascending for each way; empty in earlier records."""
 
 
 def _answer(measured: Measured) -> AccuracyAnswer:
     trained = [run for record in measured.of(ACCURACY) for run in record.result]
-    return AccuracyAnswer(_rows(measured.config, trained))
+    return AccuracyAnswer(_rows(measured.config, trained), _tried(measured))
+
+
+def _tried(measured: Measured) -> tuple[RateTried, ...]:
+    """Return what the search for learning rates found, by way and length, ascending rates."""
+    titles = {way.name: way.title for way in ways(measured.config)}
+    found = [
+        RateTried(run.way, titles[run.way], run.equal or "epochs", run.config.lr, run.accuracy)
+        for record in measured.of(TUNE)
+        for run in record.result
+    ]
+    places = list(titles)
+    return tuple(sorted(found, key=lambda one: (one.equal, places.index(one.way), one.rate)))
+
+
+def _curve(runs: Iterable[TrainedRun]) -> tuple[CurvePoint, ...]:
+    """Return the mean of the runs that did not diverge, epoch by epoch."""
+    whole = [run.curve for run in runs if run.accuracy is not None and run.curve]
+    points = []
+    for together in zip(*whole, strict=False):
+        known = [point.accuracy for point in together if point.accuracy is not None]
+        points.append(
+            CurvePoint(
+                together[0].epoch,
+                statistics.fmean(point.loss for point in together),
+                statistics.fmean(known) if known else None,
+            )
+        )
+    return tuple(points)
+
+
+def _paired(reached: Mapping[int, float | None], others: Mapping[int, float | None]) -> Summary | None:
+    """Return the differences at the same seed."""
+    pairs = [
+        value - other
+        for seed, value in reached.items()
+        if value is not None and (other := others.get(seed)) is not None
+    ]
+    return summarize(pairs) if pairs else None
 
 
 def _peak(config: TrainConfig) -> float:
@@ -68,17 +129,14 @@ def _rows(config: StudyConfig, trained: Iterable[TrainedRun]) -> tuple[AccuracyR
     equals: tuple[Literal["epochs", "steps"], ...] = ("epochs", "steps")
     rows = []
     for equal in equals:
+        plain = {seed: run.accuracy for seed, run in found.get(("plain", equal), {}).items()}
         for way in ways(config):
             runs = found.get((way.name, equal))
             if not runs:
                 continue
             reached = {seed: run.accuracy for seed, run in sorted(runs.items())}
             known = [value for value in reached.values() if value is not None]
-            paired = [
-                value - base
-                for seed, value in reached.items()
-                if value is not None and (base := small.get(seed)) is not None
-            ]
+            losses = [run.loss for run in runs.values() if run.accuracy is not None and run.loss is not None]
             one = next(iter(runs.values()))
             rows.append(
                 AccuracyRow(
@@ -91,7 +149,10 @@ def _rows(config: StudyConfig, trained: Iterable[TrainedRun]) -> tuple[AccuracyR
                     steps=next((run.steps for run in runs.values() if run.steps), None),
                     accuracies=tuple(reached.values()),
                     accuracy=summarize(known) if known else None,
-                    against_small=summarize(paired) if paired and way.name != "small" else None,
+                    against_small=None if way.name == "small" else _paired(reached, small),
+                    against_plain=None if way.name in ("small", "plain") else _paired(reached, plain),
+                    loss=statistics.fmean(losses) if len(losses) == len(runs) else None,
+                    curve=_curve(runs.values()),
                 )
             )
     return tuple(rows)
@@ -174,10 +235,12 @@ def accuracy_table(results: StudyResults, equal: str) -> Table:
                 percent(row.accuracy.mean if row.accuracy else None, 1),
                 ", ".join("diverged" if value is None else percent(value, 1) for value in row.accuracies),
             ),
+            number(row.loss),
             Cell(
                 signed(None if row.against_small is None else 100 * row.against_small.mean, 1),
                 _points(row.against_small),
             ),
+            Cell(_judged(row.against_plain), _points(row.against_plain)),
         ]
         for row in results.of(AccuracyAnswer).accuracy
         if row.equal == equal or row.way == "small"
@@ -188,9 +251,110 @@ def accuracy_table(results: StudyResults, equal: str) -> Table:
         Column("Epochs"),
         Column("Steps"),
         Column("Test accuracy", "%"),
+        Column("Training loss"),
         Column("Against small", "points"),
+        Column("Against nothing changed", "points"),
     ]
-    return table(f"At equal {equal}: mean of seeds, under it each seed", columns, rows)
+    return table(f"At equal {equal}: the mean of the seeds, and each seed below it", columns, rows)
+
+
+def _judged(against: Summary | None) -> str:
+    """Return whether the seeds show a difference to nothing changed."""
+    if against is None:
+        return MISSING
+    if against.mean_interval is None:
+        return "one seed"
+    if against.mean_interval.low > 0:
+        return "better"
+    return "worse" if against.mean_interval.high < 0 else "not shown"
+
+
+def rates_table(rates: Sequence[RateTried]) -> Table:
+    """Return one row per way to train and length of run: each rate with its accuracy, the best one marked."""
+    rows: list[list[str | Cell]] = []
+    for (title, equal), tried in _groups(rates).items():
+        best = _best(tried)
+        shown = [
+            f"{number(one.rate, 4)}: {'diverged' if one.accuracy is None else percent(one.accuracy, 1)}"
+            for one in tried
+        ]
+        rows.append([title, f"equal {equal}", MISSING if best is None else number(best.rate, 4), ", ".join(shown)])
+    columns = [
+        text_column("Way"),
+        text_column("Length"),
+        Column("Best rate"),
+        text_column("Rate: held-out accuracy, %"),
+    ]
+    return table("Learning rates that were tried", columns, rows)
+
+
+def _groups(rates: Sequence[RateTried]) -> dict[tuple[str, str], list[RateTried]]:
+    found: dict[tuple[str, str], list[RateTried]] = {}
+    for one in rates:
+        found.setdefault((one.title, one.equal), []).append(one)
+    return found
+
+
+def _best(tried: Sequence[RateTried]) -> RateTried | None:
+    known = [one for one in tried if one.accuracy is not None]
+    return max(known, key=lambda one: one.accuracy or 0.0, default=None)
+
+
+def edges_sentence(rates: Sequence[RateTried]) -> str | None:
+    """Name the searches whose best rate is the smallest or the largest tried; None where there is none."""
+    lines = []
+    for (title, equal), tried in _groups(rates).items():
+        best = _best(tried)
+        if best is not None and len(tried) > 1 and best in (tried[0], tried[-1]):
+            end, beyond = ("smallest", "smaller") if best is tried[0] else ("largest", "larger")
+            lines.append(
+                f"{title}, equal {equal}: {number(best.rate, 4)} is the {end} tried, a {beyond} one may be better"
+            )
+    return f"Best rates at the edge of what was tried. {'; '.join(lines)}." if lines else None
+
+
+def _curves(rows: Sequence[AccuracyRow]) -> list[AccuracyRow]:
+    """Return the rows whose curves are drawn: the small batch, and nothing changed at both lengths."""
+    chosen = (("small", "epochs"), ("plain", "epochs"), ("plain", "steps"))
+    by_key = {(row.way, row.equal): row for row in rows}
+    return [by_key[key] for key in chosen if key in by_key and by_key[key].curve]
+
+
+def _by_epoch(
+    results: StudyResults, title: str, y_label: str, value: Callable[[CurvePoint], float | None]
+) -> Drawing | None:
+    lines = []
+    for row in _curves(results.of(AccuracyAnswer).accuracy):
+        name = f"batch {row.batch_size}" if row.way == "small" else f"batch {row.batch_size}, equal {row.equal}"
+        points = [(float(point.epoch), y) for point in row.curve if (y := value(point)) is not None]
+        if points:
+            lines.append((name, points))
+    if not lines:
+        return None
+    spoken = "; ".join(f"{name} ends at {fixed(points[-1][1], 2)}" for name, points in lines)
+    last = max(int(points[-1][0]) for _, points in lines)
+    ticks = range(1, last + 1, max(1, math.ceil(last / 12)))
+    return line_plot(
+        title,
+        lines,
+        label=f"{title} by epoch, nothing changed but the batch: {spoken}",
+        x_label="epoch",
+        y_label=y_label,
+        x_ticks=[(float(epoch), str(epoch)) for epoch in ticks],
+        dots=last <= 30,
+    )
+
+
+def loss_plot(results: StudyResults) -> Drawing | None:
+    """Draw the training loss by epoch."""
+    return _by_epoch(results, "Training loss", "mean of the epoch", lambda point: point.loss)
+
+
+def curve_plot(results: StudyResults) -> Drawing | None:
+    """Draw the test accuracy by epoch."""
+    return _by_epoch(
+        results, "Test accuracy", "%", lambda point: None if point.accuracy is None else 100 * point.accuracy
+    )
 
 
 def _points(summary: Summary | None) -> str:
@@ -226,23 +390,35 @@ def accuracy_plot(results: StudyResults) -> Drawing | None:
 
 def _content(results: StudyResults) -> Content:
     config = results.config
-    apart = ", at equal epochs and at equal steps apart" if config.device == "cpu" else ", at equal epochs"
+    answer = results.of(AccuracyAnswer)
+    lengths = "runs of both lengths were searched" if config.device == "cpu" else "the shorter runs were searched"
     tuned = (
-        "Each rate is the best of four or five, on a tenth of the training images that the run did not see, with a "
-        f"seed of its own{apart}. Those of the rows that only scale are the small batch's best."
+        "Each learning rate is the best of several on a tenth of the training images, which the run did not see, with "
+        f"a seed of its own; {lengths}. The rows that only scale have the small batch's best rate."
         if config.tune
-        else "Learning rates were not tuned: each row has the rate that it would begin with."
+        else "Learning rates were not tuned: each row has the rate that its search would begin with."
     )
-    listed = (
-        [accuracy_table(results, equal) for equal in ("epochs", "steps")] if results.of(AccuracyAnswer).accuracy else []
-    )
+    listed = [accuracy_table(results, equal) for equal in ("epochs", "steps")] if answer.accuracy else []
+    if answer.rates:
+        listed.append(rates_table(answer.rates))
+    edges = edges_sentence(answer.rates)
     return Content(
         (
-            f"Batch {count(config.accuracy_batches[0])} against batch {count(config.accuracy_batches[1])}, the same "
-            f"seeds ({config.seeds}). At equal epochs a large batch takes fewer steps; at equal steps it sees more "
-            f"images. " + tuned,
+            f"Batch {count(config.accuracy_batches[0])} is compared with batch {count(config.accuracy_batches[1])} "
+            f"over the same {plural(config.seeds, 'seed')}. At equal epochs, a large batch takes fewer steps; at equal "
+            f"steps, it sees more images. {tuned}",
+            "A way is better, or worse, than nothing changed where the 95% interval of its seeds' differences does not "
+            "hold zero; otherwise the seeds do not show it.",
         ),
-        [Group(figures=figures(accuracy=accuracy_plot(results)), tables=listed)],
+        [
+            Group(
+                findings=[] if edges is None else [edges],
+                figures=figures(
+                    accuracy=accuracy_plot(results), loss=loss_plot(results), accuracy_by_epoch=curve_plot(results)
+                ),
+                tables=listed,
+            )
+        ],
     )
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from twoscale._page.charts import Drawing, Reference, Series, dot_plot, line_plot
 from twoscale._page.document import Group
-from twoscale._page.numbers import count, fixed, percent
+from twoscale._page.numbers import count, fixed, joined, percent
 from twoscale._page.tables import Cell, Column, Table, table, text_column
 from twoscale.scaling._measure.records import ArmsRecord, BandwidthRecord
 from twoscale.scaling._questions.question import Content, Question
 from twoscale.scaling._questions.results import StudyResults
 from twoscale.scaling._questions.shown import figures, milliseconds, number, plural, rounds
-from twoscale.scaling._study.cells import ARMS, Measured
+from twoscale.scaling._study.cells import ARMS, RANKS, Measured
 
 __all__ = ["QUESTION", "ArmsAt", "CommunicationAnswer", "arms_table", "most_ranks"]
 
@@ -36,6 +36,8 @@ class CommunicationAnswer:
 
     arms: tuple[ArmsAt, ...] = ()
     bandwidth: tuple[BandwidthRecord, ...] = ()
+    epoch_samples: int | None = None
+    """Training images of an epoch; None in earlier records."""
 
 
 def _answer(measured: Measured) -> CommunicationAnswer:
@@ -46,7 +48,8 @@ def _answer(measured: Measured) -> CommunicationAnswer:
         for size, record in zip(launch.task.batch_sizes, launch.result.arms, strict=True)
     ]
     bandwidth = [launch.result.bandwidth for launch in launches if launch.result.bandwidth is not None]
-    return CommunicationAnswer(tuple(arms), tuple(bandwidth))
+    samples = next((time.epoch_samples for record in measured.of(RANKS) for time in record.result), None)
+    return CommunicationAnswer(tuple(arms), tuple(bandwidth), samples)
 
 
 def most_ranks(results: StudyResults) -> ArmsAt | None:
@@ -143,7 +146,131 @@ def arms_table(arms: Sequence[ArmsAt]) -> Table:
         Column("Exposed in situ", "ms"),
         Column("Overlap", "%"),
     ]
-    return table("The arms, a step: medians of rounds with their intervals", columns, rows)
+    return table("The arms, per step: medians of rounds with their intervals", columns, rows)
+
+
+def epochs_table(arms: Sequence[ArmsAt], samples: int) -> Table:
+    """Return computing and communication per step and per epoch, one row per number of ranks and batch."""
+    rows: list[list[str]] = []
+    for at in arms:
+        record = at.record
+        steps = math.ceil(samples / (at.batch_size * record.world_size))
+        parts = (
+            record.bare.median,
+            None if record.isolated is None else record.exposed.median,
+            None if record.isolated is None else record.isolated.median,
+        )
+        rows.append(
+            [
+                _cell_name(at),
+                *(number(None if part is None else 1e3 * part) for part in parts),
+                count(steps),
+                *(number(None if part is None else steps * part) for part in parts),
+            ]
+        )
+    columns = [
+        text_column("Cell"),
+        Column("Computing", "ms per step"),
+        Column("Waiting for communication", "ms per step"),
+        Column("Communication alone", "ms per step"),
+        Column("Steps per epoch"),
+        Column("Computing", "s per epoch"),
+        Column("Waiting for communication", "s per epoch"),
+        Column("Communication alone", "s per epoch"),
+    ]
+    return table(
+        "Computing and communication: the bare module's step, what DDP's step waits, and the collectives alone",
+        columns,
+        rows,
+    )
+
+
+def wire_table(arms: Sequence[ArmsAt]) -> Table:
+    """Return the bandwidth of a step's all-reduces, one row per number of ranks and batch."""
+    rows: list[list[str | Cell]] = []
+    for at in arms:
+        found = _rates(at.record)
+        if found is None:
+            continue
+        size, n = sum(bucket.bytes for bucket in at.record.buckets), at.record.world_size
+        factor = 2 * (n - 1) / n
+        rows.append(
+            [
+                _cell_name(at),
+                count(size),
+                Cell(fixed(factor, 2), f"2 × {n - 1} / {n}"),
+                count(round(factor * size)),
+                *(number(1e3 * seconds) for seconds, _ in found),
+                *(number(rate / 1e6) for _, rate in found),
+            ]
+        )
+    columns = [
+        text_column("Cell"),
+        Column("Gradients S", "bytes"),
+        Column("2(n − 1)/n"),
+        Column("Sent per rank", "bytes"),
+        Column("Alone", "ms"),
+        Column("Inside a step", "ms"),
+        Column("busbw alone", "MB/s"),
+        Column("busbw inside", "MB/s"),
+    ]
+    return table(
+        "Bandwidth of a step's all-reduces. In a ring the gradients are cut into n parts; each rank sends n − 1 parts "
+        "to sum them and n − 1 parts to spread the sums, each of S/n bytes: 2(n − 1)/n · S in all",
+        columns,
+        rows,
+    )
+
+
+def _rates(record: ArmsRecord) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """Return seconds and busbw (bytes per second) of a step's all-reduces, alone and inside the step."""
+    if record.in_situ_union is None or not record.buckets:
+        return None
+    sent = 2 * (record.world_size - 1) / record.world_size * sum(bucket.bytes for bucket in record.buckets)
+    alone = sum(one.seconds.median for one in record.collectives_alone if one.op == "all_reduce")
+    inside = record.in_situ_union.median
+    if min(alone, inside) <= 0:
+        return None
+    return (alone, sent / alone), (inside, sent / inside)
+
+
+_SAME = 1.5
+"""Rates within this factor count as the same link's."""
+
+
+def rates_sentence(arms: Sequence[ArmsAt]) -> str | None:
+    """Return whether the rate depends on the batch, at the most ranks; None where one batch was measured."""
+    most = max((at.record.world_size for at in arms), default=1)
+    rates = [found[0][1] for at in arms if at.record.world_size == most and (found := _rates(at.record)) is not None]
+    if len(rates) < 2:
+        return None
+    low, high = (number(rate / 1e6) for rate in (min(rates), max(rates)))
+    if max(rates) <= _SAME * min(rates):
+        return (
+            f"At {most} ranks the all-reduces alone run at {low} to {high} MB/s at every batch: the same bytes pass "
+            "over the same link, and the batch does not change its rate."
+        )
+    return (
+        f"At {most} ranks the all-reduces alone ran at {low} to {high} MB/s. The batch cannot change the rate of a "
+        "link: something disturbed these measurements."
+    )
+
+
+def loop_sentence(at: ArmsAt) -> str | None:
+    """Return both step times of a cell and what makes them differ; None where a loop is not slower."""
+    record = at.record
+    longer = record.free_running.median - record.ddp.median
+    if longer <= 0:
+        return None
+    data = min(longer, max(0.0, record.data_wait.median))
+    late = 0.0 if record.jitter is None else min(longer - data, max(0.0, record.jitter.median))
+    rest = longer - data - late
+    parts = [(data, "the wait for data"), (late, "ranks that are late in turn"), (rest, "not explained")]
+    shown = [f"{milliseconds(seconds)} {what}" for seconds, what in parts if seconds >= 0.05 * longer]
+    return (
+        f"At {_cell_name(at)}, the same step takes {milliseconds(record.free_running.median)} in a training loop and "
+        f"{milliseconds(record.ddp.median)} where all ranks begin it together. The difference: {joined(shown)}."
+    )
 
 
 def waits_table(arms: Sequence[ArmsAt]) -> Table:
@@ -285,11 +412,18 @@ def _content(results: StudyResults) -> Content:
         if one.record.disagreement
     ]
     if answer.arms and not notes and any(one.record.exposed_in_situ for one in answer.arms):
-        notes = ["Differencing and in-situ clocks agree within their intervals."]
+        notes = ["Differencing and the clock inside the step agree within their intervals."]
     listed = []
     drawn = figures(parts=parts_plot(answer.arms, results.config.base_batch))
     if answer.arms:
         listed += [arms_table(answer.arms), waits_table(answer.arms)]
+        if answer.epoch_samples is not None:
+            listed.append(epochs_table(answer.arms, answer.epoch_samples))
+        if any(_rates(one.record) for one in answer.arms):
+            listed.append(wire_table(answer.arms))
+    for sentence in (None if at is None else loop_sentence(at), rates_sentence(answer.arms)):
+        if sentence is not None:
+            notes.append(sentence)
     if at is not None and at.record.collectives_in_situ:
         listed.append(buckets_table(at))
     for record in answer.bandwidth:
@@ -299,13 +433,14 @@ def _content(results: StudyResults) -> Content:
     return Content(
         (
             "Four arms run the same step: DDP as it is (A), DDP that sends nothing (B), the bare module (D), and the "
-            "step's collectives on their own (R). A − B is communication that the step waits for, B − D is what the "
-            "wrapper costs, and overlap is 1 − (A − B)/R, shown where its interval is no wider than 50 points. Below "
-            "zero, communication costs more inside a step than alone. In the arms all ranks begin each step together "
-            "and the median step counts. In a loop, as in section 2 and in the verdict, they do not, the wait for data "
-            "counts, and the mean step does.",
-            "In situ, a clock on DDP's communication hook sees each bucket start and end inside the step. Bandwidth is "
-            "counted as nccl-tests does: algbw is bytes by time, busbw what each rank's link carries.",
+            "step's collectives on their own (R). A − B is communication that the step waits for, and B − D is what "
+            "the wrapper costs. Overlap is 1 − (A − B)/R. It is shown only where its interval is no wider than 50 "
+            "points; below zero, communication costs more inside a step than alone. In the arms, all ranks begin each "
+            "step together, and the median step counts. In a training loop, as in section 2 and in the verdict, they "
+            "do not, the wait for data counts, and the mean step is taken.",
+            "In situ: a clock in DDP's communication hook sees when each bucket starts and ends inside the step. "
+            "Bandwidth is counted as nccl-tests does: algbw is bytes divided by time, busbw is the rate that each "
+            "rank's link carries.",
         ),
         [Group(findings=notes, figures=drawn, tables=listed)],
     )

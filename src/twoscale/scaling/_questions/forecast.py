@@ -33,7 +33,9 @@ from twoscale.scaling._study.config import StudyConfig
 __all__ = ["QUESTION", "TRUSTED", "ForecastAnswer", "forecast_table", "link_of", "measured_steps"]
 
 TRUSTED = 0.3
-"""Largest error on held-out steps with which more ranks are still forecast."""
+"""Largest error on held-out steps, and on what they wait, with which more ranks are still forecast."""
+_LEAST_WAIT = 0.05
+"""Of a step: errors of shorter waits are shares of this."""
 _BEYOND = (2, 4, 8)
 """Forecasts are for so many times the most ranks that were measured."""
 _NEAR = 4
@@ -91,7 +93,7 @@ def _forecasts(config: StudyConfig, steps: Sequence[MeasuredStep]) -> ForecastAn
     held, refused = held_out(steps)
     lines = list(refused)
     link, most = link_of(config), max(step.world_size for step in steps)
-    errors = [abs(one.error) for one in held if one.error is not None]
+    errors, waits = [abs(one.error) for one in held if one.error is not None], _wait_errors(held)
     found = []
     for factor in _BEYOND:
         asked = f"{factor * most} ranks, batch {config.base_batch}, {link.name}"
@@ -102,22 +104,23 @@ def _forecasts(config: StudyConfig, steps: Sequence[MeasuredStep]) -> ForecastAn
                 f"{asked}: held-out cells were off by up to {max(errors):.0%}, more than {TRUSTED:.0%}; "
                 "measure again on a quieter machine, or more cells"
             )
+        elif max(waits, default=0.0) > TRUSTED:
+            lines.append(
+                f"{asked}: held-out cells waited for communication up to {max(waits):.0%} more or less than forecast, "
+                f"beyond {TRUSTED:.0%}; measure again on a quieter machine, or more cells"
+            )
         else:
-            found.append(_at_least(steps, forecast(steps, factor * most, config.base_batch, link)))
+            found.append(forecast(steps, factor * most, config.base_batch, link))
     return ForecastAnswer(held, tuple(found), _over_given_link(config, steps, most), tuple(lines))
 
 
-def _at_least(steps: Sequence[MeasuredStep], found: Forecast) -> Forecast:
-    """Let a step on more ranks wait no less than fewer ranks were measured to wait."""
-    waits = [
-        step.step - step.compute
-        for step in steps
-        if step.batch_size == found.batch_size and 1 < step.world_size < found.world_size
+def _wait_errors(held: Sequence[Forecast]) -> list[float]:
+    """Return how far forecast waits were off: as a share of the measured wait, or of 5% of the step if that is more."""
+    return [
+        abs(one.exposed - one.measured_exposed) / max(one.measured_exposed, _LEAST_WAIT * one.measured)
+        for one in held
+        if one.measured_exposed is not None and one.measured is not None
     ]
-    short = max(waits, default=0.0) - found.exposed
-    if short <= 0:
-        return found
-    return replace(found, exposed=found.exposed + short, step=found.step + short)
 
 
 def _over_given_link(config: StudyConfig, steps: Sequence[MeasuredStep], most: int) -> tuple[Forecast, ...]:
@@ -224,10 +227,12 @@ def _content(results: StudyResults) -> Content:
         )
     return Content(
         (
-            "A line t = Aα + FS/B is fitted to the collectives timed alone; the step is then replayed bucket by "
-            "bucket. Beside every forecast stands how far off the same model was on measured cells that it did not "
-            "see. A step on more ranks waits at least as long as fewer ranks were measured to wait. What no "
-            "measurement covers is refused.",
+            "A line t = Aα + FS/B is fitted to the collectives timed alone, and the step is replayed bucket by bucket. "
+            "What the nearest measured steps wait beyond their own replay is added: communication takes longer beside "
+            "computing than alone. A step on more ranks waits at least as long as fewer ranks were measured to wait. "
+            "The first table shows how far off such forecasts are for measured cells that were held out. A forecast is "
+            "refused where no measurement covers it, or where held-out steps, or what they wait, are off by more than "
+            f"{TRUSTED:.0%} (waits shorter than {_LEAST_WAIT:.0%} of a step count as that long).",
         ),
         [
             Group(

@@ -6,6 +6,9 @@
     step             DDP without communication as it was measured; each bucket is sent when its last gradient is
                      there and the one before has been sent; the optimizer waits for the last
 
+    contention       what the nearest measured steps wait longer (or less) than the same replay says; never less exposed
+                     than fewer ranks were measured to wait at that batch
+
 1/B is one number for a link, or, where cells were measured at several nominal rates, a fixed part and a part that
 goes with 1/rate: then rates between those measured can be forecast too. A forecast assumes that every rank computes
 as it did in the measured cells: on cores of its own.
@@ -130,9 +133,10 @@ class Forecast:
     communication: float
     """All collectives of the step, one after the other."""
     exposed: float
-    """Part of it that the step waits for."""
+    """Part of it that the step waits for, contention included."""
     step: float
     buckets: tuple[BucketTime, ...]
+    """As replayed, without contention."""
     fitted_on: int
     """Measured configurations."""
     measured: float | None = None
@@ -347,6 +351,39 @@ def replay(
     return max(times[-1].ready, free) + after, tuple(times)
 
 
+def _waits(cell: MeasuredStep) -> float:
+    """Return what a step was measured to wait for communication, seconds; below zero by chance."""
+    return cell.step - cell.compute
+
+
+def _contention(cells: Sequence[MeasuredStep], model: LinkModel, world_size: int, batch_size: int) -> float:
+    """Return what the nearest measured steps over this link wait beyond their replay, seconds; the least if several."""
+    by_distance: dict[tuple[float, float], list[float]] = {}
+    for cell in cells:
+        if cell.link.name != model.link or cell.world_size == 1:
+            continue
+        rate = cell.link.bytes_per_second
+        sent = [
+            (bucket, collective_seconds(model, "all_reduce", bucket.bytes, cell.world_size, rate))
+            for bucket in cell.buckets
+        ]
+        before = sum(collective_seconds(model, "broadcast", size, cell.world_size, rate) for size in cell.broadcasts)
+        beyond = _waits(cell) - (replay(cell.compute, sent, before)[0] - cell.compute)
+        distance = abs(math.log2(cell.world_size / world_size)), abs(math.log2(cell.batch_size / batch_size))
+        by_distance.setdefault(distance, []).append(beyond)
+    return min(by_distance[min(by_distance)], default=0.0) if by_distance else 0.0
+
+
+def _least(cells: Sequence[MeasuredStep], link: Link, world_size: int, batch_size: int) -> float:
+    """Return the longest that fewer ranks were measured to wait over this link at this batch, seconds."""
+    waits = [
+        _waits(cell)
+        for cell in cells
+        if cell.link == link and cell.batch_size == batch_size and 1 < cell.world_size < world_size
+    ]
+    return max(waits, default=0.0)
+
+
 def given_model(link: str, latency: float, bytes_per_second: float) -> LinkModel:
     """Return the model of a link that was not measured: rings over a link of this latency and rate."""
     return LinkModel(
@@ -402,6 +439,13 @@ def forecast(
     before = sum(takes("broadcast", size) for size in step.broadcasts)
     each = [takes("all_reduce", bucket.bytes) for bucket in step.buckets]
     total, times = replay(step.seconds, list(zip(step.buckets, each, strict=True)), before)
+    exposed = total - step.seconds
+    if fitted.samples:  # of a given link no step was measured
+        exposed = max(
+            0.0,
+            exposed + _contention(cells, fitted, world_size, batch_size),
+            _least(cells, link, world_size, batch_size),
+        )
     return Forecast(
         world_size=world_size,
         batch_size=batch_size,
@@ -409,8 +453,8 @@ def forecast(
         model=fitted,
         compute=step.seconds,
         communication=before + sum(each),
-        exposed=total - step.seconds,
-        step=total,
+        exposed=exposed,
+        step=step.seconds + exposed,
         buckets=times,
         fitted_on=len(cells),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +21,17 @@ from twoscale.scaling._study.cells import RANKS, Measured
 from twoscale.scaling._study.config import StudyConfig
 from twoscale.scaling._study.plan import strong_batch
 
-__all__ = ["QUESTION", "Launches", "SpeedRow", "SpeedupAnswer", "speed_table", "times_of"]
+__all__ = [
+    "QUESTION",
+    "GridRow",
+    "Launches",
+    "SpeedRow",
+    "SpeedupAnswer",
+    "grid_sentence",
+    "grid_table",
+    "speed_table",
+    "times_of",
+]
 
 Launches = Mapping[tuple[Arm, int, int], Mapping[int, EpochTime]]
 """(arm, ranks, batch per rank) to what each round's launch measured."""
@@ -51,10 +61,27 @@ class SpeedRow:
 
 
 @dataclass(frozen=True)
+class GridRow:
+    """A batch size at a number of ranks, weak scaling: the bare module on one rank, DDP on more."""
+
+    batch_size: int
+    """Per rank."""
+    world_size: int
+    epoch: Summary
+    """Seconds, one value per launch."""
+    speedup: Summary | None
+    """Against one rank at the same batch per rank, in images per second, launches of a round paired; None for one."""
+    efficiency: Summary | None
+    """Speed-up / ranks."""
+
+
+@dataclass(frozen=True)
 class SpeedupAnswer:
     """Numbers of ranks against one."""
 
     speed: tuple[SpeedRow, ...] = ()
+    grid: tuple[GridRow, ...] = ()
+    """Ascending batch sizes, and for each ascending numbers of ranks; empty in earlier records."""
 
 
 def times_of(measured: Measured) -> Launches:
@@ -70,7 +97,33 @@ def times_of(measured: Measured) -> Launches:
 def _answer(measured: Measured) -> SpeedupAnswer:
     if "speedup" not in measured.config.sections:
         return SpeedupAnswer()
-    return SpeedupAnswer(_speed(measured.config, times_of(measured)))
+    times = times_of(measured)
+    return SpeedupAnswer(_speed(measured.config, times), _grid(measured.config, times))
+
+
+def _grid(config: StudyConfig, found: Launches) -> tuple[GridRow, ...]:
+    rows = []
+    for size in config.rank_batches:
+        alone = found.get(("bare", 1, size), {})
+        for n in config.world_sizes:
+            launches = alone if n == 1 else found.get(("ddp", n, size), {})
+            if not launches:
+                continue
+            speedups = [
+                time.samples_per_second / alone[repeat].samples_per_second
+                for repeat, time in launches.items()
+                if n > 1 and repeat in alone
+            ]
+            rows.append(
+                GridRow(
+                    batch_size=size,
+                    world_size=n,
+                    epoch=summarize([time.epoch_seconds for time in launches.values()]),
+                    speedup=summarize(speedups) if speedups else None,
+                    efficiency=summarize([value / n for value in speedups]) if speedups else None,
+                )
+            )
+    return tuple(rows)
 
 
 def _speed(config: StudyConfig, found: Launches) -> tuple[SpeedRow, ...]:
@@ -150,8 +203,8 @@ _SCALINGS = {
     "bare": "T₁: bare module",
     "ddp-alone": "DDP at one rank",
     "apart": "bare modules that never talk",
-    "weak": "weak: a rank's batch kept",
-    "strong": "strong: all ranks' batch kept",
+    "weak": "weak: batch per rank kept",
+    "strong": "strong: batch of all ranks kept",
 }
 
 
@@ -187,15 +240,60 @@ def speed_table(results: StudyResults) -> Table:
     columns = [
         text_column("Scaling"),
         Column("Ranks"),
-        Column("Batch a rank"),
-        Column("Batch in all"),
-        Column("Threads a rank"),
+        Column("Batch per rank"),
+        Column("Batch of all ranks"),
+        Column("Threads per rank"),
         Column("Step", "ms"),
         Column("Epoch", "s"),
         Column("Speed-up"),
         Column("Efficiency", "%"),
     ]
     return table("Means of launches with 95% intervals; ratios of launches of the same round", columns, rows)
+
+
+def grid_table(grid: Sequence[GridRow]) -> Table:
+    """Return one row per batch size and number of ranks."""
+    rows: list[list[str | Cell]] = [
+        [
+            count(row.batch_size),
+            count(row.world_size),
+            with_interval(row.epoch),
+            with_interval(row.speedup, 1.0, 2),
+            with_interval(row.efficiency, 100.0, 0),
+        ]
+        for row in grid
+    ]
+    columns = [
+        Column("Batch per rank"),
+        Column("Ranks"),
+        Column("Epoch", "s"),
+        Column("Speed-up"),
+        Column("Efficiency", "%"),
+    ]
+    return table("Batch per rank × ranks (weak scaling: the batch of a rank stays)", columns, rows)
+
+
+def grid_sentence(grid: Sequence[GridRow]) -> str | None:
+    """Return whether a larger batch per rank scales better, at the most ranks; None where that was not measured."""
+    most = max((row.world_size for row in grid), default=1)
+    rows = [(row.batch_size, row.efficiency) for row in grid if row.world_size == most and row.efficiency is not None]
+    if most == 1 or len(rows) < 2:
+        return None
+    (small, first), (large, last) = rows[0], rows[-1]
+    assert first is not None
+    assert last is not None
+    ends = (
+        f"At {most} ranks the efficiency is {percent(first.mean, 0)} % at batch {count(small)} and "
+        f"{percent(last.mean, 0)} % at batch {count(large)}"
+    )
+    one, other = first.mean_interval, last.mean_interval
+    if one is None or other is None:
+        return f"{ends}; one launch of each cannot show whether that is more than chance."
+    if other.low > one.high:
+        return f"{ends}: a larger batch per rank scales better, because each step computes more for the same gradients."
+    if one.low > other.high:
+        return f"{ends}: a larger batch per rank scales worse here."
+    return f"{ends}: the launches do not show that the batch changes how well ranks scale."
 
 
 def speedup_plot(results: StudyResults) -> Drawing | None:
@@ -223,18 +321,24 @@ def speedup_plot(results: StudyResults) -> Drawing | None:
 
 
 def _content(results: StudyResults) -> Content:
+    answer = results.of(SpeedupAnswer)
+    tables = [speed_table(results)] if answer.speed else []
+    findings = []
+    if len({row.batch_size for row in answer.grid}) > 1:
+        tables.append(grid_table(answer.grid))
+        sentence = grid_sentence(answer.grid)
+        findings = [] if sentence is None else [sentence]
     return Content(
         (
-            "T₁ is the bare module with as many threads as a rank has; DDP at one rank has a row of its own, and so "
-            "has the bare module with all cores. Weak: the batch of a rank stays, so all ranks together have more. "
-            "Strong: the batch of all ranks stays, so each has less. Speed-up compares images a second.",
+            "T₁ is the bare module with as many threads as a rank has. DDP at one rank has a row of its own, and so "
+            "has the bare module with all cores. Weak scaling keeps the batch of a rank, so that all ranks together "
+            "have more. Strong scaling keeps the batch of all ranks, so that each has less. Speed-up compares images "
+            "per second.",
+            "A step here is one of a training loop: no barriers between steps, the wait for data counts, and the mean "
+            "of a run's steps is taken. In section 3 all ranks begin each step together, and the median step counts: "
+            "that time is another one, and section 3 shows both side by side.",
         ),
-        [
-            Group(
-                figures=figures(speedup=speedup_plot(results)),
-                tables=[speed_table(results)] if results.of(SpeedupAnswer).speed else [],
-            )
-        ],
+        [Group(findings=findings, figures=figures(speedup=speedup_plot(results)), tables=tables)],
     )
 
 

@@ -4,26 +4,25 @@ The growth is that of weak scaling: DDP's step on all ranks less the bare module
 each round. All steps run in a training loop, without barriers between them. These parts are measured in each round:
 
     data         data wait of bare modules on all ranks - data wait of one
-    straggler    bare modules on all ranks at once: the slowest rank - the fastest
+    straggler    bare modules on all ranks at once: one and the same rank in every round - the fastest
     cores        bare modules on all ranks at once, the fastest rank - bare module on one, both without data wait:
                  ranks that never talk slow each other all the same
+    wrapper      DDP that sends nothing - bare modules on all ranks at once
+    exposed      DDP - DDP that sends nothing
 
-and these from the arms, which take turns in one launch:
-
-    wrapper      B - D: DDP without communication - bare module
-    exposed      A - B: DDP - DDP without communication
-
-Exposed time is divided by what was seen inside the step, on the rank that arrives last, and so waits for no other:
+Records of earlier versions have the last two from the arms (B - D and A - B), which take turns in one launch. Exposed
+time is divided by what was seen inside the step, on the rank that arrives last, and so waits for no other:
 
     buffers      what goes away when buffers are not broadcast
     latency      the fixed part of the gradients' all-reduces, by the fitted line t = Aα + FS/B
     bandwidth    their bytes' part
     last bucket  the same, where all buckets but the last fit beside the backward pass: a smaller last one would help
-    skew         beyond what is seen inside: what the bare module alone loses when every step waits for the slowest rank
-    contention   the rest: communication and computing slow each other
+    jitter       beyond what is seen inside: what the bare module alone loses when every step waits for the slowest rank
+    contention   the rest, where it is above zero in every round: communication and computing slow each other
 
 A part below zero counts as zero. The largest is the cause. A round is left out where a launch of it began at a load of
-more than twice the cores or ranks, whichever are more, unless all did. No cause is named where efficiency is 95% or
+more than twice the cores or ranks, whichever are more, or where a step of it took more than 1.5 times the median of the
+rounds, of which there must be three; unless that leaves none. No cause is named where efficiency is 95% or
 more, where the growth is not above zero in every round, or where more is unexplained, or explained twice, than the
 largest part explains.
 """
@@ -64,6 +63,7 @@ __all__ = [
     "causes_table",
     "communication_parts",
     "decide",
+    "link_line",
 ]
 
 CauseName = Literal[
@@ -75,7 +75,7 @@ CauseName = Literal[
     "cores",
     "wrapper",
     "straggler",
-    "skew",
+    "jitter",
     "contention",
 ]
 
@@ -85,6 +85,8 @@ _NOMINAL = (10, 100, 1000)
 """Mbit/s of links that a measured rate may belong to."""
 _BUSY = 2.0
 """A round that began at more than so many times the cores or ranks is left out."""
+_OUTLIER = 1.5
+"""So is one with a step of more than so many times the median of the rounds."""
 
 _WHY: dict[CauseName, str] = {
     "latency": "Each message costs its fixed time however small it is. Fewer, larger collectives or less frequent "
@@ -101,8 +103,8 @@ _WHY: dict[CauseName, str] = {
     "wrapper": "DDP's own work, without any communication, takes the time. More computing a step would help.",
     "straggler": "All ranks wait for one that computes more slowly. A core of its own for that rank would help, a "
     "faster network would not.",
-    "skew": "Now one rank is late and now another, and every step waits for the latest. Fewer other processes on these "
-    "cores would help.",
+    "jitter": "Now one rank is late and now another, and every step waits for the latest. Fewer other processes on "
+    "these cores would help.",
     "contention": "Computing and communication slow each other when they run at the same time. Cores left over for "
     "communication, or fewer bytes, would help.",
 }
@@ -165,6 +167,8 @@ class Round:
     """Largest at the start of one of these launches."""
     number: int = 1
     """Which it is, from 1."""
+    silent: EpochTime | None = None
+    """DDP that sends nothing on all ranks; None in records of earlier versions."""
 
 
 def communication_parts(record: ArmsRecord, model: LinkModel | None, inside: float) -> dict[CauseName, float]:
@@ -209,7 +213,42 @@ def _quiet(rounds: Sequence[Round], cores: int) -> tuple[list[Round], tuple[str,
     if not quiet:
         return list(rounds), ()
     left_out = [f"round {one.number}, which began at load {one.load:.1f}" for one in rounds if one not in quiet]
+    if len(quiet) >= 3:
+        usual = [statistics.median(step) for step in zip(*map(_steps, quiet), strict=True)]
+        for one in list(quiet):
+            over = [(seconds, limit) for seconds, limit in zip(_steps(one), usual, strict=True)
+                    if seconds > _OUTLIER * limit]  # fmt: skip
+            if over:
+                seconds, limit = max(over, key=lambda pair: pair[0] / pair[1])
+                load = "" if one.load is None else f", and which began at load {one.load:.1f}"
+                left_out.append(
+                    f"round {one.number}, in which a step took {milliseconds(seconds)} where the median of the rounds "
+                    f"is {milliseconds(limit)}{load}"
+                )
+                quiet.remove(one)
     return quiet, tuple(left_out)
+
+
+def _steps(one: Round) -> tuple[float, ...]:
+    """Return the steps of a round, seconds."""
+    return one.alone.step.median, one.apart.step.median, one.ddp.step.median
+
+
+def _beyond_data(time: EpochTime) -> float:
+    """Return a step without its wait for data, seconds."""
+    return time.step.median - time.data_wait.median
+
+
+def _wrapper_and_exposed(rounds: Sequence[Round], many: ArmsRecord) -> tuple[float, list[float]]:
+    """Return what DDP itself takes, and what it waits for communication, by round where rounds know it; seconds."""
+    if all(one.silent is not None for one in rounds):
+        silent = [one.silent.step.median for one in rounds if one.silent is not None]
+        wrapper = statistics.fmean(s - one.apart.step.median for s, one in zip(silent, rounds, strict=True))
+        return wrapper, [one.ddp.step.median - s for s, one in zip(silent, rounds, strict=True)]
+    if many.silent_free is not None and many.bare_free is not None:
+        exposed = many.free_running.median - many.silent_free.median
+        return many.silent_free.median - many.bare_free.median, [exposed]
+    return many.wrapper_tax.median, [many.exposed.median]
 
 
 def _straggler(rounds: Sequence[Round]) -> tuple[float, str]:
@@ -244,31 +283,25 @@ def decide(
     loss = summarize([one.ddp.step.median - one.alone.step.median for one in rounds])
     efficiency = statistics.fmean(one.alone.step.median / one.ddp.step.median for one in rounds)
     waits = statistics.fmean(one.apart.data_wait.median - one.alone.data_wait.median for one in rounds)
-    slower = statistics.fmean(
-        (one.apart.step.median - one.apart.data_wait.median) - (one.alone.step.median - one.alone.data_wait.median)
-        for one in rounds
-    )
+    slower = statistics.fmean(_beyond_data(one.apart) - _beyond_data(one.alone) for one in rounds)
     late, which = _straggler(rounds)
     late = min(late, max(0.0, slower))
-    in_loop = many.silent_free is not None and many.bare_free is not None
-    if many.silent_free is not None and many.bare_free is not None:
-        wrapper = many.silent_free.median - many.bare_free.median
-        exposed = max(0.0, many.free_running.median - many.silent_free.median)
-    else:
-        wrapper, exposed = many.wrapper_tax.median, max(0.0, many.exposed.median)
+    wrapper, waited = _wrapper_and_exposed(rounds, many)
+    exposed = max(0.0, statistics.fmean(waited))
     seen = exposed if many.exposed_in_situ is None else min(exposed, max(0.0, many.exposed_in_situ.median))
     buffers = min(seen, max(0.0, many.buffers.median)) if many.buffers else 0.0
     parts = communication_parts(many, model, seen - buffers)
     beyond = exposed - seen
-    skew = min(beyond, max(0.0, many.jitter.median)) if in_loop and many.jitter is not None else 0.0
-    parts["contention"] += beyond - skew
+    jitter = min(beyond, max(0.0, many.jitter.median)) if many.jitter is not None else 0.0
+    if min(waited) > seen + jitter:  # in every round; otherwise it is chance, and stays unexplained
+        parts["contention"] += beyond - jitter
     parts |= {
         "buffers": buffers,
         "data": max(0.0, waits),
         "cores": max(0.0, slower) - late,
         "straggler": late,
         "wrapper": max(0.0, wrapper),
-        "skew": skew,
+        "jitter": jitter,
     }
     total = sum(parts.values())
     # What no cause explains has its share too; causes that overlap are shares of their sum.
@@ -341,8 +374,11 @@ def _verdict(
     for n in reversed([n for n in config.world_sizes if n > 1]):
         record = next((at.record for at in arms if at.record.world_size == n and at.batch_size == base), None)
         apart, ddp = times.get(("bare", n, base), {}), times.get(("ddp", n, base), {})
+        silent = times.get(("silent", n, base), {})
         rounds = [
-            Round(alone[r], apart[r], ddp[r], loads.get(r), r + 1) for r in sorted(alone) if r in apart and r in ddp
+            Round(alone[r], apart[r], ddp[r], loads.get(r), r + 1, silent.get(r))
+            for r in sorted(alone)
+            if r in apart and r in ddp
         ]
         if record is not None and rounds:
             return decide(rounds, record, _model(steps, link_of(config)), base, cores=config.cores)
@@ -413,7 +449,7 @@ def verdict_plot(results: StudyResults) -> Drawing | None:
         label="Milliseconds of a step by cause: "
         + ", ".join(f"{name} {milliseconds(seconds)}" for name, seconds in parts),
         note=f"{verdict.world_size} ranks",
-        x_label="milliseconds a step",
+        x_label="milliseconds per step",
         limits=(min(0.0, 1000 * verdict.unexplained), math.inf),
         least_span=0.1,
     )
@@ -439,6 +475,8 @@ class WhatIf:
     what: str
     step: float
     """Seconds."""
+    saved: float | None
+    """Seconds by which the step is shorter; None where it has another batch."""
     gain: float
     """Increase in images per second, as a share of the present rate."""
 
@@ -470,19 +508,27 @@ def what_ifs(verdict: Verdict, arms: Sequence[ArmsAt]) -> list[WhatIf]:
             ("gradients sent as bf16", 0.5, 1.0),
         ):
             step = now - min(exposed, waits(1.0) - waits(factor, latency))
-            rows.append(WhatIf(what, step, now / step - 1))
-    if (double := found.get(2 * verdict.batch_size)) is not None:
-        step = double.free_running.median
-        rows.append(WhatIf("twice the batch of a rank", step, 2 * now / step - 1))
+            rows.append(WhatIf(what, step, now - step, now / step - 1))
+    for size in sorted(size for size in found if size > verdict.batch_size):
+        step = found[size].free_running.median
+        rows.append(WhatIf(f"batch {size} per rank, measured", step, None, size / verdict.batch_size * now / step - 1))
     return rows
 
 
 def what_if_table(rows: Sequence[WhatIf]) -> Table:
     """Return one row per change."""
     return table(
-        "What would help: the same step with one thing changed, by the fitted line; twice the batch is measured",
-        [text_column("With"), Column("Step", "ms"), Column("Images per second", "% more")],
-        [[row.what, number(1e3 * row.step), signed(100 * row.gain, 0)] for row in rows],
+        "What would help: one thing changed, by the fitted line where nothing else is stated",
+        [text_column("With"), Column("Step", "ms"), Column("Saved per step", "ms"), Column("Images per second", "%")],
+        [
+            [
+                row.what,
+                number(1e3 * row.step),
+                number(None if row.saved is None else 1e3 * row.saved),
+                signed(100 * row.gain, 0),
+            ]
+            for row in rows
+        ],
     )
 
 
@@ -498,8 +544,8 @@ def _content(results: StudyResults) -> Content:
         tables.append(what_if_table(rows))
     return Content(
         (
-            "The verdict divides what a step loses between one rank and all of them (weak scaling) among its causes, "
-            "by the rules in docs/scaling.md.",
+            "The verdict compares a step on all ranks with one on a single rank at the same batch per rank (weak "
+            "scaling), and divides the time that it loses among causes, by the rules in docs/scaling.md.",
         ),
         [
             Group(

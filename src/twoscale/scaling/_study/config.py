@@ -50,7 +50,7 @@ class StudyConfig:
     batch_sizes: tuple[int, ...]
     """Images per step on one device, ascending."""
     base_batch: int
-    """Images per device and step when numbers of ranks are compared."""
+    """Images per device and step where numbers of ranks are compared and the verdict is given."""
     world_sizes: tuple[int, ...]
     """Ranks, ascending; the first is 1, which all others are compared with."""
     epochs: int
@@ -79,6 +79,10 @@ class StudyConfig:
     """Seconds after which a launch is ended."""
     seed: int = 0
     """Decides initial weights, synthetic images, and the order of the cells."""
+    grid_batches: tuple[int, ...] = ()
+    """Further batches per device at which numbers of ranks are compared."""
+    steps: int | None = None
+    """Steps of a timed run, and at most so many in each turn of an arm. Default: by the batch size, and 5."""
     link: GivenLink | None = None
     """Another link than the measured one, to forecast steps over."""
 
@@ -91,6 +95,13 @@ class StudyConfig:
             if not value or min(value) < 1 or list(value) != sorted(set(value)):
                 shown = ", ".join(map(str, value)) or "empty"
                 raise ConfigurationError(f"{name} is {shown}; expected ascending numbers of at least 1")
+        if min(self.grid_batches, default=1) < 1 or len({self.base_batch, *self.grid_batches}) <= len(
+            self.grid_batches
+        ):
+            shown = ", ".join(map(str, (self.base_batch, *self.grid_batches)))
+            raise ConfigurationError(f"base_batch is {shown}; expected different numbers of at least 1")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigurationError(f"steps is {self.steps}; expected at least 1")
         if len(self.accuracy_batches) != 2:
             raise ConfigurationError(f"accuracy_batches has {len(self.accuracy_batches)} numbers; expected 2")
         if self.world_sizes[0] != 1:
@@ -105,6 +116,11 @@ class StudyConfig:
             raise ConfigurationError(f"tolerance is {self.tolerance}; expected at least 0")
         if not self.timeout > 0:
             raise ConfigurationError(f"timeout is {self.timeout}; expected a positive number of seconds")
+
+    @property
+    def rank_batches(self) -> tuple[int, ...]:
+        """Batches per device at which numbers of ranks are compared, ascending."""
+        return tuple(sorted({self.base_batch, *self.grid_batches}))
 
     @classmethod
     def for_this_machine(
@@ -132,15 +148,18 @@ class StudyConfig:
             values = {
                 "model": "resnet18", "data": "cifar10", "device": "cuda",
                 "batch_sizes": tuple(32 << i for i in range(9)),
-                "base_batch": 128, "world_sizes": tuple(n for n in (1, 2, 4) if n <= gpus), "epochs": 8,
+                "base_batch": 128, "grid_batches": (32, 512), "epochs": 8,
+                "world_sizes": tuple(n for n in (1, 2, 4) if n <= gpus),
                 "accuracy_batches": (128, 1024), "precision": "bf16", "channels_last": True,
             }  # fmt: skip
         else:
             values = {
                 "model": "net", "data": "digits", "device": "cpu", "batch_sizes": (32, 128, 512), "base_batch": 64,
-                "world_sizes": (1, 2), "epochs": 3, "accuracy_batches": (16, 64), "precision": "fp32",
-                "channels_last": False, "seeds": 5,
+                "grid_batches": (32, 128), "world_sizes": (1, 2), "epochs": 3, "accuracy_batches": (16, 64),
+                "precision": "fp32", "channels_last": False, "seeds": 5,
             }  # fmt: skip
+        if given.get("base_batch") is not None:
+            values["grid_batches"] = ()  # those of another base batch
         values |= {name: value for name, value in given.items() if value is not None}
         if min(values["world_sizes"], default=0) > 1:
             values["world_sizes"] = (1, *values["world_sizes"])

@@ -43,6 +43,8 @@ __all__ = ["COMPANION", "Need", "Way", "first_cells", "later_cells", "strong_bat
 Need = Literal["capacity", "batches", "one device", "ranks", "arms", "sampler", "wire", "replicas", "accuracy"]
 """What a question needs measured: a kind of cell, or a part of one."""
 
+_ARM_STEPS = 5
+"""Most steps in each turn of an arm: rounds, not steps, make their intervals narrow."""
 COMPANION = "resnet20"
 """A small network with BatchNorm, for what a model without buffers cannot show."""
 _PARTS_OF_WIRE: tuple[Need, ...] = ("sampler", "wire", "replicas")
@@ -82,7 +84,9 @@ def ways(config: StudyConfig) -> tuple[Way, ...]:
         Way("plain", f"SGD, batch {large}, nothing changed", True, (base,), {"optimizer": "sgd"}),
         Way("linear", f"SGD, batch {large}, linear scaling and warm-up", True, (base,),
             {"optimizer": "sgd", "base_batch": small, **warm}),
-        Way("tuned", f"SGD, batch {large}, rate tuned, warm-up", True, (4 * base, base, 2 * base, 8 * base),
+        # From the smallest rate that the small batch may have to the highest that linear scaling may make of one.
+        Way("tuned", f"SGD, batch {large}, rate tuned, warm-up", True,
+            (4 * base, base, 2 * base, 8 * base, base / 2, base / 4, 16 * base),
             {"optimizer": "sgd", **warm}),
         Way("lars", f"LARS, batch {large}, warm-up", True, around(lars), {"optimizer": "lars", **warm}),
         Way("lamb", f"LAMB, batch {large}, warm-up", True, around(lamb), {"optimizer": "lamb", **warm}),
@@ -212,6 +216,7 @@ def _timed(config: StudyConfig, needs: Collection[Need], largest: int | None, re
                 batch_sizes=tuple(group),
                 peak=repeat == 0 and group is groups[0],
                 order_seed=config.seed + repeat,
+                steps=config.steps,
             )
             part = f"b{group[0]}" if config.separate else ""
             cells.append(StudyCell("batches", 1, repeat, config.cores, config.device, task, part))
@@ -219,7 +224,11 @@ def _timed(config: StudyConfig, needs: Collection[Need], largest: int | None, re
         for n in config.world_sizes:
             runs: list[tuple[Arm, int]] = [("bare", config.base_batch)]
             runs += [("ddp", size) for size in dict.fromkeys((config.base_batch, strong_batch(config, n)))]
-            steps = RanksTask(_workload(config, 1), tuple(runs), order_seed=config.seed + repeat)
+            if n > 1:
+                runs.append(("silent", config.base_batch))
+            for size in config.grid_batches:
+                runs += [(arm, size) for arm in (("bare", "ddp") if n == 1 else ("ddp",)) if (arm, size) not in runs]
+            steps = RanksTask(_workload(config, 1), tuple(runs), config.seed + repeat, config.steps)
             cells.append(StudyCell("ranks", n, repeat, config.threads_per_rank, config.device, steps))
     return cells
 
@@ -227,11 +236,12 @@ def _timed(config: StudyConfig, needs: Collection[Need], largest: int | None, re
 def _arms(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[Any]]:
     if "arms" not in needs:
         return []
-    # Two batch sizes at each number of ranks: a forecast of one can then be made from the others.
-    sizes = (config.base_batch, 2 * config.base_batch)
+    # At least two batch sizes at each number of ranks: a forecast of one can then be made from the others.
+    sizes = tuple(sorted({*config.rank_batches, 2 * config.base_batch}))
+    turn = None if config.steps is None else min(config.steps, _ARM_STEPS)
     return [
         StudyCell("arms", n, 0, config.threads_per_rank, config.device,
-                  ArmsTask(_workload(config, 1), sizes, bandwidth=n > 1))
+                  ArmsTask(_workload(config, 1), sizes, bandwidth=n > 1, steps=turn))
         for n in config.world_sizes
     ]  # fmt: skip
 

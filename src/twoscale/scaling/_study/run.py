@@ -87,13 +87,16 @@ def measure(
     images = _SYNTHETIC if config.data == "synthetic" else len(data.load(config.data).train)
     with held(folder, "measuring"):  # two would disturb each other's times, and share cells
         here = Machine.here(config.device)
+        kept = []
         for file in sorted(folder.glob("*.json")):  # all, before any time is spent
-            _check_machine(read_cell(file), here, file)
+            kept.append(read_cell(file))
+            _check_machine(kept[-1], here, file)
         shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
         (folder / _SCRATCH).mkdir()
         runner = _Runner(config, folder, images, minutes, progress or NoProgress(), here)
         try:
             first = first_cells(config, needs)
+            runner.remember(kept)
             runner.plan((*first, *later_cells(config, needs, {})))  # as many as there will be
             # With little time, run first the cells that the verdict needs: they depend on no other cell.
             early = verdict_cells(later_cells(config, needs, {})) if minutes is not None else ()
@@ -160,6 +163,14 @@ class _Runner:
         self._each_epoch: float | None = None
         """Seconds of a training epoch in one process, as the search for learning rates showed."""
         self._planned: Sequence[StudyCell[Any]] = ()
+        self._kept: set[str] = set()
+        """Names of cells that an earlier run of this study measured."""
+
+    def remember(self, kept: Sequence[CellRecord[Any, Any]]) -> None:
+        """Take the times of cells that an earlier run measured, so that the time left is right from the start."""
+        for record in kept:
+            self._kept.add(record.cell.name)
+            self._time(record)
 
     def plan(self, planned: Sequence[StudyCell[Any]]) -> None:
         """Set what there is to do."""
@@ -193,10 +204,15 @@ class _Runner:
 
     def _keep(self, record: CellRecord[Any, Any], *, again: bool) -> None:
         self.records.append(record)
+        if record.cell.name not in self._kept:
+            self._time(record)
+        self.progress.end(record, self.left(), again=again)
+
+    def _time(self, record: CellRecord[Any, Any]) -> None:
+        """Note how long a cell took."""
         self._taken.setdefault(record.cell.kind, []).append(record.outcome.seconds)
         if record.cell.kind == "tune" and record.outcome.ok:
             self._each_epoch = record.outcome.seconds * record.cell.world_size / _epochs(record.cell)
-        self.progress.end(record, self.left(), again=again)
 
     def expected(self, cell: StudyCell[Any]) -> float | None:
         """Return the seconds that a cell is expected to take; None where none was done."""
@@ -210,7 +226,7 @@ class _Runner:
 
     def left(self) -> float | None:
         """Return the seconds that everything planned is expected to take still."""
-        done = {record.cell.name for record in self.records} | {cell.name for cell in self.left_out}
+        done = self._kept | {record.cell.name for record in self.records} | {cell.name for cell in self.left_out}
         each = [self.expected(cell) for cell in self._planned if cell.name not in done]
         return None if None in each else sum(seconds for seconds in each if seconds is not None)
 

@@ -26,7 +26,7 @@ class EpochTime:
     The clock starts after barrier and synchronization, stops after synchronization; the slowest rank counts.
     """
 
-    arm: Literal["bare", "ddp"]
+    arm: Literal["bare", "ddp", "silent"]
     workload: Workload
     world_size: int
     threads_per_rank: int
