@@ -6,13 +6,16 @@ import json
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nbclient
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import accuracy
 from benchmarks.engine import Results, table
@@ -66,6 +69,37 @@ def train(*, epochs: int) -> None:
     main(["train", "net", "--epochs", str(epochs), "--out", "runs/net"])
 
 
+OWN_MODEL = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
+        self.classifier = nn.Linear(128, num_classes)
+
+    def forward(self, x):
+        return self.classifier(self.features(x).flatten(1))
+"""
+
+
+@pytest.fixture
+def own(folder: Path) -> Iterator[None]:
+    """What README's commands expect of a user: mymodel.py and a folder of pictures."""
+    (folder / "mymodel.py").write_text(OWN_MODEL)
+    generator = np.random.default_rng(1)
+    for name, shade in (("rose", 60), ("tulip", 180)):
+        (folder / "flowers" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = generator.normal(shade, 40, (70 + i, 90, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "flowers" / name / f"{i}.jpg")
+    search_path = list(sys.path)
+    yield
+    sys.path[:] = search_path
+    sys.modules.pop("twoscale_user_mymodel", None)
+
+
+@pytest.mark.usefixtures("own")
 def test_readme_commands_and_python(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ran = []
     for words in commands(README):

@@ -24,6 +24,8 @@ from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._text import printable
 from twoscale.data import Preprocessing
 from twoscale.errors import ConfigurationError, NetworkFileError
+from twoscale.models._files import MODEL_FILE
+from twoscale.models._references import options_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,6 +38,7 @@ __all__ = [
     "DataName",
     "File",
     "ImageOrigin",
+    "ModelArgs",
     "ModelName",
     "as_pixels",
     "at_least_one",
@@ -50,6 +53,7 @@ __all__ = [
     "print_line",
     "recorded",
     "require_file",
+    "require_weights",
     "verify_with",
 ]
 
@@ -60,11 +64,16 @@ DataName = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
 """A data set; by default the one recorded in the file."""
 
 ModelName = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
-"""A model; by default the one recorded in the file."""
+"""A model by its name, or where the user's own stands; by default the one recorded in the file."""
+
+ModelArgs = Annotated[str | None, tyro.conf.arg(metavar="NAME=VALUE,...")]
+"""Options of the model."""
 
 Channels = Annotated[tuple[float, float, float] | None, tyro.conf.arg(metavar="R G B")]
 """One number per colour channel."""
 
+
+_WEIGHTS = "weights (.safetensors, .pt, .pth or .ckpt, or a folder with a model.safetensors)"
 
 _UNLIMITED = 100_000
 """Columns of an output that is no terminal."""
@@ -108,9 +117,12 @@ def command(*words: str | Path) -> str:
     return shlex.join(["twoscale", *map(str, words)])
 
 
-def verify_with(network: Path, weights: Path, model: str | None) -> str:
+def verify_with(network: Path, weights: Path, model: str | None, model_args: str | None) -> str:
     """Return the command that compares an integer network with the weights that it was made from."""
-    return command("verify", network, "--checkpoint", weights, *(() if model is None else ("--model", model)))
+    words: list[str | Path] = ["verify", network, "--checkpoint", weights]
+    for option, value in (("--model", model), ("--model-args", model_args)):
+        words += [] if value is None else [option, value]
+    return command(*words)
 
 
 def require_file(path: Path, what: str) -> Path:
@@ -127,6 +139,16 @@ def require_file(path: Path, what: str) -> Path:
     return path
 
 
+def require_weights(path: Path, what: str) -> None:
+    """Check that ``path`` is a file, or a folder with weights in it.
+
+    Raises:
+        ConfigurationError: it is neither; says what was expected.
+    """
+    if not (path / MODEL_FILE).is_file():
+        require_file(path, what)
+
+
 def at_least_one(option: str, value: int | None) -> None:
     """Check a number of images.
 
@@ -137,12 +159,15 @@ def at_least_one(option: str, value: int | None) -> None:
         raise ConfigurationError(f"{option} is {value}; expected at least 1")
 
 
-def load_float(path: Path, model: str | None) -> tuple[nn.Module, ModelInfo | Published | None]:
+def load_float(
+    path: Path, model: str | None, model_args: str | None = None
+) -> tuple[nn.Module, ModelInfo | Published | None]:
     """Load weights: of this library, whose files name their model, or of any origin for a named model.
 
     Args:
         path: the file; "#part" after it names the weights to take where it holds several that fit.
-        model: name of the model; None: the file names it.
+        model: name of the model, or where the user's own stands; None: the file names it.
+        model_args: options of the named model.
 
     Returns:
         The model, and what is known of the images it expects: the file's metadata, or else how the model's published
@@ -154,12 +179,15 @@ def load_float(path: Path, model: str | None) -> tuple[nn.Module, ModelInfo | Pu
     if not path.exists() and "#" in path.name:
         name, part = path.name.split("#", 1)
         path = path.with_name(name)
-    require_file(path, "weights (.safetensors, .pt or .pth)")
+    require_weights(path, _WEIGHTS)
     if path.suffix == ".onnx":
         raise ConfigurationError(_not_weights(path))
     if model is None:
+        if model_args is not None:
+            raise ConfigurationError("--model-args are options of the model that --model names; give --model too")
         return models.load_checkpoint(path)
-    network = models.load(model, path, part=part)
+    options = {} if model_args is None else options_of(model_args)
+    network = models.load(model, path, part=part, **options)
     return network, models.read_info(path) or models.published(model)
 
 
@@ -178,9 +206,9 @@ def _not_weights(path: Path) -> str:
     )
 
 
-def load_model(path: Path, model: str | None) -> nn.Module:
+def load_model(path: Path, model: str | None, model_args: str | None) -> nn.Module:
     """Load weights without their description."""
-    return load_float(path, model)[0]
+    return load_float(path, model, model_args)[0]
 
 
 class ImageOrigin(msgspec.Struct, frozen=True):

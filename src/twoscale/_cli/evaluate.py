@@ -8,13 +8,15 @@ from pathlib import Path
 from twoscale._cli.common import (
     Channels,
     File,
+    ModelArgs,
+    ModelName,
     batches_of,
     dataset_for,
     load_float,
     print_json,
     print_line,
     recorded,
-    require_file,
+    require_weights,
 )
 from twoscale._text import printable
 from twoscale.errors import ConfigurationError
@@ -41,7 +43,8 @@ class EvalRecord:
 def eval_command(
     file: File,
     data: str | None = None,
-    model: str | None = None,
+    model: ModelName = None,
+    model_args: ModelArgs = None,
     mean: Channels = None,
     std: Channels = None,
     max_samples: int | None = None,
@@ -55,7 +58,9 @@ def eval_command(
     Args:
         file: Weights (.safetensors, .pt, .pth) or integer network (.onnx).
         data: Data set. Default: the one recorded in the file, or else digits.
-        model: Model of the weights, such as net or resnet18, where the file does not record it.
+        model: Model of the weights, where the file does not record it: a name such as resnet18, or FILE.py:CLASS for
+            your own, whose code then runs.
+        model_args: Options of that model.
         mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the file, or that of the
             model's published weights, or else 0.5.
         std: Standard deviation of pixels / 255, with the same defaults.
@@ -67,13 +72,13 @@ def eval_command(
     if max_samples is not None and max_samples < 1:
         raise ConfigurationError(f"--max-samples is {max_samples}; expected at least 1")
     if "#" not in file.name:
-        require_file(file, "weights (.safetensors, .pt, .pth) or an integer network (.onnx)")
+        require_weights(file, "weights (.safetensors, .pt, .pth) or an integer network (.onnx)")
     if file.suffix == ".onnx":
         if views != "one":
             raise ConfigurationError("--views is for weights; an integer network judges each image once")
         found = _integer(file, data, model, mean, std, max_samples)
     else:
-        found = _float(file, data, model, mean, std, max_samples, views)
+        found = _float(file, data, model, model_args, mean, std, max_samples, views)
     if json:
         print_json(found)
         return
@@ -87,6 +92,7 @@ def _float(
     file: Path,
     data: str | None,
     model: str | None,
+    model_args: str | None,
     mean: Channels,
     std: Channels,
     max_samples: int | None,
@@ -94,7 +100,7 @@ def _float(
 ) -> EvalRecord:
     from twoscale.training import evaluate
 
-    network, info = load_float(file, model)
+    network, info = load_float(file, model, model_args)
     dataset = dataset_for(data, recorded(info), mean, std)
     top1 = evaluate(network, dataset.test, dataset.mean, dataset.std, max_samples=max_samples, views=views)
     samples = min(len(dataset.test), max_samples or len(dataset.test))

@@ -8,6 +8,7 @@ from twoscale._cli.common import (
     Channels,
     DataName,
     File,
+    ModelArgs,
     ModelName,
     at_least_one,
     batches_of,
@@ -16,7 +17,7 @@ from twoscale._cli.common import (
     load_float,
     print_json,
     recorded,
-    require_file,
+    require_weights,
 )
 
 __all__ = ["inspect_command"]
@@ -28,6 +29,7 @@ def inspect_command(
     data: DataName = None,
     images: int = 1000,
     model: ModelName = None,
+    model_args: ModelArgs = None,
     mean: Channels = None,
     std: Channels = None,
     json: bool = False,
@@ -41,13 +43,15 @@ def inspect_command(
         activations: Also show the input and the output of every layer over training images.
         data: Data set of these images. Default: the one recorded in the file, or else digits.
         images: Number of training images.
-        model: Model of the weights, where the file does not record it.
+        model: Model of the weights, where the file does not record it: a name, or FILE.py:CLASS for your own, whose
+            code then runs.
+        model_args: Options of that model.
         mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the file, or else 0.5.
         std: Standard deviation of pixels / 255, with the same defaults.
         json: Print JSON with histograms instead of tables.
     """
     at_least_one("--images", images)
-    require_file(file, "weights (.safetensors, .pt, .pth) or an integer network (.onnx)")
+    require_weights(file, "weights (.safetensors, .pt, .pth) or an integer network (.onnx)")
     if file.suffix == ".onnx":
         _integer(file, json)
         return
@@ -55,7 +59,7 @@ def inspect_command(
     from twoscale._display.statistics import inspection_tables
     from twoscale._page.terminal import rich_table
 
-    network, info = load_float(file, model)
+    network, info = load_float(file, model, model_args)
     dataset = dataset_for(data, recorded(info), mean, std)
     seen = min(images, len(dataset.train)) if activations else 1
     found = inspect(network, batches_of(dataset.train, dataset, batch_size=100, limit=seen))

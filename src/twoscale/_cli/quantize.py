@@ -12,6 +12,7 @@ from twoscale._cli.common import (
     Channels,
     DataName,
     File,
+    ModelArgs,
     ModelName,
     as_pixels,
     at_least_one,
@@ -57,6 +58,7 @@ def quantize_command(
     data: DataName = None,
     calibration_images: int = 1000,
     model: ModelName = None,
+    model_args: ModelArgs = None,
     mean: Channels = None,
     std: Channels = None,
     images: Literal["pixels", "normalized"] = "pixels",
@@ -82,7 +84,9 @@ def quantize_command(
         data: Data set whose training images calibrate the activations. Default: the one recorded in the file, or else
             digits.
         calibration_images: Number of training images for calibration.
-        model: Model of the weights, where the file does not record it.
+        model: Model of the weights, where the file does not record it: a name, or FILE.py:CLASS for your own, whose
+            code then runs.
+        model_args: Options of that model.
         mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the file, or else 0.5.
         std: Standard deviation of pixels / 255, with the same defaults.
         images: Input of the integer network. pixels: integers 0..255, with the normalization folded into the first
@@ -117,7 +121,7 @@ def quantize_command(
     }
     given: dict[str, Any] = {option: value for option, value in chosen.items() if value is not None}
     how = replace(quantization.SCHEMES[scheme], **given)
-    network_float, info = load_float(file, model)
+    network_float, info = load_float(file, model, model_args)
     dataset = dataset_for(data, recorded(info), mean, std)
     normalization = (dataset.mean, dataset.std) if images == "pixels" else None
     dataset = dataset if normalization is None else as_pixels(dataset)
@@ -150,7 +154,7 @@ def quantize_command(
 
     console().print(network_table(network))
     print_line("")
-    print_line(f"Wrote {out}. Check it: {verify_with(out, file, model)}")
+    print_line(f"Wrote {out}. Check it: {verify_with(out, file, model, model_args)}")
 
 
 def _layer_bits(option: str, text: str | None) -> tuple[tuple[str, int], ...] | None:

@@ -16,6 +16,7 @@ from twoscale._cli.common import (
     Channels,
     DataName,
     File,
+    ModelArgs,
     ModelName,
     as_pixels,
     at_least_one,
@@ -61,6 +62,7 @@ def sensitivity_command(
     max_samples: int = 1000,
     calibration_images: int = 400,
     model: ModelName = None,
+    model_args: ModelArgs = None,
     mean: Channels = None,
     std: Channels = None,
     scheme: Literal["default", "course"] = "default",
@@ -83,7 +85,9 @@ def sensitivity_command(
             in the file, or else digits.
         max_samples: Number of test images.
         calibration_images: Number of training images.
-        model: Model of the weights, where the file does not record it.
+        model: Model of the weights, where the file does not record it: a name, or FILE.py:CLASS for your own, whose
+            code then runs.
+        model_args: Options of that model.
         mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the file, or else 0.5.
         std: Standard deviation of pixels / 255, with the same defaults.
         scheme: Scheme of the quantization; see twoscale quantize.
@@ -102,7 +106,7 @@ def sensitivity_command(
     from twoscale._calibration.profile import profile
     from twoscale._search import measure_choice, measure_sensitivity
 
-    network_float, info = load_float(file, model)
+    network_float, info = load_float(file, model, model_args)
     dataset = dataset_for(data, recorded(info), mean, std)
     how = quantization.SCHEMES[scheme]
     normalization = (dataset.mean, dataset.std)
@@ -145,7 +149,7 @@ def sensitivity_command(
     for line in _summary(result, measured):
         print_line(line)
     if out is not None:
-        print_line(f"Wrote {out}. Check it: {verify_with(out, file, model)}")
+        print_line(f"Wrote {out}. Check it: {verify_with(out, file, model, model_args)}")
 
 
 def parse_size(option: str, text: str) -> float:

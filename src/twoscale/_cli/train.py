@@ -16,10 +16,11 @@ from twoscale._cli.common import console, print_json
 from twoscale._cli.ending import ending_at_once
 from twoscale._launching import torchrun
 from twoscale.errors import ConfigurationError, UnknownNameError
+from twoscale.models._files import MODEL_FILE
 from twoscale.training import RunRecord, TrainConfig
 from twoscale.training._effects import without_effect
 from twoscale.training._progress import per_second
-from twoscale.training._record import MODEL_FILE, RECORD_FILE, STATE_FILE
+from twoscale.training._record import RECORD_FILE, STATE_FILE
 
 __all__ = ["TrainOptions", "train_command"]
 

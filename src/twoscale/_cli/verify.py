@@ -11,6 +11,7 @@ from twoscale._cli.common import (
     Channels,
     DataName,
     File,
+    ModelArgs,
     ModelName,
     at_least_one,
     batches_of,
@@ -33,6 +34,7 @@ def verify_command(
     against: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     original: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     model: ModelName = None,
+    model_args: ModelArgs = None,
     data: DataName = None,
     mean: Channels = None,
     std: Channels = None,
@@ -52,7 +54,9 @@ def verify_command(
         against: Another integer network (.onnx), compared layer by layer, or weights, as with --checkpoint.
         original: File of another tool that FILE was read from. ONNX Runtime runs it as it is, and every layer is
             compared with the tensor of its name. Default: FILE, where it is another tool's.
-        model: Model of the weights, where their file does not record it.
+        model: Model of the weights, where their file does not record it: a name, or FILE.py:CLASS for your own, whose
+            code then runs.
+        model_args: Options of that model.
         data: Data set. Default: the one recorded in the network, or else digits.
         mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the network, or else 0.5.
         std: Standard deviation of pixels / 255, with the same defaults.
@@ -71,7 +75,7 @@ def verify_command(
     if weights is not None and weights.suffix == ".onnx":
         other = load(require_file(weights, "an integer network (.onnx) or weights"))
     elif weights is not None:
-        other = load_model(weights, model)
+        other = load_model(weights, model, model_args)
     dataset = dataset_for(data, recorded(network), mean, std)
     result = verify(
         network,

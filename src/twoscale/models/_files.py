@@ -14,15 +14,19 @@ from twoscale._environment import VERSION
 from twoscale._extras import requires_extras
 from twoscale.data import Preprocessing
 from twoscale.errors import CheckpointError, ConfigurationError, UnknownNameError
-from twoscale.models._registry import create, names
+from twoscale.models._references import is_reference, same
+from twoscale.models._registry import class_options, create, names
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["ModelInfo", "load", "load_checkpoint", "read_info", "save_model"]
+__all__ = ["MODEL_FILE", "ModelInfo", "load", "load_checkpoint", "read_info", "save_model"]
 
 _KEY = "twoscale.model"
+
+MODEL_FILE = "model.safetensors"
+"""Name of the weights in the folder of a run, or of a model as Hugging Face's libraries save it."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class ModelInfo:
     """
 
     model: str
-    """Name in the registry, or the class of a model that is not in it."""
+    """Name in the registry, the reference to a model of the user's own (FILE.py:NAME), or the class of a module."""
     data: str
     """Data set it was trained on."""
     classes: tuple[str, ...]
@@ -89,7 +93,7 @@ def load_checkpoint(path: Path | str) -> tuple[nn.Module, ModelInfo]:
     """
     from twoscale.models._tensorfile import fit, read_tensors
 
-    path = Path(path)
+    path = _weights(path)
     content = read_tensors(path)
     if any(key.startswith("twoscale.training") for key in content.metadata):
         raise CheckpointError(
@@ -99,6 +103,10 @@ def load_checkpoint(path: Path | str) -> tuple[nn.Module, ModelInfo]:
     if _KEY not in content.metadata:
         raise CheckpointError(f"{path} does not say which model it is; name it (--model), one of: {', '.join(names())}")
     info = _decoded(path, content.metadata[_KEY])
+    if is_reference(info.model):
+        raise CheckpointError(
+            f"{path} holds the weights of {info.model}, whose code runs only if you name it (--model {info.model})"
+        )
     if info.model not in names():
         raise CheckpointError(
             f"{path} holds the model '{info.model}', which is not one of {', '.join(names())}; "
@@ -107,6 +115,12 @@ def load_checkpoint(path: Path | str) -> tuple[nn.Module, ModelInfo]:
     model = _created(path, info, content.tensors)
     fit(model, content.tensors, str(path))
     return model.eval(), info
+
+
+def _weights(path: Path | str) -> Path:
+    """Return the file of weights: ``path``, or that in the folder ``path``."""
+    path = Path(path)
+    return path / MODEL_FILE if (path / MODEL_FILE).is_file() else path
 
 
 def _decoded(path: Path, text: str) -> ModelInfo:
@@ -147,7 +161,7 @@ def read_info(path: Path | str) -> ModelInfo | None:
     """
     from twoscale.models._tensorfile import read_tensors
 
-    path = Path(path)
+    path = _weights(path)
     text = read_tensors(path).metadata.get(_KEY)
     return None if text is None else _decoded(path, text)
 
@@ -161,11 +175,12 @@ def load(name: str | None, path: Path | str, *, part: str | None = None, **optio
     Nothing in the file is executed.
 
     Args:
-        name: one of :func:`twoscale.models.names`; None: the file names it (:func:`load_checkpoint`).
-        path: a safetensors file, or one of ``torch.save`` that holds a state dict.
+        name: as for :func:`twoscale.models.create`; None: the file names it (:func:`load_checkpoint`).
+        path: a safetensors file, one of ``torch.save`` that holds a state dict, or a folder with a model.safetensors,
+            as Hugging Face's libraries write.
         part: which weights of a file that holds several that fit: the keys that lead to them, joined by dots.
         options: the model's own, as for :func:`twoscale.models.create`. Default: those in the metadata of a file that
-            :func:`save_model` wrote for this model.
+            :func:`save_model` wrote for this model; of a model of the user's own, the number of classes.
 
     Returns:
         The model, on the CPU and in evaluation mode.
@@ -179,17 +194,29 @@ def load(name: str | None, path: Path | str, *, part: str | None = None, **optio
         return load_checkpoint(path)[0]
     from twoscale.models._tensorfile import choose, fit, read_tensors
 
-    if name not in names():
+    own = is_reference(name)
+    if not own and name not in names():
         raise UnknownNameError("model", name, names())
-    path = Path(path)
+    path = _weights(path)
     content = read_tensors(path)
     text = content.metadata.get(_KEY)
-    if text is not None and (info := _decoded(path, text)).model == name:
-        if not options:
-            model = _created(path, info, content.tensors)
-            fit(model, content.tensors, str(path))
-            return model.eval()
-        options = {**info.options, **options}
+    hint = ""
+    if text is not None:
+        info = _decoded(path, text)
+        if own and is_reference(info.model) and same(info.model, name):
+            options = {**class_options(name, len(info.classes)), **options}
+            # A stranger's file must not choose what the user's code is called with.
+            others = ",".join(f"{key}={value}" for key, value in info.options.items() if options.get(key) != value)
+            hint = f"; it was trained with {others} (--model-args {others})" if others else ""
+        elif info.model == name:
+            if not options:
+                model = _created(path, info, content.tensors)
+                fit(model, content.tensors, str(path))
+                return model.eval()
+            options = {**info.options, **options}
     model = create(name, **options)
-    fit(model, choose(model, content, str(path), part), str(path))
+    try:
+        fit(model, choose(model, content, str(path), part), str(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{hint}") from error
     return model.eval()

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from twoscale._extras import requires_extras
 from twoscale.errors import ConfigurationError, UnknownNameError
+from twoscale.models import _references
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Published", "create", "names", "normalization", "published"]
+__all__ = ["Published", "class_options", "create", "names", "normalization", "published"]
 
 # To add a model: write its class in a file of this folder and name it here.
 _MODELS = {
@@ -67,28 +68,44 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_MODELS))
 
 
+def class_options(name: str, classes: int) -> dict[str, int]:
+    """Return the option of :func:`create` that gives model ``name`` as many outputs as there are classes.
+
+    Empty for a model of the user's own without a parameter ``classes`` or ``num_classes``.
+
+    Raises:
+        ConfigurationError: the user's file or module cannot be imported.
+    """
+    return _references.class_options(name, classes) if _references.is_reference(name) else {"classes": classes}
+
+
 @requires_extras("twoscale.models.create")
 def create(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
     """Make the model ``name``, on the CPU, in training mode.
 
     Args:
-        name: one of :func:`names`.
+        name: one of :func:`names`; or a class or function of the user's own that gives a module, as FILE.py:NAME or
+            MODULE:NAME, which imports that file or module; or timm:NAME or torchvision:NAME, where they are installed.
         seed: decides the initial weights, wholly; torch's global random state is neither read nor changed.
         options: the model's own, such as ``classes=100``.
 
     Raises:
         UnknownNameError: there is no such model.
-        ConfigurationError: the model has no such option.
+        ConfigurationError: the model has no such option, or the user's own cannot be imported or created.
     """
-    if name not in _MODELS:
+    if not _references.is_reference(name) and name not in _MODELS:
         raise UnknownNameError("model", name, _MODELS)
     import torch
 
-    module, attribute = _MODELS[name]
-    kind = getattr(importlib.import_module(f"twoscale.models.{module}"), attribute)
     # devices=[] and default_generator: the generators of accelerators stay out of it.
     with torch.random.fork_rng(devices=[]):
+        if _references.is_reference(name):
+            found = _references.find(name)  # the import may draw random numbers too
+            torch.default_generator.manual_seed(seed)
+            return _references.make(name, found, options)
         torch.default_generator.manual_seed(seed)
+        module, attribute = _MODELS[name]
+        kind = getattr(importlib.import_module(f"twoscale.models.{module}"), attribute)
         try:
             model: nn.Module = kind(**options)
         except TypeError as error:

@@ -19,7 +19,16 @@ from safetensors.torch import save
 from twoscale._files import sorted_safetensors, write_bytes
 from twoscale.errors import CheckpointError
 
-__all__ = ["TensorFile", "TensorGroup", "check_fits", "choose", "copy_into", "fit", "read_tensors", "write_tensors"]
+__all__ = [
+    "TensorFile",
+    "TensorGroup",
+    "check_fits",
+    "choose",
+    "copy_into",
+    "fit",
+    "read_tensors",
+    "write_tensors",
+]
 
 _DIGEST = "twoscale.sha256"
 # Under which keys training scripts keep the weights, for the message about a file in which nothing fits.

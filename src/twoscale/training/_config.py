@@ -48,7 +48,9 @@ class TrainConfig:
     """
 
     model: str = "net"
-    """Name of the model."""
+    """Name of the model, or where the user's own stands: FILE.py:NAME or MODULE:NAME, whose code then runs."""
+    model_args: str | None = None
+    """Options of the model, as name=value,name=value."""
     data: str = "digits"
     """Name of the data set, or path of a folder of pictures with a folder per class."""
     size: int | None = None

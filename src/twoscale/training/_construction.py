@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,8 @@ from torch import nn
 from twoscale import models
 from twoscale.data import Dataset
 from twoscale.errors import ConfigurationError
+from twoscale.models._references import options_of
+from twoscale.models._registry import class_options
 from twoscale.training._config import TrainConfig
 from twoscale.training._graphed import GraphedStep
 from twoscale.training._images import DeviceImages
@@ -20,7 +23,7 @@ from twoscale.training._ranks import Ranks
 from twoscale.training._schedule import warmup_updates
 from twoscale.training._step import Gradient, Step
 
-__all__ = ["AnyStep", "create_model", "create_step"]
+__all__ = ["AnyStep", "create_model", "create_step", "model_options"]
 
 AnyStep = Step | GraphedStep | ParallelStep
 
@@ -30,8 +33,18 @@ _WORTH_COMPILING = 250_000
 """Images from which on compiling the step for a GPU, which takes up to a minute, pays."""
 
 
+def model_options(config: TrainConfig, classes: int) -> dict[str, Any]:
+    """Return the options with which the model that the configuration names is made.
+
+    Raises:
+        ConfigurationError: model_args has another form, or the user's file cannot be imported.
+    """
+    given = {} if config.model_args is None else options_of(config.model_args)
+    return {**class_options(config.model, classes), **given}
+
+
 def create_model(
-    config: TrainConfig, dataset: Dataset, model: nn.Module | None, options: dict[str, int]
+    config: TrainConfig, dataset: Dataset, model: nn.Module | None, options: dict[str, Any]
 ) -> tuple[nn.Module, torch.device]:
     """Return the model with its initial weights where it is to run, and that device.
 

@@ -27,11 +27,12 @@ from twoscale._files import held, remove, remove_leftovers, write_record
 from twoscale._launching.torchrun import launch, restarted
 from twoscale.data import Dataset, Split
 from twoscale.errors import ConfigurationError
+from twoscale.models._files import MODEL_FILE
 from twoscale.training._accuracy import check_takes, correct
 from twoscale.training._batch_norm import alone, check_batches, synchronized
 from twoscale.training._checkpoint import Position, SavedState, begun_here, noted, read_state, write_state
 from twoscale.training._config import TrainConfig
-from twoscale.training._construction import create_model, create_step
+from twoscale.training._construction import create_model, create_step, model_options
 from twoscale.training._graphed import GraphedStep
 from twoscale.training._images import DeviceImages
 from twoscale.training._interrupts import TrainingInterrupted, deferred_interrupt
@@ -39,7 +40,7 @@ from twoscale.training._parallel import ParallelStep
 from twoscale.training._progress import Reporter, create_reporter, title
 from twoscale.training._random_state import put_random_state, random_state, seeded
 from twoscale.training._ranks import Ranks, process_group, share_of
-from twoscale.training._record import MODEL_FILE, RECORD_FILE, STATE_FILE, EpochRecord, RunRecord
+from twoscale.training._record import RECORD_FILE, STATE_FILE, EpochRecord, RunRecord
 from twoscale.training._results import peak_memory, run_record, save_result
 from twoscale.training._schedule import learning_rates
 from twoscale.training._step import numerics
@@ -151,8 +152,9 @@ class _Run:
         ranks: Ranks,
     ) -> None:
         self.dataset, self.out, self.reporter, self.ranks = dataset, out, reporter, ranks
-        self.options = {} if model is not None else {"classes": len(dataset.classes)}
-        self.model, self.device = create_model(config, dataset, model, self.options)
+        self.options = None if model is not None else model_options(config, len(dataset.classes))
+        """Of a model made here by its name."""
+        self.model, self.device = create_model(config, dataset, model, self.options or {})
         self.config = config = dataclasses.replace(config, device="cuda" if self.device.type == "cuda" else "cpu")
         assert config.epochs is not None  # resolved
         assert config.threads is not None
@@ -323,7 +325,7 @@ class _Run:
         """Write the results of a finished run."""
         self.model.eval()
         alone(self.model)
-        if self.options:  # made here
+        if self.options is not None:
             self.model.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         record = self._record()
         if self.out is not None:

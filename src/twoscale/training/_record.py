@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from twoscale._environment import Environment
 from twoscale.training._config import TrainConfig
 
-__all__ = ["MODEL_FILE", "RECORD_FILE", "STATE_FILE", "EpochRecord", "RunRecord"]
+__all__ = ["RECORD_FILE", "STATE_FILE", "EpochRecord", "RunRecord"]
 
-# A run's folder.
-MODEL_FILE = "model.safetensors"
+# In the folder of a run, beside MODEL_FILE.
 RECORD_FILE = "run.json"
 STATE_FILE = "training-state.safetensors"
 

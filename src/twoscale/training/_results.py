@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,7 +60,9 @@ def run_record(
     )
 
 
-def save_result(path: Path, model: nn.Module, record: RunRecord, dataset: Dataset, options: dict[str, int]) -> None:
+def save_result(
+    path: Path, model: nn.Module, record: RunRecord, dataset: Dataset, options: dict[str, Any] | None
+) -> None:
     """Write the weights of a finished run, and what they are.
 
     Args:
@@ -67,12 +70,12 @@ def save_result(path: Path, model: nn.Module, record: RunRecord, dataset: Datase
         model: in evaluation mode.
         record: of the run.
         dataset: it was trained on.
-        options: with which the model was made by its name; empty for a module of the user's own.
+        options: with which the model was made by its name; None for a module of the user's own.
     """
     config = record.config
     assert config.epochs is not None  # resolved
     info = ModelInfo(
-        model=config.model if options else type(model).__name__,
+        model=config.model if options is not None else type(model).__name__,
         data=config.data,
         classes=dataset.classes,
         mean=dataset.mean,
@@ -80,7 +83,7 @@ def save_result(path: Path, model: nn.Module, record: RunRecord, dataset: Datase
         seed=config.seed,
         epochs=config.epochs,
         test_accuracy=record.test_accuracy,
-        options=options,
+        options=options or {},
         preprocessing=dataset.preprocessing,
     )
     save_model(path, model, info)

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from twoscale import data, models
 from twoscale.data import Split
 from twoscale.errors import ConfigurationError, UnknownNameError
+from twoscale.models._registry import class_options
 from twoscale.scaling._measure.collectives import BucketClock
 from twoscale.scaling._measure.records import DdpOptions, Workload
 
@@ -77,7 +78,8 @@ def create_model(workload: Workload, *, seed: int | None = None) -> nn.Module:
         if workload.data not in known:
             raise UnknownNameError("data set", workload.data, ["synthetic", *known])
         classes = known[workload.data]
-    model = models.create(workload.model, seed=workload.seed if seed is None else seed, classes=classes)
+    options = class_options(workload.model, classes)
+    model = models.create(workload.model, seed=workload.seed if seed is None else seed, **options)
     model = model.to(device_of(workload)).train()
     return model.to(memory_format=torch.channels_last) if workload.channels_last else model  # type: ignore[call-overload]
 

@@ -18,6 +18,8 @@ from twoscale import data, models
 from twoscale._environment import current_environment, gpu_names, load_average
 from twoscale._files import held
 from twoscale.errors import ConfigurationError, TwoscaleError, UnknownNameError
+from twoscale.models._references import is_reference
+from twoscale.models._registry import class_options
 from twoscale.scaling._measure.capacity import find_largest_batch
 from twoscale.scaling._measure.launch import launch
 from twoscale.scaling._measure.records import CapacityRecord, Outcome
@@ -77,7 +79,9 @@ def measure(
     """
     if minutes is not None and not minutes > 0:
         raise ConfigurationError(f"minutes is {minutes:g}; expected a positive number")
-    if config.model not in models.names():
+    if is_reference(config.model):
+        models.create(config.model, **class_options(config.model, 10))  # refused here, once, and not in every cell
+    elif config.model not in models.names():
         raise UnknownNameError("model", config.model, models.names())
     if not resume and any(folder.glob("*.json")):
         raise ConfigurationError(
