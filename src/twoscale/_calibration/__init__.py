@@ -1,9 +1,9 @@
-"""Calibration: which range of real values the integers of each tensor represent.
+"""Calibration chooses the range of real values that each tensor's integers represent.
 
     values -> StatisticsAccumulator -> TensorStatistics -> choose_range -> RealRange -> affine_parameters
 
-in one streaming pass with bounded memory. Weights are available in full, so their scales come straight from
-``choose_weight_scales``. NumPy only.
+This is one streaming pass with bounded memory. Weights are available in full, so their scales come directly from
+``choose_weight_scales``. The package needs only NumPy.
 """
 
 from twoscale._calibration.affine import RealRange, affine_parameters

@@ -1,8 +1,7 @@
-"""From a range of real values to scale and zero point: r = scale * (q - zero_point), lo <= q <= hi.
+"""Scale and zero point of a range of real values: r = scale * (q - zero_point), lo <= q <= hi.
 
-Real zero is an integer, always: padding, ReLU and skipped inputs are then exact. Zero points are even, because
-runtimes differ in whether they add them before or after rounding to nearest even, and RNE(v + z) = RNE(v) + z
-holds for even z only.
+Real zero is always represented exactly, so that padding, ReLU and skipped inputs are exact. Zero points are even: some
+runtimes add them before rounding to nearest even and some after, and RNE(v + z) = RNE(v) + z holds for even z only.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True)
 class RealRange:
-    """Real values from ``lo`` <= 0 to ``hi`` >= 0 that the integers represent.
+    """The real values from ``lo`` <= 0 to ``hi`` >= 0, which the integers represent.
 
     Raises:
         ConfigurationError: zero is outside, or an end is NaN or infinite.
@@ -42,8 +41,8 @@ class RealRange:
 def zero_point_candidates(range_: RealRange, *, lo: int, hi: int, symmetric: bool, even: bool) -> NDArray[np.int64]:
     """Return every zero point that fits the signs in ``range_``, in ascending order.
 
-    Only 0 for a symmetric quantizer; the lowest if nothing is negative (so that every integer is used), the
-    highest if nothing is positive; otherwise all in [lo, hi].
+    For a symmetric quantizer this is only 0. If nothing is negative it is the lowest integer, so that all integers are
+    used; if nothing is positive, the highest. Otherwise it is all of [lo, hi].
 
     Raises:
         ConfigurationError: the integers are too few, or cannot represent the range symmetrically.
@@ -74,11 +73,11 @@ def affine_parameters(
         lo: smallest integer, e.g. 0 or -127.
         hi: largest integer, e.g. 255 or 127.
         symmetric: zero point 0, as for weights.
-        even_zero_point: take even zero points only (without effect where symmetric).
+        even_zero_point: allow only even zero points (no effect if symmetric).
 
     Returns:
         scale > 0, a float32 number (runtimes divide the input by it in float32), and the zero point in
-        [lo, hi]. A range of zeros only gets scale 1 / (hi - lo), so that every value becomes the zero point.
+        [lo, hi]. The range (0, 0) gets the scale 1 / (hi - lo); every value becomes the zero point.
 
     Raises:
         ConfigurationError: the integers are too few, or cannot represent the range symmetrically.
@@ -95,7 +94,7 @@ def affine_parameters(
 
 
 def _steps(length: float, integers: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the scales at which so many integers span ``length``: 0 for no length, infinity for no integers."""
+    """Return the scale at which this many integers span ``length``: 0 for no length, infinity for no integers."""
     if length == 0.0:
         return np.zeros(integers.size)
     steps = np.full(integers.size, np.inf)

@@ -1,17 +1,16 @@
 """The range that loses the least information: Kullback-Leibler calibration.
 
-After Migacz, "8-bit inference with TensorRT" (GTC 2017), whose search is for one threshold on magnitudes and
-128 levels. Here the levels are those of the quantizer that the range leads to, zero point included, so that
-unsigned, signed, symmetric and affine quantizers are all covered: for each threshold t the range is what was
-seen within [-t, t]; P is the histogram within it, with everything outside added to its outermost bins; Q is
-what the levels keep of it, each level's mass spread evenly over those of its bins that P does not leave empty.
-The threshold with the least divergence of Q from P is chosen, or the widest of several equal ones. Exact zeros are
-lossless and do not count.
+After Migacz, "8-bit inference with TensorRT" (GTC 2017), who searches one threshold on magnitudes with 128 levels. Here
+the levels are those of the quantizer of the range, zero point included, so that unsigned, signed, symmetric and affine
+quantizers are covered. For each threshold t, the range is the part of [-t, t] that was seen. P is the histogram within
+it, with everything outside added to its outermost bins. Q is P after quantization: the mass of each level is spread
+evenly over its bins that are not empty in P. The threshold with the least divergence of Q from P is chosen; of several
+equal ones, the widest. Exact zeros are lossless and do not count.
 
 Random counts alone add (bins - levels) / (2 * values) to a divergence, on average (Miller and Madow, 1955). This
-amount is subtracted: otherwise tensors of some ten thousand values would be clipped to where fewer bins are noisy, with
-many times the error of min-max. Fewer than 4 values per bin are too few to estimate a divergence, and the range is then
-what was seen.
+amount is subtracted. Otherwise tensors of some ten thousand values would be clipped to a range with fewer noisy bins,
+with many times the error of min-max. With fewer than 4 values per bin a divergence cannot be estimated, and the range
+is everything seen.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def least_divergence_range(
         scale, zero_point = affine_parameters(
             range_, lo=lo, hi=hi, symmetric=symmetric, even_zero_point=even_zero_point
         )
-        if scale < stats.bin_width:  # with a level for each bin nothing would seem lost
+        if scale < stats.bin_width:  # with one level per bin, no loss would be visible
             break
         start, stop = below - min(threshold, below), below + min(threshold, above)
         kept = counts[start:stop]
@@ -59,7 +58,7 @@ def least_divergence_range(
         mass = np.bincount(levels, weights=kept, minlength=hi - lo + 1)
         shared_by = np.bincount(levels, weights=occupied, minlength=hi - lo + 1)
         levels, p = levels[occupied], p[occupied]
-        # A level without mass of its own, where only clipped values go, counts as half a value.
+        # A level without mass in Q that receives only clipped values counts as half a value.
         q = np.maximum(mass[levels], 0.5) / shared_by[levels]
         divergence = float(np.sum(p * np.log(p / q)) / p.sum() - np.log(p.sum() / q.sum()))
         divergence -= (p.size - np.count_nonzero(shared_by)) / (2 * p.sum())

@@ -1,4 +1,4 @@
-"""What the tensors of a float network look like: statistics of its weights and of its layers' outputs."""
+"""Statistics of a float network's weights and of its layers' outputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Inspection:
     activations: tuple[TensorSummary, ...]
     """The images ("input") and the output of each layer that computes new values."""
     images: int
-    """Images over which the activations were taken."""
+    """Number of images that the activations are of."""
 
     def _repr_html_(self) -> str:
         html: str = delegates.call("inspection_html", self)

@@ -1,4 +1,4 @@
-"""How many images fit into a number of bytes while a network runs."""
+"""The number of images that fit into a number of bytes while a network runs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def images_within(graph: g.FloatGraph, memory: int, *, networks: int = 1, keep_a
     """Return how many images can run through a graph at once, at least 1.
 
     Args:
-        graph: what runs.
+        graph: the network.
         memory: bytes for the tensors, 4 bytes per value.
-        networks: how many networks run side by side; each layer needs three more tensors of its output's size.
-        keep_all: the outputs of all nodes are kept, not only those that are still needed.
+        networks: number of networks that run side by side. Each layer needs three more tensors of its output's size.
+        keep_all: keep the outputs of all nodes, not only those still needed.
     """
     sizes = {node.name: math.prod(node.shape) for node in graph}
     peak = sum(sizes.values()) if keep_all else _widest_cut(graph.nodes, sizes)

@@ -31,7 +31,7 @@ class RangeMethod:
 
     Raises:
         UnknownNameError: no such kind.
-        ConfigurationError: a value outside its range, missing, or for a method that takes none.
+        ConfigurationError: the value is out of range, missing, or given for a method that takes none.
     """
 
     kind: _Kind
@@ -58,7 +58,7 @@ class RangeMethod:
 
     @staticmethod
     def parse(text: str) -> RangeMethod:
-        """Return the method that ``text`` names; k-sigma may be written sigma-k too.
+        """Return the method named ``text``. k-sigma may also be written sigma-k.
 
         Raises:
             UnknownNameError: there is no such method.

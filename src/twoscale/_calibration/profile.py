@@ -1,4 +1,4 @@
-"""Profiling a FloatGraph: one streaming pass over images, statistics of the input and every layer's output."""
+"""Profile of a FloatGraph: statistics of the input and of every layer's output, in one streaming pass over images."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ __all__ = ["Profile", "calibration_images", "image_batches", "moves_values", "pr
 
 _KEEP_AT_LEAST = 32
 KEEP_SAMPLES = 512
-"""Images that are kept for the corrections after calibration: enough for stable means, little memory."""
+"""Images kept for the corrections after calibration: enough for stable means, with little memory."""
 
 _IMAGE_BINS = 8192
-"""Bins for the images: 8-bit images have few distinct values, and a bin should hold one of them at a known place."""
+"""Bins for the images. 8-bit images have few distinct values, and a bin should hold only one of them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """What calibration saw."""
+    """The results of a calibration."""
 
     statistics: Mapping[str, TensorStatistics]
-    """Node name to statistics of its output; nodes that only move values are left out."""
+    """From the name of a node to the statistics of its output. Nodes that only move values are left out."""
     samples_nchw: NDArray[np.float32]
-    """The first images: KEEP_SAMPLES, or as many as can run through the graph at once within the memory."""
+    """The first images: KEEP_SAMPLES, or fewer if not as many can run through the graph at once within the memory."""
     images: int
-    """How many were seen."""
+    """Number of images seen."""
 
     def summaries(self) -> tuple[TensorSummary, ...]:
         """Return a record of each tensor."""
@@ -49,7 +49,7 @@ class Profile:
 
 
 def moves_values(node: g.Node) -> bool:
-    """Tell whether a node's output holds only values of its input (and zeros), so that it shares its integers."""
+    """Whether a node's output has only values of its input (and zeros), so that it shares its scale."""
     return node.moves_values
 
 
@@ -69,7 +69,7 @@ def calibration_images(
 
 
 def image_batches(batches: Iterable[Any]) -> Iterable[NDArray[np.float32]]:
-    """Take the images out of tensors, arrays, or tuples that begin with one, or out of one tensor or array.
+    """Yield the images of tensors, arrays, or tuples that begin with one; or of one tensor or array.
 
     Raises:
         CalibrationError: something else, or a batch that is not (N, C, H, W).
@@ -95,11 +95,11 @@ def image_batches(batches: Iterable[Any]) -> Iterable[NDArray[np.float32]]:
                 f"calibration batch {index} holds {kind}; expected the normalized float images the model takes"
             )
         if len(images):
-            yield np.require(images, np.float32, ("C", "W"))  # torch warns of arrays that it must not write to
+            yield np.require(images, np.float32, ("C", "W"))  # torch warns about read-only arrays
 
 
 def _advice(shape: tuple[int, ...]) -> str:
-    """Return what to do about images of another shape, if it can be told from the shape."""
+    """Return a remedy for images of another shape, if the shape suggests one."""
     if len(shape) == 3 and shape[0] in (1, 3, 4):
         return "; pass batches, not single images"
     if len(shape) in (2, 3):

@@ -1,4 +1,4 @@
-"""The range of real values that the integers of a tensor represent, from its statistics."""
+"""Chooses the range of real values that a tensor's integers represent, from its statistics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twoscale._calibration.statistics import TensorStatistics
 __all__ = ["choose_range", "pixel_range"]
 
 _PIXEL_TOLERANCE = 1e-4
-"""What rounding pixels / 255 to float32 may move them by, in steps."""
+"""Largest error of rounding pixels / 255 to float32, in steps."""
 
 
 def choose_range(
@@ -29,15 +29,15 @@ def choose_range(
     """Return the range of real values that the integers lo..hi represent.
 
     It contains 0. minmax, sigma, percentile and entropy never exceed what was seen (for a symmetric quantizer,
-    its largest magnitude), and leave the lower or upper end at 0 where nothing was seen on that side; mse gives
-    exactly what the best scale and zero point represent. All zeros give (0, 0). A percentile that would leave no
-    range, since nearly everything is 0, is taken as minmax; so is entropy with fewer than 4 values per bin.
+    its largest magnitude), and leave the lower or upper end at 0 if nothing was seen on that side. mse gives exactly
+    the range of the best scale and zero point. All zeros give (0, 0). If a percentile would leave no range because
+    nearly all values are 0, minmax is used; also for entropy with fewer than 4 values per bin.
 
-    percentile, mse and entropy see the values through the histogram. For a tensor with few distinct values, such
+    percentile, mse and entropy use the histogram. For a tensor with few distinct values, such
     as 8-bit images, 8192 bins rather than 2048 bring the estimated error to within 2% of the true one.
 
     Args:
-        stats: what was seen.
+        stats: of the tensor.
         method: how to choose.
         lo: smallest integer, e.g. 0 or -127.
         hi: largest integer, e.g. 255 or 127.
@@ -67,15 +67,15 @@ def choose_range(
 
 
 def pixel_range(stats: TensorStatistics, *, lo: int, hi: int) -> RealRange | None:
-    """Return the range in which 8-bit pixels are integers as they are: 0..255, or 0..1 for pixels / 255.
+    """Return the range that represents 8-bit pixels exactly: 0..255, or 0..1 for pixels / 255.
 
-    None for values that are something else, as far as the histogram tells, or if lo..hi are not 256 integers from 0.
-    A few images may lack the brightest pixels: a range of what was seen would round all others.
+    None if the histogram shows other values, or if lo..hi are not 256 integers from 0. A few images may lack the
+    brightest pixels, and the range seen would then round all others.
     """
     step = 1.0 if stats.max > 1.0 else 1 / 255
     is_possible = stats.min >= 0.0 and 0.0 < stats.max <= 255 * step
     if (lo, hi) != (0, 255) or not is_possible or stats.bin_width > step / 8:
-        return None  # in bins as wide as steps everything would look like a pixel
+        return None  # with bins as wide as a step, all values would look like pixels
     occupied = (stats.first_bin + np.flatnonzero(stats.nonzero_counts)) * stats.bin_width
     next_pixel = np.ceil((occupied - _PIXEL_TOLERANCE * step) / step) * step
     is_pixel = next_pixel < occupied + stats.bin_width + _PIXEL_TOLERANCE * step
@@ -83,7 +83,7 @@ def pixel_range(stats: TensorStatistics, *, lo: int, hi: int) -> RealRange | Non
 
 
 def _within(seen: RealRange, lo: float, hi: float) -> RealRange:
-    """Return what of lo..hi was seen, widened to contain 0; all that was seen if nothing is left."""
+    """Return the part of lo..hi that was seen, widened to contain 0; everything that was seen if no part is left."""
     found = RealRange(max(seen.lo, min(lo, 0.0)), min(seen.hi, max(hi, 0.0)))
     return seen if found.lo == found.hi else found
 

@@ -1,15 +1,15 @@
-"""Expected squared quantization error under a histogram, in closed form, and the range that makes it least.
+"""Expected squared quantization error under a histogram, in closed form, and the range that minimizes it.
 
-The values of a bin are taken as uniform over it, the first and last bin cut at the smallest and largest value
-seen. Exact zeros cost nothing. With x and the scale s in units of the bin width and p the density:
+Values are assumed uniform within a bin. The first and last bin are cut at the smallest and largest value seen. Exact
+zeros have no error. With x and the scale s in units of the bin width and p the density:
 
 - Rounding to multiples of s, from 0 to x, costs s**3 * G(x/s) per unit of density, where
   G(u) = integral from 0 to u of (v - RNE(v))**2 dv = n/12 + (u - n)**3 / 3 with n = RNE(u).
-  So the structure within a step is seen (a peak at zero, values on a grid), not just the usual s**2/12.
+  This accounts for structure within a step (a peak at zero, values on a grid), unlike the usual s**2/12.
 - Clipping at c costs the integral of (x - c)**2 * p(x) beyond c, from tail sums whose terms are all positive.
 
-Rounding does not depend on the zero point and clipping does not depend on rounding, so for each scale both
-are sums up to multiples of s, looked up for every zero point at once.
+Rounding does not depend on the zero point, and clipping does not depend on rounding. So for each scale both are sums up
+to multiples of s, which are looked up for all zero points at once.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = ["expected_squared_error", "least_squared_error_range"]
 _COARSE = 96
 _FINE = 16
 _ZOOMS = 2
-# Smallest scale searched, as a fraction of the one that clips nothing: below, fewer than 16 bins are left.
+# Smallest scale searched, as a fraction of the one that clips nothing. Below it, fewer than 16 bins are left.
 _SMALLEST_RATIO = 2.0**-7
-# Smallest width of a bin cut at the smallest or largest value, in bin widths: a density needs some width.
+# Smallest width of a bin cut at the smallest or largest value, in bin widths: a density needs a width.
 _NARROWEST = 2.0**-10
-# What counts as a smaller error, so that rounding in the sums does not move a range for nothing.
+# Relative decrease that counts as a smaller error, so that rounding in the sums does not change the range.
 _BETTER = 1 - 1e-9
 
 
@@ -47,9 +47,9 @@ def expected_squared_error(stats: TensorStatistics, *, scale: float, zero_point:
 def least_squared_error_range(
     stats: TensorStatistics, *, lo: int, hi: int, symmetric: bool, even_zero_point: bool = True
 ) -> RealRange:
-    """Return the range whose expected squared error is least; never one worse than min-max.
+    """Return the range with the least expected squared error. It is never worse than min-max.
 
-    Scales are searched coarse to fine, each with every zero point that suits the signs seen.
+    Scales are searched from coarse to fine, each with every zero point that fits the signs seen.
     """
     seen = RealRange(min(stats.min, 0.0), max(stats.max, 0.0))
     widest, widest_zero = affine_parameters(seen, lo=lo, hi=hi, symmetric=symmetric, even_zero_point=even_zero_point)
@@ -78,7 +78,7 @@ def least_squared_error_range(
 
 
 class _Errors:
-    """Mean squared error for many scales and zero points. Inside, lengths are in bin widths."""
+    """Mean squared error for many scales and zero points. Internally, lengths are in bin widths."""
 
     def __init__(self, stats: TensorStatistics) -> None:
         occupied = np.flatnonzero(stats.nonzero_counts)

@@ -22,15 +22,15 @@ __all__ = ["StatisticsAccumulator", "TensorStatistics", "to_summary"]
 
 # Values handled at a time: the temporaries (about 1 MiB) stay in the second-level cache.
 _CHUNK = 1 << 16
-# Exponents of the widths for which value/width can be had in float32: with others 1/width would overflow, or
-# a tiny negative value would underflow to -0 and so leave its bin.
+# Exponents of the widths for which value/width works in float32. With others, 1/width would overflow, or a tiny
+# negative value would underflow to -0 and leave its bin.
 _FLOAT32_EXPONENTS = range(-126, 1)
 _DISPLAY_BINS = 128
 
 
 @dataclass(frozen=True, eq=False)
 class TensorStatistics:
-    """What was seen of one tensor, over any number of batches. Real units throughout.
+    """Statistics of one tensor over any number of batches, in real units.
 
     Exact zeros (after a ReLU, about half of all values) are counted separately and are *not* in the histogram:
     every quantizer here represents zero without error, so only the other values decide its range.
@@ -48,11 +48,11 @@ class TensorStatistics:
     zeros: int
     """Values that are exactly 0."""
     bin_width: float
-    """A power of two; 1.0 where every value is zero."""
+    """A power of two; 1.0 if every value is zero."""
     first_bin: int
     """Whole number k <= 0 of the first bin; bin i is [(k + i) * bin_width, (k + i + 1) * bin_width)."""
     nonzero_counts: NDArray[np.int64]
-    """(bins,) values in each bin, exact zeros left out; (0,) where every value is zero."""
+    """(bins,) values in each bin, without exact zeros; (0,) if every value is zero."""
 
     @property
     def edges(self) -> NDArray[np.float64]:
@@ -71,8 +71,8 @@ class StatisticsAccumulator:
 
     Args:
         name: the tensor, for messages.
-        bins: most bins the histogram may have, at least 2; more than half of them are in use once a value
-            that is not zero was seen. Memory is 8 bytes per bin.
+        bins: largest number of bins of the histogram, at least 2. More than half of them are in use once a nonzero
+        value was seen. Memory is 8 bytes per bin.
 
     Raises:
         ConfigurationError: fewer than 2 bins.
@@ -94,16 +94,16 @@ class StatisticsAccumulator:
         self._counts = np.zeros(0, np.int64)
 
     def update(self, values: ArrayLike) -> None:
-        """Add every value of an array of any shape, taken as float32; an empty one changes nothing.
+        """Add every value of an array of any shape, as float32. An empty array changes nothing.
 
         Raises:
-            CalibrationError: there is NaN or infinity among the values; nothing was added then.
+            CalibrationError: there is NaN or infinity among the values. Nothing is added in that case.
         """
         array = np.asarray(values, dtype=np.float32)
         if array.size == 0:
             return
         lo, hi = float(array.min()), float(array.max())
-        if not (math.isfinite(lo) and math.isfinite(hi)):  # NaN is passed on by min and max
+        if not (math.isfinite(lo) and math.isfinite(hi)):  # min and max propagate NaN
             bad = ~np.isfinite(array)
             where = tuple(int(i) for i in np.argwhere(bad)[0])
             raise CalibrationError(
@@ -111,12 +111,12 @@ class StatisticsAccumulator:
                 f"the first is {array[where]} at index {where}; calibrate with finite values"
             )
         self._cover(lo, hi)
-        flat = array.ravel(order="K")  # memory order: no copy of a dense array, whatever its axes' order
+        flat = array.ravel(order="K")  # memory order, so that no dense array is copied
         for start in range(0, flat.size, _CHUNK):
             self._add(flat[start : start + _CHUNK])
 
     def merge(self, other: StatisticsAccumulator) -> None:
-        """Add everything ``other`` has seen, as if its values had come here; ``other`` is left as it is.
+        """Add everything that ``other`` has seen. ``other`` is not changed.
 
         Raises:
             ConfigurationError: the two allow different numbers of bins.
@@ -138,7 +138,7 @@ class StatisticsAccumulator:
             self._counts[start : start + counts.size] += counts
 
     def finish(self) -> TensorStatistics:
-        """Return what was seen so far.
+        """Return the statistics of the values seen so far.
 
         Raises:
             CalibrationError: no value was seen.
@@ -163,7 +163,7 @@ class StatisticsAccumulator:
         )
 
     def _cover(self, lo: float, hi: float) -> None:
-        """Widen the bins to the smallest power of two with which they cover lo, hi and all before."""
+        """Widen the bins to the smallest power of two that covers lo, hi and all values before."""
         self._min, self._max = min(self._min, lo), max(self._max, hi)
         lo, hi = min(self._min, 0.0), max(self._max, 0.0)
         extent = max(-lo, hi)
@@ -183,7 +183,7 @@ class StatisticsAccumulator:
         self._counts, self._exponent, self._below = counts, exponent, below
 
     def _add(self, chunk: NDArray[np.float32]) -> None:
-        """Add values that the bins cover."""
+        """Add values within the bins."""
         zeros = chunk.size - int(np.count_nonzero(chunk != 0.0))
         self._zeros += zeros
         if self._exponent is not None:
@@ -208,10 +208,10 @@ class StatisticsAccumulator:
 
 
 def to_summary(stats: TensorStatistics, kind: str) -> TensorSummary:
-    """Return the record for display: at most 128 bins over what was seen, exact zeros put into theirs.
+    """Return the record for display: at most 128 bins over the values seen, including exact zeros.
 
     Args:
-        stats: what was seen.
+        stats: of the tensor.
         kind: "weight", "bias", "input" or "activation".
     """
     counts, first = stats.nonzero_counts.copy(), stats.first_bin

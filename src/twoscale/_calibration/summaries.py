@@ -33,7 +33,7 @@ class TensorSummary:
     min: float
     max: float
     zeros: int
-    """How many values are exactly 0."""
+    """Number of values that are exactly 0."""
     histogram: Histogram
 
     @property

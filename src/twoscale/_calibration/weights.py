@@ -13,16 +13,17 @@ from twoscale.errors import ConfigurationError, QuantizationError
 __all__ = ["choose_weight_scales"]
 
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
-# Scales searched, as fractions of the one that clips nothing: close together near it, where the best nearly
-# always is at 8 bits, and down to 1/32 for outliers and few bits.
+# Scales searched, as fractions of the one that clips nothing. They are dense near 1, where the best scale nearly
+# always is at 8 bits, and go down to 1/32 for outliers and few bits.
 _RATIOS = np.concatenate([np.linspace(1.0, 0.5, 101), np.geomspace(0.5, 1 / 32, 60)[1:]])
 _COARSEST_STEP = float(max(_RATIOS[:-1] / _RATIOS[1:]))
 _FINE = 8
 _NEAR = 8  # candidates tried on each side of the expected best
-# Largest integer and values of a row from which on the expected error is accurate enough to choose candidates by.
+# From this largest integer and this number of values per row on, the expected error is accurate enough to choose
+# candidates.
 _MANY_STEPS, _MANY_VALUES = 63, 256
 _ZOOMS = 2
-_BLOCK = 1 << 15  # values handled at a time: the temporaries stay in the second-level cache
+_BLOCK = 1 << 15  # values at a time, so that temporaries stay in the second-level cache
 
 
 def choose_weight_scales(
@@ -32,14 +33,14 @@ def choose_weight_scales(
 
     Args:
         weight: (O, ...), one row per output channel.
-        method: how to choose; nothing that it keeps is clipped.
+        method: how to choose the magnitude up to which nothing is clipped.
         hi: largest integer, e.g. 127.
         per_channel: one scale per output channel, or one for all.
         name: the tensor, for messages.
 
     Returns:
-        (O,) scales, or (1,), all positive. A channel of zeros gets the largest of the other channels' scales,
-        or 1 / hi if all are zero; its integers are zeros with any.
+        (O,) scales, or (1,), all positive. A channel of zeros gets the largest of the other channels' scales, or 1 / hi
+        if all are zero. Its integers are 0 with any scale.
 
     Raises:
         QuantizationError: NaN or infinity among the weights, or no weights.
@@ -67,7 +68,7 @@ def choose_weight_scales(
 def _reach(
     rows: NDArray[np.float64], widest: NDArray[np.float64], method: RangeMethod, hi: int, name: str
 ) -> NDArray[np.float64]:
-    """Return (rows,) the largest magnitude kept, never 0 unless the whole row is."""
+    """Return the largest magnitude kept of each row, (rows,). It is 0 only if the whole row is."""
     if method.kind == "sigma" and method.value is not None:
         reach = np.abs(rows.mean(axis=1)) + method.value * rows.std(axis=1)
         return np.where(reach < widest, reach, widest)
@@ -82,10 +83,10 @@ def _reach(
 
 
 def _likely_ratios(relative: NDArray[np.float32], hi: int) -> NDArray[np.float64]:
-    """Return (rows, candidates) ratios near the one with the least expected error, and 1.
+    """Return ratios near the one with the least expected error, and 1: (rows, candidates).
 
-    Clipping is exact, from sums over sorted magnitudes; rounding costs step² / 12 on average. From 64 steps on this
-    is within a few percent, so that the exact search need not try all ratios.
+    The error of clipping is exact, from sums over sorted magnitudes. The error of rounding is taken as step² / 12. From
+    64 steps on this is accurate to a few percent, so the exact search need not try all ratios.
     """
     magnitudes = np.sort(np.abs(relative), axis=1)
     count = magnitudes.shape[1]
@@ -102,7 +103,7 @@ def _likely_ratios(relative: NDArray[np.float32], hi: int) -> NDArray[np.float64
 
 
 def _least_squares_reach(rows: NDArray[np.float64], widest: NDArray[np.float64], hi: int) -> NDArray[np.float64]:
-    """Return (rows,) the magnitude that hi stands for with the least squared error over each row."""
+    """Return the magnitude represented by hi that has the least squared error over each row, (rows,)."""
     relative = (rows / np.where(widest > 0.0, widest, 1.0)[:, None]).astype(np.float32)
     row = np.arange(rows.shape[0])
     best = np.ones(rows.shape[0])
@@ -121,9 +122,9 @@ def _least_squares_reach(rows: NDArray[np.float64], widest: NDArray[np.float64],
 
 
 def _squared_errors(rows: NDArray[np.float32], ratios: NDArray[np.float64], hi: int) -> NDArray[np.float64]:
-    """Return (rows, candidates) squared errors of weights in [-1, 1] when hi stands for each ratio.
+    """Return the squared errors of weights in [-1, 1] if hi represents each ratio, (rows, candidates).
 
-    In float32, which is twice as fast and off by about 1e-6 of the error.
+    Computed in float32, which is twice as fast and off by about 1e-6 of the error.
     """
     errors = np.zeros(ratios.shape)
     high, width = max(1, _BLOCK // rows.shape[1]), min(_BLOCK, rows.shape[1])

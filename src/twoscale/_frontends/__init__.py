@@ -1,4 +1,4 @@
-"""What users bring → FloatGraph or IntegerNetwork.
+"""From users' models and files to a FloatGraph or an IntegerNetwork.
 
 Each front-end reads one kind of thing. To add one, write its package and enter it below.
 Front-ends for float networks append their nodes with ``twoscale._ir.builder``.
@@ -24,7 +24,7 @@ __all__ = ["float_graph", "integer_network"]
 
 
 def _is_of_torch(source: Any) -> bool:
-    """Whether an object is torch's; no torch was imported if none is."""
+    """Whether an object is a model of torch. If torch is not imported, it is not."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(source, torch.nn.Module | torch.export.ExportedProgram)
 
@@ -37,7 +37,7 @@ _FLOAT: dict[str, Callable[[Any], bool]] = {
     "twoscale._frontends.onnx_float:read": _is_a_file,
     "twoscale._frontends.torch_export.capture:capture": _is_of_torch,
 }
-"""Functions that read float networks, each with a test of what it takes."""
+"""Functions that read float networks, each with a test whether it takes a source."""
 
 
 def float_graph(source: Any, example_nchw: Any, *, name: str | None = None) -> FloatGraph:
@@ -50,7 +50,7 @@ def float_graph(source: Any, example_nchw: Any, *, name: str | None = None) -> F
 
     Raises:
         CaptureError: no front-end takes it, or the network is no classifier of single images.
-        UnsupportedOperatorError: an operator has no integer form; names it and the user's line.
+        UnsupportedOperatorError: an operator has no integer form; the message names it and the user's line.
     """
     for reader, takes in _FLOAT.items():
         if takes(source):

@@ -1,8 +1,8 @@
 """ONNX files from anywhere, checked before anything is read from them.
 
-``parse`` turns bytes into a model. ``check`` refuses what no reader here understands, although some runtimes do:
-a name that two things have, sparse and external constants, functions, subgraphs, operator sets of unknown versions.
-``validate`` asks ONNX's own checker and its shape inference.
+``parse`` turns bytes into a model. ``check`` refuses what no reader here supports, although some runtimes do: duplicate
+names, sparse and external constants, functions, subgraphs, operator sets of unknown versions. ``validate`` runs ONNX's
+own checker and shape inference.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TYPES: dict[int, int] = {
     TensorProto.UINT16: 2,
     TensorProto.INT16: 2,
 }
-"""Bytes per value of the types of constants that are read."""
+"""Bytes per value of the supported types of constants."""
 
 
 def read_model(path: Path) -> onnx.ModelProto:
@@ -60,7 +60,7 @@ def parse(path: Path, content: bytes) -> onnx.ModelProto:
     """Return the model in the bytes of a file.
 
     Raises:
-        NetworkFileError: they are no ONNX file; names what they are, if it is known.
+        NetworkFileError: they are not an ONNX file; the message says what they are, if that is known.
     """
     try:
         model = onnx.load_model_from_string(content)
@@ -93,7 +93,7 @@ def _other_format(path: Path, content: bytes) -> str | None:
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """Return the first line of an error's text that says something."""
+    """Return the first informative line of an error's text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -103,7 +103,7 @@ def check(path: Path, model: onnx.ModelProto) -> None:
     """Check the structure of a model of another tool.
 
     Raises:
-        NetworkFileError: something in it is ambiguous, unknown or wrong; names it.
+        NetworkFileError: something in it is ambiguous, unknown or wrong; the message names it.
     """
     refuse = _refusal(path)
     graph = model.graph
@@ -135,7 +135,7 @@ def check(path: Path, model: onnx.ModelProto) -> None:
 
 
 def check_constants(path: Path, model: onnx.ModelProto) -> None:
-    """Check that every constant is whole, dense and in the file itself, and that the model defines no functions.
+    """Check that every constant is complete, dense and in the file itself, and that the model defines no functions.
 
     Raises:
         NetworkFileError: names the constant.
@@ -149,7 +149,7 @@ def check_constants(path: Path, model: onnx.ModelProto) -> None:
 
 
 def validate(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
-    """Check a model by ONNX's definitions, and return it with the shapes that follow from them.
+    """Check a model against ONNX's definitions, and return it with inferred shapes.
 
     Raises:
         NetworkFileError: ONNX does not accept it.
@@ -157,7 +157,7 @@ def validate(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(model)
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-    except Exception as error:  # of several kinds, from C++
+    except Exception as error:  # C++ errors of several types
         raise NetworkFileError(f"{path} is not valid ONNX: {one_line(error)}") from error
     return inferred
 

@@ -1,8 +1,8 @@
 """Float ONNX files → FloatGraph, without torch.
 
-``reader`` holds the graph as far as it was read; ``operators`` has one function per operator. What depends on no image
-is folded by ONNX's reference evaluation. The batch size is a number that the file does not use otherwise, so that
-shape arithmetic is folded too.
+``reader`` holds the part of the graph read so far. ``operators`` has one function per operator. Nodes that do not
+depend on the images are folded with ONNX's reference evaluator. The batch size is set to a number that the file does
+not use otherwise, so that shape arithmetic is folded too.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def read(source: str | Path, example_nchw: Any, *, name: str | None = None) -> F
                 reader.tensors[node.output[0]] = result
         except TwoscaleError:
             raise
-        except Exception as error:  # however a node is wrong that the checker let through
+        except Exception as error:  # a faulty node can pass the checker and fail in any way
             raise CaptureError(
                 f"{reader.at(node).operator} at {reader.at(node).source} cannot be read "
                 f"({type(error).__name__}: {onnx_model.one_line(error)})"

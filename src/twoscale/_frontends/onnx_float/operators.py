@@ -1,4 +1,4 @@
-"""One function per operator: appends its nodes, and returns the name of the result."""
+"""One function per operator. It appends the operator's nodes and returns the name of the result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Operator = Callable[[Reader, onnx.NodeProto], str | None]
 
 
 def _pads(r: Reader, node: onnx.NodeProto, size: Sequence[int], kernel: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (before, after) of each dimension, as pads or auto_pad say."""
+    """Return (before, after) of each dimension from pads or auto_pad."""
     rank, auto = len(size), r.attribute(node, "auto_pad", "NOTSET")
     pads = [int(v) for v in r.attribute(node, "pads", [0] * 2 * rank)]
     if auto in ("NOTSET", "VALID"):
@@ -278,7 +278,7 @@ def _softmax(r: Reader, node: onnx.NodeProto) -> str:
 
 
 def _leads_to_output(r: Reader, name: str) -> bool:
-    """Whether only changes of shape follow."""
+    """Whether only changes of shape follow the node."""
     while name != r.output:
         readers = [node for node in r.nodes if name in node.input]
         if len(readers) != 1 or readers[0].op_type not in ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
@@ -306,7 +306,7 @@ def _reshape(r: Reader, node: onnx.NodeProto) -> str:
     if target.count(-1) == 1:
         rest = -math.prod(target)
         if rest <= 0 or math.prod(whole) % rest:
-            fixed = r.fixed_batch  # a file for batches of one size may write that size
+            fixed = r.fixed_batch  # a file for a fixed batch size may contain that size
             raise r.at(node).wrong(f"reshapes (N, ...) to {target} for a batch of {fixed}; write -1 or 0 for the batch")
         target[target.index(-1)] = math.prod(whole) // rest
     if target[:1] == [r.fixed_batch] and math.prod(target[1:]) == math.prod(shape):
@@ -437,7 +437,7 @@ def _resize(r: Reader, node: onnx.NodeProto) -> str:
     axes = [int(axis) % 4 for axis in r.attribute(node, "axes", range(4))]
     if sizes is not None and sizes.size:
         before = (1, *shape)
-        # A batch of any size keeps its size, whatever number the exporter wrote there.
+        # The batch keeps its size, whatever number the exporter wrote there.
         given = [1.0 if a == 0 else float(n) / before[a] for a, n in zip(axes, sizes.reshape(-1), strict=False)]
     else:
         values = r.attribute(node, "scales", []) if scales is None else scales.reshape(-1)
@@ -451,7 +451,7 @@ def _resize(r: Reader, node: onnx.NodeProto) -> str:
     coordinates = r.attribute(node, "coordinate_transformation_mode", "half_pixel" if newer else "asymmetric")
     rounding = r.attribute(node, "nearest_mode", "round_prefer_floor" if newer else "floor")
     whole = all(factor >= 1 and factor == int(factor) for factor in factors)
-    # Each of these takes the pixel over which the new one lies.
+    # Each of these copies the pixel at the position of the new one.
     usual = (coordinates, rounding) in (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"))
     if not whole or len(factors) != 2 or not usual:
         raise at.unsupported(f"resizing by {factors} ({coordinates}, {rounding})", "enlarge by whole factors")
@@ -535,4 +535,4 @@ OPERATORS: dict[str, Operator] = {
     "Unsqueeze": _unsqueeze,
     "Upsample": _resize,
 }
-"""What reads a node, by operator."""
+"""Functions that read a node, by operator."""

@@ -1,4 +1,4 @@
-"""A float graph as far as it was read: tensors by name, constants, and what every operator asks of its node."""
+"""The part of a float graph read so far: tensors by name, constants, and access to a node's inputs and attributes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Reader:
 
     Attributes:
         tensors: activations: name in the file to name in our graph.
-        constants: what does not depend on the images.
+        constants: tensors that do not depend on the images.
         batch: the number that stands for the batch size.
     """
 
@@ -82,11 +82,11 @@ class Reader:
     # Constants.
 
     def is_constant(self, node: onnx.NodeProto) -> bool:
-        """Whether a node depends on no image; the shape of an activation is constant, too."""
+        """Whether a node does not depend on the images. The shape of an activation is constant too."""
         return node.op_type in ("Shape", "Size") or not any(name in self.tensors for name in node.input)
 
     def fold(self, node: onnx.NodeProto) -> None:
-        """Compute a node that depends on no image."""
+        """Compute a node that does not depend on the images."""
         if node.op_type in _RANDOM:
             raise self.at(node).wrong("is random; expected the same logits for the same images")
         if node.op_type in ("Shape", "Size") and node.input[0] in self.tensors:
@@ -111,12 +111,13 @@ class Reader:
         one = helper.make_model(graph, opset_imports=self._model.opset_import, ir_version=8)
         try:
             values = ReferenceEvaluator(one).run(None, feeds)
-        except Exception as error:  # of any kind, from NumPy
+        except Exception as error:  # NumPy raises many types
             raise self.at(node).wrong(f"cannot be computed ({one_line(error)})") from error
         self.constants.update(zip(outputs, map(np.array, values), strict=True))
 
     def _check_size(self, node: onnx.NodeProto, feeds: dict[str, NDArray[Any]]) -> None:
-        """Refuse a node whose constant result is too large, by ONNX's shape inference and before it is computed."""
+        """Refuse a node whose constant result is too large. ONNX's shape inference gives its size before it is
+        computed."""
         sizes: list[int] = []
         if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range"):
             shapes = [v for v in feeds.values() if v.dtype == np.int64 and v.size <= 16]
@@ -129,7 +130,7 @@ class Reader:
             inferred = onnx.shape_inference.infer_shapes(
                 helper.make_model(graph, opset_imports=self._model.opset_import, ir_version=8), data_prop=True
             )
-        except Exception:  # of several kinds, from C++; computing it gives the reason
+        except Exception:  # C++ errors of several types; computing the node gives the reason
             return
         for value in inferred.graph.output:
             sizes.append(math.prod(dimension.dim_value for dimension in value.type.tensor_type.shape.dim))
@@ -150,7 +151,7 @@ class Reader:
         return index < len(node.input) and node.input[index] in self.tensors
 
     def constant(self, node: onnx.NodeProto, index: int) -> NDArray[Any] | None:
-        """Return an input that must be constant; None where it is left out."""
+        """Return an input that must be constant; None if it is left out."""
         if index >= len(node.input) or not node.input[index]:
             return None
         if node.input[index] not in self.constants:
@@ -177,7 +178,7 @@ class Reader:
         return value.astype(np.int64)
 
     def integers(self, node: onnx.NodeProto, index: int, attribute: str, default: list[int] | None) -> list[int] | None:
-        """Return integers that were an attribute in older operator sets, and are an input in newer ones."""
+        """Return integers that are an attribute in older operator sets and an input in newer ones."""
         value = self.constant(node, index)
         if value is None:
             found = self.attribute(node, attribute, default)

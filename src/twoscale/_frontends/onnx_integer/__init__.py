@@ -5,9 +5,9 @@ classifiers: QuantizeLinear at the input, the QLinear operators of the default a
 that only move integers, and DequantizeLinear at the logits. Between a DequantizeLinear and a QuantizeLinear the
 operators that only move numbers are read as moving integers.
 
-Such networks have free float multipliers and any zero points, so they are off the grid: executors may differ in the
-last bit of a rounding, and verify measures how often. An operator on two tensors, and a table, is compared with ONNX
-Runtime's kernel for every operand pair while the file is read. What does not fit is refused, with the node's name and
+Such networks have free float multipliers and any zero points, so they are off the grid. Executors may differ in the
+last bit of a rounding; verify measures how often. An operator on two tensors, and a table, is compared with ONNX
+Runtime's kernel for every operand pair while the file is read. Nodes that do not fit are refused, with their name and
 the reason.
 """
 
@@ -41,12 +41,12 @@ def read(path: Path, model: onnx.ModelProto) -> IntegerNetwork:
     """Read a foreign model.
 
     Args:
-        path: where it comes from, for messages.
+        path: of the file, for messages.
         model: what is in the file.
 
     Raises:
-        NetworkFileError: it is a float network, or does not fit the subset; then names the node, its operator and the
-            reason.
+        NetworkFileError: it is a float network, or a node does not fit the subset; names the node, its operator and the
+        reason.
     """
     operators = {node.op_type for node in model.graph.node}
     if not any(operator.startswith("Q") or "Quantize" in operator for operator in operators):

@@ -49,7 +49,7 @@ def _quantize(reader: Reader, node: onnx.NodeProto) -> None:
 
 def _dequantize(reader: Reader, node: onnx.NodeProto) -> None:
     if node.input[0] in reader.constants:
-        return  # whatever reads it computes in floating point, and is refused
+        return  # its readers compute in floating point and are refused
     reader.expect(node, reader.attributes(node, axis=1, block_size=0, output_dtype=0), block_size=0, output_dtype=0)
     reader.alias(node, reader.operand(node, 0), real=True)
 
@@ -188,7 +188,7 @@ def _settled(
     spec: n.TensorSpec,
     expected: NDArray[Any] | None = None,
 ) -> Sequence[np.float32]:
-    """Return multipliers with which every operand pair gives ONNX Runtime's integer."""
+    """Return multipliers that give ONNX Runtime's integer for every operand pair."""
     reader.usual(node, np.asarray(factors), "multiplier")
     if expected is None:
         expected = runtime_result(node, operands, reader.value, spec.dtype, reader.opset)
@@ -211,7 +211,7 @@ def _settled(
 def _requantizing(
     reader: Reader, node: onnx.NodeProto, x: n.Layer, spec: n.TensorSpec, expected: NDArray[Any] | None
 ) -> n.Multiplier:
-    """Return the multiplier that takes a layer's integers to another scale."""
+    """Return the multiplier from a layer's scale to another scale."""
     q = values_of(x.output.dtype)
     factor = np.float32(x.output.scale) / np.float32(spec.scale)
     (factor,) = _settled(reader, node, {0: q}, [factor], lambda moved: _centred(q, x) * moved[0], spec, expected)
@@ -224,7 +224,7 @@ def _global_average_pool(reader: Reader, node: onnx.NodeProto) -> None:
     if len(x.output.shape) != 3:
         reader.refuse(node, f"its input has shape {x.output.shape}, expected (C, H, W)")
     channels, height, width = x.output.shape
-    # ONNX Runtime adds the integers here, and multiplies once.
+    # Here ONNX Runtime adds integers and multiplies once.
     factor = np.float32(x.output.scale) / (reader.scale(node, 3) * np.float32(height * width))
     reader.usual(node, np.asarray(factor), "multiplier")
     _average(reader, node, x, (channels, 1, 1), (height, width), (1, 1), (0, 0, 0, 0), factor)
@@ -358,7 +358,7 @@ def _qlinear_concat(reader: Reader, node: onnx.NodeProto) -> None:
 
 
 def _one_part(reader: Reader, node: onnx.NodeProto, index: int, x: n.Layer, spec: n.TensorSpec) -> NDArray[Any] | None:
-    """Return what ONNX Runtime makes of all integers of one operand of a concatenation."""
+    """Return what ONNX Runtime computes for all integers of one operand of a concatenation."""
     single = onnx.NodeProto()
     single.CopyFrom(node)
     inputs = [*node.input[:2], *node.input[2 + 3 * index : 5 + 3 * index]]
@@ -419,7 +419,7 @@ COMPUTING: dict[str, Callable[[Reader, onnx.NodeProto], None]] = {
     "QLinearSigmoid": _sigmoid,
     "QuantizeLinear": _quantize,
 }
-"""What reads a node, by operator."""
+"""Functions that read a node, by operator."""
 
 MICROSOFT = {
     "QGemm": 9,

@@ -1,4 +1,4 @@
-"""Operators that move integers or choose among them, on integers or on the real numbers they stand for."""
+"""Operators that move or select integers, applied to the integers or to the real numbers that they represent."""
 
 from __future__ import annotations
 
@@ -130,4 +130,4 @@ MOVING: dict[str, Callable[[Reader, onnx.NodeProto], None]] = {
     "Squeeze": _squeeze,
     "Transpose": _transpose,
 }
-"""What reads a node, by operator."""
+"""Functions that read a node, by operator."""

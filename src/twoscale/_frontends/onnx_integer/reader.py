@@ -1,4 +1,4 @@
-"""A foreign graph as far as it was read: constants, layers, and what every operator asks of its node."""
+"""The part of a foreign graph read so far: constants, layers, and access to a node's inputs and attributes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LARGEST_TENSOR = 1 << 28  # values of one image
 
 
 class Reader:
-    """Turns nodes into layers, one after another; a layer has the name of the tensor that the node makes."""
+    """Turns nodes into layers, one after the other. A layer has the name of its node's output."""
 
     def __init__(self, path: Path, model: onnx.ModelProto, operators: Collection[str]) -> None:
         graph = model.graph
@@ -30,8 +30,8 @@ class Reader:
         self.opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
         self._operators = operators
         self.layers: list[n.Layer] = []
-        self._made: dict[str, n.Layer] = {}  # by tensor, be it the integers or their real values
-        self.real: set[str] = set()  # of those, the ones that are real values
+        self._made: dict[str, n.Layer] = {}  # by tensor: either the integers or their real values
+        self.real: set[str] = set()  # the tensors among them that are real values
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         inputs = [value for value in graph.input if value.name not in self.constants]
         if len(inputs) != 1 or len(graph.output) != 1:
@@ -48,7 +48,7 @@ class Reader:
             )
 
     def output(self) -> str:
-        """Return the layer that makes the logits."""
+        """Return the layer that computes the logits."""
         if self._output not in self._made:
             raise NetworkFileError(f"{self.path}: no integers lead to the output {self._output}")
         if self._output not in self.real:
@@ -59,12 +59,12 @@ class Reader:
         return self._made[self._output].name
 
     def refuse(self, node: onnx.NodeProto, reason: str) -> NoReturn:
-        """Raise the error that says why a node cannot be read."""
+        """Raise the error with the reason why a node cannot be read."""
         name = node.name or next(iter(node.output), "without a name")
         raise NetworkFileError(f"{self.path}: node {name} ({node.op_type}): {reason}")
 
     def refuse_operator(self, node: onnx.NodeProto) -> NoReturn:
-        """Refuse a node for what it is."""
+        """Refuse a node because of its operator."""
         self.refuse(
             node,
             f"not an operator on integers that twoscale reads (it reads {', '.join(self._operators)}); "
@@ -87,7 +87,7 @@ class Reader:
         return np.asarray(numpy_helper.to_array(self.constants[name]))
 
     def has(self, node: onnx.NodeProto, index: int) -> bool:
-        """Return whether a node has that input; optional ones may be left out."""
+        """Return whether a node has that input. Optional inputs may be left out."""
         return index < len(node.input) and bool(node.input[index])
 
     def scale(self, node: onnx.NodeProto, index: int) -> np.float32:
@@ -99,13 +99,13 @@ class Reader:
         return np.float32(value.item())
 
     def usual(self, node: onnx.NodeProto, values: NDArray[Any], what: str) -> None:
-        """Refuse scales and factors for which float32 arithmetic is not the same everywhere."""
+        """Refuse scales and factors for which float32 arithmetic depends on the machine."""
         usual = np.isfinite(values) & (values >= np.finfo(np.float32).tiny) & (values < 2.0**31)
         if not usual.all():
             self.refuse(node, f"its {what} {values[~usual].flat[0]:g} is not a positive float32 below 2**31")
 
     def attributes(self, node: onnx.NodeProto, **allowed: Any) -> dict[str, Any]:
-        """Return the attributes, by default as given; others than these are refused."""
+        """Return the attributes, with these defaults. Other attributes are refused."""
         found = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         for name, value in found.items():
             if name not in allowed:
@@ -117,20 +117,21 @@ class Reader:
         return allowed | found
 
     def expect(self, node: onnx.NodeProto, attributes: dict[str, Any], **expected: Any) -> None:
-        """Refuse attributes of other values than these."""
+        """Refuse attributes with other values than these."""
         for name, value in expected.items():
             if attributes[name] != value:
                 self.refuse(node, f"{name} = {attributes[name]} is not supported, only {value}")
 
     def integers(self, node: onnx.NodeProto, index: int) -> n.Layer:
-        """Return the layer that makes an input."""
+        """Return the layer whose output is an input of the node."""
         name = node.input[index] if self.has(node, index) else ""
         if name not in self._made:
             self.refuse(node, f"its input {index} ({name or 'missing'}) is not made of the quantized images")
         return self._made[name]
 
     def operand(self, node: onnx.NodeProto, index: int) -> n.Layer:
-        """Return the layer that makes input ``index``; scale and zero point, behind it, must be that layer's."""
+        """Return the layer whose output is input ``index``. The scale and zero point in the next two inputs must be
+        that layer's."""
         layer = self.integers(node, index)
         spec = layer.output
         scale = self.scale(node, index + 1)
@@ -151,13 +152,13 @@ class Reader:
     def spec(
         self, node: onnx.NodeProto, index: int, shape: Sequence[int], dtype: str, same: bool = True
     ) -> n.TensorSpec:
-        """Return the output's quantization, from the scale at input ``index`` and the zero point behind it.
+        """Return the output's quantization, from the scale at input ``index`` and the zero point at the next one.
 
         Args:
             node: the node.
             index: of the scale.
             shape: of the output.
-            dtype: of the output where the zero point is left out.
+            dtype: of the output if the zero point is left out.
             same: whether the output must have that type in any case.
         """
         zero_point = self.constant(node, index + 1) if self.has(node, index + 1) else np.zeros((), dtype)
@@ -176,7 +177,7 @@ class Reader:
         )
 
     def append(self, node: onnx.NodeProto, layer: n.Layer) -> None:
-        """Take a layer as what the node makes."""
+        """Enter a layer as the output of the node."""
         if not 0 < math.prod(layer.output.shape) <= _LARGEST_TENSOR:
             self.refuse(
                 node, f"it makes a tensor of shape {layer.output.shape}; expected 1 to {_LARGEST_TENSOR:,} values"
@@ -185,19 +186,19 @@ class Reader:
         self._made[node.output[0]] = layer
 
     def alias(self, node: onnx.NodeProto, layer: n.Layer, *, real: bool) -> None:
-        """Take the node's output for a layer that there is already."""
+        """Enter an existing layer as the output of the node."""
         self._made[node.output[0]] = layer
         if real:
             self.real.add(node.output[0])
 
     def move(self, node: onnx.NodeProto, layer: n.Layer) -> None:
-        """Take a layer that only moves integers: real values in, real values out."""
+        """Enter a layer that only moves integers. Its output is real values if its input is."""
         self.append(node, layer)
         if node.input[0] in self.real:
             self.real.add(node.output[0])
 
     def weights(self, node: onnx.NodeProto, index: int, channel_axis: int, x: n.Layer) -> NDArray[np.int8]:
-        """Return q − z of the weights at input ``index``, whose scale and zero point are behind it, as int8."""
+        """Return q − z of the weights at input ``index`` as int8. Scale and zero point are the next two inputs."""
         weight = self.constant(node, index)
         zero_point = self.constant(node, index + 2) if self.has(node, index + 2) else np.zeros((), weight.dtype)
         if weight.dtype not in (np.int8, np.uint8):
@@ -281,7 +282,7 @@ class Reader:
         return height, width
 
     def read_constant(self, node: onnx.NodeProto) -> None:
-        """Remember a constant that is a node."""
+        """Enter the value of a Constant node."""
         attributes = self.attributes(node, value=None)
         tensor = onnx.TensorProto()
         if attributes["value"] is None:
@@ -303,6 +304,6 @@ def pair(values: Sequence[int]) -> tuple[int, int]:
 
 
 def padding(values: Sequence[int]) -> n.Padding:
-    """Return (top, left, bottom, right), which is ONNX's order, too."""
+    """Return (top, left, bottom, right), from ONNX's order."""
     top, left, bottom, right = values
     return top, left, bottom, right

@@ -1,8 +1,8 @@
-"""Making imported arithmetic equal ONNX Runtime's, operand pair by operand pair.
+"""Makes imported arithmetic equal to ONNX Runtime's for every operand pair.
 
-ONNX Runtime's kernels for additions, products, concatenations and tables of quantized tensors take their float32 steps
-in an order of their own. So what they give is asked of ONNX Runtime itself, for every operand pair, while a file is
-read. Multipliers are moved by a few units in the last place where that makes all pairs equal.
+ONNX Runtime's kernels for additions, products, concatenations and tables of quantized tensors do their float32 steps in
+their own order. While a file is read, ONNX Runtime is therefore run on every operand pair. Multipliers are moved by a
+few units in the last place if that makes all pairs equal.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def runtime_result(
     dtype: str,
     opset: int,
 ) -> NDArray[Any] | None:
-    """Return what ONNX Runtime makes of one node.
+    """Return the integers that ONNX Runtime computes for one node.
 
     Args:
         node: with all its attributes; its other inputs are constants.
@@ -54,7 +54,7 @@ def runtime_result(
         opset: version of the standard operators.
 
     Returns:
-        Integers; None where onnxruntime is not installed or does not run the node.
+        Integers; None if onnxruntime is not installed or does not run the node.
     """
     try:
         import onnxruntime
@@ -89,7 +89,7 @@ def runtime_result(
         model = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         result = session.run(None, {names[index]: values for index, values in operands.items()})[0]
-    except Exception:  # its errors have no common base; the node is then refused or compared elsewhere
+    except Exception:  # its errors have no common base class
         return None
     return np.asarray(result)
 

@@ -1,8 +1,8 @@
 """nn.Module → FloatGraph, through torch.export in eval mode with a dynamic batch dimension.
 
-Every ATen operator that a FloatGraph can hold has one translation (in ``aten``, beside this module), found by the
-operator's name. In-place forms (relu_, add_) share that of the plain one: after them the name of the changed
-tensor stands for the result, which is what the user's program sees.
+Every ATen operator that a FloatGraph can hold has one translation (in the package ``aten``), found by the operator's
+name. In-place forms (relu_, add_) share the translation of the plain form. After them, the name of the changed tensor
+means the result, as in the user's program.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ def supported_operators() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode, and back, buffers too: the user's model is left as it was."""
+    """Put every module into eval mode. Afterwards restore modes and buffers, so that the user's model is unchanged."""
     training = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
-    for module, _ in training:  # not model.eval(), which the user may have made do something else
+    for module, _ in training:  # not model.eval(), which the user may have overridden
         module.training = False
     try:
         yield
     finally:
         for module, was_training in training:
             module.training = was_training
-        for module, name, buffer, value in buffers:  # models may count their calls
+        for module, name, buffer, value in buffers:  # some models count their calls
             if module._buffers[name] is not buffer or not torch.equal(buffer, value):
                 buffer.copy_(value)
                 module._buffers[name] = buffer
@@ -62,9 +62,9 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep torch.export's warnings, logs and graph dumps away: what matters of them is in the error we raise.
+    """Suppress torch.export's warnings, logs and graph dumps. The error that we raise has what matters of them.
 
-    What the model itself writes to stderr comes out at the end, unless the capture fails.
+    Output of the model itself to stderr is printed at the end, unless the capture fails.
     """
     handlers = {
         handler
@@ -95,15 +95,15 @@ def capture(
     """Capture an image classifier.
 
     Args:
-        model: maps (N, C, H, W) float images to (N, classes) logits; its mode and weights are left alone. An exported
-            program with a dynamic batch is taken as it is. A softmax at the end is left out, with a warning.
+        model: maps (N, C, H, W) float images to (N, classes) logits; its mode and weights are not changed. Or an
+        exported program with a dynamic batch. A softmax at the end is left out, with a warning.
         example_nchw: a batch of one image or more, a tensor or an array, as the model takes them. The captured graph
             is compared with the model on up to four of them.
         name: of the graph; the class's name by default.
 
     Raises:
         CaptureError: torch.export cannot follow the model, or it is no classifier of single images.
-        UnsupportedOperatorError: an operator has no integer form; names it and the user's line.
+        UnsupportedOperatorError: an operator has no integer form; the message names it and the user's line.
     """
     example_nchw = torch.as_tensor(example_nchw)
     if isinstance(model, torch.export.ExportedProgram):
@@ -120,7 +120,7 @@ def capture(
     parameter = next((value for value in model.parameters() if value.is_floating_point()), None)
     device = parameter.device if parameter is not None else example_nchw.device
     dtype = parameter.dtype if parameter is not None else torch.float32
-    # Two images: torch.export takes a dimension of size 1 for a constant.
+    # Two images, because torch.export treats a dimension of size 1 as a constant.
     example = example_nchw[:1].to(device).to(dtype).expand(2, -1, -1, -1).contiguous()
     _check_signature(model, example)
     name = name or type(model).__name__
@@ -171,7 +171,7 @@ def _translated(exported: torch.export.ExportedProgram, name: str) -> tuple[Floa
     try:
         return translate(exported)
     except ViewChanged:
-        exported = exported.run_decompositions({})  # the same program without in-place operators; takes longer
+        exported = exported.run_decompositions({})  # the same program without in-place operators; this takes longer
     except UnknownOperator as error:
         refusal = error
     try:
@@ -186,7 +186,7 @@ def _translated(exported: torch.export.ExportedProgram, name: str) -> tuple[Floa
     }
     try:
         return translate(exported.run_decompositions(table))
-    except Exception:  # the operator that the user wrote is the one to name
+    except Exception:  # name the operator that the user wrote
         raise refusal from None
 
 
@@ -200,7 +200,7 @@ def _warn_of(left_out: tuple[str, str] | None, name: str) -> None:
 
 
 def _check_modules(model: nn.Module) -> None:
-    """Refuse what cannot be exported, by what it is."""
+    """Refuse a model of a type that cannot be exported."""
     for path, module in model.named_modules():
         kind = type(module).__module__
         if kind.startswith(("torch.ao.quantization", "torch.ao.nn.quantized", "torchao.quantization")):
@@ -216,7 +216,7 @@ def _check_modules(model: nn.Module) -> None:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """Return what torch.compile and wrappers for training hold: the model that the user wrote."""
+    """Return the user's model inside torch.compile and wrappers for training."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
@@ -238,7 +238,7 @@ def _check_signature(model: nn.Module, example: torch.Tensor) -> None:
 
 
 def _exported(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
-    """Export with any batch size; where the model asks for it as a number, with one that is no other size."""
+    """Export with a dynamic batch size. If the model needs a number, use one that is no other size."""
     try:
         return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     except Exception as error:  # torch.export raises many unrelated types
@@ -251,11 +251,11 @@ def _exported(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedP
 
 
 _BATCH = 7919
-"""A batch size that no model has for another size; only its shape is used."""
+"""A batch size that models do not use for anything else. No batch of this size is computed."""
 
 
 def _export_failure(model: nn.Module, error: Exception) -> str:
-    """Say in one line what torch.export could not follow, and where."""
+    """Return in one line what torch.export could not follow, and where."""
     reason = str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
     if reason.startswith("Constraints violated"):
         reason = "it works only for some batch sizes, expected any; write the batch size as x.shape[0] or -1"
@@ -271,29 +271,29 @@ def _export_failure(model: nn.Module, error: Exception) -> str:
 
 
 def _check_captured(graph: FloatGraph, model: nn.Module, images: torch.Tensor, left_out: str | None) -> None:
-    """Run both on the user's images: a capture that computes anything else than the model must never get further.
+    """Run the model and the graph on the user's images. A capture that computes something else must never be used.
 
-    The model runs in float64 where it can, so that rounding is no reason to differ.
+    The model runs in float64 if it can, so that rounding causes no difference.
 
     Raises:
         CaptureError: they differ by more than rounding.
     """
     images = images[:4]
-    if len(images) < 2 or not images.std() > 0:  # an example that shows nothing
+    if len(images) < 2 or not images.std() > 0:  # an example that proves nothing
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn((2, *images.shape[1:]), generator=generator)
         images = noise.to(images)
     expected = _in_float64(model, images)
     exact = expected is not None
     if expected is None:
-        (expected,) = pytree.tree_leaves(model(images))  # of a tuple or dict, if the model likes
+        (expected,) = pytree.tree_leaves(model(images))  # some models return a tuple or a dict
     if not torch.isfinite(expected).all():
-        return  # too large for float32; calibration names the layer
+        return  # too large for float32; calibration will name the layer
     found = GraphModule(graph, dtype=torch.float64)(images.cpu().double())
     if left_out is not None:
         found = found.log_softmax(1) if left_out == "log_softmax" else found.softmax(1)
     error = (found - expected.cpu().double()).abs().max()
-    # Between rounding, TF32 on accelerators and 16-bit models too, and being wrong.
+    # More than rounding (also of TF32 and 16-bit models), and less than an error.
     share = 1e-3 if exact else 1e-2 if torch.finfo(images.dtype).bits >= 32 else 0.1
     tolerance = share * float(expected.abs().max())
     if not error <= tolerance + 1e-6:
@@ -304,11 +304,11 @@ def _check_captured(graph: FloatGraph, model: nn.Module, images: torch.Tensor, l
 
 
 def _in_float64(model: nn.Module, images: torch.Tensor) -> torch.Tensor | None:
-    """Return the model's logits in float64; None where it cannot compute in it."""
+    """Return the model's logits in float64; None if it cannot compute in float64."""
     if images.device.type == "mps":
         return None
     try:
         (logits,) = pytree.tree_leaves(copy.deepcopy(model).double()(images.double()))
-    except Exception:  # models may do anything
+    except Exception:  # a model can raise anything
         return None
     return logits if isinstance(logits, torch.Tensor) and logits.dtype == torch.float64 else None

@@ -20,7 +20,7 @@ __all__ = ["Emitter", "Translation", "pair", "remedy", "symmetric"]
 Translation = Callable[["Emitter", fx.Node, dict[str, Any]], str | None]
 """Appends the nodes for one operator, given its arguments by the names of ATen's schema, and returns the result's name.
 
-None: the result is no single activation, and the translation has entered what there is.
+It returns None if the result is not a single activation; the translation has then entered the results itself.
 """
 
 
@@ -30,11 +30,11 @@ class Emitter:
     Attributes:
         builder: takes the nodes.
         tensors: activations: exported node to our node's name.
-        constants: what does not depend on the images; one made from the batch size has a batch of one.
+        constants: tensors that do not depend on the images. One made from the batch size has a batch of one.
         paths: of weights in the model: "layer1.0.conv1.weight".
-        batch: the size of the batch dimension: a symbol, or a number that is nothing else's.
+        batch: the size of the batch dimension: a symbol, or a number that is no other size.
         dtype: of the images.
-        left_out: function and line of a softmax at the end.
+        left_out: function and line of a softmax at the end, if there is one.
     """
 
     def __init__(self, name: str) -> None:
@@ -50,7 +50,7 @@ class Emitter:
         """Return the user's line that made this node, as "file:line: code"; else the module that did."""
         lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]
         frames = [index for index, line in enumerate(lines) if line.startswith("File ")]
-        # The innermost frame outside torch: inside nn.Conv2d.forward nobody finds the line to change.
+        # The innermost frame outside torch: the user cannot change nn.Conv2d.forward.
         own = [index for index in frames if f"{os.sep}torch{os.sep}" not in lines[index]]
         if not own:  # torch's modules call each other: nn.Sequential
             path, kind = self._module(node)
@@ -73,7 +73,7 @@ class Emitter:
         """
         path, kind = self._module(node)
         if not (kind.startswith("torch.nn.modules") and "container" not in kind):
-            # A function called in the forward of a user's module; a part of a split is named after the split.
+            # A function called by a user's module. A part of a split is named after the split.
             target = node.target if hasattr(node.target, "_opname") else node.all_input_nodes[0].target
             function = str(getattr(target, "_opname", node.name)).strip("_")
             path = f"{path}.{function}" if path else function

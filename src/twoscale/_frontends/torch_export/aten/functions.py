@@ -1,4 +1,4 @@
-"""Functions of one value: clamps, and what becomes a table."""
+"""Functions of one value: clamps and tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPPOSITES = {
     "greater_equal": "less",
     "less": "greater_equal",
 }
-"""Comparisons with a number, and what holds where they do not."""
+"""Comparisons with a number, and the opposite of each."""
 
 
 def relu(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
@@ -62,7 +62,7 @@ def gelu(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 
 
 def softmax(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
-    """A softmax over the classes at the end changes no order: its input is the logits."""
+    """A softmax over the classes at the end does not change their order, so its input is used as the logits."""
     function = str(node.target._opname).strip("_")  # type: ignore[union-attr]
     shape = (1, *e.input_shape(a["self"]))
     of_classes = shape[int(a["dim"]) % len(shape)] == math.prod(shape)
@@ -73,7 +73,7 @@ def softmax(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 
 
 def _reaches_the_output(node: fx.Node) -> bool:
-    """Whether a node's values leave the model as they are, perhaps in another shape."""
+    """Whether a node's values are the model's output, perhaps in another shape."""
     while all(user.op != "output" for user in node.users):
         if len(node.users) != 1:
             return False
@@ -90,7 +90,7 @@ _KEEPS_VALUES = {
 
 
 def compared(function: str) -> Translation:
-    """Return the translation of a comparison with a number: 1 where it holds, else 0."""
+    """Return the translation of a comparison with a number: 1 if it holds, else 0."""
 
     def translation(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
         if not isinstance(a["other"], int | float):
@@ -101,7 +101,7 @@ def compared(function: str) -> Translation:
 
 
 def where(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
-    """Of two tensors or numbers, one where a comparison with a number holds, the other elsewhere."""
+    """One of two tensors or numbers where a comparison with a number holds, the other elsewhere."""
     at, shape = e.at(node), e.shape(node)
     name = e.input(a["condition"])
     condition = e.builder[name]

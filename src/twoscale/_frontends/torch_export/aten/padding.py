@@ -1,4 +1,4 @@
-"""Padding, by a value or by pixels that are there."""
+"""Padding with a value or with existing pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What moves values only: other shapes, orders and parts, concatenation, copies."""
+"""Operators that only move values: shapes, orders, slices, concatenation, copies."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def upsample_nearest(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 
 
 def permute(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
-    """Dimensions in another order; the batch stays the first."""
+    """Dimensions in another order. The batch stays first."""
     rank = 1 + len(e.input_shape(a["self"]))
     order = list(range(rank))
     if "dims" in a:
@@ -122,7 +122,7 @@ def select(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 
 
 def unbind(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
-    """Every index of a dimension, which is dropped, apart."""
+    """Every index of a dimension as a tensor without that dimension."""
     dim = int(a["dim"]) % (1 + len(e.input_shape(a["self"])))
     if dim == 0:
         raise e.at(node).wrong("takes images apart; expected them to stay a batch")
@@ -149,7 +149,7 @@ def split(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
 
 
 def identity(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
-    """What changes nothing in eval mode."""
+    """Operators that change nothing in eval mode."""
     if a.get("train"):
         raise e.at(node).unsupported("a dropout that is on in eval mode", "pass training=self.training")
     return e.input(a["self"] if "self" in a else a["input"])
@@ -164,7 +164,7 @@ def to(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 
 
 def filled(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
-    """One value in the shape of another tensor; as a constant, one image stands for all."""
+    """One value in the shape of another tensor. The constant has a batch of one image."""
     value = 1.0 if "ones" in str(node.target) else float(a.get("fill_value") or 0.0)
     e.constants[node] = torch.full((1, *e.shape(node)), value)
 

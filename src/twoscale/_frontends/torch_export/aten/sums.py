@@ -88,7 +88,7 @@ def square(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 
 
 def expand(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
-    """Products broadcast by themselves; for anything else, copies."""
+    """Products broadcast one operand; other cases make copies."""
     shape = e.shape(node)
     readers = {str(getattr(user.target, "_opname", user.target)).rstrip("_") for user in node.users}
     if readers <= {"mul", "multiply"} and len(shape) == len(e.input_shape(a["self"])):

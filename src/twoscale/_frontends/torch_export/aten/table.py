@@ -98,7 +98,7 @@ TRANSLATIONS: dict[str, Translation] = {
     "threshold": table_of("threshold", "threshold", "value"),
     "hardshrink": table_of("hardshrink", "lambd"),
     "softshrink": table_of("softshrink", "lambd"),
-    # What moves values only.
+    # Only moves values.
     "view": shapes.reshape,
     "_unsafe_view": shapes.reshape,
     "reshape": shapes.reshape,
@@ -138,7 +138,7 @@ TRANSLATIONS: dict[str, Translation] = {
     "index_select": shapes.rearranged,
     "flip": shapes.rearranged,
     "roll": shapes.rearranged,
-    # Of the shape of another tensor.
+    # In the shape of another tensor.
     "zeros_like": shapes.filled,
     "ones_like": shapes.filled,
     "full_like": shapes.filled,
@@ -150,7 +150,7 @@ TRANSLATIONS: dict[str, Translation] = {
     "constant_pad_nd": padding.pad,
     "reflection_pad2d": padding.pad,
     "replication_pad2d": padding.pad,
-    # What changes nothing in eval mode.
+    # Changes nothing in eval mode.
     "dropout": shapes.identity,
     "feature_dropout": shapes.identity,
     "alpha_dropout": shapes.identity,
@@ -165,4 +165,5 @@ TRANSLATIONS: dict[str, Translation] = {
     "_to_copy": shapes.to,
     "type_as": shapes.to,
 }
-"""Name of an operator without its overload, and without the underscore of its in-place form, to its translation."""
+"""From the name of an operator, without its overload and without the underscore of an in-place form, to its
+translation."""

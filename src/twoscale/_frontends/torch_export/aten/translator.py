@@ -14,21 +14,21 @@ from twoscale.errors import CaptureError, UnsupportedOperatorError
 
 __all__ = ["Translator", "UnknownOperator", "ViewChanged"]
 
-# Operators that return the very tensor they get (in eval mode), though their schema does not say so.
+# Operators that return their input itself (in eval mode), although their schema does not declare it.
 _RETURN_THEIR_INPUT = ("getitem", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 
-# Operators that only compute shapes, or check them: their results are read from the exported metadata.
+# Operators that only compute or check shapes. Their results are read from the exported metadata.
 _SHAPE_ONLY = ("sym_size", "_assert", "sym_constrain", "_check")
 
 # Parts of the program under a context manager, and the position of their graph among the arguments.
 _REGIONS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
 
-# Operators that make a tensor of a given shape.
+# Operators that create a tensor of a given shape.
 _MAKE_TENSORS = ("zeros", "ones", "full")
 
 
 def _storages(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """Return, for every node, the node that made the memory which it uses."""
+    """Return, for every node, the node that allocated its memory."""
     storages: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         first = node.args[0] if node.args else None
@@ -47,7 +47,7 @@ class ViewChanged(Exception):
 
 
 class UnknownOperator(UnsupportedOperatorError):
-    """An operator that has no translation; perhaps what it decomposes into has."""
+    """An operator without a translation. Its decomposition may have one."""
 
 
 class Translator(Emitter):
@@ -60,7 +60,7 @@ class Translator(Emitter):
         self.name = name
         self.translations = translations
         self.exported = exported
-        exported.graph.eliminate_dead_code()  # the second results of pools, heads that are used in training only
+        exported.graph.eliminate_dead_code()  # second results of pools, and heads used only in training
         self.storages = _storages(exported.graph)
         self.results: dict[Any, list[Any]] = {}  # of regions
         self.device = "cpu"
@@ -83,7 +83,7 @@ class Translator(Emitter):
                     self._input(node)
             elif node.op == "get_attr":
                 value = getattr(self.exported.graph_module, str(node.target))
-                if isinstance(value, torch.Tensor):  # else a part of the program that is called under conditions
+                if isinstance(value, torch.Tensor):  # otherwise part of the program is called conditionally
                     self.constants[node] = value.detach().clone()
             elif node.op == "call_function":
                 self._call(node)
@@ -99,7 +99,7 @@ class Translator(Emitter):
     def _output(self, node: fx.Node) -> str:
         (results,) = node.args
         assert isinstance(results, (tuple, list))
-        # Without in-place operators, tensors that the model changes are results too: the last are the user's.
+        # Without in-place operators, tensors that the model changes are also results. The last results are the user's.
         results = results[len(results) - len(self.exported.graph_signature.user_outputs) :]
         if len(results) != 1:
             raise CaptureError(
@@ -119,7 +119,7 @@ class Translator(Emitter):
         return name
 
     def _call(self, node: fx.Node) -> None:
-        if node in self.tensors:  # a part of a split, made with it
+        if node in self.tensors:  # a part of a split, entered with the split
             return
         target = str(getattr(node.target, "_opname", None) or getattr(node.target, "__name__", node.target))
         if target in _REGIONS:
@@ -149,7 +149,7 @@ class Translator(Emitter):
             result = translation(self, node, self._arguments(node))
         except (CaptureError, ViewChanged):
             raise
-        except Exception as error:  # an operator may be called in a way that was not foreseen
+        except Exception as error:  # an unforeseen call of an operator
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UnsupportedOperatorError(
                 f"{node.target} at {self.source(node)} is called in a way that is not known here ({reason}); "
@@ -182,15 +182,15 @@ class Translator(Emitter):
                 self.results[node] = list(results) if isinstance(results, (tuple, list)) else [results]
 
     def _stand_for(self, node: fx.Node, other: Any) -> None:
-        """Let a node be another one."""
+        """Enter a node as an alias of another."""
         if other in self.tensors:
             self.tensors[node] = self.tensors[other]
         elif other in self.constants:
             self.constants[node] = self.constants[other]
 
     def _changed_in_place(self, node: Any, new: str) -> None:
-        """Let everything that shares the memory of ``node`` stand for its new value."""
-        if node in self.constants:  # what was made from a shape, e.g. zeros to add to
+        """Update everything that shares the memory of ``node`` to its new value."""
+        if node in self.constants:  # a tensor made from a shape, e.g. zeros to add to
             if any(other is not node and self.storages[other] is self.storages[node] for other in self.constants):
                 raise ViewChanged
             del self.constants[node]
@@ -209,7 +209,7 @@ class Translator(Emitter):
         return isinstance(value, torch.Tensor)
 
     def _fold_constant(self, node: fx.Node) -> None:
-        """Compute what depends on weights only (a weight that is normalized, masked or transposed)."""
+        """Compute a node that depends only on weights, such as a normalized, masked or transposed weight."""
 
         tags = getattr(node.target, "tags", ())
         if torch.Tag.nondeterministic_seeded in tags:
