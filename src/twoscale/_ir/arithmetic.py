@@ -107,7 +107,7 @@ def requantize_with_residual(
 
 
 def sum_is_exact(bound_a: int, bound_b: int) -> bool:
-    """Tell whether float32 evaluates (7) or (7b) without error wherever it matters, condition (7c).
+    """Whether float32 evaluates (7) or (7b) without error for all results that are not clamped, condition (7c).
 
     Args:
         bound_a: largest |first product|, an integer count of 2**-14ths: (q_a − z_a)·m_a, or acc·m.
@@ -129,7 +129,7 @@ def quantize_input(value: float, scale: float, zero_point: int, lo: int, hi: int
     (Figueroa, "When is double rounding innocuous?", 1995).
     """
     quotient = float32(value) / float32(scale)
-    if quotient >= 2.0**31:  # beyond every clamp bound, and perhaps beyond float32
+    if quotient >= 2.0**31:  # beyond every clamp bound, and possibly beyond float32
         return hi
     if quotient <= -(2.0**31):
         return lo

@@ -1,7 +1,8 @@
 """The conditions that every executor relies on, checked once when a network is made.
 
 ``check`` refuses layers that do not fit together. ``off_grid`` lists the reasons why executors may give different
-integers; such a network runs, and verify counts its mismatches. Equation numbers are those of docs/arithmetic.md.
+integers. Such a network still runs, and verify counts its mismatches. Equation numbers are those of
+docs/arithmetic.md.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def check(network: IntegerNetwork) -> None:
     """Check names, shapes, types, ranges, multipliers and accumulator bounds.
 
     Raises:
-        QuantizationError: the first thing that does not hold, with the layer's name.
+        QuantizationError: a condition does not hold; the message names the layer.
     """
     seen: dict[str, n.TensorSpec] = {}
     for layer in network.layers:
@@ -139,7 +140,7 @@ def _check_layer(layer: n.Layer, inputs: list[n.TensorSpec]) -> None:
 
 
 def _check_values(layer: n.Layer, inputs: list[n.TensorSpec]) -> None:
-    """Check the integers that a layer copies: bounds rest on their scale, zero point and range."""
+    """Check the tensors that a layer copies. Bounds rely on their scale, zero point and range."""
     out = layer.output
     for spec in layer.copied(inputs):
         if (spec.dtype, spec.scale, spec.zero_point) != (out.dtype, out.scale, out.zero_point):

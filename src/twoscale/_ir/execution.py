@@ -1,4 +1,4 @@
-"""Running an integer network: the interface of executors, and the checks of their arguments."""
+"""The interface of executors, and the checks of their arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Executor", "check_images", "layers_to_keep", "run_logits"]
 
 
 class Executor(Protocol):
-    """Runs an integer network; the interface that verify uses."""
+    """Runs an integer network. This is the interface that verify uses."""
 
     name: str
 
@@ -54,7 +54,7 @@ def check_images(network: IntegerNetwork, images: Any) -> NDArray[np.float32]:
     if array.dtype.kind not in "fiub":
         raise ConfigurationError(f"images are arrays of numbers, got {type(images).__name__} of {array.dtype}")
     with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are reported below
-        array = np.require(array, np.float32, "W")  # torch warns of arrays that it must not write to
+        array = np.require(array, np.float32, "W")  # torch warns about read-only arrays
     expected = network.input.output.shape
     if array.ndim != 1 + len(expected) or array.shape[1:] != expected:
         raise ConfigurationError(
@@ -73,7 +73,7 @@ def layers_to_keep(network: IntegerNetwork, keep: Collection[str] | None) -> set
     """Return the layers whose integers ``Executor.run`` returns: those in ``keep``, or the output's.
 
     Raises:
-        UnknownNameError: the network has no layer of such a name.
+        UnknownNameError: the network has no layer of that name.
     """
     if keep is None:
         return {network.output}

@@ -77,7 +77,7 @@ NODES: tuple[type[Node], ...] = (
     Pad,
     Elementwise,
 )
-"""Every kind of node that a graph can be made of."""
+"""All kinds of nodes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ class FloatGraph:
 
     @cached_property
     def users(self) -> dict[str, tuple[Node, ...]]:
-        """Tensor name to the nodes that read it, once for each time they read it."""
+        """From the name of a tensor to the nodes that read it, once for each time they read it."""
         users: dict[str, list[Node]] = {node.name: [] for node in self.nodes}
         for node in self.nodes:
             for name in node.inputs:

@@ -1,4 +1,4 @@
-"""Evaluation of a FloatGraph in torch, for calibration and for every comparison with integers."""
+"""Evaluates a FloatGraph in torch, for calibration and for comparisons with integers."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class GraphModule:
     """A FloatGraph as a callable on (N, C, H, W) float32 tensors.
 
     Args:
-        graph: what to run.
-        device: where to run; weights are copied there once.
+        graph: the network.
+        device: where to run. Weights are copied there once.
         dtype: float32, or float64 for a reference without float32 rounding.
     """
 
@@ -185,7 +185,7 @@ _RUN: dict[type[g.Node], _Run] = {
     g.Conv2d: _conv2d,
     g.Linear: lambda node, m, x: F.linear(x[0], m.weight(node, "weight_oi"), m.weight(node, "bias_o")),
     g.ChannelAffine: _affine,
-    g.Clamp: lambda node, m, x: x[0],  # the bounds are applied to every node alike
+    g.Clamp: lambda node, m, x: x[0],  # bounds are applied to all kinds of nodes here
     g.Add: lambda node, m, x: x[0] + x[1],
     g.Mul: lambda node, m, x: x[0] * x[1],
     g.Concat: lambda node, m, x: torch.cat(x, node.axis + 1),

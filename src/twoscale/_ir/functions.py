@@ -1,6 +1,6 @@
-"""Real functions of one value, by the name that Elementwise nodes and table layers carry.
+"""Real functions of one value, by their names in Elementwise nodes and table layers.
 
-Definitions are PyTorch's; computed in float64, since tables are made from them once.
+The definitions are PyTorch's. They are computed in float64, once for each table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from twoscale.errors import UnknownNameError
 __all__ = ["FUNCTIONS", "Composition", "Step", "evaluate"]
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
-"""Below it, logarithms and reciprocal roots are taken of it: tables have entries for values that never come."""
+"""Smaller arguments of logarithms and reciprocal roots are replaced by it. Tables have entries for values that never
+occur."""
 
 Float64 = NDArray[np.float64]
 
@@ -43,7 +44,7 @@ def _erf(x: Float64) -> Float64:
 
 
 def _power(x: Float64, exponent: float) -> Float64:
-    # Tables have entries for values that never come, negative ones under a root among them.
+    # Tables have entries for values that never occur, such as negative arguments of a root.
     return np.power(x if exponent.is_integer() else np.maximum(x, 0.0), exponent)
 
 
@@ -100,7 +101,7 @@ class Step:
     function: str
     """A name of FUNCTIONS, or "add" or "mul"."""
     inputs: tuple[int, ...]
-    """Which values it reads: 0 is x, i is the result of the i-th step, counted from 1."""
+    """The values that it reads: 0 is x, i is the result of step i, counted from 1."""
     parameters: tuple[float, ...] = ()
 
 

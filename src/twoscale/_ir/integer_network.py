@@ -1,4 +1,4 @@
-"""IntegerNetwork: layers in order, whether executors must agree on them, and the bounds of their accumulators."""
+"""IntegerNetwork: layers in order, the bounds of their accumulators, and whether executors must agree."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class IntegerNetwork:
     output: str
     scheme: str = "default"
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """Its origin; values that JSON can hold."""
+    """Its origin, as JSON values."""
     source: Path | None = None
-    """The file of another tool that it was read from, with which verify compares it; neither compared nor saved."""
+    """The file of another tool that it was read from. verify compares the network with it. Not compared, not saved."""
 
     def __post_init__(self) -> None:
         """Check the conditions that every executor relies on.
@@ -115,7 +115,7 @@ class IntegerNetwork:
 
     @property
     def on_grid(self) -> bool:
-        """Whether every executor provably gives the same integers, equations (4), (5) and (7c).
+        """Whether all executors provably give the same integers, equations (4), (5) and (7c).
 
         Every multiplier is a whole number of 2**-16ths (additions: 2**-14ths), every zero point is even, and
         additions stay where float32 is exact. Off the grid, verify measures how many integers differ.
@@ -143,7 +143,7 @@ class IntegerNetwork:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over everything that decides the output bits, as 64 hexadecimal digits."""
+        """SHA-256 of everything that determines the output's bits, as 64 hexadecimal digits."""
         digest = hashlib.sha256()
         for layer in self.layers:
             _feed(digest.update, layer.op)
@@ -158,7 +158,7 @@ class IntegerNetwork:
         return ((integers.astype(np.float64) - spec.zero_point) * spec.scale).astype(np.float32)
 
     def __call__(self, images_nchw: Any) -> Any:
-        """Return the logits of float images; the same kind of array comes back (NumPy or torch)."""
+        """Return the logits of float images, as the same kind of array (NumPy or torch)."""
         from twoscale._ir.execution import run_logits
         from twoscale._ir.reference import ReferenceExecutor
 
@@ -167,12 +167,12 @@ class IntegerNetwork:
     def compile(self, *, threads: int | None = None, target: str = "native") -> CompiledClassifier:
         """Compile the network for this CPU: the same logits as calling it, much faster.
 
-        The result takes NumPy arrays and torch tensors on the CPU, float32 (N, C, H, W), or uint8 pixels where the
-        network's metadata says how it normalizes. Compiled libraries are kept in the user's cache.
+        The result takes NumPy arrays and torch tensors on the CPU, float32 (N, C, H, W), or uint8 pixels if the
+        network's metadata has the normalization. Compiled libraries are kept in the user's cache.
 
         Args:
-            threads: how many threads share a batch; by default one per core. With 1, calls from several threads run
-                at the same time; with more they wait for each other.
+            threads: number of threads that share a batch; by default one per core. With 1, calls from several threads
+                run at the same time; with more they wait for each other.
             target: instruction sets, such as "avx2"; "native" compiles all of them and chooses the best at run time.
 
         Raises:
@@ -189,8 +189,8 @@ class IntegerNetwork:
         Args:
             path: the file.
             form: "integer" for standard integer operators, which ``twoscale.load`` reads back and ONNX Runtime
-                computes bit for bit; "qdq" for runtimes that want floats between QuantizeLinear and
-                DequantizeLinear, whose integers may differ by their rounding.
+                computes bit for bit; "qdq" for runtimes that expect float operators between DequantizeLinear and
+                QuantizeLinear, whose rounding may give other integers.
         """
         delegates.call("save", self, Path(path), form=form)
 

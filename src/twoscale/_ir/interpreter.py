@@ -1,4 +1,4 @@
-"""The walk over a network or a graph: each operation is computed in order, each value dropped after its last reader.
+"""The walk over a network or a graph: computes operations in order and drops each value after its last reader.
 
 Every evaluation uses it: the NumPy reference, the torch executor, the float graph in torch, and passes that
 compare networks layer by layer. They differ only in how one operation is computed.

@@ -55,4 +55,4 @@ LAYERS: tuple[type[Layer], ...] = (
     Clamp,
     Table,
 )
-"""Every kind of layer that a network can be made of."""
+"""All kinds of layers."""

@@ -60,7 +60,7 @@ def normalize(
 def normalizer(
     mean: Sequence[float], std: Sequence[float], device: torch.device
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return :func:`normalize` for uint8 tensors on ``device``, its constants made once; it checks nothing."""
+    """Return :func:`normalize` for uint8 tensors on ``device``. Its constants are made once, and it checks nothing."""
     import torch
 
     def per_channel(values: Sequence[float]) -> torch.Tensor:
@@ -68,6 +68,7 @@ def normalizer(
         filled = [torch.full((1, 1), value, dtype=torch.float32, device=device) for value in values]
         return torch.stack(filled)
 
-    # Divisors are tensors: by a plain number CUDA multiplies with the reciprocal, which rounds differently.
+    # Divisors are tensors, because CUDA divides by a plain number by multiplying with its reciprocal, which rounds
+    # differently.
     largest, means, deviations = per_channel([255.0]), per_channel(mean), per_channel(std)
     return lambda images: images.float().div_(largest).sub_(means).div_(deviations)

@@ -1,7 +1,7 @@
-"""The NumPy reference executor: every layer computed by its own definition, exactly.
+"""The NumPy reference executor. It computes every layer exactly, by its definition.
 
-It is what the other executors are compared with. The arithmetic of each layer is the ``compute`` method of its class in
-``twoscale._ir.operators``; tests hold it equal to twoscale._ir.arithmetic, the definition on Python integers.
+The other executors are compared with it. The arithmetic of each layer is the ``compute`` method of its class in
+``twoscale._ir.operators``; tests compare it with twoscale._ir.arithmetic, the definition on Python integers.
 """
 
 from __future__ import annotations

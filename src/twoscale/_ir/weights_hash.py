@@ -1,4 +1,4 @@
-"""A hash of a float model's weights, by which an integer network knows the model that it was made from."""
+"""A hash of a float model's weights. An integer network keeps it to identify the model that it was made from."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ METADATA_KEY = "weights_sha256"
 """Key of an integer network's metadata that holds the hash."""
 
 _WRAPPERS = ("_orig_mod.", "module.")
-"""What torch.compile and DataParallel put before the names of the model that they wrap."""
+"""Prefixes that torch.compile and DataParallel add to the names of the wrapped model."""
 
 
 def weights_hash(model: Any) -> str | None:
     """Return SHA-256 over names, types, shapes and values of a module's parameters and buffers, in hexadecimal digits.
 
-    It does not depend on their order, nor on the file that they came from. None for what has no state_dict.
+    It does not depend on their order or on their file. None for a model without state_dict.
     """
     state = getattr(model, "state_dict", None)
     state = state() if callable(state) else state

@@ -1,4 +1,4 @@
-"""Normalization of images as part of the network, so that the network takes 8-bit pixels unchanged.
+"""Makes the normalization of images part of the network, so that it takes 8-bit pixels unchanged.
 
 Normalized pixels are not multiples of one step, because every channel has its own mean and standard deviation. Rounding
 them to 8 bits is the largest single error of many networks. The pixels themselves are integers, and normalization is
@@ -28,7 +28,7 @@ def with_normalization(graph: g.FloatGraph, mean: Sequence[float], std: Sequence
         std: of pixels / 255, one positive number per channel.
 
     Raises:
-        ConfigurationError: another number of means or deviations, or a deviation that is not positive.
+        ConfigurationError: the number of means or deviations is wrong, or a deviation is not positive.
     """
     first = graph.input
     if not len(mean) == len(std) == first.shape[0] or not all(value > 0 for value in std):
@@ -55,7 +55,7 @@ def into_weights(graph: g.FloatGraph) -> g.FloatGraph:
 
     Zero padding of normalized images is padding with the mean of each channel, which one zero point cannot express. So
     a convolution with padding gets an additional channel that is constant inside the image and zero in the padding;
-    its weights add the shift, and nothing is shifted around the image.
+    its weights add the shift inside the image only.
     """
     readers = graph.users[graph.input.name]
     affine = readers[0] if len(readers) == 1 else None

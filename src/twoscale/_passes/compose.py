@@ -1,7 +1,7 @@
-"""Chains of functions of one value become one function, and so one table with one rounding.
+"""Composes chains of functions of one value into one function: one table with one rounding.
 
-x · relu6(x + 3) / 6 written out is four operations. Each alone would be rounded to 8 bits, and each intermediate
-tensor would need a range of its own; together they are a function of x like any other.
+Written out, x · relu6(x + 3) / 6 is four operations. Each would be rounded to 8 bits, and each intermediate tensor
+would need its own range. Together they are one function of x.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ __all__ = ["compose"]
 def compose(graph: FloatGraph) -> FloatGraph:
     """Replace every result of two or more functions of one value by one Elementwise node.
 
-    A chain ends at a value that something else reads: a convolution, a sum with another tensor, the output. Values in
-    the middle of a chain that something else reads as well become functions of their own.
+    A chain ends at a value that another kind of node reads (a convolution, a sum with another tensor) or that is the
+    output. If other nodes read a value in the middle of a chain, that value becomes a separate function.
     """
     roots = _roots(graph)
     inside = {
@@ -46,7 +46,7 @@ def compose(graph: FloatGraph) -> FloatGraph:
 
 
 def _roots(graph: FloatGraph) -> dict[str, str]:
-    """Return for every node the tensor that it is a function of one value of: another's, or its own output."""
+    """Return, for every node, the tensor of which it is a function of one value; for other nodes, their own output."""
     roots: dict[str, str] = {}
     for node in graph:
         sources = {roots[name] for name in node.inputs}

@@ -1,15 +1,16 @@
-"""Equalization: factors moved from layer to layer, so that the channels of a tensor use its range alike.
+"""Equalization: moves factors between layers, so that the channels of a tensor have similar ranges.
 
 ReLU, pools, additions and operators that move values commute with a positive factor per channel: f(s·x) = s·f(x). So
 a layer's output channel can be divided by s and the weights that read it multiplied by s; the network computes the
-same, up to float rounding. The graph decides which channels share a factor: channels that are added, and channels that
-hold the same values in another place. The factors of images and logits, and around ReLU6, tables and products, are 1.
+same, up to float rounding. Channels share a factor if they are added to each other or hold the same values in another
+place. The factors of images and logits, and around ReLU6, tables and products, are 1.
 
 - "weights" (Nagel et al., "Data-free quantization through weight equalization and bias correction", 2019) makes the
-  largest weight that produces a channel equal to the largest weight that reads it. It helps where a layer has a single
+  largest weight that produces a channel equal to the largest weight that reads it. It helps if a layer has a single
   weight scale, most of all in depthwise convolutions.
-- "activations" gives the channels of each tensor the same range over a few images, so that all of them use all integers
-  of the tensor's one scale. The weights, which have a scale per output channel, take up the difference (the idea of
+- "activations" gives the channels of each tensor the same range over a few images, so that each channel uses all
+integers of the tensor's single scale. The weights, which have a scale per output channel, absorb the difference (the
+idea of
   Xiao et al., "SmoothQuant", 2023, applied to convolutions).
 """
 
@@ -40,7 +41,7 @@ _ONE = 0
 _SWEEPS = 100
 _CONVERGED = 1e-4
 _LARGEST = 16.0
-"""Factors stay between 1/16 and 16 times their layer's mean, so that weights take up no more than a few bits."""
+"""Factors stay between 1/16 and 16 times their layer's mean, so that weights lose at most a few bits."""
 
 _RELU: g.Bounds = (0.0, float("inf"))
 
@@ -54,7 +55,7 @@ def equalize(graph: g.FloatGraph, how: str = "weights", images_nchw: NDArray[np.
         images_nchw: for "activations": images, float32 (N, C, H, W), over which the ranges are taken.
 
     Raises:
-        UnknownNameError: no such way.
+        UnknownNameError: there is no such way.
         ValueError: "activations" without images.
     """
     if how not in EQUALIZATIONS:
@@ -73,7 +74,7 @@ def equalize(graph: g.FloatGraph, how: str = "weights", images_nchw: NDArray[np.
 
 
 class _Classes:
-    """Which channels of which tensors share a factor.
+    """The channels of tensors that share a factor.
 
     ``of[name]`` holds the class of each position along a tensor's first dimension.
     """
@@ -212,7 +213,7 @@ def _moved(node: Weighted, classes: _Classes, factors: Float64) -> g.Node:
 
 
 def _by_weights(graph: g.FloatGraph, classes: _Classes) -> Float64:
-    """Find factors that make the largest weights before and after each channel equal, all channels at once."""
+    """Find factors that make the largest weights before and after each channel equal, for all channels together."""
     layers = [
         (
             np.abs(_weight(node)).reshape(*_weight(node).shape[:2], -1).max(2).astype(np.float64),
@@ -231,7 +232,7 @@ def _by_weights(graph: g.FloatGraph, classes: _Classes) -> Float64:
             np.maximum.at(reading, read, now)
         used = (making > 0) & (reading > 0)
         used[_ONE] = False
-        # √(making / reading) would be right for one channel; its neighbours move at the same time, so go half the way.
+        # √(making / reading) would be right for a single channel. Its neighbours change too, so go half the way.
         step = np.where(used, making, 1.0) / np.where(used, reading, 1.0)
         factors *= step**0.25
         if np.abs(np.log(step)).max() < _CONVERGED:
@@ -242,7 +243,7 @@ def _by_weights(graph: g.FloatGraph, classes: _Classes) -> Float64:
 def _by_activations(graph: g.FloatGraph, classes: _Classes, images_nchw: NDArray[np.float32]) -> Float64:
     """Find factors that give the channels of each tensor the same largest magnitude.
 
-    Tensors that share factors (a residual stream) have their say in equal parts.
+    Tensors that share factors (a residual stream) have equal weight.
     """
     import torch
 

@@ -1,9 +1,9 @@
-"""Passes over a FloatGraph that keep its function and prepare it for integers.
+"""Passes over a FloatGraph that prepare it for integers without changing its function.
 
-Each pass takes a graph and returns a new one. After ``fold`` no batch norm is left: it is part of the convolution
-before it, or has become a 1x1 depthwise convolution. Clamps (ReLU, ReLU6) and zero padding are part of the nodes
-that can take them. Averages over uneven windows are part of the weights after them, or are cut into even ones.
-Functions of one value written as several operations (x · sigmoid(x)) are one node.
+Each pass takes a graph and returns a new one. ``fold`` removes all batch norms: each is merged into the convolution
+before it or becomes a 1x1 depthwise convolution. Clamps (ReLU, ReLU6) and zero padding are merged into the nodes that
+can take them. Averages over uneven windows are merged into the weights after them or split into even ones. Functions of
+one value written as several operations (x · sigmoid(x)) become one node.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ __all__ = ["fold"]
 
 
 def fold(graph: FloatGraph, *, join_residuals: bool = True) -> FloatGraph:
-    """Apply every pass; the result computes the same function to float32 rounding.
+    """Apply every pass. The result computes the same function up to float32 rounding.
 
     Args:
         graph: from ``capture``.
-        join_residuals: merge additions into the convolution before them where nothing else reads its output. In
-            integers this saves one rounding: equation (7b) instead of (3) and (7).
+        join_residuals: merge additions into the convolution before them if nothing else reads its output. With integers
+        this saves one rounding: equation (7b) instead of (3) and (7).
     """
     graph = _merge(graph, _affine_into_producer)
     graph = _merge(graph, _scale_into_consumer)
     graph = _merge(graph, _padding_into_consumer)
     graph = _merge(graph, _clamp_into_producer)
     graph = _with_functions_recognized(_merge(graph, _hardsigmoid))
-    graph = _merge(compose(graph), _clamp_into_producer)  # composing leaves some values with one reader fewer
+    graph = _merge(compose(graph), _clamp_into_producer)  # composing removes readers of some values
     graph = _merge(graph, _average_into_average)
     graph = _with_window_averages_split(_with_window_averages_in_weights(graph))
     graph = _with_large_averages_split(graph)
@@ -64,7 +64,7 @@ def fold(graph: FloatGraph, *, join_residuals: bool = True) -> FloatGraph:
 
 
 def _with_residuals_joined(graph: FloatGraph) -> FloatGraph:
-    """Turn convolution and addition into a convolution with a second input; it keeps the convolution's name."""
+    """Turn a convolution and an addition into a convolution with a second input. It keeps the convolution's name."""
     nodes = list(graph.nodes)
     renamed: dict[str, str] = {}
     for node in graph:
@@ -75,7 +75,7 @@ def _with_residuals_joined(graph: FloatGraph) -> FloatGraph:
             alone = len(graph.users[name]) == 1 and name != graph.output
             if isinstance(conv, Conv2d) and len(conv.inputs) == 1 and conv.bounds == UNBOUNDED and alone:
                 joint = dataclasses.replace(conv, inputs=(*conv.inputs, renamed.get(other, other)), bounds=node.bounds)
-                # In the addition's place: both of its inputs have been made there.
+                # At the position of the addition, where both of its inputs are computed.
                 nodes[next(i for i, made in enumerate(nodes) if made.name == node.name)] = joint
                 nodes.remove(conv)
                 renamed[node.name] = conv.name
@@ -85,9 +85,9 @@ def _with_residuals_joined(graph: FloatGraph) -> FloatGraph:
 
 
 def _merge(graph: FloatGraph, rule: Callable[[Node, Node], Node | None]) -> FloatGraph:
-    """Let ``rule(producer, node)`` join neighbours until nothing changes.
+    """Join neighbours by ``rule(producer, node)`` until nothing changes.
 
-    The rule returns the joint node or None. A producer is only joined if nothing else reads it. The joint node keeps
+    The rule returns the joint node or None. A producer is joined only if nothing else reads it. The joint node keeps
     the producer's name if the producer has the weights, so that reports show "conv1", not "relu".
     """
     nodes = list(graph.nodes)
@@ -202,11 +202,11 @@ def _hardsigmoid(producer: Node, node: Node) -> Node | None:
 
 
 _GATED = {"hardsigmoid": "hardswish", "sigmoid": "silu"}
-"""f to the name of x · f(x)."""
+"""From f to the name of x · f(x)."""
 
 
 def _with_functions_recognized(graph: FloatGraph) -> FloatGraph:
-    """Replace x · f(x) by one function, and so one rounding, where nothing else reads f(x)."""
+    """Replace x · f(x) by one function with one rounding, if nothing else reads f(x)."""
     changes: dict[str, Node] = {}
     dead: set[str] = set()
     for node in graph:
@@ -240,9 +240,9 @@ def _average_into_average(producer: Node, node: Node) -> Node | None:
 
 
 def _with_window_averages_in_weights(graph: FloatGraph) -> FloatGraph:
-    """Merge an average that enlarges an image into the layer that reads all of it: both maps are linear.
+    """Merge an average that enlarges an image into the layer that reads all of it. Both maps are linear.
 
-    VGG's pool to 7x7 makes more pixels than a small image has, and its next layer reads all of them.
+    VGG's pool to 7x7 makes more pixels than a small image has, and the next layer reads all of them.
     """
     changes: dict[str, Node] = {}
     dead: set[str] = set()
@@ -276,7 +276,7 @@ def _with_window_averages_in_weights(graph: FloatGraph) -> FloatGraph:
 
 
 def _with_window_averages_split(graph: FloatGraph) -> FloatGraph:
-    """Cut averages over uneven windows into bands of even ones, and concatenate them; nothing is rounded twice."""
+    """Split averages over uneven windows into bands of even ones, and concatenate them. No value is rounded twice."""
     nodes: list[Node] = []
     for node in graph:
         if isinstance(node, WindowAverage2d):
@@ -287,11 +287,11 @@ def _with_window_averages_split(graph: FloatGraph) -> FloatGraph:
 
 
 _LARGEST_AVERAGE = 1 << 14
-"""Values of a window, at most: the multiplier 2**16 · s_x / (n · s_y) must remain a whole number of several steps."""
+"""Largest number of values in a window. The multiplier 2**16 · s_x / (n · s_y) must not become a small integer."""
 
 
 def _with_large_averages_split(graph: FloatGraph) -> FloatGraph:
-    """Let the mean over a large window be the mean over its rows of the means over its columns."""
+    """Compute the mean over a large window as the mean over its rows of the means over its columns."""
     nodes: list[Node] = []
     for node in graph:
         if not isinstance(node, AveragePool2d) or node.kernel[0] * node.kernel[1] <= _LARGEST_AVERAGE:
@@ -377,7 +377,7 @@ def _runs(windows: Windows) -> list[tuple[int, int, int, int, int, int]]:
 
 
 def _as_depthwise(node: ChannelAffine) -> Node:
-    """Return the same map as a convolution: per-channel weights are what integers have a form for."""
+    """Return the same map as a convolution, which has an integer form with weights per channel."""
     channels = node.scale_c.shape[0]
     if len(node.shape) == 1:
         return Linear(

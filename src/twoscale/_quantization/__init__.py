@@ -1,4 +1,4 @@
-"""A float network to an integer network: ranges, a plan, rounding, and corrections that raise the accuracy."""
+"""From a float graph to an integer network: ranges, a plan, rounding, and corrections that raise the accuracy."""
 
 from twoscale._quantization.pipeline import Normalization, float_graph, quantize, quantize_graph, taking_pixels
 from twoscale._quantization.scheme import COURSE, DEFAULT, SCHEMES, Scheme, find_scheme

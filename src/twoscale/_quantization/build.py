@@ -1,4 +1,4 @@
-"""Plan → IntegerNetwork: every weight to its nearest integer, every scale ratio to the grid."""
+"""Plan → IntegerNetwork: rounds weights to the nearest integer and scale ratios to the grid."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build(plan: Plan) -> IntegerNetwork:
     """Make the integer network of a plan.
 
     Raises:
-        QuantizationError: an accumulator or a bias would not fit into int32; names layer and channel.
+        QuantizationError: an accumulator or a bias would not fit int32; the message names layer and channel.
     """
     builder = _Builder(plan)
     layers = tuple(builder.layer(node) for node in plan.graph)
@@ -37,10 +37,10 @@ def build(plan: Plan) -> IntegerNetwork:
 
 
 def build_layers(plan: Plan, names: Collection[str], base: IntegerNetwork) -> dict[str, n.Layer]:
-    """Make only the named layers of a plan; the others are those of ``base``, made by a plan of the same graph.
+    """Make only the named layers of a plan. The others are taken from ``base``, made from a plan of the same graph.
 
     Raises:
-        QuantizationError: a bias would not fit into int32; names layer and channel.
+        QuantizationError: a bias would not fit int32; the message names layer and channel.
     """
     builder = _Builder(plan)
     builder.specs.update({layer.name: layer.output for layer in base if layer.name not in names})
@@ -110,8 +110,8 @@ def _rounded(rows: Float64, scales: Float64, limit: int) -> Float64:
 def _nearest_on_grid(rows: Float64, wanted: Float64, step: float, limit: int, *, may_clip: bool) -> NDArray[np.int64]:
     """Return the multipliers near ``wanted`` (in units of the grid) whose weights have the least squared error.
 
-    Rounding up clips no weight that the range method kept; the neighbours are tried too, but unless ``may_clip``
-    only where that holds for them as well.
+    Rounding up clips no weight that the range method kept. The neighbours are also tried, but unless ``may_clip`` is
+    set only if they clip no such weight either.
     """
     up = np.ceil(wanted)
     best = np.clip(up, 1, MULTIPLIER_LIMIT - 1)
@@ -175,7 +175,7 @@ def _concat(b: _Builder, node: g.Concat, common: dict[str, Any]) -> n.Layer:
 
 
 def _reshape(b: _Builder, node: g.Reshape, common: dict[str, Any]) -> n.Layer:
-    # The plan does not know the scale of a head, which may be a convolution that is flattened.
+    # The plan has no scale for the head, which may be a flattened convolution.
     spec = dataclasses.replace(b.specs[node.inputs[0]], shape=node.shape)
     return n.Reshape(**{**common, "output": spec})
 

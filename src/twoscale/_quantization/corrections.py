@@ -1,15 +1,15 @@
-"""Corrections that raise accuracy after nearest rounding, with the network's scales left alone.
+"""Corrections that raise the accuracy after rounding to the nearest. They do not change the network's scales.
 
-Both visit the layers once, in order, with the integer and the float network side by side over a few hundred
-calibration images. So each layer is corrected for the inputs that the corrected layers before it really give.
+Both visit the layers once, in order, and run the integer and the float network side by side over a few hundred
+calibration images. So each layer is corrected for its actual inputs, from corrected layers.
 
-- Error feedback: weights are rounded one input after the other, and each error is distributed over the weights not
-  yet rounded, so that the layer's *output* error is least (Frantar et al., "GPTQ", 2022; it is the closed form of
+- Error feedback rounds weights one input after the other and distributes each error over the weights not yet rounded,
+which minimizes the layer's *output* error (Frantar et al., "GPTQ", 2022; it is the closed form of
   Hassibi and Stork's optimal brain surgeon for rounding).
-- Bias correction: each channel's bias is moved until its mean output is that of the float network (Nagel et al.,
-  "Data-free quantization through weight equalization and bias correction", 2019; here the means are
-  measured, and behind the ReLU). A ReLU turns noise around zero into a positive mean, which then accumulates in sums
-  of many inputs. Subtracting it before the ReLU would make large activations smaller too, and with them all logits.
+- Bias correction adjusts each channel's bias so that its mean output is that of the float network (Nagel et al.,
+  "Data-free quantization through weight equalization and bias correction", 2019; here the means are measured, after the
+  ReLU). A ReLU turns noise around zero into a positive mean, which accumulates in sums of many inputs. Subtracting the
+  mean before the ReLU would also reduce large activations and all logits.
 """
 
 from __future__ import annotations
@@ -46,11 +46,13 @@ _CHUNK = 32
 
 _NEWTON_STEPS = 4
 _LEAST_BETWEEN = 0.02
-"""Fraction of a channel's values between its bounds, at least: channels that are nearly always clamped move slowly."""
+"""Least fraction of a channel's values assumed between its bounds, so that channels that are nearly always clamped
+converge."""
 
 _LEAST_COLUMNS = 1 << 14
 _COLUMNS_PER_WEIGHT = 16
-"""Columns (image positions) over which second moments are taken: at least, and for each of the K weights."""
+"""Number of columns (image positions) over which second moments are taken: at least this many, and this many per
+weight."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +70,7 @@ def correct(
 
     Args:
         network: from ``build`` with the same plan.
-        plan: what it was built from.
+        plan: from which it was built.
         samples_nchw: calibration images, float32 (N, C, H, W); the first ones whose tensors between layers fit into
             ``memory`` are used, at least 8.
         memory: bytes.
@@ -111,9 +113,9 @@ def correct_layer(
         node: the same layer before rounding.
         scheme: which corrections, and how many bits the layer has.
         module: computes ``node``.
-        executor: computes ``layer``; its network knows how the layer's inputs are quantized.
-        x_real: what reaches the layer in the float network, over the calibration images.
-        x_integer: what reaches it in the integer network.
+        executor: computes ``layer``. Its network has the quantization of the layer's inputs.
+        x_real: inputs of the layer in the float network, over the calibration images.
+        x_integer: inputs of the layer in the integer network.
     """
     specs = executor.network.spec
     shifted = executor.shifted(layer, x_integer)
@@ -134,9 +136,9 @@ def correct_layer(
 
 
 def _shift_to_means(x: torch.Tensor, means: torch.Tensor, bounds: g.Bounds) -> torch.Tensor:
-    """Return what to add to each channel of x (N, O, ...) for the channels of clamp(x, bounds) to have these means.
+    """Return the shifts of the channels of x (N, O, ...) with which clamp(x, bounds) has these means.
 
-    By Newton's method: a mean grows with the shift by the fraction of values that lie between the bounds.
+    By Newton's method: the derivative of a mean is the fraction of values between the bounds.
     """
     if bounds == g.UNBOUNDED:
         return means - _channel_means(x)
@@ -173,7 +175,8 @@ def _with_error_feedback(
 def _second_moments(layer: n.Accumulating, shifted: torch.Tensor, part: slice) -> NDArray[np.float32]:
     """Return Σ x·xᵀ of those of a layer's K inputs that are in ``part``, (groups, part, part).
 
-    A convolution uses as many positions as estimate the moments well: neighbouring positions are nearly alike.
+    A convolution uses only as many positions as needed for a good estimate, because neighbouring positions are
+    similar.
     """
     if not isinstance(layer, n.Conv2d):
         x = shifted[:, part].float()
@@ -187,7 +190,7 @@ def _second_moments(layer: n.Accumulating, shifted: torch.Tensor, part: slice) -
     width = part.stop - part.start
     total = torch.zeros(layer.groups, width, width)
     for index, images in enumerate(torch.split(shifted, _CHUNK)):
-        # Each chunk starts elsewhere in the grid, so that no position is left out by all.
+        # Each chunk starts at another point of the grid, so that no position is always left out.
         down, across = layer.stride[0] * (index % thin), layer.stride[1] * (index // thin % thin)
         padded = F.pad(images, (left, right, top, bottom))[:, :, down:, across:]
         columns = F.unfold(padded, layer.weight.shape[2:], layer.dilation, 0, stride)  # (N, G·K, positions)

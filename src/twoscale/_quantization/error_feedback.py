@@ -1,4 +1,4 @@
-"""Rounding weights one after the other, with each error fed back into the weights that are still to be rounded.
+"""Rounds weights one after the other and feeds each error back into the weights not yet rounded.
 
 The output error of a layer with weights w and rounded weights q, over inputs x with the second moments H = Σ x·xᵀ, is
 (w − q)ᵀ·H·(w − q) = |R·(w − q)|², where R is the upper Cholesky factor of H, H = Rᵀ·R. Rounding from the last weight to
@@ -23,20 +23,20 @@ __all__ = ["blocks_of", "feed_back"]
 Float32 = NDArray[np.float32]
 
 _DAMPING = 0.01
-"""Added to the diagonal of the second moments, relative to its mean, lest a few images decide the rounding."""
+"""Added to the diagonal of the second moments, relative to its mean, so that a few images do not dominate."""
 
 _BLOCK = 64
 """Weights whose errors are applied one by one. The errors of all later blocks come in one matrix product."""
 
 _WIDEST = 4608
-"""Most inputs whose second moments are held at a time (81 MiB): the 512·3·3 of large convolutions."""
+"""Largest number of inputs whose second moments are in memory at a time (81 MiB): 512·3·3 for large convolutions."""
 
 
 def blocks_of(size: int) -> list[slice]:
-    """Return the slices of a layer's inputs that are rounded together: all, or equal parts of at most 4,608.
+    """Return the slices of a layer's inputs that are rounded together: all inputs, or equal parts of at most 4,608.
 
-    Errors are fed back within a part only. The memory is then bounded by one part's second moments, and the fully
-    connected layer of VGG-16, with 25,088 inputs, would need 2.3 GiB for all of them.
+    Errors are fed back only within a part, so that memory is bounded by one part's second moments. For all 25,088
+    inputs of VGG-16's first fully connected layer they would take 2.3 GiB.
     """
     parts = -(-size // _WIDEST)
     edges = [size * part // parts for part in range(parts + 1)]
@@ -44,15 +44,15 @@ def blocks_of(size: int) -> list[slice]:
 
 
 def feed_back(weights: Float32, moments: Float32, limit: int) -> Float32:
-    """Round weights, never to a larger output error than rounding each to the nearest integer makes.
+    """Round weights. The output error is never larger than with rounding to the nearest.
 
     Args:
         weights: (G, O, K) of G groups with O output channels, in units of their steps.
         moments: (G, K, K) second moments of the K inputs of each group.
         limit: integers are in [−limit, limit].
 
-    Inputs with the largest second moment are rounded first: their errors matter most, and most weights are left to
-    compensate for them.
+    Inputs with the largest second moment are rounded first. Their errors matter most, and most weights are still free
+    to compensate for them.
     """
     groups, _, size = weights.shape
     diagonal = np.diagonal(moments, axis1=1, axis2=2)
@@ -97,9 +97,9 @@ def _cholesky(moments: Float32, order: NDArray[np.int64], diagonal: Float32) -> 
 def _no_worse(
     weights: Float32, fed_back: Float32, moments: Float32, damped: NDArray[np.float64], limit: int
 ) -> Float32:
-    """Return the fed back weights, but the nearest for output channels to which feedback did no good.
+    """Return the fed back weights, but weights rounded to the nearest for output channels that feedback made worse.
 
-    Rounding one weight after the other is greedy: now and then a channel ends worse than rounded to the nearest.
+    Feedback is greedy: sometimes a channel ends with a larger error than with rounding to the nearest.
 
     Args:
         weights: (G, O, K), as for ``feed_back``.

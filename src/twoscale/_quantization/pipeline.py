@@ -1,8 +1,8 @@
-"""The way from a model to an integer network: every stage takes finished values and returns a new one.
+"""The pipeline from a model to an integer network. Every stage takes values and returns a new one.
 
     model ─ float_graph ─► FloatGraph ─ profile ─► Profile ─ quantize_graph ─► IntegerNetwork
 
-``quantize`` runs the three; what quantizes one graph in several ways, or studies it, runs them one by one.
+``quantize`` runs all three. Callers that quantize a graph in several ways, or study it, run them one by one.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def quantize(
         scheme: how, or the name of a scheme ("default", "course").
         name: of the network; the model's class by default.
         normalization: (mean, std) of pixels / 255 in each channel, as the model's images are normalized. Then
-            ``batches`` hold pixels 0..255 as floats, not normalized, and so do the images that the network takes: its
-            first layer has them as they are, without a rounding error.
-        memory: bytes for the tensors between layers, 1 GiB by default; more lets corrections use more images. Weights
-            and the first 512 images come on top of it.
+        ``batches`` are pixels 0..255 as floats, not normalized, and so are the images that the network takes. Its first
+        layer represents them exactly.
+        memory: bytes for the tensors between layers, 1 GiB by default; with more, corrections use more images. Weights
+        and the first 512 images need additional memory.
 
     Raises:
         CaptureError: the model is not a fixed sequence of supported operators.
@@ -90,7 +90,7 @@ def float_graph(
 
     Raises:
         CaptureError: the model is not a fixed sequence of supported operators.
-        ConfigurationError: the normalization has not one positive deviation and one mean for each channel.
+        ConfigurationError: the normalization must have one mean and one positive deviation per channel.
     """
     from twoscale import _frontends as frontends
     from twoscale._passes.absorb_normalization import with_normalization
@@ -116,7 +116,7 @@ def quantize_graph(
 
     Raises:
         QuantizationError: integers would not fit.
-        UnknownNameError: the scheme gives bits to a layer that is not there or has none of its own.
+        UnknownNameError: the scheme gives bits to a layer that does not exist or has no integers of its own.
     """
     from twoscale._quantization.build import build
     from twoscale._quantization.corrections import correct
@@ -134,17 +134,17 @@ def quantize_graph(
 
 
 def taking_pixels(network: IntegerNetwork, normalization: Normalization) -> IntegerNetwork:
-    """Return a network made with ``normalization`` that says so: verify needs it to compare with the model."""
+    """Return the network with ``normalization`` in its metadata. verify needs it to compare with the model."""
     mean, std = (list(map(float, values)) for values in normalization)
     return dataclasses.replace(network, metadata={**network.metadata, "normalization": {"mean": mean, "std": std}})
 
 
 def _made_from(network: IntegerNetwork, model: nn.Module) -> IntegerNetwork:
-    """Return the network with the hash of the float weights in its metadata: verify tells other weights by it."""
+    """Return the network with the hash of the float weights in its metadata, by which verify detects other weights."""
     found = weights_hash(model)
     return dataclasses.replace(network, metadata={**network.metadata, METADATA_KEY: found}) if found else network
 
 
 def _equalized(network: IntegerNetwork, how: Scheme) -> IntegerNetwork:
-    """Return the network with its equalization in the metadata: its channels are not those of the model."""
+    """Return the network with its equalization in the metadata, since its channels differ from the model's."""
     return dataclasses.replace(network, metadata={**network.metadata, "equalization": how.equalization})

@@ -82,12 +82,13 @@ def activation_specs(graph: g.FloatGraph, ranges: Ranges, scheme: Scheme) -> dic
 
 
 def _scale_on_grid(node: g.Node, spec: TensorSpec, specs: Mapping[str, TensorSpec], *, free: bool) -> float:
-    """Return the output scale, enlarged as far as the grid of multipliers needs; a shared one only where it must be.
+    """Return the output scale, enlarged as far as the grid of multipliers needs; a shared one only if necessary.
 
-    - A mean or a product has no weight scale that could put its ratio on the grid, equation (4); its output scale can,
-      and a mean over thousands of pixels with a multiplier of two digits would be off by a percent otherwise.
-    - A sum is exact only while one operand stays within 768 output steps, condition (7c). Where a sum is that much
-      narrower than its operands, coarser steps are the price of the same bits everywhere.
+    - A mean or a product has no weight scale with which its ratio could be put on the grid, equation (4), so its output
+    scale is used. Otherwise a mean over thousands of pixels, with a multiplier of two digits, would be off by a
+    percent.
+    - A sum is exact only while one operand stays within 768 output steps, condition (7c). If a sum is that much
+    narrower than its operands, its steps must be coarser for equal bits everywhere.
     """
     scale = spec.scale
     if free and isinstance(node, g.AveragePool2d | g.Mul):
@@ -110,9 +111,9 @@ def _shared_ranges(
 ) -> dict[str, RealRange]:
     """Return the ranges of tensors that share one with a concatenation, so that it only copies them.
 
-    An operand takes the concatenation's quantization where nothing else reads it, or where its steps do not become
-    much coarser. Chains of concatenations (a dense block, a shuffled half) share one through all of them: values that
-    are passed on are never rounded again.
+    An operand takes the concatenation's quantization if nothing else reads it, or if its steps do not become much
+    coarser. Chains of concatenations (a dense block, a shuffled half) share one quantization, so values passed on are
+    never rounded again.
     """
     roots = _roots(graph)
     passed_on = {
@@ -145,7 +146,7 @@ def _shared_ranges(
 
 
 def _roots(graph: g.FloatGraph) -> dict[str, str]:
-    """Return for each tensor the one whose integers it moves, or itself."""
+    """Return, for each tensor, the one whose integers it moves, or itself."""
     roots: dict[str, str] = {}
     for node in graph:
         roots[node.name] = roots[node.inputs[0]] if moves_values(node) else node.name
@@ -153,7 +154,7 @@ def _roots(graph: g.FloatGraph) -> dict[str, str]:
 
 
 def _final_readers(graph: g.FloatGraph) -> dict[str, list[g.Node]]:
-    """Return for each tensor the nodes that compute with it, seen through those that move it."""
+    """Return, for each tensor, the nodes that compute with it, directly or after moving it."""
     readers: dict[str, list[g.Node]] = {}
     for node in reversed(graph.nodes):
         readers[node.name] = [

@@ -1,10 +1,11 @@
-"""Activation ranges chosen by the error of the logits instead of the error of the tensor.
+"""Tunes activation ranges by the error of the logits instead of the error of the tensor.
 
 Rounding errors of a tensor are independent and mostly cancel in the sums that follow. Clipping errors have one sign,
-but may be where the logits do not depend on them. So the range with the least squared error is seldom the one with the
-least error in the logits. To first order a tensor's error δ moves the logits by J·δ, where J is their Jacobian. For a
-random vector v of ±1 over the classes, the mean of (vᵀ·J·δ)² is |J·δ|² (Hutchinson 1990), and vᵀ·J is one backward pass
-of the float network. So a candidate costs a rounding and a product, and no run of the network.
+but the logits may not depend on the clipped values. So the range with the least squared error is seldom the one with
+the least error in the logits. To first order, a tensor's error δ changes the logits by J·δ, where J is their Jacobian.
+For a random vector v of ±1 over the classes, the mean of (vᵀ·J·δ)² is |J·δ|² (Hutchinson 1990), and vᵀ·J is one
+backward pass of the float network. So evaluating a candidate takes a rounding and a product, but no run of the
+network.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ _FACTORS = np.geomspace(0.6, 1.5, 17)
 _PROJECTIONS = 4
 _BATCH = 32
 _VALUES = 1 << 26
-"""Activations used, over all images: enough for stable choices in a few seconds."""
+"""Number of activations used, over all images: enough for stable choices in a few seconds."""
 
 _CACHED = 1 << 16
-"""Values of a tensor that are rounded at a time."""
+"""Values of a tensor rounded at a time."""
 
 _BETTER = 0.97
-"""Factor by which an error has to be smaller: estimates over a few hundred images are not finer."""
+"""Factor by which an error must be smaller to count. Estimates over a few hundred images are not more accurate."""
 
 
 def tune_ranges(
@@ -52,10 +53,10 @@ def tune_ranges(
     seed: int = 0,
     memory: int = DEFAULT_MEMORY,
 ) -> Ranges:
-    """Return the ranges with which each activation alone moves the logits least, where the scheme tunes ranges.
+    """Return the ranges with which each activation by itself changes the logits least, if the scheme tunes ranges.
 
     Args:
-        ranges: from ``choose_ranges``; the zero points that they lead to stay.
+        ranges: from ``choose_ranges``. Their zero points do not change.
         graph: folded.
         found: its profile.
         scheme: how.
@@ -66,7 +67,7 @@ def tune_ranges(
         return ranges
     specs = activation_specs(graph, ranges, scheme)
     candidates = {name: _candidates(specs[name], found.statistics[name], scheme, name) for name in ranges}
-    with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
+    with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller has set
         errors = _errors(graph, candidates, found.samples_nchw, seed, memory)
     return {name: _range(candidates[name], errors[name], scheme, name) for name in ranges}
 

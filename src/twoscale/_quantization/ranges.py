@@ -1,4 +1,4 @@
-"""Which real values the integers of each activation stand for."""
+"""The range of real values that the integers of each activation represent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from twoscale.errors import QuantizationError, UnknownNameError
 __all__ = ["Ranges", "choose_ranges", "head_of", "range_of"]
 
 Ranges = Mapping[str, RealRange]
-"""Node name to the range of its output. Nodes that only move values share their input's, the head has none."""
+"""From the name of a node to the range of its output. Nodes that only move values share their input's range; the head
+has none."""
 
 
 def choose_ranges(graph: g.FloatGraph, statistics: Mapping[str, TensorStatistics], scheme: Scheme) -> Ranges:
@@ -26,7 +27,7 @@ def choose_ranges(graph: g.FloatGraph, statistics: Mapping[str, TensorStatistics
 
     Raises:
         QuantizationError: an output is clamped to a range without 0.
-        UnknownNameError: the scheme gives bits to a layer that is not there or has none of its own.
+        UnknownNameError: the scheme gives bits to a layer that does not exist or has no integers of its own.
     """
     _check_layers(graph, scheme)
     head = head_of(graph)
@@ -54,9 +55,9 @@ def range_of(node: g.Node, seen: TensorStatistics, scheme: Scheme) -> RealRange:
 
 
 def head_of(graph: g.FloatGraph) -> str:
-    """Find the layer with weights whose output is the logits, reshaped at most; "" if there is none.
+    """Find the layer with weights whose output is the logits, at most reshaped; "" if there is none.
 
-    Its int32 accumulators are the logits, so that it needs no range.
+    Its int32 accumulators are the logits, so it needs no range.
     """
     node = graph[graph.output]
     while isinstance(node, g.Reshape) and len(graph.users[node.inputs[0]]) == 1:

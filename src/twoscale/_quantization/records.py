@@ -1,4 +1,4 @@
-"""How tensors were quantized, as records: frozen dataclasses of plain values."""
+"""Records of how tensors were quantized: frozen dataclasses of plain values."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ class RangeRecord:
     seen_hi: int
     """Largest integer that occurred."""
     sqnr_db: float | None
-    """Signal to quantization noise of this tensor alone, where measured."""
+    """Signal to quantization noise ratio of this tensor alone, if measured."""
     histogram: Histogram | None = None
-    """Histogram of the integers themselves, where kept."""
+    """Histogram of the integers, if kept."""

@@ -1,4 +1,4 @@
-"""How a network is quantized, as a value: the command line's options and the record of a result."""
+"""The scheme of a quantization: the command line's options, and part of a result's record."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["COURSE", "DEFAULT", "SCHEMES", "Scheme", "find_scheme"]
 
 @dataclass(frozen=True)
 class Scheme:
-    """Everything that decides the integers of a given float network and its calibration images.
+    """Everything that determines the integers, given a float network and its calibration images.
 
     Raises:
         ConfigurationError: bits outside 2..8 (activations: 4..8), or a layer named twice.
-        UnknownNameError: no such range method or equalization.
+        UnknownNameError: there is no such range method or equalization.
     """
 
     name: str = "default"
@@ -25,28 +25,30 @@ class Scheme:
     """Range method of weights: minmax, 3-sigma, percentile-99.99, mse, entropy."""
     weight_bits: int = 8
     per_channel: bool = True
-    """One weight scale per output channel, or one per layer. The last layer has one: its integers are compared."""
+    """One weight scale per output channel, or one per layer. The last layer always has one, so that its integers can be
+    compared."""
     activation_range: str = "mse"
     """Range method of activations."""
     tune_ranges: bool = True
-    """Move activation ranges of the least squared error (mse) to where the error of the logits is least."""
+    """Tune activation ranges chosen by mse for the least error of the logits."""
     activation_bits: int = 8
     signed_activations: bool = False
     """Symmetric int8 with zero point 0, instead of uint8 with an even zero point."""
     on_grid: bool = True
-    """Multipliers are whole numbers of 65536ths: the same bits everywhere, equation (4)."""
+    """Multipliers are multiples of 1/65536, so that all executors compute the same bits, equation (4)."""
     join_residuals: bool = True
-    """Add residuals before requantization, equation (7b), instead of after it, (7): one rounding fewer per block."""
+    """Add residuals before requantization, equation (7b), instead of after it, (7). This saves one rounding per
+    block."""
     equalization: str = "none"
-    """How factors are moved between layers first, so that channels have similar ranges: none, weights, activations."""
+    """Equalization of channels before quantization: none, weights, activations."""
     error_feedback: bool = True
-    """Round weights so that their errors cancel over the calibration images (GPTQ), not each to the nearest."""
+    """Round weights so that their errors cancel over the calibration images (GPTQ), instead of to the nearest."""
     bias_correction: bool = True
-    """Move each bias until the mean output of its channel is what it was before quantization."""
+    """Adjust each bias so that the mean output of its channel is the same as before quantization."""
     layer_weight_bits: tuple[tuple[str, int], ...] = ()
-    """(layer, bits) of layers whose weights do not have ``weight_bits``."""
+    """(layer, bits) of layers whose weights have other bits than ``weight_bits``."""
     layer_activation_bits: tuple[tuple[str, int], ...] = ()
-    """(layer, bits) of layers whose output does not have ``activation_bits``; "input" is the images."""
+    """(layer, bits) of layers whose output has other bits than ``activation_bits``; "input" is the images."""
 
     def __post_init__(self) -> None:
         RangeMethod.parse(self.weight_range)
@@ -64,21 +66,21 @@ class Scheme:
 
     @property
     def tunes_ranges(self) -> bool:
-        """Whether activation ranges are moved after the range method has chosen them: only those of mse."""
+        """Whether activation ranges are tuned after the range method. Only those of mse are."""
         return self.tune_ranges and self.activation_range == "mse"
 
     @property
     def weight_limit(self) -> int:
-        """Largest weight of a layer without bits of its own: weights are in [-limit, limit]."""
+        """Largest integer weight of a layer without its own bits: weights are in [-limit, limit]."""
         return int(2 ** (self.weight_bits - 1) - 1)
 
     def weight_limit_of(self, layer: str) -> int:
-        """Return the largest weight of a layer."""
+        """Return the largest integer weight of a layer."""
         return int(2 ** (dict(self.layer_weight_bits).get(layer, self.weight_bits) - 1) - 1)
 
     @property
     def activation_limits(self) -> tuple[int, int]:
-        """Smallest and largest integer of an activation without bits of its own."""
+        """Smallest and largest integer of an activation without its own bits."""
         return self._activation_limits(self.activation_bits)
 
     def activation_limits_of(self, layer: str) -> tuple[int, int]:

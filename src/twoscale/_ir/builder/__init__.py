@@ -1,7 +1,7 @@
-"""Building a FloatGraph node by node; every front-end appends its nodes here.
+"""Builds a FloatGraph node by node, for every front-end.
 
 A front-end makes one ``FloatGraphBuilder`` for each network and asks it for a ``Place`` for each operator that it
-translates. A place knows the operator's name and the user's line. Its methods append nodes and return the name of the
+translates. A place has the operator's name and the user's line. Its methods append nodes and return the name of the
 resulting tensor. Shapes leave out the batch dimension.
 """
 
@@ -31,7 +31,7 @@ class FloatGraphBuilder(NodeList):
         self.name = name
 
     def input(self, shape: Shape) -> str:
-        """Append the images; return their name."""
+        """Append the node of the images; return its name."""
         self._nodes["input"] = Input(name="input", inputs=(), shape=shape)
         return "input"
 
@@ -46,7 +46,7 @@ class FloatGraphBuilder(NodeList):
         return Place(self, path, operator, source)
 
     def graph(self, output: str) -> FloatGraph:
-        """Return the graph of ``output``: the nodes that it needs, and the input."""
+        """Return the graph with this output: the nodes that it needs, and the input."""
         needed = {output, "input"}
         for node in reversed(self._nodes.values()):
             if node.name in needed:

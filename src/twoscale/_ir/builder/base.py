@@ -1,4 +1,4 @@
-"""The list of nodes, and what every operator needs to append to it."""
+"""The list of nodes, and the base of everything that appends to it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class NodeList:
         return self._nodes[name]
 
     def append(self, node: Node) -> str:
-        """Append a node, whose name must be free; return its name."""
+        """Append a node and return its name, which must be free."""
         assert node.name not in self._nodes
         self._nodes[node.name] = node
         return node.name
 
     def free_name(self, path: str) -> str:
-        """Return ``path``, with a number behind it if it is taken."""
+        """Return ``path``, with a number appended if it is taken."""
         name, count = path, 1
         while name in self._nodes:
             count += 1
@@ -52,7 +52,7 @@ class BasePlace:
         return UnsupportedOperatorError(f"{self.operator} at {self.source}: {what} has no integer form here; {remedy}")
 
     def wrong(self, what: str) -> CaptureError:
-        """Return the error about an operator that no classifier of single images has."""
+        """Return the error about an operator that mixes images or has no place in a classifier."""
         return CaptureError(f"{self.operator} at {self.source} {what}")
 
     def shape(self, name: str) -> Shape:

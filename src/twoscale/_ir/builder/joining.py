@@ -1,4 +1,4 @@
-"""Concatenations and padding with values that need not be 0."""
+"""Concatenations and padding, also with values other than 0."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class JoiningPlace(ValuesPlace):
     """Appends concatenations and padding; constants among them become tensors."""
 
     def concat(self, parts: Sequence[str | Float32], axis: int, shape: Shape) -> str:
-        """Append a concatenation of tensors; zeros at the ends are padding.
+        """Append a concatenation of tensors. Zeros at the ends become padding.
 
         Args:
             parts: tensors, or constants without the batch dimension.
@@ -43,7 +43,7 @@ class JoiningPlace(ValuesPlace):
         return self.append(Pad, shape, name, widths=widths)
 
     def constant(self, like: str, values: Float32) -> str:
-        """Return a constant as a tensor, whatever the tensor ``like`` is."""
+        """Append a constant tensor. It is computed from ``like`` but does not depend on its values."""
         one = like
         for axis in range(len(self.shape(like))):
             one = self.slice(one, axis, 0, 1)
@@ -51,7 +51,7 @@ class JoiningPlace(ValuesPlace):
         return self.affine_map(self.tile(one, values.shape), values, 0.0)
 
     def pad(self, name: str, widths: Sequence[tuple[int, int]], value: float = 0.0) -> str:
-        """Pad with one value, (before, after) for each dimension; negative widths cut off.
+        """Pad with one value, (before, after) for each dimension. Negative widths crop.
 
         Args:
             name: the tensor.

@@ -16,14 +16,14 @@ class MovingPlace(BasePlace):
     """Appends nodes that only move values."""
 
     def reshape(self, name: str, shape: Shape) -> str:
-        """Append a Reshape, unless the tensor has that shape; reshapes do not pile up."""
+        """Append a Reshape, unless the tensor has that shape. Successive reshapes are merged."""
         source = self.nodes[name]
         while isinstance(source, Reshape) and source.shape != shape:
             source = self.nodes[source.inputs[0]]
         return source.name if source.shape == shape else self.append(Reshape, shape, source.name)
 
     def permute(self, name: str, axes: tuple[int, ...]) -> str:
-        """Append a Permute, unless it changes nothing; permutes do not pile up."""
+        """Append a Permute, unless it changes nothing. Successive permutations are merged."""
         source = self.nodes[name]
         if isinstance(source, Permute):
             axes = tuple(source.axes[axis] for axis in axes)
@@ -62,7 +62,7 @@ class MovingPlace(BasePlace):
         return self.reshape(name, (channels, height * factors[0], width * factors[1]))
 
     def slice(self, name: str, axis: int, start: int, stop: int, step: int = 1) -> str:
-        """Append a Slice; the bounds lie within the dimension."""
+        """Append a Slice. The bounds must lie within the dimension."""
         shape = resized(self.shape(name), axis, len(range(start, stop, step)))
         return self.append(Slice, shape, name, axis=axis, start=start, stop=stop, step=step)
 

@@ -26,7 +26,7 @@ class PoolsPlace(JoiningPlace):
         *,
         ceil_mode: bool = False,
     ) -> str:
-        """Append a maximum over windows of an image; with ``ceil_mode`` some reach beyond the padding."""
+        """Append a maximum over windows of an image. With ``ceil_mode`` some windows reach beyond the padding."""
         if ceil_mode:
             padding = _reaching(self.shape(name), shape, kernel, stride, padding, dilation)
         return self.append(MaxPool2d, shape, name, kernel=kernel, stride=stride, padding=padding, dilation=dilation)
@@ -46,12 +46,12 @@ class PoolsPlace(JoiningPlace):
 
         Args:
             name: the image.
-            shape: of the result; where it asks for more windows than fit, the last reach beyond the padding.
+            shape: of the result. If it has more windows than fit, the last ones reach beyond the padding.
             kernel: of the windows.
             stride: of the windows.
             padding: zeros around.
-            counts_padding: whether the padding, as far as it goes, counts as values.
-            divisor: what sums are divided by, instead of the number of values.
+            counts_padding: whether the padding counts as values.
+            divisor: of the sums, instead of the number of values.
         """
         size = self.shape(name)[1:]
         rows, columns = (
@@ -93,7 +93,7 @@ class PoolsPlace(JoiningPlace):
         return self.append(MaxPool2d, shape, name, kernel=kernel, stride=kernel)
 
     def reduce(self, name: str, axes: Sequence[int], kind: type[AveragePool2d | MaxPool2d], shape: Shape) -> str:
-        """Pool over whole dimensions, neighbours together.
+        """Pool over whole dimensions, adjacent ones together.
 
         Args:
             name: the tensor.
@@ -118,7 +118,7 @@ class PoolsPlace(JoiningPlace):
         return self.reshape(name, shape)
 
     def total(self, name: str, axes: Sequence[int], shape: Shape) -> str:
-        """Sum over whole dimensions: a mean times the number of values; few values are added one by one."""
+        """Sum over whole dimensions: a mean times the number of values. A few values are added one by one."""
         size, axes = self.shape(name), list(axes)
         count = math.prod(size[axis] for axis in axes)
         if len(axes) == 1 and count <= 8 and axes[0] < len(size) - 2:  # branches of one block
@@ -145,7 +145,7 @@ def _reaching(
     padding: Padding,
     dilation: tuple[int, int] = (1, 1),
 ) -> Padding:
-    """Return the padding with which windows that fit entirely give the output size ``out``."""
+    """Return the padding with which the output has the size ``out`` and all windows fit."""
     more = [
         max(
             0,
@@ -164,11 +164,11 @@ def _reaching(
 def _pool_windows(
     size: int, out: int, kernel: int, stride: int, before: int, after: int, counts_padding: bool
 ) -> Windows:
-    """Return the windows of an average pool along one dimension, and what sums are divided by."""
+    """Return the windows of an average pool along one dimension, with their divisors."""
     windows = []
     for position in range(out):
         start = position * stride - before
-        stop = min(start + kernel, size + after)  # what lies beyond the padding never counts
+        stop = min(start + kernel, size + after)  # positions beyond the padding never count
         count = stop - start
         start, stop = max(start, 0), min(stop, size)
         windows.append((start, stop, count if counts_padding else stop - start))

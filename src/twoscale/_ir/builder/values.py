@@ -38,7 +38,7 @@ class ValuesPlace(MovingPlace):
             pixels = [np.broadcast_to(value, shape).reshape(-1) for value in maps]
             return self.reshape(self.affine(self.reshape(name, (math.prod(shape), 1, 1)), *pixels), shape)
         axes = tuple(range(len(shape)))
-        if varying:  # one value per index of a dimension, which is made the first
+        if varying:  # one value per index of a dimension, which becomes the first
             axes = (varying[0], *(axis for axis in axes if axis != varying[0]))
         name = self.affine(self.permute(name, axes), *(value.reshape(-1) for value in maps))
         return self.permute(name, tuple(int(axis) for axis in np.argsort(axes)))
@@ -78,7 +78,8 @@ class ValuesPlace(MovingPlace):
         return self.append(Mul, shape, left, right)
 
     def by_value(self, name: str, kind: type[Node], **fields: Any) -> str:
-        """Append a function of one value; it comes before a change of the order of dimensions, so that those meet."""
+        """Append a function of one value. It is moved before a permutation, so that permutations meet and can be
+        merged."""
         source = self.nodes[name]
         if isinstance(source, Permute):
             inner = self.nodes[source.inputs[0]]
@@ -92,7 +93,7 @@ class ValuesPlace(MovingPlace):
     def clamp(self, name: str, bounds: Bounds) -> str:
         """Append min(max(x, lo), hi)."""
         lo, hi = bounds
-        if lo > 0 and hi == math.inf:  # integers keep a 0, so this is a table
+        if lo > 0 and hi == math.inf:  # an integer range contains 0, so this is a table
             return self.table(name, "threshold", lo, lo)
         if not lo <= 0 <= hi:
             raise self.unsupported("a clamp to a range without 0", "clamp to bounds with 0 between them")

@@ -21,7 +21,7 @@ class WeightsPlace(JoiningPlace):
     """Appends layers that have weights."""
 
     def linear(self, name: str, weight_oi: Float32, bias_o: Float32 | None = None) -> str:
-        """Append a linear layer; over the last of several dimensions it is a 1×1 convolution."""
+        """Append a linear layer. Over the last of several dimensions it is a 1×1 convolution."""
         *rest, features = self.shape(name)
         out, last = len(weight_oi), len(rest)
         bias_o = np.zeros(out, np.float32) if bias_o is None else bias_o
@@ -46,7 +46,7 @@ class WeightsPlace(JoiningPlace):
         dilation: Sequence[int],
         groups: int,
     ) -> str:
-        """Append a convolution of one or two dimensions; one dimension is an image of one row.
+        """Append a convolution of one or two dimensions. With one dimension, the tensor is an image of one row.
 
         Args:
             name: (C, H, W) or (C, L).
@@ -98,7 +98,7 @@ class WeightsPlace(JoiningPlace):
             weight: (I, O/groups, kernel...), as torch and ONNX have it.
             bias_o: (O,), or None.
             stride: of each dimension.
-            padding: what the transposed convolution leaves out at each end of a dimension.
+            padding: number of results left out at each end of a dimension.
             dilation: of each dimension.
             groups: of channels.
         """
@@ -115,7 +115,7 @@ class WeightsPlace(JoiningPlace):
         for whole, out, k, d, left_out in zip(self.shape(name)[1:], shape[1:], kernel, dilation, padding, strict=True):
             before = d * (k - 1) - left_out
             widths.append((before, out + d * (k - 1) - before - whole))
-        # A convolution cannot have negative padding: what it would leave out is cut off before.
+        # A convolution cannot have negative padding, so the tensor is cropped first.
         name = self.pad(name, [(0, 0), *((min(0, before), min(0, after)) for before, after in widths)])
         return self.convolution(
             name, shape, np.ascontiguousarray(flipped), bias_o, stride=[1] * len(size),
@@ -126,7 +126,7 @@ class WeightsPlace(JoiningPlace):
         self, name: str, gamma: Float32 | None, beta: Float32 | None, mean: Float32, variance: Float32, epsilon: float
     ) -> str:
         """Append a batch norm with its statistics fixed: a scale and a shift per channel."""
-        # float64: folding must not add error of its own.
+        # float64, so that folding adds no error.
         scale = 1.0 / np.sqrt(variance.astype(np.float64) + epsilon)
         if gamma is not None:
             scale = scale * gamma

@@ -35,7 +35,7 @@ from twoscale.errors import QuantizationError
 
 __all__ = ["Accumulating", "ChannelAffineNode", "Conv2d", "Conv2dNode", "Linear", "LinearNode"]
 
-_CHUNK_BYTES = 1 << 22  # of a convolution's patches: they stay in the cache, and memory is bounded for any images
+_CHUNK_BYTES = 1 << 22  # size of a convolution's patches, so that they stay in the cache and memory is bounded
 
 
 @operation
@@ -73,8 +73,7 @@ class ChannelAffineNode(Bounded):
 class Accumulating(Requantize):
     """A layer with weights: int32 accumulators by equation (2).
 
-    Sums of products run through BLAS in float64: all partial sums are integers far below 2**53, hence exact in any
-    order.
+    Sums of products use BLAS in float64. All partial sums are integers far below 2**53, hence exact in any order.
     """
 
     weight: NDArray[np.int8]
@@ -119,7 +118,7 @@ class Accumulating(Requantize):
 class Conv2d(Accumulating):
     """Convolution, weights O,I/groups,H,W.
 
-    A second input, if there is one, joins before requantization by equation (7b).
+    A second input, if there is one, is added before requantization by equation (7b).
     """
 
     stride: tuple[int, int] = (1, 1)
@@ -149,7 +148,7 @@ class Conv2d(Accumulating):
         return shape
 
     def check(self, inputs: Sequence[TensorSpec]) -> None:
-        """Check the weights, and that a residual has something to join."""
+        """Check the weights, and that a layer with a residual requantizes."""
         super().check(inputs)
         if self.residual_multiplier is not None and self.multiplier is None:
             raise QuantizationError(f"layer {self.name}: a residual joins before requantization; it needs a multiplier")

@@ -1,4 +1,4 @@
-"""What all operators share: nodes, layers, how a tensor is quantized, and the multipliers of requantization."""
+"""Shared by all operators: nodes, layers, the quantization of a tensor, and the multipliers of requantization."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ UNBOUNDED: Bounds = (-math.inf, math.inf)
 class TensorSpec:
     """An integer tensor: r = scale · (q − zero_point), q in [lo, hi], equation (1).
 
-    ``dtype`` is "uint8" or "int8" for activations and "int32" for accumulators that leave the network.
+    ``dtype`` is "uint8" or "int8" for activations and "int32" for accumulators that are the network's output.
     ``lo`` and ``hi`` are the bounds after a ReLU or ReLU6, so they may be narrower than the type.
     """
 
@@ -112,7 +112,7 @@ class Node(Operation):
 
 @operation
 class Bounded(Node):
-    """A node that can take a following clamp (ReLU, ReLU6) into itself."""
+    """A node into which a following clamp (ReLU, ReLU6) can be merged."""
 
     bounds: Bounds = UNBOUNDED
     """The output is clamped to [lo, hi] (real units)."""
@@ -128,7 +128,7 @@ class Layer(Operation, ABC):
     moves_values: ClassVar[bool] = False
     """Whether the output holds only integers of the input (and zero points), equation (9)."""
     narrows: ClassVar[bool] = False
-    """Whether the output's [lo, hi] may leave out some of the integers that are copied into it."""
+    """Whether the output's [lo, hi] may exclude some of the integers copied into it."""
     reads_accumulators: ClassVar[bool] = False
     """Whether int32 inputs are allowed."""
 
@@ -157,7 +157,7 @@ class Layer(Operation, ABC):
         return REQUANTIZE_SHIFT
 
     def channels_of(self, multiplier: Multiplier) -> int:
-        """Return how many values one of the layer's multipliers may have, other than a single one."""
+        """Return the number of values that one of the layer's multipliers may have besides a single one."""
         return 1
 
     @abstractmethod
@@ -165,19 +165,19 @@ class Layer(Operation, ABC):
         """Return the output's shape.
 
         Raises:
-            ValueError: the layer does not fit these inputs; says why. IndexError and TypeError mean the same.
+            ValueError: the layer does not fit these inputs, with the reason. IndexError and TypeError mean the same.
         """
 
     def check(self, inputs: Sequence[TensorSpec]) -> None:
-        """Check weights, tables and bounds; the number of inputs is right already.
+        """Check weights, tables and bounds. The number of inputs is checked already.
 
         Raises:
-            QuantizationError: what does not hold, with the layer's name.
+            QuantizationError: a condition does not hold; the message names the layer.
         """
         return
 
     def copied(self, inputs: Sequence[TensorSpec]) -> Sequence[TensorSpec]:
-        """Return the inputs whose integers the output holds unchanged; they must have its scale and zero point."""
+        """Return the inputs whose integers are in the output unchanged. They must have its scale and zero point."""
         return inputs if self.moves_values else ()
 
     def sum_bounds(self, inputs: Sequence[TensorSpec]) -> tuple[int, int] | None:
@@ -186,11 +186,11 @@ class Layer(Operation, ABC):
 
     @abstractmethod
     def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """Compute a batch in NumPy, exactly; integers in any type that holds them.
+        """Compute a batch exactly, in NumPy. The result may have any type that holds the integers.
 
         Args:
-            inputs: how the arrays are quantized.
-            x: what the layer reads, (N, ...) each.
+            inputs: the quantization of the arrays.
+            x: the layer's inputs, (N, ...) each.
         """
 
 

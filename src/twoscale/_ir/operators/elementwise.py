@@ -35,7 +35,7 @@ class ElementwiseNode(Node):
 
 @operation
 class Clamp(Layer):
-    """Integers saturated to the output's [lo, hi]: a ReLU that no producer could take, equation (9)."""
+    """Integers saturated to the output's [lo, hi], equation (9): a ReLU that could not be merged into its producer."""
 
     moves_values: ClassVar[bool] = True
     narrows: ClassVar[bool] = True
@@ -45,7 +45,7 @@ class Clamp(Layer):
         return inputs[0].shape
 
     def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """Saturate."""
+        """Clamp the integers."""
         saturated: NDArray[Any] = np.clip(x[0], self.output.lo, self.output.hi)
         return saturated
 
@@ -70,6 +70,6 @@ class Table(Layer):
             )
 
     def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """Look every integer up."""
+        """Look up every integer."""
         lowest = int(np.iinfo(inputs[0].dtype).min)
         return self.table[x[0].astype(np.int64) - lowest]

@@ -45,13 +45,13 @@ class SliceNode(Node):
 
 @operation
 class PadNode(Node):
-    """One value around: (before, after) for each dimension."""
+    """Padding with one value: (before, after) for each dimension."""
 
     moves_values: ClassVar[bool] = True
 
     widths: tuple[tuple[int, int], ...]
     value: float = 0.0
-    """0, or −∞ before a max pool, which takes it into itself."""
+    """0, or −∞ before a max pool, into which it is merged."""
 
 
 @operation
@@ -62,7 +62,7 @@ class Reshape(Layer):
     reads_accumulators: ClassVar[bool] = True
 
     def output_shape(self, inputs: Sequence[TensorSpec]) -> Shape:
-        """Return the new shape, which only the layer itself knows."""
+        """Return the new shape, a field of the layer."""
         if math.prod(inputs[0].shape) != math.prod(self.output.shape):
             raise ValueError(f"another number of values than {self.output.shape}")
         return self.output.shape
@@ -103,7 +103,7 @@ class Slice(Layer):
     step: int
 
     def output_shape(self, inputs: Sequence[TensorSpec]) -> Shape:
-        """Return the input's shape with the size along ``axis`` that is left."""
+        """Return the input's shape with the slice's size along ``axis``."""
         shape = list(inputs[0].shape)
         if self.axis < 0 or self.start < 0 or self.step < 1 or self.stop > shape[self.axis]:
             raise ValueError(f"{self.start}:{self.stop}:{self.step} of dimension {self.axis}")
@@ -119,7 +119,7 @@ class Slice(Layer):
 
 @operation
 class Pad(Layer):
-    """Zero points around: (before, after) for each dimension."""
+    """Padding with zero points: (before, after) for each dimension."""
 
     moves_values: ClassVar[bool] = True
 

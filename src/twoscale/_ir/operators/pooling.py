@@ -50,7 +50,7 @@ class AveragePool2dNode(Bounded):
 
 @operation
 class WindowAverage2dNode(Node):
-    """Mean over windows that differ from place to place; ``fold`` leaves none.
+    """Mean over windows of different sizes. ``fold`` replaces it.
 
     y[i, j] = Σ x[h, w] / (d_i · d_j) over h in [start_i, stop_i) and w in [start_j, stop_j): adaptive pools whose sizes
     do not divide, pools that do not count padding, partial windows.
@@ -82,7 +82,8 @@ class AveragePool2d(Requantize):
         return (shape[0], *window_shape(shape, self.kernel, self.stride, self.padding))
 
     def check(self, inputs: Sequence[TensorSpec]) -> None:
-        """Check that no sum over a window can leave int32, however a kernel treats zero points, equation (13)."""
+        """Check that no sum over a window can leave int32, whether or not a kernel subtracts zero points, equation
+        (13)."""
         if len(inputs[0].shape) != 3:
             return  # output_shape refuses it
         _, height, width = inputs[0].shape

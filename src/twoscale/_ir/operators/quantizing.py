@@ -25,11 +25,11 @@ class QuantizeInput(Layer):
 
     @property
     def arity(self) -> int:
-        """It reads no layer: its input is the images."""
+        """None: its input is the images, not a layer."""
         return 0
 
     def output_shape(self, inputs: Sequence[TensorSpec]) -> Shape:
-        """Return the images' shape, which only the layer itself knows."""
+        """Return the images' shape, a field of the layer."""
         return self.output.shape
 
     def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Sums of two tensors and concatenations: operands of different scales meet in one tensor."""
+"""Sums of two tensors, and concatenations. Operands may have different scales."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Add(Layer):
 
 @operation
 class Concat(Layer):
-    """Concatenation along ``axis``; each operand is requantized by (3), or copied where its multiplier is None."""
+    """Concatenation along ``axis``; each operand is requantized by (3), or copied if its multiplier is None."""
 
     axis: int
     multipliers: tuple[Multiplier | None, ...]

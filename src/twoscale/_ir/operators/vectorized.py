@@ -1,6 +1,6 @@
 """Equations (3), (11) and their parts on whole NumPy arrays, exactly.
 
-Tests hold them equal to twoscale._ir.arithmetic, which defines them on Python integers.
+Tests compare them with twoscale._ir.arithmetic, which defines them on Python integers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def quantize_input(x: NDArray[np.float32], spec: TensorSpec) -> NDArray[Any]:
 
 def rne_shift(value: Int64, shift: int) -> Int64:
     """Return RNE(value / 2**shift) of int64 values below 2**62."""
-    # Add half, minus one unless the floor is odd: then ties go to the even neighbour.
+    # Add half, minus one if the floor is even, so that ties go to the even neighbour.
     rounded = value >> shift
     rounded &= 1
     rounded += (1 << (shift - 1)) - 1
@@ -60,13 +60,13 @@ def requantize(acc: Int64, multiplier: Multiplier, spec: TensorSpec) -> Int64:
 
 
 def rint(real: NDArray[np.float32]) -> Int64:
-    """Return RNE(v) of float32 numbers; those beyond int32 saturate, as every clamp range lies within."""
+    """Return RNE(v) of float32 numbers. Those beyond int32 saturate; every clamp range is within int32."""
     rounded: Int64 = np.clip(np.rint(real), -(2.0**31), 2.0**31).astype(np.int64)
     return rounded
 
 
 def finish(acc: Int64, layer: Requantize) -> Int64:
-    """Requantize accumulators, or return them unchanged where the layer has no multiplier."""
+    """Requantize accumulators, or return them unchanged if the layer has no multiplier."""
     return acc if layer.multiplier is None else requantize(acc, layer.multiplier, layer.output)
 
 
