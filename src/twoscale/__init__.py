@@ -74,7 +74,7 @@ def _find(path: str) -> Any:
 
 
 def _lazily(path: str) -> Callable[..., Any]:
-    """Return a function that imports the one at ``path`` when it is first called."""
+    """Return a function that imports and calls the one at ``path``."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return _find(path)(*args, **kwargs)

@@ -11,8 +11,8 @@ from twoscale._launching.processes import die_with_parent, leave
 
 
 def _main_of_rank() -> NoReturn:
-    """Run the command line in a process that torchrun started, and leave as such a process has to."""
-    die_with_parent()  # before anything slow is imported
+    """Run the command line in a process that torchrun started, and exit as such a process must."""
+    die_with_parent()  # before slow imports
     code: object = 0
     try:
         main()

@@ -1,7 +1,7 @@
 """Functions of higher packages that methods of lower ones call by name.
 
-An ``IntegerNetwork`` has methods for what packages above it do: compile it, save it, show it. They call what
-``twoscale/__init__.py``, which knows every package, has registered here.
+``IntegerNetwork`` has methods that packages above it implement: compile, save, show. They call functions that
+``twoscale/__init__.py``, which imports all packages, has registered here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
 
 def register(name: str, function: Callable[..., Any]) -> None:
-    """Let ``call(name, ...)`` call ``function``."""
+    """Register ``function`` for ``call(name, ...)``."""
     _FUNCTIONS[name] = function
 
 

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 VERSION = "0.2.0"
-"""Version of twoscale; the only place where it is written."""
+"""Version of twoscale. It is written only here."""
 
 POSIX = os.name == "posix"
 """Whether this system has process groups, signals and resource limits: not Windows."""
@@ -38,7 +38,7 @@ POSIX = os.name == "posix"
 
 @dataclass(frozen=True)
 class Environment:
-    """Where a result was made."""
+    """The machine and the packages with which a result was made."""
 
     date: str
     """UTC, ISO 8601, to the second."""
@@ -48,13 +48,13 @@ class Environment:
     """Cores that the process may use."""
     python: str
     versions: dict[str, str]
-    """Package name to version."""
+    """From package name to version."""
 
 
 def available_cores() -> tuple[int, ...]:
     """Return the numbers of the cores that this process may use, in ascending order.
 
-    Outside Linux this is every core of the machine, and the numbers are of no use for pinning.
+    Outside Linux these are all cores of the machine, and the numbers cannot be used for pinning.
     """
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
@@ -72,7 +72,8 @@ def core_count() -> int:
 
 
 def load_average() -> tuple[float, float, float] | None:
-    """Return the mean number of running processes over the last 1, 5 and 15 minutes; None where it is not counted."""
+    """Return the mean number of running processes over the last 1, 5 and 15 minutes; None if the system does not
+    count."""
     if not hasattr(os, "getloadavg"):
         return None
     one, five, fifteen = (round(value, 2) for value in os.getloadavg())
@@ -80,7 +81,7 @@ def load_average() -> tuple[float, float, float] | None:
 
 
 def peak_resident_bytes() -> int | None:
-    """Return the largest resident set that this process has had, in bytes; None on Windows, which does not count it."""
+    """Return the peak resident set of this process in bytes; None on Windows, which does not count it."""
     try:
         import resource
     except ImportError:
@@ -102,7 +103,7 @@ def require_posix(what: str) -> None:
 def memory_bytes() -> int | None:
     """Return the bytes of memory that this process may use: the machine's, or its container's limit if that is less.
 
-    None where neither can be asked.
+    None if neither is known.
     """
     found = []
     if hasattr(os, "sysconf") and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
@@ -149,7 +150,7 @@ def gpu_name(device: torch.device | int | None = None) -> str:
 
 
 def gpu_names() -> tuple[str, ...]:
-    """Return the names of the GPUs that PyTorch can use; torch is imported only where there is a driver."""
+    """Return the names of the GPUs that PyTorch can use; torch is imported only if there is a driver."""
     from pathlib import Path
 
     if not any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")):

@@ -1,4 +1,4 @@
-"""Packages that only some parts of twoscale need, and what to install where one is missing."""
+"""Packages that only some parts of twoscale need, and what to install if one is missing."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ EXTRAS = {
     "safetensors": "torch",
     "torch": "torch",
 }
-"""Importable package to the extra of twoscale that installs it."""
+"""From an importable package to the extra of twoscale that installs it."""
 
 _DISTRIBUTIONS = {"PIL": "pillow"}
 
 
 @contextlib.contextmanager
 def requires_extras(what: str) -> Iterator[None]:
-    """Turn the import of a package that is not installed into an error that says what to install.
+    """Turn the failed import of a package into an error that says what to install.
 
-    It is a context manager for the place that imports, and a decorator for a function that imports when it runs.
+    Use it as a context manager around an import, or as a decorator of a function that imports.
 
     Args:
-        what: the user's name for what needs the package, such as "twoscale.quantize".
+        what: the user's name of what needs the package, such as "twoscale.quantize".
 
     Raises:
-        MissingPackageError: a package of an extra could not be found.
+        MissingPackageError: a package of an extra is not installed.
     """
     try:
         yield

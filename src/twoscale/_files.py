@@ -1,4 +1,4 @@
-"""Files that are written as a whole or not at all, folders that one process holds, JSON records, the cache folder."""
+"""Writes files completely or not at all, locks folders, reads and writes JSON records, and finds the cache folder."""
 
 from __future__ import annotations
 
@@ -56,15 +56,15 @@ def lock(handle: int, *, wait: bool) -> None:
 def held(folder: Path, doing: str) -> Iterator[None]:
     """Make a folder, and lock it for this process.
 
-    The lock belongs to the open folder, so that it ends with the process however that ends. Where the system or the
-    folder's file system has no locks, nothing is locked.
+    The lock belongs to the open folder, so it ends with the process, however that ends. If the system or the folder's
+    file system has no locks, nothing is locked.
 
     Args:
-        folder: may be there already.
-        doing: what processes do in it, for the message, such as "training".
+        folder: may already exist.
+        doing: the activity of processes in it, for the message, such as "training".
 
     Raises:
-        ConfigurationError: another process holds it.
+        ConfigurationError: another process has locked it.
         TwoscaleError: it cannot be made or written.
     """
     try:
@@ -88,11 +88,11 @@ def held(folder: Path, doing: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``. On success it becomes ``path``, on failure it is removed.
+    """Yield a temporary path beside ``path``. On success it is renamed to ``path``; on failure it is removed.
 
-    The temporary file is in the same folder, so that the rename is atomic (POSIX rename), and it is synced to disk
-    first. It has the suffix of ``path``, since some writers choose the format by it. Temporary files that killed
-    processes left of ``path`` are removed.
+    The temporary file is in the same folder, so that the rename is atomic (POSIX rename). It is first synced to disk.
+    It has the suffix of ``path``, since some writers choose the format by it. Temporary files of killed processes for
+    the same ``path`` are removed.
 
     Raises:
         TwoscaleError: the folder cannot be written, or the disk is full.
@@ -103,11 +103,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _replacing_all(paths: Sequence[Path], called: Path) -> Iterator[tuple[Path, ...]]:
-    """Give a temporary path beside each path, and rename them only when all are written and synced.
+    """Yield a temporary path beside each path, and rename them only after all are written and synced.
 
     Args:
-        paths: where the files go.
-        called: what a message names while it is no single file that failed.
+        paths: of the files.
+        called: name for messages about errors that do not concern a single file.
     """
     temporaries: list[Path] = []
     renamed: list[str] = []
@@ -129,9 +129,11 @@ def _replacing_all(paths: Sequence[Path], called: Path) -> Iterator[tuple[Path, 
             for temporary in temporaries:
                 with temporary.open("rb+") as file:
                     os.fsync(file.fileno())
-                temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; a result should be as readable as any
+                temporary.chmod(
+                    0o666 & ~umask
+                )  # mkstemp makes files private; a result should have the usual permissions
             for at in paths:
-                if at.is_dir():  # the one thing that stops a rename between names in one folder
+                if at.is_dir():  # the only obstacle to a rename within a folder
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if os.name == "nt":
                 locks.close()  # where an open file cannot be renamed
@@ -153,12 +155,12 @@ def _prefix(path: Path) -> str:
 
 
 def remove_leftovers(path: Path, *, untouched_for: float = 3600.0) -> None:
-    """Remove the temporary files that killed processes left of ``path``; those of running processes stay.
+    """Remove temporary files for ``path`` of killed processes, but not of running ones.
 
-    Where the system has no locks, nothing tells them apart, and all stay.
+    Without locks they cannot be distinguished, and none are removed.
 
     Args:
-        path: what they were to become.
+        path: the final path of the files.
         untouched_for: seconds since they were written to. A linker replaces the file that it is given, and with it the
             lock, so that a lock alone does not show that somebody is at work.
     """
@@ -174,7 +176,7 @@ def remove_leftovers(path: Path, *, untouched_for: float = 3600.0) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, where there is one.
+    """Remove a file if it exists.
 
     Raises:
         TwoscaleError: it cannot be removed.
@@ -186,18 +188,18 @@ def remove(path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path``, all of it or nothing."""
+    """Write ``content`` to ``path``, completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write ``content`` to ``path`` as UTF-8, all of it or nothing."""
+    """Write ``content`` to ``path`` as UTF-8, completely or not at all."""
     write_bytes(path, content.encode())
 
 
 def write_texts(folder: Path, contents: Mapping[str, str]) -> None:
-    """Write files of these names to ``folder`` as UTF-8: all of them, or none."""
+    """Write files of these names to ``folder`` as UTF-8: all of them or none."""
     with _replacing_all([folder / name for name in contents], folder) as temporaries:
         for temporary, content in zip(temporaries, contents.values(), strict=True):
             temporary.write_bytes(content.encode())
@@ -211,7 +213,7 @@ def record_to_json(record: object) -> str:
 
 
 def write_record(path: Path, record: object) -> None:
-    """Write ``record`` to ``path`` as JSON, all of it or nothing."""
+    """Write ``record`` to ``path`` as JSON, completely or not at all."""
     write_bytes(path, record_to_json(record).encode())
 
 
@@ -227,7 +229,7 @@ def read_record(path: Path, kind: type[T]) -> T:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:
         raise TwoscaleError(f"cannot read {path}: {error.strerror or error}") from error
-    # A TwoscaleError is the record's own, of a value outside its range.
+    # The record raises a TwoscaleError for a value outside its range.
     except (msgspec.MsgspecError, UnicodeError, RecursionError, TwoscaleError) as error:
         raise TwoscaleError(f"{path} does not hold a {kind.__name__} record: {error}") from error
 
@@ -249,7 +251,7 @@ def sorted_safetensors(content: bytes) -> bytes:
 def cache_dir() -> Path:
     """Return the folder of fetched data sets and compiled networks: $TWOSCALE_CACHE, or the platform's cache folder.
 
-    It need not exist.
+    The folder need not exist.
 
     Raises:
         ConfigurationError: $TWOSCALE_CACHE begins with the home folder of a user who does not exist.

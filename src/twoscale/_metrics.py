@@ -1,8 +1,7 @@
 """Metrics of networks, and the labelled batches over which they are computed.
 
-What a metric needs: top-1 and agreement need classes, at least two. A network with one output separates two classes by
-its sign: class 1 where the output is positive. Outputs that are no classes (the batches hold real targets) have
-SQNR and error only.
+Top-1 and agreement need at least two classes. A network with one output separates two classes by its sign: class 1 if
+the output is positive. Outputs that are not classes (the batches have real targets) have only SQNR and error.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from twoscale.errors import ConfigurationError
 __all__ = ["Batch", "OutputMetrics", "SignalToNoise", "in_batches", "labelled", "predicted_classes"]
 
 _BATCH = 100
-"""Images taken at a time from a plain tensor or array."""
+"""Number of images taken at a time from a plain tensor or array."""
 
 
 class Batch(NamedTuple):
-    """Images and what is known about them."""
+    """Images with labels or targets, if given."""
 
     images: NDArray[Any]
     labels: NDArray[np.int64] | None
     """Class of each image, 0 to classes − 1."""
     targets: bool = False
-    """Whether the batch holds real targets: the outputs are then no classes."""
+    """Whether the batch has real targets. The outputs are then not classes."""
 
 
 class SignalToNoise:
@@ -73,7 +72,7 @@ class OutputMetrics:
 
         Args:
             outputs: real values.
-            batch: whose outputs they are.
+            batch: of the outputs.
             reference: outputs of the network to compare with, of the same shape.
         """
         self._samples += len(outputs)
@@ -92,15 +91,15 @@ class OutputMetrics:
 
     @property
     def top1(self) -> float | None:
-        """Fraction of the labelled images whose class is right; None without labels, or if outputs are no classes."""
+        """Fraction of the labelled images whose class is right; None without labels, or if outputs are not classes."""
         return self._correct / self._labels if self._labels and not self._targets else None
 
     @property
     def agreement(self) -> float | None:
         """Fraction of images with the reference's class.
 
-        None without a reference, if outputs are no classes, and if the reference has one output that is never (or
-        always) positive: it then separates nothing, and every network would agree with it.
+        None without a reference, if outputs are not classes, or if the reference has one output that is never (or
+        always) positive. It then separates nothing, and agreement would mean nothing.
         """
         if not self._compared or self._targets or len(self._signs) == 1:
             return None
@@ -108,7 +107,8 @@ class OutputMetrics:
 
 
 def predicted_classes(outputs: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the class of each image, (N,): the largest output's; of one output, 1 where it is positive, else 0."""
+    """Return the class of each image, (N,): that of the largest output, or for one output, 1 if it is positive, else
+    0."""
     if outputs.shape[1] == 1:
         return (outputs[:, 0] > 0).astype(np.int64)
     largest: NDArray[np.int64] = outputs.argmax(1)
@@ -120,7 +120,7 @@ def labelled(batches: Iterable[Any], outputs: int) -> Iterator[Batch]:
 
     Args:
         batches: as above; or one tensor or array of images (N, C, H, W).
-        outputs: how many outputs the network has. With one, labels are 0 and 1, of any type and also of shape (N, 1).
+        outputs: number of outputs of the network. With one, labels are 0 and 1, of any type and also of shape (N, 1).
 
     Raises:
         ConfigurationError: images of uint8 pixels, or labels that are neither one class index per image nor real
@@ -181,7 +181,7 @@ def _is_one_hot(labels: NDArray[Any]) -> bool:
 
 
 def in_batches(batches: Iterable[Any]) -> Iterable[Any]:
-    """Return a plain tensor or array of images in batches, anything else as it is."""
+    """Return a plain tensor or array of images in batches, and anything else unchanged."""
     if getattr(batches, "ndim", 0) == 4:
         whole: Any = batches
         return (whole[start : start + _BATCH] for start in range(0, len(whole), _BATCH))

@@ -17,7 +17,7 @@ def printable(text: str, longest: int | None = None) -> str:
     returned unchanged, so that the text stays readable in every script.
 
     Args:
-        text: from anywhere.
+        text: any text.
         longest: number of characters to keep. Longer text loses its middle.
     """
     if longest is not None:
@@ -28,7 +28,7 @@ def printable(text: str, longest: int | None = None) -> str:
 
 
 def _shortened(text: str, longest: int) -> str:
-    """Return ``text``, with an ellipsis for its middle where it has more than ``longest`` characters, at least 3."""
+    """Return ``text``, with an ellipsis for its middle if it has more than ``longest`` characters (at least 3)."""
     if len(text) <= longest:
         return text
     end = (longest - 1) // 2
@@ -36,9 +36,9 @@ def _shortened(text: str, longest: int) -> str:
 
 
 def json_ascii(json: str) -> str:
-    """Return a JSON document that means the same and in which every invisible character is escaped.
+    """Return an equivalent JSON document in which every invisible character is escaped.
 
-    Line breaks between tokens stay; inside strings JSON has none.
+    Line breaks between tokens are kept. Inside strings JSON has none.
     """
     if json.replace("\n", "").isprintable():
         return json

@@ -1,12 +1,12 @@
 """Every error that a user can cause.
 
     TwoscaleError                    one clear line: what was wrong, what was expected, what to do
-    ├── UnknownNameError             a name that is in no registry; names the nearest right one
+    ├── UnknownNameError             a name that is not in a registry; suggests the nearest one
     ├── ConfigurationError           an option outside its range, or options that exclude each other
     ├── DataError                    a data set that is missing, damaged, altered, or of the wrong shape
     ├── CheckpointError              a checkpoint that is missing, damaged, or does not fit the model
     ├── CaptureError                 a model that cannot be turned into a FloatGraph
-    │   └── UnsupportedOperatorError an operator that no integer form exists for here
+    │   └── UnsupportedOperatorError an operator that has no integer form here
     ├── CalibrationError             calibration without images, or with NaN or infinity in it
     ├── QuantizationError            a network whose integers would not fit; names layer and channel
     ├── NetworkFileError             a file that is not an integer network of this library
@@ -47,17 +47,17 @@ _LONGEST_MESSAGE = 2000
 class TwoscaleError(Exception):
     """Base of every error that a user can cause; its message is one clear line."""
 
-    def __str__(self) -> str:  # messages quote names from files, and what other libraries report in several lines
+    def __str__(self) -> str:  # messages quote names from files, and errors of other libraries that have several lines
         return printable(" ".join(super().__str__().split()), _LONGEST_MESSAGE)
 
 
 class UnknownNameError(TwoscaleError):
-    """A name that is in no registry.
+    """A name that is not in a registry.
 
     Args:
-        kind: what was looked up, in the singular ("model", "data set").
-        name: what the user wrote.
-        known: every right name.
+        kind: of the name, in the singular ("model", "data set").
+        name: given by the user.
+        known: all valid names.
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
@@ -84,7 +84,7 @@ class CaptureError(TwoscaleError):
 
 
 class UnsupportedOperatorError(CaptureError):
-    """An operator that no integer form exists for here."""
+    """An operator that has no integer form here."""
 
 
 class CalibrationError(TwoscaleError):
@@ -100,12 +100,12 @@ class NetworkFileError(TwoscaleError):
 
 
 class ExecutorError(TwoscaleError):
-    """An executor that cannot run on this machine; names what is missing."""
+    """An executor that cannot run on this machine; the message names what is missing."""
 
 
 class ForecastError(TwoscaleError):
-    """A forecast for what no measurement covers; names the missing measurement."""
+    """A forecast without the measurement that it needs; the message names it."""
 
 
 class MissingPackageError(TwoscaleError, ImportError):
-    """A package that only an extra of twoscale installs; gives the pip command."""
+    """A missing package of one of twoscale's extras; the message has the pip command."""

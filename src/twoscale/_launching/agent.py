@@ -2,8 +2,8 @@
 
     python -m twoscale._launching.agent report|quiet <arguments of torchrun>
 
-"report" leaves torchrun's report of failed ranks as it is. "quiet" prints one line for each instead, and does not
-start ranks again that ended because their input was wrong.
+"report" keeps torchrun's report of failed ranks. "quiet" prints one line for each instead, and does not restart ranks
+that ended because of wrong input.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import sys
 from twoscale._launching.processes import PARENT, die_with_parent
 
 _EXPLAINED = (2, 130)
-"""Exit codes of ranks that printed the reason themselves: wrong input, and Ctrl-C."""
+"""Exit codes of ranks that have printed the reason themselves: wrong input, and Ctrl-C."""
 _FAILED = "failed (exitcode: %s) local_rank: %s"
-"""How torchrun's log line on the first failed rank begins; it reports a failure nowhere else before it restarts."""
+"""Beginning of torchrun's log line about the first failed rank, its only report of a failure before a restart."""
 
 
 class _Failures(logging.Handler):
-    """Prints which rank failed, and how, each time that torchrun starts all of them again."""
+    """Prints which rank failed, and how, each time that torchrun restarts all of them."""
 
     def __init__(self, restarts: int) -> None:
         super().__init__()
         self._restarts, self._count = restarts, 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a line of torchrun's log."""
+        """Handle a line of torchrun's log."""
         if not str(record.msg).startswith(_FAILED) or not isinstance(record.args, tuple):
             return
         code, rank = int(str(record.args[0])), record.args[1]
@@ -44,7 +44,7 @@ def _how(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
     name = signal.Signals(-code).name
-    # Unless somebody sent it, it is the kernel that was out of memory.
+    # Unless a user sent it, the kernel did, because it was out of memory.
     return f"was ended by {name}" + (", usually because memory ran out" if name == "SIGKILL" else "")
 
 

@@ -1,4 +1,4 @@
-"""How a process of a launch begins and ends: with its parent, on cores of its own, and at once."""
+"""Start and end of a process in a launch: it ends with its parent, has its own cores, and can exit at once."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from twoscale._environment import available_cores
 __all__ = ["PARENT", "die_with_parent", "leave", "pin", "wait_until"]
 
 PARENT = "TWOSCALE_PARENT"
-"""Environment variable in which a process finds the id of the one that started it."""
+"""Environment variable with the id of the process that started this one."""
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _PATIENCE = 60.0
-"""Seconds that a process that is done waits for the others of its group."""
+"""Seconds that a finished process waits for the others of its group."""
 
 
 def pin(index: int, count: int, threads: int) -> tuple[int, ...] | None:
-    """Keep this process, and all threads it starts later, on ``threads`` cores that no other of ``count`` shares.
+    """Pin this process, and all threads that it starts later, to ``threads`` cores that no other of the ``count``
+    processes uses.
 
     Args:
-        index: which of the processes this is, 0..count - 1.
+        index: of this process, 0..count - 1.
         count: processes on this machine.
         threads: cores for each.
 
     Returns:
-        The cores, or None where there are not enough for all, or where the system cannot pin; nothing is done then.
+        The cores; None, and no change, if there are not enough for all or if the system cannot pin.
     """
     cores = available_cores()
     if count * threads > len(cores) or not hasattr(os, "sched_setaffinity"):
@@ -43,11 +44,11 @@ def pin(index: int, count: int, threads: int) -> tuple[int, ...] | None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process as soon as its parent is gone, however that ended (Linux; else nothing).
+    """Let the kernel kill this process as soon as its parent has ended in any way (on Linux; elsewhere, do nothing).
 
-    The parent is the process that :data:`PARENT` names, which is not passed on to children. By the time this process
-    runs it may be gone, and the process that adopted this one would be taken for the parent: this process ends then.
-    Without the variable nothing is known, and whatever process is the parent now is taken for it.
+    The parent is the process in :data:`PARENT`, which is not passed on to children. If it has already ended, another
+    process has adopted this one, and this process exits. Without the variable, the current parent is assumed to be the
+    right one.
     """
     named = os.environ.pop(PARENT, None)
     if not sys.platform.startswith("linux"):
@@ -59,21 +60,22 @@ def die_with_parent() -> None:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Ask every 10 ms until it is so, for a minute at most: a launcher ends those that wait for one that failed."""
+    """Check a condition every 10 ms until it holds, for at most a minute. A launcher ends processes that wait for one
+    that failed."""
     deadline = time.monotonic() + _PATIENCE
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
 def leave(code: int) -> NoReturn:
-    """End this process of a group at once, without taking down its interpreter.
+    """End this process of a group at once, without finalizing its interpreter.
 
-    An interpreter that is taken down may free Python objects that gloo's threads hold, which aborts the process
+    Finalizing may free Python objects that gloo's threads hold, which aborts the process
     ("terminate called without an active exception"), and its exit code is lost. The system closes what is open.
 
-    To the others, a process that leaves looks like one that failed, while their threads may still be at work. A process
-    that is done therefore first waits until the others are (:func:`wait_until`), by a way that does not need the
-    connections between them.
+    To the others, a process that leaves looks like one that failed, and their threads may still be working. A finished
+    process therefore first waits until the others are finished (:func:`wait_until`), without using the connections
+    between them.
 
     Args:
         code: exit code.

@@ -1,8 +1,8 @@
-"""Where the processes of a launch meet: a store on one address, and nothing in it is unpickled.
+"""The rendezvous of a launch: a store that listens on one address and never unpickles its content.
 
 torchrun's own rendezvous of one machine (``--standalone``, the backend c10d) listens on every interface and unpickles
-what it finds in its store, so that anybody who reaches the port can run code. This one binds to the address that it is
-given, and ranks and sizes come from the command line.
+the content of its store, so that anybody who reaches the port can run code. This one binds to a given address, and
+ranks and sizes come from the command line.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from twoscale._launching.torchrun import RENDEZVOUS
 __all__ = ["register"]
 
 _TIMEOUT = datetime.timedelta(seconds=600)
-"""How long a host waits for the first one's store."""
+"""Time that a host waits for the store of the first host."""
 
 
 def register() -> None:
-    """Let torchrun find this rendezvous, as ``--rdzv-backend`` names it."""
+    """Register this rendezvous with torchrun, under the name for ``--rdzv-backend``."""
     rendezvous_handler_registry.register(RENDEZVOUS, _create)
 
 
@@ -42,10 +42,10 @@ class _Handler(RendezvousHandler):
 
     Args:
         address: of the host of rank 0, as the others reach it.
-        port: 0: any that is free, where there is one host only.
+        port: 0 for any free port, if there is only one host.
         rank: of this host, 0..hosts - 1.
-        hosts: how many there are.
-        run_id: what the launch is called.
+        hosts: number of hosts.
+        run_id: name of the launch.
     """
 
     def __init__(self, address: str, port: int, rank: int, hosts: int, run_id: str) -> None:
@@ -63,9 +63,9 @@ class _Handler(RendezvousHandler):
         return RENDEZVOUS
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Open the store, or connect to it; after a restart it is the same one."""
+        """Open the store, or connect to it. After a restart it is the same store."""
         store = self._store = self._store or self._open()
-        # Not the run's id: each host's command makes its own, and the store belongs to this launch alone.
+        # Not the run's id, which each host's command makes for itself. The store belongs to this launch alone.
         prefixed: Store = PrefixStore(RENDEZVOUS, store)
         return RendezvousInfo(prefixed, self._rank, self._hosts, RendezvousStoreInfo(self._address, store.port))
 
@@ -85,20 +85,20 @@ class _Handler(RendezvousHandler):
         )
 
     def is_closed(self) -> bool:
-        """Return False: it is open as long as its process."""
+        """Return False: it is open as long as its process runs."""
         return False
 
     def set_closed(self) -> None:
-        """Do nothing: it ends with its process."""
+        """Do nothing. It ends with its process."""
 
     def num_nodes_waiting(self) -> int:
         """Return 0: hosts neither join nor leave."""
         return 0
 
     def get_run_id(self) -> str:
-        """Return what the launch is called."""
+        """Return the name of the launch."""
         return self._run_id
 
     def shutdown(self) -> bool:
-        """Return whether it was shut down; the store closes with its process."""
+        """Return whether it was shut down. The store closes with its process."""
         return True

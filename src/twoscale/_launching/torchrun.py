@@ -1,4 +1,4 @@
-"""torchrun's command, its ranks' environment, and its end."""
+"""torchrun: its command, the environment of its ranks, and its end."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ RENDEZVOUS = "twoscale"
 
 _OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _GRACE = 40.0
-"""Seconds after Ctrl-C in which ranks may save what they have; torchrun itself gives them 30."""
+"""Seconds after Ctrl-C in which ranks may save their work. torchrun itself gives them 30."""
 
 
 def command(arguments: Iterable[str], *, quiet: bool = False) -> list[str]:
     """Return the command that starts torchrun with ``arguments`` and ends with this process.
 
     Args:
-        arguments: torchrun's.
-        quiet: one line instead of torchrun's own report of ranks that failed.
+        arguments: of torchrun.
+        quiet: print one line instead of torchrun's own report of failed ranks.
     """
     report = "quiet" if quiet else "report"
     return [sys.executable, "-m", "twoscale._launching.agent", report, *arguments]
 
 
 def meeting(address: str = "127.0.0.1", *, port: int = 0, host: int = 0, hosts: int = 1) -> list[str]:
-    """Return torchrun's arguments for where the ranks meet: in a store that listens on one address only.
+    """Return torchrun's arguments for the rendezvous of ranks: a store that listens on one address only.
 
     Args:
         address: of the first host, as the others reach it.
-        port: 0: any that is free, where there is one host only.
-        host: which one torchrun runs on, 0..hosts - 1.
-        hosts: how many there are.
+        port: 0 for any free port, if there is only one host.
+        host: index of the one that torchrun runs on, 0..hosts - 1.
+        hosts: number of hosts.
     """
     return [
         f"--nnodes={hosts}",
@@ -56,10 +56,10 @@ def meeting(address: str = "127.0.0.1", *, port: int = 0, host: int = 0, hosts: 
 def environment(threads: int | None = None, interface: str | None = None) -> dict[str, str]:
     """Return the environment of a process that :func:`command` starts, or of a rank without torchrun.
 
-    It is this process's without the variables of a rank, and with those that ranks need.
+    It is this process's environment without the variables of a rank, plus those that ranks need.
 
     Args:
-        threads: of each rank. Default: left to the ranks, which torchrun would set to 1.
+        threads: of each rank. Default: the ranks choose, instead of torchrun's 1.
         interface: network interface that gloo and NCCL use. Default: the loopback interface.
     """
     interface = interface or _loopback()
@@ -73,7 +73,7 @@ def environment(threads: int | None = None, interface: str | None = None) -> dic
 
 
 def end(agents: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
-    """Ask agents to end their ranks and themselves, wait, and kill those that did not."""
+    """Ask agents to end their ranks and themselves, wait, and kill those that do not."""
     for agent in agents:
         if agent.poll() is None:
             agent.terminate()
@@ -87,12 +87,12 @@ def end(agents: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
 
 
 def restarted() -> int:
-    """Return how often torchrun started this process again, after one of the group had failed."""
+    """Return how often torchrun restarted this process because one of its group failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def launch() -> str:
-    """Return a name of this launch, the same after a restart; "" without torchrun."""
+    """Return a name of this launch that is the same after a restart; "" without torchrun."""
     run = os.environ.get("TORCHELASTIC_RUN_ID")
     if run is None:
         return ""
@@ -106,7 +106,7 @@ def leads() -> bool:
 
 
 def run(processes: int, max_restarts: int, module: str, arguments: Sequence[str]) -> int:
-    """Run a module in a number of ranks on this machine; their output goes where this process's goes.
+    """Run a module in a number of ranks on this machine, with the output streams of this process.
 
     Ctrl-C reaches the ranks once, through torchrun. A second Ctrl-C ends them at once.
 
@@ -123,7 +123,7 @@ def run(processes: int, max_restarts: int, module: str, arguments: Sequence[str]
         f"--max-restarts={max_restarts}",
     ]
     require_posix("running several processes")
-    # A session of its own: the terminal's Ctrl-C reaches only this process, which passes it on.
+    # A separate session, so that the terminal's Ctrl-C reaches only this process, which passes it on.
     agent = subprocess.Popen(
         command([*words, "--module", module, *arguments], quiet=True),
         env=environment(),

@@ -1,4 +1,4 @@
-"""Searching for better networks: what each layer at fewer bits costs, and which bits make the best of a size."""
+"""Search for better networks: the cost of fewer bits in each layer, and the best bits for a size."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def sensitivity(
     normalization: Normalization | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Sensitivity:
-    """Measure what each layer of a model costs alone at fewer bits, all others staying as ``scheme`` has them.
+    """Measure the cost of fewer bits in each single layer of a model. All other layers have the bits of ``scheme``.
 
     ``Sensitivity.choose`` then chooses bits for a size, and ``quantize`` makes the network of
     ``Scheme(layer_weight_bits=choice.layer_weight_bits)``.
@@ -49,7 +49,7 @@ def sensitivity(
         batches: calibration images, as for ``quantize``. Iterated once.
         test_batches: images as in ``batches``, or tuples (images, labels). Iterated once.
         scheme: the network that is changed in one layer at a time, or the name of a scheme.
-        weight_bits: of weights, each 2 to 8; those that a layer has already are left out.
+        weight_bits: of weights, each 2 to 8. A layer's current bits are left out.
         activation_bits: of layer outputs, each 4 to 8.
         normalization: as for ``quantize``: both kinds of batches then hold pixels 0..255.
         progress: called with the name of each layer and the number of test images so far.

@@ -1,4 +1,4 @@
-"""What each layer at fewer bits costs, and the bits of all layers that make the best of a size."""
+"""The cost of fewer bits in each layer, and the best bits of all layers for a size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twoscale.errors import ConfigurationError
 __all__ = ["BitsChoice", "LayerSensitivity", "Sensitivity", "packed_bytes"]
 
 _BUDGET_STEPS = 1 << 18
-"""Budgets of more bytes are counted in so many parts, and a layer's size in whole parts, rounded up."""
+"""Larger budgets are divided into this many parts, and sizes of layers are rounded up to whole parts."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class LayerSensitivity:
     values: int
     """Weights, or values of the output for one image."""
     noise: float
-    """By how much the mean square error of the logits grew; below 0 where chance made it smaller."""
+    """Increase of the mean square error of the logits; below 0 if it decreased by chance."""
     sqnr_db: float | None
     """Logit SQNR of this network against the float network, dB."""
     agreement: float | None
@@ -39,7 +39,7 @@ class LayerSensitivity:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What every layer at fewer bits costs."""
+    """The cost of fewer bits in every layer."""
 
     network: str
     scheme: str
@@ -65,12 +65,13 @@ class Sensitivity:
     def choose(self, budget: float) -> BitsChoice:
         """Choose the bits of each layer's weights with the least predicted noise within a size.
 
-        The model: the noise of layers adds (what is below 0 counts as 0). The best choice under it is found by dynamic
-        programming over the size (a multiple-choice knapsack): exactly up to 256 KiB, and for larger budgets with sizes
-        rounded up to a 262,144th of the budget.
+        The model: the noise of layers adds up (values below 0 count as 0). The best choice under it is found by
+        dynamic programming over the size (a multiple-choice knapsack): exactly up to 256 KiB, and for larger budgets
+        with sizes rounded up to a 262,144th of the budget.
 
         Args:
-            budget: bytes, or up to 1 a fraction of the size before; weights packed at their bits, biases 4 bytes each.
+            budget: in bytes, or as a fraction (up to 1) of the current size. Weights are packed at their bits; biases
+                take 4 bytes each.
 
         Raises:
             ConfigurationError: not even the fewest bits fit, or the budget is not positive.
@@ -80,14 +81,14 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class BitsChoice:
-    """Bits of every layer's weights within a budget, with the least noise that the model predicts."""
+    """Bits of every layer's weights within a budget, with the least predicted noise."""
 
     layer_weight_bits: tuple[tuple[str, int], ...]
-    """(layer, bits), as ``Scheme`` takes them."""
+    """(layer, bits), in the form of ``Scheme``."""
     size_bytes: int
     budget_bytes: int
     predicted_sqnr_db: float
-    """Of the logits, if the noise of layers adds up."""
+    """Predicted noise of the logits, assuming that the noise of layers adds up."""
 
 
 def packed_bytes(weights: int, biases: int, bits: int) -> int:
@@ -126,9 +127,10 @@ def _choose(found: Sensitivity, budget: float) -> BitsChoice:
 
 
 def _knapsack(options: Sequence[Sequence[tuple[int, int, float]]], budget: int) -> list[int]:
-    """Return the index of one (bits, size, noise) of each layer with the least sum of noise and sizes within budget.
+    """Choose one (bits, size, noise) for each layer so that the sizes fit the budget and the noise is least; return the
+    indices.
 
-    If sizes are rounded up too coarsely for the fewest bits to fit, those fit exactly: they are the choice.
+    If only rounded sizes prevent the fewest bits from fitting, the fewest bits are chosen.
     """
     steps = min(budget, _BUDGET_STEPS)
     unit = budget / steps

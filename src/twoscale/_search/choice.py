@@ -1,4 +1,4 @@
-"""A choice of bits made into a network and measured: how good the model behind the choice was."""
+"""Makes and measures the network of a choice of bits, to check the prediction behind the choice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["MeasuredChoice", "measure_choice"]
 
 @dataclass(frozen=True)
 class MeasuredChoice:
-    """A choice, and the network that was made by it."""
+    """A choice and its network."""
 
     choice: BitsChoice
     samples: int
@@ -37,14 +37,14 @@ def measure_choice(
     *,
     scheme: Scheme = DEFAULT,
 ) -> tuple[IntegerNetwork, MeasuredChoice]:
-    """Make the network of a choice, every layer corrected for those before it, and measure it.
+    """Make the network of a choice, with each layer corrected for those before it, and measure it.
 
     Args:
         choice: from ``Sensitivity.choose``.
         graph: as for ``measure_sensitivity``.
-        found: likewise.
-        batches: likewise; the same images make measured and predicted figures comparable.
-        scheme: likewise.
+        found: as for ``measure_sensitivity``.
+        batches: as for ``measure_sensitivity``. With the same images, measured and predicted figures are comparable.
+        scheme: as for ``measure_sensitivity``.
     """
     from twoscale._quantization import quantize_graph
     from twoscale._verification import verify

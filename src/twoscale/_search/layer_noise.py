@@ -1,9 +1,9 @@
-"""Sensitivity: what each layer at fewer bits costs.
+"""Sensitivity: the cost of fewer bits in each layer.
 
-One layer at a time gets fewer bits, in its weights or in its output, and is rounded and corrected anew; all other
-integers stay as they are. By how much the mean square error of the logits then grows is that layer's *noise*. The
-errors of layers are nearly independent, so the noise of several layers together is nearly the sum: the model by which
-``Sensitivity.choose`` chooses bits.
+One layer at a time gets fewer bits, in its weights or in its output, and is rounded and corrected again. All other
+integers stay the same. The increase of the mean square error of the logits is the layer's *noise*. The errors of layers
+are nearly independent, so the noise of several layers is nearly the sum of theirs. ``Sensitivity.choose`` chooses bits
+by this model.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["measure_sensitivity"]
 
 _CHUNK = 100
-"""Test images whose tensors between all layers are held at a time."""
+"""Number of test images whose tensors between layers are in memory at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class _Variant:
     plan: Plan
     network: IntegerNetwork
     changed: frozenset[str]
-    """Layers that are not those of the base."""
+    """Layers that differ from the base."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class _Tensors:
     real: torch.Tensor
     base: torch.Tensor
     own: Mapping[int, torch.Tensor]
-    """Of those variants (by their place) in which it is quantized otherwise than in the base."""
+    """By index of a variant, for variants that quantize it differently from the base."""
 
 
 def measure_sensitivity(
@@ -75,14 +75,14 @@ def measure_sensitivity(
     activation_bits: Sequence[int] = (4, 6),
     progress: Callable[[str], None] | None = None,
 ) -> Sensitivity:
-    """Measure what each layer costs alone at fewer bits, all others staying as ``scheme`` has them.
+    """Measure the cost of fewer bits in each single layer. All other layers have the bits of ``scheme``.
 
     Args:
         graph: folded (for a scheme that equalizes: equalized).
         found: its profile; the first images are used for corrections.
         batches: test images (N, C, H, W), normalized, or (images, labels). Iterated once.
         scheme: the network that is changed in one layer at a time.
-        weight_bits: of weights, each 2 to 8; those that a layer has already are left out.
+        weight_bits: of weights, each 2 to 8. A layer's current bits are left out.
         activation_bits: of layer outputs, each 4 to 8.
         progress: called with the name of each layer and the number of test images so far.
 
@@ -187,7 +187,7 @@ def _variants(
             changed_bits = tuple({**own, layer.name: bits}.items())
             if kind == "weight":
                 how = dataclasses.replace(plan.scheme, layer_weight_bits=changed_bits)
-                other = dataclasses.replace(plan, scheme=how)  # activations are as they were
+                other = dataclasses.replace(plan, scheme=how)  # activations do not change
             else:
                 how = dataclasses.replace(plan.scheme, layer_activation_bits=changed_bits)
                 own_range = range_of(plan.graph[layer.name], found.statistics[layer.name], how)
@@ -211,7 +211,7 @@ def _corrected(
     samples_nchw: NDArray[np.float32],
     report: Callable[[str], None],
 ) -> list[_Variant]:
-    """Correct every variant's changed layers for what reaches them, in one walk over the calibration images."""
+    """Correct every variant's changed layers for their actual inputs, in one walk over the calibration images."""
     import torch
 
     from twoscale._ir import float_graph as g
@@ -263,7 +263,7 @@ def _evaluate(
     total: OutputMetrics,
     metrics: Sequence[OutputMetrics],
 ) -> None:
-    """Run a batch through the base and, from where they differ, every variant; add to their metrics."""
+    """Run a batch through the base, and through every variant from its first difference on. Add to their metrics."""
     import torch
 
     from twoscale._ir.execution import check_images
@@ -276,7 +276,9 @@ def _evaluate(
 
     total.update(base.logits(values[base.output].numpy()), batch, real)
     for variant, own in zip(variants, metrics, strict=True):
-        executor = TorchExecutor(variant.network)  # made for the batch: all their weights at once would not fit
+        executor = TorchExecutor(
+            variant.network
+        )  # made for each batch, since the weights of all variants would not fit
         found = interpret(_affected(variant), _on_images(executor, images), keep=(base.output,), given=values)
         own.update(variant.network.logits(found[base.output].numpy()), batch, real)
 
@@ -286,7 +288,7 @@ def _on_images(executor: TorchExecutor, images: torch.Tensor) -> Callable[[Layer
 
 
 def _affected(variant: _Variant) -> list[Layer]:
-    """Return the layers whose outputs may differ from the base's: those changed, and all that follow them."""
+    """Return the layers whose outputs may differ from the base's: the changed layers and all after them."""
     affected: dict[str, Layer] = {}
     for layer in variant.network:
         if layer.name in variant.changed or not affected.keys().isdisjoint(layer.inputs):

@@ -1,4 +1,5 @@
-"""Verify: run every executor on the same images, compare them integer by integer, and with the float network."""
+"""Runs executors on the same images, compares them integer by integer, and compares the network with the float
+network."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ class _LayerTally:
         self.seen_lo, self.seen_hi = min(self.seen_lo, int(q.min())), max(self.seen_hi, int(q.max()))
         self.outside += int(np.count_nonzero((q < spec.lo) | (q > spec.hi)))
         self.saturated += int(np.count_nonzero(q == spec.hi))
-        if spec.lo != spec.zero_point:  # at a ReLU's zero nothing is lost
+        if spec.lo != spec.zero_point:  # a ReLU's zero loses nothing
             self.saturated += int(np.count_nonzero(q == spec.lo))
 
     def check(self, network: IntegerNetwork) -> LayerCheck:
@@ -82,30 +83,30 @@ def verify(
 ) -> VerifyResult:
     """Run every executor over all images and compare each layer's integers with the first executor's.
 
-    A network that was read from another tool's file is also compared with that file, which ONNX Runtime runs as it is.
+    A network that was read from another tool's file is also compared with that file in ONNX Runtime.
 
     Args:
         network: what to verify.
         batches: float32 images (N, C, H, W), normalized, as a tensor or an array, or batches of them, or tuples
-            (images, labels). Iterated once. Labels are class indices (0 and 1 for a network with one output, which
-            its sign separates). Real targets, (N, outputs), say that the outputs are no classes: top-1 and agreement
-            are then None.
-        executors: names, or executors made already; the first is the reference. By default "reference" and "torch";
-            where torch is not installed, "reference" and the first of "onnxruntime" and "c" that can run here.
+            (images, labels). Iterated once. Labels are class indices (0 and 1 for a network with one output, which are
+            separated by its sign). Real targets, (N, outputs), mean that the outputs are not classes; top-1 and
+            agreement are then None.
+        executors: names or executors. The first is the reference. By default "reference" and "torch";
+            without torch, "reference" and the first of "onnxruntime" and "c" that can run here.
         model: the float model (or its FloatGraph) for agreement and SQNR; without it they are None.
-        against: instead of ``model``: anything to compare with, another integer network too. Layers of two networks
-            correspond if they have the same name, inputs and shape; SQNR is that of the real values they stand for.
+        against: instead of ``model``, another float or integer network to compare with. Layers of two networks
+            correspond if they have the same name, inputs and shape. SQNR is that of their real values.
         original: another tool's file that the network was read from; by default the one that ``load`` read, if it is
             still there and onnxruntime is installed.
 
     Returns:
-        Mismatches (0 on the grid, or something is wrong), top-1, agreement with the float model or the other network,
-        logit SQNR, and for each layer mismatches, SQNR, accumulator bound, saturation.
+        Mismatches (0 on the grid, unless something is wrong), top-1, agreement with the float model or the other
+        network, logit SQNR, and for each layer mismatches, SQNR, accumulator bound, saturation.
 
     Raises:
         ConfigurationError: no images, wrong shapes, NaN among them, labels that are not class indices of the
             network, fewer than one executor, the model of another network, or both ``model`` and ``against``.
-        ExecutorError: an executor cannot run here, or gives something else than the network's tensors; or ONNX
+        ExecutorError: an executor cannot run here, or does not return the network's tensors; or ONNX
             Runtime does not run ``original``.
     """
     if executors is None:
@@ -195,7 +196,7 @@ def verify(
 
 
 def _original(network: IntegerNetwork, path: str | Path | None) -> tuple[OriginalFile | None, str | None]:
-    """Return the other tool's file that a network was read from, or why it cannot be run."""
+    """Return the file that a network was read from, or the reason why it cannot be run."""
     if path is not None:
         return OriginalFile(Path(path), network), None
     if network.source is None:
@@ -246,7 +247,7 @@ def _equalization(network: IntegerNetwork) -> str:
 
 
 class _FloatSide:
-    """The float network in the folded form whose nodes have the integer layers' names."""
+    """The float network in its folded form, in which nodes have the names of the integer layers."""
 
     name = "float"
 
@@ -283,7 +284,7 @@ class _FloatSide:
                 "pass the model that the network was made from"
             )
         self._module = GraphModule(graph)
-        # Channels of an equalized network are multiples of the model's: only the ends can be compared.
+        # Channels of an equalized network are multiples of the model's, so only inputs and logits can be compared.
         ends = {network.input.name, network.output}
         self._names = {name for name in nodes if not equalized or name in ends}
         self.uncompared = tuple(layer.name for layer in network if layer.name not in self._names)
@@ -331,7 +332,7 @@ class _IntegerSide:
     def compare(
         self, images: NDArray[np.float32], integers: dict[str, NDArray[Any]], tallies: dict[str, _LayerTally]
     ) -> NDArray[np.float32]:
-        """Add the error of every layer that both have against the other's; return the other's logits."""
+        """Add the error of every common layer against the other network's; return the other's logits."""
         found = self._executor.run(self._convert(images), {*self._names, self._network.output})
         for name in self._names:
             tally = tallies[name]
@@ -340,7 +341,7 @@ class _IntegerSide:
 
 
 def _conversion(network: IntegerNetwork, other: IntegerNetwork) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """Return the map from the images of one network to those of another, where one takes pixels and one does not."""
+    """Return the map from the images of one network to those of another, for networks of which one takes pixels."""
     mine, others = (side.metadata.get("normalization") for side in (network, other))
     known: dict[str, Any] = mine or others or {}
     if bool(mine) == bool(others):
@@ -356,7 +357,7 @@ def _real(integers: NDArray[Any], spec: n.TensorSpec) -> NDArray[np.float64]:
 
 
 def _integers(network: IntegerNetwork, executor: Executor, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    """Run an executor for every layer, and check that it returned every tensor in its shape."""
+    """Run an executor for all layers, and check that it returns every tensor in its shape."""
     found = executor.run(images, [layer.name for layer in network])
     for layer in network:
         shape = (len(images), *layer.output.shape)

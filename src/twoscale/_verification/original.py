@@ -1,7 +1,7 @@
-"""The file of another tool, run by ONNX Runtime as it is, beside the network that was read from it.
+"""Runs another tool's file in ONNX Runtime, to compare with the network read from it.
 
-The other executors run what twoscale made of the file, so none of them can see a constant that was read wrong. A layer
-has the name of the tensor that it was read from, and is compared with that tensor.
+The other executors run the network, so they cannot detect a constant that was read wrong. A layer has the name of its
+tensor in the file and is compared with that tensor.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ __all__ = ["LayerComparison", "OriginalFile"]
 
 @dataclass(frozen=True)
 class LayerComparison:
-    """One layer of a batch beside its tensor in the file."""
+    """A layer's output for a batch, and its tensor in the file."""
 
     layer: n.Layer
     expected: NDArray[Any]
-    """Of the network: integers, or real numbers where the file has those."""
+    """Of the network: integers, or real numbers if the file has those."""
     found: NDArray[Any]
     """In the file, (N, ...)."""
 
 
 class OriginalFile:
-    """An ONNX file, run by ONNX Runtime with its default optimizations.
+    """An ONNX file in ONNX Runtime, with default optimizations.
 
     Args:
         path: the file.
-        network: what was read from it.
+        network: read from it.
 
     Raises:
-        ExecutorError: onnxruntime is not installed, or does not run the file; or the file has none of the layers.
+        ExecutorError: onnxruntime is not installed or does not run the file, or the file has none of the layers.
     """
 
     def __init__(self, path: Path, network: IntegerNetwork) -> None:
@@ -64,7 +64,7 @@ class OriginalFile:
             raise ExecutorError(
                 f"{path} has no tensor named as a layer of {network.name}; expected the file it came from"
             )
-        # Further outputs keep ONNX Runtime from fusing some nodes, so the logits come from the file as it is.
+        # Additional outputs prevent ONNX Runtime from fusing some nodes, so the logits come from the unchanged file.
         self._plain = self._session(model)
         extended = onnx.ModelProto()
         extended.CopyFrom(model)
@@ -85,16 +85,16 @@ class OriginalFile:
             return self._runtime.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # its errors have no common base
+        except Exception as error:  # its errors have no common base class
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ExecutorError(f"ONNX Runtime does not run {self.path}: {reason}") from error
 
     def compare(self, images: NDArray[np.float32], integers: dict[str, NDArray[Any]]) -> Iterator[LayerComparison]:
-        """Give each layer beside its tensor, and last the output layer beside the file's logits.
+        """Yield each layer with its tensor, and finally the output layer with the file's logits.
 
         Args:
             images: a batch.
-            integers: each layer's, as the reference computed them.
+            integers: of each layer, computed by the reference.
         """
         found = self._run(self._whole, self._names, images)
         for layer, tensor in zip(self._layers, found, strict=True):
@@ -106,7 +106,7 @@ class OriginalFile:
     def _beside(self, layer: n.Layer, tensor: NDArray[Any], q: NDArray[Any]) -> LayerComparison:
         expected: NDArray[Any] = q
         if tensor.dtype.kind == "f":
-            # As DequantizeLinear computes it; accumulators become float32 first.
+            # Like DequantizeLinear, with accumulators converted to float32 first.
             expected = (q.astype(np.int64) - layer.output.zero_point).astype(np.float32) * np.float32(
                 layer.output.scale
             )
@@ -118,7 +118,7 @@ class OriginalFile:
         return LayerComparison(layer, expected, tensor.reshape(expected.shape))
 
     def _run(self, session: Any, names: list[str], images: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """Run a batch, in parts where the file has a batch size of its own."""
+        """Run a batch, in parts if the file has a fixed batch size."""
         entry = session.get_inputs()[0]
         fixed = entry.shape[0] if entry.shape and isinstance(entry.shape[0], int) else len(images)
         parts = []

@@ -1,4 +1,4 @@
-"""What verify found, as records: frozen dataclasses of plain values."""
+"""Results of verify, as records: frozen dataclasses of plain values."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["LayerCheck", "VerifyResult"]
 
 @dataclass(frozen=True)
 class LayerCheck:
-    """What verify found about one layer."""
+    """The results for one layer."""
 
     name: str
     op: str
     mismatches: int
-    """Differing integers over all images, reference against the others."""
+    """Number of integers that differ between the reference and the others, over all images."""
     values: int
     """Integers compared."""
     sqnr_db: float | None
-    """Output of this layer against the float network's, dB."""
+    """SQNR of this layer's output against the float network's, in dB."""
     accumulator_bound: int | None = None
     """Largest |accumulator| that any input can produce, proved from the weights; None without accumulator."""
     float32_exact: bool | None = None
@@ -34,28 +34,28 @@ class LayerCheck:
     seen_hi: int | None = None
     """Largest integer that occurred."""
     outside: int = 0
-    """Outputs that are no integers in [lo, hi]; 0 proves that every value is."""
+    """Number of outputs that are not integers in [lo, hi]. 0 proves that all are."""
 
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """Every executor over a whole data set, compared integer by integer."""
+    """Results of all executors over a data set, compared integer by integer."""
 
     network: str
     scheme: str
     on_grid: bool
-    """Whether every multiplier is a whole number of 65536ths, so that 0 mismatches are promised."""
+    """Whether the network is on the grid, so that 0 mismatches are guaranteed."""
     executors: tuple[str, ...]
-    """Those that were compared, the reference first."""
+    """The executors compared, the reference first."""
     samples: int
     mismatches: int
     """Over all layers and executors."""
     compared: int
     """Integers compared."""
     top1: float | None
-    """None without labels, or if the outputs are no classes."""
+    """None without labels, or if the outputs are not classes."""
     agreement: float | None
-    """None without a network to compare with, or if its outputs are no classes."""
+    """None without a network to compare with, or if its outputs are not classes."""
     sqnr_db: float | None
     layers: tuple[LayerCheck, ...]
     mismatches_by_executor: dict[str, int] = field(default_factory=dict)
@@ -66,22 +66,22 @@ class VerifyResult:
     divergence_by_executor: dict[str, str] = field(default_factory=dict)
     """The same for each executor that differs."""
     against: str | None = None
-    """What agreement and SQNR refer to: "float", or another integer network's name and scheme; None: nothing."""
+    """The network that agreement and SQNR refer to: "float", or another integer network's name and scheme, or None."""
     uncompared: tuple[str, ...] = ()
-    """Layers that have no counterpart there."""
+    """Layers without a counterpart in it."""
     same_weights: bool | None = None
-    """Whether the model has the weights that the network was made from; None where that is not recorded."""
+    """Whether the model has the weights that the network was made from; None if they are not recorded."""
     original: str | None = None
     """Name of the other tool's file that the network was read from, if ONNX Runtime ran that file beside it; it counts
     as an executor then."""
     original_left_out: str | None = None
-    """Why it was not run, where the network is of another tool."""
+    """Why that file was not run, if the network is from another tool."""
     rms_error: float | None = None
     """Root of the mean squared error of the logits, in their unit; None without a network to compare with."""
 
     @property
     def ok(self) -> bool:
-        """No integer differed."""
+        """Whether no integer differed."""
         return self.mismatches == 0
 
     def _repr_html_(self) -> str:

@@ -1,6 +1,6 @@
 """Data sets as uint8 arrays: named ones, checked by content hash, and folders of pictures; batches, normalization.
 
-Nothing here needs torch, but functions on arrays also take tensors.
+Nothing here needs torch. Functions on arrays also take tensors.
 """
 
 from twoscale._files import cache_dir

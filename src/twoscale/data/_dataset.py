@@ -1,4 +1,4 @@
-"""What a data set is in memory: uint8 images and labels, and how pixels become the network's input."""
+"""A data set in memory: uint8 images and labels, and the normalization of pixels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Split:
     """One half of a data set.
 
     Raises:
-        DataError: the arrays are not of these types, not of these shapes, or not of one length.
+        DataError: an array has another type or shape, or the lengths differ.
     """
 
     images: NDArray[np.uint8]
@@ -54,7 +54,7 @@ class Split:
         return f"Split({len(self)} images of {' x '.join(map(str, self.images.shape[1:]))})"
 
     def head(self, n: int) -> Split:
-        """Return the first ``n`` images, or all where there are fewer; no pixel is copied."""
+        """Return the first ``n`` images, or all if there are fewer. No pixel is copied."""
         if n < 0:
             raise ConfigurationError(f"head({n}): expected a number of images of at least 0")
         return Split(self.images[:n], self.labels[:n])
@@ -62,7 +62,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A named data set, whole in memory.
+    """A named data set in memory.
 
     Raises:
         DataError: a label has no class, or mean and std do not have one entry per channel.
@@ -77,9 +77,9 @@ class Dataset:
     std: tuple[float, ...]
     """Per channel, of pixels / 255; what the default normalization divides by."""
     source: str
-    """Where it came from, for records."""
+    """Its source, for records."""
     preprocessing: Preprocessing | None = None
-    """From picture files to pixels; None for a named data set, whose files are pixels."""
+    """From picture files to pixels; None for a named data set, which has pixels."""
 
     def __post_init__(self) -> None:
         for split_name, split in (("train", self.train), ("test", self.test)):

@@ -27,14 +27,14 @@ _TEST_PER_CLASS = 36
 
 
 def original() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return the 1,797 pictures as they are, (N, 8, 8) with values 0..16, and their labels (N,)."""
+    """Return the original 1,797 pictures, (N, 8, 8) with values 0..16, and their labels (N,)."""
     with resources.files("twoscale.data").joinpath("digits.npz").open("rb") as file:
         stored = np.load(file, allow_pickle=False)
         return stored["images"], stored["labels"]
 
 
 def embedded() -> tuple[Arrays, str]:
-    """Return the data set, 1,437 training and 360 test images of 3 x 32 x 32, and where it came from.
+    """Return the data set, 1,437 training and 360 test images of 3 x 32 x 32, and its source.
 
     Raises:
         DataError: the file in the package was altered.
@@ -51,8 +51,8 @@ def embedded() -> tuple[Arrays, str]:
 def test_indices(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Return which images are for testing: 36 of each digit, evenly spaced in file order.
 
-    The file runs from writer to writer, so that each writes in both halves. Nothing is random: the split is
-    the same for every seed.
+    The file is ordered by writer, so that each writer is in both parts. Nothing is random: the split is the same for
+    every seed.
     """
     chosen = []
     for digit in range(len(CLASSES)):

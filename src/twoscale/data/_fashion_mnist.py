@@ -47,13 +47,13 @@ FILES = {
     "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
-"""File to MD5, in the order of ``Arrays``."""
+"""From file names to MD5, in the order of ``Arrays``."""
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist keeps the four files (compressed anew: other MD5s)."""
+"""Folder of the four files in Debian's package dataset-fashion-mnist (compressed again, so with other MD5s)."""
 
 
 def installed() -> Path | None:
-    """Return the folder of Debian's package, or None where it is not installed."""
+    """Return the folder of Debian's package, or None if it is not installed."""
     return DEBIAN if all((DEBIAN / name).is_file() for name in FILES) else None
 
 
@@ -87,7 +87,7 @@ def read_path(path: Path) -> tuple[Arrays, str]:
 
 
 def fetch(folder: Path, progress: FetchProgress) -> tuple[Arrays, str]:
-    """Get Fashion-MNIST from Debian's package where installed, or else from its authors.
+    """Get Fashion-MNIST from Debian's package if installed, or else from its authors.
 
     Args:
         folder: an empty folder for the download.
@@ -97,7 +97,7 @@ def fetch(folder: Path, progress: FetchProgress) -> tuple[Arrays, str]:
         The arrays, images (N, 1, 28, 28), and where they came from.
 
     Raises:
-        DataError: no source could be had; gives the reason of each.
+        DataError: all sources failed; the message gives the reasons.
         OSError: the download cannot be written.
     """
     failures = []
@@ -123,7 +123,7 @@ def fetch(folder: Path, progress: FetchProgress) -> tuple[Arrays, str]:
 
 
 def _decompressed(content: bytes, shape: tuple[int, ...]) -> bytes:
-    # One byte more than expected is enough to see that there are too many.
+    # One byte more than expected is enough to detect too many.
     with gzip.open(io.BytesIO(content)) as file:
         return file.read(int(np.prod(shape)) + 17)
 

@@ -22,9 +22,9 @@ from twoscale.errors import ConfigurationError, DataError
 __all__ = ["image_folder"]
 
 _IN_MEMORY = 1 << 30
-"""Bytes of pixels up to which a split is in memory; larger ones are in a file that is mapped into it."""
+"""Splits with at most this many bytes of pixels stay in memory. Larger ones are in a memory-mapped file."""
 _NAMED = 5
-"""Damaged files that a message names."""
+"""Largest number of damaged files that a message names."""
 
 Entry = tuple[Path, int]
 """A picture and its class."""
@@ -45,19 +45,18 @@ def image_folder(
 
     ``path`` holds ``train/`` and ``val/`` or ``test/``, each with a folder per class; or the class folders themselves.
     In that case each class is divided: its files in the order of the SHA-256 of "seed:class/file", the first
-    ``test_fraction`` of them, rounded half to even but at least one, are for testing. So the split of a file depends on
-    nothing but its name, its class and how many the class has.
+    ``test_fraction`` of them, rounded half to even but at least one, are for testing. So the split of a file depends
+    only on its name, its class, and the number of files of the class.
 
-    Pixels are decoded once, by one thread per core. Up to 1 GiB per split stay in memory. More are written to a file in
-    the cache folder that has no name and ends with the process, and are mapped from there, so that the memory in use is
-    bounded by what the system has free.
+    Pixels are decoded once, by one thread per core. Up to 1 GiB per split stay in memory. Larger splits are written to
+    an unnamed file in the cache folder, which disappears with the process, and are memory-mapped.
 
     Args:
         path: the folder.
         preprocessing: from file to pixels. Default: ``Preprocessing()``.
         mean: per channel, of pixels / 255. Default: 0.5.
         std: per channel, of pixels / 255, positive. Default: 0.5.
-        test_fraction: of each class, where the folder is not divided; more than 0 and less than 1.
+        test_fraction: of each class, if the folder has no division; more than 0 and less than 1.
         seed: of that division, at least 0.
         skip_damaged: leave out files that cannot be decoded.
         on_damaged: is called with a line for each file that is left out.
@@ -111,7 +110,7 @@ def image_folder(
 
 
 def _entries(path: Path, fraction: float, seed: int) -> tuple[tuple[str, ...], list[Entry], list[Entry], str]:
-    """Return the classes, the pictures to train and to test with, and how they were divided."""
+    """Return the classes, the pictures for training and testing, and how they were divided."""
     if not path.is_dir():
         raise DataError(
             f"{path} {'is no folder' if path.exists() else 'does not exist'}: expected a folder of pictures"
@@ -173,7 +172,7 @@ def _pictures(path: Path) -> dict[str, list[Path]]:
 
 
 def _read(entries: Sequence[Entry], how: Preprocessing, classes: int, damaged: list[str]) -> Split:
-    """Decode pictures; those that cannot be are left out, and named in ``damaged``."""
+    """Decode pictures. Damaged ones are left out and named in ``damaged``."""
     pixels = _array((len(entries), *how.shape))
     good = np.ones(len(entries), bool)
 

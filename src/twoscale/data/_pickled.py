@@ -1,8 +1,8 @@
-"""The one shape of pickle that a CIFAR-10 batch is, read opcode by opcode: nothing is imported or called.
+"""Reads pickles of CIFAR-10 batches, and no others, opcode by opcode. Nothing is imported or called.
 
-``pickle.Unpickler`` with a restricted ``find_class`` runs nothing either, but nine bytes let it take gigabytes (the
-memo is an array as long as its largest index), and keys that are nested tuples take it for ever to hash. Here every
-opcode adds a bounded amount, and keys are text.
+``pickle.Unpickler`` with a restricted ``find_class`` runs nothing either, but nine bytes can make it allocate gigabytes
+(the memo is an array as long as its largest index), and keys of nested tuples take forever to hash. Here every opcode
+adds a bounded amount, and keys are text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["PickledBatchError", "read_batch"]
 _MOST_OPCODES = 500_000
 """The published batches, of 10,000 labels and file names, have at most 50,045."""
 _MOST_BYTES = 64 << 20
-"""Of strings that are made of others."""
+"""Largest size of strings made of others."""
 
 _PUSHED = frozenset({
     "BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "BINFLOAT", "FLOAT", "BINUNICODE", "SHORT_BINUNICODE",
@@ -36,7 +36,7 @@ class PickledBatchError(Exception):
 
 @dataclass
 class _Object:
-    """An object of numpy's that a name refers to: its arguments and its state."""
+    """An object of NumPy with its arguments and its state."""
 
     kind: str
     arguments: tuple[object, ...] = ()
@@ -59,7 +59,7 @@ _NAMES = {
 
 @dataclass
 class _Machine:
-    """The stack of a pickle, as far as a batch needs it."""
+    """The part of a pickle machine that a batch needs."""
 
     stack: list[Any] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
@@ -117,7 +117,7 @@ class _Machine:
         target.state = state
 
     def run(self, content: bytes) -> object:
-        """Run to the end; return what is on the stack."""
+        """Run to the end; return the top of the stack."""
         stack = self.stack
         for number, (opcode, given, _) in enumerate(pickletools.genops(content)):
             argument: Any = given
@@ -182,13 +182,13 @@ def read_batch(content: bytes) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return the images (N, 3, 32, 32) and labels (N,) of a pickled batch, by Python 2 or 3 in protocol 0 to 4.
 
     Raises:
-        PickledBatchError: it is none; gives the reason.
+        PickledBatchError: it is not a batch; the message gives the reason.
     """
     try:
         batch = _Machine().run(content)
     except PickledBatchError:
         raise
-    except Exception as error:  # a damaged pickle can raise nearly anything
+    except Exception as error:  # a damaged pickle can raise almost anything
         raise PickledBatchError(f"it is no CIFAR-10 batch ({type(error).__name__}: {error})") from error
     if not isinstance(batch, dict):
         raise PickledBatchError(f"it is no CIFAR-10 batch ({type(batch).__name__}, expected a dictionary)")

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["SUFFIXES", "Preprocessing"]
 
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-"""Pillow's others include EPS, for which it starts a program."""
+"""Other formats of Pillow include EPS, for which it starts a program."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _LARGEST = 2**27
-"""Pixels; more are refused before they are decoded."""
+"""Largest number of pixels. Larger pictures are refused before they are decoded."""
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -32,10 +32,10 @@ class Preprocessing:
 
     1. The first frame is decoded, and turned and mirrored as its EXIF orientation says.
     2. It is converted to grey (1 channel), RGB (3) or RGBA (4) as Pillow's ``convert`` does: a palette becomes its
-       colours, CMYK and YCbCr become RGB, and an alpha channel is dropped where the result has none. Grey pictures of
-       16 bits become 8 bits by v · 255 / 65535, rounded half up. Pictures of 32 bits have no known range, and are
+       colours, CMYK and YCbCr become RGB, and an alpha channel is dropped if the result has none. Grey pictures of
+       16 bits become 8 bits by v · 255 / 65535, rounded half up. Pictures of 32 bits have no known range and are
        refused.
-    3. It is resized with Pillow's filter, which averages over all pixels that fall into a new one (antialias).
+    3. It is resized with Pillow's filter, which averages over all pixels covered by a new one (antialias).
     4. It is cropped.
 
     Steps 3 and 4 are those of torchvision's reference transforms: ``resize="shorter"``, ``crop="center"`` is
@@ -53,8 +53,8 @@ class Preprocessing:
     resize_to: int | None = None
     """Length of the shorter side. Default: ``size``; torchvision's evaluation of ImageNet has 256 for 224."""
     crop: Literal["center"] = "center"
-    """center: the middle, with a place between two pixels rounded to the even one. Black comes in at the borders of a
-    picture that is smaller."""
+    """center: the middle; a position between two pixels is rounded to the even one. Smaller pictures get black
+    borders."""
     interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"] = "bilinear"
     channels: Literal[1, 3, 4] = 3
 
@@ -98,7 +98,7 @@ class Preprocessing:
             raise
         except OSError as error:
             raise DataError(f"{name} is no readable picture: {error.strerror or _line(error)}") from error
-        except Exception as error:  # Pillow's decoders raise nearly anything for damaged files
+        except Exception as error:  # Pillow's decoders can raise almost anything for damaged files
             raise DataError(f"{name} is damaged ({_line(error)})") from error
 
     def _pixels(self, image: Image.Image) -> NDArray[np.uint8]:

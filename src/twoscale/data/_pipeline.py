@@ -23,8 +23,8 @@ _Labels = TypeVar("_Labels", NDArray[Any], "torch.Tensor")
 def epoch_order(n: int, *, seed: int, epoch: int, shuffle: bool = True) -> NDArray[np.int64]:
     """Return the order in which an epoch visits ``n`` samples.
 
-    It depends on (n, seed, epoch) only: sorting the raw 64-bit output of PCG64, which NumPy promises never
-    to change (NEP 19), unlike the permutations of its generators.
+    It depends on (n, seed, epoch) only. It sorts the raw 64-bit output of PCG64, which NumPy promises never to change
+    (NEP 19), unlike the permutations of its generators.
 
     Args:
         n: number of samples, at least 0.
@@ -54,18 +54,18 @@ def batches(
     order: NDArray[np.int64] | None = None,
     drop_last: bool = False,
 ) -> Iterator[tuple[_Images, _Labels]]:
-    """Give (images, labels) of at most ``batch_size`` samples at a time.
+    """Yield (images, labels) of at most ``batch_size`` samples at a time.
 
     Args:
         images: (N, ...), NumPy array or torch tensor on any device.
         labels: (N,), likewise.
         batch_size: at least 1.
-        order: which samples, in which order (``epoch_order``); None: all as they lie, without copying.
+        order: the samples in the order to visit (``epoch_order``); None for all in stored order, without copying.
         drop_last: leave out a last batch that is smaller.
 
     Raises:
         ConfigurationError: the batch size is less than 1.
-        DataError: not as many labels as images, or an order that points outside.
+        DataError: the numbers of labels and images differ, or the order points outside.
     """
     if batch_size < 1:
         raise ConfigurationError(f"batch size {batch_size}: expected at least 1")
@@ -92,7 +92,7 @@ def _batches(
 
 
 def _index_for(values: object, order: NDArray[np.int64] | None) -> Any:
-    """Return ``order`` as an index that lies where ``values`` lie, so that it is copied there once."""
+    """Return ``order`` as an index on the device of ``values``, so that it is copied there once."""
     if order is None or isinstance(values, np.ndarray):
         return order
     import torch
@@ -104,9 +104,9 @@ def _index_for(values: object, order: NDArray[np.int64] | None) -> Any:
 def augmentation(
     n: int, *, seed: int, epoch: int, padding: int = 0, flip: Literal["none", "random", "alternating"] = "none"
 ) -> NDArray[np.int64]:
-    """Return how an epoch shifts and mirrors each of ``n`` images.
+    """Return the shift and the mirroring of each of ``n`` images in an epoch.
 
-    It depends on the arguments only, so not on the order of the images, on how they are dealt out, or on the device.
+    It depends on the arguments only, not on the order of the images, their distribution over processes, or the device.
 
     Args:
         n: number of images, at least 0.
@@ -141,8 +141,8 @@ def augmentation(
 def random_crop_flip(images_nchw: torch.Tensor, generator: torch.Generator, padding: int = 4) -> torch.Tensor:
     """Shift each image by up to ``padding`` pixels and mirror half of them: the usual CIFAR augmentation.
 
-    As padding every side with 0, cropping to the old size at a random place, and flipping left to right with
-    probability 1/2, drawn for each image. 0 is black in uint8, the mean after normalization.
+    Same as padding every side with 0, cropping to the old size at a random position, and flipping left to right with
+    probability 1/2, for each image. 0 is black in uint8, the mean after normalization.
 
     Args:
         images_nchw: (N, C, H, W), uint8 or floating point, on any device.
@@ -180,7 +180,7 @@ def crop_flip(
     Args:
         images_nchw: (N, C, H, W), uint8 or floating point, on any device.
         how: (N, 3), int64, on the same device, as :func:`augmentation` gives it.
-        fill: what comes in at the borders: "black", 0; or "reflect", the image mirrored there, up to its own size.
+        fill: value at the borders: "black", 0; or "reflect", the image mirrored at the border, up to its own size.
 
     Returns:
         A new tensor like ``images_nchw``.
@@ -198,7 +198,7 @@ def crop_flip(
             return place.clamp(0, size - 1)
         return size - 1 - (size - 1 - place.abs()).abs()
 
-    # One gather over flat pixels; on a CPU three times as fast as indexing with four index tensors.
+    # One gather over flat pixels is three times as fast on a CPU as indexing with four index tensors.
     pixel = (inside(row, height)[:, :, None] * width + inside(column, width)[:, None, :]).flatten(1)
     gathered = images_nchw.flatten(2).gather(2, pixel[:, None].expand(-1, channels, -1)).view(images_nchw.shape)
     if fill == "black":

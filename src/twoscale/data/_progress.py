@@ -1,4 +1,4 @@
-"""Progress on standard error, only where that is a terminal."""
+"""Progress on standard error, only if that is a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Bar", "FetchProgress"]
 
 
 class Bar:
-    """A download's bar with the four members that pooch drives: total, update, reset, close."""
+    """A download's bar with the four members that pooch uses: total, update, reset, close."""
 
     def __init__(self, progress: Progress, description: str) -> None:
         self._progress = progress
@@ -33,7 +33,7 @@ class Bar:
 
     @total.setter
     def total(self, value: float) -> None:
-        # A server that sends no length makes pooch report 0, which would draw as finished.
+        # Without a length from the server, pooch reports 0, which would show as finished.
         self._progress.update(self._task, total=value or None)
 
     def update(self, n: int) -> None:
@@ -45,12 +45,12 @@ class Bar:
         self._progress.update(self._task, completed=0)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._progress.remove_task(self._task)
 
 
 class FetchProgress:
-    """Draws the progress of a fetch; silent with ``enabled=False`` or where standard error is no terminal."""
+    """Draws the progress of a fetch; silent with ``enabled=False`` or if standard error is not a terminal."""
 
     def __init__(self, *, enabled: bool = True) -> None:
         console = Console(stderr=True)

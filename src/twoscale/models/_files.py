@@ -1,4 +1,4 @@
-"""Model files: trained weights with what they are, and weights of any origin."""
+"""Model files: trained weights with metadata, and weights of any origin."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ModelInfo:
     model: str
     """Name in the registry, the reference to a model of the user's own (FILE.py:NAME), or the class of a module."""
     data: str
-    """Data set it was trained on."""
+    """Name of the data set that it was trained on."""
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     """Per channel, of pixels / 255; normalization is part of the model's input."""
@@ -49,13 +49,13 @@ class ModelInfo:
     seed: int
     epochs: int
     test_accuracy: float | None
-    """Fraction right of the whole test set, 0..1."""
+    """Accuracy on the whole test set, 0..1."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of :func:`twoscale.models.create`."""
     preprocessing: Preprocessing | None = None
-    """From picture files to pixels, where it was trained on a folder of pictures."""
+    """From picture files to pixels, if it was trained on a folder of pictures."""
     version: str = VERSION
-    """Of twoscale, when it was written."""
+    """Version of twoscale that wrote it."""
 
     def __post_init__(self) -> None:
         if not self.classes or not self.mean or len(self.mean) != len(self.std):
@@ -71,7 +71,7 @@ class ModelInfo:
 
 @requires_extras("twoscale.models.save_model")
 def save_model(path: Path, model: nn.Module, info: ModelInfo) -> None:
-    """Write the model's parameters and buffers, with ``info`` as metadata, all of it or nothing.
+    """Write the model's parameters and buffers, with ``info`` as metadata, completely or not at all.
 
     Raises:
         TwoscaleError: the folder cannot be written, or the disk is full.
@@ -133,7 +133,7 @@ def _decoded(path: Path, text: str) -> ModelInfo:
 def _created(path: Path, info: ModelInfo, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     """Return the model that a file names, with new weights.
 
-    Its options come from the file, and might ask for a model of any size. So it is first made without memory, and
+    Its options come from the file and could request a model of any size. So it is first created without memory and
     compared with the file's tensors.
     """
     import torch
@@ -171,8 +171,8 @@ def load(name: str | None, path: Path | str, *, part: str | None = None, **optio
     """Load weights from a file of any origin into the model ``name``.
 
     The file may keep the weights under any key ("state_dict", "ema", "MODEL_STATE"), beside other things, and with a
-    prefix before their names ("module.", "model."): the tensors are taken whose names and shapes are the model's.
-    Nothing in the file is executed.
+    prefix before their names ("module.", "model."). The tensors with the model's names and shapes are used. Nothing in
+    the file is executed.
 
     Args:
         name: as for :func:`twoscale.models.create`; None: the file names it (:func:`load_checkpoint`).
@@ -187,8 +187,8 @@ def load(name: str | None, path: Path | str, *, part: str | None = None, **optio
 
     Raises:
         UnknownNameError: there is no such model.
-        CheckpointError: missing, damaged, or it does not fit the model, or several sets of weights fit; names the
-            tensors, or the parts.
+        CheckpointError: missing, damaged, or it does not fit the model, or several sets of weights fit; the message
+        names the tensors or the parts.
     """
     if name is None:
         return load_checkpoint(path)[0]

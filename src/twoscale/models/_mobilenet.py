@@ -38,7 +38,7 @@ def _conv(channels_in: int, channels: int, kernel: int, stride: int = 1, groups:
 
 
 class _InvertedResidual(nn.Module):
-    """Expand channels, convolve each alone, project back; the input is added where the shape allows it."""
+    """Expand channels, convolve each by itself, project back. The input is added if the shape allows it."""
 
     def __init__(self, channels_in: int, channels: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -55,12 +55,11 @@ class _InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """53 layers with weights; 2,236,682 parameters and 88 million multiply-adds an image with 10 classes.
+    """53 layers with weights; 2,236,682 parameters and 88 million multiply-adds per image with 10 classes.
 
     Args:
         classes: number of outputs.
-        width: what the paper's numbers of channels are multiplied by, above 0; the last convolution never has
-            fewer than 1,280.
+        width: multiplier of the paper's numbers of channels, above 0. The last convolution never has fewer than 1,280.
 
     Raises:
         ConfigurationError: ``width`` is not above 0.

@@ -31,7 +31,7 @@ _MODELS = {
 
 @dataclass(frozen=True)
 class Published:
-    """How the published weights of a model were trained, since their files do not say it."""
+    """How the published weights of a model were trained. Their files do not contain it."""
 
     data: str
     """Name of the data set."""
@@ -53,7 +53,7 @@ _PUBLISHED = {
 
 
 def published(name: str) -> Published | None:
-    """Return what the published weights of model ``name`` expect; None if there are none."""
+    """Return how the published weights of model ``name`` were trained; None if there are none."""
     return _PUBLISHED.get(name)
 
 

@@ -36,7 +36,7 @@ class _Block(nn.Module):
 
 
 class _ProjectionBlock(_Block):
-    """The shortcut is a 1×1 convolution where the shape changes (option B of the paper)."""
+    """The shortcut is a 1×1 convolution if the shape changes (option B of the paper)."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__(channels_in, channels, stride)

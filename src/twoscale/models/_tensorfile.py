@@ -1,4 +1,5 @@
-"""Files of named tensors: written with a digest, and read so that nothing in them runs, hangs or fills the memory."""
+"""Files of named tensors. They are written with a digest. Reading them never executes code, hangs or exhausts the
+memory."""
 
 from __future__ import annotations
 
@@ -31,19 +32,19 @@ __all__ = [
 ]
 
 _DIGEST = "twoscale.sha256"
-# Under which keys training scripts keep the weights, for the message about a file in which nothing fits.
+# Keys under which training scripts keep the weights, for the message about a file in which nothing fits.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _SHOWN = 5
-"""Tensors that a message names of each fault."""
+"""Largest number of tensors that a message names for each fault."""
 _DEPTH = 16
-"""Dictionaries inside each other that are looked into."""
+"""Largest depth of nested dictionaries."""
 _OTHER_FILES = {
     b"\x89HDF": "an HDF5 file (Keras)",
     b"GGUF": "a GGUF file",
     b"\x1f\x8b": "a gzip file",
     b"\x93NUM": "a NumPy array",
 }
-"""First bytes of files that are taken for weights, and what they are."""
+"""First bytes of files that are mistaken for weights, and what the files are."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,17 @@ class TensorGroup:
     name: str
     """The keys that lead to it, joined by dots; empty for the file's own dictionary."""
     tensors: dict[str, torch.Tensor]
-    """Dense, on the CPU, real numbers."""
+    """Dense tensors of real numbers, on the CPU."""
     others: dict[str, str] = field(default_factory=dict)
-    """Name to kind, of tensors that are anything else."""
+    """From name to kind, for all other tensors."""
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What was read from a file."""
+    """The content of a file."""
 
     groups: tuple[TensorGroup, ...]
-    """At least one with a tensor in it."""
+    """At least one has a tensor."""
     metadata: dict[str, str] = field(default_factory=dict)
     """Of a safetensors file; empty for files of torch.save."""
 
@@ -74,7 +75,7 @@ class TensorFile:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors to a safetensors file, all of it or nothing, with a digest that reading checks.
+    """Write tensors to a safetensors file, completely or not at all, with a digest that reading checks.
 
     Equal tensors and metadata give equal files.
 
@@ -87,7 +88,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
 
 
 def read_tensors(path: Path) -> TensorFile:
-    """Read a safetensors file, or one of ``torch.save`` that holds tensors only; the content says which.
+    """Read a safetensors file, or one of ``torch.save`` with only tensors. The content decides which.
 
     Raises:
         CheckpointError: missing, truncated, altered since it was written, or neither kind of file.
@@ -95,7 +96,7 @@ def read_tensors(path: Path) -> TensorFile:
     try:
         with path.open("rb") as file:
             head = file.read(9)
-            # The length of a safetensors header may look like the beginning of a pickle; its ninth byte is always {.
+            # The length of a safetensors header may look like the beginning of a pickle. Its ninth byte is always {.
             if head.startswith((b"PK\x03\x04", b"\x80")) and head[8:] != b"{":
                 groups = tuple(_groups(_load_torch(file, path)))
                 if not any(group.tensors or group.others for group in groups):
@@ -109,7 +110,7 @@ def read_tensors(path: Path) -> TensorFile:
         with safetensors.safe_open(path, framework="pt") as opened:
             metadata = dict(opened.metadata() or {})
             tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
-    except Exception as error:  # SafetensorError, and what unknown types of tensors raise
+    except Exception as error:  # SafetensorError, and errors about unknown types of tensors
         if head[8:] == b"{":
             reason = _reason(error)
             message = f"{path} is truncated or damaged ({reason}); restore it from a copy, or train again"
@@ -133,21 +134,21 @@ def read_tensors(path: Path) -> TensorFile:
 def choose(model: torch.nn.Module, file: TensorFile, origin: str, part: str | None = None) -> dict[str, torch.Tensor]:
     """Return the tensors of a file that are the model's, under the model's own names.
 
-    A file may keep them under any key, beside others (an optimizer's state, an average of the weights), and behind a
-    prefix of their names (``module.``, ``model.``), beside tensors without it. Those fit whose names and shapes are
-    the model's, all of them.
+    A file may have them under any key, beside other tensors (an optimizer's state, an average of the weights), and with
+    a prefix (``module.``, ``model.``), beside tensors without it. A set of tensors fits if it has all names and shapes
+    of the model.
 
     Args:
-        model: whose tensors are looked for; only their names and shapes are read.
-        file: what was read.
+        model: only the names and shapes of its tensors are used.
+        file: the content of the file.
         origin: the file's name, for messages.
-        part: the one to take where several fit: keys and prefix, joined by dots.
+        part: the set to use if several fit: keys and prefix, joined by dots.
 
     Returns:
-        Name to tensor. Where none fits, those that come nearest, which :func:`fit` refuses with the reasons.
+        From name to tensor. If none fits, the closest set, which :func:`fit` refuses with the reasons.
 
     Raises:
-        CheckpointError: several fit, with other values, or none that is called ``part``; names them.
+        CheckpointError: several sets with different values fit, or none is called ``part``; the message names them.
     """
     own = {name: value.shape for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     required = {name for name in own if not name.endswith(".num_batches_tracked")}
@@ -178,7 +179,8 @@ def choose(model: torch.nn.Module, file: TensorFile, origin: str, part: str | No
 
 
 def _prefixes(group: TensorGroup, required: set[str]) -> list[str]:
-    """Return what the group's names have before those of the model; tried with the name that is the least common."""
+    """Return the prefixes of the group's names before those of the model. They are found with the model's least common
+    name."""
     if not required:
         return [""]
     probe = max(sorted(required), key=len)
@@ -190,7 +192,7 @@ def _without_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[st
 
 
 def _nearest(file: TensorFile, required: set[str]) -> dict[str, torch.Tensor]:
-    """Return the tensors with the most names of the model; of equals, those at the most usual place."""
+    """Return the tensors with the most names of the model; of several, those under the most usual key."""
     best: tuple[int, int, dict[str, torch.Tensor]] = (-1, 0, {})
     for group in file.groups:
         odd = {name: f"{name} is {kind}" for name, kind in group.others.items()}
@@ -215,16 +217,16 @@ def _equal(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool
 def fit(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
     """Copy ``tensors`` into the model's parameters and buffers, as :func:`copy_into` does.
 
-    BatchNorm's count of batches, which files of parameters leave out and nothing is computed from, may be missing.
+    BatchNorm's count of batches may be missing. Files of parameters leave it out, and nothing is computed from it.
     """
     copy_into(_wanted(model, tensors), tensors, origin, type(model).__name__)
 
 
 def check_fits(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
-    """Check names and shapes as :func:`fit` does, of a model that need not have values.
+    """Check names and shapes like :func:`fit`, for a model that need not have values.
 
     Raises:
-        CheckpointError: a tensor is missing, left over, or of another shape; names the tensors.
+        CheckpointError: a tensor is missing, superfluous, or of another shape; the message names the tensors.
     """
     _check_shapes(_wanted(model, tensors), tensors, origin, type(model).__name__)
 
@@ -241,12 +243,12 @@ def copy_into(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tenso
     """Copy ``tensors`` into those of the same names.
 
     Raises:
-        CheckpointError: a tensor is missing, left over, of another shape, or has NaN or infinity in it; names
-            the tensors. Nothing was changed then.
+        CheckpointError: a tensor is missing, superfluous, of another shape, or has NaN or infinity; the message names
+        the tensors. Nothing is changed in that case.
     """
     _check_shapes(own, tensors, origin, owner)
     for name, value in own.items():
-        # In its own type: a float64 value may be too large for float32.
+        # In its own type, because a float64 value may be too large for float32.
         bad = int((~torch.isfinite(tensors[name].to(value.dtype))).sum())
         if bad:
             raise CheckpointError(
@@ -283,7 +285,7 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _load_torch(file: BinaryIO, path: Path) -> Any:
-    """Return what ``torch.save`` wrote.
+    """Return the content of a file of ``torch.save``.
 
     Raises:
         CheckpointError: it is damaged, no file of torch.save, or holds Python objects.
@@ -293,7 +295,7 @@ def _load_torch(file: BinaryIO, path: Path) -> Any:
         _check_archive(file, path)
     file.seek(0)
     try:
-        # An open file: torch.load reads a path that ends in .safetensors in another way.
+        # An open file, because torch.load treats a path that ends in .safetensors differently.
         with warnings.catch_warnings(action="ignore"):
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -301,12 +303,12 @@ def _load_torch(file: BinaryIO, path: Path) -> Any:
             f"{path} holds Python objects besides tensors, which could run code and are never loaded; "
             "save model.state_dict() instead of the model"
         ) from error
-    except Exception as error:  # a damaged file can raise nearly anything, MemoryError too
+    except Exception as error:  # a damaged file can raise almost anything, including MemoryError
         raise CheckpointError(f"{path} is truncated or damaged ({_reason(error)})") from error
 
 
 def _check_archive(file: BinaryIO, path: Path) -> None:
-    """Check the zip archive that torch.save writes: what it is, its size in memory, and every checksum.
+    """Check the zip archive of torch.save: its kind, its size in memory, and every checksum.
 
     Raises:
         CheckpointError: a checksum differs, or it is another archive.
@@ -324,16 +326,16 @@ def _check_archive(file: BinaryIO, path: Path) -> None:
                 raise CheckpointError(
                     f"{path} is a program of torch.export; load it with torch.export.load and save its state_dict"
                 )
-            # torch.save compresses nothing: anything else takes more memory than the file is large.
+            # torch.save does not compress. A compressed member would take more memory than its size in the file.
             if any(member.compress_type != zipfile.ZIP_STORED for member in members) or size < sum(
                 member.file_size for member in members
             ):
                 raise CheckpointError(f"{path} is a zip archive that torch.save did not write; expected a state dict")
-            # Without checksums (torch.serialization.set_crc32_options) they are all 0.
+            # All are 0 without checksums (torch.serialization.set_crc32_options).
             damaged = archive.testzip() if any(member.CRC for member in members) else None
     except CheckpointError:
         raise
-    except Exception as error:  # zipfile raises BadZipFile, and others for what it does not expect
+    except Exception as error:  # zipfile raises BadZipFile, and other errors for unexpected content
         raise CheckpointError(f"{path} is truncated or damaged ({_reason(error)})") from error
     if damaged is not None:
         raise CheckpointError(
@@ -343,12 +345,12 @@ def _check_archive(file: BinaryIO, path: Path) -> None:
 
 
 def _groups(loaded: Any) -> Iterator[TensorGroup]:
-    """Give the tensors of a dictionary, and of every dictionary in it, each once."""
+    """Yield the tensors of a dictionary and of every dictionary in it, each once."""
     pending: list[tuple[tuple[str, ...], Any]] = [((), loaded)]
     seen: set[int] = set()
     while pending:
         keys, value = pending.pop(0)
-        if not isinstance(value, dict) or id(value) in seen:  # a dictionary may hold itself
+        if not isinstance(value, dict) or id(value) in seen:  # a dictionary may contain itself
             continue
         seen.add(id(value))
         tensors: dict[str, torch.Tensor] = {}
@@ -364,7 +366,7 @@ def _groups(loaded: Any) -> Iterator[TensorGroup]:
 
 
 def _kind(tensor: torch.Tensor) -> str | None:
-    """Return what a tensor is, where it is anything else than dense real numbers on the CPU."""
+    """Return the kind of a tensor that is not dense real numbers on the CPU."""
     if tensor.is_nested:
         return "a nested tensor"
     if tensor.is_quantized:
@@ -390,6 +392,6 @@ def _reason(error: BaseException) -> str:
 
 
 def _some(faults: list[str]) -> str:
-    """Return the first of a long list, and how many there are besides."""
+    """Return the first items of a long list, and the number of the others."""
     shown = faults if len(faults) <= _SHOWN + 1 else [*faults[:_SHOWN], f"and {len(faults) - _SHOWN} more"]
     return ", ".join(shown)

@@ -1,7 +1,7 @@
 """Training and evaluating float models.
 
 ``train(TrainConfig(...), dataset, out=folder)`` trains and writes checkpoints; ``evaluate(model, split, mean, std)``
-gives accuracy. Importing this package does not import torch; using what trains does.
+gives accuracy. Importing this package does not import torch. Training does.
 """
 
 from __future__ import annotations

@@ -27,14 +27,14 @@ def evaluate(
     """Return the fraction of images whose largest logit is their class, 0..1, each image counted once.
 
     Args:
-        model: maps normalized images (N, C, H, W) to logits (N, classes), on any device. It is run in evaluation
-            mode, and left in the mode it was in.
+        model: maps normalized images (N, C, H, W) to logits (N, classes), on any device. It is run in evaluation mode;
+        its mode is restored.
         split: images and labels.
         mean: per channel, of pixels / 255.
         std: per channel, of pixels / 255.
-        batch_size: images at a time; the result does not depend on it, but for the last bit of a logit.
-        max_samples: use only the first images; all, where there are fewer.
-        views: what each image is judged by. one: its logits; mirrored: the mean of its own and its mirror image's;
+        batch_size: images at a time. It affects at most the last bit of a logit.
+        max_samples: use only this many of the first images.
+        views: the logits used for each image. one: its logits; mirrored: the mean of its own and its mirror image's;
             shifted: the mean of that and of the same by a pixel up and left and by one down and right, the border
             mirrored (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds", section 3.5).
 
@@ -59,7 +59,7 @@ def correct(
     batch_size: int = 100,
     views: Views = "one",
 ) -> int:
-    """Return how many images :func:`evaluate` finds right; 0 of none."""
+    """Return the number of images that :func:`evaluate` counts as right."""
     tensor = next(iter(model.parameters()), torch.empty(0))
     was_training = model.training
     model.eval()

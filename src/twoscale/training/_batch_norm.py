@@ -1,6 +1,6 @@
 """BatchNorm over the batch of all processes: PyTorch's own on GPUs, and our own on processors.
 
-And whether it can train on the batches of a run at all.
+Also checks whether BatchNorm can train on the batches of a run.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def _sum_over_ranks(x: torch.Tensor) -> torch.Tensor:
 
 
 class _SynchronizedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm2d whose mean and variance are over the images of all processes, however many each has."""
+    """BatchNorm2d whose mean and variance are over the images of all processes, which may have different numbers."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, C, H, W) to the same shape."""
         if not self.training or not dist.is_initialized():
             return super().forward(x)
         given, axes = x.dtype, (0, 2, 3)
-        x = x.to(torch.promote_types(given, torch.float32))  # a bfloat16 cannot even count the values
+        x = x.to(torch.promote_types(given, torch.float32))  # bfloat16 cannot represent the number of values
         count = x.new_tensor([x.numel() // x.shape[1]])
         total = _sum_over_ranks(torch.cat([x.sum(axes), count]))
         number = total[-1].detach()
@@ -66,9 +66,10 @@ class _SynchronizedBatchNorm(nn.BatchNorm2d):
 
 
 def synchronized(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return ``model`` with each BatchNorm2d replaced by one over all processes; parameters and names stay.
+    """Return ``model`` with each BatchNorm2d replaced by one over all processes. Parameters and names do not change.
 
-    On a GPU it is torch.nn.SyncBatchNorm, which refuses processors; there it is written out here.
+    On GPUs this is torch.nn.SyncBatchNorm, which does not support processors; for them there is an implementation
+    here.
     """
     if device.type == "cuda":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -80,7 +81,7 @@ def synchronized(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def alone(model: nn.Module) -> None:
-    """Turn what :func:`synchronized` made back into plain BatchNorm2d, in place."""
+    """Undo :func:`synchronized`, in place."""
     for module in model.modules():
         if isinstance(module, nn.SyncBatchNorm | _SynchronizedBatchNorm):
             module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
@@ -92,7 +93,7 @@ def check_batches(
     """Check that no BatchNorm of ``model`` gets a single value per channel, which has no variance.
 
     Args:
-        model: is run on ``image`` in training mode where a run has such batches, and left as it was.
+        model: run on ``image`` in training mode if the run has such batches; it is not changed.
         image: (1, C, H, W), normalized.
         images: of an epoch.
         batch: images of an update.
@@ -100,7 +101,7 @@ def check_batches(
         accumulation: parts in which each computes its share.
 
     Raises:
-        ConfigurationError: one is; names the updates, and what to change.
+        ConfigurationError: one does; the message names the updates and what to change.
     """
 
     def has_single(size: int) -> bool:

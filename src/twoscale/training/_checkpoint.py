@@ -19,34 +19,34 @@ __all__ = ["Position", "SavedState", "begun_here", "noted", "read_state", "write
 
 _RECENT, _EPOCH = "recent_losses", "epoch_loss"
 _KEY = "twoscale.training"
-# Fields that may differ between the sessions of a run without changing what it computes.
+# Fields that may differ between the sessions of a run without changing the result.
 _FREE = frozenset({"epochs", "checkpoint_every", "step", "threads", "device", "test_views", "evaluate_every"})
 
 
 @dataclass
 class Position:
-    """The progress of a run: everything but weights and optimizer state."""
+    """The progress of a run: everything except weights and optimizer state."""
 
     config: TrainConfig
     labels: int
-    """CRC-32 of the training labels: another data set of the same name is noticed."""
+    """CRC-32 of the training labels, which detects another data set of the same name."""
     done: int = 0
     """Mini-batches."""
     losses: list[tuple[int, float]] = field(default_factory=list)
     """(mini-batches done, mean loss since the entry before)."""
     epochs: list[EpochRecord] = field(default_factory=list)
-    """Those that are complete."""
+    """The complete epochs."""
     seconds: float = 0.0
     """Of training alone."""
     epoch_seconds: float = 0.0
-    """Of the epoch that is under way."""
+    """Of the current epoch."""
     epoch_data_wait: float = 0.0
     world_size: int = 1
-    """Processes of the session that wrote it."""
+    """Number of processes of the session that wrote it."""
     launch: str = ""
-    """The launch that it belonged to."""
+    """The launch of that session."""
     notes: list[str] = field(default_factory=list)
-    """What sessions changed against those before them."""
+    """Changes of sessions against the sessions before them."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,17 @@ class SavedState:
     recent_losses: list[float]
     """Of the mini-batches since the last entry in ``position``."""
     epoch_loss: float
-    """Sum of the losses of the epoch that is under way."""
+    """Sum of the losses of the current epoch."""
     random_states: list[bytes]
     """Torch's, of each process."""
 
 
 def write_state(path: Path, saved: SavedState, model: torch.nn.Module, optimizer: dict[str, torch.Tensor]) -> None:
-    """Write the state of a run, all of it or nothing.
+    """Write the state of a run, completely or not at all.
 
     Args:
         path: the file.
-        saved: how far the run has come.
+        saved: the run's progress.
         model: its parameters and buffers are written.
         optimizer: name to state.
 
@@ -90,19 +90,19 @@ def write_state(path: Path, saved: SavedState, model: torch.nn.Module, optimizer
 def read_state(
     path: Path, expected: Position, model: torch.nn.Module, optimizer: dict[str, torch.Tensor]
 ) -> SavedState:
-    """Put the state of a run into ``model`` and ``optimizer``.
+    """Load the state of a run into ``model`` and ``optimizer``.
 
     Args:
         path: the file.
-        expected: of the session that resumes from it.
+        expected: the state of the session that resumes.
         model: gets the parameters and buffers.
         optimizer: name to state.
 
     Returns:
-        How far the run had come.
+        The run's progress.
 
     Raises:
-        ConfigurationError: it is another run's; names what differs.
+        ConfigurationError: it belongs to another run; the message names the difference.
         CheckpointError: missing, damaged, not the state of a run, or it does not fit.
     """
     content = read_tensors(path)
@@ -139,7 +139,7 @@ def begun_here(path: Path) -> bool:
 
 
 def _check_continues(found: Position, position: Position, path: Path) -> None:
-    """Raise ConfigurationError where the run found in ``path`` is not the one that is to be continued."""
+    """Raise ConfigurationError if ``path`` has another run than the one to continue."""
     schedule = found.config.schedule
     free = _FREE if schedule == "constant" else _FREE - {"epochs"}
     differences = [
@@ -161,10 +161,10 @@ def _check_continues(found: Position, position: Position, path: Path) -> None:
 
 
 def noted(found: Position, position: Position) -> list[str]:
-    """Return what a session changes against the one that it continues, one line per change.
+    """Return the changes of a session against the one that it continues, one line each.
 
     Args:
-        found: what was saved.
+        found: the saved state.
         position: of this session, its configuration with every default filled in.
     """
     notes = []

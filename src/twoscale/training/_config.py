@@ -18,9 +18,9 @@ Views = Literal["one", "mirrored", "shifted"]
 
 _EPOCHS = 2
 _EPOCHS_OF_SMALL_SETS = {"digits": 12}
-"""1,437 images need more than 2 passes at the lab's learning rate."""
+"""Epochs of digits, whose 1,437 images need more than 2 passes at the lab's learning rate."""
 _SMALL_BATCH = 16
-"""Below this, a second thread costs more than it brings, on tensors this small."""
+"""For smaller batches, a second thread costs more than it gains."""
 
 _AT_LEAST = {
     "epochs": 1, "batch_size": 1, "seed": 0, "log_every": 1, "checkpoint_every": 1, "threads": 1, "base_batch": 1,
@@ -54,9 +54,9 @@ class TrainConfig:
     data: str = "digits"
     """Name of the data set, or path of a folder of pictures with a folder per class."""
     size: int | None = None
-    """Height and width to which pictures of a folder are brought. Default: 224."""
+    """Height and width of the pictures of a folder after preprocessing. Default: 224."""
     resize_to: int | None = None
-    """Length of their shorter side before the middle is cut out. Default: size."""
+    """Length of their shorter side before the center crop. Default: size."""
     epochs: int | None = None
     """Passes over the training images. Default: 12 for digits, which are few; else 2."""
     batch_size: int = 4

@@ -1,4 +1,4 @@
-"""A run's model, where it is to run, and the step that trains it."""
+"""A run's model, its device, and the step that trains it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ __all__ = ["AnyStep", "create_model", "create_step", "model_options"]
 AnyStep = Step | GraphedStep | ParallelStep
 
 _WORTH_RECORDING = 10_000
-"""Mini-batches from which on recording the step, which takes 1 to 2 s, pays."""
+"""Number of mini-batches from which on recording the step, which takes 1 to 2 s, pays off."""
 _WORTH_COMPILING = 250_000
-"""Images from which on compiling the step for a GPU, which takes up to a minute, pays."""
+"""Number of images from which on compiling the step for a GPU, which takes up to a minute, pays off."""
 
 
 def model_options(config: TrainConfig, classes: int) -> dict[str, Any]:
@@ -46,16 +46,17 @@ def model_options(config: TrainConfig, classes: int) -> dict[str, Any]:
 def create_model(
     config: TrainConfig, dataset: Dataset, model: nn.Module | None, options: dict[str, Any]
 ) -> tuple[nn.Module, torch.device]:
-    """Return the model with its initial weights where it is to run, and that device.
+    """Return the model with its initial weights on its device, and the device.
 
     Args:
         config: names the model and its initialization.
-        dataset: whose patches a whitening first convolution is made from.
-        model: to be used instead, where it is.
+        dataset: its patches determine a whitening first convolution.
+        model: used instead, on its own device.
         options: of the named model.
 
     Raises:
-        ConfigurationError: there is no GPU, nothing to train, or the model cannot begin so.
+        ConfigurationError: there is no GPU, there is nothing to train, or the model does not support the
+        initialization.
     """
     if model is None:
         model = models.create(config.model, seed=config.seed, **options)
@@ -77,7 +78,8 @@ def create_model(
 def create_step(
     config: TrainConfig, model: nn.Module, images: DeviceImages, ranks: Ranks, *, mini_batches: int
 ) -> AnyStep:
-    """Return the step of a run in the way its configuration asks for, or that pays; its notes say what was not had.
+    """Return the step of a run, in the way that its configuration requests or that pays off. Its notes say what did not
+    work.
 
     Args:
         config: of the run, with every default filled in.

@@ -1,4 +1,4 @@
-"""Which options of a training run have no effect beside the others."""
+"""Options of a training run that have no effect together with the others."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ _MISSING: dict[str, Callable[[TrainConfig], str | None]] = {
 
 
 def without_effect(config: TrainConfig, given: Iterable[str]) -> dict[str, str]:
-    """Return which of the fields that were given have no effect in a run, each with the reason.
+    """Return the given fields that have no effect in a run, each with the reason.
 
     Args:
         config: of the run.
-        given: names of fields.
+        given: names of the fields given.
     """
     reasons = {name: _MISSING[name](config) for name in given if name in _MISSING}
     return {name: reason for name, reason in reasons.items() if reason is not None}

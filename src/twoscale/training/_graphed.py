@@ -1,8 +1,8 @@
 """Steps on a GPU as CUDA graphs: gather, shift, normalize, forward, backward, update; many steps in one graph.
 
-At a small batch a GPU waits for the processor that starts its kernels. A graph starts them all at once, and holds as
-many steps as the batch is small. Everything in it lies at fixed places in memory: the indices of its images, the
-learning rates, and the losses that it leaves.
+With small batches a GPU waits for the processor that launches its kernels. A graph launches them all at once; the
+smaller the batch, the more steps it has. All its inputs and outputs have fixed addresses: the indices of its images,
+the learning rates, and the losses.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from twoscale.training._step import Gradient, reason_of, unchanged
 __all__ = ["GraphedStep"]
 
 _IMAGES_PER_GRAPH = 256
-"""As many steps go into one graph as have about so many images together."""
+"""The steps of one graph have about this many images together."""
 _WARM_UP = 3
-"""Runs before recording: compilation, choice of convolutions, first allocations."""
+"""Runs before recording, for compilation, choice of convolutions and first allocations."""
 
 
 @dataclass(frozen=True)
 class _Graph:
-    """A recorded number of steps, and where it reads and writes."""
+    """Recorded steps, and the tensors that they read and write."""
 
     replay: Callable[[], None]
     where: torch.Tensor
@@ -48,7 +48,7 @@ class GraphedStep:
         images: where batches come from.
         gradient: how gradients are computed.
         compiled: compile forward and backward of full batches first.
-        lr: learning rate of steps that are not given one.
+        lr: learning rate of steps without one of their own.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class GraphedStep:
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self.state = optimizer.state_for(self.parameters)
         self.notes: list[str] = []
-        """How it runs, and why not as asked."""
+        """How it runs, and the reason if that is not as requested."""
         self._model, self._optimizer, self._images, self._gradient = model, optimizer, images, gradient
         self._compiled, self._lr = compiled, lr
         self._graphs: dict[tuple[int, int], _Graph] = {}
@@ -74,13 +74,13 @@ class GraphedStep:
         self._chunk = 1
 
     def prepare(self, full: int, last: int, batches: int, scheduled: bool) -> None:
-        """Record steps; no tensor of the model is changed.
+        """Record steps. No tensor of the model is changed.
 
         Args:
             full: images of a batch.
             last: images of an epoch's last batch, less than ``full``; 0: there is none.
             batches: full batches of an epoch.
-            scheduled: whether steps are given learning rates.
+            scheduled: whether steps get learning rates.
         """
         self._chunk = max(1, min(batches, _IMAGES_PER_GRAPH // full))
         loss = self._loss
@@ -90,7 +90,7 @@ class GraphedStep:
                 with self._unchanged():
                     self._warm_up(fast, full)
                 loss = fast
-            except Exception as error:  # a missing compiler, or a bug of the compiler's
+            except Exception as error:  # a missing compiler, or a bug in it
                 self.notes.append(f"torch.compile failed ({reason_of(error)}): steps run eagerly in the graph instead")
                 self._compiled = False
         for size, count in {(full, 1), (full, self._chunk)} if batches else ():
@@ -152,7 +152,7 @@ class GraphedStep:
             self._step(loss, where, self._lr, out)
 
     def _unchanged(self) -> contextlib.AbstractContextManager[None]:
-        """Put everything back that steps change."""
+        """Restore everything that steps change."""
         return unchanged([*self._model.state_dict(keep_vars=True).values(), *self.state.values()])
 
     def _record(self, loss: Callable[[torch.Tensor], torch.Tensor], size: int, count: int, scheduled: bool) -> None:
@@ -170,7 +170,7 @@ class GraphedStep:
             with self._unchanged():
                 try:
                     replay = self._capture(loss, size, steps)
-                except Exception as error:  # whatever cannot be part of a graph, in the module's own code
+                except Exception as error:  # code in the module that cannot be part of a graph
                     self.notes.append(f"no CUDA graph could be recorded ({reason_of(error)})")
                     self._recorded = False
         self._graphs[size, count] = _Graph(replay, where, rates, losses)
@@ -178,7 +178,7 @@ class GraphedStep:
     def _capture(
         self, loss: Callable[[torch.Tensor], torch.Tensor], size: int, steps: Callable[[], None]
     ) -> Callable[[], None]:
-        """Return a function that replays ``steps``; what it reads and writes stays where it is."""
+        """Return a function that replays ``steps``, with the same input and output tensors each time."""
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

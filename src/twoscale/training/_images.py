@@ -1,4 +1,4 @@
-"""The training images on the device: uint8, whole; a batch is gathered, shifted, mirrored and normalized there."""
+"""The training images on the device, as uint8. Batches are gathered, shifted, mirrored and normalized there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["DeviceImages"]
 
 
 class DeviceImages:
-    """Training images and labels where the model is.
+    """Training images and labels on the model's device.
 
     Args:
         dataset: its training images.
@@ -21,7 +21,7 @@ class DeviceImages:
         dtype: of the batches.
 
     Raises:
-        ConfigurationError: shifts that are larger than an image can be continued by mirroring it.
+        ConfigurationError: shifts larger than what mirroring an image can fill.
     """
 
     def __init__(self, dataset: Dataset, config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -36,7 +36,7 @@ class DeviceImages:
         self._normalize = normalizer(dataset.mean, dataset.std, device)
         self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self._augments = config.crop > 0 or config.flip != "none"
-        # Always the same memory, as a CUDA graph reads it where it was.
+        # Always the same memory, because a CUDA graph reads it there.
         self._how = torch.zeros(len(self.labels) if self._augments else 0, 3, dtype=torch.int64, device=device)
 
     def __len__(self) -> int:

@@ -12,14 +12,14 @@ __all__ = ["whiten", "zero_init_residual"]
 
 _IMAGES = 5000
 _EPSILON = 5e-4
-"""Added to the variances, as airbench does: patches of photographs hardly vary in some directions."""
+"""Added to the variances, as in airbench. Patches of photographs hardly vary in some directions."""
 
 
 def zero_init_residual(model: nn.Module) -> int:
     """Set the last BatchNorm's weights of each residual block to 0 (Goyal et al. 2017, section 5.1).
 
     Returns:
-        How many blocks there were.
+        The number of blocks.
 
     Raises:
         ConfigurationError: the model has no such blocks.
@@ -34,11 +34,12 @@ def zero_init_residual(model: nn.Module) -> int:
 
 
 def whiten(model: nn.Module, dataset: Dataset) -> None:
-    """Let the first convolution map patches of training images to uncorrelated values of variance 1.
+    """Initialize the first convolution so that it maps patches of training images to uncorrelated values of variance
+    1.
 
     Its filters become the eigenvectors of the patches' covariance, each over its standard deviation, and their
-    negatives, the largest variance first; filters that are left over stay as they are. Page 2018 ("How to train your
-    ResNet"); it stays trainable here.
+    negatives, the largest variance first. Remaining filters are not changed. After Page 2018 ("How to train your
+    ResNet"), but the convolution stays trainable.
 
     Raises:
         ConfigurationError: the model does not begin with a plain convolution over the images' channels.

@@ -2,8 +2,8 @@
 
     order of the epoch → gather uint8 → normalize → step → (every so often) losses, accuracy, checkpoint
 
-Values are read back from the device only where a line is written: each step writes its loss to its own place in a
-buffer, and the buffer is read once per log entry.
+Values are read back from the device only for log entries: each step writes its loss to its own place in a buffer, and
+the buffer is read once per log entry.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ from twoscale.training._step import numerics
 __all__ = ["TrainResult", "TrainingInterrupted", "train"]
 
 _GATHER = 256
-"""Images that are gathered and normalized at once: they stay in the processor's cache."""
+"""Images gathered and normalized at once, few enough to stay in the processor's cache."""
 _EVALUATION_BATCH = 100
 _EVALUATION_BATCH_ON_GPU = 1000
 _LOOK_EVERY = 64
-"""Mini-batches between looks at the clock and at Ctrl-C."""
+"""Mini-batches between checks of the clock and of Ctrl-C."""
 _LOOK_EVERY_ON_GPU = 1024
 
 
@@ -83,8 +83,8 @@ def train(
     After torchrun has restarted the processes, the run that they had begun in ``out`` continues.
 
     Args:
-        config: what to do.
-        dataset: what to train on.
+        config: the run's configuration.
+        dataset: its training images are used.
         out: folder for ``model.safetensors`` (weights, once finished), ``run.json`` (:class:`RunRecord`) and
             ``training-state.safetensors`` (the checkpoint, written at the end of every epoch). What an earlier run left
             in it is replaced unless that run is resumed. None: nothing is written.
@@ -162,7 +162,7 @@ class _Run:
         check_takes(self.model, dataset.train, dataset.mean, dataset.std)
         if config.sync_batch_norm and ranks.size > 1:
             self.model = synchronized(self.model, self.device)
-        # Everything lies where the model is, once; a mini-batch is then a gather there.
+        # Everything is on the model's device, so a mini-batch is a gather there.
         dtype = next((value.dtype for value in self.model.parameters()), torch.float32)
         self.images = DeviceImages(dataset, config, self.device, dtype)
         self.batch = min(config.batch_size, len(self.images))
@@ -187,14 +187,14 @@ class _Run:
             config, zlib.crc32(dataset.train.labels.tobytes()), world_size=ranks.size, launch=launch()
         )
         self.rates = self._rates(0, dtype)
-        """Learning rates of the epoch that is under way; None where they are all the same."""
+        """Learning rates of the current epoch; None if they are all the same."""
         self.step = create_step(config, self.model, self.images, ranks, mini_batches=self.total)
         self.recent = torch.zeros(min(config.log_every, self.total), device=self.device, dtype=dtype)
         self.epoch_loss = torch.zeros((), device=self.device, dtype=torch.float64)
-        """Sum of the losses of the epoch that is under way, up to the last look."""
+        """Sum of the losses of the current epoch, up to the last check."""
         self.prepare_seconds = 0.0
         self.news: list[str] = []
-        """What this session changes against those before it."""
+        """Changes of this session against those before it."""
         self.saved: int | None = None
         """Mini-batches done at the last checkpoint."""
 
@@ -216,7 +216,7 @@ class _Run:
             else:
                 if resume:
                     self.reporter.say(f"nothing to resume in {self.out}: it begins at the beginning")
-                self._save()  # also shows that the folder can be written, before time is spent
+                self._save()  # also checks that the folder is writable before time is spent
         if attempt := restarted():
             where = f"after mini-batch {self.position.done:,}" if self.position.done else "from the beginning"
             self.news.append(f"a process had died: restart {attempt}, and the run goes on {where}")
@@ -279,7 +279,7 @@ class _Run:
 
         Args:
             order: of the epoch, this process's share.
-            first: its mini-batch to begin with.
+            first: the first mini-batch.
         """
         size, position = self.size, self.position
         step = self.step
@@ -312,7 +312,7 @@ class _Run:
         return each
 
     def _losses(self, start: int, stop: int) -> torch.Tensor:
-        """Return where the losses of mini-batches are kept; there is no entry of the log between them."""
+        """Return the buffer for the losses of mini-batches between two entries of the log."""
         first = start % self.config.log_every
         return self.recent[first : first + stop - start]
 
@@ -333,7 +333,7 @@ class _Run:
         return TrainResult(self.model, record)
 
     def _look(self, interrupted: threading.Event) -> None:
-        """Log, evaluate, save and stop where it is due."""
+        """Log, evaluate, save and stop when it is time."""
         config, position, done = self.config, self.position, self.position.done
         self.reporter.advance(done, done / position.seconds if position.seconds else 0.0)
         if done % config.log_every == 0 or done == self.total:
@@ -377,10 +377,10 @@ class _Run:
             self.reporter.accuracy(number, self.epochs, accuracy)
 
     def _accuracy(self) -> float:
-        """Return the test accuracy; each process judges its share of the images."""
+        """Return the test accuracy. Each process evaluates its share of the images."""
         dataset = self.dataset
         batch = _EVALUATION_BATCH if self.device.type == "cpu" else _EVALUATION_BATCH_ON_GPU
-        # BatchNorm's statistics are of each process's own images; those of the leading one are kept.
+        # BatchNorm's statistics are of each process's own images. Those of the leading process are kept.
         self.ranks.broadcast(self.model.buffers())
         mine = slice(self.ranks.rank, None, self.ranks.size)
         share = Split(dataset.test.images[mine], dataset.test.labels[mine])
@@ -400,7 +400,7 @@ class _Run:
         """Return the losses since the last entry.
 
         Raises:
-            ConfigurationError: one is NaN or infinite; names the mini-batch.
+            ConfigurationError: one is NaN or infinite; the message names the mini-batch.
         """
         done, entry = self.position.done, self.config.log_every
         losses = self.recent[: (done - 1) % entry + 1]
@@ -473,8 +473,9 @@ class _Run:
     def _mini_batches(self, order: torch.Tensor, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the mini-batches of an epoch from number ``first`` on."""
         size, position = self.size, self.position
-        # Gathers begin at the same places whether resumed or not, so that every batch lies at the same
-        # alignment in memory, on which the order of a kernel's sums may depend.
+        # Gathers begin at the same positions whether resumed or not, so that every batch has the same alignment in
+        # memory. The
+        # order of a kernel's sums may depend on it.
         batches = max(1, _GATHER // size)
         for start in range(first - first % batches, self.per_epoch, batches):
             clock = time.perf_counter()

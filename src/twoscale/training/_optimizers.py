@@ -1,7 +1,7 @@
-"""Optimizers as pure rules: which state they keep, and the update in place.
+"""Optimizers as pure rules: their state and their update in place.
 
-They know tensors only, so that the update is part of a recorded step like everything else in it. Learning rates
-come with each update: a number, which a recording keeps for good, or a 0-dimensional tensor, which it reads anew.
+They work on tensors only, so that the update can be part of a recorded step. A learning rate is passed to each update:
+a number, which a recording keeps, or a 0-dimensional tensor, which it reads again each time.
 
 w is a parameter, g its gradient, lr the learning rate, β the weight decay. Weight decay and layer-wise rates leave
 out BatchNorm's weights and biases unless asked otherwise (Goyal et al. 2017; You et al. 2017).
@@ -26,21 +26,21 @@ Tensors = list[torch.Tensor]
 
 @dataclass(frozen=True)
 class Groups:
-    """What the rules do differently for some parameters; one entry for each, in the model's order; () is all alike."""
+    """Differences between parameters: one entry per parameter, in the model's order, or () if all are alike."""
 
     decayed: tuple[bool, ...] = ()
-    """Weight decay applies; () is to all."""
+    """Whether weight decay applies; () means to all."""
     adapted: tuple[bool, ...] = ()
-    """LARS and LAMB give a layer-wise rate; () is to all."""
+    """Whether LARS and LAMB give a layer-wise rate; () means to all."""
     lr_factors: tuple[float, ...] = ()
-    """Multiples of the learning rate; () is 1 for all."""
+    """Multiples of the learning rate; () means 1 for all."""
 
 
 class Optimizer(Protocol):
-    """What the loop needs of an optimizer."""
+    """The interface of an optimizer."""
 
     def state_for(self, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the initial state; names are unique, and stay the same for the same parameters."""
+        """Return the initial state. Names are unique, and the same for the same parameters."""
 
     def update(self, parameters: Tensors, gradients: Tensors, state: Tensors, lr: Rate) -> None:
         """Change parameters and state in place."""
@@ -50,7 +50,7 @@ class Optimizer(Protocol):
 class SGD:
     """g ← g + βw; v ← μv + g; w ← w − lr·v, or with Nesterov's momentum w ← w − lr·(g + μv).
 
-    Sutskever et al. 2013, as torch.optim.SGD has it.
+    Sutskever et al. 2013, as in torch.optim.SGD.
     """
 
     momentum: float = 0.9
@@ -63,7 +63,7 @@ class SGD:
         return _zeros("momentum", parameters) if self.momentum else {}
 
     def update(self, parameters: Tensors, gradients: Tensors, state: Tensors, lr: Rate) -> None:
-        """Update every parameter; the kernels of ``torch.optim.SGD(foreach=True)``."""
+        """Update every parameter with the kernels of ``torch.optim.SGD(foreach=True)``."""
         gradients = _decayed(gradients, parameters, self.weight_decay, self.groups.decayed)
         if not self.momentum:
             _descend(parameters, gradients, lr, self.groups.lr_factors)
@@ -76,7 +76,7 @@ class SGD:
 
 @dataclass(frozen=True)
 class LARS:
-    """λ = η‖w‖/(‖g‖ + β‖w‖); v ← μv + lr·λ(g + βw); w ← w − v; λ = 1 where either norm is 0.
+    """λ = η‖w‖/(‖g‖ + β‖w‖); v ← μv + lr·λ(g + βw); w ← w − v; λ = 1 if either norm is 0.
 
     You et al. 2017, algorithm 1: the learning rate is inside the momentum.
     """
@@ -104,7 +104,7 @@ class LARS:
 
 @dataclass(frozen=True)
 class _Adaptive:
-    """What AdamW and LAMB have in common: the moments m and v, and their number t."""
+    """Common to AdamW and LAMB: the moments m and v, and the number of updates t."""
 
     beta1: float = 0.9
     beta2: float = 0.999
@@ -122,7 +122,7 @@ class _Adaptive:
         }
 
     def _steps(self, gradients: Tensors, state: Tensors) -> Tensors:
-        """Move the moments on; return m̂/(√v̂ + ε)."""
+        """Update the moments; return m̂/(√v̂ + ε)."""
         count = len(gradients)
         first, second, updates = state[:count], state[count : 2 * count], state[-1]
         updates.add_(1)
@@ -141,7 +141,7 @@ class _Adaptive:
 class AdamW(_Adaptive):
     """w ← w − lr·βw; m ← β₁m + (1−β₁)g; v ← β₂v + (1−β₂)g²; w ← w − lr·m̂/(√v̂ + ε).
 
-    m̂ = m/(1−β₁ᵗ) and v̂ = v/(1−β₂ᵗ). Loshchilov and Hutter 2019, as torch.optim.AdamW has it.
+    m̂ = m/(1−β₁ᵗ) and v̂ = v/(1−β₂ᵗ). Loshchilov and Hutter 2019, as in torch.optim.AdamW.
     """
 
     def update(self, parameters: Tensors, gradients: Tensors, state: Tensors, lr: Rate) -> None:
@@ -155,7 +155,7 @@ class AdamW(_Adaptive):
 
 @dataclass(frozen=True)
 class LAMB(_Adaptive):
-    """m, v as in AdamW; r = m̂/(√v̂ + ε) + βw; w ← w − lr·(‖w‖/‖r‖)·r; the ratio is 1 where either norm is 0.
+    """m, v as in AdamW; r = m̂/(√v̂ + ε) + βw; w ← w − lr·(‖w‖/‖r‖)·r; the ratio is 1 if either norm is 0.
 
     You et al. 2019, algorithm 2, with φ(z) = z.
     """
@@ -172,7 +172,7 @@ class LAMB(_Adaptive):
 
 
 def create_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
-    """Return the rule that a configuration names."""
+    """Return a configuration's optimizer."""
     groups = groups_of(model, config)
     decay = config.weight_decay
     if config.optimizer == "sgd":
@@ -184,7 +184,8 @@ def create_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
 
 
 def groups_of(model: nn.Module, config: TrainConfig) -> Groups:
-    """Return what a configuration does differently for BatchNorm's parameters and biases: all of one axis or none."""
+    """Return a configuration's differences for BatchNorm's parameters and biases (tensors of at most one
+    dimension)."""
     norm_biases = {
         id(module.bias)
         for module in model.modules()
@@ -202,7 +203,7 @@ def groups_of(model: nn.Module, config: TrainConfig) -> Groups:
 
 
 def clip(gradients: Tensors, largest: float) -> Tensors:
-    """Return gradients with a common norm of at most ``largest``, as torch's clip_grad_norm_ makes them."""
+    """Return gradients scaled to a common norm of at most ``largest``, like torch's clip_grad_norm_."""
     total = torch.linalg.vector_norm(_norms(gradients))
     return list(torch._foreach_mul(gradients, torch.clamp(largest / (total + 1e-6), max=1.0)))
 
@@ -216,7 +217,7 @@ def _chosen(mask: tuple[bool, ...], tensors: Sequence[torch.Tensor]) -> list[int
 
 
 def _decayed(gradients: Tensors, parameters: Tensors, decay: float, mask: tuple[bool, ...]) -> Tensors:
-    """Return g + βw, a new list; gradients themselves may share memory."""
+    """Return g + βw as a new list. Gradients may share memory."""
     found = list(gradients)
     chosen = _chosen(mask, parameters) if decay else []
     if chosen:
@@ -243,7 +244,7 @@ def _norms(tensors: Tensors) -> torch.Tensor:
 
 
 def _mask(mask: tuple[bool, ...], like: torch.Tensor) -> torch.Tensor:
-    """Return (n,), bool; built by filling, as a copy from the host cannot be part of a CUDA graph."""
+    """Return (n,), bool. It is built by filling, because a copy from the host cannot be part of a CUDA graph."""
     return torch.stack([torch.full((), not mask or mask[i], device=like.device) for i in range(len(like))])
 
 

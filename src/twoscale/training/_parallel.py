@@ -20,10 +20,10 @@ __all__ = ["ParallelStep", "weight_of"]
 
 
 def weight_of(share: int, batch: int, size: int) -> float:
-    """Return by what a process multiplies the sum of its images' losses.
+    """Return the factor by which a process multiplies the sum of its images' losses.
 
-    DistributedDataParallel averages gradients over processes; so that this gives the gradient of the mean over the
-    batch, also where shares are uneven, each loss counts size/batch.
+    DistributedDataParallel averages gradients over processes. With a factor of size/batch for each loss, that is the
+    gradient of the mean over the batch, also if shares are uneven.
 
     Args:
         share: images of this process's share that count.
@@ -35,7 +35,7 @@ def weight_of(share: int, batch: int, size: int) -> float:
 
 @contextlib.contextmanager
 def _profiler_unmentioned() -> Iterator[None]:
-    """Keep back that dynamo leaves out DistributedDataParallel's mark for the profiler, which nobody here asked for."""
+    """Suppress dynamo's warning that it leaves out DistributedDataParallel's mark for the profiler."""
     logger = logging.getLogger("torch._dynamo.variables.ctx_manager")
 
     def other(record: logging.LogRecord) -> bool:
@@ -56,9 +56,9 @@ class ParallelStep:
         optimizer: the update rule.
         gradient: how gradients are computed.
         ranks: this process.
-        lr: learning rate of steps that are not given one.
+        lr: learning rate of steps without one of their own.
         compiled: compile forward and backward.
-        synchronized: processes communicate in the forward pass too, so that all must have as many.
+        synchronized: processes also communicate in the forward pass, so that all need the same number of parts.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ParallelStep:
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self.state = optimizer.state_for(self.parameters)
         self.notes: list[str] = []
-        """How it runs, and why not as asked."""
+        """How it runs, and the reason if that is not as requested."""
         self._optimizer, self._gradient, self._ranks, self._lr = optimizer, gradient, ranks, lr
         self._compiled, self._synchronized = compiled, synchronized
         device = next(iter(self.parameters.values())).device
@@ -83,14 +83,14 @@ class ParallelStep:
         self._forward: Callable[[torch.Tensor], torch.Tensor] = self._model
 
     def prepare(self, images: torch.Tensor, labels: torch.Tensor, batches: Iterable[tuple[int, int]]) -> None:
-        """Compile forward and backward where that is asked for; no tensor of the model is changed.
+        """Compile forward and backward if requested. No tensor of the model is changed.
 
-        Where it fails in any process, all run eagerly, and ``notes`` says so.
+        If it fails in any process, all run eagerly, and ``notes`` says so.
 
         Args:
-            images: as many as this process has of a batch.
+            images: this process's share of a batch.
             labels: theirs.
-            batches: that will come, each as this process's share and all images, as steps are given them.
+            batches: sizes of the batches to come, as (this process's share, all images).
         """
         if not self._compiled:
             return
@@ -99,8 +99,9 @@ class ParallelStep:
         with unchanged(module.state_dict(keep_vars=True).values()), torch.random.fork_rng(devices=[]):
             try:
                 compiled = torch.compile(self._model, dynamic=False)
-                # Without communication, for which a process that cannot compile would keep the others waiting; no_sync
-                # alone leaves the first forward pass's broadcast of buffers.
+                # Without communication, since a process that cannot compile would keep the others waiting. no_sync
+                # alone does not
+                # prevent the first forward pass's broadcast of buffers.
                 self._model.require_forward_param_sync = False
                 quiet = warnings.catch_warnings(action="ignore")
                 with self._model.no_sync(), torch.enable_grad(), quiet, _profiler_unmentioned():
@@ -110,7 +111,7 @@ class ParallelStep:
                             value = self._gradient.loss(compiled, part, their, reduction="sum")
                             value.backward()  # type: ignore[no-untyped-call]
                 self._forward = compiled
-            except Exception as error:  # a missing compiler, or a bug of the compiler's
+            except Exception as error:  # a missing compiler, or a bug in it
                 failure = reason_of(error)
         self._model.require_forward_param_sync = True
         for parameter in self.parameters.values():
@@ -142,7 +143,7 @@ class ParallelStep:
             labels: (n,), int64.
             loss: 0-dimensional; this process's part of the batch's mean loss, before the update, is written here.
             lr: 0-dimensional: the learning rate. Default: the one of all steps.
-            share: how many of the images count: n, or 0 for a process that has none in this batch.
+            share: number of images that count: n, or 0 for a process without images in this batch.
             batch: images of the batch, of all processes together.
         """
         weight = weight_of(share, batch, self._ranks.size)
@@ -171,8 +172,8 @@ class ParallelStep:
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return the parts of this process's share.
 
-        Where processes communicate in the forward pass, all have as many as the largest share has, some of them empty,
-        and the image of a process that has none is not among them: it would count in the statistics.
+        If processes communicate in the forward pass, all have as many parts as the largest share, and some parts are
+        empty. The image of a process without a share is left out, since it would count in the statistics.
         """
         if self._synchronized:
             images, labels = images[:share], labels[:share]

@@ -38,7 +38,7 @@ def title(config: TrainConfig, per_epoch: int, how: str, processes: int, done: i
 
 
 def per_second(rate: float) -> str:
-    """Format a rate; slow ones have two digits."""
+    """Format a rate; low ones with two digits."""
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
@@ -49,7 +49,7 @@ class Reporter(Protocol):
         """Begin; ``total`` and ``done`` are mini-batches."""
 
     def advance(self, done: int, rate: float) -> None:
-        """Report the number of finished mini-batches, and their rate per second; called several times a second."""
+        """Report the number of finished mini-batches and their rate per second. Called several times a second."""
 
     def loss(self, done: int, value: float) -> None:
         """Report the mean loss since the last report."""
@@ -131,7 +131,7 @@ class _Bar:
             TextColumn("loss {task.fields[loss]}  accuracy {task.fields[accuracy]}  {task.fields[rate]}"),
             TimeRemainingColumn(compact=True),
             console=console,
-            refresh_per_second=4,  # drawing takes time from training
+            refresh_per_second=4,  # drawing slows training down
         )
         self._task = self._progress.add_task("training", total=None, loss="-", accuracy="-", rate="-", visible=False)
 

@@ -1,7 +1,7 @@
-"""The processes of a run: which one this is, what they exchange, and each one's share.
+"""The processes of a run: their ranks, what they exchange, and the share of each.
 
-torchrun sets in the environment which process this is. Without it, or where it started only one process, there is one,
-and nothing here communicates.
+torchrun sets the rank of a process in the environment. Without torchrun, or if it started only one process, nothing
+here communicates.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ __all__ = ["Ranks", "process_group", "share_of"]
 T = TypeVar("T")
 
 _LOST = 3.0
-"""Seconds that a process waits to be ended after it lost another, before it reports the loss itself."""
+"""Seconds that a process that lost another waits to be ended before it reports the loss itself."""
 _DONE = "twoscale: done"
-"""Key of the store under which the processes count those that are done."""
+"""Key of the store's count of processes that are done."""
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """What the leading process found, for all of them."""
+    """The leading process's result, for all processes."""
 
     result: bytes = b""
     error: tuple[str, str] | None = None
@@ -45,16 +45,16 @@ class _Answer:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together."""
+    """This process and its rank among those that train together."""
 
     rank: int = 0
     size: int = 1
     backend: str | None = None
-    """Of torch.distributed; None where there is one process."""
+    """Backend of torch.distributed; None for a single process."""
 
     @property
     def leads(self) -> bool:
-        """Whether this is the one that prints and writes."""
+        """Whether this process prints and writes."""
         return self.rank == 0
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -99,7 +99,8 @@ class Ranks:
         return msgspec.msgpack.decode(answer.result, type=kind)
 
     def gathered(self, value: bytes) -> list[bytes]:
-        """Return every process's value; bytes, since unpickling what others send would let them run code here."""
+        """Return every process's value. Values are bytes, since unpickling them would let other processes run code
+        here."""
         if self.size == 1:
             return [value]
         device = torch.device("cuda", torch.cuda.current_device()) if self.backend == "nccl" else torch.device("cpu")
@@ -115,13 +116,13 @@ class Ranks:
 
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[Ranks]:
-    """Join the other processes that torchrun started, for the time of the block; a group that exists is used.
+    """Join the other processes that torchrun started, for the time of the block. An existing group is used.
 
     Args:
         device: "cuda": NCCL, each process on a GPU of its own. "cpu": gloo. "auto": cuda where there is a GPU.
 
     Raises:
-        ConfigurationError: fewer GPUs than processes on this machine, or the environment does not say who this is.
+        ConfigurationError: fewer GPUs than processes on this machine, or the environment lacks the process's rank.
     """
     if dist.is_initialized():
         yield (
@@ -165,9 +166,9 @@ def process_group(device: str) -> Iterator[Ranks]:
 
 
 def _wait_for_others(size: int) -> None:
-    """Wait until all processes have come here, by the store, which needs no connection between them."""
+    """Wait until all processes have come here. The store is used, which needs no connection between them."""
     store = dist.distributed_c10d._get_default_store()
-    with contextlib.suppress(RuntimeError):  # the store is gone with the process that held it, which was done
+    with contextlib.suppress(RuntimeError):  # the process that held the store is done and has left
         store.add(_DONE, 1)
         wait_until(lambda: int(store.add(_DONE, 0)) >= size)
 
@@ -182,11 +183,11 @@ def _number(name: str, default: int) -> int:
 
 
 def _meeting() -> dict[str, Any]:
-    """Return where the processes exchange addresses, as arguments of ``init_process_group``.
+    """Return the arguments of ``init_process_group`` with which the processes exchange addresses.
 
-    torchrun keeps its store when it starts processes again, and a quick process would find the addresses of those that
-    are gone. So each attempt has its own prefix here. Over several machines each torchrun counts attempts for itself,
-    and the arguments are PyTorch's defaults.
+    torchrun keeps its store when it restarts processes, and a quick process would find the addresses of the previous
+    ones. So each attempt has its own prefix. With several machines, each torchrun counts attempts by itself, and the
+    arguments are PyTorch's defaults.
     """
     if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         return {}
@@ -196,15 +197,15 @@ def _meeting() -> dict[str, Any]:
 
 
 def share_of(order: torch.Tensor, batch_size: int, ranks: Ranks) -> torch.Tensor:
-    """Return what one process visits: of every batch, each image whose place in it is the rank's, modulo the size.
+    """Return the images that one process visits: every size-th image of each batch, starting at the rank.
 
-    Nothing is padded or left out. Only where the last batch has fewer images than there are processes, one without
-    any gets the first of that batch, which must then count for nothing.
+    No image is padded or left out. Only if the last batch has fewer images than there are processes, a process without
+    an image gets the first of that batch, which must not count.
 
     Args:
         order: (N,), the epoch's.
         batch_size: images of a batch, of all processes together, at least their number.
-        ranks: which process.
+        ranks: the process.
     """
     if ranks.size == 1:
         return order

@@ -18,7 +18,7 @@ _PHOTOGRAPHS = TrainConfig(
     precision="bf16",
     log_every=100,
 )
-"""What the recipes for ResNets have in common; batch sizes divide the 50,000 images, so that none is left over."""
+"""Common to the recipes for ResNets. Batch sizes divide 50,000, so that no image is left over."""
 
 _STANDARD = dataclasses.replace(
     _PHOTOGRAPHS,
@@ -56,8 +56,9 @@ RECIPES = {
         test_views="shifted",
     ),
 }
-"""lab: the quantization lab's, for small networks. standard: ResNet-18 on CIFAR-10. large-batch: the same at 5,000
-images an update, by linear scaling and warm-up. fast: ResNet-18 to 93.9% in 12.6 s with mirrored tests, on an H200."""
+"""lab: the quantization lab's, for small networks. standard: ResNet-18 on CIFAR-10. large-batch: the same with 5,000
+images per update, by linear scaling and warm-up. fast: ResNet-18 to 93.9% in 12.6 s with mirrored tests, on an
+H200."""
 
 
 def recipe(name: str, **overrides: Any) -> TrainConfig:

@@ -21,22 +21,23 @@ class EpochRecord:
     loss: float
     """Mean of its mini-batches' losses."""
     accuracy: float | None
-    """Fraction of the test images right after it, 0..1; None where it was not measured."""
+    """Fraction of the test images classified correctly after it, 0..1; None if not measured."""
     seconds: float
     """Of training alone."""
     images_per_second: float
     """Training images in those, of all processes together."""
     data_wait_seconds: float
-    """Of them, how long this process was held up by the next images; on a GPU, by handing their preparation over."""
+    """Of them, the time that this process waited for the next images; on a GPU, the time to queue their
+    preparation."""
     evaluation_seconds: float
     """Of computing the accuracy; not in ``seconds``."""
     peak_memory_bytes: int | None
-    """Largest so far: reserved on the GPU, else resident of the process; None where the system does not say."""
+    """Largest so far: reserved on the GPU, or else resident memory of the process; None if unknown."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """run.json: a training run as it ran, or as far as it has come."""
+    """run.json: a finished training run, or its progress so far."""
 
     config: TrainConfig
     """With every default filled in."""
@@ -47,23 +48,23 @@ class RunRecord:
     losses: tuple[tuple[int, float], ...]
     """(mini-batches done, mean loss since the entry before)."""
     epoch_accuracy: tuple[float, ...]
-    """Fraction of the test images right after each epoch where it was measured, 0..1."""
+    """Fraction of the test images classified correctly after each epoch in which it was measured, 0..1."""
     test_accuracy: float | None
-    """The last of those, of the weights that were saved; None before the first epoch's end."""
+    """The last of those, for the saved weights; None before the first epoch's end."""
     seconds: float
     """Of training alone: no start-up, evaluation or checkpoints; over all sessions of a resumed run."""
     steps_per_second: float | None
-    """Mini-batches a second in those."""
+    """Mini-batches per second of that time."""
     prepare_seconds: float
     """Of recording, or compiling, the step; not in ``seconds``."""
     notes: tuple[str, ...]
-    """How the steps ran, and anything that did not go as asked."""
+    """How the steps ran, and anything that was not as requested."""
     environment: Environment
     epochs: tuple[EpochRecord, ...] = ()
     """Every epoch that is complete."""
     device: str = "cpu"
     """Name of the accelerator, or cpu."""
     world_size: int = 1
-    """Processes that shared each batch."""
+    """Number of processes that shared each batch."""
     backend: str | None = None
-    """What carried gradients between them; None where there was one process."""
+    """Backend that exchanged their gradients; None for one process."""

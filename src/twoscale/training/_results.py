@@ -1,4 +1,4 @@
-"""A run's record and weights, as far as it has come."""
+"""A run's record and weights."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def run_record(
     """Return the record of a run.
 
     Args:
-        position: how far it has come.
-        total: mini-batches that it is to have.
+        position: its progress.
+        total: mini-batches of the whole run.
         model: that is trained.
         device: where it runs.
         ranks: this process among those that train together.
-        prepare_seconds: that getting the step ready took.
-        how: notes on how the steps ran, and on what did not go as asked.
+        prepare_seconds: time to prepare the step.
+        how: notes on how the steps ran, and on anything that was not as requested.
     """
     measured = tuple(epoch.accuracy for epoch in position.epochs if epoch.accuracy is not None)
     return RunRecord(
@@ -90,7 +90,7 @@ def save_result(
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the most bytes that the GPU had reserved, or this process had in memory; None where that is unknown."""
+    """Return the most bytes reserved on the GPU, or resident for this process; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     return peak_resident_bytes()

@@ -10,7 +10,7 @@ __all__ = ["describe_schedule", "learning_rates", "warmup_updates"]
 
 
 def warmup_updates(config: TrainConfig, per_epoch: int) -> int:
-    """Return over how many updates the learning rate rises.
+    """Return the number of updates over which the learning rate rises.
 
     The longer of ``warmup_epochs``, which at a large batch is a handful of updates, and ``warmup_steps``.
     """
@@ -18,7 +18,7 @@ def warmup_updates(config: TrainConfig, per_epoch: int) -> int:
 
 
 def learning_rates(config: TrainConfig, total: int, per_epoch: int, updates: range) -> list[float] | None:
-    """Return the learning rates of some updates of a run; None where it never changes and is ``config.lr``.
+    """Return the learning rates of some updates of a run; None if it is always ``config.lr``.
 
     With ``base_batch`` the peak is lr · batch_size / base_batch (Goyal et al. 2017, the linear scaling rule). A
     warm-up of k updates goes in equal steps from lr, or without ``base_batch`` from 0, to the peak, which update k
@@ -30,7 +30,7 @@ def learning_rates(config: TrainConfig, total: int, per_epoch: int, updates: ran
         config: the schedule.
         total: updates of the run.
         per_epoch: updates of an epoch.
-        updates: which, counted from 0.
+        updates: their numbers, counted from 0.
     """
     warmup = warmup_updates(config, per_epoch)
     peak = config.lr * (config.batch_size / config.base_batch if config.base_batch else 1.0)

@@ -1,7 +1,7 @@
-"""One training step: forward, loss, backward, update; as it is written, or recorded once and replayed.
+"""One training step: forward, loss, backward, update. It runs eagerly, or is recorded once and replayed.
 
-At a mini-batch of 4 most of an eager step is not arithmetic but Python modules, autograd's bookkeeping and the
-optimizer's. A recorded step is the same sequence of ATen operations, so the same bits, and nothing else.
+With a mini-batch of 4, most of an eager step is not arithmetic but overhead of Python modules, autograd and the
+optimizer. A recorded step is only the sequence of ATen operations, so it gives the same bits.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _NATIVE_CONVOLUTION_BATCH = 8
 
 @contextlib.contextmanager
 def numerics(*, threads: int, batch_size: int) -> Iterator[None]:
-    """Set what decides how kernels compute, and so the last bits, for the time of the block.
+    """Set the options of kernels that determine the last bits, for the time of the block.
 
-    Up to a batch of 8 oneDNN's convolutions lose to torch's own, since they reorder weights and gradients in every
-    call. Whole steps of Net, captured, one thread, oneDNN against torch's own: 1.27 and 0.95 ms at a batch of 4,
-    1.63 and 1.43 at 8, 2.58 and 4.11 at 16. cuDNN tries its convolutions out.
+    Up to a batch of 8, oneDNN's convolutions are slower than torch's own, since they reorder weights and gradients in
+    every call. Whole steps of Net, captured, one thread, oneDNN against torch's own: 1.27 and 0.95 ms at a batch of 4,
+    1.63 and 1.43 at 8, 2.58 and 4.11 at 16. cuDNN benchmarks its convolutions.
     """
     before = torch.get_num_threads(), bool(torch.backends.mkldnn.enabled), bool(torch.backends.cudnn.benchmark)
 
@@ -49,7 +49,7 @@ def numerics(*, threads: int, batch_size: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unchanged(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
-    """Put tensors back, in place, to what they were before the block."""
+    """Restore the values of tensors, in place, after the block."""
     kept = [(value.detach(), value.detach().clone()) for value in tensors]
     try:
         yield
@@ -60,14 +60,14 @@ def unchanged(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the first line of an exception, or of the one that torch.compile's own is about; else its type's name."""
+    """Return the first line of an exception, or of the cause of torch.compile's exception; or else its type's name."""
     inner = getattr(error, "inner_exception", error)
     return next((line.strip() for line in str(inner).splitlines() if line.strip()), type(inner).__name__)
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """How a batch becomes gradients: mean cross-entropy, in parts one after the other where asked."""
+    """Computes gradients of a batch's mean cross-entropy, on request in parts one after the other."""
 
     label_smoothing: float = 0.0
     accumulation: int = 1
@@ -76,7 +76,7 @@ class Gradient:
 
     @classmethod
     def of(cls, config: TrainConfig) -> Gradient:
-        """Return what a configuration asks for."""
+        """Return the one of a configuration."""
         return cls(config.label_smoothing, config.accumulation, config.clip_norm, config.precision == "bf16")
 
     def loss(
@@ -103,7 +103,7 @@ class Gradient:
 
         Args:
             loss: of the tensors of a batch, or of a part of it.
-            parameters: those that the forward does not use get zeros, so that momentum and weights stay as they are.
+            parameters: those that the forward does not use get zero gradients.
             batch: tensors of one length.
         """
         count = len(batch[0])
@@ -125,11 +125,11 @@ class Step:
 
     Args:
         model: any module that maps images to logits. Recording it assumes that its forward does the same
-            operations for every batch of one size; Python side effects in it are not repeated.
+            operations for every batch of one size; Python side effects are not repeated.
         optimizer: the update rule.
-        how: "eager", "captured" or "compiled". What compiling brings depends on the network: on 2 cores ResNet-20
+        how: "eager", "captured" or "compiled". The gain of compiling depends on the network: on 2 cores ResNet-20
             at a batch of 32 went from 94 to 72 ms, Net at a batch of 4 from 0.95 to 1.5.
-        lr: learning rate of steps that are not given one.
+        lr: learning rate of steps without one of their own.
         gradient: how gradients are computed.
     """
 
@@ -145,7 +145,7 @@ class Step:
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self.state = optimizer.state_for(self.parameters)
         self.notes: list[str] = []
-        """How it runs, and why not as asked."""
+        """How it runs, and the reason if that is not as requested."""
         self._model = model
         self._optimizer = optimizer
         self._how = how
@@ -158,22 +158,22 @@ class Step:
         )
 
     def prepare(self, images: torch.Tensor, labels: torch.Tensor, lr: torch.Tensor | None = None) -> None:
-        """Record the step for batches of this size; no tensor of the model is changed.
+        """Record the step for batches of this size. No tensor of the model is changed.
 
-        A learning rate, where steps are given one, must be given here too.
+        If steps get learning rates, one must be given here too.
 
-        What cannot be recorded or compiled runs in the next simpler way, and ``notes`` says so.
+        A step that cannot be recorded or compiled runs in the next simpler way, and ``notes`` says so.
         """
         if self._how == "eager":
             return
         loss = torch.zeros((), device=images.device)
         rates = [] if lr is None else [lr]
         arguments = [value.clone() for value in (*self._tensors, *rates, images, labels, loss)]
-        # Recording runs the step once, and any random numbers in it are drawn.
+        # Recording runs the step once, which draws its random numbers.
         with torch.random.fork_rng(devices=[]):
             try:
                 graph = _without_detach(make_fx(self._functional)(*arguments))
-            except Exception as error:  # whatever the module's own code raises when its tensors are traced
+            except Exception as error:  # any error of the module's code under tracing
                 self._fall_back("eager", "the model cannot be recorded", error)
                 return
             if self._how == "compiled":
@@ -183,7 +183,7 @@ class Step:
                         compiled(*arguments)
                     self._graphs[len(images)] = compiled
                     return
-                except Exception as error:  # a missing C++ compiler, or a bug of the compiler's
+                except Exception as error:  # a missing C++ compiler, or a bug in it
                     self._fall_back("captured", "torch.compile failed", error)
         self._graphs[len(images)] = graph.forward
 
@@ -260,7 +260,7 @@ class Step:
 
 
 def _without_detach(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Take out aliases that only autograd needed."""
+    """Remove aliases that only autograd needed."""
     for node in list(graph.graph.nodes):
         if node.target is torch.ops.aten.detach.default:
             node.replace_all_uses_with(node.args[0])
