@@ -42,7 +42,7 @@ OPERATORS = (
     "slice",
     "table",
 )
-"""What ``operators`` may hold. A flatten and the final layer are there always."""
+"""Possible values in ``operators``. A flatten and the final layer are always there."""
 
 ActivationType = Literal["uint8", "int8", "mixed"]
 Output = Literal["accumulators", "tensor"]
@@ -69,8 +69,8 @@ def random_network(
     """Make a network.
 
     Args:
-        rng: decides everything that the other arguments leave open.
-        operators: of OPERATORS, what the network may be made of.
+        rng: determines everything that the other arguments leave open.
+        operators: those that the network may have, from OPERATORS.
         length: how many operators to draw; a few more layers result.
         dtype: of the activations; None draws "uint8" or "int8" for the whole network, "mixed" for each tensor.
         bits: of every activation's range, 2..8; None draws 4..8 for each, mostly 8.
@@ -139,7 +139,7 @@ def _reach(spec: n.TensorSpec) -> int:
 
 
 class _Maker:
-    """Collects layers; each make-method appends some, or returns False where it does not apply."""
+    """Collects layers. Each make-method appends some, or returns False if it does not apply."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class _Maker:
         return bool(self.rng.random() < probability)
 
     def tensor(self, suits: Callable[[Shape], bool] = lambda shape: True) -> n.Layer | None:
-        """Return a layer whose output suits: mostly the newest, so that networks get deep, else any."""
+        """Return a layer with a suitable output: mostly the newest, so that networks get deep, or else any."""
         found = [layer for layer in self.layers if suits(layer.output.shape)]
         if not found:
             return None
@@ -322,7 +322,7 @@ class _Maker:
         return (top, left, _int(self.rng, 0, most[0]), _int(self.rng, 0, most[1]))
 
     def residual(self) -> bool:
-        """Append a convolution that an earlier tensor joins, equation (7b)."""
+        """Append a convolution with an earlier tensor as residual, equation (7b)."""
         rng = self.rng
         skip = self.image()
         if skip is None:
@@ -555,7 +555,7 @@ class _Maker:
         spec = self.spec(x.output.shape)
         table = self.rng.integers(spec.lo, spec.hi + 1, 256)
         if self.chance(0.5):
-            table = np.sort(table)  # a function that rises, as most are
+            table = np.sort(table)  # an increasing function, like most
         return self.add_layer(
             n.Table(name=self.new_name("table"), inputs=(x.name,), output=spec, table=table.astype(np.int16))
         )
@@ -574,7 +574,7 @@ def _pooled(
     padding: n.Padding,
     dilation: tuple[int, int] = (1, 1),
 ) -> tuple[int, int]:
-    """Return the output height and width; below 1 where the window does not fit."""
+    """Return the output height and width; below 1 if the window does not fit."""
     height, width = (
         (s + padding[i] + padding[i + 2] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
         for i, s in enumerate(size)

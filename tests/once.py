@@ -1,4 +1,4 @@
-"""What several test processes want, made by one of them."""
+"""Things that several test processes use and one of them makes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twoscale._files import lock
 
 
 def once_in(folders: pytest.TempPathFactory, name: str, make: Callable[[], Any]) -> Any:
-    """Return what ``make`` returns, as plain JSON values; it runs once a session, one of its kind at a time."""
+    """Return the result of ``make`` as plain JSON values. It runs once per session, one of its kind at a time."""
     folder = folders.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # shared by the test processes of this run

@@ -17,7 +17,7 @@ _HOMES = {"twoscale._ir.layers": layers.LAYERS, "twoscale._ir.float_graph": floa
 
 
 def _operators(home: str) -> set[str]:
-    """Return the names under which a module collects the operators."""
+    """Return the names under which a module exports the operators."""
     module = {"twoscale._ir.layers": layers, "twoscale._ir.float_graph": float_graph}[home]
     return {name for name, value in vars(module).items() if value in _HOMES[home]}
 
@@ -76,5 +76,5 @@ class _Finder(ast.NodeVisitor):
 
 
 def operator_uses(source: Path) -> set[Use]:
-    """Return how a module uses the classes of layers and nodes, annotations apart; empty if it does not."""
+    """Return how a module uses the classes of layers and nodes, apart from annotations; empty if it does not."""
     return _Finder(ast.parse(source.read_text())).uses

@@ -1,4 +1,4 @@
-"""An integer network run by plain loops over twoscale._ir.arithmetic: the definition, one output value at a time.
+"""Runs an integer network by plain loops over twoscale._ir.arithmetic: the definition, one output value at a time.
 
 Nothing here is vectorized or shared with an executor. A tensor is a NumPy array of Python integers, used only as
 a container. Off the grid, products are float32's, as runtimes with float multipliers compute them.

@@ -32,7 +32,7 @@ def test_checklist_names_what_is_there() -> None:
 
 
 def test_every_place_that_knows_operators_is_in_the_checklist() -> None:
-    """A table must be named by its file; tests for a class and constructor calls at least by their folder."""
+    """A table must be listed by file; tests for a class and constructor calls at least by folder."""
     found = {str(path.relative_to(ROOT)): operator_uses(path) for path in SOURCES}
     tables = {path for path, uses in found.items() if "table" in uses}
     assert len(tables) >= 6
@@ -73,7 +73,7 @@ def concrete(kind: type[base.Layer] | type[base.Node], package: str) -> set[type
 
 
 def test_layers_and_nodes_are_listed() -> None:
-    """A class that is in no list is known to no reader of saved networks, and to no test here."""
+    """Readers of saved networks and the tests here only know classes that are listed."""
     assert concrete(base.Layer, "twoscale.") == set(layers.LAYERS)
     assert concrete(base.Node, "twoscale.") - {base.Bounded} == set(float_graph.NODES)
     assert {layer.__name__ for layer in layers.LAYERS} <= set(layers.__all__)

@@ -69,7 +69,7 @@ class Environment:
 
 
 def pip(environment: Environment, *arguments: object) -> None:
-    """Run pip, and skip the test where nothing can be downloaded at all."""
+    """Run pip, and skip the test if nothing can be downloaded."""
     done = environment.run("python", "-m", "pip", "--disable-pip-version-check", *arguments)
     if done.returncode:
         probe = environment.run(

@@ -1,4 +1,4 @@
-"""README, documents and notebook: what they show is run, what they name is there, what they count was recorded."""
+"""README, documents and notebook: their commands run, the files they name exist, and their figures are recorded."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_readme_commands_and_python(folder: Path, capsys: pytest.CaptureFixture[
     for words in commands(README):
         ran.append(words[0])
         if "cifar10" in words:
-            continue  # takes minutes; that its options are right is checked below
+            continue  # takes minutes; its options are checked below
         if words[0] == "train":
             words += ["--epochs", "2"]
         if words[0] == "quantize":

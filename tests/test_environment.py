@@ -1,4 +1,4 @@
-"""The machine is asked in one place, and the version is written in one place."""
+"""One module asks the system about the machine, and the version is written in one place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public functions that no other test calls by their public names."""
+"""Public functions that no other test calls by their public names."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, 
 
 @pytest.mark.parametrize("place", ["write_bytes", "fsync", "replace"])
 def test_full_disk_at_the_second_of_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    """Both are as they were; only where the second rename itself fails is the first new, and the message says so."""
+    """Both files are unchanged. Only if the second rename itself fails is the first new, and the message says so."""
     owner: Any = os if place == "fsync" else Path
     before = getattr(owner, place)
     calls: list[tuple[object, ...]] = []
@@ -186,7 +186,7 @@ def test_mode_is_that_of_any_file(tmp_path: Path, mask: int) -> None:
 
 
 def leftover(folder: Path, name: str, *, age: float = 7200.0) -> Path:
-    """Make the temporary file that a killed process left."""
+    """Make a temporary file like one left by a killed process."""
     path = folder / name
     path.write_bytes(b"half")
     os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
@@ -237,7 +237,7 @@ def test_records_that_are_none(tmp_path: Path, content: bytes) -> None:
 
 
 def test_writers_at_the_same_time(tmp_path: Path) -> None:
-    """The file is one writer's, whole, whichever was last."""
+    """The file is complete and from one writer, the last one."""
     contents = [bytes([number]) * 100_000 for number in range(8)]
     threads = [threading.Thread(target=write_bytes, args=(tmp_path / "a", content)) for content in contents]
     for thread in threads:

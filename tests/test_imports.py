@@ -57,12 +57,12 @@ LAYERS = [
     "_cli",
 ]
 SCALING_LAYERS = ["_measure", "_study", "_questions"]
-"""Of the package scaling, lowest first; its other modules compose them, and its __init__ is on top."""
+"""Layers of the package scaling, lowest first. Its other modules are above them."""
 FACE = ("", "__main__")
 EVERY_MODULE = ["twoscale", "twoscale.__main__", *MODULES]
 NAMED = re.compile(rf"twoscale\.(?:{'|'.join(LAYERS)})(?:\.\w+)+(?::\w+)?")
 
-# What works where there is no torch.
+# Modules that work without torch.
 WITHOUT_TORCH = [
     "twoscale",
     "twoscale._ir.arithmetic",
@@ -150,7 +150,7 @@ def upward_imports(imports: Iterable[Import], layers: list[str] = LAYERS) -> lis
 
 
 def module_graph(imports: Iterable[Import], modules: Iterable[str]) -> dict[str, set[str]]:
-    """Return for each module those that its import statements name."""
+    """Return, for each module, the modules that its import statements name."""
     graph: dict[str, set[str]] = {module: set() for module in modules}
     for one in imports:
         # "from a import b" imports a.b where that is a module, else a.
@@ -161,7 +161,8 @@ def module_graph(imports: Iterable[Import], modules: Iterable[str]) -> dict[str,
 
 
 def cyclic(graph: Mapping[str, set[str]]) -> set[str]:
-    """Return the modules on cycles, and between two: what is left after removing ends until there are none."""
+    """Return the modules on cycles or between two: those left after repeatedly removing modules without imports or
+    importers."""
     left = {module: set(named) for module, named in graph.items()}
     while True:
         named = set().union(*left.values()) if left else set()

@@ -1,4 +1,4 @@
-"""Every module imports where a system has no POSIX modules, and what needs POSIX says so."""
+"""Every module can be imported on systems without POSIX modules, and features that need POSIX say so."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from twoscale._launching import torchrun
 from twoscale.errors import ConfigurationError
 from twoscale.scaling import run_study, study_config
 
-# What Windows lacks. Other packages are imported before it goes, since they find out in ways of their own.
+# Modules that Windows lacks. Other packages are imported before these are removed, since they detect the system
+# themselves.
 WITHOUT_POSIX = """
 import importlib, os, signal, sys
 import jinja2, msgspec, numpy, onnx, platformdirs, rich.live, rich.progress, tyro

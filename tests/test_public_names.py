@@ -1,4 +1,4 @@
-"""Documents, notebooks and the reference use public names only, and the reference has all of them."""
+"""Documents, notebooks and the reference use only public names, and the reference has all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text from outside: what is invisible becomes visible, and nothing else changes."""
+"""Text from outside: invisible characters become visible, and nothing else changes."""
 
 from __future__ import annotations
 

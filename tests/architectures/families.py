@@ -1,4 +1,5 @@
-"""Small networks of published families, written as people write them; widths and depths are cut, idioms are not."""
+"""Small networks of published families, written as their users write them: with fewer layers and channels, but all
+idioms."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def conv_bn(
 
 
 class VGG(nn.Module):
-    """Simonyan and Zisserman, 2014; torchvision's head: a pool to 7x7, which enlarges here, and dropout."""
+    """Simonyan and Zisserman, 2014; torchvision's head: a pool to 7x7, which enlarges the image here, and dropout."""
 
     def __init__(self, batch_norm: bool) -> None:
         super().__init__()
@@ -105,7 +106,7 @@ class HSwish(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Hu et al., 2017; by view and expand_as, as in most of the copies."""
+    """Hu et al., 2017; with view and expand_as, as in most copies."""
 
     def __init__(self, channels: int, gate: nn.Module) -> None:
         super().__init__()
@@ -544,4 +545,4 @@ FAMILIES: dict[str, tuple[Family, int]] = {
     "CBAM and ResNeSt": (lambda: classifier(nn.Sequential(conv_bn(3, 12, s=2), AttentionBlock(12)), 12), 32),
     "CReLU, FReLU and maxout": (ConcatenatedReLU, 32),
 }  # fmt: skip
-"""Name to what makes it, and the size of its images."""
+"""From a name to its constructor and the size of its images."""

@@ -1,4 +1,4 @@
-"""Networks of published families, from the module to the same integers everywhere."""
+"""Networks of published families: every executor gives the same integers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEAST_DB = {"DenseNet": 27.0, "DenseNet, running": 27.0}
 
 
 def structured_images(size: int, count: int, seed: int) -> torch.Tensor:
-    """Smooth fields with some noise: neighbouring pixels are alike, as in photographs."""
+    """Smooth images with some noise: neighbouring pixels are similar, as in photographs."""
     generator = torch.Generator().manual_seed(seed)
     fields = torch.randn(count, 3, 6, 6, generator=generator)
     smooth = F.interpolate(fields, size=size, mode="bilinear")
@@ -34,7 +34,7 @@ def structured_images(size: int, count: int, seed: int) -> torch.Tensor:
 
 @functools.cache
 def network_of(family: str) -> tuple[nn.Module, torch.Tensor]:
-    """Return a network with weights and batch statistics as of one that was trained, and images."""
+    """Return a network with weights and batch statistics like a trained one, and images."""
     make, size = FAMILIES[family]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(7)
@@ -44,7 +44,7 @@ def network_of(family: str) -> tuple[nn.Module, torch.Tensor]:
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 0.6, 1.4)
                 nn.init.uniform_(module.bias, -0.4, 0.6)
-                module.momentum = None  # the statistics of exactly the images that follow
+                module.momentum = None  # the statistics of exactly these images
         model.train()
         with torch.no_grad():
             model(images)
@@ -83,7 +83,7 @@ def test_an_enlarging_pool_goes_into_the_weights_after_it() -> None:
 
 @pytest.mark.parametrize(("own", "functions"), [(True, {"hardswish"}), (False, {"hardswish", "hardsigmoid"})])
 def test_functions_written_out_are_recognized(own: bool, functions: set[str]) -> None:
-    # After a linear layer relu6(x + 3) / 6 needs no table: it is a bias, a clamp and a scale.
+    # After a linear layer relu6(x + 3) / 6 needs no table, only a bias, a clamp and a scale.
     model, images = network_of("MobileNetV3 with its own functions" if own else "MobileNetV3")
     graph = fold(capture(model, images[:1]))
     assert {node.function for node in graph if isinstance(node, g.Elementwise)} == functions
@@ -99,7 +99,7 @@ def test_what_is_concatenated_is_not_rounded_again(family: str) -> None:
     concats = [layer for layer in network if isinstance(layer, n.Concat)]
     copied = [m is None for layer in concats for m in layer.multipliers]
     assert concats
-    assert np.mean(copied) >= 0.25  # what a common scale would make much coarser keeps its own
+    assert np.mean(copied) >= 0.25  # an operand that a common scale would make much coarser keeps its own
 
 
 # Networks that strain the scales: the default scheme stays on the grid.
@@ -123,7 +123,7 @@ class Strained(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.bn0(self.stem(x)))
         x = x + self.bn(self.conv(x))
-        # What is left of a difference of large tensors is small.
+        # The difference of large tensors is small.
         x = F.relu6((x + self.other(x)) * 0.01 + x)
         return torch.as_tensor(self.fc(x.mean((2, 3))))
 
@@ -142,7 +142,7 @@ def test_odd_ratios_of_scales_stay_on_the_grid(gain: float, gamma: float, dead: 
 
 
 def test_a_mean_of_many_pixels_has_the_right_size() -> None:
-    """Planted before: a multiplier of two digits, a percent off."""
+    """A former fault: a multiplier of two digits, off by a percent."""
 
     class Mean(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Range methods, scales and zero points against direct computation on the values."""
+"""Range methods, scales and zero points against direct computations on the values."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_scale_is_the_smallest_that_covers_the_range(
             )
         )
     assert scale == pytest.approx(max(float(min(needed)), 2.0**-126), rel=1e-7, abs=0)
-    # Not clipped: each end is at most rounded, half a step off.
+    # Nothing is clipped: each end is rounded, by at most half a step.
     for end in (-below, above):
         assert abs(float(represented(np.array(end), scale, zero_point, lo, hi)) - end) <= scale * 0.50001
 
@@ -264,7 +264,8 @@ def test_percentile_of_nearly_all_zeros_falls_back_to_everything() -> None:
 
 
 def by_integration(stats: TensorStatistics, scale: float, zero_point: int, lo: int, hi: int) -> float:
-    """The definition: quadrature of the squared error over each bin, cut at the smallest and largest value."""
+    """The definition: numerical integration of the squared error over each bin, cut at the smallest and largest
+    value."""
     total = 0.0
     for a, b, count in zip(stats.edges[:-1], stats.edges[1:], stats.nonzero_counts, strict=True):
         if count == 0:
@@ -343,7 +344,7 @@ def test_least_squared_error_is_never_worse_than_minmax(
 
 
 def test_least_squared_error_of_values_on_the_integers_grid_is_minmax() -> None:
-    # 8-bit images: min-max represents every value without error, and the method must see it.
+    # 8-bit images: min-max represents every value without error, and the method must find that.
     x = np.random.default_rng(7).integers(0, 256, 20_000) / 255
     for bins in (2048, 8192):
         range_ = choose_range(statistics_of(x, bins=bins), RangeMethod("mse"), lo=0, hi=255, symmetric=False)
@@ -366,7 +367,7 @@ def test_constants_are_represented(value: float, method: RangeMethod, lo: int, h
 
 
 def migacz(counts: NDArray[np.int64], levels: int, width: float) -> tuple[int, list[float]]:
-    """The published search, literally, for values from 0 up; returns the best number of bins."""
+    """The published search, literally, for values from 0 on. Return the best number of bins."""
     divergences = {}
     for i in range(levels, counts.size + 1):
         reference = [float(c) for c in counts[:i]]
@@ -417,7 +418,7 @@ def test_entropy_clips_outliers_but_keeps_the_body() -> None:
 @pytest.mark.parametrize("kind", ["relu", "normal", "skewed"])
 @pytest.mark.parametrize("size", [300, 10_000])
 def test_entropy_of_few_values_is_not_misled_by_noise(kind: str, size: int, seed: int) -> None:
-    # Without the allowance for noise, the error is up to 60 times that of min-max here.
+    # Without the correction for noise, the error is up to 60 times that of min-max here.
     x = sample(kind, size, seed)
     errors = {}
     for name in ("minmax", "entropy"):

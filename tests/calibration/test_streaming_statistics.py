@@ -1,4 +1,4 @@
-"""Streaming statistics against everything held at once, in exact arithmetic where it should be exact."""
+"""Streaming statistics against statistics of all values at once, in exact arithmetic where they should be exact."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_value_is_in_its_bin_by_exact_arithmetic(values: Floats, bins: int
     if not any(exact):
         assert stats.nonzero_counts.size == 0
         return
-    # The smallest power of two with which so many bins cover 0 and every value.
+    # The smallest power of two with which this many bins cover 0 and every value.
     lo, hi = min([Fraction(0), *exact]), max([Fraction(0), *exact])
     width = Fraction(2) ** -200
     while math.floor(hi / width) + 1 - math.floor(lo / width) > bins:

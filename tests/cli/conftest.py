@@ -20,7 +20,7 @@ from twoscale._lab.records import LabResults
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -57,7 +57,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture
 def refused(run: Run) -> Callable[..., str]:
-    """Run what must be refused: exit code 2, nothing printed, one line on standard error, which is returned."""
+    """Run a command that must be refused: exit code 2, nothing printed, and one line on standard error, which is
+    returned."""
 
     def check(*words: object) -> str:
         outcome = run(*words)
@@ -73,7 +74,7 @@ def refused(run: Run) -> Callable[..., str]:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network and its integer network, made by the command line."""
+    """A trained network and its integer network, made with the command line."""
 
     checkpoint: Path
     network: Path
@@ -90,7 +91,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.fixture
 def small_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the data set digits have few images."""
+    """Reduce the data set digits to a few images."""
     make_digits_small(monkeypatch)
 
 
@@ -102,7 +103,7 @@ def make_digits_small(patch: pytest.MonkeyPatch) -> None:
 
 @dataclass(frozen=True)
 class Lab:
-    """A lab on few images, done by the command line."""
+    """A lab on a few images, made with the command line."""
 
     folder: Path
     outcome: Outcome

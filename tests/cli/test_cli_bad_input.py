@@ -1,4 +1,4 @@
-"""Bad input of every kind: a clear line, or a correct result."""
+"""Bad input of every kind gives a clear message or a correct result."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def cut_off(content: bytes) -> bytes:
 
 
 def damaged(content: bytes) -> bytes:
-    """Change a bit in the middle, which is a weight."""
+    """Flip a bit in the middle, in a weight."""
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
 
@@ -143,7 +143,7 @@ def test_pickled_code_is_never_run(refused: Refused, tmp_path: Path) -> None:
     evil.write_bytes(b"\x80\x02cposix\nsystem\nX" + len(words).to_bytes(4, "little") + words + b"\x85R.")
     assert str(evil) in refused("eval", evil, "--model", "net")
     assert not proof.exists()
-    pickle.loads(evil.read_bytes())  # what would have happened
+    pickle.loads(evil.read_bytes())  # what would have happened otherwise
     assert proof.exists()
 
 
@@ -226,7 +226,7 @@ def test_training_folder_that_is_in_use(refused: Refused, trained: Any) -> None:
     assert "holds a run already; continue it with --resume" in message
 
 
-# What the command line cannot be given, but the library can.
+# Input that only the library can get.
 
 
 def digits_images() -> Any:

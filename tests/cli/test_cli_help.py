@@ -56,7 +56,7 @@ def test_help_of_a_verb(run: Run, verb: str) -> None:
         assert f"  {example}\n" in outcome.out
     assert "None" not in text
     assert "--no-" not in text
-    own = [line for line in outcome.out.splitlines() if not line.startswith("usage:")]  # which tyro writes
+    own = [line for line in outcome.out.splitlines() if not line.startswith("usage:")]  # written by tyro
     assert max(len(line) for line in own) <= 88  # an example may be longer than 80
 
 
@@ -70,7 +70,7 @@ def test_every_option_is_described(run: Run, verb: str) -> None:
 
 @EVERY_VERB
 def test_examples_are_right(verb: str) -> None:
-    """Every example is accepted by the parser, its values and options."""
+    """The parser accepts every example with its values and options."""
     for example in VERBS[verb].examples:
         words = example.split()
         assert words[: 1 + len(verb.split())] == ["twoscale", *verb.split()]

@@ -1,4 +1,4 @@
-"""Ctrl-C, full disks, readers that leave: one line, and nothing lost or half written."""
+"""Ctrl-C, full disks, closed pipes: one line is printed, and nothing is lost or half written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Refused = Callable[..., str]
 
 
 def interrupt_at_call(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``function`` as it is when Ctrl-C comes at its call of that number."""
+    """Return ``function`` with Ctrl-C in its call of that number."""
     calls = 0
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
@@ -92,7 +92,7 @@ def test_full_disk_while_saving(
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB, which an integer network of the lab does not fit."""
+    """A file system of 64 KiB, too small for an integer network of the lab."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]

@@ -1,4 +1,4 @@
-"""Mistakes in the command itself: one line, exit code 2, the nearest right word."""
+"""Mistakes in the command itself give one line, exit code 2 and the nearest valid word."""
 
 from __future__ import annotations
 

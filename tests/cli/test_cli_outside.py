@@ -1,4 +1,4 @@
-"""What comes from outside: names in files, files of other programs, closed and full outputs."""
+"""Outside influences: names in files, files of other programs, closed and full outputs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAMES = ["conv\x1b[31m\x07\u202edrow\nend", "conv" + "x" * 100_000]
 
 @pytest.fixture(params=NAMES, ids=["invisible", "long"])
 def hostile(request: pytest.FixtureRequest, trained: Any, tmp_path: Path) -> Path:
-    """Save an integer network of which one layer and the network itself have a hostile name."""
+    """Save an integer network with a hostile name and a layer with a hostile name."""
 
     def renamed(name: str) -> str:
         return request.param if name == "conv2" else name
@@ -44,7 +44,7 @@ def hostile(request: pytest.FixtureRequest, trained: Any, tmp_path: Path) -> Pat
 
 
 def is_safe(text: str) -> bool:
-    """Whether a terminal shows all of ``text``: line breaks aside, nothing in it is invisible."""
+    """Whether a terminal shows all of ``text``: nothing but line breaks is invisible."""
     flat = text.replace("\n", "")
     return printable(flat) == flat
 

@@ -1,4 +1,4 @@
-"""Every verb on digits, from training to C, and what its ``--json`` says."""
+"""Every verb on digits, from training to C, and its ``--json`` output."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_a_network_takes_pixels_as_they_are(run: Run, trained: Any, tmp_path: Pa
     q = create("reference", network).run(images.astype(np.float32), [network.input.name])[network.input.name]
     assert (q == images).all()
     executors = ("--executors", "reference,torch,onnxruntime", "--max-samples", 100, "--json")
-    for file in (pixels, normalized):  # one takes pixels, the model and the other normalized images
+    for file in (pixels, normalized):  # one takes pixels; the model and the other take normalized images
         verified = run("verify", file, "--checkpoint", trained.checkpoint, *executors).json
         assert verified["mismatches"] == 0
         assert verified["sqnr_db"] > 30

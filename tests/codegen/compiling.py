@@ -18,7 +18,8 @@ STRICT = (
     "-Wcast-qual", "-Wstrict-prototypes", "-Wmissing-prototypes", "-Wundef", "-Wvla",
 )  # fmt: skip
 NOT_INLINED = "-Dalways_inline=unused"
-"""Vector kernels stay functions: compiled without optimization, a dozen times as fast; every access is still there."""
+"""Keep vector kernels as functions. Without optimization they then compile a dozen times as fast, with the same
+accesses."""
 SANITIZED = ("-std=c99", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 DTYPES: tuple[ActivationType, ...] = ("uint8", "int8", "mixed")
@@ -39,7 +40,7 @@ def compile_c(
 
 
 def build(compiler: str, folder: Path, sources: Sequence[str], *flags: str, out: str = "program") -> Path:
-    """Compile, which must succeed without a word."""
+    """Compile without any output of the compiler."""
     done = compile_c(compiler, folder, sources, *flags, out=out)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return folder / out
@@ -50,7 +51,7 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def every_kernel(dtype: ActivationType) -> IntegerNetwork:
-    """Return a network in which every kernel, in-place operation and copy occurs (a test holds it to that)."""
+    """Return a network in which every kernel, in-place operation and copy occurs (a test checks that)."""
     seed, output = SEEDS[dtype]
     return random_network(
         np.random.default_rng(seed), length=25, image_shape=(3, 9, 8), dtype=dtype, output=output, name="every-kernel"

@@ -1,4 +1,4 @@
-"""The examples of docs/c.md work as they stand."""
+"""The examples of docs/c.md work as written."""
 
 from __future__ import annotations
 

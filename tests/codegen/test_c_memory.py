@@ -1,4 +1,4 @@
-"""The memory plan: nothing overlaps, nothing is read after it was written over, and little is wasted."""
+"""The memory plan: nothing overlaps, nothing is read after it was overwritten, and little is wasted."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def test_no_buffers_need_no_memory() -> None:
 
 
 def assert_safe(program: Program) -> None:
-    """Follow who wrote each byte last: a tensor that is read must be whole, in place or not.
+    """Track the last writer of each byte: a tensor that is read must be complete, in place or not.
 
-    Independent of lifetimes: it only goes through the calls in order.
+    This is independent of lifetimes and only goes through the calls in order.
     """
     most = max(place.offset + program.tensors[name].size for name, place in program.places.items())
     owner = {where: np.full(most, -1) for where in ("arena", "output", "image")}
@@ -79,7 +79,7 @@ def assert_safe(program: Program) -> None:
         if step.view_of is not None:
             assert span(step.view_of) == (where, bytes_)
             assert (owner[where][bytes_] == numbers[step.view_of]).all()
-            # From here on the bytes go by both names.
+            # From here on the bytes have both names.
             numbers[name] = numbers[step.view_of]
         elif step.index == 0 and not step.calls:
             owner[where][bytes_] = numbers[name]
@@ -94,7 +94,7 @@ def test_random_networks_never_read_what_was_written_over(seed: int) -> None:
     network = random_network(np.random.default_rng(seed), length=20, dtype=None if seed % 3 else "mixed")
     program = lower(network)
     assert_safe(program)
-    assert program.plan.size == program.plan.bound  # holds for these; the bound cannot always be reached
+    assert program.plan.size == program.plan.bound  # true for these networks; the bound cannot always be reached
 
 
 def image(shape: tuple[int, int, int]) -> n.QuantizeInput:
@@ -166,7 +166,7 @@ def test_an_operand_that_is_read_again_keeps_its_place() -> None:
 
 
 def overtakes(pool: n.MaxPool2d, height: int, width: int) -> bool:
-    """Whether a window reads a pixel that an earlier one was written over, by going through all of them."""
+    """Whether a window reads a pixel that an earlier result has overwritten, found by trying all windows."""
     written = set()
     _, out_h, out_w = pool.output.shape
     for out_row, out_column in product(range(out_h), range(out_w)):
@@ -233,7 +233,7 @@ def test_every_process_plans_the_same_memory(tmp_path: Path) -> None:
         "net = load(sys.argv[1])\n"
         "for target in ('native', 'small-ram'): export_c(net, sys.argv[2] + target, target=target)"
     )
-    for seed in ("1", "2"):  # of the hashes of strings, which decide the order of sets
+    for seed in ("1", "2"):  # of string hashes, which determine the order of sets
         command = [sys.executable, "-c", program, str(tmp_path / "net.onnx"), f"{tmp_path}/{seed}-"]
         subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, check=True)
     for target in ("native", "small-ram"):

@@ -1,4 +1,4 @@
-"""The exported C on microcontrollers: its self-test under QEMU, on boards with a small and a big core."""
+"""The exported C on microcontrollers: the self-test under QEMU, on boards with a small and a large core."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""C that computes row by row: the same integers of every layer, in fewer bytes."""
+"""C that computes row by row: the same integers for every layer, in fewer bytes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def some_network(seed: int, dtype: ActivationType = "uint8", *, all_operators: b
 
 
 def self_test(network: IntegerNetwork, folder: Path, *flags: str) -> str:
-    """Return what the self-test prints, with the checksum of every layer."""
+    """Return the output of the self-test, with the checksum of every layer."""
     export_c(network, folder, target="small-ram", name="rows")
     return run(build("gcc", folder, ["rows_test.c", "rows.c"], "-DROWS_TRACE", *flags)).stdout
 
@@ -59,7 +59,7 @@ def test_no_byte_outside_of_what_it_was_given(seed: int, tmp_path: Path) -> None
 
 
 def test_it_is_row_by_row_and_takes_fewer_bytes() -> None:
-    """Over many networks: never more bytes than whole tensors, mostly fewer, and all kinds of layers in rows."""
+    """Over many networks: never more bytes than with whole tensors, mostly fewer, and all kinds of layers by rows."""
     fewer, kinds = 0, set()
     for seed in range(30):
         network = some_network(seed)
@@ -79,7 +79,7 @@ def test_places_of_tensors_do_not_meet_but_where_one_is_written_over_another() -
     for seed in range(10):
         program = lower_rows(some_network(seed, all_operators=seed % 2 == 1))
         if not any(segment.order for segment in program.segments):
-            continue  # nothing was gained, and the plan is that of whole tensors
+            continue  # no gain, so the plan is that of whole tensors
         segment_of = {i: k for k, s in enumerate(program.segments) for i in range(s.first, s.last + 1)}
         over = {frozenset(s.over[:2]) for s in program.segments if s.over is not None}
         spans = spans_of(program, segment_of)
@@ -91,7 +91,7 @@ def test_places_of_tensors_do_not_meet_but_where_one_is_written_over_another() -
 
 
 def spans_of(program: RowProgram, segment_of: dict[int, int]) -> dict[str, tuple[int, int, int, int]]:
-    """Return bytes and segments of every tensor in the arena, those that share all bytes as one."""
+    """Return bytes and segments of every tensor in the arena. Tensors that share all bytes count as one."""
     root: dict[str, str] = {}
     found: dict[str, tuple[int, int, int, int]] = {}
     for step in program.steps:
@@ -107,7 +107,7 @@ def spans_of(program: RowProgram, segment_of: dict[int, int]) -> dict[str, tuple
 
 
 def test_resnet20_in_twenty_kib_and_its_plan_is_tight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tensor that begins later than planned destroys rows that are still to be read, and the self-test sees it."""
+    """A tensor that begins later than planned destroys rows that are still needed, and the self-test detects it."""
     need("gcc")
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     resnet20 = twoscale.quantize(models.create("resnet20").eval(), [images])
@@ -142,7 +142,7 @@ def test_on_a_microcontroller(tmp_path: Path) -> None:
 
 
 def test_a_ring_of_one_row_less_is_caught(tmp_path: Path) -> None:
-    """The rows that the plan keeps are needed: with any fewer in the C, a layer differs."""
+    """All rows that the plan keeps are needed: with fewer in the C, a layer differs."""
     need("gcc")
     network = some_network(8)
     kept = lower_rows(network).kept
@@ -165,4 +165,4 @@ def test_windows() -> None:
     assert [window.needed(row, 8) for row in range(4)] == [2, 4, 6, 8]
     assert [window.first(row) for row in range(4)] == [0, 1, 3, 5]
     assert Window(1, 1, 3).needed(7, 8) == 8
-    assert Window(1, 4).needed(2, 8) == 0  # rows of padding need nothing
+    assert Window(1, 4).needed(2, 8) == 0  # rows of padding need no input

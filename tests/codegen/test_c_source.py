@@ -1,4 +1,4 @@
-"""The exported C: compiled without a warning, right under sanitizers, integers only, and wrong when it is broken."""
+"""The exported C compiles without warnings, is right under sanitizers, uses integers only, and detects faults."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXPECTED = "every_kernel: 4 images, all layers and outputs as expected\n"
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same export for each type of activations; tests that change files take a copy."""
+    """The same export for each type of activations. Tests that change files use a copy."""
     made: dict[str, Path] = {}
     for dtype in DTYPES:
         made[dtype] = tmp_path_factory.mktemp(dtype)
@@ -69,7 +69,7 @@ def tiny(name: str = "tiny", layer: str = "head") -> IntegerNetwork:
 
 
 def entries_that_show(network: IntegerNetwork) -> list[int]:
-    """Count, of each table, the entries that the self-test's images look up and that differ from their neighbour."""
+    """Count, for each table, the entries that the self-test's images look up and that differ from their neighbour."""
     reference = ReferenceExecutor(network)
     values: dict[str, NDArray[Any]] = {network.input.name: default_images(network)}
     counts = []
@@ -157,7 +157,7 @@ def test_it_holds_no_floating_point_no_heap_and_no_state(dtype: str, folders: di
     code = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
     assert not re.search(r"\b(float|double|malloc|calloc|free|math\.h|stdlib\.h|goto)\b", code)
     assert set(re.findall(r"#include (\S+)", code)) == {'"every_kernel.h"', "<string.h>"}
-    # Whatever is static is a constant, a function, or the check of shifts.
+    # Everything static is a constant, a function, or the check of shifts.
     for line in re.findall(r"^static .*", code, flags=re.MULTILINE):
         assert line.startswith("static const ") or "(" in line, line
 
@@ -171,7 +171,7 @@ def test_a_processor_without_floating_point_needs_no_library_for_it(uint8_folder
             ["arm-none-eabi-nm", "--undefined-only", "--format=just-symbols", f"{cpu}.o"],
             cwd=uint8_folder, capture_output=True, text=True, check=True,
         )  # fmt: skip
-        # Integer helpers of the compiler's own: division, 64-bit products and shifts.
+        # The compiler's own integer helpers: division, 64-bit products and shifts.
         integers = {"__aeabi_idiv", "__aeabi_idivmod", "__aeabi_lmul", "__aeabi_llsl", "__aeabi_lasr", "__aeabi_llsr"}
         assert set(done.stdout.split()) <= {"memcpy", "memset", *integers}
 
@@ -205,7 +205,7 @@ def test_make_tests_it_and_shows_its_size(uint8_folder: Path) -> None:
 
 
 def faultless(*, tiles: bool = True) -> IntegerNetwork:
-    """Return a network in which every fault below shows: ties in the pool, images of both ends, values spread out."""
+    """Return a network that reveals every fault below: ties in the pool, extreme images, values spread out."""
     rng = np.random.default_rng(5)
 
     def spec(*shape: int, lo: int = 0, hi: int = 255) -> n.TensorSpec:
@@ -285,7 +285,7 @@ def test_a_planted_fault_is_caught_in_its_layer(
     ],
 )
 def test_a_planted_fault_of_other_convolutions_is_caught(pattern: str, replacement: str, tmp_path: Path) -> None:
-    """In those that are not computed in tiles, and whose products need 64 bits."""
+    """For convolutions that are not computed in tiles and whose products need 64 bits."""
     assert_caught(faultless(tiles=False), "kernels", pattern, replacement, "conv", tmp_path)
 
 
@@ -297,7 +297,7 @@ def assert_caught(
     layer: str,
     tmp_path: Path,
 ) -> None:
-    """Change the C, and see the self-test name the layer."""
+    """Change the C and check that the self-test names the layer."""
     need("gcc")
     export_c(network, tmp_path)
     path = tmp_path / "faults.c"
@@ -574,7 +574,8 @@ DEEP = "features.stage_three.block_number_twelve.inner.branch"
     ids=["a long prefix", "cut at every length", "endings", "words of C", "control characters"],
 )
 def test_any_names_give_c_that_compiles(names: list[str], target: str, tmp_path: Path) -> None:
-    """However long names are and wherever they are cut, what C calls them is unique, and nothing else gets out."""
+    """However long names are and wherever they are cut, their C identifiers are unique, and no other symbol is
+    exported."""
     need("gcc")
     result = export_c(chain(names), tmp_path, target=target)
     vector = target == "native"
@@ -588,19 +589,19 @@ def test_any_names_give_c_that_compiles(names: list[str], target: str, tmp_path:
 
 
 def test_identifiers_that_are_cut_are_told_apart() -> None:
-    """Planted: with the endings cut as well, the weights of two layers would have one name."""
+    """Planted: if endings were cut too, the weights of two layers would have the same name."""
     identifiers = Identifiers()
     bases = [identifiers.of(f"{DEEP}.conv_{i}") for i in range(3)]
     assert len(set(bases)) == 3
     assert max(map(len, bases)) <= 42
     endings = [identifiers.ending(base, kind) for base in bases for kind in ("weight", "bias", "multiplier", "layer")]
     assert len(set(endings)) == 12
-    assert max(map(len, endings)) < 63  # what C99 promises to tell apart
+    assert max(map(len, endings)) < 63  # significant characters in C99
     assert identifiers.ending(bases[0], "weight") not in endings
 
 
 def test_means_whose_sums_overflow_are_refused() -> None:
-    """In C they would be undefined; at one pixel less they are not."""
+    """In C they would be undefined; with one pixel less they are not."""
     size = 2_902
     spec = n.TensorSpec((1, size, size), "uint8", 0.1, 0, 0, 255)
 

@@ -17,12 +17,12 @@ shapes = st.lists(st.integers(1, 5), min_size=1, max_size=5).map(tuple)
 
 
 def keep(array: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return an array's elements as they lie in memory."""
+    """Return an array's elements in memory order."""
     return array.ravel()[memory_order(array.shape)]
 
 
 def carry_out(move: Move, source: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Do a move by plain loops; −1 where nothing is written."""
+    """Do a move with plain loops. −1 marks places that are not written."""
     target = np.full(size, -1, np.int64)
     for index in product(*(range(n) for n in move.sizes)):
         start = sum(i * step for i, step in zip(index, move.from_steps, strict=True)) + move.from_offset

@@ -1,4 +1,4 @@
-"""The C with vector kernels: no warnings, right for every layer under the sanitizers, threads, faults that show."""
+"""The C with vector kernels: no warnings, right for every layer under sanitizers, threads, and planted faults."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXPECTED = "fast: 4 images, all layers and outputs as expected ("
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every kind of layer, for every instruction set; tests that change files take a copy."""
+    """Every kind of layer, for every instruction set. Tests that change files use a copy."""
     path = tmp_path_factory.mktemp("fast")
     export_c(every_kernel("mixed"), path, target="native", name="fast")
     return path
@@ -86,7 +86,7 @@ def defined(text: str) -> set[str]:
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 def test_a_kernel_declares_the_names_of_its_file(kernel: VectorKernel) -> None:
-    """They get the instruction set's name, so that one file can be compiled for several."""
+    """They get the instruction set's name as a suffix, so that one file can be compiled for several."""
     if kernel.defines:
         assert set(kernel.defines) == defined(text_of(f"{kernel.name}.c"))
     if kernel.has_params:
@@ -99,7 +99,7 @@ def test_an_instruction_set_declares_the_names_of_its_header(isa: InstructionSet
 
 
 def test_layers_that_floats_cannot_requantize_run_the_portable_kernel(tmp_path: Path) -> None:
-    """One image after another, in the same file as the vector kernels."""
+    """Portable kernels compute one image after another, in the same file as the vector kernels."""
     need("gcc")
     spec = n.TensorSpec((3, 10, 10), "uint8", 0.1, 0, 0, 255)
     image = n.QuantizeInput(name="image", inputs=(), output=spec)
@@ -135,7 +135,7 @@ def test_floats_that_are_not_computed_as_written_are_refused(compiler: str, flag
 
 
 def test_excess_precision_is_refused(folder: Path) -> None:
-    """As the x87 unit of 32-bit processors has it."""
+    """Like the x87 unit of 32-bit processors."""
     need("gcc")
     flags = ("-std=gnu99", "-pthread", "-U__FLT_EVAL_METHOD__", "-D__FLT_EVAL_METHOD__=2")
     done = compile_c("gcc", folder, ["-c", "fast.c"], *flags, out="x87.o")

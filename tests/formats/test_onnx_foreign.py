@@ -1,4 +1,4 @@
-"""Files of other tools: those that ONNX Runtime's quantizer writes are read; what does not fit is refused by name."""
+"""Files of other tools: those of ONNX Runtime's quantizer are read; nodes that do not fit are refused by name."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def some_images(count: int = 64) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_quantized_by_onnx_runtime(folder: Path, kind: str, tmp_path: Path) -> None:
-    """Every tensor that the file has integers for, against ONNX Runtime on the file.
+    """Every integer tensor of the file against ONNX Runtime on the file.
 
     Nothing is promised off the grid. Measured on 500 images with ONNX Runtime 1.31 and AVX-512: of 3,083,000 integers
     none differs, in any of these files.
@@ -159,7 +159,7 @@ def test_quantized_by_onnx_runtime(folder: Path, kind: str, tmp_path: Path) -> N
         logits = network.logits(expected[network.output])
         assert (found["logits"].argmax(1) == logits.argmax(1)).mean() > 0.95
 
-    # It is a network like any other: saved in our form, it comes back as it is.
+    # It is a network like any other: saved in our form, it is loaded as an equal one.
     network.save(tmp_path / "ours.onnx")
     assert load(tmp_path / "ours.onnx").fingerprint == network.fingerprint
 
@@ -172,7 +172,7 @@ def tensor_type(spec: n.TensorSpec) -> int:
 
 
 class Draft:
-    """A graph of QLinear operators, to be made wrong."""
+    """A graph of QLinear operators that tests modify."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []

@@ -215,7 +215,7 @@ def test_the_least_and_greatest_float_sums() -> None:
 
 
 def test_a_multiplier_that_rounds_otherwise_is_moved_or_refused() -> None:
-    """Planted: what is expected is one off for one operand, so that no multiplier gives it."""
+    """Planted: the expected integer of one operand is off by one, so that no multiplier gives it."""
     from twoscale._ir.layers import TensorSpec
 
     spec = TensorSpec((1,), "uint8", 1.0, 0, 0, 255)

@@ -1,4 +1,4 @@
-"""The QDQ form: real-valued operators between quantize and dequantize nodes, near the network's integers."""
+"""The QDQ form: real-valued operators between dequantize and quantize nodes, close to the network's integers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_it_computes_the_network_but_for_roundings(level: str) -> None:
 
 
 def test_logits_are_real() -> None:
-    """The last accumulators stay in floating point; they differ from the integers' logits by rounding."""
+    """The last accumulators stay in floating point and differ from the integers' logits by rounding."""
     network = random_network(
         np.random.default_rng(1), operators={"conv", "linear"}, output="accumulators", extreme=False
     )

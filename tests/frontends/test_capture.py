@@ -1,4 +1,4 @@
-"""nn.Module → FloatGraph: every operator in every way to write it, and what cannot be captured."""
+"""nn.Module → FloatGraph: every operator in all its forms, and refusals."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ EXACT = (
 
 
 class Forward(nn.Module):
-    """A model whose forward is a function of it and the images; keyword arguments become its modules and buffers."""
+    """A model whose forward is a function of the model and the images. Keyword arguments become its modules and
+    buffers."""
 
     def __init__(self, function: Function, **parts: Any) -> None:
         super().__init__()
@@ -92,7 +93,7 @@ def captured(model: nn.Module, x: torch.Tensor | None = None) -> g.FloatGraph:
 
 
 def assert_well_formed(graph: g.FloatGraph) -> None:
-    """Names differ, inputs come first, and shapes are those that come out."""
+    """Names are unique, inputs come first, and shapes are right."""
     names = [node.name for node in graph]
     assert len(set(names)) == len(names)
     seen: set[str] = set()
@@ -357,7 +358,7 @@ FORMS: dict[str, tuple[Function, list[str]]] = {
         lambda: Forward(lambda m, x: torch.maximum(torch.full_like(x, 0.5), x)), ["Elementwise"]
     ),
     "maximum with a negative number": (lambda: Forward(lambda m, x: torch.max(x, torch.tensor(-0.5))), ["Clamp"]),
-    "generalized mean": (  # Radenović et al., 2017; as it is copied, with a learnt power
+    "generalized mean": (  # Radenović et al., 2017, in a common form with a learnt power
         lambda: Forward(lambda m, x: x.clamp(min=1e-6).pow(m.w).mean((2, 3)).pow(1.0 / m.w), w=torch.tensor([3.0])), [
             "Elementwise", "Elementwise", "AveragePool2d", "Elementwise"]),
     "cube and root": (lambda: Forward(lambda m, x: (x**3).abs().sqrt() + 0.0), [
@@ -481,7 +482,7 @@ def test_every_supported_operator_has_a_form(monkeypatch: pytest.MonkeyPatch) ->
         inner = model.function
         model.function = lambda m, x, inner=inner: inner(m, x).flatten(1)
         capture(seeded(model), images())
-    # What the tested forms are called elsewhere, and what has tests of its own.
+    # Other names of the tested forms, and operators with separate tests.
     others = {"expand", "reflection_pad2d", "replication_pad2d", "ones_like", "new_ones", "new_full"}
     others |= {"softmax", "_softmax", "log_softmax", "_log_softmax"}
     others |= {"gt", "ge", "lt", "le", "where", "log", "log1p", "rsqrt", "sin", "cos"}
@@ -765,7 +766,7 @@ def test_changes_in_place_are_seen_through_views(forward: Function) -> None:
 
 
 def test_a_capture_that_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: ReLU taken for nothing at all."""
+    """Planted: ReLU treated as the identity."""
     monkeypatch.setitem(TRANSLATIONS, "relu", lambda e, node, a: e.input(a["self"]))
     with pytest.raises(
         CaptureError, match=r"captured graph of Net does not compute what the model does \(logits differ"
@@ -773,7 +774,7 @@ def test_a_capture_that_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         capture(seeded(Net()), images(1, 3, 32, 32))
 
 
-# The user's model is left as it was.
+# The user's model is not changed.
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -816,7 +817,7 @@ def test_later_training_does_not_reach_the_graph() -> None:
     assert np.array_equal(conv1.weight_oihw, before)
 
 
-# What cannot be captured: one line that says what, where and what to do.
+# Models that cannot be captured: one line that says what, where and what to do.
 
 LINE = r"tests/frontends/test_capture\.py:\d+: "
 

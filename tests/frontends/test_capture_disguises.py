@@ -1,4 +1,4 @@
-"""Operators that are others in disguise, programs and modules of every kind, and what the errors about them say."""
+"""Operators written as others, programs and modules of every kind, and the errors about them."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_softmax_inside() -> None:
 
 
 class WithOwnLoops(nn.Module):
-    """A model whose train and eval are loops of its own."""
+    """A model with its own train and eval methods, which are loops."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ def test_what_errors_name() -> None:
 
 
 class Sensitive(nn.Module):
-    """Right on its user's images, and chaotic on noise: rounding in float32 is visible there."""
+    """Right on its user's images, but chaotic on noise, where rounding in float32 is visible."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -57,7 +57,7 @@ def test_a_file_is_quantized_and_verified(tmp_path: Path) -> None:
 
 
 class Twin(torch.nn.Module):
-    """A network that is written as a file, too."""
+    """A network that is also written as a file."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Transposed convolutions: convolutions of the image with zeros between its values, in every executor."""
+"""Transposed convolutions, computed as convolutions of the image with zeros between its values, in every executor."""
 
 from __future__ import annotations
 

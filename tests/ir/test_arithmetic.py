@@ -42,7 +42,7 @@ EDGE_MULTIPLIERS = [m for m in EDGES if 0 < m < MULTIPLIER_LIMIT]
 
 
 def ranges() -> Iterator[Range]:
-    """Every kind of clamp in use: whole and 4 to 7 bit ranges, either type, ReLU (lo = z), ReLU6 (hi lowered)."""
+    """Every kind of clamp in use: full and 4 to 7 bit ranges, both types, ReLU (lo = z), ReLU6 (hi lowered)."""
     for bits in (4, 5, 6, 7, 8):
         for lo, hi in ((0, 2**bits - 1), (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1), (1 - 2 ** (bits - 1), 0)):
             for zero in {lo + lo % 2, (lo + hi) // 4 * 2, hi - hi % 2}:
@@ -192,7 +192,7 @@ def test_quantize_input_at_every_tie_of_many_scales() -> None:
 
 
 def test_quantize_input_differs_from_division_in_double() -> None:
-    """The division must be float32's: the quotient's own rounding makes ties that are none in double."""
+    """The division must be in float32: rounding the quotient makes ties that are none in double."""
     differences = 0
     for k in range(200):
         scale = float(np.float32(0.1))
@@ -217,7 +217,7 @@ def float_requantize(acc: Int64, multiplier: int | Int64) -> Float32:
 
 
 def exact_requantize(acc: Int64, multiplier: int | Int64, shift: int = REQUANTIZE_SHIFT, offset: int = 0) -> Int64:
-    """RNE((acc·m + offset) / 2**shift) on int64; not the implementation under test."""
+    """RNE((acc·m + offset) / 2**shift) on int64, independent of the implementation under test."""
     total = acc * multiplier + offset
     floor, rest = total >> shift, total & ((1 << shift) - 1)
     half = 1 << (shift - 1)
@@ -234,7 +234,7 @@ def around_steps(multiplier: int, shift: int, offset: int = 0) -> Int64:
 
 
 def beyond(value: NDArray[np.int64] | Float32) -> Int64:
-    """Values that matter to no clamp made equal: with hi − lo ≤ 255, z ± 256 is outside [lo, hi] for every z in it."""
+    """Values beyond every clamp made equal: with hi − lo ≤ 255, z ± 256 is outside [lo, hi] for every z in it."""
     return np.clip(value, -256, 256).astype(np.int64)
 
 
@@ -387,7 +387,7 @@ def test_any_order_of_an_addition_is_exact_within_the_narrower_limit() -> None:
 
 
 def test_folded_zero_points_can_be_wrong_beyond_the_narrower_limit() -> None:
-    """Why (7d) is a condition of its own; these parameters satisfy (7c)."""
+    """Why (7d) is a separate condition: these parameters satisfy (7c)."""
     z_a, m_a, z_b, m_b, z_y = 104, 104176, 104, 104803, 218
     assert arithmetic.sum_is_exact(151 * m_a, 151 * m_b)
     expected = np.clip(exact_add(z_a, m_a, z_b, m_b) + z_y, 0, 255)
@@ -459,7 +459,7 @@ def test_beyond_its_condition_an_addition_fails() -> None:
     pytest.fail("expected a counterexample beyond condition (7c)")
 
 
-# Equation (7b): the residual joins before requantization.
+# Equation (7b): the residual is added before requantization.
 
 
 def float_residual(acc: Int64, m: int, residual: int, m_s: int) -> Float32:
@@ -473,7 +473,8 @@ def fused_residual(acc: Int64, m: int, residual: int, m_s: int) -> Float32:
 
 
 def test_residual_sums_are_exact_in_float32_for_every_accumulator() -> None:
-    """With |q_s − z_s|·m_s ≤ 3·2**22 nothing is asked of the accumulator: beyond 2**24 its rounding is harmless."""
+    """With |q_s − z_s|·m_s ≤ 3·2**22 there is no condition on the accumulator: beyond 2**24 its rounding is
+    harmless."""
     rng = np.random.default_rng(12)
     for m in many_multipliers(13, 150):
         for _ in range(3):
@@ -491,7 +492,7 @@ def test_residual_sums_are_exact_in_float32_for_every_accumulator() -> None:
 
 
 def test_residual_sums_with_a_small_convolution_are_exact_for_any_residual() -> None:
-    """The other arm of (7c): where |acc·m| stays within 3·2**22 the residual may have any multiplier."""
+    """The other case of (7c): if |acc·m| stays within 3·2**22, the residual may have any multiplier."""
     rng = np.random.default_rng(14)
     for m_s in many_multipliers(15, 100):
         m = int(np.exp2(rng.uniform(0, 20)))

@@ -162,7 +162,7 @@ def test_table_functions_are_torchs(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["log", "log1p", "rsqrt"])
 def test_table_entries_outside_a_domain_are_finite(name: str) -> None:
-    """A table has 256 entries, for values too that the tensor never holds."""
+    """A table has 256 entries, also for values that the tensor never has."""
     with np.errstate(all="raise"):
         found = functions.evaluate(name, (), np.array([-100.0, -1.0, 0.0, 1e-45]))
     assert np.isfinite(found).all()

@@ -1,4 +1,4 @@
-"""IntegerNetwork: what it refuses, what takes it off the grid, its bounds, and its fingerprint."""
+"""IntegerNetwork: refusals, conditions of the grid, bounds, and the fingerprint."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ def test_an_addition_of_large_multipliers_leaves_the_grid(m_a: int, m_b: int, ex
 
 
 def test_narrow_operands_allow_larger_multipliers() -> None:
-    """The condition counts |q − z| as it can be, not as the type allows: here 128 above zero, 0 below."""
+    """The condition uses the actual range of |q − z|, not that of the type: here 128 above zero, 0 below."""
     layers = sample()
     layers["conv"] = dataclasses.replace(layers["conv"], output=spec(2, 4, 4, lo=128, hi=138))
     multipliers = grid(2**20, shift=14), grid(2**17, shift=14)
@@ -282,7 +282,7 @@ def test_a_large_residual_multiplier_leaves_the_grid() -> None:
 
 
 def test_beyond_the_condition_executors_can_differ() -> None:
-    """A network that is off the grid for this reason alone, all 65,536 operand pairs, found by search."""
+    """All 65,536 operand pairs of a network that is off the grid for this reason alone, found by search."""
     x = n.TensorSpec((1, 256, 256), "uint8", 1.0, 128, 0, 255)
     images = np.broadcast_to(np.arange(256, dtype=np.float32)[:, None] - 128, (1, 1, 256, 256))
     rng = np.random.default_rng(0)
@@ -354,7 +354,7 @@ def test_parameters_counts_weights_and_biases() -> None:
 
 
 def fingerprint(layers: list[n.Layer], output: str = "logits") -> str:
-    """Of layers that need not fit together."""
+    """The fingerprint of layers that need not fit together."""
     net = object.__new__(IntegerNetwork)
     for field, value in {"name": "x", "layers": tuple(layers), "output": output}.items():
         object.__setattr__(net, field, value)
@@ -440,7 +440,7 @@ def test_the_fingerprint_knows_order_and_output() -> None:
     ],
 )
 def test_the_fingerprint_counts_numbers_by_value(same: Callable[[n.TensorSpec], n.TensorSpec]) -> None:
-    """A network that comes back from a file has Python numbers where it may have had NumPy's."""
+    """A network loaded from a file has Python numbers where it may have had NumPy's."""
     layers = list(sample().values())
     equal = [dataclasses.replace(layer, output=same(layer.output)) for layer in layers]
     assert fingerprint(equal) == fingerprint(layers)

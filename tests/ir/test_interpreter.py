@@ -1,4 +1,4 @@
-"""The walk over operations: order, what is kept, and when values are dropped."""
+"""The walk over operations: order, the values kept, and when values are dropped."""
 
 from __future__ import annotations
 

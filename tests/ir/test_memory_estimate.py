@@ -1,4 +1,4 @@
-"""What a network needs is estimated from shapes, and refused before a tensor is made."""
+"""The memory of a network is estimated from shapes, and too large networks are refused before a tensor is made."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ X = n.TensorSpec((3, 10, 20), "uint8", 1.0, 0, 0, 255)
 
 
 def padded(by: int) -> IntegerNetwork:
-    """A small image in a wide border, of which a pool leaves one value per channel."""
+    """A small image in a wide border, reduced by a pool to one value per channel."""
     wide = dataclasses.replace(X, shape=(3, 10 + 2 * by, 20 + 2 * by))
     point = dataclasses.replace(X, shape=(3, 1, 1))
     layers = (
@@ -81,7 +81,7 @@ def test_memory_is_that_of_the_machine_or_less() -> None:
 
 
 def test_files_are_refused_when_they_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Own files, foreign integer files and float files, whatever their few bytes ask for."""
+    """Own files, foreign integer files and float files with small files and huge tensors."""
     padded(100).save(tmp_path / "own.onnx")
     draft = Draft()
     draft.conv(pads=[300, 300, 300, 300])

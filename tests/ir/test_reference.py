@@ -1,4 +1,4 @@
-"""The NumPy reference against the definition, and what every executor does with good and bad images."""
+"""The NumPy reference against the definition, and the behaviour of every executor on good and bad images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def all_layers(network: IntegerNetwork) -> list[str]:
 
 
 def assert_same(expected: dict[str, NDArray[Any]], found: dict[str, NDArray[Any]], network: IntegerNetwork) -> None:
-    """Equality of every layer, with types and shapes; the message says where."""
+    """Check equality of every layer, with types and shapes. The message names the layer."""
     assert expected.keys() == found.keys()
     for layer in network:
         e, f = expected[layer.name], found[layer.name]
@@ -98,7 +98,7 @@ def test_equal_seeds_make_equal_networks() -> None:
     assert first.fingerprint != other.fingerprint
 
 
-# Planted faults: the comparison above must see each of them.
+# Planted faults: the comparison above must detect each of them.
 
 
 def some_networks(operators: set[str]) -> list[tuple[IntegerNetwork, NDArray[np.float32]]]:
@@ -317,7 +317,7 @@ def test_a_tensor_gives_a_tensor(network: IntegerNetwork) -> None:
 
 
 def test_free_multipliers_saturate_on_the_right_side() -> None:
-    """Products far beyond int64 are on the side of their sign, as in float32, not the smallest int64."""
+    """Products far beyond int64 keep their sign, as in float32, instead of becoming the smallest int64."""
     x = n.TensorSpec((4, 1, 1), "uint8", 1.0, 128, 0, 255)
     free = n.Multiplier(np.array([2.0**60], np.float32), None)
     layers = (
@@ -334,7 +334,7 @@ def test_free_multipliers_saturate_on_the_right_side() -> None:
         assert found["add"].ravel().tolist() == [0, 255, 128, 255], name
 
 
-# Memory: batches are cut into chunks, which must not show.
+# Memory: batches are split into chunks, which must not change the result.
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 5_000, 100_000])

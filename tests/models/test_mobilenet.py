@@ -1,4 +1,4 @@
-"""MobileNetV2: its size as published, and the way from model to integers that all executors agree on."""
+"""MobileNetV2: its published size, and an integer network on which all executors agree."""
 
 from __future__ import annotations
 

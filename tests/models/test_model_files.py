@@ -65,7 +65,7 @@ def test_what_is_saved_comes_back(saved: Path) -> None:
     assert_same(models.load(None, saved), model)
     assert_same(models.load("net-with-bias", saved), model)
     assert [path.name for path in saved.parent.iterdir()] == ["model.safetensors"]
-    # A plain safetensors file to everybody else.
+    # For other programs it is a plain safetensors file.
     assert safetensors.torch.load_file(saved).keys() == model.state_dict().keys()
 
 
@@ -238,7 +238,7 @@ def test_a_torch_file_named_safetensors_and_the_other_way_round(tmp_path: Path) 
     for legacy in (True, False):
         torch.save(model.state_dict(), tmp_path / "x.safetensors", _use_new_zipfile_serialization=not legacy)
         assert_same(models.load("net", tmp_path / "x.safetensors"), model)
-    for length in range(40):  # of the header; one of them begins as a pickle does
+    for length in range(40):  # of the header; one of them begins like a pickle
         safetensors.torch.save_file(model.state_dict(), tmp_path / "x.pt", {"comment": "x" * 8 * length})
         assert_same(models.load("net", tmp_path / "x.pt"), model)
 

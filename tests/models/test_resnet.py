@@ -1,4 +1,4 @@
-"""The registry's residual networks: sizes as published, and what their published weights expect."""
+"""The registry's residual networks: published sizes, and the input of their published weights."""
 
 from __future__ import annotations
 

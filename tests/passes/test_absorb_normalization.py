@@ -1,4 +1,4 @@
-"""Normalization in the first weights: the same function of pixels, exactly the same pixels, and only where it fits."""
+"""Normalization in the first weights: the same function, exact pixels, and only for networks that allow it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def unpadded() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5))
 
 
-def depthwise() -> nn.Module:  # has no weights that could bring another channel in
+def depthwise() -> nn.Module:  # has no weights that could add another channel
     return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, groups=3), nn.ReLU(), nn.Flatten(), nn.Linear(384, 5))
 
 

@@ -1,4 +1,4 @@
-"""Chains of functions of one value become one function; the graph computes what it did."""
+"""Chains of functions of one value become one function, and the graph computes the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Equalization: the same function, and channels of like ranges."""
+"""Equalization: the same function, and channels of similar ranges."""
 
 from __future__ import annotations
 

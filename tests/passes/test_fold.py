@@ -1,4 +1,5 @@
-"""Folding leaves the function alone: by hand where a pass must, or must not, apply; and on random graphs."""
+"""Folding does not change the function: on graphs by hand, where a pass must or must not apply, and on random
+graphs."""
 
 from __future__ import annotations
 
@@ -122,10 +123,10 @@ def test_an_affine_map_of_a_vector_becomes_a_diagonal() -> None:
     [
         # Between the convolution and its batch norm is a ReLU.
         ((conv("conv", "input"), clamp("relu", "conv"), affine("bn", "relu")), ["conv", "bn"]),
-        # Two read the convolution.
+        # The convolution has two readers.
         ((conv("conv", "input"), affine("bn", "conv"), add("add", "bn", "conv")), ["conv", "bn"]),
         ((conv("conv", "input"), clamp("relu", "conv"), add("add", "relu", "conv")), ["conv", "relu", "add"]),
-        # Nothing there to join.
+        # Nothing to join.
         ((clamp("relu", "input"), clamp("relu6", "relu", 0, 6)), ["relu"]),
         ((affine("bn", "input"), clamp("relu", "bn"), conv("conv", "relu")), ["bn", "conv"]),
     ],
@@ -135,7 +136,7 @@ def test_what_must_not_join_stays(nodes: tuple[g.Node, ...], expected: list[str]
 
 
 def test_the_output_is_not_joined_to_a_later_reader() -> None:
-    """A node that is the output and read as well keeps its own value."""
+    """A node that is the output and has a reader keeps its value."""
     images = g.Input(name="input", inputs=(), shape=(4,))
     linear = g.Linear(name="fc", inputs=("input",), shape=(4,), weight_oi=array(4, 4), bias_o=array(4))
     relu = g.Clamp(name="relu", inputs=("fc",), shape=(4,), bounds=(0.0, math.inf))
@@ -211,7 +212,7 @@ def test_residuals_that_must_not_join() -> None:
     assert names(folded(conv("a", "input"), add("x", "a", "input"), add("y", "x", "a"))) == ["a", "x", "y"]
     assert names(folded(conv("a", "input"), clamp("r", "a"), add("x", "r", "input"))) == ["a", "x"]
     assert names(folded(conv("a", "input"), add("x", "a", "a"))) == ["a", "x"]
-    # Both operands are convolutions: one takes the other.
+    # Both operands are convolutions, and one takes the other as residual.
     assert names(folded(conv("a", "input"), conv("b", "input", seed=3), add("x", "a", "b"))) == ["b", "a"]
 
 
@@ -261,7 +262,7 @@ def test_random_graphs_keep_their_function(seed: int, length: int, join: bool) -
         assert seen.issuperset(node.inputs)
         assert node.name not in seen
         seen.add(node.name)
-        if isinstance(node, g.Clamp):  # whatever could take it has another reader, or takes none
+        if isinstance(node, g.Clamp):  # every node that could take it has another reader or cannot
             producer = result[node.inputs[0]]
             assert len(result.users[producer.name]) > 1 or not isinstance(producer, g.Bounded | g.Clamp)
 

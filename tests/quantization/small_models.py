@@ -1,4 +1,4 @@
-"""Small models and graphs for the tests of quantization, verification and the lab; seeded, all of them."""
+"""Small seeded models and graphs for the tests of quantization, verification and the lab."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Float64 = NDArray[np.float64]
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Decide the initial weights of modules made inside; the global random state is left as it was."""
+    """Seed the initial weights of modules made inside, and restore the global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -138,12 +138,12 @@ def linear(name: str, source: str, weight_oi: Any, bias: Any = None, **options: 
 
 
 def graph_of(input_shape: tuple[int, ...], *nodes: g.Node) -> g.FloatGraph:
-    """Return the graph of an input of that shape and the nodes; the last is the output."""
+    """Return the graph of an input of that shape and the nodes. The last node is the output."""
     return g.FloatGraph("hand-made", (g.Input(name="input", inputs=(), shape=input_shape), *nodes), nodes[-1].name)
 
 
 def plan_of(graph: g.FloatGraph, found: Profile, scheme: Scheme, *, tuned: bool) -> Plan:
-    """Return the plan with the ranges as the method chooses them, or tuned where the scheme tunes them."""
+    """Return the plan with the ranges of the method, tuned if the scheme tunes them."""
     ranges = choose_ranges(graph, found.statistics, scheme)
     return make_plan(graph, tune_ranges(ranges, graph, found, scheme) if tuned else ranges, scheme)
 
@@ -157,7 +157,7 @@ def built(graph: g.FloatGraph, calibration: Float32, scheme: Scheme) -> IntegerN
     return build(planned(graph, calibration, scheme))
 
 
-# What independent computations need.
+# For independent computations.
 
 
 def accumulating(network: IntegerNetwork) -> list[n.Accumulating]:
@@ -173,7 +173,7 @@ def float_weight(graph: g.FloatGraph, name: str) -> Float64:
 
 
 def columns(layer: n.Accumulating, x: NDArray[Any]) -> list[Float64]:
-    """Return for each group the inputs that meet its K weights: (K, images × positions), by NumPy windows."""
+    """Return, for each group, the inputs of its K weights: (K, images × positions), by NumPy windows."""
     if not isinstance(layer, n.Conv2d):
         return [np.asarray(x, np.float64).T]
     top, left, bottom, right = layer.padding

@@ -52,7 +52,7 @@ def normal(*shape: int, seed: int = 0, spread: float = 0.2) -> Float32:
 def example(seed: int = 0, *, spread: float = 0.2, channels: int = 6) -> g.FloatGraph:
     """Convolution, ReLU, residual, depthwise convolution, linear: every kind of layer with weights."""
     rng = np.random.default_rng(seed)
-    per_channel = np.exp(rng.normal(0, 1, channels)).astype(np.float32)  # channels of different reach
+    per_channel = np.exp(rng.normal(0, 1, channels)).astype(np.float32)  # channels with different ranges
     return graph_of(
         (3, 8, 8),
         conv(
@@ -162,7 +162,7 @@ def test_multipliers_are_the_best_of_the_neighbours(method: str, spread: float, 
             up = math.ceil(wanted[channel] / step)
             candidates = [k for k in range(up - 2, up + 2) if k >= 1]
             kept = min(wanted[channel] * limit, np.abs(rows[channel]).max())
-            if method != "mse":  # what the range method kept is not clipped
+            if method != "mse":  # values within the range are not clipped
                 candidates = [k for k in candidates if k >= up or kept <= (limit + 0.5) * k * step]
             errors = {k: squared_errors(rows[channel], k * step, limit) for k in candidates}
             assert m in errors
@@ -199,7 +199,7 @@ def test_minmax_clips_no_weight(
 
 
 def test_least_squares_may_clip_where_it_gains() -> None:
-    """The planted outlier costs less than the resolution that it would take from all others."""
+    """Clipping the planted outlier costs less than the resolution that it would take from all other weights."""
     weight = normal(4, 1200, spread=0.1)
     weight[:, 0] = 1.0
     flat = g.Reshape(name="flat", inputs=("input",), shape=(1200,))
@@ -214,7 +214,7 @@ def test_least_squares_may_clip_where_it_gains() -> None:
 def test_weights_stay_within_their_bits(bits: int, how: Scheme) -> None:
     network = built(example(4), images(4, 10), dataclasses.replace(how, weight_bits=bits))
     reached = {int(np.abs(layer.weight.astype(int)).max()) for layer in accumulating(network)}
-    assert reached == {2 ** (bits - 1) - 1}  # symmetric, and all of it in use
+    assert reached == {2 ** (bits - 1) - 1}  # symmetric, and all integers in use
 
 
 @pytest.mark.parametrize("bits", range(4, 9))
@@ -397,7 +397,7 @@ PARAMETERS = {
 STEPS = {"constant", "sign", "greater", "greater_equal", "less", "less_equal"}
 """Functions of few values."""
 OF_POSITIVE = {"log", "log1p", "rsqrt"}
-"""Functions without values below 0; their tables have some all the same."""
+"""Functions that are not defined below 0. Their tables have such entries all the same."""
 
 
 def test_every_function_is_tested() -> None:
@@ -428,7 +428,7 @@ def test_tables_hold_the_nearest_integer_of_every_value(function: str, how: Sche
     assert len(set(table.table.tolist())) > 50 or function in STEPS
 
 
-# What does not fit.
+# Values that do not fit.
 
 
 def test_biases_at_the_edge_of_int32() -> None:
@@ -475,7 +475,7 @@ def test_nan_in_weights_names_the_layer() -> None:
         build(broken)
 
 
-# What is unusual, and right.
+# Unusual, but right.
 
 
 def sqnr(reference: Float32, value: Float32) -> float:

@@ -1,4 +1,4 @@
-"""Error feedback and bias correction, judged by errors computed from the weights and images themselves."""
+"""Error feedback and bias correction, judged by errors computed from the weights and images."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_error_feedback_is_never_worse_than_rounding_to_the_nearest(profiles: Pr
         errors_before, errors_after = (output_errors(weight, layer, scales, x) for layer in (before, after))
         assert (errors_after <= errors_before * (1 + 1e-6)).all(), after.name
         ratios.append(errors_after.sum() / errors_before.sum())
-    assert min(ratios) < 0.8  # and it is worth its while
+    assert min(ratios) < 0.8  # and it is a substantial gain
 
 
 @every_model
@@ -119,13 +119,13 @@ def test_bias_correction_leaves_less_than_an_accumulator_step(
         for corrected in (network, uncorrected(graph, found, dataclasses.replace(how, weight_bits=bits)))
     )
     for name, errors in remaining.items():
-        # A bias is a whole number, so half a step is left; float32 sums in the float network add a little.
+        # A bias is an integer, so an error of half a step remains; float32 sums in the float network add a little.
         assert np.abs(errors).max() < 0.75, name
     assert max(np.abs(errors).max() for errors in untouched.values()) > 5  # a planted bias of 5 steps would be seen
 
 
 def channel_errors(graph: g.FloatGraph, network: IntegerNetwork) -> dict[str, Float64]:
-    """Return each channel's mean error after the ReLU, in accumulator steps: integer network less float network."""
+    """Return each channel's mean error after the ReLU, in accumulator steps: integer network minus float network."""
     integers = integers_of(network)
     real: dict[str, torch.Tensor] = {}
     exact = GraphModule(graph, dtype=torch.float64)
@@ -174,11 +174,11 @@ def test_without_corrections_nothing_changes(profiles: Profiles) -> None:
     network = build(plan)
     assert correct(network, plan, PIXELS) is network
     both = plan_of(graph, found, DEFAULT, tuned=False)
-    assert correct(network, both, PIXELS[:0]) is network  # no images to go by
+    assert correct(network, both, PIXELS[:0]) is network  # no images to use
 
 
 def test_corrections_bring_the_logits_nearer(profiles: Profiles) -> None:
-    """On images that they have not seen."""
+    """On images that were not used for calibration."""
     fresh = images(22, 200)
     for name, (graph, found) in profiles.items():
         expected = GraphModule(graph, dtype=torch.float64)(torch.from_numpy(fresh)).numpy()
@@ -224,7 +224,7 @@ def test_how_the_images_are_cut_into_batches_hardly_matters(profiles: Profiles, 
 
 
 def test_inputs_that_are_always_zero(profiles: Profiles) -> None:
-    """Their second moments are zero: any weight does, and rounding to the nearest is what is left."""
+    """Their second moments are zero, so any weight is right, and rounding to the nearest remains."""
     pixels = PIXELS.copy()
     pixels[:, 1] = 0.0
     graph = profiles["cnn"][0]

@@ -1,4 +1,4 @@
-"""Error feedback against GPTQ as it is published, in float64 with the inverse of the second moments."""
+"""Error feedback against the published GPTQ, in float64 with the inverse of the second moments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ Float64 = NDArray[np.float64]
 
 
 def gptq(weights: Float64, moments: Float64, limit: int) -> Float64:
-    """Round (O, K) weights by algorithm 1 of Frantar et al. 2022; channels that end worse go to the nearest."""
+    """Round (O, K) weights by algorithm 1 of Frantar et al. 2022. Channels that end worse are rounded to the
+    nearest."""
     size = weights.shape[1]
     order = np.argsort(-np.diag(moments), kind="stable")
     damped = moments[np.ix_(order, order)] + np.eye(size) * (0.01 * np.diag(moments).mean() + 1e-9)

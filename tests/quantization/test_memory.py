@@ -1,4 +1,4 @@
-"""Memory is bounded in bytes, whatever the number of images."""
+"""Memory is bounded, whatever the number of images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def peak(count: int) -> int:
-    """Return the peak memory in KiB of a process that quantizes with so many images."""
+    """Return the peak memory in KiB of a process that quantizes with this many images."""
     command = [sys.executable, "-c", MEASURE, str(count)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout)
 

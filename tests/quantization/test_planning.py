@@ -1,4 +1,4 @@
-"""Plans: scales, zero points and clamps of activations, and which layer is the head."""
+"""Plans: scales, zero points and clamps of activations, and the head."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_spec(spec: TensorSpec, lo: int, hi: int, dtype: str) -> None:
 @pytest.mark.parametrize("brightest", [3, 180, 254, 255])
 @pytest.mark.parametrize("unit", [1, 255])
 def test_pixels_are_integers_as_they_are(method: str, brightest: int, unit: int) -> None:
-    """Also where no calibration image has the brightest pixels."""
+    """Also if no calibration image has the brightest pixels."""
     graph = graph_of((3, 8, 8), EXACT_CONV)
     integers = np.random.default_rng(3).integers(0, brightest + 1, (6, 3, 8, 8))
     integers.flat[0] = brightest
@@ -57,7 +57,7 @@ def test_pixels_are_integers_as_they_are(method: str, brightest: int, unit: int)
     assert spec.zero_point == 0
     assert (np.rint(np.arange(256, dtype=np.float32) / np.float32(unit) / np.float32(spec.scale)) == range(256)).all()
     other = planned(graph, pixels + np.float32(0.4 / unit), how).specs["input"]
-    assert other.scale < (brightest + 1) / 255 / unit  # nothing but pixels is taken for pixels
+    assert other.scale < (brightest + 1) / 255 / unit  # only pixels are treated as pixels
     fewer = planned(graph, pixels, dataclasses.replace(how, activation_bits=6)).specs["input"]
     assert fewer.hi == 63
     assert fewer.scale * 63 <= brightest / unit * (1 + 1e-6)
@@ -135,7 +135,7 @@ def test_relu6_that_is_never_reached_clamps_nothing() -> None:
 
 
 def test_a_clamp_of_its_own_keeps_the_scale() -> None:
-    """Where others read the unclamped values too, the clamp is a layer and shares its input's integers."""
+    """If other nodes read the unclamped values too, the clamp is a layer and shares its input's scale."""
     graph = graph_of(
         (3, 8, 8),
         EXACT_CONV,
@@ -293,7 +293,7 @@ def test_the_head_keeps_its_accumulators(case: str, how: Scheme) -> None:
 
 
 def test_the_graph_is_what_it_was() -> None:
-    """Planning computes nothing of its own: the float graph gives the same logits before and after."""
+    """Planning changes nothing: the float graph gives the same logits before and after."""
     graph = graph_of((3, 8, 8), *_head("input", 192))
     pixels = torch.from_numpy(images(13, 4))
     before = GraphModule(graph)(pixels)

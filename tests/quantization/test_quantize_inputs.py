@@ -1,4 +1,4 @@
-"""What quantize takes: models, calibration images in all their forms, and what it says of what it cannot take."""
+"""Arguments of quantize: models, calibration images in all forms, and the errors about others."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_batches_are_taken_once_and_one_at_a_time() -> None:
             taken.append(index)
             batch = half.copy()
             yield batch
-            batch[...] = np.nan  # a loader may use its buffer again
+            batch[...] = np.nan  # a loader may reuse its buffer
 
     network = quantize(MODEL, stream())
     assert taken == [0, 1]
@@ -106,12 +106,12 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(bool((parameter.grad == 1).all()) for parameter in model.parameters() if parameter.grad is not None)
     assert torch.equal(torch.random.get_rng_state(), random_state)
-    # The network is that of the model in eval mode, batch norms by their running statistics.
+    # The network is that of the model in eval mode, with running statistics of batch norms.
     assert network.fingerprint == quantize(model.eval(), [PIXELS]).fingerprint
 
 
 def test_the_network_does_not_follow_the_model() -> None:
-    """Nothing of the integer network is shared with the model, which may be trained on."""
+    """The integer network shares no memory with the model, which may be trained further."""
     model = small_cnn(13)
     network = quantize(model, [PIXELS])
     before = network(PIXELS)

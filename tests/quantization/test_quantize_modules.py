@@ -1,4 +1,4 @@
-"""quantize on torch modules of every kind: near the model in real numbers, equal in every executor in integers.
+"""quantize on torch modules of every kind: close to the model in real numbers, and equal integers in every executor.
 
 The floor of 25 dB: uniform noise of an 8-bit tensor that fills ±3σ is 6.02·8 − 7.3 ≈ 41 dB below the signal, and
 the half dozen roundings of these small random nets leave 30 to 60 dB of their logits. One wrong zero point, scale,
@@ -51,7 +51,7 @@ def sqnr(model: nn.Module, network: IntegerNetwork, pixels: Float32) -> float:
 
 
 def check(model: nn.Module) -> None:
-    """What ``quantize`` does for each scheme, with the model captured once."""
+    """Same as ``quantize`` for each scheme, with the model captured once."""
     captured = capture(model, torch.from_numpy(PIXELS[:1]))
     for scheme in SCHEMES.values():
         graph = fold(captured, join_residuals=scheme.join_residuals)
@@ -67,7 +67,7 @@ def check(model: nn.Module) -> None:
 
 
 def between(*middle: nn.Module, channels: int = 6) -> nn.Module:
-    """Convolution, what is to be tested, linear layer."""
+    """Convolution, the part to test, linear layer."""
     with torch.no_grad():
         size = nn.Sequential(nn.Conv2d(3, channels, 3), *middle).eval()(torch.zeros(1, 3, 8, 8)).numel()
     return nn.Sequential(nn.Conv2d(3, channels, 3), *middle, nn.Flatten(), nn.Linear(size, 5))
@@ -175,7 +175,7 @@ def cnn() -> Cnn:
 
 
 def test_every_bit_less_costs_about_six_decibels(cnn: Cnn) -> None:
-    """6.02 dB a bit by the textbook; within 2 dB of it on average, for weights and activations together."""
+    """The textbook's 6.02 dB per bit, within 2 dB on average, for weights and activations together."""
     model, graph, seen = cnn
     found = {}
     for b in range(4, 9):
@@ -190,7 +190,7 @@ def test_two_and_three_bit_weights_work(cnn: Cnn, bits: int) -> None:
     model, graph, seen = cnn
     network = quantize_graph(graph, seen, dataclasses.replace(DEFAULT, weight_bits=bits))
     assert verify(network, [FRESH]).ok
-    assert sqnr(model, network, FRESH) > 4 * bits - 4  # far from noise, though far from right
+    assert sqnr(model, network, FRESH) > 4 * bits - 4  # far from noise, but also far from right
 
 
 @pytest.mark.parametrize("method", ["minmax", "4-sigma", "percentile-99.9", "mse", "entropy"])
@@ -219,7 +219,7 @@ def test_every_option_is_taken(option: str) -> None:
 
 
 def test_joining_residuals_saves_a_rounding() -> None:
-    """A block's output is half a step from what its inputs make in real numbers by (7b), up to a whole one by (7)."""
+    """A block's output is within half a step of its exact value by (7b), and within a whole step by (7)."""
     model = residual_model(9)
     farthest = {}
     for join in (True, False):

@@ -1,4 +1,4 @@
-"""Tuned ranges against the error that the logits really make with each candidate."""
+"""Tuned ranges against the measured error of the logits with each candidate."""
 
 from __future__ import annotations
 

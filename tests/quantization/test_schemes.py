@@ -1,4 +1,4 @@
-"""Schemes: what they allow, and what they say of what they do not."""
+"""Schemes: allowed options, and the errors about others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps between float and integer network, each against a computation of its own."""
+"""The steps between float and integer network, each against an independent computation."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_only_weights_quantized(how: Scheme) -> None:
     for node, before in zip(changed, graph, strict=True):
         if isinstance(node, g.Conv2d | g.Linear):
             assert isinstance(before, g.Conv2d | g.Linear)
-            assert np.array_equal(node.bias_o, before.bias_o)  # biases stay as they were
+            assert np.array_equal(node.bias_o, before.bias_o)  # biases do not change
         else:
             assert node is before
     w = {name: real_weight(network, name) for name in ("conv1", "conv2", "fc1", "fc2")}
@@ -81,14 +81,14 @@ def test_only_weights_quantized(how: Scheme) -> None:
 @pytest.mark.parametrize("how", [WITHOUT_BIAS_CORRECTION, COURSE], ids=["default", "course"])
 @pytest.mark.parametrize("kind", ["cnn", "residual"])
 def test_without_biases_quantized_activations_are_the_integer_network(kind: str, how: Scheme) -> None:
-    """Only ties and what float32 loses next to them may fall to the other side: a step, in few values."""
+    """Only ties and near ties may round differently in float32: a few values, by one step."""
     model = small_cnn(2, bias=False) if kind == "cnn" else without_biases(residual_model(3))
     graph, network = both(model, how)
     simulated = with_activations_quantized(graph, network)(FRESH).numpy()
     integers = create("reference", network).run(FRESH.numpy())[network.output]
     steps = np.abs(simulated / network.spec(network.output).scale - integers)
     limit = np.abs(integers).max()
-    assert np.mean(steps < 0.5) > 0.9  # nearly all the very same accumulators
+    assert np.mean(steps < 0.5) > 0.9  # nearly all accumulators are identical
     assert steps.max() < 0.01 * limit
 
 
@@ -151,7 +151,7 @@ def test_a_bias_in_real_units_is_lost() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A net that reads digits, whose first bias undoes an offset of the images: without it nothing is right."""
+    """A network for digits whose first bias undoes an offset of the images. Without the bias nothing is right."""
 
     model: nn.Module
     train: NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""The c executor equals the NumPy reference in every layer, and keeps its cache clean."""
+"""The c executor equals the NumPy reference in every layer, and its cache stays clean."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder for compiled code, away from the user's."""
+    """Return a folder for compiled code, separate from the user's."""
     monkeypatch.setenv("TWOSCALE_CACHE", str(shared_cache))
     return shared_cache / "c"
 
@@ -61,7 +61,7 @@ def some_network(seed: int = 3, **options: Any) -> IntegerNetwork:
 
 
 def small_network(seed: int = 3) -> IntegerNetwork:
-    """Return a network that compiles quickly, where it does not matter what it computes."""
+    """Return a network that compiles quickly, for tests in which its function does not matter."""
     return some_network(seed, operators={"linear"}, length=2, image_shape=(2, 5, 5))
 
 
@@ -87,14 +87,14 @@ def assert_equal(network: IntegerNetwork, images: NDArray[np.float32], **options
 def test_every_integer_of_random_networks(
     seed: int, dtype: ActivationType, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if target == "portable" or seed == 0:  # as users have it compiled
+    if target == "portable" or seed == 0:  # compiled as for users
         monkeypatch.delenv("CC", raising=False)
     network = some_network(seed, dtype=dtype, length=14)
     assert_equal(network, random_images(np.random.default_rng(seed + 100), network, 5), target=target)
 
 
 def test_odd_zero_points_change_nothing() -> None:
-    """Integers round before the zero point is added, so C needs no even ones."""
+    """C rounds before it adds the zero point, so zero points need not be even."""
     network = some_network(5, dtype="uint8")
     odd = {layer.name: dataclasses.replace(layer.output, zero_point=layer.output.zero_point + 1, lo=0, hi=255)
            if layer.output.dtype == "uint8" else layer.output for layer in network}  # fmt: skip
@@ -184,7 +184,7 @@ def test_a_damaged_library_is_made_again(empty_cache: Path, tmp_path: Path, monk
     network = small_network()
     CExecutor(network)
     (name,) = files(empty_cache)
-    damaged = tmp_path / "other" / "c" / name  # another folder, since the system keeps what is loaded by its path
+    damaged = tmp_path / "other" / "c" / name  # another folder, because the system caches loaded libraries by path
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"not a library")
     monkeypatch.setenv("TWOSCALE_CACHE", str(tmp_path / "other"))
@@ -239,7 +239,7 @@ def test_an_interrupted_compile_leaves_nothing(empty_cache: Path, monkeypatch: p
 def test_a_process_that_is_stopped_while_it_compiles(
     how: signal.Signals, empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An interrupt leaves nothing; what is killed outright is removed by the next process that compiles."""
+    """An interrupt leaves no files. Files of a killed process are removed by the next process that compiles."""
     compiler = tmp_path / "slow-compiler"
     compiler.write_text('#!/bin/sh\ncase "$*" in *-o*) echo half > library.so; exec sleep 60;; esac\n')
     compiler.chmod(0o755)
@@ -260,15 +260,15 @@ def test_a_process_that_is_stopped_while_it_compiles(
             assert process.poll() is None
             time.sleep(0.01)
         before = files(empty_cache)
-        CExecutor(small_network(4))  # another process at work is left alone
+        CExecutor(small_network(4))  # files of another running process are kept
         assert set(before) < set(files(empty_cache))
         if how == signal.SIGINT:
-            os.killpg(process.pid, how)  # as the terminal does
+            os.killpg(process.pid, how)  # like the terminal
         else:
             process.kill()
         process.wait()
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the compiler that was left behind
+            os.killpg(process.pid, signal.SIGKILL)  # the orphaned compiler
     compiled = set(files(empty_cache)) - set(before)
     assert len(compiled) == 1
     if how == signal.SIGINT:
@@ -294,7 +294,7 @@ def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path: Path, monkeypatc
 
 
 def test_a_full_cache_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real thing, where this process may mount: the compiler itself runs out of space."""
+    """A real full disk, if this process may mount one: the compiler itself runs out of space."""
     folder = tmp_path / "small"
     folder.mkdir(mode=0o700)
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs", str(folder)]
@@ -316,17 +316,17 @@ def test_a_cache_of_a_user_who_is_not_there(monkeypatch: pytest.MonkeyPatch) -> 
 
 @dataclasses.dataclass
 class Planted:
-    """A cache with a library of somebody else's in the place of one of ours."""
+    """A cache with another user's library in place of ours."""
 
     cache: Path
     folder: Path
     library: Path
     marker: Path
-    """What the library leaves when it is loaded."""
+    """A file that the library creates when it is loaded."""
 
 
 def plant(ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
-    """Move to another cache, where nothing was loaded from yet: the system keeps what is loaded by its path."""
+    """Move to another cache, because the system caches loaded libraries by path."""
     cache = tmp_path / "other"
     planted = Planted(cache, cache / "c", cache / "c" / ours.name, tmp_path / "marker")
     planted.folder.mkdir(parents=True)
@@ -343,7 +343,7 @@ def plant(ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plante
 
 
 def give_away(path: Path, how: int | str) -> None:
-    """Let others write to a file or folder, or make it another user's."""
+    """Make a file or folder writable for others, or change its owner."""
     if isinstance(how, int):
         path.chmod(path.stat().st_mode | how)
     elif os.geteuid() == 0:
@@ -363,7 +363,7 @@ def test_a_planted_library_is_not_run(
     planted = plant(empty_cache / name, tmp_path, monkeypatch)
     path: Path = getattr(planted, what)
     give_away(path, how)
-    if what == "library":  # it is made again
+    if what == "library":  # it is compiled again
         assert_right(network)
         assert planted.library.stat().st_uid == os.geteuid()
     else:
@@ -390,7 +390,7 @@ def test_a_planted_library_of_calls_is_not_run(
 def test_a_planted_library_is_one_that_would_run(
     empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the tests above plant leaves its marker, where nobody else could have put it there."""
+    """The planted library of the tests above creates its marker if the cache is trusted."""
     network = small_network()
     CExecutor(network)
     (name,) = files(empty_cache)
@@ -412,7 +412,7 @@ def test_what_is_kept_is_private_whatever_the_umask(empty_cache: Path) -> None:
 
 
 def test_where_there_are_no_posix_locks_it_says_so() -> None:
-    """On Windows the module can be imported, and says what it cannot do."""
+    """On Windows the module can be imported, and its error says what it cannot do."""
     program = textwrap.dedent(
         """
         import sys

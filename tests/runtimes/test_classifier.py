@@ -1,4 +1,4 @@
-"""A compiled network: the logits of the network itself, for the arrays that users have, from any number of threads."""
+"""A compiled network gives the network's logits for all kinds of arrays, from any number of threads."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_images_may_lie_anywhere() -> None:
 
 
 def test_the_quick_call_takes_plain_batches_only() -> None:
-    """What it does not know it leaves to the way with all checks; nothing keeps the arrays."""
+    """The quick call leaves other input to the call with all checks. Neither keeps references to the arrays."""
     if calling.maker() is None:
         pytest.skip("Python's headers are not installed")
     network = some_network(output="accumulators")
@@ -149,7 +149,7 @@ def test_what_it_does_not_take() -> None:
         images[1, 2, 5, 4] = bad
         with pytest.raises(ConfigurationError, match="1 values that are NaN or infinite, the first in image 1"):
             run(images)
-    assert len(run(np.zeros((3, 3, 6, 5), np.float32))) == 3  # an error leaves it as it was
+    assert len(run(np.zeros((3, 3, 6, 5), np.float32))) == 3  # an error does not change it
     with pytest.raises(ConfigurationError, match="threads is 0; expected at least 1"):
         network.compile(threads=0)
     with pytest.raises(UnknownNameError, match="unknown target 'avx51vnni': did you mean 'avx512vnni'"):
@@ -182,7 +182,7 @@ def test_the_fastest_executor() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_many_python_threads_at_once(threads: int) -> None:
-    """Each thread has images of its own, so that arenas that were shared would show."""
+    """Each thread has its own images, so that shared arenas would be detected."""
     network = some_network(length=12)
     run = network.compile(threads=threads)
     batches = [images_of(network, 1 + seed) for seed in range(6)]
@@ -218,5 +218,5 @@ def test_networks_come_and_go() -> None:
 
 
 def threading_count() -> int:
-    """Return the threads of this process, those of C included."""
+    """Return the number of threads of this process, including those of C."""
     return len(list(Path("/proc/self/task").iterdir()))

@@ -1,6 +1,6 @@
-"""Random networks, wide enough for every vector kernel and its rests, on every target at many batch sizes.
+"""Random networks, wide enough for every vector kernel and its remainders, on every target at many batch sizes.
 
-The tests take a few networks; for longer, on as many processes as there are cores,
+The tests use a few networks. For longer runs, with one process per core:
 
     python -m tests.runtimes.test_fuzz [--seconds 600] [--first 1000]
 """
@@ -28,7 +28,7 @@ from twoscale._runtimes.c import CExecutor
 
 TARGETS = ("native", "avx512vnni", "avx2", "portable")
 BATCHES = (0, 1, 2, 7, 16, 33, 70)
-"""Around the number of images that are computed together, and well beyond."""
+"""Batch sizes around the number of images that are computed together, and well beyond."""
 
 
 def wide_network(seed: int) -> IntegerNetwork:
@@ -45,7 +45,8 @@ def wide_network(seed: int) -> IntegerNetwork:
 
 
 def differences(seed: int, targets: Sequence[str]) -> list[str]:
-    """Return what differs from the reference: every batch size, the last one from every layer, images unaligned."""
+    """Return the differences from the reference: for every batch size, for all layers of the last one, with unaligned
+    images."""
     network = wide_network(seed)
     images = random_images(np.random.default_rng(seed), network, max(BATCHES))
     names = [layer.name for layer in network]
@@ -82,7 +83,7 @@ def test_random_networks_targets_and_batches(seed: int, targets: tuple[str, ...]
 
 @pytest.mark.parametrize(("seed", "target"), [(5, "avx512vnni"), (2, "avx2")])
 def test_sanitizers_find_nothing(seed: int, target: str, tmp_path: Path) -> None:
-    """Odd batches alone, together and by two threads, every layer: no byte outside, nothing undefined."""
+    """Odd batches alone, together and with two threads, for every layer: no access outside, nothing undefined."""
     need("gcc")
     network = wide_network(seed)
     spec = network.input.output

@@ -41,7 +41,7 @@ def test_every_integer_of_random_networks(network: IntegerNetwork, level: str, c
     executor = OnnxRuntimeExecutor(network, threads=1, optimization=level)
     expected = reference(network, images)
     assert_equal(executor.run(images, list(expected)), expected)
-    # Without the other outputs, the optimizer may fuse what it could not before.
+    # Without the other outputs, the optimizer may fuse more.
     assert_equal(executor.run(images), {network.output: expected[network.output]})
 
 
@@ -54,7 +54,7 @@ def test_tensors_of_mixed_types(network: IntegerNetwork, count: int) -> None:
 
 @st.composite
 def convolutions(draw: st.DrawFn) -> IntegerNetwork:
-    """Make one convolution or pool as wide as kernels specialize on, with extreme weights and any padding."""
+    """Make one convolution or pool of a width for which kernels specialize, with extreme weights and any padding."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     dtype = draw(st.sampled_from(["uint8", "int8"]))
     limits = np.iinfo(dtype)
@@ -110,7 +110,7 @@ def test_wide_convolutions_and_pools(network: IntegerNetwork, count: int, extrem
 @levels
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 def test_requantization_at_its_edges(dtype: str, level: str) -> None:
-    """All inputs of 8 bits, times edges of weights, biases and multipliers, by QLinearConv and by the long way."""
+    """All 8-bit inputs times extreme weights, biases and multipliers, by QLinearConv and by separate operators."""
     rng = np.random.default_rng(4)
     limits = np.iinfo(dtype)
     steps = np.array([0, 1, 2, 255, 256, 2**15, 2**16, 2**23, 2**24 - 1, 2**24, 2**24 + 1, 2**30, 2**31 - 2**16])
@@ -179,7 +179,7 @@ def test_all_pairs_of_an_addition(dtype: str, level: str) -> None:
     assert network.on_grid
     every = np.arange(limits.min, limits.max + 1, dtype=np.float32)
     images = np.stack(np.meshgrid(every, every))[np.newaxis]
-    # Each sum alone, so that the optimizer fuses it.
+    # Each sum by itself, so that the optimizer fuses it.
     model = to_model(network)
     expected = reference(network, images)
     for i in range(len(pairs)):
@@ -230,7 +230,7 @@ def test_sessions_are_kept() -> None:
 
 
 def test_off_grid_networks_run_near_the_reference() -> None:
-    """Off the grid nothing is promised; measured over 400 networks: 0.05% differ, from additions."""
+    """Off the grid equality is not guaranteed. Over 400 networks 0.05% differ, because of additions."""
     differing = compared = 0
     for seed in range(40):
         network = random_network(np.random.default_rng(seed), on_grid=False, extreme=False)

@@ -1,4 +1,4 @@
-"""The torch executor against the reference: equal integers, whatever modes torch is in."""
+"""The torch executor against the reference: equal integers in all modes of torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONVOLUTIONS = {"conv", "depthwise", "residual", "linear"}
 
 
 def mismatches(network: IntegerNetwork, executor: TorchExecutor, images: NDArray[np.float32]) -> dict[str, int]:
-    """Layers with different integers, and how many."""
+    """Return the layers with different integers, and how many differ."""
     names = [layer.name for layer in network]
     expected, found = ReferenceExecutor(network).run(images, names), executor.run(images, names)
     for name in names:
@@ -39,7 +39,7 @@ def mismatches(network: IntegerNetwork, executor: TorchExecutor, images: NDArray
 
 
 def summing_in(kind: torch.dtype, network: IntegerNetwork) -> TorchExecutor:
-    """Return an executor that sums in ``kind`` whatever the bounds say."""
+    """Return an executor that sums in ``kind`` regardless of the bounds."""
     executor = TorchExecutor(network)
     for layer in network:
         if isinstance(layer, n.Accumulating):
@@ -136,14 +136,14 @@ def test_sums_beyond_2_to_24(weight: int, bias: int, inputs: int) -> None:
 
 
 def test_the_bound_is_what_keeps_large_sums_exact() -> None:
-    """Planted: summed in float32 all the same, such a network gives other integers."""
+    """Planted: summed in float32, such a network gives other integers."""
     network = wide_layer(127, 2**24, 2000)
     images = np.random.default_rng(0).integers(0, 256, (50, 2000, 1, 1)).astype(np.float32)
     assert mismatches(network, summing_in(torch.float32, network), images)["logits"] > 0
 
 
 def test_the_largest_sum_in_float32_is_exact() -> None:
-    """A bound of exactly 2**24 − 1, reached."""
+    """A bound of exactly 2**24 − 1 that is reached."""
     weight = np.array([[127] * 518 + [5]], np.int8)
     x = n.TensorSpec((519, 1, 1), "uint8", 1.0, 0, 0, 255)
     bias = 2**24 - 1 - int(weight.astype(int).sum()) * 255

@@ -79,7 +79,7 @@ def test_every_layer_is_measured(measured: Sensitivity) -> None:
 
 
 def test_a_layer_that_nothing_follows_is_the_network_of_its_scheme(residual: Prepared, measured: Sensitivity) -> None:
-    # Nothing comes after the head, so that the whole network made with that scheme is the same network.
+    # Nothing follows the head, so the network quantized with that scheme is the same.
     network = quantize_graph(*residual, Scheme(layer_weight_bits=(("fc", 2),)))
     expected = verify(network, [(TEST, LABELS)], executors=("reference",), model=residual[0])
     found = next(s for s in measured.layers if (s.layer, s.kind, s.bits) == ("fc", "weight", 2))
