@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import stat
+import subprocess
+import sys
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,6 @@ from safetensors.numpy import load, save
 
 from twoscale._files import (
     read_record,
-    remove_leftovers,
     replacing,
     sorted_safetensors,
     write_bytes,
@@ -185,34 +188,96 @@ def test_mode_is_that_of_any_file(tmp_path: Path, mask: int) -> None:
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~mask
 
 
-def leftover(folder: Path, name: str, *, age: float = 7200.0) -> Path:
-    """Make a temporary file like one left by a killed process."""
-    path = folder / name
-    path.write_bytes(b"half")
-    os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
-    return path
+needs_locks = pytest.mark.skipif(os.name != "posix", reason="without locks nothing is removed")
+
+WRITER = """
+import os, sys, time
+from pathlib import Path
+from twoscale import _files
+
+def stop(*arguments, **keywords):
+    print("there", flush=True)
+    sys.stdin.readline()
+    return go_on(*arguments, **keywords)
+
+owner = {"lock": _files, "fsync": os, "write_bytes": Path, "replace": Path}[sys.argv[2]]
+go_on = getattr(owner, sys.argv[2])
+setattr(owner, sys.argv[2], stop)
+_files.write_bytes(Path(sys.argv[1]), b"the child's")
+"""
+"""Writes a file, and waits for a line before the step that its argument names."""
+STEPS = ["lock", "write_bytes", "fsync", "replace"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="without locks nothing is removed")
-def test_what_killed_processes_left_goes_with_the_next_one(tmp_path: Path) -> None:
-    with replacing(tmp_path / "net.onnx") as temporary:
-        name = temporary.name
-    leftover(tmp_path, name)
-    others = (".net.backup.onnx", ".net.twoscale-12345678.c", ".net2.twoscale-12345678.onnx", ".net.twoscale-1.onnx")
-    kept = [leftover(tmp_path, other) for other in others]
-    leftover(tmp_path, name)
-    recent = leftover(tmp_path, ".net.twoscale-recently.onnx", age=10.0)
-    with replacing(tmp_path / "net.onnx") as temporary:
-        assert not (tmp_path / name).exists()
-        os.utime(temporary, (0, 0))
-        with replacing(tmp_path / "net.onnx") as other:  # at the same time
-            other.write_bytes(b"other")
-        temporary.write_bytes(b"own")
-    assert (tmp_path / "net.onnx").read_bytes() == b"own"
-    assert recent.exists()
-    remove_leftovers(tmp_path / "net.onnx", untouched_for=0.0)
-    assert not recent.exists()
-    assert all(path.exists() for path in kept)
+@pytest.fixture
+def writer_at() -> Iterator[Callable[[Path, str], subprocess.Popen[str]]]:
+    """Start a process that writes a file, and return it when it has come to the step named."""
+    with contextlib.ExitStack() as stack:
+
+        def start(path: Path, step: str) -> subprocess.Popen[str]:
+            child = subprocess.Popen(
+                [sys.executable, "-c", WRITER, str(path), step],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            stack.enter_context(child)
+            stack.callback(child.kill)
+            assert child.stdout is not None
+            assert child.stdout.readline() == "there\n"
+            return child
+
+        yield start
+
+
+@needs_locks
+@pytest.mark.parametrize("step", STEPS)
+def test_next_writer_removes_what_a_killed_one_left(
+    tmp_path: Path, step: str, writer_at: Callable[[Path, str], subprocess.Popen[str]]
+) -> None:
+    target = tmp_path / "net.onnx"
+    write_bytes(target, b"before")
+    child = writer_at(target, step)
+    child.kill()
+    child.wait()
+    assert len(list(tmp_path.iterdir())) == 2
+    assert target.read_bytes() == b"before"
+    write_bytes(target, b"after")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"net.onnx": b"after"}
+
+
+@needs_locks
+@pytest.mark.parametrize("step", STEPS)
+def test_a_writer_at_work_loses_nothing_to_another(
+    tmp_path: Path, step: str, writer_at: Callable[[Path, str], subprocess.Popen[str]]
+) -> None:
+    """Also where its new file has no lock yet: it is removed then, and the writer makes another one."""
+    target = tmp_path / "net.onnx"
+    child = writer_at(target, step)
+    [temporary] = tmp_path.iterdir()
+    write_bytes(target, b"the parent's")
+    assert temporary.exists() is (step != "lock")
+    assert target.read_bytes() == b"the parent's"
+    child.communicate("go on\n" * 3, timeout=60)
+    assert child.returncode == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"net.onnx": b"the child's"}
+
+
+@needs_locks
+def test_only_temporary_files_of_the_same_file_are_removed(tmp_path: Path) -> None:
+    names = (".net.backup.onnx", ".net.twoscale-12345678.c", ".net2.twoscale-12345678.onnx", ".net.twoscale-1.onnx")
+    for name in (*names, ".net.twoscale-12345678.onnx"):
+        (tmp_path / name).write_bytes(b"half")
+    write_bytes(tmp_path / "net.onnx", b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "net.onnx"}
+
+
+@needs_locks
+def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".a.twoscale-12345678").write_bytes(b"another process writes here")
+    monkeypatch.setattr("twoscale._files.fcntl", None)
+    write_bytes(tmp_path / "a", b"x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.twoscale-12345678", "a"]
 
 
 def test_metadata_in_the_order_of_its_keys() -> None:

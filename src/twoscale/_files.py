@@ -8,7 +8,6 @@ import glob
 import json
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -117,11 +116,9 @@ def _replacing_all(paths: Sequence[Path], called: Path) -> Iterator[tuple[Path, 
             for path in paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 remove_leftovers(path)
-                handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix, dir=path.parent)
-                temporaries.append(Path(name))
+                handle, temporary = _locked_temporary(path)
                 locks.callback(os.close, handle)
-                with contextlib.suppress(OSError):
-                    lock(handle, wait=False)  # until it is renamed: a file that nobody has locked is a leftover
+                temporaries.append(temporary)
             unchanged = "what was there before is unchanged"
             yield tuple(temporaries)
             umask = os.umask(0)
@@ -154,23 +151,42 @@ def _prefix(path: Path) -> str:
     return f".{path.stem}.twoscale-"
 
 
-def remove_leftovers(path: Path, *, untouched_for: float = 3600.0) -> None:
-    """Remove temporary files for ``path`` of killed processes, but not of running ones.
+def _locked_temporary(path: Path) -> tuple[int, Path]:
+    """Make a temporary file beside ``path``, locked as long as its handle is open. Return the handle and the file.
 
-    Without locks they cannot be distinguished, and none are removed.
+    A file that no process has locked is what a killed process left. Until the lock is there, another process may take
+    the new file for that and remove it: then the next one is made.
+    """
+    while True:
+        handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix, dir=path.parent)
+        try:
+            with contextlib.suppress(OSError):  # without locks, no process removes it either
+                lock(handle, wait=True)  # a process that has just found it holds it for a moment
+            if os.fstat(handle).st_nlink:
+                return handle, Path(name)
+        except BaseException:
+            os.close(handle)
+            Path(name).unlink(missing_ok=True)
+            raise
+        os.close(handle)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of ``path`` that killed processes left; those of running processes stay.
+
+    Running processes hold a lock on theirs, and the system ends the lock with the process. Where the system or the file
+    system has no locks, nothing is removed. What writes a temporary file must not put another file in its place, since
+    that would not be locked.
 
     Args:
-        path: the final path of the files.
-        untouched_for: seconds since they were written to. A linker replaces the file that it is given, and with it the
-            lock, so that a lock alone does not show that somebody is at work.
+        path: the file that they were written for.
     """
     for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}????????{glob.escape(path.suffix)}"):
-        with contextlib.suppress(OSError):  # another user's, or renamed in this moment
+        with contextlib.suppress(OSError):  # another user's, locked, or renamed at this moment
             handle = os.open(leftover, os.O_RDONLY)
             try:
                 lock(handle, wait=False)
-                if time.time() - os.fstat(handle).st_mtime >= untouched_for:
-                    leftover.unlink()
+                leftover.unlink()
             finally:
                 os.close(handle)
 

@@ -135,7 +135,7 @@ def train(
 def _own(folder: Path) -> Iterator[None]:
     with held(folder, "training"):
         for name in (MODEL_FILE, RECORD_FILE, STATE_FILE):
-            remove_leftovers(folder / name, untouched_for=0.0)
+            remove_leftovers(folder / name)
         yield
 
 
