@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= lab
 TESTS ?= tests
+# Cases of long sweeps: a fixed sample, or all.
+SWEEP ?= sample
 
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -25,12 +27,12 @@ DOCS_INSTALL = $(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-vers
 lab: $(VENV)/installed
 	$(VENV)/bin/twoscale lab --out $(OUT)
 
-# The gate: formatting, lint, types and every test.
+# The gate: formatting, lint, types and every test; of long sweeps a sample (tests/sweep.py).
 test: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal --sweep $(SWEEP) $(TESTS)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (once; a few minutes)"
@@ -43,7 +45,9 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(PIP_INSTALL) --editable '.[test]'
 	touch $@
 
-# Everything: the gate, the documentation, the oldest dependencies, and the distributions in fresh environments.
+# Everything: the gate with whole sweeps, the documentation, the oldest dependencies, and the distributions in fresh
+# environments.
+test-all: SWEEP = all
 test-all: test docs test-oldest release
 
 # The tests with the oldest version of each dependency that pyproject.toml allows. scripts/oldest.py reads them there.

@@ -51,6 +51,7 @@ def network_of(family: str) -> tuple[nn.Module, torch.Tensor]:
     return model.eval(), images
 
 
+@pytest.mark.sweep(8)
 @pytest.mark.filterwarnings("ignore:the log_softmax at")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_becomes_the_same_integers_everywhere(family: str) -> None:
@@ -90,6 +91,7 @@ def test_functions_written_out_are_recognized(own: bool, functions: set[str]) ->
     assert sum(isinstance(node, g.Mul) for node in graph) == 1  # squeeze and excite
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     "family", ["DenseNet", "DenseNet, running", "ShuffleNetV2", "SqueezeNet", "GoogLeNet", "GhostNet"]
 )
@@ -128,6 +130,7 @@ class Strained(nn.Module):
         return torch.as_tensor(self.fc(x.mean((2, 3))))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("gain", [1e-3, 1.0, 300.0])
 @pytest.mark.parametrize("gamma", [0.0, 1e-6, 1.0, 100.0])
 @pytest.mark.parametrize("dead", [False, True])

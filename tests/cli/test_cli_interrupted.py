@@ -51,11 +51,11 @@ def test_an_interrupted_lab_goes_on_to_the_same_result(
     assert outcome.code == 130
     assert outcome.out == ""
     last = outcome.err.splitlines()[-1]
-    assert last.startswith("twoscale: interrupted; what is trained is kept, go on with: twoscale lab ")
+    assert last.startswith("twoscale: interrupted; finished training is kept; continue with: twoscale lab ")
     assert not list(tmp_path.rglob(".*"))
     assert not (tmp_path / "results.json").exists()
 
-    again = last.split("go on with: twoscale ")[1].split()
+    again = last.split("continue with: twoscale ")[1].split()
     assert run(*again, "--calibration-images", 50).code == 0
     for name in ("net", "net-with-bias"):
         expected = load_file(lab.folder / name / "model.safetensors")

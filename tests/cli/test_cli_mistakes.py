@@ -42,6 +42,11 @@ Refused = Callable[..., str]
          "see twoscale scale --help"),
         (("quantize", "--oout", "x.onnx"), "unknown option --oout, did you mean --out?; see twoscale quantize --help"),
         (("verify", "--datta", "digits"), "unknown option --datta, did you mean --data?; see twoscale verify --help"),
+        (("train", "net", "--foo", "3"), "unknown option --foo; see twoscale train --help"),
+        (("quantize", "--foo"), "unknown option --foo; see twoscale quantize --help"),
+        (("inspect", "--jsom"), "unknown option --jsom, did you mean --json?; see twoscale inspect --help"),
+        (("export", "--oot", "x"), "unknown option --oot, did you mean --out?; see twoscale export --help"),
+        (("eval", "--modle=x"), "unknown option --modle, did you mean --model?; see twoscale eval --help"),
         (("eval", "-x"), "unknown option -x; see twoscale eval --help"),
         (("data", "fetch", "--pth", "x"), "unknown option --pth, did you mean --path?; see twoscale data fetch --help"),
         (("train", "net", "-o", "x", "--batchsize", "4"), "unknown option --batchsize, did you mean --batch-size?; "

@@ -44,6 +44,7 @@ def self_test(network: IntegerNetwork, folder: Path, *flags: str) -> str:
 PASSED = "rows: 4 images, all layers and outputs as expected\n"
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seed", range(6))
 def test_every_layer_of_random_networks(seed: int, dtype: ActivationType, tmp_path: Path) -> None:

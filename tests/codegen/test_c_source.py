@@ -95,6 +95,7 @@ def test_the_test_networks_hold_every_kernel() -> None:
     assert Source(lower(every_kernel("int8")), "x", TARGETS["portable"]).output_type == "int8_t"
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_it_compiles_without_a_warning_and_passes_its_self_test(
@@ -247,6 +248,7 @@ def one_more(match: re.Match[str]) -> str:
     return match[0].replace(match[1], str(int(match[1]) + 1))
 
 
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize(
     ("after", "pattern", "replacement", "layer"),
     [
@@ -561,6 +563,7 @@ def chain(names: list[str], size: int = 6) -> IntegerNetwork:
 DEEP = "features.stage_three.block_number_twelve.inner.branch"
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("target", ["portable", "small-ram", "native"])
 @pytest.mark.parametrize(
     "names",

@@ -42,6 +42,7 @@ def test_it_compiles_without_a_warning_and_passes_its_self_test(compiler: str, f
     assert run(program).stdout.startswith(EXPECTED)
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize("target", ["avx512vnni", "avx2"])
 def test_it_is_clean_under_the_sanitizers(target: str, tmp_path: Path) -> None:
     need("gcc")

@@ -26,6 +26,7 @@ def counter(tmp_path_factory: pytest.TempPathFactory) -> Counter:
     return Counter(tmp_path_factory.mktemp("chips"))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.target}-{row.cpu}")
 def test_resnet8_takes_as_many_instructions_as_recorded(row: Row, network: IntegerNetwork, counter: Counter) -> None:
     found = counter.count(network, row.target, row.cpu, row.options)

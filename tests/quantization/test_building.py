@@ -404,6 +404,7 @@ def test_every_function_is_tested() -> None:
     assert TORCH_FUNCTIONS.keys() == FUNCTIONS.keys()
 
 
+@pytest.mark.sweep(17)
 @pytest.mark.parametrize("function", TORCH_FUNCTIONS)
 @pytest.mark.parametrize("how", [PLAIN, COURSE], ids=["default", "course"])
 def test_tables_hold_the_nearest_integer_of_every_value(function: str, how: Scheme) -> None:

@@ -88,6 +88,7 @@ def output_errors(weight: Float64, layer: n.Accumulating, scales: Float64, x: li
     return np.concatenate([np.square(errors @ inputs).sum(1) for errors, inputs in parts])
 
 
+@pytest.mark.sweep
 @every_model
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 def test_error_feedback_is_never_worse_than_rounding_to_the_nearest(profiles: Profiles, model: str, bits: int) -> None:
@@ -106,6 +107,7 @@ def test_error_feedback_is_never_worse_than_rounding_to_the_nearest(profiles: Pr
     assert min(ratios) < 0.8  # and it is a substantial gain
 
 
+@pytest.mark.sweep
 @every_model
 @pytest.mark.parametrize("how", [DEFAULT, BIAS], ids=["both", "bias only"])
 @pytest.mark.parametrize("bits", [4, 8])
@@ -150,6 +152,7 @@ def channel_errors(graph: g.FloatGraph, network: IntegerNetwork) -> dict[str, Fl
     return errors
 
 
+@pytest.mark.sweep
 @every_model
 @pytest.mark.parametrize("how", [DEFAULT, FEEDBACK, BIAS], ids=["both", "feedback only", "bias only"])
 def test_corrections_leave_scales_alone(profiles: Profiles, model: str, how: Scheme) -> None:

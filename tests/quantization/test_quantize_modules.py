@@ -153,6 +153,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.sweep(15)
 @pytest.mark.parametrize("name", MODULES)
 def test_integer_networks_do_what_the_model_does(name: str) -> None:
     with seeded(sum(map(ord, name))):

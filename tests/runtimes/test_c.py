@@ -80,6 +80,7 @@ def assert_equal(network: IntegerNetwork, images: NDArray[np.float32], **options
     assert np.array_equal(alone[network.output], expected[network.output])
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("seed", "target"), [*((seed, "portable") for seed in range(5)), *((seed, "native") for seed in range(2))]
 )
@@ -352,6 +353,7 @@ def give_away(path: Path, how: int | str) -> None:
         pytest.skip("only root can give files away")
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("how", [0o020, 0o002, "another's"])
 @pytest.mark.parametrize("what", ["cache", "folder", "library"])
 def test_a_planted_library_is_not_run(

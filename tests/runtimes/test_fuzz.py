@@ -72,6 +72,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWOSCALE_CACHE", str(tmp_path))
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("seed", "targets"),
     [(1, ("native",)), (2, ("avx2",)), (3, ("avx512vnni",)), (5, ("avx2",)), (8, ("native", "portable"))],
@@ -81,6 +82,7 @@ def test_random_networks_targets_and_batches(seed: int, targets: tuple[str, ...]
     assert differences(seed, targets) == []
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(("seed", "target"), [(5, "avx512vnni"), (2, "avx2")])
 def test_sanitizers_find_nothing(seed: int, target: str, tmp_path: Path) -> None:
     """Odd batches alone, together and with two threads, for every layer: no access outside, nothing undefined."""

@@ -20,8 +20,6 @@ from twoscale.scaling._measure.launch import Host
 from twoscale.scaling._measure.records import ArmsRecord, BandwidthRecord, Outcome, decode
 from twoscale.scaling._questions.link_model import MeasuredStep, forecast, held_out
 
-pytestmark = pytest.mark.slow
-
 SCRIPT = Path(__file__).parents[2] / "scripts" / "netns"
 MBITS = (120, 200, 320)
 ATTEMPTS = 3

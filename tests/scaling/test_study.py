@@ -600,7 +600,7 @@ def test_a_real_interrupt_leaves_no_process_and_no_half_cell(number: signal.Sign
     process.send_signal(number)
     _, text = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert text.splitlines()[-1].startswith("twoscale: interrupted; finished cells are kept, go on with: ")
+    assert text.splitlines()[-1].startswith("twoscale: interrupted; finished cells are kept; continue with: ")
     deadline = time.monotonic() + 10
     while not all(map(_gone, started)) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -117,11 +117,11 @@ def test_a_run_interrupted_in_one_process_resumes_to_the_same_weights(
 ) -> None:
     found = launched("resumes", {"folder": str(tmp_path)})
     assert found["interrupted"] == (
-        "interrupted: saved after mini-batch 9 of 26; go on with the same command and --resume"
+        "interrupted: saved after mini-batch 9 of 26; continue with the same command and --resume"
     )
     assert difference(found["whole"], found["resumed"]) == 0
     assert found["cannot write"].startswith("TwoscaleError: cannot write /proc/run: No such file")
-    # One process goes on with what two began.
+    # One process continues what two began.
     one = alone(CONFIG["uneven"], out=tmp_path / "two", resume=True)
     assert difference(plain_list(alone(CONFIG["uneven"]).model), plain_list(one.model)) < 1e-10
     [note] = one.record.notes[1:]
@@ -196,7 +196,7 @@ def test_ctrl_c_and_a_killed_process_end_in_the_same_weights(shares: Any, tmp_pa
     assert process.returncode == 130, err
     [said] = [line for line in err.splitlines() if line.startswith("twoscale:")]
     assert said.startswith("twoscale: interrupted: saved after mini-batch ")
-    assert said.endswith(" of 290; go on with the same command and --resume")
+    assert said.endswith(" of 290; continue with the same command and --resume")
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
     # kill -9 of a rank: torchrun starts both again, and they go on from the last checkpoint.
     before = done(out)
@@ -209,7 +209,7 @@ def test_ctrl_c_and_a_killed_process_end_in_the_same_weights(shares: Any, tmp_pa
     [died, again] = [line for line in err.splitlines() if "restart 1" in line]
     how = "was ended by SIGKILL, usually because memory ran out"
     assert died == f"twoscale: process 1 {how}; all are started again, restart 1 of 1"
-    assert again.startswith("a process had died: restart 1, and the run goes on after mini-batch ")
+    assert again.startswith("a process had died: restart 1 continues after mini-batch ")
     assert "Traceback" not in err
     assert not ranks_of(out)
     weights = plain_list(load_checkpoint(out / "model.safetensors")[0])

@@ -106,7 +106,7 @@ def test_only_a_run_of_its_own_is_taken_up_after_a_restart(
     with pytest.raises(ConfigurationError, match="holds a run already"):
         command(f"train net -o {out} --epochs 1")
     command(f"train net -o {out} --epochs 1 --overwrite")  # which had ended before it could begin anew
-    again = "a process had died: restart 1, and the run goes on "
+    again = "a process had died: restart 1 continues "
     assert read_record(out / "run.json", RunRecord).notes[1:] == (f"{again}from the beginning",)
     command(f"train net -o {out} --epochs 1 --overwrite")
     assert read_record(out / "run.json", RunRecord).notes[-1] == f"{again}after mini-batch 23"
@@ -168,7 +168,7 @@ def test_ctrl_c_is_exit_code_130(
     monkeypatch.setattr(loop, "correct", interrupted)
     assert command(f"train net -o {tmp_path}/run --epochs 2") == 130
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "twoscale: interrupted: saved after mini-batch 23 of 46; go on with the same command and --resume"
+        "twoscale: interrupted: saved after mini-batch 23 of 46; continue with the same command and --resume"
     )
 
 

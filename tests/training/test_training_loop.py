@@ -148,7 +148,7 @@ def test_record_and_files(dataset: Dataset, tmp_path: Path) -> None:
 
 
 def test_drawing_an_epoch_is_waiting_for_data(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    # By a clock that goes on in nothing else.
+    # By a clock that advances in no other way.
     clock = [0.0]
     begin = DeviceImages.begin_epoch
 
@@ -230,7 +230,7 @@ def test_ctrl_c_saves_and_resumes_to_the_same_bits(
             with interrupted_at(recorded, stop), pytest.raises(TrainingInterrupted) as caught:
                 run(dataset, config, model=model() if model else None, out=out, resume=True)
             assert str(caught.value) == (
-                f"interrupted: saved after mini-batch {stop} of 69; go on with the same command and --resume"
+                f"interrupted: saved after mini-batch {stop} of 69; continue with the same command and --resume"
             )
             assert not read_record(out / "run.json", RunRecord).finished
         assert equal(whole, run(dataset, config, model=model() if model else None, out=out, resume=True))
@@ -244,7 +244,7 @@ def test_ctrl_c_without_a_folder(dataset: Dataset, recorded: Any) -> None:
 
 
 def test_checkpoints_every_so_often_and_a_lost_run(dataset: Dataset, tmp_path: Path, recorded: Any) -> None:
-    """An exception out of nowhere: the run goes on from the last checkpoint, not from where it stopped."""
+    """An exception out of nowhere: the run continues from the last checkpoint, not from where it stopped."""
 
     class Lost(Exception):
         pass
@@ -326,7 +326,7 @@ def test_without_resume_a_folder_begins_anew(dataset: Dataset, tmp_path: Path, r
 def test_resume_where_there_is_nothing_begins(dataset: Dataset, tmp_path: Path, recorded: Any) -> None:
     recorder = recorded(Recorder())
     assert equal(run(dataset, out=tmp_path / "new", resume=True), run(dataset))
-    assert recorder.lines[0] == ("say", f"nothing to resume in {tmp_path / 'new'}: it begins at the beginning")
+    assert recorder.lines[0] == ("say", f"nothing to resume in {tmp_path / 'new'}; starting from the beginning")
     with pytest.raises(ConfigurationError, match=r"resume needs the folder \(out\)"):
         run(dataset, resume=True)
 

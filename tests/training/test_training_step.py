@@ -185,7 +185,6 @@ print(step.describe(), step.notes)
 """
 
 
-@pytest.mark.slow
 def test_compiled_steps(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _COMPILED],

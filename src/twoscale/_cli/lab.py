@@ -46,7 +46,7 @@ def lab_command(
     except KeyboardInterrupt as error:
         options = ["--calibration-images", str(calibration_images), "--seed", str(seed), "--resume"]
         again = command("lab", "--data", data, "--out", out, *options)
-        raise KeyboardInterrupt(f"interrupted; what is trained is kept, go on with: {again}") from error
+        raise KeyboardInterrupt(f"interrupted; finished training is kept; continue with: {again}") from error
     if json:
         print_json(results)
     else:

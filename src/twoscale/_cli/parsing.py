@@ -80,8 +80,9 @@ def _check_names(prog: str, options: dict[str, inspect.Parameter], arguments: Se
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """Return a question that suggests the known word nearest to ``word``, or an empty string."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f", did you mean {near[0]}?" if near else ""
+    bare = {one.lstrip("-"): one for one in known}  # the dashes are in all of them, and would make all of them near
+    near = difflib.get_close_matches(word.lstrip("-"), bare, n=1, cutoff=0.6)
+    return f", did you mean {bare[near[0]]}?" if near else ""
 
 
 def _binder(function: Callable[..., Any], options: dict[str, inspect.Parameter]) -> Callable[..., Any]:

@@ -117,7 +117,7 @@ def scale_command(
     except KeyboardInterrupt as error:
         words = [word for word in sys.argv[1:] if word != "--resume"]
         again = shlex.join(["twoscale", *words, "--resume"]) if words[:1] == ["scale"] else "the same with --resume"
-        raise KeyboardInterrupt(f"interrupted; finished cells are kept, go on with: {again}") from error
+        raise KeyboardInterrupt(f"interrupted; finished cells are kept; continue with: {again}") from error
     if json:
         print_json(plain(results))
         return
@@ -131,7 +131,7 @@ def scale_command(
     lines += [f"{SECTIONS.index(name) + 1} {sentence}" for name, sentence in results.sentences.items()]
     lines += [f"failed: {one.what}: {one.status}: {one.message}" for one in results.failures]
     if results.failures:
-        lines.append(f"To measure a failed cell again, remove its file in {out / CELLS} and go on with --resume.")
+        lines.append(f"To measure a failed cell again, remove its file in {out / CELLS} and continue with --resume.")
     lines += [f"no time for: {what}" for what in results.left_out]
     for line in lines:
         printer.print(line, markup=False)

@@ -215,11 +215,11 @@ class _Run:
                 self._take_up(state)
             else:
                 if resume:
-                    self.reporter.say(f"nothing to resume in {self.out}: it begins at the beginning")
-                self._save()  # also checks that the folder is writable before time is spent
+                    self.reporter.say(f"nothing to resume in {self.out}; starting from the beginning")
+                self._save()  # also shows that the folder can be written, before time is spent
         if attempt := restarted():
             where = f"after mini-batch {self.position.done:,}" if self.position.done else "from the beginning"
-            self.news.append(f"a process had died: restart {attempt}, and the run goes on {where}")
+            self.news.append(f"a process had died: restart {attempt} continues {where}")
             self.position.notes.append(self.news[-1])
         self.model.train()
         clock = time.perf_counter()
@@ -348,7 +348,7 @@ class _Run:
             self._save()
         if stops:
             where = (
-                f"saved after mini-batch {done:,} of {self.total:,}; go on with the same command and --resume"
+                f"saved after mini-batch {done:,} of {self.total:,}; continue with the same command and --resume"
                 if self.out is not None
                 else "nothing is saved, since no folder (out) was given"
             )
