@@ -12,14 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import twoscale
 from twoscale import models
 from twoscale._cli.filekinds import foreign_kind
 from twoscale._text import printable
+from twoscale.errors import CaptureError
 
 Run = Callable[..., Any]
 Refused = Callable[..., str]
@@ -103,13 +107,14 @@ HDF5 = b"\x89HDF\r\n\x1a\n" + bytes(64)
 
 
 @pytest.mark.parametrize(
-    "verb", [["eval"], ["inspect"], ["verify"], ["quantize", "-o", "x.onnx"], ["export", "-o", "c"]]
+    "verb", [["eval"], ["inspect"], ["verify"], ["sensitivity"], ["quantize", "-o", "x.onnx"], ["export", "-o", "c"]]
 )
 @pytest.mark.parametrize(
     ("name", "content", "kind"),
     [
         ("model.tflite", TFLITE, "a TensorFlow Lite model"),
         ("model.onnx", TFLITE, "a TensorFlow Lite model"),
+        ("program.pt2", b"program", "a program of torch.export"),
         ("model.h5", HDF5, "an HDF5 file, as Keras writes"),
         ("model.pt", HDF5, "an HDF5 file, as Keras writes"),
         ("scripted.pt", None, "a TorchScript program"),
@@ -119,13 +124,58 @@ def test_files_of_other_programs_are_called_what_they_are(
     refused: Refused, tmp_path: Path, verb: list[str], name: str, content: bytes | None, kind: str
 ) -> None:
     path = tmp_path / name
-    if content is None:
+    if content == b"program":
+        torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)), path)
+    elif content is None:
         with pytest.warns(DeprecationWarning, match="torch.jit"):
             torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), path)  # type: ignore[no-untyped-call]
     else:
         path.write_bytes(content)
     message = refused(verb[0], path, *verb[1:])
     assert message.startswith(f"{path} is {kind}, which twoscale does not read; expected ")
+
+
+@pytest.mark.parametrize("domain", ["", "PACTOps"])
+@pytest.mark.parametrize("verb", ["eval", "verify", "inspect", "export"])
+def test_integers_of_another_tools_operators_are_no_float_network(
+    refused: Refused, tmp_path: Path, verb: str, domain: str
+) -> None:
+    """As NEMO and Deeploy write it: float tensors that hold integers, and an operator of their own between them."""
+    one = [numpy_helper.from_array(np.ones((1, 4, 1, 1), np.float32), name) for name in ("mul", "add")]
+    weight = numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "weight")
+    nodes = [
+        helper.make_node("Conv", ["x", "weight"], ["sums"]),
+        helper.make_node("RequantShift", ["sums", "mul", "add"], ["y"], "shift", domain=domain, div=256.0, signed=1),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, 8, 8]) for n, c in (("x", 3), ("y", 4)))
+    opsets = [helper.make_opsetid("", 13), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    path = tmp_path / "requant.onnx"
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [x], [y], [weight, *one]), opset_imports=opsets), path)
+    message = refused(verb, path, *(["-o", tmp_path / "c"] if verb == "export" else []))
+    assert message.startswith(f"{path} has the operator RequantShift at shift, which is neither ONNX's nor ONNX ")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["observed", "converted"])
+def test_weights_that_torch_quantized(refused: Refused, tmp_path: Path, kind: str) -> None:
+    from torch.ao import quantization as torch_quantization
+
+    torch.backends.quantized.engine = "qnnpack"
+    model = models.create("net").eval()
+    model.qconfig = torch_quantization.default_qconfig  # type: ignore[assignment]
+    prepared = torch_quantization.prepare(model)
+    prepared(torch.rand(2, 3, 32, 32))
+    made = prepared if kind == "observed" else torch_quantization.convert(prepared)
+    path = tmp_path / "int8.pt"
+    torch.save(made.state_dict(), path)
+    with pytest.raises(CaptureError, match=r"is of torch's own quantization; pass the float model, before torch's own"):
+        twoscale.quantize(made, [torch.rand(2, 3, 32, 32)])
+    message = refused("eval", path, "--model", "net")
+    if kind == "observed":
+        assert message.startswith(f"{path} does not fit Net: unexpected conv1.activation_post_process.")
+    else:
+        assert message.startswith(f"{path}: conv1.weight is a quantized tensor, ")
+        assert message.endswith("numbers on the CPU, from a float model, before torch's own tools quantized it")
 
 
 def test_own_files_are_of_no_foreign_kind(trained: Any, tmp_path: Path) -> None:

@@ -169,6 +169,9 @@ def test_models_of_torchs_own_quantization() -> None:
 def test_what_errors_name() -> None:
     with pytest.raises(CaptureError, match=r"aten.flatten.* mixes the images of a batch .*, e\.g\. flatten\(1\)"):
         capture(Forward(lambda m, x: torch.flatten(m.conv(x)), **parts()), images())
+    linear = nn.Sequential(nn.Flatten(0), nn.Linear(192, 5))
+    with pytest.raises(CaptureError, match=r"it mixes the images of a batch \(.*\); keep the first .*flatten\(x, 1\)"):
+        capture(linear, images())
     with pytest.raises(UnsupportedOperatorError, match="shrinking 8x8 to 4x4 has no integer form here; use a pool"):
         capture(Forward(lambda m, x: F.interpolate(m.conv(x), size=4).flatten(1), **parts()), images())
 

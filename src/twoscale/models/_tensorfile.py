@@ -167,7 +167,7 @@ def choose(model: torch.nn.Module, file: TensorFile, origin: str, part: str | No
             )
         return fitting[part]
     if not fitting:
-        return _nearest(file, required)
+        return _nearest(file, required, origin)
     first, *others = fitting.values()
     if any(not _equal(first, other) for other in others):
         named = ", ".join(f"'{name}'" for name in fitting)
@@ -191,13 +191,16 @@ def _without_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[st
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _nearest(file: TensorFile, required: set[str]) -> dict[str, torch.Tensor]:
-    """Return the tensors with the most names of the model; of several, those under the most usual key."""
+def _nearest(file: TensorFile, required: set[str], origin: str) -> dict[str, torch.Tensor]:
+    """Return the tensors with the most names of the model; of equals, those at the most usual place."""
     best: tuple[int, int, dict[str, torch.Tensor]] = (-1, 0, {})
     for group in file.groups:
         odd = {name: f"{name} is {kind}" for name, kind in group.others.items()}
         if odd:
-            raise CheckpointError(f"{_some(list(odd.values()))}; expected dense tensors of real numbers on the CPU")
+            raise CheckpointError(
+                f"{origin}: {_some(list(odd.values()))}; expected dense tensors of real numbers on the CPU, from a "
+                "float model, before torch's own tools quantized it"
+            )
         starts = {""} | {
             name[: -len(end)] for name in group.tensors for end in required if f".{name}".endswith(f".{end}")
         }

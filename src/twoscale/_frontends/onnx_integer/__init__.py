@@ -37,6 +37,12 @@ OPERATORS = tuple(sorted(_READ))
 """Operators that are read."""
 
 
+def _is_unknown(node: onnx.NodeProto) -> bool:
+    """Return whether an operator is of another tool, such as RequantShift of NEMO and Deeploy."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    return domain != "com.microsoft" and not onnx.defs.has(node.op_type, domain)
+
+
 def read(path: Path, model: onnx.ModelProto) -> IntegerNetwork:
     """Read a foreign model.
 
@@ -50,6 +56,12 @@ def read(path: Path, model: onnx.ModelProto) -> IntegerNetwork:
     """
     operators = {node.op_type for node in model.graph.node}
     if not any(operator.startswith("Q") or "Quantize" in operator for operator in operators):
+        if (unknown := next((node for node in model.graph.node if _is_unknown(node)), None)) is not None:
+            raise NetworkFileError(
+                f"{path} has the operator {unknown.op_type} at {unknown.name or ', '.join(unknown.output)}, which is "
+                "neither ONNX's nor ONNX Runtime's; quantize the weights of the float network (.safetensors, .pt or "
+                ".pth) with twoscale quantize, or the whole model in operator form (QuantFormat.QOperator)"
+            )
         raise NetworkFileError(
             f"{path} is a float network: no operator in it quantizes or is quantized; quantize its weights "
             "(.safetensors, .pt or .pth) with twoscale quantize, or the whole model in operator form "

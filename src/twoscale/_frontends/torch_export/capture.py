@@ -13,6 +13,7 @@ import inspect
 import io
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -259,6 +260,8 @@ def _export_failure(model: nn.Module, error: Exception) -> str:
     reason = str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
     if reason.startswith("Constraints violated"):
         reason = "it works only for some batch sizes, expected any; write the batch size as x.shape[0] or -1"
+    elif re.search(r"\d\*s\d", reason):  # a size that is a multiple of the batch size, which torch calls s0, s77, ...
+        reason = f"it mixes the images of a batch ({reason}); keep the first dimension, e.g. torch.flatten(x, 1)"
     elif "data-dependent" in reason:
         reason = "it depends on values that are not known before it runs (data-dependent)"
     frames = traceback.extract_tb(error.__traceback__)
