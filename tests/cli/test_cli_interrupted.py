@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -90,18 +91,84 @@ def test_full_disk_while_saving(
     assert out.read_bytes() == b"what was there"
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB, too small for an integer network of the lab."""
-    folder = tmp_path / "disk"
+KILLED = """
+import os, signal, sys
+from twoscale._cli import main
+fsync, calls = os.fsync, 0
+def killed(file):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(file)
+os.fsync = killed
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="without locks nothing is removed")
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        (("quantize", "{checkpoint}", "-o", "{out}/net.onnx", "--calibration-images", "20"), 1),
+        (("export", "{network}", "-o", "{out}"), 3),
+        (("export", "{network}", "--to", "qdq", "-o", "{out}/net-qdq.onnx"), 1),
+        (("train", "net", "--epochs", "1", "--batch-size", "500", "-o", "{out}"), 2),
+    ],
+)
+def test_a_command_removes_what_a_killed_one_left(
+    run: Run, trained: Any, tmp_path: Path, words: tuple[str, ...], call: int
+) -> None:
+    filled = [word.format(checkpoint=trained.checkpoint, network=trained.network, out=tmp_path) for word in words]
+    done = subprocess.run([sys.executable, "-c", KILLED, str(call), *filled], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert list(tmp_path.glob(".*"))
+    assert run(*filled, *(["--overwrite"] if words[0] == "train" else [])).code == 0
+    assert not list(tmp_path.glob(".*"))
+    assert list(tmp_path.iterdir())
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """Mount a file system in memory."""
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("a file system can be mounted by root only")
     try:
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB, which an integer network of the lab does not fit."""
+    with mounted(tmp_path / "disk", "size=64k") as folder:
+        yield folder
+
+
+@pytest.fixture
+def read_only_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that cannot be written, not even by root."""
+    with mounted(tmp_path / "read-only", "ro") as folder:
+        yield folder
+
+
+def test_a_cache_that_cannot_be_written(
+    run: Run, refused: Refused, trained: Any, read_only_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cache in (read_only_disk, read_only_disk / "cache"):
+        monkeypatch.setenv("TWOSCALE_CACHE", str(cache))
+        assert refused("data", "fetch", "cifar10") == (
+            f"cannot write to the cache folder {cache}: Read-only file system; "
+            "set TWOSCALE_CACHE to a folder that can be written"
+        )
+        outcome = run("data", "list")
+        assert (outcome.code, outcome.err) == (0, "")
+        for file in (trained.network, trained.checkpoint):  # whose images come with the package
+            outcome = run("eval", file, "--max-samples", 20)
+            assert (outcome.code, outcome.err) == (0, "")
 
 
 def test_really_full_disk(run: Run, refused: Refused, trained: Any, tiny_disk: Path) -> None:
@@ -140,4 +207,4 @@ def test_reader_that_leaves(trained: Any, options: tuple[str, ...]) -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(60) == 141
+        assert process.wait(600) == 141

@@ -8,7 +8,9 @@ import http.server
 import json
 import logging
 import os
+import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from twoscale import data
+from twoscale._cli import main
 from twoscale.data import _cache as cache
 from twoscale.data import _cifar10 as cifar10
 from twoscale.data import _fashion_mnist as fashion_mnist
@@ -347,6 +350,51 @@ def test_a_damaged_cache_is_named_and_replaced(
     assert_good(tiny_cifar10, data.load("cifar10", fetch=False))
 
 
+def commands_in(message: str) -> list[list[str]]:
+    """Return the commands of this library that a message prints, as lists of words."""
+    return [shlex.split(found) for found in re.findall(r"twoscale (data fetch [^;]*)", message)]
+
+
+def test_the_command_of_an_error_gets_what_is_missing_or_damaged(
+    official: Host, no_npm: None, tiny_cifar10: TinyCifar10, own_cache: Path, tmp_path: Path
+) -> None:
+    for damage in (None, b"damaged"):
+        if damage is not None:
+            (own_cache / "cifar10.safetensors").write_bytes(damage)
+        with pytest.raises(DataError) as caught:
+            data.load("cifar10", fetch=False)
+        [words] = commands_in(str(caught.value))
+        main(words)
+        assert_good(tiny_cifar10, data.load("cifar10", fetch=False))
+
+
+def test_the_command_of_a_failed_fetch_takes_the_archive(
+    official: Host, no_npm: None, tiny_cifar10: TinyCifar10, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    official.behaviour = "missing"
+    with pytest.raises(DataError) as caught:
+        data.fetch("cifar10")
+    [words] = commands_in(str(caught.value))
+    (tmp_path / words[-1]).write_bytes(tiny_cifar10.packed(tiny_cifar10.python2()))
+    monkeypatch.chdir(tmp_path)
+    main(words)
+    assert_good(tiny_cifar10, data.load("cifar10", fetch=False))
+
+
+def test_the_command_of_a_failed_fetch_takes_the_folder(
+    host: Host, tiny_fashion: TinyFashionMnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fashion_mnist, "URLS", (host.url,))
+    with pytest.raises(DataError) as caught:
+        data.fetch("fashion-mnist")
+    [words] = commands_in(str(caught.value))
+    assert words[-1] == "FOLDER"
+    for name, content in tiny_fashion.gz().items():
+        (tmp_path / name).write_bytes(content)
+    main([*words[:-1], str(tmp_path)])
+    assert data.load("fashion-mnist", fetch=False).source == str(tmp_path)
+
+
 def test_a_damaged_cache_stays_when_nothing_better_can_be_had(official: Host, no_npm: None) -> None:
     data.fetch("cifar10")
     file = data.cache_dir() / "cifar10.safetensors"
@@ -396,12 +444,12 @@ def test_a_killed_download_is_never_taken_for_a_data_set(
 ) -> None:
     official.behaviour = "stalls"
     with child(tiny_cifar10, tmp_path) as process:
-        assert official.half_sent.wait(30)
-        # Once the process has begun to read, there is half a file under a temporary name.
+        assert official.half_sent.wait(600)
+        # Half a file lies there under a temporary name once the process has begun to read.
         while not list(data.cache_dir().glob(".cifar10.*/*")):
             time.sleep(0.01)
         process.send_signal(how)
-        process.communicate(timeout=30)
+        process.communicate(timeout=600)
     assert process.returncode != 0
     assert not (data.cache_dir() / "cifar10.safetensors").exists()
     with pytest.raises(DataError, match="cifar10 is not on this machine"):
@@ -417,7 +465,7 @@ def test_two_processes_at_once_download_once(
     expected = f"{tiny_cifar10.arrays.train_labels.sum()}\n"
     children = [child(tiny_cifar10, tmp_path) for _ in range(3)]
     for process in children:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
         assert (process.returncode, out) == (0, expected), err
     assert official.requests == ["cifar-10-binary.tar.gz"]
     assert_nothing_left("cifar10.safetensors")

@@ -28,7 +28,7 @@ def _gone(pid: int) -> bool:
     return state in "ZX"
 
 
-def _all_gone(pids: list[int], seconds: float = 10.0) -> bool:
+def _all_gone(pids: list[int], seconds: float = 120.0) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if all(map(_gone, pids)):
@@ -99,7 +99,7 @@ def test_running_out_of_memory_is_a_recorded_failure(ranks: Callable[..., Outcom
 def test_a_time_out_ends_every_process_even_stubborn_ones(ranks: Callable[..., Outcome[Any]], tmp_path: Path) -> None:
     # As long as it takes to start, then a moment: the ranks hang and ignore SIGTERM.
     timeout = 5.0
-    while not (pids := [int(file.read_text()) for file in tmp_path.glob("pid-*")]):
+    while not (pids := [int(text) for file in tmp_path.glob("pid-*") if (text := file.read_text())]):
         outcome = ranks("hang", {"folder": str(tmp_path)}, timeout=timeout)
         assert outcome.status == "time-out"
         assert outcome.message == f"no result after {timeout:g} s; every process was ended"
@@ -118,14 +118,14 @@ def test_nothing_outlives_an_interrupted_or_killed_launcher(number: signal.Signa
     )
     assert launcher.stderr is not None
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while len(files := list(tmp_path.glob("pid-*"))) < 2 or not all(file.read_text() for file in files):
             assert time.monotonic() < deadline, "the ranks did not start"
             assert launcher.poll() is None, launcher.stderr.read().decode()
             time.sleep(0.1)
         pids = [int(file.read_text()) for file in files]
         launcher.send_signal(number)
-        launcher.wait(30)
+        launcher.wait(600)
     finally:
         launcher.kill()
         launcher.stderr.close()

@@ -151,7 +151,7 @@ def ranks_of(out: Path) -> dict[int, int]:
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -192,7 +192,7 @@ def test_ctrl_c_and_a_killed_process_end_in_the_same_weights(shares: Any, tmp_pa
     ranks = ranks_of(out)
     assert sorted(ranks) == [0, 1]
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     [said] = [line for line in err.splitlines() if line.startswith("twoscale:")]
     assert said.startswith("twoscale: interrupted: saved after mini-batch ")
@@ -204,7 +204,7 @@ def test_ctrl_c_and_a_killed_process_end_in_the_same_weights(shares: Any, tmp_pa
     wait_for(lambda: done(out) >= before + 10, process)
     killed = ranks_of(out)
     os.kill(killed[1], signal.SIGKILL)
-    _, err = process.communicate(timeout=240)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     [died, again] = [line for line in err.splitlines() if "restart 1" in line]
     how = "was ended by SIGKILL, usually because memory ran out"
@@ -222,12 +222,12 @@ def test_ctrl_c_and_a_killed_process_end_in_the_same_weights(shares: Any, tmp_pa
 
 def test_wrong_input_is_one_line_and_starts_nothing_again(tmp_path: Path, start: Any) -> None:
     process = start(tmp_path / "run", "--momentum", "2")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert (process.returncode, out) == (2, "")
     assert err == "twoscale: error: momentum is 2.0; expected at least 0 and less than 1\n"
     # What only training shows: every process says the same, and so it would after another start.
     process = start(tmp_path / "run", "--lr", "1e30", "--max-restarts", "2")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert (process.returncode, out) == (2, "")
     title, reason = err.splitlines()
     assert title.startswith("net on digits: ")
