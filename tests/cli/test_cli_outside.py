@@ -163,9 +163,11 @@ def test_weights_that_torch_quantized(refused: Refused, tmp_path: Path, kind: st
     torch.backends.quantized.engine = "qnnpack"
     model = models.create("net").eval()
     model.qconfig = torch_quantization.default_qconfig  # type: ignore[assignment]
-    prepared = torch_quantization.prepare(model)
+    prepared = torch_quantization.prepare(model)  # type: ignore[no-untyped-call]
     prepared(torch.rand(2, 3, 32, 32))
-    made = prepared if kind == "observed" else torch_quantization.convert(prepared)
+    made = prepared
+    if kind == "converted":
+        made = torch_quantization.convert(prepared)  # type: ignore[no-untyped-call]
     path = tmp_path / "int8.pt"
     torch.save(made.state_dict(), path)
     with pytest.raises(CaptureError, match=r"is of torch's own quantization; pass the float model, before torch's own"):

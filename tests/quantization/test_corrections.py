@@ -192,6 +192,7 @@ def test_corrections_bring_the_logits_nearer(profiles: Profiles) -> None:
         assert errors[DEFAULT] < 0.9 * errors[NEITHER], name
 
 
+@pytest.mark.sweep(1)
 @every_model
 def test_two_runs_give_the_same_integers(model: str) -> None:
     first, second = (quantize(MODELS[model], [PIXELS]) for _ in range(2))
