@@ -27,7 +27,7 @@ DOCS_INSTALL = $(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-vers
 lab: $(VENV)/installed
 	$(VENV)/bin/twoscale lab --out $(OUT)
 
-# The gate: formatting, lint, types and every test; of long sweeps a sample (tests/sweep.py).
+# The gate: formatting, lint, types and every test, with a sample of the long sweeps (tests/sweep.py).
 test: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .

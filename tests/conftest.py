@@ -10,7 +10,8 @@ import pytest
 
 from tests import sweep
 
-# Tests run side by side, one process a core: with more threads than cores OpenMP's waiting threads starve each other.
+# Tests run in parallel, one process per core. With more threads than cores, OpenMP's waiting threads starve each
+# other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Tests of the C itself choose how to compile it. Others only need it to be right.

@@ -445,7 +445,7 @@ def test_a_killed_download_is_never_taken_for_a_data_set(
     official.behaviour = "stalls"
     with child(tiny_cifar10, tmp_path) as process:
         assert official.half_sent.wait(600)
-        # Half a file lies there under a temporary name once the process has begun to read.
+        # Once the process has begun to read, there is half a file under a temporary name.
         while not list(data.cache_dir().glob(".cifar10.*/*")):
             time.sleep(0.01)
         process.send_signal(how)

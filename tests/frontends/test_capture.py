@@ -483,7 +483,7 @@ def test_every_supported_operator_has_a_form(monkeypatch: pytest.MonkeyPatch) ->
         inner = model.function
         model.function = lambda m, x, inner=inner: inner(m, x).flatten(1)
         assert kinds(capture(seeded(model), images())) == expected
-    # What the tested forms are called elsewhere, and what has tests of its own.
+    # Other names of the tested forms, and operators with separate tests.
     others = {"expand", "reflection_pad2d", "replication_pad2d", "ones_like", "new_ones", "new_full"}
     others |= {"softmax", "_softmax", "log_softmax", "_log_softmax"}
     others |= {"gt", "ge", "lt", "le", "where", "log", "log1p", "rsqrt", "sin", "cos"}

@@ -160,7 +160,7 @@ def resumes(arguments: dict[str, Any]) -> dict[str, Any]:
     except training.TrainingInterrupted as error:
         found["interrupted"] = str(error)
     found["resumed"] = weights(train(config, Normed, out=folder / "run", resume=True))
-    # For one process to continue from.
+    # For one process to continue.
     train(replace(config, epochs=1), out=folder / "two")
     try:
         train(config, out=Path("/proc/run"))

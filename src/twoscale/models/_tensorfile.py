@@ -192,7 +192,7 @@ def _without_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[st
 
 
 def _nearest(file: TensorFile, required: set[str], origin: str) -> dict[str, torch.Tensor]:
-    """Return the tensors with the most names of the model; of equals, those at the most usual place."""
+    """Return the tensors with the most names of the model; of several, those under the most usual key."""
     best: tuple[int, int, dict[str, torch.Tensor]] = (-1, 0, {})
     for group in file.groups:
         odd = {name: f"{name} is {kind}" for name, kind in group.others.items()}

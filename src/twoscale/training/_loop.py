@@ -216,7 +216,7 @@ class _Run:
             else:
                 if resume:
                     self.reporter.say(f"nothing to resume in {self.out}; starting from the beginning")
-                self._save()  # also shows that the folder can be written, before time is spent
+                self._save()  # also checks that the folder is writable before time is spent
         if attempt := restarted():
             where = f"after mini-batch {self.position.done:,}" if self.position.done else "from the beginning"
             self.news.append(f"a process had died: restart {attempt} continues {where}")
