@@ -10,16 +10,33 @@ import pytest
 
 from twoscale.scaling._measure.records import CapacityRecord, CapacityTrial
 from twoscale.scaling._measure.statistics import summarize
-from twoscale.scaling._questions.accuracy import AccuracyAnswer
+from twoscale.scaling._measure.tasks import CurvePoint
+from twoscale.scaling._questions.accuracy import (
+    AccuracyAnswer,
+    RateTried,
+    accuracy_table,
+    curve_plot,
+    edges_sentence,
+    loss_plot,
+    rates_table,
+)
 from twoscale.scaling._questions.answers import read_results, sentences
 from twoscale.scaling._questions.batch import BatchAnswer, batch_table
-from twoscale.scaling._questions.communication import CommunicationAnswer, arms_table
-from twoscale.scaling._questions.forecast import ForecastAnswer
+from twoscale.scaling._questions.communication import (
+    ArmsAt,
+    CommunicationAnswer,
+    arms_table,
+    epochs_table,
+    loop_sentence,
+    rates_sentence,
+    wire_table,
+)
+from twoscale.scaling._questions.forecast import ForecastAnswer, _forecasts, measured_steps
 from twoscale.scaling._questions.registry import ANSWERED, VERDICT
 from twoscale.scaling._questions.replicas import ReplicasAnswer
 from twoscale.scaling._questions.results import StudyResults
 from twoscale.scaling._questions.sampler import SamplerAnswer
-from twoscale.scaling._questions.speedup import SpeedupAnswer
+from twoscale.scaling._questions.speedup import GridRow, SpeedupAnswer, grid_sentence, grid_table
 from twoscale.scaling._questions.verdict import VerdictAnswer
 from twoscale.scaling._questions.wire import WireAnswer
 
@@ -60,7 +77,9 @@ def test_communication_hidden_or_not(study: StudyResults) -> None:
     noise = (-0.4, -0.3, -0.2, 0.1, 0.2, 0.3)
     # The clock inside the step saw 0.54 ms, which contradicts "does not measurably wait".
     text = _exposed(study, *noise)
-    assert "waits 0.54 ms for communication as a clock inside the step sees it, and 2.00 ms alone; " in text
+    assert (
+        "a clock inside the step sees it wait 0.54 ms of 8.38 ms for communication, which takes 2.00 ms alone; " in text
+    )
     assert "the difference of the arms, −0.40 ms to 0.30 ms, is too uncertain to confirm that." in text
     none = (-0.1, -0.1, 0.0, 0.0, 0.1, 0.1)
     text = _exposed(study, *noise, seen=none)
@@ -85,13 +104,13 @@ def test_the_batch_sentence_says_what_its_table_says(study: StudyResults) -> Non
 
 def test_a_failed_launch_is_no_single_device(study: StudyResults) -> None:
     alone = tuple(row for row in study.of(SpeedupAnswer).speed if row.world_size == 1)
-    assert "no speed-up to tell: more ranks gave no result; DDP at one rank keeps 96 %" in _said(
+    assert "No speed-up can be given: more ranks gave no result; DDP at one rank keeps 96 %" in _said(
         "speedup", study, SpeedupAnswer(alone)
     )
     speed = study.of(SpeedupAnswer).speed
     many = tuple(replace(row, speedup=None, efficiency=None) for row in speed if row.world_size > 1)
     text = _said("speedup", study, SpeedupAnswer(many))
-    assert "the bare module on one rank, to compare with, gave no result" in text
+    assert "the bare module on one rank, the baseline, gave no result" in text
     one = replace(study, config=replace(study.config, world_sizes=(1,)))
     assert "one rank was asked for" in _said("speedup", one, SpeedupAnswer(alone))
 
@@ -172,7 +191,7 @@ def test_the_speed_up_is_that_of_its_rows(study: StudyResults) -> None:
         for row in study.of(SpeedupAnswer).speed
     )
     text = _said("speedup", study, SpeedupAnswer(rows))
-    assert "2 ranks train 1.90 times as fast with the batch of a rank kept (efficiency 95 %, 95 to 95)" in text
+    assert "2 ranks train 1.90 times as fast with the batch per rank kept (efficiency 95 %, 95 to 95)" in text
 
 
 def test_no_error_of_a_forecast_is_larger_than_said(study: StudyResults) -> None:
@@ -215,3 +234,169 @@ def test_why_there_is_no_verdict(study: StudyResults) -> None:
 def test_everything_failed(study: StudyResults) -> None:
     empty = study.changed(*(question.record() for question in ANSWERED))
     assert all(sentence.startswith("Nothing was measured") for sentence in sentences(empty).values())
+
+
+def _grid(*efficiencies: tuple[float, ...]) -> tuple[GridRow, ...]:
+    """Return rows of one and two ranks at batches 32, 64, ..., with these efficiencies at two, one per launch."""
+    rows = []
+    for place, values in enumerate(efficiencies):
+        rows.append(GridRow(32 << place, 1, summarize([1.0] * 3), None, None))
+        speedups = summarize([2 * value for value in values])
+        rows.append(GridRow(32 << place, 2, summarize([0.6] * 3), speedups, summarize(values)))
+    return tuple(rows)
+
+
+def test_whether_a_larger_batch_scales_better() -> None:
+    low, high, wide = (0.5, 0.51, 0.52), (0.9, 0.91, 0.92), (0.3, 0.7, 0.9)
+    ends = "At 2 ranks the efficiency is 51 % at batch 32 and 91 % at batch 64: a larger batch per rank scales better"
+    assert (grid_sentence(_grid(low, high)) or "").startswith(ends)
+    assert (grid_sentence(_grid(high, low)) or "").endswith(
+        "51 % at batch 64: a larger batch per rank scales worse here."
+    )
+    chance = grid_sentence(_grid(wide, high)) or ""
+    assert chance.endswith("the launches do not show that the batch changes how well ranks scale.")
+    assert "cannot show whether that is more than chance" in (grid_sentence(_grid((0.5,), (0.9,))) or "")
+    assert grid_sentence(_grid(low)) is None
+    rows = [[cell.text for cell in row] for row in grid_table(_grid(low, high)).rows]
+    assert rows[1] == ["32", "2", "0.600", "1.02", "51"]
+    assert rows[2][:2] == ["64", "1"]
+
+
+def test_an_efficiency_whose_interval_says_nothing_has_none(study: StudyResults) -> None:
+    wide = summarize([0.3, 0.7, 0.9])
+    rows = tuple(
+        replace(row, speedup=summarize([0.6, 1.4, 1.8]), efficiency=wide) if row.scaling == "weak" else row
+        for row in study.of(SpeedupAnswer).speed
+    )
+    text = _said("speedup", study, SpeedupAnswer(rows))
+    assert "(efficiency 63 %, single launches 30 to 90, too far apart for an interval)" in text
+
+
+def _arms(study: StudyResults) -> list[ArmsAt]:
+    return [at for at in study.of(CommunicationAnswer).arms if at.record.world_size == 2]
+
+
+def test_the_rate_of_a_link_does_not_grow_with_the_batch(study: StudyResults) -> None:
+    arms = _arms(study)
+    text = rates_sentence(arms) or ""
+    # 247,080 bytes in 0.289 and 0.280 ms, which at two ranks are also the bytes that each sends.
+    assert text.startswith("At 2 ranks the all-reduces alone run at ")
+    assert text.endswith("the batch does not change its rate.")
+    slow = arms[1].record
+    alone = tuple(replace(one, seconds=summarize([10 * one.seconds.median] * 6)) for one in slow.collectives_alone)
+    disturbed = [arms[0], replace(arms[1], record=replace(slow, collectives_alone=alone))]
+    assert (rates_sentence(disturbed) or "").endswith("something disturbed these measurements.")
+    assert rates_sentence(arms[:1]) is None
+    row = [cell.text for cell in wire_table(arms).rows[0]]
+    assert row[1:4] == ["247,080", "1.00", "247,080"]
+    assert wire_table(arms).rows[0][2].note == "2 × 1 / 2"
+    four = replace(arms[0], record=replace(arms[0].record, world_size=4))
+    row = [cell.text for cell in wire_table([four]).rows[0]]
+    assert row[1:4] == ["247,080", "1.50", "370,620"]
+
+
+def test_computing_and_communication_of_an_epoch_are_those_of_its_steps(study: StudyResults) -> None:
+    arms = study.of(CommunicationAnswer).arms
+    rows = {row[0].text: [cell.text for cell in row] for row in epochs_table(arms, 1437).rows}
+    assert rows["1 rank, batch 64"][4] == "23"  # ceil(1437 / 64)
+    assert rows["2 ranks, batch 64"][4] == "12"
+    two = next(at.record for at in arms if (at.record.world_size, at.batch_size) == (2, 64))
+    assert two.isolated is not None
+    expected = [12 * part.median for part in (two.bare, two.exposed, two.isolated)]
+    assert [float(cell) for cell in rows["2 ranks, batch 64"][5:]] == pytest.approx(expected, abs=6e-5)
+    assert rows["1 rank, batch 64"][2:4] == ["–", "–"]
+
+
+def test_both_times_of_a_step_are_named_side_by_side(study: StudyResults) -> None:
+    at = _arms(study)[0]
+
+    def said(loop: float, data: float, late: float | None) -> str | None:
+        record = replace(
+            at.record,
+            ddp=summarize([8.7e-3] * 6),
+            free_running=summarize([loop / 1e3] * 6),
+            data_wait=summarize([data / 1e3] * 6),
+            jitter=None if late is None else summarize([late / 1e3] * 6),
+        )
+        return loop_sentence(replace(at, record=record))
+
+    text = "At 2 ranks, batch 64, the same step takes 11.4 ms in a training loop and 8.70 ms where all ranks begin it "
+    assert said(11.4, 0.7, 1.0) == text + (
+        "together. The difference: 0.70 ms the wait for data, 1.00 ms ranks that are late in turn and 1.00 ms not "
+        "explained."
+    )
+    assert said(11.4, 2.7, 0.0) == text + "together. The difference: 2.70 ms the wait for data."
+    assert said(11.4, 0.0, None) == text + "together. The difference: 2.70 ms not explained."
+    assert said(8.6, 0.7, 1.0) is None
+
+
+def _row(study: StudyResults, way: str, against: tuple[float, ...], curve: tuple[CurvePoint, ...] = ()) -> StudyResults:
+    rows = tuple(
+        replace(row, against_plain=summarize(against), curve=curve, loss=0.5)
+        if (row.way, row.equal) == (way, "epochs")
+        else row
+        for row in study.of(AccuracyAnswer).accuracy
+    )
+    return study.changed(AccuracyAnswer(rows))
+
+
+def test_each_remedy_is_judged_by_its_seeds(study: StudyResults) -> None:
+    def judged(*against: float) -> str:
+        changed = _row(study, "lars", against)
+        return next(
+            row[-1].text for row in accuracy_table(changed, "epochs").rows if row[0].text == "LARS, batch 64, warm-up"
+        )
+
+    assert judged(0.4, 0.41, 0.42) == "better"
+    assert judged(-0.4, -0.41, -0.42) == "worse"
+    assert judged(0.4, -0.3, 0.2) == "not shown"
+    assert judged(0.4) == "one seed"
+
+
+def test_loss_and_accuracy_by_epoch_are_drawn(study: StudyResults) -> None:
+    assert loss_plot(study) is None  # of a record of an earlier version
+    changed = _row(study, "small", (0.0,), (CurvePoint(1, 2.25, 0.25), CurvePoint(2, 1.125, 0.75)))
+    loss, accuracy = loss_plot(changed), curve_plot(changed)
+    assert loss is not None
+    assert accuracy is not None
+    assert loss.label.endswith("batch 16 ends at 1.12")
+    assert accuracy.label.endswith("batch 16 ends at 75.00")
+
+
+def test_a_best_rate_at_the_edge_of_what_was_tried_is_named() -> None:
+    def tried(*accuracies: float | None) -> list[RateTried]:
+        return [RateTried("lars", "LARS", "epochs", 2.0**i, value) for i, value in enumerate(accuracies)]
+
+    assert edges_sentence(tried(0.1, 0.9, 0.5)) is None
+    assert edges_sentence(tried(0.1, 0.5, 0.9)) == (
+        "Best rates at the edge of what was tried. LARS, equal epochs: 4.0000 is the largest tried, a larger one may "
+        "be better."
+    )
+    assert "1.0000 is the smallest tried" in (edges_sentence(tried(0.9, None, None)) or "")
+    assert edges_sentence(tried(None, None)) is None
+    (row,) = rates_table(tried(0.1, None, 0.9)).rows
+    assert [cell.text for cell in row] == [
+        "LARS",
+        "equal epochs",
+        "4.0000",
+        "1.0000: 10.0, 2.0000: diverged, 4.0000: 90.0",
+    ]
+
+
+def test_a_forecast_is_judged_by_what_held_out_steps_wait(study: StudyResults) -> None:
+    """8.4 ms of waiting were forecast and 36.3 measured, in steps whose own error would be trusted."""
+    config = replace(study.config, base_batch=64)
+
+    found = study.of(CommunicationAnswer)
+    steps = measured_steps(config, found.arms, found.bandwidth)
+    assert _forecasts(config, steps).forecasts
+    uneven = [
+        replace(one, compute=0.1, step=0.1 + waits / 1e3)
+        for one, waits in zip(steps, (0.0, 0.0, 36.3, 8.4), strict=True)
+    ]
+    answer = _forecasts(config, uneven)
+    assert all(abs(one.error or 0.0) < 0.3 for one in answer.held_out)
+    assert answer.forecasts == ()
+    assert any(
+        "waited for communication up to 332% more or less than forecast, beyond 30%" in line for line in answer.refused
+    )

@@ -275,3 +275,91 @@ def test_without_a_fitted_link_nothing_is_latency() -> None:
     assert parts["latency"] == 0
     assert parts["last bucket"] == pytest.approx(2 * MS)
     assert parts["contention"] == pytest.approx(2 * MS)
+
+
+def _with_silent(rounds: list[Round], *silent: float) -> list[Round]:
+    """Give rounds the steps of DDP that sends nothing, milliseconds."""
+    pairs = zip(rounds, silent, strict=True)
+    return [dataclasses.replace(one, silent=_time("silent", 2, step * MS)) for one, step in pairs]
+
+
+def test_steps_of_the_same_launches_leave_nothing_unexplained() -> None:
+    """The arms of another launch saw other times; what DDP costs is that of the rounds."""
+    rounds = _with_silent(_rounds(10, 11, 16), 13, 13, 13)
+    arms = _arms(exposed=9, inside=2.5, wrapper=7, jitter=0.4, alone=(0.3,), ready=(9,))
+    verdict = decide(rounds, arms, SLOW_LINK, 64)
+    parts = {one.name: one.seconds / MS for one in verdict.causes}
+    # 1 ms by cores, 2 by the wrapper, 3 waited: 1 for bytes by the line, 1.5 more seen inside, 0.4 of the rest jitter.
+    assert parts["cores"] == pytest.approx(1, abs=0.01)
+    assert parts["wrapper"] == pytest.approx(2, abs=0.01)
+    assert parts["bandwidth"] + parts["latency"] == pytest.approx(1.002, abs=0.01)
+    assert parts["jitter"] == pytest.approx(0.4, abs=0.01)
+    assert parts["contention"] == pytest.approx(3 - 1.002 - 0.4, abs=0.02)
+    assert verdict.unexplained == pytest.approx(0, abs=0.02 * MS)
+
+
+def test_what_only_some_rounds_show_beyond_the_clock_inside_is_no_contention() -> None:
+    arms = _arms(exposed=2, inside=2, alone=(0.3,), ready=(9,), size=2 * 10**5)
+    every = decide(_with_silent(_rounds(10, 10, 15), 10, 10, 10), arms, SLOW_LINK, 64)
+    assert every.causes[0].name == "contention"
+    # In the third round DDP waits no longer than the clock inside saw.
+    some = decide(_with_silent(_rounds(10, 10, 15), 10, 10, 13.5), arms, SLOW_LINK, 64)
+    parts = {one.name: one.seconds / MS for one in some.causes}
+    assert parts["contention"] == pytest.approx(0, abs=1e-3)
+    assert some.unexplained > MS
+
+
+def test_a_round_with_a_step_that_is_far_from_the_others_is_left_out_and_named() -> None:
+    rounds = _rounds(10, 12, 16, loads=(1.2, 2.3, 1.4))
+    far = dataclasses.replace(rounds[1], ddp=_time("ddp", 2, 58 * MS))
+    verdict = decide([rounds[0], far, rounds[2]], _arms(exposed=4, size=MB, alone=(4,)), SLOW_LINK, 64, cores=2)
+    assert verdict.left_out == (
+        "round 2, in which a step took 58.0 ms where the median of the rounds is 16.0 ms, and which began at load 2.3",
+    )
+    assert verdict.loss.n == 2
+    # Of two rounds nobody knows which one was disturbed.
+    assert decide([rounds[0], far], _arms(exposed=4), SLOW_LINK, 64, cores=2).left_out == ()
+
+
+def test_a_verdict_from_noisy_rounds_alone_warns() -> None:
+    arms = _arms(exposed=4, size=MB, alone=(4,), ready=(9,))
+    text = decide(_rounds(10, 12, 16, loads=(9.0, 12.0, 9.5)), arms, SLOW_LINK, 64, cores=2).sentence
+    assert "goes to bandwidth" in text
+    assert text.endswith(
+        " Every round began at a load of more than 4 (9.0 to 12.0), so other processes have part in all of this; "
+        "measure again on a quieter machine."
+    )
+    quiet = decide(_rounds(10, 12, 16, loads=(1.0, 12.0, 9.5)), arms, SLOW_LINK, 64, cores=2)
+    assert "Every round" not in quiet.sentence
+
+
+ROUND_TRIP = LinkModel(
+    "link", "ring", latency=10.3 * MS, fixed=1e-11, per_rate=0.0, rates=None, residual=0.0, samples=9
+)
+MBIT_100 = LinkModel(
+    "link", "ring", latency=0.1 * MS, fixed=8 / 95.6e6, per_rate=0.0, rates=None, residual=0.0, samples=9
+)
+
+
+@pytest.mark.parametrize(
+    ("lost", "name", "part", "rounds", "arms", "model"),
+    [
+        # A round trip of 10.3 ms: gloo's all-reduce of one bucket over two ranks has two of them, one after the other.
+        (31.6, "latency", 20.6, _with_silent(_rounds(9, 10, 40.6), 10.4, 10.4, 10.4),
+         _arms(exposed=30.2, inside=30.2, size=247_080, alone=(20.6,), ready=(9,)), ROUND_TRIP),
+        # 247,080 bytes at 95.6 Mbit/s take 20.7 ms.
+        (31.0, "bandwidth", 20.7, _with_silent(_rounds(9, 10, 40), 10.4, 10.4, 10.4),
+         _arms(exposed=29.6, inside=21.0, size=247_080, alone=(20.9,), ready=(9,)), MBIT_100),
+        # ResNet-18, batch 4: 13.5 ms exposed inside the step, 36.3 by differencing.
+        (58.0, "contention", 36.3 - 13.5, _with_silent(_rounds(150, 165, 208), 171.7, 171.7, 171.7),
+         _arms(exposed=36.3, inside=13.5, size=11_173_962, alone=(6, 6, 6, 6), ready=(40, 80, 120, 160)), SLOW_LINK),
+    ],
+)  # fmt: skip
+def test_causes_that_were_planted_under_a_study(
+    lost: float, name: str, part: float, rounds: list[Round], arms: ArmsRecord, model: LinkModel
+) -> None:
+    verdict = decide(rounds, arms, model, 64)
+    assert verdict.loss.mean == pytest.approx(lost * MS, rel=0.01)
+    assert verdict.causes[0].name == name
+    assert verdict.causes[0].seconds == pytest.approx(part * MS, rel=0.02)
+    assert abs(verdict.unexplained) < 0.1 * verdict.loss.mean

@@ -81,8 +81,8 @@ def _sentence(results: StudyResults) -> str | None:
             )
         low, high = (milliseconds(value) for value in (exposed.median_interval.low, exposed.median_interval.high))
         return (
-            f"At {record.world_size} ranks a step of {step} waits {milliseconds(seen.median)} for communication as a "
-            f"clock inside the step sees it, and {alone} alone; the difference of the arms, {low} to {high}, is too "
+            f"At {record.world_size} ranks a clock inside the step sees it wait {milliseconds(seen.median)} of "
+            f"{step} for communication, which takes {alone} alone; the difference of the arms, {low} to {high}, is too "
             "uncertain to confirm that."
         )
     text = (
@@ -149,6 +149,10 @@ def arms_table(arms: Sequence[ArmsAt]) -> Table:
     return table("The arms, per step: medians of rounds with their intervals", columns, rows)
 
 
+def _epoch_seconds(seconds: float | None) -> str:
+    return number(seconds, 4 if seconds is not None and seconds < 0.1 else None)
+
+
 def epochs_table(arms: Sequence[ArmsAt], samples: int) -> Table:
     """Return computing and communication per step and per epoch, one row per number of ranks and batch."""
     rows: list[list[str]] = []
@@ -165,7 +169,7 @@ def epochs_table(arms: Sequence[ArmsAt], samples: int) -> Table:
                 _cell_name(at),
                 *(number(None if part is None else 1e3 * part) for part in parts),
                 count(steps),
-                *(number(None if part is None else steps * part) for part in parts),
+                *(_epoch_seconds(None if part is None else steps * part) for part in parts),
             ]
         )
     columns = [

@@ -8,7 +8,7 @@ from twoscale._page.tables import Cell, Table, table, text_column
 from twoscale.scaling._questions.batch import BatchAnswer
 from twoscale.scaling._questions.registry import VERDICT, numbered_title, question
 from twoscale.scaling._questions.results import StudyResults
-from twoscale.scaling._questions.shown import number
+from twoscale.scaling._questions.shown import number, plural
 
 __all__ = ["render_study", "study_sections"]
 
@@ -62,7 +62,8 @@ def _summary(results: StudyResults) -> Section:
         )
     if results.left_out:
         findings.append(
-            f"Cells that there was no time for: {len(results.left_out)}. The same command with --resume measures them."
+            f"{plural(len(results.left_out), 'cell')} left out for lack of time; the same command with --resume "
+            "measures what is missing."
         )
     content = VERDICT.content(results)
     return Section(
@@ -83,8 +84,9 @@ def _made(results: StudyResults) -> Section:
         "making",
         "How it was made",
         (
-            "Every cell ran in fresh processes, in rounds: each timed cell once in an order drawn by the study's seed, "
-            "then again in another order. Measurements of one number of ranks share a launch, one after the other.",
+            "Every cell ran in fresh processes. Timed cells ran in rounds: each of them once in an order drawn from "
+            "the study's seed, then again in another order. Measurements with the same number of ranks share a launch "
+            "and run one after the other.",
         ),
         [Group(findings=[f"No time was left for: {line}." for line in results.left_out], tables=listed)],
     )
@@ -111,7 +113,7 @@ def options_table(results: StudyResults) -> Table:
         "Launches of a timed cell": count(config.repeats),
         "Seeds of a training run": count(config.seeds),
         "Seed of the study": str(config.seed),
-        "Threads a rank": count(config.threads_per_rank),
+        "Threads per rank": count(config.threads_per_rank),
         "Cores": count(config.cores),
         "Processor": environment.machine,
         "Python": environment.python,

@@ -41,15 +41,21 @@ def number(value: float | None, decimals: int | None = None) -> str:
 
 
 def with_interval(summary: Summary | None, factor: float = 1.0, decimals: int | None = None) -> Cell:
-    """Return the mean of launches with Student's interval under it, or a single value."""
+    """Return the mean of launches of a positive quantity with Student's interval under it.
+
+    Where that interval reaches below zero, and so says nothing, the smallest and the largest launch take its place.
+    """
     if summary is None:
         return Cell(MISSING)
     places = _decimals(summary.mean * factor) if decimals is None else decimals
     interval = summary.mean_interval
     if interval is None:
         return Cell(fixed(summary.median * factor, places), "1 launch")
-    low, high = (fixed(value * factor, places) for value in (interval.low, interval.high))
-    return Cell(fixed(summary.mean * factor, places), f"{low} to {high}")
+    known = interval.low > 0
+    ends = (interval.low, interval.high) if known else (summary.min, summary.max)
+    low, high = (fixed(value * factor, places) for value in ends)
+    launches = "" if known else f" in {summary.n} launches"
+    return Cell(fixed(summary.mean * factor, places), f"{low} to {high}{launches}")
 
 
 def rounds(summary: Summary | None, *, signs: bool = False) -> Cell:

@@ -176,25 +176,34 @@ def _sentence(results: StudyResults) -> str | None:
     weak, strong, alone = last("weak"), last("strong"), last("ddp-alone")
     parts = [
         f"{fixed(row.speedup.mean, 2)} times as fast {what} (efficiency {_range(row.efficiency)})"
-        for row, what in ((weak, "with the batch of a rank kept"), (strong, "with the batch of all kept"))
+        for row, what in ((weak, "with the batch per rank kept"), (strong, "with the batch of all ranks kept"))
         if row is not None and row.speedup is not None and row.efficiency is not None
     ]
     if parts and weak is not None:
-        return f"Against the bare module on one, {weak.world_size} ranks train {joined(parts)}."
+        return f"Compared with the bare module on one rank, {weak.world_size} ranks train {joined(parts)}."
     if alone is not None and alone.efficiency is not None:
         why = "one rank was asked for" if results.config.world_sizes[-1] == 1 else "more ranks gave no result"
         return (
-            f"There is no speed-up to tell: {why}; DDP at one rank keeps {percent(alone.efficiency.mean, 0)} % of the "
+            f"No speed-up can be given: {why}; DDP at one rank keeps {percent(alone.efficiency.mean, 0)} % of the "
             "bare module's speed."
         )
     if speed:
-        return "There is no speed-up to tell: the bare module on one rank, to compare with, gave no result."
+        return "No speed-up can be given: the bare module on one rank, the baseline, gave no result."
     return None
 
 
+_WIDE = 0.5
+"""An interval of efficiency that is wider says nothing."""
+
+
 def _range(share: Summary) -> str:
-    """Return a mean share of launches in percent, with its interval."""
+    """Return a mean share of launches in percent, with its interval, or the launches where that says nothing."""
     interval = share.mean_interval
+    if interval is not None and (interval.low < 0 or interval.high - interval.low > _WIDE):
+        return (
+            f"{percent(share.mean, 0)} %, single launches {percent(share.min, 0)} to {percent(share.max, 0)}, too far "
+            "apart for an interval"
+        )
     between = ", 1 launch" if interval is None else f", {percent(interval.low, 0)} to {percent(interval.high, 0)}"
     return f"{percent(share.mean, 0)} %{between}"
 
@@ -248,7 +257,7 @@ def speed_table(results: StudyResults) -> Table:
         Column("Speed-up"),
         Column("Efficiency", "%"),
     ]
-    return table("Means of launches with 95% intervals; ratios of launches of the same round", columns, rows)
+    return table("Means of launches with 95% intervals; ratios are between launches of the same round", columns, rows)
 
 
 def grid_table(grid: Sequence[GridRow]) -> Table:

@@ -229,6 +229,20 @@ def _quiet(rounds: Sequence[Round], cores: int) -> tuple[list[Round], tuple[str,
     return quiet, tuple(left_out)
 
 
+def _busy(rounds: Sequence[Round], cores: int) -> str:
+    """Return a warning where every round that counts began at a load at which others are left out."""
+    loads = [one.load for one in rounds]
+    most = _BUSY * max(cores, rounds[0].ddp.world_size)
+    known = [load for load in loads if load is not None and load > most]
+    if len(known) < len(loads):
+        return ""
+    between = f"{min(known):.1f}" if len(known) == 1 else f"{min(known):.1f} to {max(known):.1f}"
+    return (
+        f" Every round began at a load of more than {most:.0f} ({between}), so other processes have part in all of "
+        "this; measure again on a quieter machine."
+    )
+
+
 def _steps(one: Round) -> tuple[float, ...]:
     """Return the steps of a round, seconds."""
     return one.alone.step.median, one.apart.step.median, one.ddp.step.median
@@ -310,7 +324,7 @@ def decide(
         Cause(name, seconds, seconds / whole if whole > 0 else 0.0)
         for name, seconds in sorted(parts.items(), key=lambda item: -item[1])
     )
-    sentence = _conclusion(many.world_size, efficiency, loss, causes, total, which)
+    sentence = _conclusion(many.world_size, efficiency, loss, causes, total, which) + _busy(rounds, cores)
     return Verdict(
         many.world_size,
         batch_size,
@@ -457,7 +471,8 @@ def verdict_plot(results: StudyResults) -> Drawing | None:
 
 def link_line(model: LinkModel) -> str:
     """Return what the fit found: the time of a message and the rate."""
-    text = f"All-reduces alone take {fixed(1e6 * model.latency, 0)} µs per message"
+    latency = f"{fixed(1e6 * model.latency, 0)} µs" if model.latency < 1e-3 else milliseconds(model.latency)
+    text = f"All-reduces alone take {latency} per message"
     if model.fixed > 0:
         mbits = 8e-6 / model.fixed
         text += f", and their bytes pass at {number(mbits)} Mbit/s"
