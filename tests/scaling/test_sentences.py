@@ -136,7 +136,10 @@ def _accuracies(study: StudyResults, **values: tuple[float | None, ...]) -> str:
 
 def test_accuracies_that_seeds_explain_are_no_loss(study: StudyResults) -> None:
     text = _accuracies(study, small=(0.9, 0.91, 0.92), plain=(0.91, 0.9, 0.91))
-    assert "with nothing changed reaches 90.7 %, the small one 91.0 %, no more apart than seeds are" in text
+    assert (
+        "with nothing changed reaches 90.7 %, the small one 91.0 %, a difference that 3 seeds cannot tell from chance"
+        in text
+    )
     assert "gains 3.0 points" in _accuracies(study, small=(0.9, 0.91, 0.92), plain=(0.93, 0.94, 0.95))
 
 
@@ -147,6 +150,9 @@ def test_a_remedy_is_better_only_where_seeds_show_it(study: StudyResults) -> Non
     assert "AdamW, batch 64, warm-up, reaches 91.0 %, better than with nothing changed by 40.0 to 40.0 points" in better
     chance = _accuracies(study, small=small, plain=plain, adamw=(0.4, 0.9, 0.6), **others)
     assert "which is not shown to be better than nothing changed (3 seeds: " in chance
+    # An interval of more than 100 points says nothing.
+    wide = _accuracies(study, small=small, plain=(0.1, 0.9, 0.1), adamw=(0.9, 0.1, 0.95), **others)
+    assert "which is not shown to be better than nothing changed (3 seeds);" in wide
 
 
 def test_runs_that_diverged_are_said_and_never_the_best(study: StudyResults) -> None:
@@ -359,8 +365,8 @@ def test_loss_and_accuracy_by_epoch_are_drawn(study: StudyResults) -> None:
     loss, accuracy = loss_plot(changed), curve_plot(changed)
     assert loss is not None
     assert accuracy is not None
-    assert loss.label.endswith("batch 16 ends at 1.12")
-    assert accuracy.label.endswith("batch 16 ends at 75.00")
+    assert loss.label.endswith("batch: 16 ends at 1.12")
+    assert accuracy.label.endswith("batch: 16 ends at 75.00")
 
 
 def test_a_best_rate_at_the_edge_of_what_was_tried_is_named() -> None:

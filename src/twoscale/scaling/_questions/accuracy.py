@@ -179,7 +179,7 @@ def _sentence(results: StudyResults) -> str | None:
     else:
         text = (
             f"At equal epochs the large batch with nothing changed reaches {percent(plain.accuracy.mean, 1)} %, the "
-            f"small one {before} %, no more apart than seeds are"
+            f"small one {before} %, a difference that {change.n} seeds cannot tell from chance"
         )
     helped = [
         row for (way, equal), row in rows.items() if equal == "epochs" and way not in ("small", "plain") and _whole(row)
@@ -204,7 +204,9 @@ def _better(best: AccuracyRow, plain: AccuracyRow) -> str:
     low, high = (fixed(100 * value, 1) for value in (gains.mean_interval.low, gains.mean_interval.high))
     if gains.mean_interval.low > 0:
         return f", better than with nothing changed by {low} to {high} points"
-    return f", which is not shown to be better than nothing changed ({gains.n} seeds: {low} to {high} points)"
+    shown = gains.mean_interval.low >= -1 and gains.mean_interval.high <= 1  # beyond that it says nothing
+    between = f": {low} to {high} points" if shown else ""
+    return f", which is not shown to be better than nothing changed ({gains.n} seeds{between})"
 
 
 def _diverged(row: AccuracyRow) -> str:
@@ -325,7 +327,7 @@ def _by_epoch(
 ) -> Drawing | None:
     lines = []
     for row in _curves(results.of(AccuracyAnswer).accuracy):
-        name = f"batch {row.batch_size}" if row.way == "small" else f"batch {row.batch_size}, equal {row.equal}"
+        name = str(row.batch_size) if row.way == "small" else f"{row.batch_size}, equal {row.equal}"
         points = [(float(point.epoch), y) for point in row.curve if (y := value(point)) is not None]
         if points:
             lines.append((name, points))
@@ -347,19 +349,21 @@ def _by_epoch(
 
 def loss_plot(results: StudyResults) -> Drawing | None:
     """Draw the training loss by epoch."""
-    return _by_epoch(results, "Training loss", "mean of the epoch", lambda point: point.loss)
+    return _by_epoch(results, "Training loss by batch", "mean of the epoch", lambda point: point.loss)
 
 
 def curve_plot(results: StudyResults) -> Drawing | None:
     """Draw the test accuracy by epoch."""
     return _by_epoch(
-        results, "Test accuracy", "%", lambda point: None if point.accuracy is None else 100 * point.accuracy
+        results, "Test accuracy by batch", "%", lambda point: None if point.accuracy is None else 100 * point.accuracy
     )
 
 
 def _points(summary: Summary | None) -> str:
     if summary is None or summary.mean_interval is None:
         return ""
+    if summary.mean_interval.low < -1 or summary.mean_interval.high > 1:
+        return f"{summary.n} seeds, too far apart"
     return f"{signed(100 * summary.mean_interval.low, 1)} to {signed(100 * summary.mean_interval.high, 1)}"
 
 

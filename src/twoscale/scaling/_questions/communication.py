@@ -175,15 +175,15 @@ def epochs_table(arms: Sequence[ArmsAt], samples: int) -> Table:
     columns = [
         text_column("Cell"),
         Column("Computing", "ms per step"),
-        Column("Waiting for communication", "ms per step"),
-        Column("Communication alone", "ms per step"),
+        Column("Waiting", "ms per step"),
+        Column("Alone", "ms per step"),
         Column("Steps per epoch"),
         Column("Computing", "s per epoch"),
-        Column("Waiting for communication", "s per epoch"),
-        Column("Communication alone", "s per epoch"),
+        Column("Waiting", "s per epoch"),
+        Column("Alone", "s per epoch"),
     ]
     return table(
-        "Computing and communication: the bare module's step, what DDP's step waits, and the collectives alone",
+        "Computing (the bare module), waiting for communication (A − B), and the collectives alone",
         columns,
         rows,
     )
