@@ -2,17 +2,19 @@
 
     python -m benchmarks.scaling_study [--out DIR] [--resume] [--keep]
 
-Runs `twoscale scale` with its defaults on this machine's processor, and of ResNet-18 what is not timed: the ledger, the
-replicas and the sampler; writes docs/scaling-study.json and docs/scaling-resnet18.json, puts their sentences and tables
-between the markers of docs/scaling.md, and runs examples/scaling.ipynb anew. A few minutes; run it on an idle machine.
---keep measures nothing and renews what is said of the recorded numbers: sentences, document and notebook.
+Runs `twoscale scale` with its defaults on this machine's processor, and the parts of a ResNet-18 study that are not
+timed: the ledger, the replicas and the sampler. Writes docs/scaling-study.json and docs/scaling-resnet18.json, puts
+their sentences and tables between the markers of docs/scaling.md, and runs examples/scaling.ipynb again. It takes less
+than ten minutes; run it on an idle machine. Finished cells are kept in DIR (default: build/scaling-study): after an
+interruption, the same command with --resume measures only what is missing. Where the verdict left rounds out, or warns
+of load, remove DIR and run it again. --keep measures nothing; it renews the sentences of the recorded numbers, the
+document and the notebook.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,15 +25,15 @@ import nbformat
 
 from twoscale._files import write_bytes, write_text
 from twoscale._page.tables import Table
-from twoscale.scaling._questions.accuracy import accuracy_table
+from twoscale.scaling._questions.accuracy import AccuracyAnswer, accuracy_table, rates_table
 from twoscale.scaling._questions.answers import plain, read_results, sentences
 from twoscale.scaling._questions.batch import batch_table
-from twoscale.scaling._questions.communication import CommunicationAnswer, arms_table
+from twoscale.scaling._questions.communication import CommunicationAnswer, arms_table, epochs_table, wire_table
 from twoscale.scaling._questions.forecast import ForecastAnswer, forecast_table
 from twoscale.scaling._questions.replicas import ReplicasAnswer, replicas_table
 from twoscale.scaling._questions.results import StudyResults
-from twoscale.scaling._questions.speedup import speed_table
-from twoscale.scaling._questions.verdict import VerdictAnswer, causes_table
+from twoscale.scaling._questions.speedup import SpeedupAnswer, grid_table, speed_table
+from twoscale.scaling._questions.verdict import VerdictAnswer, causes_table, what_if_table, what_ifs
 from twoscale.scaling._questions.wire import WireAnswer, ledger_table
 from twoscale.scaling._run import run_study, study_config
 from twoscale.scaling._study.progress import study_progress
@@ -76,14 +78,42 @@ def generated(study: StudyResults, resnet: StudyResults) -> dict[str, str]:
         "verdict": f"> {verdict.sentence}\n\n" + markdown(causes_table(verdict), (0, 1, 2)),
         **{name: f"> {sentence}" for name, sentence in study.sentences.items()},
         "batch-table": markdown(batch_table(study), (0, 1, 2, 3, 4, 6)),
+        "grid-table": _grid(study.of(SpeedupAnswer)),
         "speedup-table": markdown(speed_table(study), (0, 1, 2, 4, 5, 7, 8)),
         "communication-table": markdown(arms_table(study.of(CommunicationAnswer).arms), (0, 1, 2, 3, 4, 5, 6, 7, 8)),
+        "epoch-communication-table": _epochs(study.of(CommunicationAnswer)),
+        "wire-table": markdown(wire_table(study.of(CommunicationAnswer).arms), (0, 1, 2, 3, 4, 5, 6, 7)),
+        "what-if-table": markdown(what_if_table(what_ifs(verdict, study.of(CommunicationAnswer).arms)), (0, 1, 2, 3)),
         "epochs-table": markdown(accuracy_table(study, "epochs"), (0, 1, 3, 4, 6, 7)),
+        "rates-table": _rates(study.of(AccuracyAnswer)),
+        "verdict-age": ""
+        if any(cause.name == "contention" for cause in verdict.causes)
+        else "The causes above were recorded before the study separated straggler, jitter and contention.",
         "steps-table": markdown(accuracy_table(study, "steps"), (0, 1, 3, 4, 6, 7)),
         "ledger-table": markdown(ledger_table(resnet.of(WireAnswer).ledgers[0]), (0, 1, 2, 3, 4, 5)),
         "replicas-table": markdown(replicas_table(resnet.of(ReplicasAnswer).replicas[0]), (0, 1, 2, 3, 4, 5)),
         "held-table": markdown(forecast_table(forecast.held_out, ""), (0, 4, 5, 6)),
     }
+
+
+_EARLIER = "The record was made before studies had this table."
+
+
+def _grid(answer: SpeedupAnswer) -> str:
+    """Return epoch time, speed-up and efficiency by batch and ranks, where the record has them."""
+    return markdown(grid_table(answer.grid), (0, 1, 2, 3, 4)) if answer.grid else _EARLIER
+
+
+def _rates(answer: AccuracyAnswer) -> str:
+    """Return the learning rates that were tried, where the record has them."""
+    return markdown(rates_table(answer.rates), (0, 1, 2, 3)) if answer.rates else _EARLIER
+
+
+def _epochs(answer: CommunicationAnswer) -> str:
+    """Return computing and communication per step and per epoch, where the record knows an epoch's images."""
+    if answer.epoch_samples is None:
+        return _EARLIER
+    return markdown(epochs_table(answer.arms, answer.epoch_samples), (0, 1, 2, 3, 4, 5, 6, 7))
 
 
 def renewed(text: str, parts: dict[str, str]) -> str:
@@ -112,21 +142,22 @@ def executed(path: Path) -> nbformat.NotebookNode:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder of the studies; default: one that is removed")
+    parser.add_argument("--out", type=Path, default=Path("build/scaling-study"), help="folder of the studies")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--keep", action="store_true")
     arguments = parser.parse_args()
     if not arguments.keep:
-        with tempfile.TemporaryDirectory() as name:
-            out = arguments.out or Path(name)
-            small = study_config("cpu")
-            large = study_config("cpu", model="resnet18", data="synthetic", sections=("sampler", "wire", "replicas"))
-            for config, record, folder in ((small, RECORD, "net"), (large, RESNET, "resnet18")):
-                results = run_study(config, out / folder, resume=arguments.resume, progress=study_progress())
-                if results.failures:
-                    lines = [f"{one.name}: {one.status}: {one.message}" for one in results.failures]
-                    parser.exit(1, f"cells failed, nothing was recorded: {'; '.join(lines)}\n")
-                write_bytes(record, msgspec.json.encode(plain(results)) + b"\n")
+        small = study_config("cpu")
+        large = study_config("cpu", model="resnet18", data="synthetic", sections=("sampler", "wire", "replicas"))
+        measured = []
+        for config, record, folder in ((small, RECORD, "net"), (large, RESNET, "resnet18")):
+            results = run_study(config, arguments.out / folder, resume=arguments.resume, progress=study_progress())
+            if results.failures:
+                lines = [f"{one.name}: {one.status}: {one.message}" for one in results.failures]
+                parser.exit(1, f"cells failed, nothing was recorded: {'; '.join(lines)}\n")
+            measured.append((record, results))
+        for record, results in measured:
+            write_bytes(record, msgspec.json.encode(plain(results)) + b"\n")
     for record in (RECORD, RESNET):
         results = read_results(record)
         write_bytes(record, msgspec.json.encode(plain(replace(results, sentences=sentences(results)))) + b"\n")

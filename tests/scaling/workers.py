@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from twoscale import models
+from twoscale.scaling._measure import arms, clocks, jobs
 from twoscale.scaling._measure.arms import measure_arms
 from twoscale.scaling._measure.bandwidth import measure_bandwidth
 from twoscale.scaling._measure.clocks import RankClock, epoch_time
@@ -29,8 +31,9 @@ from twoscale.scaling._measure.jobs import _at_work
 from twoscale.scaling._measure.launch import _LOOK
 from twoscale.scaling._measure.ledger import GLOO_MESSAGE, gloo_sent, observe, predict, reconcile, write_ledger
 from twoscale.scaling._measure.peak import measure_peak
-from twoscale.scaling._measure.records import DdpOptions, LedgerEntry, Summary, Workload
+from twoscale.scaling._measure.records import DdpOptions, EpochTime, LedgerEntry, Summary, Workload
 from twoscale.scaling._measure.replicas import hash_replicas
+from twoscale.scaling._measure.tasks import ArmsResult, ArmsTask, RanksTask
 from twoscale.scaling._measure.workload import Batch, batch_stream, create_model, wrap
 from twoscale.scaling._questions.link_model import CollectiveSample, Link, measured_step
 
@@ -274,6 +277,27 @@ def _sleepy_wrapper(seconds: float) -> Iterator[None]:
         yield
     finally:
         DistributedDataParallel.forward = forward  # type: ignore[method-assign]
+
+
+_DATA_SECONDS = 0.004
+
+
+def _slow_batches(*arguments: Any) -> Iterator[Batch]:
+    """The workload's batches, each for two ranks and more four milliseconds late: a source that ranks share."""
+    late = _DATA_SECONDS if dist.get_world_size() > 1 else 0.0
+    return _sleepy(batch_stream(*arguments), late)
+
+
+def slow_data_ranks(task: RanksTask) -> tuple[EpochTime, ...]:
+    """A study's steps with slow data."""
+    with mock.patch.object(clocks, "batch_stream", _slow_batches):
+        return jobs.time_ranks(task)
+
+
+def slow_data_arms(task: ArmsTask) -> ArmsResult:
+    """A study's arms with slow data."""
+    with mock.patch.object(arms, "batch_stream", _slow_batches):
+        return jobs.run_arms(task)
 
 
 def planted(arguments: dict[str, Any]) -> dict[str, Any]:

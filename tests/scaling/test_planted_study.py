@@ -1,0 +1,101 @@
+"""Truth: causes planted under a study of the small CNN on two ranks, and the verdict names them.
+
+They take minutes, and need a machine that does nothing else, or real-time scheduling; elsewhere they are skipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twoscale._environment import available_cores, core_count, load_average
+from twoscale.scaling._measure.launch import Host, launch
+from twoscale.scaling._questions.verdict import Verdict, VerdictAnswer
+from twoscale.scaling._run import run_study, study_config
+from twoscale.scaling._study.cells import KINDS
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+THIEF = """
+import os, sys, time
+os.sched_setaffinity(0, [int(sys.argv[1])])
+print(flush=True)
+while True:
+    end = time.perf_counter() + 0.002
+    while time.perf_counter() < end:
+        pass
+    time.sleep(0.002)
+"""
+
+
+@pytest.fixture(autouse=True)
+def first(ahead: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the ranks of studies run ahead of whatever else this machine does, or skip where that is much."""
+    if core_count() < 2:
+        pytest.skip("one core: two ranks would share it")
+    load = load_average()
+    if not ahead and load is not None and load[0] > 1.5 * core_count():
+        pytest.skip(f"this machine is too busy to time anything: its load is {load[0]:.1f} on {core_count()} cores")
+    monkeypatch.setattr("twoscale.scaling._study.run.launch", functools.partial(launch, hosts=(Host(ahead),)))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def _verdict(folder: Path, **given: Any) -> Verdict:
+    options = {"model": "net", "data": "digits", "base_batch": 64, "repeats": 2, **given}
+    config = study_config("cpu", sections=("communication", "forecast"), **options)
+    verdict = run_study(config, folder).of(VerdictAnswer).verdict
+    assert verdict is not None
+    return verdict
+
+
+def _milliseconds(verdict: Verdict) -> dict[str, float]:
+    return {str(cause.name): 1e3 * cause.seconds for cause in verdict.causes}
+
+
+def test_nothing_planted_leaves_little_unexplained(tmp_path: Path) -> None:
+    verdict = _verdict(tmp_path, repeats=3)
+    assert abs(verdict.unexplained) <= 0.1 * verdict.loss.mean, verdict
+
+
+def test_four_milliseconds_per_batch_in_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ranks", "arms"):
+        planted = dataclasses.replace(KINDS[name], target=f"tests.scaling.workers:slow_data_{name}")
+        monkeypatch.setitem(KINDS, name, planted)
+    verdict = _verdict(tmp_path)
+    assert verdict.causes[0].name == "data", verdict
+    assert _milliseconds(verdict)["data"] == pytest.approx(4, rel=0.3)
+
+
+@pytest.fixture
+def stolen_core(ahead: tuple[str, ...]) -> Iterator[int]:
+    """Let another process take half of the second rank's core."""
+    core = available_cores()[1]
+    # In turns as short as those of ordinary scheduling: where ranks have real-time priority, this has a higher one.
+    higher = (*ahead[:-1], "2") if ahead else ()
+    thief = subprocess.Popen([*higher, sys.executable, "-c", THIEF, str(core)], stdout=subprocess.PIPE)
+    try:
+        assert thief.stdout is not None
+        thief.stdout.readline()
+        yield core
+    finally:
+        thief.kill()
+        thief.communicate()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin processes to cores")
+def test_a_stolen_core(stolen_core: int, tmp_path: Path) -> None:
+    verdict = _verdict(tmp_path)
+    assert verdict.causes[0].name == "straggler", verdict
+    assert verdict.straggler == f"rank 1 on core {stolen_core}"
+    found = _milliseconds(verdict)
+    assert found["latency"] < 0.2 * found["straggler"], verdict
+    assert f"goes to a straggler, rank 1 on core {stolen_core}. " in verdict.sentence
