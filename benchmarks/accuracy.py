@@ -1,10 +1,10 @@
-"""What each choice of the default scheme is worth: each is switched off, or replaced, alone.
+"""What each choice of the default scheme is worth: one at a time is switched off or replaced.
 
     python -m benchmarks.accuracy resnet8=FILE resnet20=FILE resnet18=FILE net=FILE --main-only resnet18
 
-Each argument is a model of the registry and a file of its weights, trained on CIFAR-10. A file that is not there is
-skipped with a message. The record, results/accuracy.json, is rewritten after every choice; networks that are not named
-keep their results. `python -m benchmarks.accuracy` alone prints the table of docs/accuracy.md.
+Each argument is a model of the registry and a file of its weights, trained on CIFAR-10. A missing file is skipped with
+a message. The record, results/accuracy.json, is rewritten after every choice; networks that are not named keep their
+results. `python -m benchmarks.accuracy` alone prints the table of docs/accuracy.md.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ CHOICES = {
     "scheme course": COURSE,
 }
 MAIN = tuple(CHOICES)[:7]
-"""Choices for networks that take long."""
+"""Choices for networks that take a long time."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """The integer network of one choice, against the float network."""
+    """The integer network of one choice, compared with the float network."""
 
     choice: str
     sqnr_db: float
@@ -114,7 +114,7 @@ class Record:
 
 
 class Network:
-    """A float network, ready to be quantized by any scheme; what schemes have in common is made once."""
+    """A float network, ready to be quantized by any scheme. Work common to all schemes is done once."""
 
     def __init__(self, name: str, path: Path, calibration: int) -> None:
         self.dataset = data.load("cifar10")
@@ -128,7 +128,7 @@ class Network:
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
     def images(self, pixels_nchw: NDArray[np.uint8], *, normalized: bool) -> NDArray[np.float32]:
-        """Return images as the network of that form takes them."""
+        """Return images in the form that the network takes."""
         mean, std = self.normalization if normalized else ((0.0,) * 3, (1 / 255,) * 3)
         return data.normalize(pixels_nchw, mean, std)
 
@@ -144,7 +144,7 @@ class Network:
     def quantized(self, choice: str) -> IntegerNetwork:
         scheme = CHOICES[choice]
         graph, found = self.graph(scheme, normalized=choice == NORMALIZED)
-        # Weights and corrections have no part in a plan: as for the default.
+        # Weights and corrections are not part of a plan, so this is the default's.
         usual = {name: getattr(DEFAULT, name) for name in ("weight_range", "per_channel", *_CORRECTIONS, "name")}
         key = (dataclasses.replace(scheme, **usual), choice in (NORMALIZED, ANY_ZERO_POINT) and choice)
         with any_zero_point() if choice == ANY_ZERO_POINT else contextlib.nullcontext():
@@ -160,7 +160,7 @@ _CORRECTIONS = ("error_feedback", "bias_correction")
 
 @contextlib.contextmanager
 def any_zero_point() -> Iterator[None]:
-    """Let plans have odd zero points, which executors may round differently."""
+    """Allow odd zero points in plans, with which executors may round differently."""
     any_range = functools.partial(choose_range, even_zero_point=False)
     any_parameters = functools.partial(affine_parameters, even_zero_point=False)
     with (
@@ -206,7 +206,7 @@ def measure(name: str, path: Path, choices: tuple[str, ...], calibration: int, s
 
 
 def table(record: Record) -> str:
-    """Return the record as a Markdown table: SQNR and agreement, for all but the default as differences to it."""
+    """Return the record as a Markdown table: SQNR and agreement, as differences from the default."""
     lines = [
         "| | " + " | ".join(network.network for network in record.networks) + " |",
         "|---|" + "--:|" * len(record.networks),

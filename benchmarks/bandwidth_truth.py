@@ -1,4 +1,4 @@
-"""Measured bandwidth against a link whose rate is known.
+"""Measured bandwidth against a link of known rate.
 
     sudo python -m benchmarks.bandwidth_truth [--mbits 50 100 200 500 1000] [--mib 1 8 32] [--repeats 7]
 
@@ -42,14 +42,14 @@ class Row:
     busbw: float
     """Bytes per second, from the median time of the slowest rank."""
     busbw_p95: float
-    """Likewise from the 95th percentile of the times."""
+    """The same from the 95th percentile of the times."""
     ratio: float
     """busbw / payload limit."""
 
 
 @contextmanager
 def shaped_link(mbit: int) -> Iterator[tuple[Host, Host]]:
-    """Make the two namespaces, and give them as hosts."""
+    """Make the two namespaces, and yield them as hosts."""
     name = f"b{os.getpid() % 10**8}"
     made = subprocess.run([SCRIPT, "up", name, str(mbit)], capture_output=True, text=True)
     if made.returncode:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: paired runs of two sides, and the file a result is written to."""
+"""Shared by the benchmarks: paired runs of two sides, and the file of a result."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ RESULTS = Path(__file__).parent / "results"
 class Pair:
     """Two sides measured in turn.
 
-    The ratio is of a's median to b's; its spread is the smallest and the largest of the ratios of
-    neighbouring runs, which shared any other load on the machine.
+    The ratio is a's median over b's. Its spread is the smallest and the largest ratio of neighbouring runs, which have
+    the same load from other programs.
     """
 
     a: tuple[float, ...]
@@ -32,7 +32,7 @@ class Pair:
 
 
 def paired(run_a: Callable[[], float], run_b: Callable[[], float], repeats: int) -> Pair:
-    """Run a and b in turn, ``repeats`` times each, the first of a pair alternating; each returns its figure."""
+    """Run a and b in turn, ``repeats`` times each, alternating which goes first. Each returns its figure."""
     runs: tuple[list[float], list[float]] = ([], [])
     for i in range(repeats):
         for side in (0, 1) if i % 2 == 0 else (1, 0):
@@ -50,7 +50,7 @@ def write_result(name: str, payload: Any, *packages: str) -> Path:
     Args:
         name: of the benchmark.
         payload: its figures.
-        packages: whose versions matter besides twoscale, torch and numpy.
+        packages: whose versions are recorded besides twoscale, torch and numpy.
     """
     content = dataclasses.asdict(payload) if dataclasses.is_dataclass(payload) else dict(payload)  # type: ignore[arg-type]
     path = RESULTS / f"{name}.json"

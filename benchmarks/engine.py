@@ -1,4 +1,4 @@
-"""How fast integer networks run here, against other runtimes, at the same batch and the same threads.
+"""Speed of integer networks on this machine, against other runtimes with the same batch and threads.
 
     make bench-engine                      # makes its own environment the first time
     python -m benchmarks.engine [--models DIR] [--rows TEXT] [--rounds 11] [--no-record]
@@ -61,7 +61,7 @@ CASES = (
 )
 """Network, batch, threads."""
 SLICE_SECONDS = 0.02
-"""Of one side in one round, at least one call."""
+"""Time of one side in one round; at least one call."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,18 @@ class SideResult:
 
     name: str
     microseconds: float
-    """An image; median over rounds."""
+    """Per image; median over rounds."""
     spread: tuple[float, float]
-    """The quickest and the slowest round."""
+    """The fastest and the slowest round."""
     gmacs: float
-    """Multiply-adds of the network in 10⁹ a second."""
+    """Multiply-adds of the network, in 10⁹ per second."""
     peak_fraction: float
-    """Of what the processor's instruction for 8-bit products does on as many threads."""
+    """Fraction of the peak rate of the processor's instruction for 8-bit products on as many threads."""
     ratio: float
     """Its time over the engine's: median of the rounds' ratios."""
     ratio_spread: tuple[float, float]
     agreement: float
-    """How many of the batch's images get the class that the float network (ONNX Runtime's) gives them, 0..1."""
+    """Fraction of the batch's images with the class of the float network in ONNX Runtime, 0..1."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class LayerTime:
     microseconds: float
     """An image."""
     gmacs: float
-    """Multiply-adds of weights in 10⁹ a second; 0 without weights."""
+    """Multiply-adds of weights, in 10⁹ per second; 0 without weights."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +104,18 @@ class CaseResult:
     batch: int
     threads: int
     macs: int
-    """Multiply-adds of weights an image."""
+    """Multiply-adds of weights per image."""
     peak_gmacs: float
-    """10⁹ multiply-adds a second that as many threads do on registers alone; the best round of all cases."""
+    """Peak rate of as many threads, computing on registers only, in 10⁹ multiply-adds per second; the best round of all
+    cases."""
     floor_microseconds: float
-    """An image, if nothing but those were done, at that rate."""
+    """Time per image of the multiply-adds alone, at that rate."""
     compared: int
     """Integers of the output that were compared with the reference's."""
     mismatches: int
     sides: tuple[SideResult, ...]
     layers: tuple[LayerTime, ...]
-    """Of the engine, at this batch on one thread; the input is not among them."""
+    """Layers of the engine, for this batch on one thread, without the input."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,9 @@ class Results:
     """benchmarks/results/engine.json."""
 
     instruction: str
-    """Whose rate is the peak."""
+    """The instruction with the peak rate."""
     weights: dict[str, str]
-    """Network to "published" or "random"."""
+    """From network to "published" or "random"."""
     rounds: int
     cases: tuple[CaseResult, ...]
     load_average_at_start: tuple[float, ...] | None
@@ -138,7 +139,7 @@ def macs(layer: n.Layer) -> int:
 
 
 def layer_times(network: IntegerNetwork, images: NDArray[np.float32]) -> tuple[LayerTime, ...]:
-    """Return where the engine's time goes."""
+    """Return the engine's time by layer."""
     found = CompiledNetwork(network).layer_times(images)
     return tuple(
         LayerTime(layer.name, layer.op, 1e6 * found[layer.name] / len(images),
@@ -148,7 +149,7 @@ def layer_times(network: IntegerNetwork, images: NDArray[np.float32]) -> tuple[L
 
 
 def prepare(name: str, models: Path | None) -> Files:
-    """Build a network's files, unless they are there already, made by the same code of the same things."""
+    """Build a network's files, unless the same code has made them from the same input already."""
     told = hashlib.sha256((ROOT / "benchmarks" / "peers" / "build.py").read_bytes())
     told.update((ROOT / "constraints.txt").read_bytes())
     for path in sorted(models.glob(f"{name}-*")) if models is not None else []:
@@ -169,7 +170,7 @@ def prepare(name: str, models: Path | None) -> Files:
 
 
 def run_slice(side: Side) -> float:
-    """Return the median seconds of a call, after one that is not counted."""
+    """Return the median seconds of a call, after one warm-up call."""
     side.call()
     times: list[float] = []
     end = time.perf_counter() + SLICE_SECONDS
@@ -195,7 +196,7 @@ def measure(case: tuple[str, int, int], files: Files, models: Path | None, round
     for index in range(rounds):
         peaks.append(peak.gmacs(threads))
         for side in sides[:: 1 if index % 2 == 0 else -1]:
-            time.sleep(0.01)  # threads of the last one stop waiting for work
+            time.sleep(0.01)  # until threads of the last one stop spinning
             seconds[side.name].append(run_slice(side))
     work = sum(macs(layer) for layer in network)
     limit = max(peaks)
@@ -239,7 +240,7 @@ def with_peak(case: CaseResult, limit: float) -> CaseResult:
 
 
 def table(results: Results) -> str:
-    """Return the record as a Markdown table, one row a case."""
+    """Return the record as a Markdown table, one row per case."""
     names: list[str] = []
     for case in results.cases:
         names += [side.name for side in case.sides if side.name not in names]

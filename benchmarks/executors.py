@@ -83,7 +83,7 @@ def compare(
 
 
 def measure(name: str, path: Path, form: str, test_images: int, c_images: int, processes: int) -> dict[str, Any]:
-    """Quantize a model and run it everywhere; ``form`` is what the network takes, pixels or normalized images."""
+    """Quantize a model and run it in every executor. ``form`` is the network's input: pixels or normalized images."""
     from dataclasses import replace
 
     from twoscale._calibration.profile import profile
@@ -103,12 +103,12 @@ def measure(name: str, path: Path, form: str, test_images: int, c_images: int, p
     quantized = time.perf_counter()
     edges = np.linspace(0, test_images, processes + 1).astype(int)
     shares = [range(int(a), int(b)) for a, b in itertools.pairwise(edges)]
-    # The first images are those that C runs: every process has its share of them.
+    # C runs the first images, and every process has its share of them.
     order = np.concatenate([np.arange(i, test_images, processes) for i in range(processes)])
     c_edges = [int(np.count_nonzero(order[share.start : share.stop] < c_images)) for share in shares]
     dataset = replace(dataset, test=data.Split(dataset.test.images[order], dataset.test.labels[order]))
     labels = dataset.test.labels
-    # One thread a process: BLAS threads that wait for a busy core are slower than none. Read when NumPy is imported.
+    # One thread per process: BLAS threads that wait for a busy core are slower than none. NumPy reads this on import.
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         running = [
@@ -151,7 +151,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for argument in arguments.weights:
         name, _, path = argument.partition("=")
-        # A model of raw pixels has one form only.
+        # A model of raw pixels has only one form.
         takes_pixels = not any((models.normalization(name) or ((1.0,), ()))[0])
         for form in arguments.forms[:1] if takes_pixels else arguments.forms:
             c_images = min(limits.get(name, arguments.test_images), arguments.test_images)

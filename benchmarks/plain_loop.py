@@ -1,4 +1,4 @@
-"""The usual training loop, which the benchmarks compare with ours.
+"""The usual training loop, with which the benchmarks compare ours.
 
 ``torch.utils.data.DataLoader`` with workers that turn one image after the other into a PIL image, a tensor, and a
 normalized tensor, as torchvision's CIFAR10, ToTensor and Normalize do (written out here, torchvision is not needed);
@@ -26,7 +26,7 @@ __all__ = ["PilImages", "plain_loop", "plain_recipe"]
 
 
 class PilImages(Dataset[tuple[torch.Tensor, int]]):
-    """As torchvision.datasets.CIFAR10 with transforms.Compose([ToTensor(), Normalize(mean, std)])."""
+    """Like torchvision.datasets.CIFAR10 with transforms.Compose([ToTensor(), Normalize(mean, std)])."""
 
     def __init__(self, split: data.Split, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.images: NDArray[np.uint8] = np.ascontiguousarray(split.images.transpose(0, 2, 3, 1))
@@ -64,15 +64,15 @@ def plain_loop(
     workers: int = 2,
     now: Callable[[], float] = time.perf_counter,
 ) -> tuple[nn.Module, float]:
-    """Train so; return the model, and steps per second after the warm-up.
+    """Train a model; return it and the steps per second after the warm-up.
 
     Args:
         dataset: its training images.
         model: its name.
         batch_size: images of a mini-batch.
-        warm_up: steps before the clock starts: workers, first allocations.
-        steps: timed, after which it ends, however many epochs that are. Default: all of ``epochs``.
-        epochs: passes over the images, where ``steps`` is not given.
+        warm_up: steps before the clock starts, for workers and first allocations.
+        steps: number of timed steps, after which training ends. Default: all of ``epochs``.
+        epochs: passes over the images, if ``steps`` is not given.
         seed: of weights and order.
         device: where the model is.
         workers: of the DataLoader.
@@ -109,15 +109,15 @@ def plain_loop(
 
 
 def plain_recipe(dataset: data.Dataset, config: TrainConfig, device: str) -> float:
-    """Train by a recipe of SGD, written anew with PyTorch's own parts, and return the test accuracy, 0..1.
+    """Train by a recipe of SGD, reimplemented with PyTorch's own parts, and return the test accuracy, 0..1.
 
-    Orders, shifts and mirrors are drawn by torch; everything else is what ``config`` says. What the recipe reaches with
-    the library must not differ by more than its seeds do.
+    Orders, shifts and mirrors are drawn by torch. Everything else follows ``config``. The library's accuracy with the
+    recipe must not differ by more than that of different seeds.
 
     Args:
         dataset: to train and test on.
         config: SGD with linear scaling, warm-up and a cosine; zero-padded shifts and random mirrors.
-        device: where.
+        device: where to train.
     """
     assert config.optimizer == "sgd"
     assert config.schedule == "cosine"

@@ -1,4 +1,4 @@
-"""Profiling activations: time and peak memory of the streaming pass against the course lab's way.
+"""Profiling activations: time and peak memory of the streaming pass, against the course lab's method.
 
     python -m benchmarks.profiling [--counts 400 4000 40000] [--repeats 3] [--limit 120]
 
@@ -46,14 +46,14 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class Run:
-    """One process's work."""
+    """The results of one process."""
 
     side: str
     """"lab" or "streaming"."""
     images: int
-    """Asked for."""
+    """Images requested."""
     images_done: int
-    """Fewer where the time limit ended the run."""
+    """Images done; fewer if the time limit ended the run."""
     finished: bool
     seconds: float
     """Wall clock."""
@@ -61,12 +61,12 @@ class Run:
     peak_bytes: int
     """Largest resident set less that at the start."""
     tensors: dict[str, dict[str, float]]
-    """Tensor to count, mean, std, min and max of what was kept."""
+    """From tensor to count, mean, std, min and max of the values kept."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The lab's way (a) and the streaming pass (b) over so many images."""
+    """The lab's method (a) and the streaming pass (b) over this many images."""
 
     images: int
     lab_finished: bool

@@ -38,7 +38,7 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class Task:
-    """What every run does."""
+    """The options of every run."""
 
     checkpoint: str
     data: str
@@ -48,14 +48,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Run:
-    """One process's work."""
+    """The results of one process."""
 
     seconds: dict[str, float]
-    """Stage to seconds, in the order in which they ran; "verify" is the sum of its executors and of comparing."""
+    """From stage to seconds, in running order. "verify" is the sum of its executors and of the comparison."""
     cpu_seconds: dict[str, float]
-    """Stage to processor time of all threads: less than cores × seconds where other work on the machine interferes."""
+    """From stage to processor time of all threads. It is less than cores × seconds if other programs interfere."""
     executor_seconds: dict[str, float]
-    """Of "verify", in each executor."""
+    """Seconds of "verify" in each executor."""
     network: str
     test_images: int
     integers_compared: int
@@ -79,11 +79,11 @@ class Results:
     median_total_seconds: float
     runs: tuple[Run, ...]
     load_average_at_start: tuple[float, ...] | None
-    """Of 1, 5 and 15 minutes; other work on the machine would show here."""
+    """Over 1, 5 and 15 minutes; it shows other work on the machine."""
 
 
 class Timed:
-    """An executor whose time is added up."""
+    """An executor whose time is accumulated."""
 
     def __init__(self, inner: Executor) -> None:
         self.inner = inner
@@ -98,7 +98,7 @@ class Timed:
 
 
 def work(task: Task) -> Run:
-    """Do everything once, with a clock at each stage."""
+    """Run all stages once and time each."""
     seconds: dict[str, float] = {}
     cpu_seconds: dict[str, float] = {}
 
@@ -191,7 +191,7 @@ def main() -> None:
     if arguments.task:
         sys.stdout.write(msgspec.json.encode(work(msgspec.json.decode(arguments.task, type=Task))).decode())
         return
-    from twoscale._environment import load_average  # not above: fresh processes time their imports
+    from twoscale._environment import load_average  # imported here, because fresh processes time their imports
 
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = arguments.checkpoint or train_the_labs_network(Path(folder), arguments.data)

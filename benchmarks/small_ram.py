@@ -1,9 +1,9 @@
-"""What exported C of target small-ram costs in time and saves in memory, beside the portable C, on this machine.
+"""Time and memory of exported C for target small-ram, relative to portable C, on this machine.
 
     python -m benchmarks.small_ram [--repeats 9] [--compiler gcc]
 
-Networks have random weights, which change neither. Both are compiled with -O2, which vectorizes nothing in either; a
-program runs one image some times and prints the median. The two run in turn, each time in a fresh process.
+Networks have random weights, which affect neither. Both are compiled with -O2, which vectorizes neither. A program runs
+one image several times and prints the median. The two run in turn, each time in a fresh process.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ class Cost:
     """Of target small-ram."""
     portable_arena_bytes: int
     unshared_bytes: int
-    """What tensors would take without sharing any memory."""
+    """Bytes of all tensors without sharing memory."""
     microseconds: float
-    """An image, target small-ram."""
+    """Seconds per image with target small-ram."""
     portable_microseconds: float
     ratio: float
-    """Time of small-ram over that of portable: median of the pairs' own ratios."""
+    """Time of small-ram over that of portable: median of the pairs' ratios."""
     ratio_spread: tuple[float, float]
 
 

@@ -1,4 +1,4 @@
-"""Training steps per second: the plain loop, which is also the course lab's, against ours, in one run.
+"""Training steps per second: the plain loop, which the course lab also uses, against ours, in one run.
 
     python -m benchmarks.training_speed [--steps 3000] [--repeats 5] [--deep-steps 6] [--full] [--compiled]
 
@@ -88,7 +88,7 @@ def deep_pair(dataset: data.Dataset, steps: int, repeats: int) -> dict[str, Any]
 
 
 def full(dataset: data.Dataset, seeds: int) -> dict[str, list[dict[str, float]]]:
-    """Run the whole recipe on each side, once a seed."""
+    """Run the whole recipe on each side, once per seed."""
     found: dict[str, list[dict[str, float]]] = {"lab": [], "ours": []}
     for seed in range(seeds):
         start = time.perf_counter()
@@ -109,7 +109,7 @@ def full(dataset: data.Dataset, seeds: int) -> dict[str, list[dict[str, float]]]
 
 
 def priority() -> str | None:
-    """Say how the scheduler weighs this session against others, where they compete (Linux's autogroups)."""
+    """Return the scheduler's weight of this session against others (Linux's autogroups)."""
     try:
         return Path("/proc/self/autogroup").read_text().strip()
     except OSError:
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--full", type=int, nargs="?", const=1, default=0, metavar="SEEDS", help="the whole recipe too")
     parser.add_argument("--compiled", action="store_true", help="also compiled steps, which take tens of seconds")
     arguments = parser.parse_args()
-    if arguments.compiled:  # so that the first compilation finds nothing made before
+    if arguments.compiled:  # so that the first compilation finds an empty cache
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="training-speed-")
     dataset = data.load(arguments.data)
     load = load_average()

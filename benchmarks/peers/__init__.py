@@ -1,1 +1,1 @@
-"""Other runtimes that the engine is compared with: their files are built once, then run here."""
+"""Other runtimes with which the engine is compared. Their files are built once, then run here."""

@@ -1,8 +1,8 @@
-"""Networks as the files of other runtimes, each converted and quantized by its own tools on the same images.
+"""Networks in the files of other runtimes, each converted and quantized by its own tools on the same images.
 
     python -m benchmarks.peers.build NETWORK --out FOLDER [--models DIR] [--batches 1,100]
 
-A process of its own, since converters bring threads and memory that a measurement should not share.
+It is a separate process, since converters start threads and use memory that would affect a measurement.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NETWORKS = ("net", "resnet8", "resnet20", "resnet18", "mobilenetv2")
 
 @dataclass(frozen=True)
 class Files:
-    """What is built of one network, in one folder."""
+    """The files of one network, in one folder."""
 
     folder: Path
 
@@ -58,15 +58,15 @@ class Files:
         return self.folder / "images.npy"
 
     def litert(self, kind: str, batch: int) -> Path:
-        """Return the file for a batch: LiteRT's shapes are fixed. ``kind``: "float" or "int8"."""
+        """Return the file for a batch. LiteRT's shapes are fixed. ``kind``: "float" or "int8"."""
         return self.folder / f"{kind}-batch-{batch}.tflite"
 
 
 def make_model(name: str, models_folder: Path | None, images: NDArray[np.float32]) -> nn.Module:
-    """Return the network with published weights, ``DIR/NAME*.safetensors``, where there are any.
+    """Return the network with published weights, ``DIR/NAME*.safetensors``, if there are any.
 
-    Else weights are random, which changes no runtime's speed; batch norms then take their statistics from the images,
-    so that activations have a trained network's sizes.
+    Otherwise weights are random, which does not change the speed of any runtime. Batch norms then take their statistics
+    from the images, so that activations have the magnitude of a trained network's.
     """
     import torch
 
@@ -94,7 +94,7 @@ def make_images(name: str) -> NDArray[np.float32]:
 
 
 def build(name: str, files: Files, models_folder: Path | None, batches: tuple[int, ...]) -> None:
-    """Write all files of a network; those of LiteRT only where its converter is installed."""
+    """Write all files of a network. Those of LiteRT are written only if its converter is installed."""
     import torch
 
     import twoscale
@@ -116,7 +116,7 @@ def build(name: str, files: Files, models_folder: Path | None, batches: tuple[in
 
 
 def _onnxruntime_int8(files: Files, images: NDArray[np.float32]) -> None:
-    """uint8 activations, int8 weights per channel, ranges by min and max: what its documentation advises for CPUs."""
+    """uint8 activations, int8 weights per channel, ranges by min and max, as its documentation advises for CPUs."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -147,7 +147,7 @@ def _openvino_int8(files: Files, images: NDArray[np.float32]) -> None:
 
 
 def _litert(model: nn.Module, files: Files, images: NDArray[np.float32], batch: int) -> None:
-    """Channels last, as LiteRT computes, so that it need not move data."""
+    """Channels last, as LiteRT computes, so that no data is moved."""
     import litert_torch
     import torch
     from ai_edge_quantizer import quantizer, recipe

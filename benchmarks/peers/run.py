@@ -1,6 +1,7 @@
-"""Runtimes with one interface: made for a file, a batch and a number of threads, called for the logits of that batch.
+"""Runtimes with a common interface: made for a file, a batch and a number of threads, and called for the batch's
+logits.
 
-Each is set up as its documentation advises for few threads and one batch at a time, and copies as little as it can.
+Each is set up as its documentation advises for few threads and one batch at a time, with as few copies as possible.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Side:
 
     name: str
     call: Callable[[], Any]
-    """What is timed."""
+    """The timed function."""
     logits: Callable[[], Logits]
     """Computes the batch, and returns (N, classes)."""
 
@@ -77,7 +78,7 @@ def openvino(path: Path, images: NDArray[np.float32], threads: int) -> Callable[
 
 
 def litert(path: Path, images: NDArray[np.float32], threads: int) -> tuple[Callable[[], None], Callable[[], Logits]]:
-    """Return what is timed, ``invoke`` alone with the batch in its place, and a function for the logits."""
+    """Return the timed function (``invoke`` alone, with the batch in place) and a function for the logits."""
     from ai_edge_litert.interpreter import Interpreter
 
     with warnings.catch_warnings():
@@ -119,7 +120,7 @@ def peers(network: str, files: Files, images: NDArray[np.float32], threads: int,
 
 
 class Peak:
-    """The processor's own limit for products of 8-bit integers, measured by peak.c."""
+    """The processor's limit for products of 8-bit integers, measured by peak.c."""
 
     def __init__(self, folder: Path) -> None:
         library = folder / "peak.so"
@@ -133,9 +134,9 @@ class Peak:
 
     @property
     def instruction(self) -> str:
-        """Which instruction was timed."""
+        """The instruction that was timed."""
         return str(self._library.peak_instruction().decode())
 
     def gmacs(self, threads: int, seconds: float = 0.01) -> float:
-        """Return multiply-adds in 10⁹ a second of that many threads together."""
+        """Return the rate of that many threads together, in 10⁹ multiply-adds per second."""
         return float(self._library.peak_gmacs(threads, seconds))
