@@ -408,7 +408,7 @@ def test_the_report_counts_bytes_and_multiply_adds(tmp_path: Path) -> None:
     assert (sizes.constant_bytes, sizes.macs, sizes.input_bytes, sizes.output_bytes) == (12 + 8, 12, 6, 8)
     assert (sizes.arena_bytes, sizes.layers[1].where) == (1, "output")
     text = (tmp_path / "tiny_sizes.txt").read_text()
-    assert "tiny: 14 parameters, 12 multiply-adds an image" in text
+    assert "tiny: 14 parameters, 12 multiply-adds per image" in text
     assert re.search(r"1  head +Linear +2 +12 +20 +8 +output", text)
 
 

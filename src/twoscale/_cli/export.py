@@ -134,13 +134,13 @@ def _table(sizes: SizeReport) -> Table:
         Column("Flash", "bytes"),
         Column("Arena in use", "bytes"),
     )
-    caption = f"{sizes.name}: {sizes.parameters:,} parameters, {sizes.macs:,} multiply-adds an image"
+    caption = f"{sizes.name}: {sizes.parameters:,} parameters, {sizes.macs:,} multiply-adds per image"
     return Table(caption, columns, tuple(tuple(map(Cell, row)) for row in rows))
 
 
 def _totals(sizes: SizeReport) -> str:
     return (
         f"Flash: {sizes.constant_bytes:,} bytes of constants, and the code (make size).\n"
-        f"RAM:   {sizes.arena_bytes:,} bytes of arena (the hungriest layer alone needs {sizes.arena_bound_bytes:,}; "
+        f"RAM:   {sizes.arena_bytes:,} bytes of arena (the largest layer alone needs {sizes.arena_bound_bytes:,}; "
         f"without sharing {sizes.unshared_bytes:,}), image {sizes.input_bytes:,}, output {sizes.output_bytes:,}."
     )

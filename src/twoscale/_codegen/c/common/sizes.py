@@ -139,11 +139,11 @@ def size_table(report: SizeReport) -> str:
     ]
     return "\n".join(
         [
-            f"{printable(report.name)}: {report.parameters:,} parameters, {report.macs:,} multiply-adds an image",
+            f"{printable(report.name)}: {report.parameters:,} parameters, {report.macs:,} multiply-adds per image",
             "",
             f"flash, constants  {report.constant_bytes:>12,} bytes (weights, biases, multipliers, tables; the code: "
             "make size)",
-            f"RAM, arena        {report.arena_bytes:>12,} bytes (the hungriest layer needs "
+            f"RAM, arena        {report.arena_bytes:>12,} bytes (the largest layer needs "
             f"{report.arena_bound_bytes:,}; without sharing: {report.unshared_bytes:,})",
             f"RAM, image        {report.input_bytes:>12,} bytes (only read)",
             f"RAM, output       {report.output_bytes:>12,} bytes",
