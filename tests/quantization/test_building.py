@@ -83,7 +83,7 @@ def example(seed: int = 0, *, spread: float = 0.2, channels: int = 6) -> g.Float
 SCHEMES = {
     "default": PLAIN,
     "minmax": MINMAX,
-    "one scale a layer": dataclasses.replace(PLAIN, per_channel=False),
+    "one scale per layer": dataclasses.replace(PLAIN, per_channel=False),
     "4 bits": dataclasses.replace(PLAIN, weight_bits=4),
     "symmetric": dataclasses.replace(PLAIN, signed_activations=True),
 }

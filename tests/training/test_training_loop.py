@@ -470,7 +470,7 @@ def test_images_that_do_not_fit(dataset: Dataset) -> None:
 
 
 class Pooled(nn.Module):
-    """Its BatchNorm has one value a channel from each image."""
+    """Its BatchNorm gets one value per channel from each image."""
 
     def __init__(self, norm: type[nn.Module], maps: int) -> None:
         super().__init__()

@@ -52,16 +52,16 @@ def export_command(
     ("make test", "make size") and a report of flash, RAM and multiply-adds.
 
     ONNX Runtime needs no export: it runs the network's own file. For runtimes that want floating-point operators
-    between quantize and dequantize nodes (OpenVINO, TensorRT), "--to qdq" writes such a file; how they round is their
-    own affair, so integers may differ.
+    between quantize and dequantize nodes (OpenVINO, TensorRT), "--to qdq" writes such a file. Each of them rounds in
+    its own way, so integers may differ.
 
     Args:
         network: Integer network (.onnx).
         out: Folder to write to; for another form, the file.
-        name: What files and public names begin with; the network's own name by default.
-        data: Data set whose first test images the self-test uses, instead of made-up ones.
-        images: How many.
-        json: Print JSON for programs instead of a table.
+        name: Prefix of files and public names; by default the network's own name.
+        data: Data set whose first test images the self-test uses, instead of generated ones.
+        images: Number of images of the self-test.
+        json: Print JSON instead of a table.
     """
     from twoscale import data as data_sets
     from twoscale._codegen.c import default_images, export_c
