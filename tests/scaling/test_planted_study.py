@@ -16,13 +16,12 @@ from typing import Any
 
 import pytest
 
+from tests import sweep
 from twoscale._environment import available_cores, core_count, load_average
 from twoscale.scaling._measure.launch import Host, launch
 from twoscale.scaling._questions.verdict import Verdict, VerdictAnswer
 from twoscale.scaling._run import run_study, study_config
 from twoscale.scaling._study.cells import KINDS
-
-pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 THIEF = """
@@ -40,6 +39,8 @@ while True:
 @pytest.fixture(autouse=True)
 def first(ahead: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the ranks of studies run ahead of whatever else this machine does, or skip where that is much."""
+    if not sweep.whole():
+        pytest.skip("takes minutes: --sweep all plants real causes, and test_verdict.py the same ones in records")
     if core_count() < 2:
         pytest.skip("one core: two ranks would share it")
     load = load_average()
