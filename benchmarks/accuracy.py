@@ -72,7 +72,7 @@ CHOICES = {
     "equalization by weights": without(equalization="weights"),
     "one weight scale per layer, equalization by weights": without(per_channel=False, equalization="weights"),
     "equalization by activations": without(equalization="activations"),
-    "activations int8, zero point 0": without(signed_activations=True),
+    "activations int8, zero point 0": without(activations="symmetric"),
     ANY_ZERO_POINT: DEFAULT,
     "scheme course": COURSE,
 }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from twoscale._environment import current_environment, load_average
 from twoscale._files import write_record
+from twoscale._page.tables import Table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -57,3 +58,21 @@ def write_result(name: str, payload: Any, *packages: str) -> Path:
     load = load_average()
     write_record(path, {**content, "load_average_at_end": load, "environment": current_environment(*packages)})
     return path
+
+
+def markdown(table: Table, columns: Sequence[int] | None = None) -> str:
+    """Return a table, or some columns of it, as Markdown."""
+    chosen = range(len(table.columns)) if columns is None else columns
+    heads = [table.columns[i] for i in chosen]
+    lines = [
+        "| " + " | ".join(f"{head.label}, {head.unit}" if head.unit else head.label for head in heads) + " |",
+        "|" + "|".join("--:" if head.numeric else "---" for head in heads) + "|",
+    ]
+    for row in table.rows:
+        cells = [row[i] for i in chosen]
+        noted = [
+            f"{cell.text} ({cell.note})" if head.numeric and cell.note and len(cell.note) < 25 else cell.text
+            for head, cell in zip(heads, cells, strict=True)
+        ]
+        lines.append("| " + " | ".join(noted) + " |")
+    return "\n".join(lines)

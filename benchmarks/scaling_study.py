@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +22,9 @@ import msgspec
 import nbclient
 import nbformat
 
+from benchmarks import lab_answers
+from benchmarks.common import markdown
 from twoscale._files import write_bytes, write_text
-from twoscale._page.tables import Table
 from twoscale.scaling._questions.accuracy import AccuracyAnswer, accuracy_table, rates_table
 from twoscale.scaling._questions.answers import plain, read_results, sentences
 from twoscale.scaling._questions.batch import batch_table
@@ -43,23 +43,6 @@ DOCUMENT = DOCS / "scaling.md"
 RECORD = DOCS / "scaling-study.json"
 RESNET = DOCS / "scaling-resnet18.json"
 NOTEBOOK = DOCS.parent / "examples" / "scaling.ipynb"
-
-
-def markdown(table: Table, columns: Sequence[int]) -> str:
-    """Return some columns of a table."""
-    heads = [table.columns[i] for i in columns]
-    lines = [
-        "| " + " | ".join(f"{head.label}, {head.unit}" if head.unit else head.label for head in heads) + " |",
-        "|" + "|".join("--:" if head.numeric else "---" for head in heads) + "|",
-    ]
-    for row in table.rows:
-        cells = [row[i] for i in columns]
-        noted = [
-            f"{cell.text} ({cell.note})" if head.numeric and cell.note and len(cell.note) < 25 else cell.text
-            for head, cell in zip(heads, cells, strict=True)
-        ]
-        lines.append("| " + " | ".join(noted) + " |")
-    return "\n".join(lines)
 
 
 def generated(study: StudyResults, resnet: StudyResults) -> dict[str, str]:
@@ -164,6 +147,7 @@ def main() -> None:
     parts = generated(read_results(RECORD), read_results(RESNET))
     write_text(DOCUMENT, renewed(DOCUMENT.read_text(), parts))
     write_text(NOTEBOOK, nbformat.writes(executed(NOTEBOOK)) + "\n")  # type: ignore[no-untyped-call]
+    lab_answers.main()
     print(f"{'' if arguments.keep else 'measured anew; '}renewed {DOCUMENT.name} and {NOTEBOOK.name}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import accuracy
+from benchmarks import accuracy, lab_answers
 from benchmarks.engine import Results, table
 from benchmarks.small_ram import Costs
 from tests.test_imports import LAYERS
@@ -257,13 +258,14 @@ def first_cells(text: str, heading: str) -> list[str]:
 
 
 def accuracy_table(results: LabResults) -> list[str]:
-    """Return the README's table: every stage of both networks."""
+    """Return the README's table: every stage of both networks, and wrong biases in the course's scheme."""
     lines = [
         "| network | stage | scheme | top-1 | agreement | logit SQNR | integers that differ |",
         "|---|---|---|--:|--:|--:|--:|",
     ]
     for network in results.networks:
-        for stage in network.stages:
+        wrong = [x for x in network.bias_stages if x.scheme == "course" and x.stage in ("unscaled", "stretched")]
+        for stage in (*network.stages, *wrong):
             agreement = percent(stage.agreement)
             cells = [
                 stage.network,
@@ -320,9 +322,35 @@ def test_readme_picture_is_of_the_record(tmp_path: Path) -> None:
     from twoscale._lab.picture import write_picture
 
     for path in write_picture(read_record(RECORD, LabResults), tmp_path):
-        assert path.read_text() == (ROOT / "docs" / path.name).read_text(), (
-            "renew it: python -m twoscale._lab.picture docs/lab-cifar10.json docs"
-        )
+        assert path.read_text() == (ROOT / "docs" / path.name).read_text(), "renew it: python -m benchmarks.lab_answers"
+
+
+def test_the_lab_sheets_are_answered_from_the_records() -> None:
+    lab = read_record(RECORD, LabResults)
+    study, resnet = (json.loads(path.read_text())["sentences"] for path in (lab_answers.STUDY, lab_answers.RESNET))
+    text = lab_answers.DOCUMENT.read_text()
+    assert text == lab_answers.document(lab, study, resnet), "renew it: python -m benchmarks.lab_answers"
+    asked = ["Q1", "Q2", "Q3", "Q4", "Q5", "A1", "A2", "A3.1", "A3.2", "A4.1", "A4.2", "A5", "A6", "A7"]
+    assert set(asked) <= set(re.findall(r"^### (.*)$", text, re.MULTILINE))
+    assert text.count("\nPublished: ") == text.count("\nCommand: `twoscale ") == len(asked) + 1
+    # Other numbers give another document.
+    [first, *others] = lab.networks
+    worse = dataclasses.replace(first.methods[0], top1=0.1234)
+    changed = dataclasses.replace(first, methods=(worse, *first.methods[1:]))
+    other = lab_answers.document(dataclasses.replace(lab, networks=(changed, *others)), study, resnet)
+    assert other != text
+    assert "| 12.34 |" in other
+
+
+def test_the_commands_of_the_lab_sheets_are_accepted() -> None:
+    import importlib
+
+    from twoscale._cli.parsing import bind
+
+    for question in (*lab_answers.QUANTIZATION, *lab_answers.SCALING):
+        _, verb, *words = shlex.split(question.command)
+        module, function = VERBS[verb].function.split(":")
+        bind(getattr(importlib.import_module(module), function), verb, words)
 
 
 def test_changelog_has_the_version() -> None:

@@ -238,6 +238,45 @@ def test_lab(lab: Any) -> None:
     assert not list(lab.folder.rglob(".*"))  # no temporary file is left
 
 
+@pytest.mark.parametrize("scheme", ["default", "course"])
+def test_quantize_makes_the_networks_of_the_lab(run: Run, tmp_path: Path, lab: Any, scheme: str) -> None:
+    """--scheme course takes normalized images, as the lab does; the default scheme does with an option."""
+    for name in ("net", "net-with-bias"):
+        out = tmp_path / f"{name}.onnx"
+        words = ["--scheme", scheme, "--calibration-images", 50, *(["--images", "normalized"] * (scheme == "default"))]
+        assert run("quantize", lab.folder / name / "model.safetensors", "-o", out, *words).code == 0
+        assert twoscale.load(out).fingerprint == twoscale.load(lab.folder / name / f"{scheme}.onnx").fingerprint
+
+
+def test_quantize_with_symmetric_activations(run: Run, tmp_path: Path, lab: Any) -> None:
+    out = tmp_path / "symmetric.onnx"
+    model = lab.folder / "net" / "model.safetensors"
+    assert run("quantize", model, "-o", out, "--activations", "symmetric", "--calibration-images", 50).code == 0
+    network = twoscale.load(out)
+    specs = [layer.output for layer in network if layer.output.dtype != "int32"]
+    assert {(spec.dtype, spec.zero_point) for spec in specs} == {("int8", 0)}
+    assert network.on_grid
+    assert "normalization" not in network.metadata  # 8-bit pixels need 256 integers
+
+
+def test_lab_of_one_model_and_scheme(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+    seen: list[Any] = []
+
+    def stop(config: Any, say: Any) -> None:
+        seen.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("twoscale._lab.run_lab", stop)
+    words = ["--model", "resnet8", "--scheme", "course", "--bits", "3,8", "--out", tmp_path]
+    outcome = run("lab", *words)
+    assert (seen[0].models, seen[0].schemes, seen[0].bits) == (("resnet8",), ("course",), (3, 8))
+    assert "--model resnet8 --scheme course --bits 3,8 --resume" in outcome.err
+    run("lab", "--out", tmp_path)
+    assert (seen[1].models, seen[1].schemes) == (("net", "net-with-bias"), ("default", "course"))
+    assert run("lab", "--bits", "1,4").code == 2
+    assert "--bits is 1,4; expected numbers from 2 to 8 with commas" in run("lab", "--bits", "1,4").err
+
+
 def test_lab_prints_its_table(run: Run, tmp_path: Path, lab: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("twoscale._lab.run_lab", lambda config, say: lab.results)
     outcome = run("lab", "--out", tmp_path)

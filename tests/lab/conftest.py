@@ -10,7 +10,19 @@ from numpy.typing import NDArray
 
 from twoscale._calibration.summaries import Histogram, TensorSummary
 from twoscale._environment import Environment
-from twoscale._lab.records import LabNetwork, LabResults, StageResult
+from twoscale._lab.records import (
+    BiasIntegers,
+    BitsResult,
+    ClipCurve,
+    ClipPoint,
+    LabNetwork,
+    LabResults,
+    LayerScales,
+    RangeMethodResult,
+    StageResult,
+    WeightNoise,
+    WorkedOutput,
+)
 from twoscale._quantization.records import RangeRecord
 from twoscale._verification.results import LayerCheck, VerifyResult
 
@@ -26,14 +38,26 @@ TOP1 = {  # of 10,000 images
     },
     "NetWithBias": {
         "float": 5468,
-        "course": {"weights": 5460, "activations": 5446, "bias-real": 5302, "integer": 5445},
-        "default": {"weights": 5470, "activations": 5466, "bias-real": 5318, "integer": 5466},
+        "course": {"weights": 5460, "activations": 5446, "integer": 5445},
+        "default": {"weights": 5470, "activations": 5466, "integer": 5466},
     },
+}
+BIASES = {  # of NetWithBias: key, title, right among 10,000 images
+    "course": (
+        ("weights-unscaled", "integer weights only, bias unscaled", 4970),
+        ("weights-without", "integer weights only, no bias", 4970),
+        ("weights-scaled", "integer weights only, bias scaled", 5461),
+        ("unscaled", "all integer, bias unscaled", 5302),
+        ("stretched", "all integer, bias stretched to int32", 1000),
+    ),
+    "default": (
+        ("unscaled", "all integer, bias unscaled", 5318),
+        ("stretched", "all integer, bias stretched to int32", 1000),
+    ),
 }
 TITLES = {
     "weights": "weights int8, activations float",
     "activations": "weights and activations 8 bit, bias float",
-    "bias-real": "8 bit, bias left in real units",
     "integer": "all integer",
 }
 
@@ -94,7 +118,7 @@ def _stages(network: str) -> tuple[StageResult, ...]:
         by_stage = numbers[scheme]
         assert isinstance(by_stage, dict)
         for index, (stage, correct) in enumerate(by_stage.items()):
-            real = stage == "bias-real"
+            index += network == "NetWithBias" and stage == "integer"
             stages.append(
                 StageResult(
                     network,
@@ -103,13 +127,61 @@ def _stages(network: str) -> tuple[StageResult, ...]:
                     TITLES[stage],
                     SAMPLES,
                     correct / SAMPLES,
-                    agreement=0.91 if real else agreement - 0.001 * index,
-                    sqnr_db=17.3 if real else sqnr - 0.8 * index,
+                    agreement=agreement - 0.001 * index,
+                    sqnr_db=sqnr - 0.8 * index,
                     mismatches=(0 if scheme == "default" else 14) if stage == "integer" else None,
-                    note="The bias is added as if it were in accumulator units." if real else "",
                 )
             )
     return tuple(stages)
+
+
+def _bias_stages() -> tuple[StageResult, ...]:
+    return tuple(
+        StageResult("NetWithBias", scheme, key, title, SAMPLES, right / SAMPLES, agreement=right / 6000)
+        for scheme, rows in BIASES.items()
+        for key, title, right in rows
+    )
+
+
+def _clips(name: str, weights: NDArray[np.float32]) -> ClipCurve:
+    widest = float(np.abs(weights).max())
+    points = []
+    for part in (1.0, 0.9, 0.5, 0.1):
+        outside = float((np.abs(weights) > part * widest * 127.5 / 127).mean())
+        sqnr = 40.0 - 30 * outside + (2.5 if part == 0.9 else 0)
+        points.append(ClipPoint(widest * part, outside, sqnr, 0.54 - 0.4 * outside))
+    return ClipCurve(name, 1000, tuple(points))
+
+
+def _scales(scheme: str) -> tuple[LayerScales, ...]:
+    found = []
+    for index, layer in enumerate(("conv1", "conv2", "fc1", "fc2")):
+        numerators = (100 + index, 203, 301) if scheme == "default" else ()
+        multipliers = tuple(value / 65536 for value in numerators) or (0.00213 + index / 1000,)
+        x, y = 0.0078 + index / 1000, 0.0312
+        found.append(LayerScales(layer, x, tuple(m * y / x for m in multipliers), y, multipliers, numerators))
+    return tuple(found)
+
+
+def _worked(scheme: str) -> WorkedOutput:
+    numerator = 203 if scheme == "default" else None
+    return WorkedOutput(
+        layer="conv2",
+        image=0,
+        index=(1, 2, 3),
+        x_scale=0.0088,
+        weight_scale=0.011,
+        y_scale=0.03125,
+        multiplier=203 / 65536,
+        numerator=numerator,
+        bias=-17,
+        accumulator=12_345,
+        zero_point=0,
+        lo=0,
+        hi=255 if scheme == "default" else 127,
+        output=38,
+        real=1.19,
+    )
 
 
 def _verify(network: str, scheme: str) -> VerifyResult:
@@ -187,6 +259,52 @@ def _network(name: str, seed: int) -> LabNetwork:
             "default": f"{name}/default.onnx",
             "course": f"{name}/course.onnx",
         },
+        pooled=tuple(
+            _summary(layer, "activation", np.maximum(activations[layer][0::2], activations[layer][1::2]))
+            for layer in ("conv1", "conv2")
+        ),
+        methods=tuple(
+            RangeMethodResult(method, clipped, sqnr, SAMPLES, right / SAMPLES, 0.97, sqnr - 5)
+            for method, clipped, sqnr, right in (
+                ("minmax", 0.0, 40.1, 5412),
+                ("3-sigma", 0.004, 33.2, 5398),
+                ("percentile-99.9", 0.001, 38.0, 5410),
+                ("mse", 0.0002, 41.5, 5415),
+                ("entropy", 0.0009, 36.6, 5402),
+            )
+        ),
+        clips=tuple(_clips(layer, values) for layer, values in weights.items()),
+        noise={
+            "course": tuple(WeightNoise(layer, 40.0, 38.5) for layer in WEIGHTS),
+            "default": tuple(WeightNoise(layer, 41.4, 48.1, 43.9, 42.6) for layer in WEIGHTS),
+        },
+        scales={scheme: _scales(scheme) for scheme in ("course", "default")},
+        worked={scheme: _worked(scheme) for scheme in ("course", "default")},
+        biases={
+            scheme: tuple(
+                BiasIntegers(
+                    layer,
+                    (0.00031, 0.00042) if scheme == "default" else (0.0005,),
+                    tuple(0.1 * i - 0.4 if last and name == "NetWithBias" else 0.0 for i in range(CHANNELS[layer])),
+                    tuple(
+                        7 * i - 20 if scheme == "default" or (last and name == "NetWithBias") else 0
+                        for i in range(CHANNELS[layer])
+                    ),
+                )
+                for layer, last in ((layer, layer == "fc3") for layer in WEIGHTS)
+            )
+            for scheme in ("course", "default")
+        },
+        bias_stages=_bias_stages() if name == "NetWithBias" else (),
+        product_of_scales=3.7e-13 if name == "NetWithBias" else None,
+        bits=tuple(
+            BitsResult(scheme, bits, SAMPLES, right / SAMPLES, agreement, 5.5 * bits)
+            for scheme, rows in (
+                ("course", ((2, 1000, 0.15), (4, 5200, 0.8), (8, 5391, 0.97))),
+                ("default", ((2, 4800, 0.7), (4, 5400, 0.95), (8, 5419, 0.99))),
+            )
+            for bits, right, agreement in rows
+        ),
     )
 
 

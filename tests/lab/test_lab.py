@@ -92,16 +92,15 @@ def test_every_stage_of_both_networks_and_schemes(lab: Lab) -> None:
     }
     steps = ["weights", "activations", "integer"]
     assert found["Net"] == [("float", "float"), *[("default", s) for s in steps], *[("course", s) for s in steps]]
-    assert sorted(found["NetWithBias"]) == sorted([*found["Net"], ("course", "bias-real")])
+    assert found["NetWithBias"] == found["Net"]
     for network in lab.results.networks:
         for stage in network.stages:
             assert stage.network == network.name
             assert stage.samples == TEST
             assert stage.title
             assert (stage.agreement is None) == (stage.stage == "float")
-            assert (stage.sqnr_db is None) == (stage.stage in ("float", "bias-real"))
+            assert (stage.sqnr_db is None) == (stage.stage == "float")
             assert (stage.mismatches is None) == (stage.stage != "integer")
-    assert next(s for s in lab.results.networks[1].stages if s.stage == "bias-real").note
 
 
 def stage(lab: Lab, network: str, scheme: str, key: str) -> StageResult:
@@ -200,6 +199,59 @@ def test_everything_lies_in_its_folder(lab: Lab) -> None:
     assert "NetWithBias" in lab.results._repr_html_()
 
 
+def test_what_the_questions_ask_is_measured(lab: Lab) -> None:
+    layers = ["conv1", "conv2", "fc1", "fc2", "fc3"]
+    for network in lab.results.networks:
+        assert [one.method for one in network.methods] == ["minmax", "3-sigma", "percentile-99.9", "mse", "entropy"]
+        assert network.methods[0].clipped == 0
+        assert [curve.layer for curve in network.clips] == layers
+        assert {(one.name, one.count) for one in network.pooled} == {
+            ("conv1", CALIBRATION * 6 * 14 * 14),
+            ("conv2", CALIBRATION * 16 * 5 * 5),
+        }
+        for scheme in SCHEMES:
+            assert [one.layer for one in network.noise[scheme]] == layers
+            assert [one.layer for one in network.scales[scheme]] == layers[:-1]
+            assert [one.layer for one in network.biases[scheme]] == layers
+            assert network.worked[scheme].layer == "conv2"
+            bits = [one.bits for one in network.bits if one.scheme == scheme]
+            assert bits == [2, 3, 4, 5, 6, 8]
+        assert all(
+            (one.numerators != ()) == (scheme == "default") for scheme in SCHEMES for one in network.scales[scheme]
+        )
+        in_integers = {(row.scheme, row.top1, row.sqnr_db) for row in network.stages if row.stage == "integer"}
+        assert {(one.scheme, one.top1, one.sqnr_db) for one in network.bits if one.bits == 8} == in_integers
+    without, with_bias = lab.results.networks
+    assert without.bias_stages == ()
+    assert without.product_of_scales is None
+    assert [(row.scheme, row.stage) for row in with_bias.bias_stages] == [
+        ("default", "unscaled"),
+        ("default", "stretched"),
+        ("course", "weights-unscaled"),
+        ("course", "weights-without"),
+        ("course", "weights-scaled"),
+        ("course", "unscaled"),
+        ("course", "stretched"),
+    ]
+    assert with_bias.product_of_scales is not None
+    scales = [record.scales for record in with_bias.ranges["course"] if record.kind == "weight"]
+    assert with_bias.product_of_scales == pytest.approx(np.prod(scales))
+
+
+def test_one_residual_network_in_one_scheme(tmp_path: Path) -> None:
+    done = run_lab(
+        LabConfig(out=tmp_path, calibration_images=20, models=("resnet8",), schemes=("course",), bits=(4,), seed=1)
+    )
+    [network] = done.networks
+    assert done.schemes == ("course",)
+    assert network.files.keys() == {"checkpoint", "course"}
+    assert {row.stage for row in network.stages} == {"float", "weights", "activations", "integer"}
+    assert [(one.scheme, one.bits) for one in network.bits] == [("course", 4), ("course", 8)]
+    assert network.product_of_scales is None  # two ways meet in each sum
+    assert all(point.top1 is None for curve in network.clips for point in curve.points)  # too many layers
+    assert "resnet8" in (tmp_path / "report.html").read_text().lower()
+
+
 def test_it_says_what_begins(lab: Lab) -> None:
     assert lab.said[0] == "net: train"
     assert "net-with-bias: verify (course)" in lab.said
@@ -270,6 +322,7 @@ def test_another_seed_is_another_network(lab: Lab) -> None:
     [
         ({"calibration_images": 0}, "calibration_images is 0; expected at least 1"),
         ({"seed": -1}, "seed is -1; expected 0 or more"),
+        ({"bits": (4, 9)}, "bits is 4, 9; expected 2 to 8"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -21,7 +21,7 @@ from twoscale._lab.plots import stages_plot
 from twoscale._lab.records import LabNetwork, LabResults, StageResult
 from twoscale.errors import TwoscaleError
 
-Expected = str | int | float | bool | None | tuple[int, int]
+Expected = str | int | float | bool | None | tuple[float, ...]
 
 
 class Page(HTMLParser):
@@ -73,11 +73,20 @@ def _agrees(text: str, value: Expected) -> bool:
         return text == value
     plain = text.replace("−", "-").replace(",", "")
     if isinstance(value, tuple):
-        return plain == f"{value[0]} to {value[1]}"
+        texts = text.split(" to ")
+        return len(texts) == len(value) and all(_agrees(*pair) for pair in zip(texts, value, strict=True))
     if isinstance(value, int):
         return plain == str(value)
-    decimals = len(plain.partition(".")[2])
+    mantissa, _, exponent = plain.partition("e")
+    decimals = len(mantissa.partition(".")[2]) - int(exponent or 0)
     return math.isclose(float(plain), value, rel_tol=0, abs_tol=0.5000001 * 10**-decimals)
+
+
+def _ends(values: Sequence[float]) -> Expected:
+    """Return what a cell shows of several numbers: nothing, the only one, or the smallest and the largest."""
+    if not values or len(set(values)) == 1:
+        return next(iter(values), None)
+    return min(values), max(values)
 
 
 def _pairs(values: dict[str, str]) -> list[list[Expected]]:
@@ -115,9 +124,40 @@ def _network_tables(network: LabNetwork) -> dict[str, list[list[Expected]]]:
         f"Accuracy of {name} with only the weights quantized": of("float", "weights"),
         f"Accuracy of {name} with weights and activations quantized": of("float", "activations"),
     }
-    if any(stage.stage == "bias-real" for stage in stages):
-        expected[f"{name}: what becomes of the bias"] = of("float", "bias-real", "integer")
-    for kind, tensors in (("Weights", network.weights), ("Activations", network.activations)):
+    base = next(stage for stage in stages if stage.stage == "float")
+    if network.bias_stages:
+        last = [stage for stage in stages if stage.stage == "integer"]
+        expected[f"{name}: right and wrong biases"] = _stage_rows([base, *network.bias_stages, *last])
+    expected[f"Range methods for the weights of {name}"] = [
+        [
+            one.method,
+            100 * one.clipped,
+            one.sqnr_db,
+            one.logit_sqnr_db,
+            100 * one.top1,
+            100 * (one.top1 - base.top1),
+            100 * one.agreement,
+        ]
+        for one in network.methods
+    ]
+    expected[f"{name}: all integer, by bits of the weights"] = [
+        [one.bits, one.scheme, 100 * one.top1, 100 * (one.top1 - base.top1), 100 * one.agreement, one.sqnr_db]
+        for one in network.bits
+    ]
+    pooled = {one.name: one for one in network.pooled}
+    activations = [
+        shown
+        for one in network.activations
+        for shown in (
+            [
+                replace(one, name=f"{one.name} before pooling"),
+                replace(pooled[one.name], name=f"{one.name} after pooling"),
+            ]
+            if one.name in pooled
+            else [one]
+        )
+    ]
+    for kind, tensors in (("Weights", network.weights), ("Activations", activations)):
         expected[f"{kind} of {name}"] = [
             [
                 one.name,
@@ -134,6 +174,7 @@ def _network_tables(network: LabNetwork) -> dict[str, list[list[Expected]]]:
             for one in tensors
         ]
     for scheme, ranges in network.ranges.items():
+        noise = {one.layer: one for one in network.noise[scheme]}
         expected[f"Weights of {name} in integers, scheme “{scheme}”"] = [
             [
                 one.name,
@@ -142,8 +183,14 @@ def _network_tables(network: LabNetwork) -> dict[str, list[list[Expected]]]:
                 max(one.scales),
                 (one.lo, one.hi),
                 (one.seen_lo, one.seen_hi),
-                one.sqnr_db,
                 one.method,
+                one.sqnr_db,
+                noise[one.name].output_db,
+                *(
+                    [noise[one.name].nearest_weights_db, noise[one.name].nearest_output_db]
+                    if scheme == "default"
+                    else []
+                ),
             ]
             for one in ranges
             if one.kind == "weight"
@@ -163,6 +210,49 @@ def _network_tables(network: LabNetwork) -> dict[str, list[list[Expected]]]:
             for one in ranges
             if one.kind != "weight"
         ]
+        expected[f"Scales of {name}, scheme “{scheme}”: input, weights, output"] = [
+            [
+                one.layer,
+                one.x_scale,
+                _ends(one.weight_scales),
+                one.y_scale,
+                _ends(one.multipliers),
+                _ends(one.numerators),
+            ]
+            for one in network.scales[scheme]
+        ]
+        one = network.worked[scheme]
+        product = one.accumulator * one.multiplier
+        expected[f"{name}, scheme “{scheme}”: one output of {one.layer}, by hand"] = [
+            ["Test image", one.image],
+            ["Output (channel, row, column)", ", ".join(map(str, one.index))],
+            ["Input scale s_x", one.x_scale],
+            ["Weight scale s_w", one.weight_scale],
+            ["Output scale s_y", one.y_scale],
+            ["M = s_x·s_w/s_y", one.multiplier],
+            ["M as a whole number of 65536ths", f"{one.numerator} / 65,536" if one.numerator else None],
+            ["Bias, in units of s_x·s_w", one.bias],
+            ["Accumulator a: bias and products", one.accumulator],
+            ["a · M", product],
+            ["Rounded to the nearest integer", round(product)],
+            ["Zero point z, added", one.zero_point],
+            ["Integers of the output", (one.lo, one.hi)],
+            ["Output integer q", one.output],
+            ["q stands for s_y · (q − z)", one.y_scale * (one.output - one.zero_point)],
+            ["The float network computes", one.real],
+        ]
+        if any(any(one.integers) or any(one.reals) for one in network.biases[scheme]):
+            expected[f"Biases of {name}, scheme “{scheme}”"] = [
+                [
+                    one.layer,
+                    len(one.integers),
+                    _ends(one.reals),
+                    _ends(one.units),
+                    _ends(one.integers),
+                    100 * max(map(abs, one.integers)) / 2**31,
+                ]
+                for one in network.biases[scheme]
+            ]
     expected[f"{name}: executors compared"] = [
         [
             scheme,
@@ -284,7 +374,7 @@ def test_an_almost_empty_record_is_a_page(results: LabResults) -> None:
     nothing = LabNetwork("Net", 0, (), (), (), {}, (), {}, {})
     html = render_report(replace(results, networks=(nothing,), recipe={}, seconds={}, test_samples=0))
     assert "No network was run all in integers." in html
-    assert "No network of this run was measured with its bias left in real units." in html
+    assert "No network of this run has a bias in float, so no wrong bias was measured." in html
     assert "No network, from float" in render_report(replace(results, networks=()))
 
 
@@ -330,7 +420,12 @@ def test_the_page_is_whole_and_asks_for_nothing(results: LabResults) -> None:
     html = render_report(results)
     page = Page(html)
     assert len(html) < 2_000_000
-    assert {"script", "iframe", "object", "img"}.isdisjoint(page.tags)
+    assert {"iframe", "object", "img"}.isdisjoint(page.tags)
+    explorers = sum(len(network.clips) for network in results.networks)
+    assert [one for one in page.attributes if one[0] == "script"] == [
+        ("script", "type", "application/json")
+    ] * explorers
+    assert page.tags.count("script") == explorers + 1
     assert ("html", "lang", "en") in page.attributes
     assert ("meta", "name", "viewport") in page.attributes
     assert ("meta", "content", "light dark") in page.attributes
@@ -347,7 +442,7 @@ def test_stages_are_drawn_in_the_order_of_the_lab(results: LabResults) -> None:
     shuffled = replace(network, stages=network.stages[:1] + network.stages[:0:-1])
     drawing = stages_plot(shuffled, ("default", "course"))
     rows = re.findall(r'class="end row">(.*?)<', drawing.body)
-    assert rows == ["weights", "+ activations", "bias in real units", "all integer"]
+    assert rows == ["weights", "+ activations", "all integer"]
 
 
 def test_every_chart_says_what_it_shows(results: LabResults) -> None:

@@ -192,3 +192,81 @@ def test_every_table_can_be_reached_by_keyboard(browser: Any, page: Path) -> Non
     assert browser.execute_script(unreachable) == 0
     unnamed = "return [...document.querySelectorAll('.scroll')].filter(e => !e.getAttribute('aria-label')).length"
     assert browser.execute_script(unnamed) == 0
+
+
+# The clip range of the weights.
+
+EXPLORER = """
+const figure = document.querySelectorAll('.explorer')[arguments[0]];
+const box = figure.querySelector('svg').getBoundingClientRect();
+const x = side => figure.querySelector('.handle.' + side).getBoundingClientRect().x;
+return {shown: [...figure.querySelectorAll('dd')].map(e => e.textContent), stop: figure.querySelector('input').value,
+        below: x('below'), above: x('above'), box: [box.left, box.top, box.width, box.height],
+        shade: figure.querySelector('.shade.above').getBoundingClientRect().width};
+"""
+
+
+def _clip_texts(results: LabResults, stop: int) -> list[str]:
+    """Return what the page should show of a stop of the first explorer, as far as digits do not matter."""
+    curve = results.networks[0].clips[0]
+    point = curve.points[stop]
+    return [
+        f"({100 * point.clip / curve.points[0].clip:.0f} %)",
+        f"{100 * point.clipped:.2f} %",
+        f"{point.sqnr_db:.1f} dB",
+        f"{100 * (point.top1 or 0):.2f} %",
+    ]
+
+
+def _shows(state: dict[str, Any], texts: list[str]) -> bool:
+    return all(shown.endswith(text) for shown, text in zip(state["shown"], texts, strict=True))
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+def test_the_slider_moves_the_clip_range(browser: Any, page: Path, results: LabResults, width: int) -> None:
+    _open(browser, page, width, "light")
+    before = browser.execute_script(EXPLORER, 0)
+    assert _shows(before, _clip_texts(results, 0))
+    slider = browser.find_element("css selector", ".explorer input")
+    for stop in (1, 2, 3):
+        slider.send_keys("\ue014")  # the arrow to the right
+        after = browser.execute_script(EXPLORER, 0)
+        assert after["stop"] == str(stop)
+        assert _shows(after, _clip_texts(results, stop))
+        assert after["below"] >= before["below"]
+        assert after["above"] < before["above"] or stop == 1
+        assert after["shade"] >= before["shade"]
+        before = after
+    assert browser.get_log("browser") == []
+
+
+def test_dragging_over_the_histogram_moves_the_clip_range(browser: Any, page: Path, results: LabResults) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    _open(browser, page, 1200, "dark")
+    chart = browser.find_element("css selector", ".explorer svg")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    state = browser.execute_script(EXPLORER, 0)
+    middle = (state["below"] + state["above"]) / 2 - state["box"][0] - state["box"][2] / 2
+    outside = state["above"] - state["box"][0] - state["box"][2] / 2
+    actions = ActionChains(browser, duration=0)
+    actions.move_to_element_with_offset(chart, outside, 0).click_and_hold()
+    actions.move_to_element_with_offset(chart, (outside + middle) / 2, 0).perform()
+    assert _shows(browser.execute_script(EXPLORER, 0), _clip_texts(results, 2))  # half of the largest weight
+    ActionChains(browser, duration=0).move_to_element_with_offset(chart, middle, 0).release().perform()
+    assert _shows(browser.execute_script(EXPLORER, 0), _clip_texts(results, 3))
+    ActionChains(browser, duration=0).move_to_element_with_offset(chart, outside, 0).perform()  # the button is up
+    assert _shows(browser.execute_script(EXPLORER, 0), _clip_texts(results, 3))
+    assert browser.execute_script(EXPLORER, 1)["stop"] == "0"  # the other layers keep their ranges
+    assert browser.get_log("browser") == []
+
+
+def test_without_a_script_the_widest_range_is_drawn(browser: Any, page: Path, tmp_path: Path) -> None:
+    still = tmp_path / "still.html"
+    text = page.read_text()
+    still.write_text(text[: text.rindex("<script>")] + text[text.rindex("</script>") + len("</script>") :])
+    _open(browser, still, 400, "light")
+    state = browser.execute_script(EXPLORER, 0)
+    assert state["shown"]
+    assert browser.execute_script("return document.querySelector('.explorer input').hidden")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 400

@@ -85,7 +85,7 @@ SCHEMES = {
     "minmax": MINMAX,
     "one scale per layer": dataclasses.replace(PLAIN, per_channel=False),
     "4 bits": dataclasses.replace(PLAIN, weight_bits=4),
-    "symmetric": dataclasses.replace(PLAIN, signed_activations=True),
+    "symmetric": dataclasses.replace(PLAIN, activations="symmetric"),
 }
 on_the_grid = pytest.mark.parametrize("how", SCHEMES.values(), ids=SCHEMES)
 

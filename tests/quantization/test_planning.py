@@ -76,7 +76,7 @@ def test_pixels_are_integers_as_they_are(method: str, brightest: int, unit: int)
 def test_every_tensor_can_hold_zero(
     seed: int, offset: float, spread: float, bits: int, signed: bool, method: str, bounds: g.Bounds
 ) -> None:
-    how = Scheme(activation_range=method, activation_bits=bits, signed_activations=signed)
+    how = Scheme(activation_range=method, activation_bits=bits, activations="symmetric" if signed else "asymmetric")
     pixels = images(seed, 3, spread=spread) + np.float32(offset * spread)
     graph = graph_of(
         (3, 8, 8),
@@ -95,7 +95,7 @@ def test_every_tensor_can_hold_zero(
 def test_minmax_covers_what_was_seen(offset: float, signed: bool) -> None:
     pixels = images(3, 20) + np.float32(offset)
     graph = graph_of((3, 8, 8), conv("conv", "input", weights(4, 3, 3, 3), (4, 6, 6)), *_head("conv", 144))
-    plan = planned(graph, pixels, dataclasses.replace(MINMAX, signed_activations=signed))
+    plan = planned(graph, pixels, dataclasses.replace(MINMAX, activations="symmetric" if signed else "asymmetric"))
     convolved = torch.nn.functional.conv2d(torch.from_numpy(pixels), torch.from_numpy(weights(4, 3, 3, 3)))
     seen = {"input": pixels, "conv": convolved.numpy()}
     for name, values in seen.items():

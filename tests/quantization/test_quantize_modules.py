@@ -202,9 +202,10 @@ def test_every_range_method_works(cnn: Cnn, method: str, base: Scheme) -> None:
     assert sqnr(model, quantize_graph(graph, seen, how), FRESH) > 22
 
 
-@pytest.mark.parametrize("option", ["per_channel", "signed_activations", "on_grid", "join_residuals"])
+@pytest.mark.parametrize("option", ["per_channel", "activations", "on_grid", "join_residuals"])
 def test_every_option_is_taken(option: str) -> None:
-    how = dataclasses.replace(DEFAULT, **{option: not getattr(DEFAULT, option)})  # type: ignore[arg-type]
+    other: Any = "symmetric" if option == "activations" else not getattr(DEFAULT, option)
+    how = dataclasses.replace(DEFAULT, **{option: other})
     model = residual_model(9)
     network = quantize(model, [PIXELS], scheme=how)
     convolutions = [layer for layer in network if isinstance(layer, n.Conv2d)]
@@ -212,7 +213,7 @@ def test_every_option_is_taken(option: str) -> None:
     assert len(joined) == (2 if how.join_residuals else 0)
     assert sum(isinstance(layer, n.Add) for layer in network) == (0 if how.join_residuals else 2)
     assert network.on_grid == how.on_grid
-    assert network.spec("input").dtype == ("int8" if how.signed_activations else "uint8")
+    assert network.spec("input").dtype == ("int8" if how.symmetric else "uint8")
     assert {len(layer.multiplier.values) > 1 for layer in convolutions if layer.multiplier} == {how.per_channel}
     assert sqnr(model, network, FRESH) > 25
     if how.on_grid:

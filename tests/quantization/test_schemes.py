@@ -19,7 +19,7 @@ def test_named_schemes() -> None:
 
 
 def test_the_course_is_symmetric_per_layer_off_the_grid_and_uncorrected() -> None:
-    assert COURSE.signed_activations
+    assert COURSE.symmetric
     for option in ("per_channel", "on_grid", "error_feedback", "bias_correction", "join_residuals"):
         assert getattr(COURSE, option) is False
     assert (COURSE.weight_range, COURSE.activation_range) == ("minmax", "minmax")
@@ -57,7 +57,7 @@ def test_weight_limits_are_symmetric(bits: int, limit: int) -> None:
 
 @pytest.mark.parametrize(("bits", "unsigned", "signed"), [(4, (0, 15), (-8, 7)), (8, (0, 255), (-128, 127))])
 def test_activation_limits(bits: int, unsigned: tuple[int, int], signed: tuple[int, int]) -> None:
-    plain, symmetric = Scheme(activation_bits=bits), Scheme(activation_bits=bits, signed_activations=True)
+    plain, symmetric = Scheme(activation_bits=bits), Scheme(activation_bits=bits, activations="symmetric")
     assert (plain.activation_limits, plain.activation_dtype) == (unsigned, "uint8")
     assert (symmetric.activation_limits, symmetric.activation_dtype) == (signed, "int8")
 

@@ -49,6 +49,7 @@ __all__ = [
     "load_float",
     "load_model",
     "origin_of",
+    "parse_bits",
     "print_json",
     "print_line",
     "recorded",
@@ -157,6 +158,18 @@ def at_least_one(option: str, value: int | None) -> None:
     """
     if value is not None and value < 1:
         raise ConfigurationError(f"{option} is {value}; expected at least 1")
+
+
+def parse_bits(option: str, text: str, least: int) -> tuple[int, ...]:
+    """Return the numbers of bits in a list such as 2,3,4.
+
+    Raises:
+        ConfigurationError: something else, or a number outside ``least`` to 8.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isdecimal() and least <= int(word) <= 8 for word in words):
+        raise ConfigurationError(f"{option} is {text}; expected numbers from {least} to 8 with commas, e.g. 4,6")
+    return tuple(int(word) for word in words)
 
 
 def load_float(

@@ -61,8 +61,9 @@ def quantize_command(
     model_args: ModelArgs = None,
     mean: Channels = None,
     std: Channels = None,
-    images: Literal["pixels", "normalized"] = "pixels",
+    images: Literal["pixels", "normalized"] | None = None,
     scheme: Literal["default", "course"] = "default",
+    activations: Literal["asymmetric", "symmetric"] | None = None,
     weight_range: Method = None,
     activation_range: Method = None,
     weight_bits: int | None = None,
@@ -90,9 +91,11 @@ def quantize_command(
         mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the file, or else 0.5.
         std: Standard deviation of pixels / 255, with the same defaults.
         images: Input of the integer network. pixels: integers 0..255, with the normalization folded into the first
-            layer. normalized: normalized images as the float network takes them, rounded to 8 bits first.
+            layer. normalized: normalized images as the float network takes them, rounded to 8 bits first. Default:
+            pixels for asymmetric activations, normalized for symmetric ones, which have no integers for 128 to 255.
         scheme: default: uint8 activations, one weight scale per channel, mse ranges, error feedback, and the same
             integers in every executor. course: symmetric int8, one weight scale per layer, minmax ranges.
+        activations: asymmetric: uint8 with a zero point. symmetric: int8 with zero point 0. Default: the scheme's.
         weight_range: Range method of the weights. Default: the scheme's.
         activation_range: Range method of the activations. Default: the scheme's.
         weight_bits: Bits of the weights, 2 to 8. Default: the scheme's 8.
@@ -110,6 +113,7 @@ def quantize_command(
         raise ConfigurationError(f"--out is {out}; expected a file name that ends in .onnx")
     at_least_one("--calibration-images", calibration_images)
     chosen = {
+        "activations": activations,
         "weight_range": weight_range,
         "activation_range": activation_range,
         "weight_bits": weight_bits,
@@ -123,7 +127,8 @@ def quantize_command(
     how = replace(quantization.SCHEMES[scheme], **given)
     network_float, info = load_float(file, model, model_args)
     dataset = dataset_for(data, recorded(info), mean, std)
-    normalization = (dataset.mean, dataset.std) if images == "pixels" else None
+    takes_pixels = not how.symmetric if images is None else images == "pixels"
+    normalization = (dataset.mean, dataset.std) if takes_pixels else None
     dataset = dataset if normalization is None else as_pixels(dataset)
     network = quantization.quantize(
         network_float,

@@ -25,6 +25,7 @@ from twoscale._cli.common import (
     dataset_for,
     load_float,
     origin_of,
+    parse_bits,
     print_json,
     print_line,
     recorded,
@@ -95,8 +96,8 @@ def sensitivity_command(
     """
     at_least_one("--max-samples", max_samples)
     at_least_one("--calibration-images", calibration_images)
-    weights = _bits("--bits", bits, 2)
-    activations = [] if activation_bits == "none" else _bits("--activation-bits", activation_bits, 4)
+    weights = parse_bits("--bits", bits, 2)
+    activations = () if activation_bits == "none" else parse_bits("--activation-bits", activation_bits, 4)
     size = None if budget is None else parse_size("--budget", budget)
     if out is not None and size is None:
         raise ConfigurationError("--out writes the network that --budget chooses; give a budget too")
@@ -163,13 +164,6 @@ def parse_size(option: str, text: str) -> float:
     if not value > 0 or not math.isfinite(value):
         raise ConfigurationError(f"{option} is {text}; expected bytes (120000, 120k, 1.5M) or a ratio up to 1 (0.5)")
     return value
-
-
-def _bits(option: str, text: str, least: int) -> list[int]:
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words or not all(word.isdecimal() and least <= int(word) <= 8 for word in words):
-        raise ConfigurationError(f"{option} is {text}; expected numbers from {least} to 8 with commas, e.g. 4,6")
-    return [int(word) for word in words]
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ VERBS = {
             "twoscale lab",
             "twoscale lab --data cifar10 --out lab-cifar10",
             "twoscale lab --data cifar10 --out lab-cifar10 --resume",
+            "twoscale lab --model resnet20 --scheme default --bits 3,4,8",
         ),
         needs_torch=True,
     ),

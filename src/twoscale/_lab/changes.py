@@ -1,13 +1,33 @@
-"""How stages differ from the float network, and whether chance alone could explain the difference."""
+"""How stages differ from the float network, and whether the difference is significant."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 from twoscale._lab.records import LabNetwork, StageResult
 
-__all__ = ["Change", "change", "float_stage", "stage_of"]
+__all__ = ["Change", "Measured", "bias_stage_of", "change", "float_stage", "stage_of"]
+
+
+class Measured(Protocol):
+    """An accuracy over test images."""
+
+    @property
+    def samples(self) -> int:
+        """Test images."""
+        ...
+
+    @property
+    def top1(self) -> float:
+        """Fraction correct, 0..1."""
+        ...
+
+    @property
+    def agreement(self) -> float | None:
+        """Fraction with the float network's class, where known."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -19,7 +39,7 @@ class Change:
     images: int
     """The same in test images."""
     chance: float | None
-    """Points that differ by chance alone: two standard errors of the paired difference.
+    """Two standard errors of the paired difference, in points: chance alone seldom makes a larger one.
 
     An image changes the difference only where the two networks disagree about it, by one at most; so with a
     share d of disagreements among n images the standard error is at most sqrt(d / n).
@@ -36,8 +56,8 @@ class Change:
         return self.significant and self.points < 0
 
 
-def change(stage: StageResult, base: StageResult) -> Change:
-    """Compare ``stage`` with the float stage ``base`` of the same network."""
+def change(stage: Measured, base: StageResult) -> Change:
+    """Compare an accuracy with the float stage ``base`` of the same network."""
     chance = None
     if stage.agreement is not None and stage.samples:
         chance = 200 * math.sqrt(max(0.0, 1 - stage.agreement) / stage.samples)
@@ -48,6 +68,11 @@ def change(stage: StageResult, base: StageResult) -> Change:
 def stage_of(network: LabNetwork, scheme: str, key: str) -> StageResult | None:
     """Return the row of a stage under a scheme, where there is one."""
     return next((one for one in network.stages if (one.scheme, one.stage) == (scheme, key)), None)
+
+
+def bias_stage_of(network: LabNetwork, scheme: str, key: str) -> StageResult | None:
+    """Return the row of a wrong bias under a scheme, where there is one."""
+    return next((one for one in network.bias_stages if (one.scheme, one.stage) == (scheme, key)), None)
 
 
 def float_stage(network: LabNetwork) -> StageResult | None:

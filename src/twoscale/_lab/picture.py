@@ -31,7 +31,7 @@ def picture(results: LabResults) -> Drawing:
     whole = [one for one in results.networks if one.weights and one.activations and one.stages]
     if not whole:
         raise TwoscaleError("there is nothing to draw: no network of these results has weights, activations and stages")
-    network = max(whole, key=lambda one: len(one.stages))
+    network = max(whole, key=lambda one: len(one.stages) + len(one.bias_stages))
     weight = max(network.weights, key=lambda one: one.count)
     layer = weight.name.removesuffix(".weight")
     activation = next((one for one in network.activations if one.name == layer), network.activations[-1])

@@ -11,6 +11,8 @@ from twoscale._page.numbers import count, fixed, joined, percent
 from twoscale._quantization.records import RangeRecord
 
 __all__ = [
+    "bias_plot",
+    "bits_plot",
     "bounds_plot",
     "integers_histogram",
     "layer_sqnr_plot",
@@ -22,9 +24,17 @@ __all__ = [
 _STAGES = {
     "weights": "weights",
     "activations": "+ activations",
-    "bias-real": "bias in real units",
     "integer": "all integer",
 }
+_BIASES = {
+    "integer": "divided by s_x·s_w",
+    "unscaled": "unscaled",
+    "stretched": "stretched to int32",
+    "weights-scaled": "weights: scaled",
+    "weights-unscaled": "weights: unscaled",
+    "weights-without": "weights: no bias",
+}
+"""Biases of the integer network, then of the network of integer weights only."""
 
 
 def stages_plot(
@@ -47,6 +57,50 @@ def stages_plot(
         limits=(0.0, 100.0),
         row_height=row_height,
         width=width,
+    )
+
+
+def bias_plot(network: LabNetwork, stages: Sequence[StageResult], schemes: Sequence[str]) -> Drawing | None:
+    """Draw top-1 of the networks with right and wrong biases; None where there are none."""
+    present = {stage.stage for stage in stages}
+    rows = [key for key in _BIASES if key in present]
+    if not rows:
+        return None
+    found = {(stage.scheme, stage.stage): 100 * stage.top1 for stage in stages}
+    floats = [100 * stage.top1 for stage in stages if stage.stage == "float"]
+    return dot_plot(
+        "Top-1 by bias",
+        [_BIASES[row] for row in rows],
+        [Series(scheme, tuple(found.get((scheme, row)) for row in rows)) for scheme in schemes],
+        references=[Reference(top1, f"float {fixed(top1, 2)}") for top1 in floats],
+        label=f"Top-1 accuracy of {network.name} with right and wrong biases: {_spoken(stages)}",
+        note=network.name,
+        x_label="top-1, %",
+        least_span=2.0,
+        limits=(0.0, 100.0),
+    )
+
+
+def bits_plot(network: LabNetwork, schemes: Sequence[str], base: StageResult | None) -> Drawing | None:
+    """Draw top-1 against the bits of the weights; None where fewer than two were tried."""
+    every = sorted({one.bits for one in network.bits})
+    if len(every) < 2:
+        return None
+    lines = [
+        (scheme, [(float(one.bits), 100 * one.top1) for one in network.bits if one.scheme == scheme])
+        for scheme in schemes
+    ]
+    if base is not None:
+        lines.append(("float", [(float(bits), 100 * base.top1) for bits in (every[0], every[-1])]))
+    return line_plot(
+        f"{network.name}: accuracy by bits",
+        lines,
+        label=f"Top-1 of {network.name} against the bits of its weights: "
+        + "; ".join(f"{one.bits} bits ({one.scheme}) {percent(one.top1)} %" for one in network.bits),
+        x_label="bits of each weight",
+        y_label="top-1, %",
+        x_ticks=[(float(bits), str(bits)) for bits in every],
+        dots=True,
     )
 
 

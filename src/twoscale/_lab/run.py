@@ -1,6 +1,7 @@
 """The whole lab: train, look, quantize step by step, verify, and write everything down.
 
-    data → train → capture → profile → quantize (both schemes) → each step's accuracy → verify → results
+    data → train → capture → profile → compare weight ranges → quantize (each scheme) → accuracy of each step, of wrong
+    biases and of fewer bits → verify → results
 
 Each stage calls the library; this module only runs them in order.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,22 +22,20 @@ from numpy.typing import NDArray
 from twoscale import data as data_room
 from twoscale._environment import current_environment
 from twoscale._files import write_record
-from twoscale._lab.records import LabNetwork, LabResults, StageResult
-from twoscale._quantization.scheme import SCHEMES, Scheme
-from twoscale._verification.results import VerifyResult
-from twoscale.errors import ConfigurationError
+from twoscale._lab.records import BitsResult, LabNetwork, LabResults, StageResult
+from twoscale._quantization.scheme import SCHEMES, Scheme, find_scheme
+from twoscale.errors import ConfigurationError, QuantizationError
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
     from twoscale._calibration.profile import Profile
     from twoscale._ir.float_graph import FloatGraph
     from twoscale._ir.integer_network import IntegerNetwork
+    from twoscale._lab.judge import Judge
+    from twoscale._quantization.records import RangeRecord
+    from twoscale._verification.results import VerifyResult
 
 __all__ = ["LabConfig", "run_lab"]
 
-_NETWORKS = ("net", "net-with-bias")
 _RECIPE = (
     "model", "data", "epochs", "batch_size", "optimizer", "lr", "momentum", "seed", "log_every", "checkpoint_every",
     "step", "threads", "device",
@@ -62,8 +61,18 @@ class LabConfig:
     """Training images over which activations are profiled."""
     resume: bool = False
     """Continue training from checkpoints in the folder."""
+    models: tuple[str, ...] = ("net", "net-with-bias")
+    """Networks to train and quantize."""
+    schemes: tuple[str, ...] = tuple(SCHEMES)
+    """Schemes to quantize them by."""
+    bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
+    """Bits of the weights whose accuracies are compared."""
 
     def __post_init__(self) -> None:
+        for scheme in self.schemes:
+            find_scheme(scheme)
+        if not all(2 <= bits <= 8 for bits in self.bits):
+            raise ConfigurationError(f"bits is {', '.join(map(str, self.bits))}; expected 2 to 8")
         if self.calibration_images < 1:
             raise ConfigurationError(f"calibration_images is {self.calibration_images}; expected at least 1")
         if self.seed < 0:
@@ -86,7 +95,7 @@ class _Clock:
 
 
 def run_lab(config: LabConfig, *, say: Callable[[str], None] = lambda line: None) -> LabResults:
-    """Run the lab for both networks and write its folder.
+    """Run the lab for each network and write its folder.
 
     Args:
         config: what to do.
@@ -106,7 +115,7 @@ def run_lab(config: LabConfig, *, say: Callable[[str], None] = lambda line: None
     dataset = data_room.load(config.data)
     clock = _Clock(say)
     networks, recipe = [], {}
-    for name in _NETWORKS:
+    for name in config.models:
         network, recipe[name] = _one_network(name, config, dataset, clock)
         networks.append(network)
     results = LabResults(
@@ -147,6 +156,9 @@ def _one_network(
     from twoscale import training
     from twoscale._calibration.profile import profile, weight_summaries
     from twoscale._frontends import float_graph
+    from twoscale._lab.judge import Judge
+    from twoscale._lab.observed import pooled_summaries
+    from twoscale._lab.weight_ranges import clip_curves, compare_methods
     from twoscale._passes.fold import fold
 
     images = _Images(dataset)
@@ -156,124 +168,167 @@ def _one_network(
         trained = training.train(recipe, dataset, out=folder, resume=config.resume)
     with clock.stage("profile activations", name):
         first, _ = next(images.batches(dataset.train, 1))
-        graph = fold(float_graph(trained.model, first))
+        captured = float_graph(trained.model, first)
+        graph = fold(captured)
         found = profile(graph, images.batches(dataset.train, 100, config.calibration_images))
+        pooled = pooled_summaries(graph, (x for x, _ in images.batches(dataset.train, 100, config.calibration_images)))
     with clock.stage("evaluate the float network", name):
-        judge = _Judge(graph, list(images.batches(dataset.test, 500)))
-        stages = [judge.stage("float", "float", "float32", judge.float_logits)]
-    ranges, checks, files = {}, {}, {"checkpoint": f"{name}/model.safetensors"}
-    for scheme in SCHEMES.values():
-        network, rows, check = _one_scheme(scheme, graph, found, judge, trained.model, clock, name)
+        judge = Judge(graph, list(images.batches(dataset.test, 500)))
+        float_row = judge.stage("float", "float", "float32", judge.float_logits)
+    with clock.stage("compare ranges of the weights", name):
+        methods, clips = compare_methods(graph, judge), clip_curves(graph, judge)
+    made = []
+    files = {"checkpoint": f"{name}/model.safetensors"}
+    for scheme in map(find_scheme, config.schemes):
+        mine, its_profile, its_judge = graph, found, judge
+        if not scheme.join_residuals and any(len(node.inputs) > 1 for node in graph):
+            mine = fold(captured, join_residuals=False)
+            its_profile = profile(mine, images.batches(dataset.train, 100, config.calibration_images))
+            its_judge = Judge(mine, judge.batches)
+        one = _one_scheme(scheme, mine, its_profile, its_judge, clock, name, config.bits)
         network = dataclasses.replace(
-            network,
+            one.network,
             metadata={"data": config.data, "mean": list(dataset.mean), "std": list(dataset.std), "seed": config.seed},
         )
         network.save(folder / f"{scheme.name}.onnx")
         files[scheme.name] = f"{name}/{scheme.name}.onnx"
-        stages += rows
-        checks[scheme.name] = check
-        ranges[scheme.name] = _ranges(scheme, graph, network, found)
-    record = LabNetwork(
+        made.append(one)
+    record = _record(
+        made,
         name=graph.name,
         parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
         train_loss=trained.record.losses,
         weights=weight_summaries(graph),
         activations=found.summaries(),
-        ranges=ranges,
-        stages=tuple(stages),
-        verify=checks,
+        pooled=pooled,
+        methods=methods,
+        clips=clips,
         files=files,
+        float_row=float_row,
     )
     return record, {name: getattr(trained.record.config, name) for name in _RECIPE}
 
 
-class _Judge:
-    """Scores logits on the test set against labels and against the float network."""
+@dataclass(frozen=True)
+class _Quantized:
+    """A network in one scheme, and everything that was measured of it."""
 
-    def __init__(self, graph: FloatGraph, batches: list[tuple[NDArray[Any], NDArray[np.uint8]]]) -> None:
-        from twoscale._ir.float_module import GraphModule
+    scheme: Scheme
+    graph: FloatGraph
+    network: IntegerNetwork
+    found: Profile
+    judge: Judge
+    rows: tuple[StageResult, ...]
+    bias_rows: tuple[StageResult, ...]
+    check: VerifyResult
+    bits: tuple[BitsResult, ...]
+    nearest: IntegerNetwork | None
+    """The same with each weight rounded to the nearest integer, where the scheme has error feedback."""
 
-        self.network = graph.name
-        self.batches = batches
-        self.labels = np.concatenate([labels for _, labels in batches])
-        self.float_logits = self.run(GraphModule(graph))
 
-    def run(self, function: Callable[[torch.Tensor], torch.Tensor]) -> NDArray[np.float32]:
-        """Return the logits of all test images."""
-        import torch
+def _record(made: Iterable[_Quantized], *, float_row: StageResult, **values: Any) -> LabNetwork:
+    from twoscale._lab.biases import bias_integers, units_without_requantization
+    from twoscale._lab.observed import weight_noise
+    from twoscale._lab.worked import layer_scales, worked_output
 
-        with torch.no_grad():
-            return np.concatenate([function(torch.from_numpy(images)).numpy() for images, _ in self.batches])
-
-    def stage(self, scheme: str, key: str, title: str, logits: NDArray[np.float32], note: str = "") -> StageResult:
-        """Return the row of a step whose logits these are."""
-        from twoscale._metrics import SignalToNoise
-
-        is_float = key == "float"
-        noise = SignalToNoise()
-        # Logits in integer units are compared for their class only: their scale is not that of the float ones.
-        if not is_float and key != "bias-real":
-            noise.update(self.float_logits, logits)
-        predicted = logits.argmax(1)
-        return StageResult(
-            network=self.network,
-            scheme=scheme,
-            stage=key,
-            title=title,
-            samples=len(self.labels),
-            top1=float((predicted == self.labels).mean()),
-            agreement=None if is_float else float((predicted == self.float_logits.argmax(1)).mean()),
-            sqnr_db=noise.db,
-            note=note,
-        )
+    by_scheme = {one.scheme.name: one for one in made}
+    worked, products = {}, []
+    for name, one in by_scheme.items():
+        found = worked_output(one.graph, one.network, one.judge.batches[0][0][0])
+        if found is not None:
+            worked[name] = found
+        units = units_without_requantization(one.graph, one.network)
+        if units and any(row.stage.startswith("weights") for row in one.bias_rows):
+            products.append(units[one.network.output])
+    return LabNetwork(
+        **values,
+        ranges={name: _ranges(one) for name, one in by_scheme.items()},
+        stages=(float_row, *(row for one in by_scheme.values() for row in one.rows)),
+        verify={name: one.check for name, one in by_scheme.items()},
+        noise={
+            name: weight_noise(one.graph, one.network, one.judge.batches[0][0], one.nearest)
+            for name, one in by_scheme.items()
+        },
+        scales={name: layer_scales(one.network) for name, one in by_scheme.items()},
+        worked=worked,
+        biases={name: bias_integers(one.graph, one.network) for name, one in by_scheme.items()},
+        bias_stages=tuple(row for one in by_scheme.values() for row in one.bias_rows),
+        product_of_scales=products[0] if products else None,
+        bits=tuple(row for one in by_scheme.values() for row in one.bits),
+    )
 
 
 def _one_scheme(
     scheme: Scheme,
     graph: FloatGraph,
     found: Profile,
-    judge: _Judge,
-    model: nn.Module,
+    judge: Judge,
     clock: _Clock,
     name: str,
-) -> tuple[IntegerNetwork, list[StageResult], VerifyResult]:
+    bits: Iterable[int],
+) -> _Quantized:
     from twoscale._ir.float_module import GraphModule
+    from twoscale._lab.biases import half_way_stages, wrong_bias_stages
     from twoscale._quantization import quantize_graph, simulate
     from twoscale._verification import verify
 
     with clock.stage(f"quantize ({scheme.name})", name):
         network = quantize_graph(graph, found, scheme)
-    has_bias = any(parameter.ndim == 1 for parameter in model.parameters())
-    kind = "uint8" if scheme.activation_dtype == "uint8" else "int8"
+        nearest = None
+        if scheme.error_feedback:
+            nearest = quantize_graph(graph, found, dataclasses.replace(scheme, error_feedback=False))
     rows = []
     with clock.stage(f"evaluate each step ({scheme.name})", name):
         weights = judge.run(GraphModule(simulate.with_weights_quantized(graph, network)))
         rows.append(judge.stage(scheme.name, "weights", "weights int8", weights))
         activations = judge.run(simulate.with_activations_quantized(graph, network))
-        rows.append(judge.stage(scheme.name, "activations", f"weights int8, activations {kind}", activations))
-        if has_bias and not scheme.per_channel:
-            unscaled = judge.run(GraphModule(simulate.with_bias_in_real_units(graph, network)))
-            note = "Integer weights with the bias left in real units: it should have been divided by s_x·s_w."
-            rows.append(judge.stage(scheme.name, "bias-real", "weights int8, bias unscaled", unscaled, note))
+        title = f"weights int8, activations {scheme.activation_dtype}"
+        rows.append(judge.stage(scheme.name, "activations", title, activations))
+    with clock.stage(f"evaluate wrong biases ({scheme.name})", name):
+        bias_rows = (*half_way_stages(graph, network, judge), *wrong_bias_stages(graph, network, judge))
     with clock.stage(f"verify ({scheme.name})", name):
         check = verify(network, judge.batches, model=graph)
-    rows.append(
-        StageResult(
-            network=graph.name,
-            scheme=scheme.name,
-            stage="integer",
-            title="all integer, biases int32" if has_bias else "all integer",
-            samples=check.samples,
-            top1=check.top1 or 0.0,
-            agreement=check.agreement,
-            sqnr_db=check.sqnr_db,
-            mismatches=check.mismatches,
-        )
+    last = StageResult(
+        network=graph.name,
+        scheme=scheme.name,
+        stage="integer",
+        title="all integer, biases int32" if simulate.has_bias(graph) else "all integer",
+        samples=check.samples,
+        top1=check.top1 or 0.0,
+        agreement=check.agreement,
+        sqnr_db=check.sqnr_db,
+        mismatches=check.mismatches,
     )
-    return network, rows, check
+    with clock.stage(f"evaluate other bits ({scheme.name})", name):
+        by_bits = tuple(_bits_results(scheme, graph, found, judge, last, clock, bits))
+    return _Quantized(scheme, graph, network, found, judge, (*rows, last), bias_rows, check, by_bits, nearest)
 
 
-def _ranges(scheme: Scheme, graph: FloatGraph, network: IntegerNetwork, found: Profile) -> Any:
+def _bits_results(
+    scheme: Scheme,
+    graph: FloatGraph,
+    found: Profile,
+    judge: Judge,
+    made: StageResult,
+    clock: _Clock,
+    bits: Iterable[int],
+) -> Iterator[BitsResult]:
+    from twoscale._quantization import quantize_graph
+
+    for one in sorted({*bits, scheme.weight_bits}):
+        if one == scheme.weight_bits:
+            yield BitsResult(scheme.name, one, made.samples, made.top1, made.agreement or 0.0, made.sqnr_db)
+            continue
+        try:
+            network = quantize_graph(graph, found, dataclasses.replace(scheme, weight_bits=one))
+        except QuantizationError as error:
+            clock.say(f"no network with {one}-bit weights ({scheme.name}): {error}")
+            continue
+        score = judge.score(judge.run_integers(network))
+        yield BitsResult(scheme.name, one, score.samples, score.top1, score.agreement, score.sqnr_db)
+
+
+def _ranges(one: _Quantized) -> tuple[RangeRecord, ...]:
     from twoscale._quantization.simulate import range_records
 
-    return range_records(graph, network, found.samples_nchw, scheme)
+    return range_records(one.graph, one.network, one.found.samples_nchw, one.scheme)

@@ -7,18 +7,36 @@ from dataclasses import replace
 from typing import Any
 
 from twoscale._lab.changes import change
-from twoscale._lab.records import LabNetwork, LabResults, StageResult
+from twoscale._lab.records import (
+    BiasIntegers,
+    BitsResult,
+    LabNetwork,
+    LabResults,
+    LayerScales,
+    RangeMethodResult,
+    StageResult,
+    WeightNoise,
+    WorkedOutput,
+)
 from twoscale._page.numbers import MISSING, count, decimals_for, fixed, percent, signed, yes_no
 from twoscale._page.tables import Cell, Column, Table, table, text_column
 from twoscale._quantization.records import RangeRecord
 from twoscale._verification.results import VerifyResult
 
+_MOST_SHOWN = 16
+"""Biases of a layer that are listed one by one."""
+
 __all__ = [
     "activation_ranges_table",
+    "bias_integers_table",
+    "bits_table",
     "details_tables",
+    "methods_table",
+    "scales_table",
     "stages_table",
     "verify_table",
     "weight_ranges_table",
+    "worked_table",
 ]
 
 
@@ -52,22 +70,56 @@ def stages_table(stages: Sequence[StageResult], caption: str) -> Table:
     return table(caption, [text_column("Network"), *columns] if several else columns, rows)
 
 
-def weight_ranges_table(ranges: Sequence[RangeRecord], caption: str) -> Table:
-    """Return the scales of weights; for a per-channel tensor, the smallest and the largest."""
-    decimals = decimals_for(scale for one in ranges for scale in one.scales)
+def methods_table(methods: Sequence[RangeMethodResult], base: StageResult | None, caption: str) -> Table:
+    """Return one row per range method of the weights; changes are relative to the float row ``base``."""
     rows = [
         [
+            one.method,
+            percent(one.clipped, 3),
+            fixed(one.sqnr_db, 1),
+            fixed(one.logit_sqnr_db, 1),
+            percent(one.top1),
+            signed(change(one, base).points if base else None, 2),
+            percent(one.agreement),
+        ]
+        for one in methods
+    ]
+    columns = [
+        text_column("Range method"),
+        Column("Clipped", "%"),
+        Column("Weights SQNR", "dB"),
+        Column("Logit SQNR", "dB"),
+        Column("Top-1", "%"),
+        Column("Against float", "points"),
+        Column("Agreement", "%"),
+    ]
+    return table(caption, columns, rows)
+
+
+def weight_ranges_table(ranges: Sequence[RangeRecord], noise: Sequence[WeightNoise], caption: str) -> Table:
+    """Return the scales of weights and their noise; for a per-channel tensor, the smallest and the largest scale."""
+    decimals = decimals_for(scale for one in ranges for scale in one.scales)
+    of = {one.layer: one for one in noise}
+    compared = any(one.nearest_output_db is not None for one in noise)
+    rows = []
+    for one in ranges:
+        row = [
             one.name,
             count(len(one.scales)),
             fixed(min(one.scales, default=None), decimals),
             fixed(max(one.scales, default=None), decimals),
             _integers(one.lo, one.hi),
             _integers(one.seen_lo, one.seen_hi),
-            fixed(one.sqnr_db, 1),
             one.method,
+            fixed(one.sqnr_db, 1),
         ]
-        for one in ranges
-    ]
+        known = of.get(one.name)
+        if noise:
+            row.append(fixed(known.output_db if known else None, 1))
+        if compared:
+            row.append(fixed(known.nearest_weights_db if known else None, 1))
+            row.append(fixed(known.nearest_output_db if known else None, 1))
+        rows.append(row)
     columns = [
         text_column("Tensor"),
         Column("Scales"),
@@ -75,8 +127,111 @@ def weight_ranges_table(ranges: Sequence[RangeRecord], caption: str) -> Table:
         Column("Largest"),
         Column("Allowed integers"),
         Column("Integers seen"),
-        Column("SQNR", "dB"),
         text_column("Range method"),
+        Column("Weights SQNR", "dB"),
+    ]
+    columns += [Column("Output SQNR", "dB")] * bool(noise)
+    columns += [Column("Nearest: weights", "dB"), Column("Nearest: output", "dB")] * compared
+    return table(caption, columns, rows)
+
+
+def scales_table(scales: Sequence[LayerScales], caption: str) -> Table:
+    """Return the scales that meet in each layer and its multipliers; the smallest and largest of several."""
+    weight_decimals = decimals_for(value for one in scales for value in one.weight_scales)
+    decimals = decimals_for(value for one in scales for value in (one.x_scale, one.y_scale))
+    m_decimals = decimals_for(value for one in scales for value in one.multipliers)
+    rows = [
+        [
+            one.layer,
+            fixed(one.x_scale, decimals),
+            _span([fixed(value, weight_decimals) for value in _ends(one.weight_scales)]),
+            fixed(one.y_scale, decimals),
+            _span([fixed(value, m_decimals) for value in _ends(one.multipliers)]),
+            _span([count(int(value)) for value in _ends(one.numerators)]),
+        ]
+        for one in scales
+    ]
+    columns = [
+        text_column("Layer"),
+        Column("Input scale s_x"),
+        Column("Weight scale s_w"),
+        Column("Output scale s_y"),
+        Column("M = s_x·s_w/s_y"),
+        Column("M in 65536ths"),
+    ]
+    return table(caption, columns, rows)
+
+
+def worked_table(one: WorkedOutput, caption: str) -> Table:
+    """Return the steps from one accumulator to one output integer."""
+    product = one.accumulator * one.multiplier
+    whole = MISSING if one.numerator is None else f"{count(one.numerator)} / 65,536"
+    rows = [
+        ["Test image", count(one.image)],
+        ["Output (channel, row, column)", ", ".join(map(str, one.index))],
+        ["Input scale s_x", _digits(one.x_scale)],
+        ["Weight scale s_w", _digits(one.weight_scale)],
+        ["Output scale s_y", _digits(one.y_scale)],
+        ["M = s_x·s_w/s_y", _digits(one.multiplier)],
+        ["M as a whole number of 65536ths", whole],
+        ["Bias, in units of s_x·s_w", count(one.bias)],
+        ["Accumulator a: bias and products", count(one.accumulator)],
+        ["a · M", fixed(product, 4)],
+        ["Rounded to the nearest integer", count(round(product))],
+        ["Zero point z, added", count(one.zero_point)],
+        ["Integers of the output", _integers(one.lo, one.hi)],
+        ["Output integer q", count(one.output)],
+        ["q stands for s_y · (q − z)", _digits(one.y_scale * (one.output - one.zero_point))],
+        ["The float network computes", _digits(one.real)],
+    ]
+    return table(caption, [text_column("Step"), Column("Value")], rows)
+
+
+def bias_integers_table(biases: Sequence[BiasIntegers], caption: str) -> Table:
+    """Return unit, range and integers of each layer's biases; the integers themselves where they are few."""
+    decimals = decimals_for(value for one in biases for value in one.reals)
+    rows: list[list[str | Cell]] = [
+        [
+            Cell(one.layer, ", ".join(map(count, one.integers)) if len(one.integers) <= _MOST_SHOWN else ""),
+            count(len(one.integers)),
+            _span([fixed(value, decimals) for value in _ends(one.reals)]),
+            _span([_digits(value, 3) for value in _ends(one.units)]),
+            _span([count(int(value)) for value in _ends(one.integers)]),
+            percent(max(map(abs, one.integers)) / 2**31, 6),
+        ]
+        for one in biases
+    ]
+    columns = [
+        text_column("Layer"),
+        Column("Biases"),
+        Column("Float network"),
+        Column("Unit s_x·s_w"),
+        Column("Integers"),
+        Column("Of int32", "%"),
+    ]
+    return table(caption, columns, rows)
+
+
+def bits_table(bits: Sequence[BitsResult], base: StageResult | None, caption: str) -> Table:
+    """Return one row per scheme and number of bits; changes are relative to the float row ``base``."""
+    rows = [
+        [
+            count(one.bits),
+            one.scheme,
+            percent(one.top1),
+            signed(change(one, base).points if base else None, 2),
+            percent(one.agreement),
+            fixed(one.sqnr_db, 1),
+        ]
+        for one in bits
+    ]
+    columns = [
+        Column("Weight bits"),
+        text_column("Scheme"),
+        Column("Top-1", "%"),
+        Column("Against float", "points"),
+        Column("Agreement", "%"),
+        Column("Logit SQNR", "dB"),
     ]
     return table(caption, columns, rows)
 
@@ -167,6 +322,20 @@ def details_tables(results: LabResults) -> tuple[Table, ...]:
     ]
     tables += [_files(network) for network in results.networks]
     return tuple(one for one in tables if one.rows)
+
+
+def _ends(values: Sequence[float]) -> list[float]:
+    """Return the smallest and the largest value, or the only one."""
+    return sorted({min(values), max(values)}) if values else []
+
+
+def _span(texts: Sequence[str]) -> str:
+    return " to ".join(dict.fromkeys(texts)) or MISSING
+
+
+def _digits(value: float, digits: int = 6) -> str:
+    """Return a number with so many significant digits."""
+    return f"{value:.{digits}g}".replace("-", "−")
 
 
 def _pairs(caption: str, values: dict[str, str]) -> Table:

@@ -11,11 +11,11 @@ import jinja2
 from markupsafe import Markup
 
 from twoscale._environment import Environment
-from twoscale._page.charts import DARK, LIGHT, Drawing, palette_variables, style_rules
+from twoscale._page.charts import DARK, LIGHT, Drawing, clip_overlay, palette_variables, style_rules
 from twoscale._page.tables import Table
 from twoscale._text import printable
 
-__all__ = ["Figure", "Group", "Section", "all_figures", "figures_of", "render_page", "table_html"]
+__all__ = ["Explorer", "Figure", "Group", "Section", "Stop", "all_figures", "figures_of", "render_page", "table_html"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,50 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Stop:
+    """One clip range of an explorer, and what the page shows of it."""
+
+    clip: float
+    """Largest magnitude inside the range, in the units of the x axis."""
+    readings: tuple[tuple[str, str], ...]
+    """(what, value), as shown."""
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """A histogram whose clip range the reader drags: along the chart, or with a slider under it.
+
+    Without a script it is a histogram with the first stop drawn over it.
+    """
+
+    name: str
+    """Of the chart's file, without the suffix."""
+    drawing: Drawing
+    stops: tuple[Stop, ...]
+    """From the widest range to the narrowest."""
+    start: int = 0
+    """The stop that is shown first."""
+
+    @property
+    def figure(self) -> Figure:
+        """The chart as it is before anyone drags it."""
+        return Figure(self.name, clip_overlay(self.drawing, self.stops[self.start].clip))
+
+    @property
+    def data(self) -> dict[str, object]:
+        """What the script needs: where the axis is, and the stops."""
+        frame = self.drawing.frame
+        assert frame is not None
+        return {
+            "left": frame.left,
+            "right": frame.right,
+            "lo": frame.lo,
+            "hi": frame.hi,
+            "stops": [{"clip": one.clip, "texts": [value for _, value in one.readings]} for one in self.stops],
+        }
+
+
+@dataclass(frozen=True)
 class Group:
     """Findings, charts and tables that belong together under one heading of a section."""
 
@@ -34,6 +78,7 @@ class Group:
     findings: Sequence[str] = ()
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
+    explorers: Sequence[Explorer] = ()
     level: int = 3
     """Level of the heading: 3, or 4 where the group belongs to the group above it."""
 
@@ -52,7 +97,7 @@ class Section:
 
 
 def render_page(title: str, subtitle: str, sections: Sequence[Section], environment: Environment, source: str) -> str:
-    """Return a self-contained page: no scripts, no requests, light and dark.
+    """Return a self-contained page: no requests, light and dark, and no script but that of explorers.
 
     Args:
         title: of the page.
@@ -68,6 +113,7 @@ def render_page(title: str, subtitle: str, sections: Sequence[Section], environm
             title=title,
             subtitle=subtitle,
             sections=sections,
+            explores=any(group.explorers for section in sections for group in section.groups),
             date=environment.date,
             version=environment.versions.get("twoscale", ""),
             source=source,
@@ -121,7 +167,9 @@ def all_figures(sections: Sequence[Section]) -> list[Figure]:
     """Return the figures of a page in order; names that occur twice are numbered."""
     seen: dict[str, int] = {}
     figures = []
-    for figure in (figure for section in sections for group in section.groups for figure in group.figures):
+    groups = [group for section in sections for group in section.groups]
+    drawn = (one for group in groups for one in (*group.figures, *(explorer.figure for explorer in group.explorers)))
+    for figure in drawn:
         seen[figure.name] = seen.get(figure.name, 0) + 1
         suffix = f"-{seen[figure.name]}" if seen[figure.name] > 1 else ""
         figures.append(Figure(figure.name + suffix, figure.drawing))

@@ -61,7 +61,7 @@ def activation_specs(graph: g.FloatGraph, ranges: Ranges, scheme: Scheme) -> dic
 
     def spec_of(name: str, range_: RealRange) -> TensorSpec:
         lo, hi = scheme.activation_limits_of(name)
-        scale, zero_point = affine_parameters(range_, lo=lo, hi=hi, symmetric=scheme.signed_activations)
+        scale, zero_point = affine_parameters(range_, lo=lo, hi=hi, symmetric=scheme.symmetric)
         return TensorSpec(graph[name].shape, scheme.activation_dtype, scale, zero_point, lo, hi)
 
     head = head_of(graph)

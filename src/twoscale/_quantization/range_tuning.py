@@ -118,7 +118,7 @@ def _candidates(there: TensorSpec, seen: TensorStatistics, scheme: Scheme, name:
     whole = RealRange(min(seen.min, 0.0), max(seen.max, 0.0))
     pairs = [
         (there.scale, there.zero_point),
-        affine_parameters(whole, lo=lo, hi=hi, symmetric=scheme.signed_activations),
+        affine_parameters(whole, lo=lo, hi=hi, symmetric=scheme.symmetric),
     ]
     pairs += [(there.scale * factor, there.zero_point) for factor in _FACTORS]
     return [TensorSpec(there.shape, there.dtype, scale, zero_point, lo, hi) for scale, zero_point in pairs]
@@ -151,7 +151,7 @@ def _range(specs: list[TensorSpec], errors: NDArray[np.float64], scheme: Scheme,
     lo, hi = scheme.activation_limits_of(name)
     best = int(errors.argmin())
     chosen = specs[best if errors[best] < _BETTER * errors[0] else 0]
-    if scheme.signed_activations:
+    if scheme.symmetric:
         reach = chosen.scale * min(hi, -lo)
         return RealRange(-reach, reach)
     return RealRange(chosen.scale * (lo - chosen.zero_point), chosen.scale * (hi - chosen.zero_point))

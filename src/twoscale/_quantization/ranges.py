@@ -51,7 +51,7 @@ def range_of(node: g.Node, seen: TensorStatistics, scheme: Scheme) -> RealRange:
     lo, hi = scheme.activation_limits_of(node.name)
     pixels = pixel_range(seen, lo=lo, hi=hi) if isinstance(node, g.Input) else None
     method = RangeMethod.parse(scheme.activation_range)
-    return pixels or choose_range(seen, method, lo=lo, hi=hi, symmetric=scheme.signed_activations)
+    return pixels or choose_range(seen, method, lo=lo, hi=hi, symmetric=scheme.symmetric)
 
 
 def head_of(graph: g.FloatGraph) -> str:

@@ -8,7 +8,11 @@ from twoscale._calibration import RangeMethod
 from twoscale._passes.equalize import EQUALIZATIONS
 from twoscale.errors import ConfigurationError, UnknownNameError
 
-__all__ = ["COURSE", "DEFAULT", "SCHEMES", "Scheme", "find_scheme"]
+__all__ = ["ACTIVATIONS", "COURSE", "DEFAULT", "SCHEMES", "Scheme", "find_scheme"]
+
+
+ACTIVATIONS = ("asymmetric", "symmetric")
+"""Kinds of activations."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Scheme:
 
     Raises:
         ConfigurationError: bits outside 2..8 (activations: 4..8), or a layer named twice.
-        UnknownNameError: there is no such range method or equalization.
+        UnknownNameError: there is no such range method, kind of activations or equalization.
     """
 
     name: str = "default"
@@ -32,8 +36,8 @@ class Scheme:
     tune_ranges: bool = True
     """Tune activation ranges chosen by mse for the least error of the logits."""
     activation_bits: int = 8
-    signed_activations: bool = False
-    """Symmetric int8 with zero point 0, instead of uint8 with an even zero point."""
+    activations: str = "asymmetric"
+    """"asymmetric": uint8 with an even zero point. "symmetric": int8 with zero point 0; a ReLU leaves half unused."""
     on_grid: bool = True
     """Multipliers are multiples of 1/65536, so that all executors compute the same bits, equation (4)."""
     join_residuals: bool = True
@@ -53,6 +57,8 @@ class Scheme:
     def __post_init__(self) -> None:
         RangeMethod.parse(self.weight_range)
         RangeMethod.parse(self.activation_range)
+        if self.activations not in ACTIVATIONS:
+            raise UnknownNameError("kind of activations", self.activations, ACTIVATIONS)
         if self.equalization not in EQUALIZATIONS:
             raise UnknownNameError("equalization", self.equalization, EQUALIZATIONS)
         for kind, least in (("weight", 2), ("activation", 4)):
@@ -63,6 +69,11 @@ class Scheme:
             twice = sorted({layer for layer, _ in own if [name for name, _ in own].count(layer) > 1})
             if twice:
                 raise ConfigurationError(f"layer_{kind}_bits names {', '.join(twice)} more than once")
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether activations are signed and have no zero point."""
+        return self.activations == "symmetric"
 
     @property
     def tunes_ranges(self) -> bool:
@@ -88,12 +99,12 @@ class Scheme:
         return self._activation_limits(dict(self.layer_activation_bits).get(layer, self.activation_bits))
 
     def _activation_limits(self, bits: int) -> tuple[int, int]:
-        return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if self.signed_activations else (0, 2**bits - 1)
+        return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if self.symmetric else (0, 2**bits - 1)
 
     @property
     def activation_dtype(self) -> str:
         """Type that holds the activations."""
-        return "int8" if self.signed_activations else "uint8"
+        return "int8" if self.symmetric else "uint8"
 
 
 def _check_bits(what: str, bits: int, least: int) -> None:
@@ -110,7 +121,7 @@ COURSE = Scheme(
     per_channel=False,
     activation_range="minmax",
     tune_ranges=False,
-    signed_activations=True,
+    activations="symmetric",
     on_grid=False,
     join_residuals=False,
     error_feedback=False,

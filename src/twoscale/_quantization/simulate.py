@@ -6,7 +6,7 @@ The last step, everything integer, is not simulated: it is the integer network i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -24,9 +24,11 @@ from twoscale._quantization.scheme import Scheme
 
 __all__ = [
     "Logits",
+    "has_bias",
     "range_records",
+    "weight_of",
     "with_activations_quantized",
-    "with_bias_in_real_units",
+    "with_weights",
     "with_weights_quantized",
 ]
 
@@ -36,13 +38,23 @@ Logits = Callable[[torch.Tensor], torch.Tensor]
 
 def with_weights_quantized(graph: g.FloatGraph, network: IntegerNetwork) -> g.FloatGraph:
     """Return the float graph with the integer network's weights, s_w · q_w, in it; biases stay as they were."""
-    changes: dict[str, g.Node] = {}
+    weights = {}
     for layer in network:
         if isinstance(layer, n.Accumulating):
             scales = weight_scales(layer, network.spec(layer.inputs[0]))
-            shape = (-1,) + (1,) * (layer.weight.ndim - 1)
-            changes[layer.name] = _with_weight(graph[layer.name], layer.weight * scales.reshape(shape))
+            weights[layer.name] = layer.weight * scales.reshape((-1,) + (1,) * (layer.weight.ndim - 1))
+    return with_weights(graph, weights)
+
+
+def with_weights(graph: g.FloatGraph, weights: Mapping[str, NDArray[np.float64]]) -> g.FloatGraph:
+    """Return the graph with other weights in the named layers; biases stay as they were."""
+    changes: dict[str, g.Node] = {name: _with_weight(graph[name], weight) for name, weight in weights.items()}
     return graph.replaced(changes)
+
+
+def has_bias(graph: g.FloatGraph) -> bool:
+    """Tell whether any layer has a bias that is not zero."""
+    return any(bool(node.bias_o.any()) for node in graph if isinstance(node, g.Conv2d | g.Linear))
 
 
 def with_activations_quantized(graph: g.FloatGraph, network: IntegerNetwork) -> Logits:
@@ -59,18 +71,12 @@ def with_activations_quantized(graph: g.FloatGraph, network: IntegerNetwork) -> 
     return lambda images: module.run(images, replace=quantized)[graph.output]
 
 
-def with_bias_in_real_units(graph: g.FloatGraph, network: IntegerNetwork) -> g.FloatGraph:
-    """Return the course's half-way network: integer weights q_w as they are, biases not scaled with them.
-
-    Layer outputs are then larger by 1 / s_w, and a bias in real units is too small to matter: it shows why a bias has
-    to be multiplied by 1 / s_w too. Meant for one weight scale per layer.
-    """
-    changes: dict[str, g.Node] = {
-        layer.name: _with_weight(graph[layer.name], layer.weight.astype(np.float64))
-        for layer in network
-        if isinstance(layer, n.Accumulating)
-    }
-    return graph.replaced(changes)
+def weight_of(node: g.Node) -> NDArray[np.float32]:
+    """Return the weights of a convolution or a linear layer, output channel first."""
+    if isinstance(node, g.Conv2d):
+        return node.weight_oihw
+    assert isinstance(node, g.Linear)
+    return node.weight_oi
 
 
 def _with_weight(node: g.Node, weight: NDArray[np.float64]) -> g.Node:
@@ -98,8 +104,7 @@ def range_records(
     for layer in network:
         if isinstance(layer, n.Accumulating):
             scales = weight_scales(layer, network.spec(layer.inputs[0]))
-            node = graph[layer.name]
-            weight = node.weight_oihw if isinstance(node, g.Conv2d) else getattr(node, "weight_oi")  # noqa: B009
+            weight = weight_of(graph[layer.name])
             noise = SignalToNoise()
             noise.update(weight, layer.weight * scales.reshape((-1,) + (1,) * (weight.ndim - 1)))
             limit = scheme.weight_limit_of(layer.name)

@@ -7,6 +7,7 @@ separate file carries both palettes. Nothing here is random or dated: equal numb
 
 from __future__ import annotations
 
+from twoscale._page.charts.clipping import clip_overlay
 from twoscale._page.charts.dots import Reference, Series, dot_plot
 from twoscale._page.charts.drawing import Drawing, side_by_side
 from twoscale._page.charts.histograms import Bracket, histogram
@@ -21,6 +22,7 @@ __all__ = [
     "Drawing",
     "Reference",
     "Series",
+    "clip_overlay",
     "dot_plot",
     "histogram",
     "line_plot",

@@ -11,6 +11,7 @@ from twoscale._text import printable
 
 __all__ = [
     "Drawing",
+    "Frame",
     "legend",
     "marker",
     "number",
@@ -21,6 +22,22 @@ __all__ = [
     "text_at",
     "title_line",
 ]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the axes of a chart are: x values ``lo`` to ``hi`` between ``left`` and ``right``, in units."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+    lo: float
+    hi: float
+
+    def across(self, value: float) -> float:
+        """Return the place of an x value."""
+        return self.left + (value - self.lo) / (self.hi - self.lo) * (self.right - self.left)
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,8 @@ class Drawing:
     label: str
     """What the chart shows, for those who cannot see it."""
     body: str
+    frame: Frame | None = None
+    """Of charts that something can be drawn over."""
 
     def inline(self) -> str:
         """Return the element for a page that defines the colours."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from twoscale._page.charts.axes import LinearScale, LogScale, horizontal_axis, widened
-from twoscale._page.charts.drawing import Drawing, marker, number, path, point, text_at, title_line
+from twoscale._page.charts.drawing import Drawing, Frame, marker, number, path, point, text_at, title_line
 from twoscale._page.charts.style import CHARACTER, WIDTH
 from twoscale._page.numbers import compact
 
@@ -66,8 +66,8 @@ def histogram(
     left = 10 + CHARACTER * max(map(len, [*labels, *(bracket.label for bracket in brackets)]))
     right, bottom, top = width - 8.0, height - 36.0, 38.0 + 13 * len(brackets)
 
-    def across(value: float) -> float:
-        return left + (value - x_lo) / (x_hi - x_lo) * (right - left)
+    frame = Frame(left, right, top, bottom, x_lo, x_hi)
+    across = frame.across
 
     def up(value: float) -> float:
         return bottom - vertical.position(value) * (bottom - top)
@@ -93,7 +93,7 @@ def histogram(
         outline.append(f"V{number(up(value))}H{number(across(edge))}")
     parts.append(path("".join(outline) + f"V{number(bottom)}Z", "area"))
     parts.append(horizontal_axis(x_lo, x_hi, left, right, bottom, x_label))
-    return Drawing(width, height, label, "".join(parts))
+    return Drawing(width, height, label, "".join(parts), frame)
 
 
 def merged_bars(counts: Sequence[int], lo: float, hi: float) -> tuple[list[float], list[float]]:

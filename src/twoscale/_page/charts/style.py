@@ -50,6 +50,8 @@ _RULES = Template("""\
 .plot .line1 { stroke-dasharray: 5 3; } .plot .line2 { stroke-dasharray: 1.5 3; }
 .plot .bracket0 { stroke: $ink; fill: none; } .plot .bracket1 { stroke: $second; fill: none; }
 .plot .dot1 { fill: $second; }
+.plot .shade { fill: $second; fill-opacity: 0.16; }
+.plot .handle { stroke: $second; stroke-width: 2; fill: none; }
 """)
 
 
