@@ -156,7 +156,7 @@ def _from_npm(members: dict[str, bytes]) -> Arrays:
     for name in _NPM_LABELS:
         try:
             found = msgspec.json.decode(members[name], type=list[_Label])
-        except (ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise _FormatError(f"{name} is no list of labels ({error})") from error
         labels.append(np.array(found, np.uint8))
     return Arrays(np.concatenate(images[:-1]), labels[0], images[-1], labels[1])

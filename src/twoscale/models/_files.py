@@ -126,7 +126,7 @@ def _weights(path: Path | str) -> Path:
 def _decoded(path: Path, text: str) -> ModelInfo:
     try:
         return msgspec.json.decode(text, type=ModelInfo)
-    except (CheckpointError, ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
+    except (CheckpointError, msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} describes its model in a form that is not known here: {error}") from error
 
 

@@ -55,7 +55,9 @@ def _own(path: Path, model: onnx.ModelProto, properties: Mapping[str, str]) -> I
         network = _network(properties, {t.name: numpy_helper.to_array(t) for t in model.graph.initializer})
     except QuantizationError as error:
         raise NetworkFileError(f"{path} holds a network that cannot be right: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+    except (
+        msgspec.MsgspecError, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError
+    ) as error:  # fmt: skip
         raise NetworkFileError(
             f"{path} is damaged: its metadata does not describe a network "
             f"({type(error).__name__}: {onnx_model.one_line(error)}); save it again"
