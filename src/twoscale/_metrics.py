@@ -181,8 +181,8 @@ def _is_one_hot(labels: NDArray[Any]) -> bool:
 
 
 def in_batches(batches: Iterable[Any]) -> Iterable[Any]:
-    """Return a plain tensor or array of images in batches, and anything else unchanged."""
-    if getattr(batches, "ndim", 0) == 4:
+    """Return a plain tensor or array, (N, C, H, W), (N, C, L) or (N, F), in batches, anything else as it is."""
+    if getattr(batches, "ndim", 0) in (2, 3, 4):
         whole: Any = batches
         return (whole[start : start + _BATCH] for start in range(0, len(whole), _BATCH))
     return batches

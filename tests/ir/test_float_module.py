@@ -135,6 +135,22 @@ REFERENCES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], tuple[float,
     "rsqrt": (torch.rsqrt, ()),
     "sin": (torch.sin, ()),
     "cos": (torch.cos, ()),
+    "reciprocal": (lambda x: 1 / torch.where(x == 0, torch.finfo(torch.float32).tiny, x), ()),
+    "expm1": (torch.expm1, ()),
+    "exp2": (torch.exp2, ()),
+    "log2": (torch.log2, ()),
+    "log10": (torch.log10, ()),
+    "atan": (torch.atan, ()),
+    "sinh": (torch.sinh, ()),
+    "cosh": (torch.cosh, ()),
+    "asinh": (torch.asinh, ()),
+    "erfc": (torch.erfc, ()),
+    "round": (torch.round, ()),
+    "floor": (torch.floor, ()),
+    "ceil": (torch.ceil, ()),
+    "trunc": (torch.trunc, ()),
+    "equal": (lambda x: (x == 3.0).double(), (3.0,)),
+    "not_equal": (lambda x: (x != 3.0).double(), (3.0,)),
     "affine": (lambda x: x * 0.25 - 1.5, (0.25, -1.5)),
     "clamp": (lambda x: x.clamp(-0.5, 6.0), (-0.5, 6.0)),
     "sign": (torch.sign, ()),
@@ -150,8 +166,8 @@ REFERENCES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], tuple[float,
 def test_table_functions_are_torchs(name: str) -> None:
     reference, parameters = REFERENCES[name]
     x = np.concatenate([np.linspace(-12, 12, 2001), [-1e3, -700.0, 700.0, 1e3, 0.0, 3.0, -3.0]])
-    x = x[x < 700] if name == "exp" else x
-    x = x[x > (-1 if name == "log1p" else 0)] if name in ("log", "log1p", "rsqrt") else x
+    x = x[np.abs(x) < 700] if name in ("exp", "expm1", "exp2", "sinh", "cosh") else x
+    x = x[x > (-1 if name == "log1p" else 0)] if name in ("log", "log1p", "log2", "log10", "rsqrt") else x
     expected = reference(torch.from_numpy(x)).numpy()
     with np.errstate(all="raise", under="ignore"):
         found = functions.evaluate(name, parameters, x)
@@ -160,7 +176,7 @@ def test_table_functions_are_torchs(name: str) -> None:
     assert functions.evaluate(name, parameters, x.reshape(1, -1)[:, ::-1]).shape == (1, len(x))
 
 
-@pytest.mark.parametrize("name", ["log", "log1p", "rsqrt"])
+@pytest.mark.parametrize("name", ["log", "log1p", "log2", "log10", "rsqrt", "reciprocal"])
 def test_table_entries_outside_a_domain_are_finite(name: str) -> None:
     """A table has 256 entries, also for values that the tensor never has."""
     with np.errstate(all="raise"):

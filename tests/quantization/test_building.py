@@ -364,6 +364,22 @@ TORCH_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "rsqrt": lambda x: torch.rsqrt(x.clamp(min=torch.finfo(torch.float32).tiny)),
     "sin": torch.sin,
     "cos": torch.cos,
+    "reciprocal": torch.reciprocal,
+    "expm1": torch.expm1,
+    "exp2": torch.exp2,
+    "log2": lambda x: torch.log2(x.clamp(min=torch.finfo(torch.float32).tiny)),
+    "log10": lambda x: torch.log10(x.clamp(min=torch.finfo(torch.float32).tiny)),
+    "atan": torch.atan,
+    "sinh": torch.sinh,
+    "cosh": torch.cosh,
+    "asinh": torch.asinh,
+    "erfc": torch.erfc,
+    "round": torch.round,
+    "floor": torch.floor,
+    "ceil": torch.ceil,
+    "trunc": torch.trunc,
+    "equal": lambda x: (x == 0.0).float(),
+    "not_equal": lambda x: (x != 0.0).float(),
     "affine": lambda x: x * 0.25 - 1.5,
     "clamp": lambda x: x.clamp(-0.5, 6.0),
     "greater": lambda x: (x > 0.3).float(),
@@ -393,11 +409,16 @@ PARAMETERS = {
     "greater_equal": (0.3,),
     "less": (0.3,),
     "less_equal": (0.3,),
+    "equal": (0.0,),
+    "not_equal": (0.0,),
 }
-STEPS = {"constant", "sign", "greater", "greater_equal", "less", "less_equal"}
+STEPS = {
+    "constant", "sign", "round", "floor", "ceil", "trunc",
+    "equal", "not_equal", "greater", "greater_equal", "less", "less_equal",
+}  # fmt: skip
 """Functions of few values."""
-OF_POSITIVE = {"log", "log1p", "rsqrt"}
-"""Functions that are not defined below 0. Their tables have such entries all the same."""
+OF_POSITIVE = {"log", "log1p", "log2", "log10", "rsqrt", "reciprocal"}
+"""Functions without values below 0; their tables have some all the same."""
 
 
 def test_every_function_is_tested() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -18,7 +21,14 @@ from twoscale._calibration.profile import KEEP_SAMPLES, profile
 from twoscale._frontends.torch_export.capture import capture
 from twoscale._passes.fold import fold
 from twoscale._quantization import COURSE, DEFAULT, quantize, quantize_graph
-from twoscale.errors import CalibrationError, CaptureError, QuantizationError, TwoscaleError, UnknownNameError
+from twoscale.errors import (
+    CalibrationError,
+    CaptureError,
+    ConfigurationError,
+    QuantizationError,
+    TwoscaleError,
+    UnknownNameError,
+)
 
 PIXELS = images(51, 24)
 LABELS = np.arange(24) % 5
@@ -132,6 +142,69 @@ def test_memory_for_corrections_is_bounded() -> None:
 def test_gradients_may_be_off_or_inference_mode_on(fingerprint: str) -> None:
     with torch.no_grad():
         assert quantize(MODEL, HALVES).fingerprint == fingerprint
+
+
+# Inputs that are no images.
+
+SHAPES: dict[tuple[int, ...], Callable[[], nn.Module]] = {
+    (40,): lambda: nn.Sequential(nn.Linear(40, 12), nn.ReLU(), nn.BatchNorm1d(12), nn.Linear(12, 3)),
+    (4, 30): lambda: nn.Sequential(
+        nn.Conv1d(4, 8, 5, padding=2), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(8, 6, 3),
+        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 3),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_inputs_keep_the_shape_that_the_model_takes(shape: tuple[int, ...], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = SHAPES[shape]().eval()
+    x = torch.randn(50, *shape)
+    network = twoscale.quantize(model, x)
+    assert network.input.output.shape == shape
+    result = twoscale.verify(network, x, model=model, executors=["reference", "torch", "onnxruntime"])
+    assert (result.mismatches, result.samples) == (0, 50)
+    assert result.sqnr_db is not None
+    assert result.sqnr_db > 30
+
+    expected = network(x.numpy())
+    assert torch.is_tensor(network(x))
+    path = tmp_path / "network.onnx"
+    network.save(path)
+    assert twoscale.load(path) == network
+    session = onnxruntime.InferenceSession(path)
+    (given,) = session.get_inputs()
+    assert given.shape[1:] == list(shape)
+    (found,) = session.run(None, {given.name: x.numpy()})
+    assert np.allclose(found, expected, rtol=1e-6)
+    network.save(tmp_path / "qdq.onnx", form="qdq")
+    assert onnxruntime.InferenceSession(tmp_path / "qdq.onnx").get_inputs()[0].shape[1:] == list(shape)
+
+    wrong = f"takes images of shape (N, {', '.join(map(str, shape))}), got (50, {', '.join(map(str, shape))}, 1)"
+    with pytest.raises(ConfigurationError, match=re.escape(wrong)):
+        network(x[..., None])
+    with pytest.raises(CalibrationError, match=re.escape(f"shape (N, {', '.join(map(str, shape))}, 1)")):
+        twoscale.quantize(model, [x, x[..., None]])
+    with pytest.raises(ConfigurationError, match=r"only images .* have pixels to normalize"):
+        twoscale.quantize(model, x, normalization=([0.5], [0.5]))
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_c_of_inputs_that_are_no_images(shape: tuple[int, ...], tmp_path: Path) -> None:
+    from twoscale._codegen.c import export_c
+    from twoscale._runtimes.c import CExecutor
+
+    torch.manual_seed(0)
+    x = torch.randn(50, *shape)
+    network = twoscale.quantize(SHAPES[shape]().eval(), x)
+    assert np.array_equal(network.compile()(x.numpy()), network(x.numpy()))
+    found = CExecutor(network, target="portable").run(x.numpy())[network.output]
+    assert np.array_equal(network.logits(found), network(x.numpy()))
+    for target in ("portable", "small-ram"):
+        (header,) = (path for path in export_c(network, tmp_path / target, target=target).paths if path.suffix == ".h")
+        sizes = "".join(f"[{size}]" for size in shape)
+        assert f"image:  {np.prod(shape)} uint8_t, {sizes};" in header.read_text()
 
 
 # Errors.

@@ -84,10 +84,10 @@ def image_batches(batches: Iterable[Any]) -> Iterable[NDArray[np.float32]]:
                 f"calibration batch {index} is a {type(batch).__name__}; expected images (N, C, H, W) as a tensor or "
                 "an array, or a tuple that begins with them"
             )
-        if images.ndim != 4:
+        if images.ndim < 2:
             raise CalibrationError(
-                f"calibration batch {index} has shape {images.shape}; expected images (N, C, H, W)"
-                + _advice(images.shape)
+                f"calibration batch {index} has shape {images.shape}; expected images (N, C, H, W), or other "
+                "inputs (N, ...) as the model takes them"
             )
         if images.dtype == np.uint8 or images.dtype.kind not in "fiu":
             kind = "uint8 pixels" if images.dtype == np.uint8 else str(images.dtype)
@@ -96,17 +96,6 @@ def image_batches(batches: Iterable[Any]) -> Iterable[NDArray[np.float32]]:
             )
         if len(images):
             yield np.require(images, np.float32, ("C", "W"))  # torch warns about read-only arrays
-
-
-def _advice(shape: tuple[int, ...]) -> str:
-    """Return a remedy for images of another shape, if the shape suggests one."""
-    if len(shape) == 3 and shape[0] in (1, 3, 4):
-        return "; pass batches, not single images"
-    if len(shape) in (2, 3):
-        missing = ", ".join(["1"] * (4 - len(shape)))
-        sizes = ", ".join(map(str, shape[1:]))
-        return f"; pass them as (N, {sizes}, {missing}) and remove the dimensions of 1 in the model's forward"
-    return ""
 
 
 def profile(

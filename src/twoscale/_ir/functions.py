@@ -52,6 +52,10 @@ def _log(x: Float64) -> Float64:
     return np.log(np.maximum(x, _SMALLEST))
 
 
+def _reciprocal(x: Float64) -> Float64:
+    return 1.0 / np.where(np.abs(x) < _SMALLEST, np.copysign(_SMALLEST, x), x)
+
+
 FUNCTIONS: dict[str, Callable[..., Float64]] = {
     "sigmoid": _sigmoid,
     "tanh": np.tanh,
@@ -79,6 +83,20 @@ FUNCTIONS: dict[str, Callable[..., Float64]] = {
     "log": _log,
     "log1p": lambda x: _log(1.0 + x),
     "rsqrt": lambda x: 1.0 / np.sqrt(np.maximum(x, _SMALLEST)),
+    "reciprocal": _reciprocal,
+    "expm1": np.expm1,
+    "exp2": np.exp2,
+    "log2": lambda x: _log(x) / math.log(2.0),
+    "log10": lambda x: _log(x) / math.log(10.0),
+    "atan": np.arctan,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "asinh": np.arcsinh,
+    "erfc": lambda x: 1.0 - _erf(x),
+    "round": np.rint,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "trunc": np.trunc,
     "sin": np.sin,
     "cos": np.cos,
     "affine": lambda x, scale, shift: x * scale + shift,
@@ -86,6 +104,8 @@ FUNCTIONS: dict[str, Callable[..., Float64]] = {
     "greater": lambda x, limit: (x > limit).astype(np.float64),
     "greater_equal": lambda x, limit: (x >= limit).astype(np.float64),
     "less": lambda x, limit: (x < limit).astype(np.float64),
+    "equal": lambda x, number: (x == number).astype(np.float64),
+    "not_equal": lambda x, number: (x != number).astype(np.float64),
     "less_equal": lambda x, limit: (x <= limit).astype(np.float64),
     "constant": lambda x, value: np.full_like(x, value),
 }

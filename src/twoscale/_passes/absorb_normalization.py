@@ -28,9 +28,14 @@ def with_normalization(graph: g.FloatGraph, mean: Sequence[float], std: Sequence
         std: of pixels / 255, one positive number per channel.
 
     Raises:
-        ConfigurationError: the number of means or deviations is wrong, or a deviation is not positive.
+        ConfigurationError: another number of means or deviations, a deviation that is not positive, or no images.
     """
     first = graph.input
+    if len(first.shape) != 3:
+        raise ConfigurationError(
+            f"{graph.name} takes (N, {', '.join(map(str, first.shape))}), and only images (N, C, H, W) have pixels to "
+            "normalize; leave the normalization out"
+        )
     if not len(mean) == len(std) == first.shape[0] or not all(value > 0 for value in std):
         raise ConfigurationError(
             f"normalization is mean {tuple(mean)} and standard deviation {tuple(std)}; "

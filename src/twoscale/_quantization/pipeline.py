@@ -44,9 +44,10 @@ def quantize(
     """Turn an image classifier into an integer-only network.
 
     Args:
-        model: maps float images (N, C, H, W) to logits (N, classes); it is not changed.
-        batches: calibration images as the model takes them (normalized): one tensor or array (N, C, H, W), or batches
-            of them, or tuples that begin with images. A few hundred are enough, any number is fine. Iterated once.
+        model: maps float images (N, C, H, W), signals (N, C, L) or features (N, F) to logits (N, classes); it is not
+            changed. The network, its files and its C take inputs of the same shape.
+        batches: calibration images as the model takes them (normalized): one tensor or array, or batches of them, or
+            tuples that begin with images. A few hundred are enough, any number is fine. Iterated once.
         scheme: how, or the name of a scheme ("default", "course").
         name: of the network; the model's class by default.
         normalization: (mean, std) of pixels / 255 in each channel, as the model's images are normalized. Then

@@ -91,6 +91,8 @@ def _errors(
         values = _values(module, torch.from_numpy(np.ascontiguousarray(images[start : start + batch])))
         sensitive = [name for name in candidates if values[name].requires_grad]  # not the constants
         logits = values[graph.output]
+        if not logits.requires_grad:  # after a comparison nothing is known of the slopes
+            break
         slopes: list[list[torch.Tensor]] = [[] for _ in sensitive]
         for index in range(_PROJECTIONS):
             signs = torch.randint(0, 2, logits.shape, generator=generator) * 2.0 - 1.0

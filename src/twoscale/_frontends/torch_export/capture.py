@@ -25,7 +25,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
 
-from twoscale._frontends.torch_export.aten.table import TRANSLATIONS
+from twoscale._frontends.torch_export.aten.table import PLAIN_ONLY, TRANSLATIONS
 from twoscale._frontends.torch_export.aten.translator import Translator, UnknownOperator, ViewChanged
 from twoscale._ir.float_graph import FloatGraph
 from twoscale._ir.float_module import GraphModule
@@ -96,8 +96,9 @@ def capture(
     """Capture an image classifier.
 
     Args:
-        model: maps (N, C, H, W) float images to (N, classes) logits; its mode and weights are not changed. Or an
-        exported program with a dynamic batch. A softmax at the end is left out, with a warning.
+        model: maps float images (N, C, H, W), signals (N, C, L) or features (N, F) to (N, classes) logits; its mode
+            and weights are left alone. An exported program with a dynamic batch is taken as it is. A softmax at the end
+            is left out, with a warning.
         example_nchw: a batch of one image or more, a tensor or an array, as the model takes them. The captured graph
             is compared with the model on up to four of them.
         name: of the graph; the class's name by default.
@@ -109,10 +110,10 @@ def capture(
     example_nchw = torch.as_tensor(example_nchw)
     if isinstance(model, torch.export.ExportedProgram):
         return _of_program(model, example_nchw, name or "exported")
-    if example_nchw.ndim != 4 or example_nchw.shape[0] < 1:
+    if example_nchw.ndim < 2 or example_nchw.shape[0] < 1:
         raise CaptureError(
-            f"expected a batch of images of shape (N, C, H, W), got {tuple(example_nchw.shape)}; "
-            "add the missing dimensions, e.g. images[None]"
+            f"expected a batch of inputs, (N, C, H, W) or (N, ...) as the model takes them, got "
+            f"{tuple(example_nchw.shape)}; add the missing dimensions, e.g. images[None]"
         )
     model = _unwrapped(model)
     if isinstance(model, torch.jit.ScriptModule):
@@ -121,8 +122,8 @@ def capture(
     parameter = next((value for value in model.parameters() if value.is_floating_point()), None)
     device = parameter.device if parameter is not None else example_nchw.device
     dtype = parameter.dtype if parameter is not None else torch.float32
-    # Two images, because torch.export treats a dimension of size 1 as a constant.
-    example = example_nchw[:1].to(device).to(dtype).expand(2, -1, -1, -1).contiguous()
+    # Two images: torch.export takes a dimension of size 1 for a constant.
+    example = example_nchw[:1].to(device).to(dtype).expand(2, *example_nchw.shape[1:]).contiguous()
     _check_signature(model, example)
     name = name or type(model).__name__
     with _in_eval_mode(model), torch.no_grad(), _quietly():
@@ -166,7 +167,7 @@ def _translated(exported: torch.export.ExportedProgram, name: str) -> tuple[Floa
     """
 
     def translate(program: torch.export.ExportedProgram) -> tuple[FloatGraph, tuple[str, str] | None]:
-        walk = Translator(program, name, TRANSLATIONS)
+        walk = Translator(program, name, TRANSLATIONS, PLAIN_ONLY)
         return walk.graph(), walk.left_out
 
     try:
@@ -244,19 +245,19 @@ def _exported(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedP
         return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     except Exception as error:  # torch.export raises many unrelated types
         if not str(error).startswith("Constraints violated"):
-            raise CaptureError(_export_failure(model, error)) from error
+            raise CaptureError(_export_failure(model, example, error)) from error
         try:
-            return torch.export.export(model, (example[:1].expand(_BATCH, -1, -1, -1),))
+            return torch.export.export(model, (example[:1].expand(_BATCH, *example.shape[1:]),))
         except Exception:
-            raise CaptureError(_export_failure(model, error)) from error
+            raise CaptureError(_export_failure(model, example, error)) from error
 
 
 _BATCH = 7919
 """A batch size that models do not use for anything else. No batch of this size is computed."""
 
 
-def _export_failure(model: nn.Module, error: Exception) -> str:
-    """Return in one line what torch.export could not follow, and where."""
+def _export_failure(model: nn.Module, example: torch.Tensor, error: Exception) -> str:
+    """Say in one line what torch.export could not follow, and where."""
     reason = str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
     if reason.startswith("Constraints violated"):
         reason = "it works only for some batch sizes, expected any; write the batch size as x.shape[0] or -1"
@@ -264,12 +265,16 @@ def _export_failure(model: nn.Module, error: Exception) -> str:
         reason = f"it mixes the images of a batch ({reason}); keep the first dimension, e.g. torch.flatten(x, 1)"
     elif "data-dependent" in reason:
         reason = "it depends on values that are not known before it runs (data-dependent)"
+    hint = ""
+    if example.ndim == 3:
+        size = ", ".join(map(str, example.shape[1:]))
+        hint = f"; it was given inputs (N, {size}): if those are images, pass batches, not single images"
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f"{os.sep}torch{os.sep}" not in f.filename and f.filename != __file__]
     where = f" at {own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
     return (
         f"torch.export cannot capture {type(model).__name__}{where}: {reason}; the forward pass must be a fixed "
-        "sequence of tensor operations for any batch size (no branches on values, no Python state)"
+        "sequence of tensor operations for any batch size (no branches on values, no Python state)" + hint
     )
 
 

@@ -128,6 +128,10 @@ class PoolsPlace(JoiningPlace):
             return self.reshape(first, shape)
         return self.affine(self.reduce(name, axes, AveragePool2d, shape), count)
 
+    def minimum(self, left: str, right: str, shape: Shape) -> str:
+        """Append the smaller of two tensors."""
+        return self.affine(self.maximum(self.affine(left, -1.0), self.affine(right, -1.0), shape), -1.0)
+
     def maximum(self, left: str, right: str, shape: Shape) -> str:
         """Append the larger of two tensors: a pool over the two."""
         size = math.prod(shape)

@@ -93,11 +93,15 @@ class ValuesPlace(MovingPlace):
     def clamp(self, name: str, bounds: Bounds) -> str:
         """Append min(max(x, lo), hi)."""
         lo, hi = bounds
-        if lo > 0 and hi == math.inf:  # an integer range contains 0, so this is a table
+        if lo > 0 and hi == math.inf:  # an integer range contains 0, so this and the next are tables
             return self.table(name, "threshold", lo, lo)
         if not lo <= 0 <= hi:
-            raise self.unsupported("a clamp to a range without 0", "clamp to bounds with 0 between them")
+            return self.table(name, "clamp", lo, hi)
         return self.by_value(name, Clamp, bounds=bounds)
+
+    def bounded(self, name: str, bound: Any, bounds: Bounds) -> str:
+        """Append the larger (bounds (0, ∞)) or the smaller (bounds (−∞, 0)) of a tensor and constants."""
+        return self.affine_map(self.clamp(self.affine_map(name, 1.0, -bound), bounds), 1.0, bound)
 
     def prelu(self, name: str, slopes: NDArray[Any]) -> str:
         """Append max(x, 0) + slope · min(x, 0) with one slope, or one for each channel."""

@@ -122,12 +122,30 @@ class WeightsPlace(JoiningPlace):
             padding=[(max(0, before), max(0, after)) for before, after in widths], dilation=dilation, groups=groups,
         )  # fmt: skip
 
+    def along(self, name: str, axis: int, matrix_oi: Float32, bias_o: Float32 | None = None) -> str:
+        """Append the product of a matrix with every vector along one dimension of a tensor, plus a bias."""
+        axes = [other for other in range(len(self.shape(name))) if other != axis]
+        made = self.linear(self.permute(name, (*axes, axis)), matrix_oi, bias_o)
+        return self.permute(made, (*range(axis), len(axes), *range(axis, len(axes))))
+
     def batch_norm(
-        self, name: str, gamma: Float32 | None, beta: Float32 | None, mean: Float32, variance: Float32, epsilon: float
+        self,
+        name: str,
+        gamma: Float32 | None,
+        beta: Float32 | None,
+        mean: Float32,
+        variance: Float32,
+        epsilon: float,
+        axis: int = 0,
     ) -> str:
-        """Append a batch norm with its statistics fixed: a scale and a shift per channel."""
+        """Append a batch norm with its statistics fixed: a scale and a shift for each index of dimension ``axis``."""
         # float64, so that folding adds no error.
         scale = 1.0 / np.sqrt(variance.astype(np.float64) + epsilon)
         if gamma is not None:
             scale = scale * gamma
-        return self.affine(name, scale, -mean * scale if beta is None else beta - mean * scale)
+        shift = -mean * scale if beta is None else beta - mean * scale
+        if not axis:
+            return self.affine(name, scale, shift)
+        along = [1] * len(self.shape(name))
+        along[axis] = -1
+        return self.affine_map(name, scale.reshape(along), shift.reshape(along))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from twoscale._ir.builder import FloatGraphBuilder, Place
 from twoscale._ir.float_graph import Padding
@@ -80,18 +81,75 @@ class Emitter:
         return self.builder.place(path, str(node.target), self.source(node))
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
-        """Return the shape of the node's result without the batch."""
+        """Return the shape of the node's result without the batch.
+
+        A dimension that holds the batch together with others, k·N as after ``flatten(0, 1)``, is one of size k: images
+        vary slowest in it, so it is the same values in the same order.
+        """
+        position, parts = self.batch_of(node)
+        sizes = self._sizes(node)
+        merged = (parts,) if parts > 1 else ()
+        try:
+            return tuple(int(n) for n in (*sizes[:position], *merged, *sizes[position + 1 :]))
+        except GuardOnDataDependentSymNode:
+            raise CaptureError(
+                f"{node.target} at {self.source(node)} makes a tensor whose shape depends on values; expected a fixed "
+                "shape, e.g. a list of indices instead of a mask"
+            ) from None
+
+    @staticmethod
+    def _sizes(node: fx.Node) -> tuple[Any, ...]:
         value = node.meta["val"]
         value = value[0] if isinstance(value, (tuple, list)) else value
-        sizes = tuple(value.shape)
-        if not sizes or not self.is_batch(sizes[0]):
-            shown = ", ".join(str(size).replace(str(self.batch), "N") for size in sizes)
-            raise CaptureError(
-                f"{node.target} at {self.source(node)} mixes the images of a batch (result ({shown})); "
-                "expected the first dimension to stay the batch"
-                + (", e.g. flatten(1)" if "flatten" in str(node.target) else "")
-            )
-        return tuple(int(n) for n in sizes[1:])
+        return tuple(value.shape)
+
+    def batch_of(self, node: fx.Node) -> tuple[int, int]:
+        """Return which dimension of an activation holds the batch, and how many entries of it belong to each image.
+
+        Raises:
+            CaptureError: none does, or several do.
+        """
+        found = [(i, parts) for i, size in enumerate(self._sizes(node)) if (parts := self._parts(size)) is not None]
+        if len(found) != 1:
+            raise self.mixed(node)
+        return found[0]
+
+    def _parts(self, size: Any) -> int | None:
+        """Return k where a size is k·N; None where it does not depend on the batch size."""
+        if self.is_batch(size):
+            return 1
+        if isinstance(size, int):  # exported with a number that is nothing else's size
+            whole = isinstance(self.batch, int) and size % self.batch == 0 and size > 0
+            return size // self.batch if whole else None
+        quotient = size.node.expr / self.batch.node.expr
+        return int(quotient) if quotient.is_Integer else None
+
+    def is_plain(self, node: fx.Node) -> bool:
+        """Tell whether the first dimension of an activation is the batch, as everywhere in a classifier of images."""
+        return self.batch_of(node) == (0, 1)
+
+    def axis(self, argument: fx.Node, dim: Any) -> int:
+        """Return the dimension of our tensor that is dimension ``dim`` of an activation; -1 for the batch."""
+        sizes = self._sizes(argument)
+        dim = int(dim) % len(sizes)
+        position, parts = self.batch_of(argument)
+        return -1 if dim == position else dim - (parts == 1 and dim > position)
+
+    def sizes_before_batch(self, node: fx.Node) -> tuple[int, ...]:
+        """Return the sizes of the dimensions before the batch, without those of 1, which change no order."""
+        return tuple(int(size) for size in self._sizes(node)[: self.batch_of(node)[0]] if size != 1)
+
+    def mixed(self, node: fx.Node) -> CaptureError:
+        """Return the error about an activation whose batch is where it cannot be followed."""
+        sizes = self._sizes(node)
+        if any(self.is_batch(size) for size in sizes[1:]):
+            return self.at(node).wrong("moves the batch; expected it to stay the first dimension")
+        shown = ", ".join(str(size).replace(str(self.batch), "N") for size in sizes)
+        return CaptureError(
+            f"{node.target} at {self.source(node)} mixes the images of a batch (result ({shown})); "
+            "expected the first dimension to stay the batch"
+            + (", e.g. flatten(1)" if "flatten" in str(node.target) else "")
+        )
 
     def is_batch(self, size: Any = None) -> bool:
         """Tell whether a size is that of the batch."""
@@ -137,13 +195,8 @@ def symmetric(padding: tuple[int, int]) -> Padding:
     return (padding[0], padding[1], padding[0], padding[1])
 
 
-_MINIMUM = "use -torch.maximum(-x, -y), over dimensions -(-x).amax(dims), with a number x.clamp(max=number)"
 _REMEDIES = {
-    "minimum": _MINIMUM,
-    "fmin": _MINIMUM,
-    "min": _MINIMUM,
-    "amin": _MINIMUM,
-    "fmax": "use torch.maximum",
+    "adaptive_max_pool1d": "choose sizes that divide evenly",
     "layer_norm": "use BatchNorm: its statistics are fixed after training",
     "group_norm": "use BatchNorm: its statistics are fixed after training",
     "instance_norm": "use BatchNorm: its statistics are fixed after training",
@@ -151,10 +204,7 @@ _REMEDIES = {
     "log_softmax": "a softmax may only be the last operation, over the classes",
     "argmax": "return the logits",
     "conv_transpose3d": "use ConvTranspose2d",
-    "upsample_bilinear2d": "use mode='nearest'",
-    "upsample_bicubic2d": "use mode='nearest'",
     "conv3d": "use Conv2d",
-    "reciprocal": "divide by constants only, or use a function that is supported (torch.sigmoid for 1 / (1 + exp(-x)))",
     "fused_moving_avg_obs_fake_quant": "pass the float model, before torch's own tools prepared it",
     "fake_quantize_per_tensor_affine": "pass the float model, before torch's own tools prepared it",
     "fake_quantize_per_channel_affine": "pass the float model, before torch's own tools prepared it",

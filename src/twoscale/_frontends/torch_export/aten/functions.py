@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import fx
 
 from twoscale._frontends.torch_export.aten.emitter import Emitter, Translation, remedy
+from twoscale._frontends.torch_export.aten.sums import clamped, mul, sub
 from twoscale._ir.float_graph import ChannelAffine, Elementwise
 
 OPPOSITES = {
@@ -15,6 +18,8 @@ OPPOSITES = {
     "less_equal": "greater",
     "greater_equal": "less",
     "less": "greater_equal",
+    "equal": "not_equal",
+    "not_equal": "equal",
 }
 """Comparisons with a number, and the opposite of each."""
 
@@ -30,14 +35,8 @@ def relu6(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 
 
 def clamp(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
-    """A clamp by numbers."""
-    at = e.at(node)
-    lo = a.get("min_val", a.get("min"))
-    hi = a.get("max_val", a.get("max"))
-    if isinstance(lo, fx.Node) or isinstance(hi, fx.Node):
-        raise at.unsupported("a clamp with tensor bounds", "use numbers")
-    bounds = (-math.inf if lo is None else float(lo), math.inf if hi is None else float(hi))
-    return at.clamp(e.input(a["self"]), bounds)
+    """A clamp by numbers or constants."""
+    return clamped(e, node, a["self"], a.get("min_val", a.get("min")), a.get("max_val", a.get("max")))
 
 
 def table_of(name: str, *names: str) -> Translation:
@@ -75,9 +74,10 @@ def softmax(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 def _reaches_the_output(node: fx.Node) -> bool:
     """Whether a node's values are the model's output, perhaps in another shape."""
     while all(user.op != "output" for user in node.users):
-        if len(node.users) != 1:
+        readers = [user for user in node.users if "_assert" not in str(user.target)]
+        if len(readers) != 1:
             return False
-        (node,) = node.users
+        (node,) = readers
         if str(getattr(node.target, "_opname", "")).rstrip("_") not in _KEEPS_VALUES:
             return False
     return all(user.op == "output" for user in node.users)
@@ -90,45 +90,97 @@ _KEEPS_VALUES = {
 
 
 def compared(function: str) -> Translation:
-    """Return the translation of a comparison with a number: 1 if it holds, else 0."""
+    """Return the translation of a comparison with a number or a tensor: 1 where it holds, else 0."""
 
     def translation(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
-        if not isinstance(a["other"], int | float):
-            raise e.at(node).unsupported("a comparison of two tensors", "compare with a number")
-        return e.at(node).table(e.input(a["self"]), function, float(a["other"]))
+        at, other = e.at(node), a["other"]
+        if isinstance(other, int | float) and e.is_activation(a["self"]):
+            return at.table(e.input(a["self"]), function, float(other))
+        return at.table(sub(e, node, {**a, "alpha": 1}), function, 0.0)
 
     return translation
 
 
-def where(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
-    """One of two tensors or numbers where a comparison with a number holds, the other elsewhere."""
-    at, shape = e.at(node), e.shape(node)
-    name = e.input(a["condition"])
+def negation(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
+    """1 where a condition does not hold, else 0."""
+    return _opposite(e, node, e.input(a["self"]))
+
+
+def _opposite(e: Emitter, node: fx.Node, name: str) -> str:
     condition = e.builder[name]
     if not isinstance(condition, Elementwise) or condition.function not in OPPOSITES:
-        raise at.unsupported("a choice by anything but a comparison with a number", "compare with a number")
-    if e.is_activation(a["self"]) and e.input(a["self"]) == condition.inputs[0] and e.is_activation(a["other"]):
-        slope = _slope(e, condition, a["other"])
-        if slope is not None:
-            return at.table(condition.inputs[0], "leaky_relu", slope)
-    opposite = at.append(
+        return e.at(node).affine_map(name, -1.0, 1.0)
+    return e.at(node).append(
         Elementwise,
         condition.shape,
         *condition.inputs,
         function=OPPOSITES[condition.function],
         parameters=condition.parameters,
     )
+
+
+def both(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
+    """Return 1 where two conditions hold, else 0."""
+    return mul(e, node, a)
+
+
+def either(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
+    """1 where one of two conditions holds or both do: what is left out where neither does."""
+    if not (e.is_activation(a["self"]) and e.is_activation(a["other"])):
+        raise e.at(node).unsupported("a choice between a condition and a constant", "multiply by a mask")
+    left, right = (_opposite(e, node, e.input(a[key])) for key in ("self", "other"))
+    return e.at(node).affine_map(e.at(node).mul(left, right, e.shape(node)), -1.0, 1.0)
+
+
+def rounding(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
+    """The nearest integer, ties to even."""
+    if a.get("decimals"):
+        raise e.at(node).unsupported("rounding to decimals", "round to integers")
+    return e.at(node).table(e.input(a["self"]), "round")
+
+
+def where(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
+    """Of two tensors or numbers, one where a condition holds, the other elsewhere."""
+    return _choice(e, node, a["condition"], a["self"], a["other"])
+
+
+def masked_fill(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
+    """A number where a condition holds, a tensor elsewhere."""
+    return _choice(e, node, a["mask"], a["value"], a["self"])
+
+
+def _choice(e: Emitter, node: fx.Node, given: Any, holds: Any, fails: Any) -> str:
+    at, shape = e.at(node), e.shape(node)
+    masks: list[str | NDArray[np.float32]]
+    if e.is_activation(given):
+        condition = e.builder[e.input(given)]
+        if isinstance(condition, Elementwise) and e.is_activation(holds) and e.is_activation(fails):
+            slope = _slope(e, condition, fails) if e.input(holds) == condition.inputs[0] else None
+            if slope is not None:
+                return at.table(condition.inputs[0], "leaky_relu", slope)
+        masks = [condition.name, _opposite(e, node, condition.name)]
+    else:
+        mask = e.array(given)
+        assert mask is not None
+        masks = [mask, 1 - mask]
     parts: list[str] = []
-    for mask, value in ((name, a["self"]), (opposite, a["other"])):
-        if not e.is_activation(value):
-            given = e.array(value)
-            assert given is not None
-            mask = at.tile(mask, shape)
-            if given.any():
-                parts.append(at.affine_map(mask, at.constant_operand(mask, given, shape), 0.0))
-        else:
-            parts.append(at.mul(mask, at.tile(e.input(value), shape), shape))
-    return parts[0] if len(parts) == 1 else at.add(parts[0], parts[1], shape)
+    constant: NDArray[np.float32] | None = None
+    for chosen, value in zip(masks, (holds, fails), strict=True):
+        of_mask, of_value = isinstance(chosen, str), e.is_activation(value)
+        if of_mask and of_value:
+            parts.append(at.mul(at.tile(str(chosen), shape), at.tile(e.input(value), shape), shape))
+            continue
+        factor = e.array(value) if of_mask else np.asarray(chosen)
+        assert factor is not None
+        if not of_mask and not of_value:
+            chosen_value = e.array(value)
+            assert chosen_value is not None
+            constant = factor * chosen_value
+        elif factor.any():
+            whole = at.tile(str(chosen) if of_mask else e.input(value), shape)
+            parts.append(at.affine_map(whole, at.constant_operand(whole, factor, shape), 0.0))
+    name = parts[0] if len(parts) == 1 else at.add(parts[0], parts[1], shape)
+    return name if constant is None else at.affine_map(name, 1.0, at.constant_operand(name, constant, shape))
 
 
 def _slope(e: Emitter, condition: Elementwise, value: Any) -> float | None:

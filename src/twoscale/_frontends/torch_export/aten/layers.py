@@ -11,6 +11,9 @@ from torch import fx
 
 from twoscale._frontends.torch_export.aten.emitter import Emitter, remedy
 
+_MOST_WEIGHTS = 1 << 22
+"""Weights that a convolution may have after copying them for each picture of an image."""
+
 
 def convolution(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """A convolution, plain or transposed, of one or two dimensions whose weights do not depend on the images."""
@@ -33,16 +36,28 @@ def _plain(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
         padding = [(all_of // 2, all_of - all_of // 2) for all_of in total]
     else:
         padding = [(width, width) for width in _by_dimension(a["padding"], rank)]
-    return e.at(node).convolution(
-        e.input(a["input"]),
-        e.shape(node),
+    at, name, shape = e.at(node), e.input(a["input"]), e.shape(node)
+    bias, groups = e.array(a["bias"]), int(a["groups"])
+    _, parts = e.batch_of(a["input"])
+    if parts > 1:  # several pictures of each image: groups of channels, with the same weights for each
+        if parts * weight.size > _MOST_WEIGHTS:
+            raise e.mixed(a["input"])
+        weight = np.tile(weight, (parts, *[1] * (weight.ndim - 1)))
+        bias = None if bias is None else np.tile(bias, parts)
+        given = e.input_shape(a["input"])
+        name = at.reshape(name, (parts * given[1], *given[2:]))
+        shape = (parts * shape[1], *shape[2:])
+    name = at.convolution(
+        name,
+        shape,
         weight,
-        e.array(a["bias"]),
+        bias,
         stride=_by_dimension(a["stride"], rank),
         padding=padding,
         dilation=dilation,
-        groups=int(a["groups"]),
+        groups=parts * groups,
     )
+    return at.reshape(name, e.shape(node))
 
 
 def _transposed(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
@@ -94,4 +109,7 @@ def batch_norm(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     if a.get("training"):
         raise at.unsupported("a batch norm on the statistics of the batch", "pass training=self.training")
     gamma, beta = e.array(a["weight"]), e.array(a["bias"])
-    return at.batch_norm(e.input(a["input"]), gamma, beta, mean, variance, float(a["eps"]))
+    axis = e.axis(a["input"], 1)
+    if axis < 0:
+        raise e.mixed(a["input"])
+    return at.batch_norm(e.input(a["input"]), gamma, beta, mean, variance, float(a["eps"]), axis)

@@ -2,52 +2,67 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
 from torch import fx
 
 from twoscale._frontends.torch_export.aten.emitter import Emitter, pair, symmetric
-from twoscale._frontends.torch_export.aten.sums import maximum
+from twoscale._frontends.torch_export.aten.sums import maximum, minimum
+from twoscale._ir.builder import Place
 from twoscale._ir.float_graph import AveragePool2d, MaxPool2d
 
 
 def max_pool2d(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """A maximum over windows."""
     kernel = pair(a["kernel_size"])
-    return e.at(node).max_pool(
-        e.input(a["self"]),
-        e.shape(node),
+    at, name, shape = _channels(e, node, a)
+    pooled = at.max_pool(
+        name,
+        shape,
         kernel,
         pair(a["stride"]) if a["stride"] else kernel,
         symmetric(pair(a["padding"])),
         pair(a["dilation"]),
         ceil_mode=bool(a["ceil_mode"]),
     )
+    return at.reshape(pooled, e.shape(node))
 
 
 def avg_pool2d(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """A mean over windows, with any options for their sizes at the borders."""
     kernel = pair(a["kernel_size"])
-    return e.at(node).average_pool(
-        e.input(a["self"]),
-        e.shape(node),
+    at, name, shape = _channels(e, node, a)
+    pooled = at.average_pool(
+        name,
+        shape,
         kernel,
         pair(a["stride"]) if a["stride"] else kernel,
         symmetric(pair(a["padding"])),
         counts_padding=bool(a["count_include_pad"]),
         divisor=int(a["divisor_override"]) if a["divisor_override"] else None,
     )
+    return at.reshape(pooled, e.shape(node))
 
 
 def adaptive_avg_pool2d(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """A mean over windows whose sizes follow from the size of the result."""
-    return e.at(node).adaptive_average_pool(e.input(a["self"]), e.shape(node))
+    at, name, shape = _channels(e, node, a)
+    return at.reshape(at.adaptive_average_pool(name, shape), e.shape(node))
 
 
 def adaptive_max_pool2d(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """A maximum over windows whose sizes follow from the size of the result."""
-    return e.at(node).adaptive_max_pool(e.input(a["self"]), e.shape(node))
+    at, name, shape = _channels(e, node, a)
+    return at.reshape(at.adaptive_max_pool(name, shape), e.shape(node))
+
+
+def _channels(e: Emitter, node: fx.Node, a: dict[str, Any]) -> tuple[Place, str, tuple[int, ...]]:
+    """Return where to append, the input as (C, H, W) and the result's shape: what is before H and W are channels."""
+    at, given, shape = e.at(node), e.input_shape(a["self"]), e.shape(node)
+    channels = math.prod(given[:-2])
+    return at, at.reshape(e.input(a["self"]), (channels, *given[-2:])), (channels, *shape[-2:])
 
 
 def mean(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
@@ -69,12 +84,36 @@ def largest(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     return e.at(node).reduce(e.input(a["self"]), _axes(e, node, a), MaxPool2d, e.shape(node))
 
 
+def least(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
+    """A minimum over any dimensions but the batch; ``min.other`` is of two tensors."""
+    if "other" in a:
+        return minimum(e, node, a)
+    if any(user.args[1] != 0 for user in node.users if user.target is operator.getitem):
+        raise e.at(node).unsupported("the index of a minimum", "use its value")
+    at = e.at(node)
+    negated = at.affine(e.input(a["self"]), -1.0)
+    return at.affine(at.reduce(negated, _axes(e, node, a), MaxPool2d, e.shape(node)), -1.0)
+
+
+def norm(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
+    """The square root of a sum of squares, or a sum or a maximum of magnitudes."""
+    at, name, axes, shape = e.at(node), e.input(a["self"]), _axes(e, node, a), e.shape(node)
+    order = a.get("ord", a.get("p"))
+    order = 2.0 if order is None else float(order)
+    if order == math.inf:
+        return at.reduce(at.table(name, "abs"), axes, MaxPool2d, shape)
+    if order == 1.0:
+        return at.total(at.table(name, "abs"), axes, shape)
+    if order != 2.0:
+        raise at.unsupported(f"a norm of order {order:g}", "use order 1, 2 or infinity")
+    return at.table(at.total(at.mul(name, name, at.shape(name)), axes, shape), "power", 0.5)
+
+
 def _axes(e: Emitter, node: fx.Node, a: dict[str, Any]) -> list[int]:
     """Return the dimensions that are reduced, in order, without the batch."""
-    rank = 1 + len(e.input_shape(a["self"]))
     dims = a.get("dim")
-    dims = [dims] if isinstance(dims, int) else list(dims or range(rank))
-    axes = sorted(int(dim) % rank - 1 for dim in dims)
+    dims = [dims] if isinstance(dims, int) else list(dims or range(len(a["self"].meta["val"].shape)))
+    axes = sorted(e.axis(a["self"], dim) for dim in dims)
     if axes[0] < 0:
         raise e.at(node).wrong("is over the batch; expected images to stay apart")
     return axes

@@ -13,7 +13,10 @@ from twoscale._ir.float_graph import Concat
 
 
 def reshape(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
-    """The same values in the same order."""
+    """The same values in the same order; the batch may merge with the dimensions behind it and part from them."""
+    before, after = (e.sizes_before_batch(x) for x in (a["self"], node))
+    if before != after:
+        raise e.mixed(node)
     return e.at(node).reshape(e.input(a["self"]), e.shape(node))
 
 
@@ -53,12 +56,31 @@ def upsample_nearest(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     return e.at(node).upsample(e.input(argument), (out[1] // height, out[2] // width))
 
 
+def interpolation(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
+    """A linear interpolation, whose every output is a fixed sum of inputs: a product with a matrix along each side."""
+    at, argument = e.at(node), a["input"] if "input" in a else a["self"]
+    name, (_, *size) = e.input(argument), e.input_shape(argument)
+    rest, named = node.args[1:], node.kwargs
+    for axis, length in enumerate(size):
+        basis = torch.zeros(length, 1, *size, dtype=torch.float64)
+        for index in range(length):
+            basis[index].select(1 + axis, index).fill_(1.0)
+        found = node.target(basis, *rest, **named)  # type: ignore[operator]
+        for other in reversed(range(len(size))):  # a constant stays one along the other side
+            if other != axis:
+                found = found.select(2 + other, 0)
+        name = at.along(name, 1 + axis, found[:, 0].T.contiguous().float().numpy())
+    return name
+
+
 def permute(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
-    """Dimensions in another order. The batch stays first."""
-    rank = 1 + len(e.input_shape(a["self"]))
+    """Dimensions in another order."""
+    rank = len(a["self"].meta["val"].shape)
     order = list(range(rank))
     if "dims" in a:
         order = [int(d) % rank for d in a["dims"]]
+    elif set(a) == {"self"}:  # .T
+        order.reverse()
     elif "source" in a:  # movedim
         source, destination = ([int(d) % rank for d in np.atleast_1d(a[key])] for key in ("source", "destination"))
         order = [d for d in order if d not in source]
@@ -67,14 +89,19 @@ def permute(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     else:
         i, j = (int(a[old if old in a else new]) % rank for old, new in (("dim0", "axis0"), ("dim1", "axis1")))
         order[i], order[j] = order[j], order[i]
-    if order[0] != 0:
-        raise e.at(node).wrong("moves the batch; expected it to stay the first dimension")
-    return e.at(node).permute(e.input(a["self"]), tuple(d - 1 for d in order[1:]))
+    position, parts = e.batch_of(a["self"])
+    if parts > 1 and order[0] != position:
+        raise e.mixed(node)
+    if parts > 1:
+        return e.at(node).permute(e.input(a["self"]), tuple(order))
+    return e.at(node).permute(e.input(a["self"]), tuple(e.axis(a["self"], d) for d in order if d != position))
 
 
 def stack(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """Concatenation along a new dimension."""
-    at, axis, shape = e.at(node), axis_of(e, node, a["dim"]), e.shape(node)
+    if not all(e.is_activation(x) for x in a["tensors"]):
+        raise e.at(node).unsupported("a stack of activations and constants", "use torch.cat")
+    at, axis, shape = e.at(node), axis_of(e, node, node, a["dim"]), e.shape(node)
     part = (*shape[:axis], 1, *shape[axis + 1 :])
     return at.append(Concat, shape, *[at.reshape(e.input(x), part) for x in a["tensors"]], axis=axis)
 
@@ -89,45 +116,42 @@ def cat(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
             constant = e.array(part)
             assert constant is not None
             parts.append(constant[0])
-    return e.at(node).concat(parts, axis_of(e, node, a["dim"]), e.shape(node))
+    return e.at(node).concat(parts, axis_of(e, node, node, a["dim"]), e.shape(node))
 
 
-def axis_of(e: Emitter, node: fx.Node, dim: Any) -> int:
-    """Return a dimension of the result, counted without the batch."""
-    rank = len(node.meta["val"].shape)
-    axis = int(dim) % rank
-    if axis == 0:
+def axis_of(e: Emitter, node: fx.Node, argument: fx.Node, dim: Any) -> int:
+    """Return a dimension of ``argument``, counted without the batch."""
+    axis = e.axis(argument, dim)
+    if axis < 0:
         raise e.at(node).wrong("works along the batch; expected images to stay apart")
-    return axis - 1
+    return axis
 
 
 def slicing(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """A range of indices, with a step."""
     shape = e.input_shape(a["self"])
-    dim = int(a["dim"]) % (1 + len(shape))
     if e.shape(node) == shape and int(a["step"]) == 1:
         return e.input(a["self"])
-    axis = axis_of(e, node, dim)
+    axis = axis_of(e, node, a["self"], a["dim"])
     start, stop, step = slice(a["start"], a["end"], a["step"]).indices(shape[axis])
     return e.at(node).slice(e.input(a["self"]), axis, start, stop, step)
 
 
 def select(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """One index of a dimension, which is dropped."""
-    shape = e.input_shape(a["self"])
-    dim = int(a["dim"]) % (1 + len(shape))
-    if dim == 0:
+    axis = e.axis(a["self"], a["dim"])
+    if axis < 0:
         raise e.at(node).wrong("takes one image; expected images to stay apart")
-    return e.at(node).select(e.input(a["self"]), dim - 1, int(a["index"]) % shape[dim - 1])
+    return e.at(node).select(e.input(a["self"]), axis, int(a["index"]) % e.input_shape(a["self"])[axis])
 
 
 def unbind(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
-    """Every index of a dimension as a tensor without that dimension."""
-    dim = int(a["dim"]) % (1 + len(e.input_shape(a["self"])))
-    if dim == 0:
+    """Every index of a dimension, which is dropped, apart."""
+    axis = e.axis(a["self"], a["dim"])
+    if axis < 0:
         raise e.at(node).wrong("takes images apart; expected them to stay a batch")
     for user in list(node.users):
-        e.tensors[user] = e.at(user).select(e.input(a["self"]), dim - 1, int(user.args[1]))  # type: ignore[arg-type]
+        e.tensors[user] = e.at(user).select(e.input(a["self"]), axis, int(user.args[1]))  # type: ignore[arg-type]
 
 
 def narrow(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
@@ -138,14 +162,15 @@ def narrow(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 def split(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
     """Each part that is read is a slice of the whole."""
     parts = node.meta["val"]
-    dim = int(a["dim"]) % (1 + len(e.input_shape(a["self"])))
-    if dim == 0:
+    axis = e.axis(a["self"], a["dim"])
+    if axis < 0:
         raise e.at(node).wrong("splits the batch; expected images to stay apart")
+    dim = int(a["dim"])
     starts = np.cumsum([0, *(int(part.shape[dim]) for part in parts)])
     for user in list(node.users):
         index = int(user.args[1])  # type: ignore[arg-type]
         start, stop = int(starts[index]), int(starts[index + 1])
-        e.tensors[user] = e.at(user).slice(e.input(a["self"]), dim - 1, start, stop)
+        e.tensors[user] = e.at(user).slice(e.input(a["self"]), axis, start, stop)
 
 
 def identity(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
@@ -176,13 +201,13 @@ def repeat(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 
 def rearranged(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """Indices of dimensions in another order, or several times: index, index_select, flip, roll."""
-    name, rank = e.input(a["self"]), 1 + len(e.input_shape(a["self"]))
+    name = e.input(a["self"])
     function = str(node.target._opname)  # type: ignore[union-attr]
     orders: list[tuple[int, Any]]
     if function == "index":
-        orders = [(dim, e.array(index)) for dim, index in enumerate(a["indices"]) if index is not None]
+        orders = [(dim, index) for dim, index in enumerate(a["indices"]) if index is not None]
     elif function == "index_select":
-        orders = [(int(a["dim"]), e.array(a["index"]))]
+        orders = [(int(a["dim"]), a["index"])]
     elif function == "repeat_interleave":
         orders = [(int(a["dim"]), None)]
     elif function == "flip":
@@ -192,7 +217,7 @@ def rearranged(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     if len(orders) > 1 and function == "index":
         raise e.at(node).unsupported("an index along several dimensions", "index one after the other")
     for dim, order in orders:
-        axis = dim % rank - 1
+        axis = e.axis(a["self"], dim)
         if axis < 0:
             raise e.at(node).wrong("moves images; expected them to stay apart")
         indices = np.arange(e.builder[name].shape[axis])
@@ -203,6 +228,7 @@ def rearranged(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
         elif function == "repeat_interleave":
             indices = np.repeat(indices, int(a["repeats"]))
         else:
-            indices = indices[np.asarray(order).astype(int)]
+            chosen = np.asarray(e.constants[order].cpu()) if isinstance(order, fx.Node) else np.asarray(order)
+            indices = indices[chosen]
         name = e.at(node).gather(name, axis, indices.tolist())
     return name

@@ -16,6 +16,11 @@ def _constant(e: Emitter, node: fx.Node, x: fx.Node, constant: Any) -> NDArray[n
     """Return a constant operand of x; see Place.constant_operand."""
     given = e.array(constant)
     assert given is not None
+    position, _ = e.batch_of(x)
+    if position and given.ndim == len(x.meta["val"].shape):
+        given = np.moveaxis(given, position, 0)
+    elif position and given.ndim > len(x.meta["val"].shape) - position - 1:
+        given = given.squeeze(position - len(x.meta["val"].shape) + given.ndim)
     return e.at(node).constant_operand(e.input(x), given, e.shape(node))
 
 
@@ -61,10 +66,15 @@ def mul(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 
 
 def div(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
-    """A division by constants."""
+    """A division by constants is a product; by an activation, a product with its reciprocal, which is a table."""
     at = e.at(node)
-    if e.is_activation(a["other"]) or a.get("rounding_mode"):
-        raise at.unsupported("a quotient of activations", "divide by a constant")
+    if a.get("rounding_mode"):
+        raise at.unsupported("a division with rounding", "divide, and round the result")
+    if e.is_activation(a["other"]):
+        inverse = at.table(e.input(a["other"]), "reciprocal")
+        if e.is_activation(a["self"]):
+            return at.mul(e.input(a["self"]), inverse, e.shape(node))
+        return at.affine_map(inverse, _constant(e, node, a["other"], a["self"]), 0.0)
     divisor = _constant(e, node, a["self"], a["other"])
     if not divisor.all():
         raise at.wrong("divides by zero")
@@ -72,14 +82,23 @@ def div(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 
 
 def power(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
-    """A square is a product, any other power a table."""
+    """A square is a product, any other power of an activation or of a number a table."""
     at, exponent = e.at(node), a.get("exponent")
-    if isinstance(exponent, fx.Node) and not e.is_activation(exponent):
+    if e.is_activation(exponent):
+        base = None if e.is_activation(a["self"]) else e.array(a["self"])
+        if base is None or base.size != 1 or not base.reshape(-1)[0] > 0:
+            raise at.unsupported("a power with a computed exponent", "use one positive number as the base")
+        return at.table(at.affine(e.input(exponent), math.log(float(base.reshape(-1)[0]))), "exp")
+    if isinstance(exponent, fx.Node):
         values = e.array(exponent)
         exponent = None if values is None or values.size != 1 else float(values.reshape(()))
-    if not e.is_activation(a["self"]) or not isinstance(exponent, int | float) or exponent <= 0:
-        raise at.unsupported("a power that is not one positive number", "multiply instead")
-    return square(e, node, a) if exponent == 2 else at.table(e.input(a["self"]), "power", float(exponent))
+    if not isinstance(exponent, int | float) or exponent == 0:
+        raise at.unsupported("a power that is not one number other than 0", "multiply instead")
+    if exponent == 2:
+        return square(e, node, a)
+    name = e.input(a["self"])
+    name = name if abs(exponent) == 1 else at.table(name, "power", abs(float(exponent)))
+    return at.table(name, "reciprocal") if exponent < 0 else name
 
 
 def square(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
@@ -91,44 +110,103 @@ def expand(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """Products broadcast one operand; other cases make copies."""
     shape = e.shape(node)
     readers = {str(getattr(user.target, "_opname", user.target)).rstrip("_") for user in node.users}
-    if readers <= {"mul", "multiply"} and len(shape) == len(e.input_shape(a["self"])):
+    if readers <= {"mul", "multiply", "div", "divide", "true_divide"} and len(shape) == len(e.input_shape(a["self"])):
         return e.input(a["self"])
     return e.at(node).tile(e.input(a["self"]), shape)
 
 
 def matmul(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
-    """A product with a matrix of weights is a linear layer."""
+    """A product with a matrix of weights is a linear layer; with several matrices, a grouped convolution."""
     at = e.at(node)
     left, right = (a[key] for key in ("mat1", "mat2")) if "mat1" in a else (a["self"], a.get("other", a.get("mat2")))
-    weight = None if e.is_activation(right) else e.array(right)
-    if (
-        isinstance(right, fx.Node)
-        and "mat1" not in a
-        and e.is_activation(right)
-        and not e.is_activation(left)
-        and len(e.input_shape(right)) == 2
-    ):
-        left_weight = e.array(left)  # weights times columns
-        if left_weight is not None and left_weight.ndim == 2:
-            return at.permute(at.linear(at.permute(e.input(right), (1, 0)), left_weight), (1, 0))
-    if weight is None or weight.ndim != 2:
+    x: Any
+    x, given = (left, right) if e.is_activation(left) else (right, left)
+    weight = None if e.is_activation(given) else e.array(given)
+    if weight is None or weight.ndim < 2:
         raise at.unsupported("a product of matrices that are not weights", "use convolutions and linear layers")
-    bias = np.zeros(weight.shape[1], np.float32)
+    if weight.ndim == 3 and e.is_batch(weight.shape[0]):
+        weight = weight[:1]  # copies for every image
+    axis = e.axis(x, -1 if x is left else -2)
+    if axis < 0:
+        raise at.wrong("sums over the batch; expected images to stay apart")
+    matrices = weight if x is right else weight.swapaxes(-1, -2)  # (..., O, I)
+    bias = None
     if "mat1" in a:  # addmm
         added = e.array(a["self"])
-        if added is None or a["beta"] != 1 or a["alpha"] != 1:
+        if added is None or x is right or a["beta"] != 1 or a["alpha"] != 1:
             raise at.unsupported("a sum with factors", "use a linear layer")
-        bias = np.broadcast_to(added.reshape(-1), bias.shape).copy()
-    return at.linear(e.input(left), np.ascontiguousarray(weight.T), bias)
+        bias = np.broadcast_to(added.reshape(-1), matrices.shape[-2:-1]).copy()
+    if weight.size != math.prod(weight.shape[-2:]):
+        return _grouped(e, node, x, axis, matrices)
+    return at.along(e.input(x), axis, np.ascontiguousarray(matrices.reshape(matrices.shape[-2:])), bias)
+
+
+def _grouped(e: Emitter, node: fx.Node, x: fx.Node, axis: int, matrices: NDArray[np.float32]) -> str:
+    """Append products with k matrices (k, O, I), each with its part of a tensor of k parts."""
+    at, shape = e.at(node), e.input_shape(x)
+    position, _ = e.batch_of(x)
+    if position == 0 or matrices.ndim != 3 or len(shape) not in (2, 3) or matrices.shape[0] != shape[0]:
+        raise at.unsupported("a product with a stack of matrices", "use convolutions and linear layers")
+    parts, out, features = matrices.shape
+    name = e.input(x)
+    if len(shape) == 3 and axis == 2:
+        name = at.permute(name, (0, 2, 1))
+    size = math.prod(shape) // (parts * features)
+    name = at.convolution(
+        at.reshape(name, (parts * features, size, 1)),
+        (parts * out, size, 1),
+        np.ascontiguousarray(matrices.reshape(parts * out, features, 1, 1)),
+        None,
+        stride=(1, 1),
+        padding=((0, 0), (0, 0)),
+        dilation=(1, 1),
+        groups=parts,
+    )
+    name = at.reshape(name, (parts, out, size))
+    return at.reshape(at.permute(name, (0, 2, 1)) if axis == len(shape) - 1 else name, e.shape(node))
 
 
 def maximum(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
-    """The larger of two activations is a pool over the two; of one and a number, a clamp."""
+    """The larger of two activations is a pool over the two; of one and constants, a clamp."""
+    return _extreme(e, node, a, largest=True)
+
+
+def minimum(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
+    """The smaller of two activations, or of one and constants."""
+    return _extreme(e, node, a, largest=False)
+
+
+def _extreme(e: Emitter, node: fx.Node, a: dict[str, Any], *, largest: bool) -> str:
     at = e.at(node)
     left, right = (a["self"], a["other"]) if e.is_activation(a["self"]) else (a["other"], a["self"])
     if e.is_activation(right):
-        return at.maximum(e.input(left), e.input(right), e.shape(node))
-    bound = _constant(e, node, left, right)
-    if bound.size != 1:
-        raise at.unsupported("a maximum with constants that differ", "use one number")
-    return at.clamp(e.input(left), (float(bound.reshape(-1)[0]), math.inf))
+        return (at.maximum if largest else at.minimum)(e.input(left), e.input(right), e.shape(node))
+    return clamped(e, node, left, right if largest else None, None if largest else right)
+
+
+def clamped(e: Emitter, node: fx.Node, x: fx.Node, lo: Any, hi: Any) -> str:
+    """Append a clamp by numbers or constant tensors; None is no bound."""
+    at, name = e.at(node), e.input(x)
+    numbers = []
+    for bound, none, direction in ((lo, -math.inf, (0.0, math.inf)), (hi, math.inf, (-math.inf, 0.0))):
+        if isinstance(bound, int | float) or bound is None:
+            numbers.append(none if bound is None else float(bound))
+        elif e.is_activation(bound):
+            raise at.unsupported("a clamp with computed bounds", "use torch.maximum and torch.minimum")
+        else:
+            values = _constant(e, node, x, bound)
+            if values.size > 1:
+                name = at.bounded(name, values, direction)
+            numbers.append(float(values.reshape(-1)[0]) if values.size == 1 else none)
+    return name if numbers == [-math.inf, math.inf] else at.clamp(name, (numbers[0], numbers[1]))
+
+
+def lerp(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
+    """Return (1 − weight) · self + weight · end, with a number as the weight."""
+    weight = a["weight"]
+    if isinstance(weight, fx.Node):
+        values = None if e.is_activation(weight) else e.array(weight)
+        if values is None or values.size != 1:
+            raise e.at(node).unsupported("an interpolation with several weights", "write a + weight * (b - a)")
+        weight = float(values.reshape(()))
+    return _sum(e, node, a["self"], a["end"], 1 - weight, weight)

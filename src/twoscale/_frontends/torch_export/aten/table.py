@@ -6,7 +6,7 @@ from twoscale._frontends.torch_export.aten import functions, layers, padding, po
 from twoscale._frontends.torch_export.aten.emitter import Translation
 from twoscale._frontends.torch_export.aten.functions import table_of
 
-__all__ = ["TRANSLATIONS"]
+__all__ = ["PLAIN_ONLY", "TRANSLATIONS"]
 
 TRANSLATIONS: dict[str, Translation] = {
     # Convolutions, linear layers, batch norms.
@@ -21,6 +21,7 @@ TRANSLATIONS: dict[str, Translation] = {
     "instance_norm": layers.batch_norm,
     "matmul": sums.matmul,
     "mm": sums.matmul,
+    "bmm": sums.matmul,
     "addmm": sums.matmul,
     # Pools.
     "max_pool2d": pooling.max_pool2d,
@@ -33,6 +34,10 @@ TRANSLATIONS: dict[str, Translation] = {
     "sum": pooling.total,
     "max": pooling.largest,
     "amax": pooling.largest,
+    "min": pooling.least,
+    "amin": pooling.least,
+    "linalg_vector_norm": pooling.norm,
+    "norm": pooling.norm,
     # Sums and products.
     "add": sums.add,
     "sub": sums.sub,
@@ -48,6 +53,10 @@ TRANSLATIONS: dict[str, Translation] = {
     "pow": sums.power,
     "square": sums.square,
     "maximum": sums.maximum,
+    "fmax": sums.maximum,
+    "minimum": sums.minimum,
+    "fmin": sums.minimum,
+    "lerp": sums.lerp,
     "expand": sums.expand,
     "expand_as": sums.expand,
     "broadcast_to": sums.expand,
@@ -76,7 +85,34 @@ TRANSLATIONS: dict[str, Translation] = {
     "ge": functions.compared("greater_equal"),
     "lt": functions.compared("less"),
     "le": functions.compared("less_equal"),
+    "eq": functions.compared("equal"),
+    "ne": functions.compared("not_equal"),
+    "logical_not": functions.negation,
+    "bitwise_not": functions.negation,
+    "logical_and": functions.both,
+    "bitwise_and": functions.both,
+    "__and__": functions.both,
+    "logical_or": functions.either,
+    "bitwise_or": functions.either,
+    "__or__": functions.either,
     "where": functions.where,
+    "masked_fill": functions.masked_fill,
+    "expm1": table_of("expm1"),
+    "exp2": table_of("exp2"),
+    "log2": table_of("log2"),
+    "log10": table_of("log10"),
+    "atan": table_of("atan"),
+    "arctan": table_of("atan"),
+    "sinh": table_of("sinh"),
+    "cosh": table_of("cosh"),
+    "asinh": table_of("asinh"),
+    "erfc": table_of("erfc"),
+    "reciprocal": table_of("reciprocal"),
+    "round": functions.rounding,
+    "floor": table_of("floor"),
+    "ceil": table_of("ceil"),
+    "trunc": table_of("trunc"),
+    "fix": table_of("trunc"),
     "log1p": table_of("log1p"),
     "log": table_of("log"),
     "rsqrt": table_of("rsqrt"),
@@ -112,6 +148,8 @@ TRANSLATIONS: dict[str, Translation] = {
     "transpose": shapes.permute,
     "swapaxes": shapes.permute,
     "swapdims": shapes.permute,
+    "numpy_T": shapes.permute,
+    "t": shapes.permute,
     "movedim": shapes.permute,
     "moveaxis": shapes.permute,
     "channel_shuffle": shapes.channel_shuffle,
@@ -119,6 +157,10 @@ TRANSLATIONS: dict[str, Translation] = {
     "pixel_unshuffle": shapes.pixel_unshuffle,
     "upsample_nearest2d": shapes.upsample_nearest,
     "_upsample_nearest_exact2d": shapes.upsample_nearest,
+    "upsample_linear1d": shapes.interpolation,
+    "upsample_bilinear2d": shapes.interpolation,
+    "_upsample_bilinear2d_aa": shapes.interpolation,
+    "upsample_bicubic2d": shapes.interpolation,
     "slice": shapes.slicing,
     "narrow": shapes.narrow,
     "select": shapes.select,
@@ -165,5 +207,13 @@ TRANSLATIONS: dict[str, Translation] = {
     "_to_copy": shapes.to,
     "type_as": shapes.to,
 }
-"""From the name of an operator, without its overload and without the underscore of an in-place form, to its
-translation."""
+"""Name of an operator without its overload, and without the underscore of its in-place form, to its translation."""
+
+_OF_PLAIN_BATCHES = (
+    *(shapes.channel_shuffle, shapes.pixel_shuffle, shapes.pixel_unshuffle, shapes.upsample_nearest, shapes.filled),
+    *(shapes.repeat, shapes.interpolation, sums.expand, padding.pad, functions.softmax, functions.glu, functions.prelu),
+    *(functions.where, functions.masked_fill, layers.transposed_convolution),
+)
+
+PLAIN_ONLY = frozenset(name for name, translation in TRANSLATIONS.items() if translation in _OF_PLAIN_BATCHES)
+"""Operators that need the batch alone in the first dimension; the others may read and make any tensor."""

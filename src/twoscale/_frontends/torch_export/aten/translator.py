@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,10 @@ _SHAPE_ONLY = ("sym_size", "_assert", "sym_constrain", "_check")
 # Parts of the program under a context manager, and the position of their graph among the arguments.
 _REGIONS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
 
-# Operators that create a tensor of a given shape.
+# Operators whose result may stand unchanged for a larger one that the next operator broadcasts to.
+_BROADCAST_LATER = ("expand", "expand_as", "broadcast_to")
+
+# Operators that make a tensor of a given shape.
 _MAKE_TENSORS = ("zeros", "ones", "full")
 
 
@@ -54,9 +57,14 @@ class Translator(Emitter):
     """Walks an exported program once and collects the nodes."""
 
     def __init__(
-        self, exported: torch.export.ExportedProgram, name: str, translations: Mapping[str, Translation]
+        self,
+        exported: torch.export.ExportedProgram,
+        name: str,
+        translations: Mapping[str, Translation],
+        plain_only: Collection[str],
     ) -> None:
         super().__init__(name)
+        self.plain_only = plain_only
         self.name = name
         self.translations = translations
         self.exported = exported
@@ -109,6 +117,7 @@ class Translator(Emitter):
         result = results[0]
         if not isinstance(result, fx.Node) or result not in self.tensors:
             raise CaptureError(f"{self.name} returns something that does not depend on the images")
+        self._check_batch([result])
         name = self.tensors[result]
         shape = self.builder[name].shape
         if len(shape) != 1:
@@ -145,6 +154,8 @@ class Translator(Emitter):
             raise UnknownOperator(
                 f"operator {node.target} at {self.source(node)} has no integer form here; " + remedy(target.rstrip("_"))
             )
+        if target.rstrip("_") in self.plain_only:
+            self._check_batch(inputs)
         try:
             result = translation(self, node, self._arguments(node))
         except (CaptureError, ViewChanged):
@@ -156,9 +167,25 @@ class Translator(Emitter):
                 "write it in another way"
             ) from error
         if result is not None:
+            name = target.rstrip("_")
+            if name in self.plain_only and not self.is_plain(node):
+                raise self.mixed(node)
+            if name not in _BROADCAST_LATER and self.builder[result].shape != self.shape(node):
+                raise UnsupportedOperatorError(
+                    f"{node.target} at {self.source(node)} is called in a way that is not known here (its result has "
+                    f"shape {self.shape(node)}, expected {self.builder[result].shape}); write it in another way"
+                )
             self.tensors[node] = result
         if target.endswith("_") and node in self.tensors:
             self._changed_in_place(node.args[0], self.tensors[node])
+
+    def _check_batch(self, inputs: list[fx.Node]) -> None:
+        """Refuse activations whose first dimension is not the batch alone; the error names what moved or merged it."""
+        for argument in inputs:
+            if not self.is_plain(argument):
+                while (source := argument.all_input_nodes[0]) in self.tensors and not self.is_plain(source):
+                    argument = source
+                raise self.mixed(argument)
 
     def _region(self, node: fx.Node, target: str) -> None:
         """Translate a part of the program under a context manager that changes no value."""
