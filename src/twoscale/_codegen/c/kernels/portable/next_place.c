@@ -6,22 +6,18 @@ typedef struct {
     int32_t run;                      /* bytes */
 } copy_params;
 
-typedef struct {
-    int32_t index[6];
-    int32_t from, to; /* bytes */
-} copy_place;
-
-/* Step to the next place along the first `rank` dimensions, the last of them fastest. Returns 0 after the last place. */
-static int next_place(const copy_params *p, int32_t rank, copy_place *at)
+/* Step to the next place along the first `rank` dimensions, the last of them fastest: from and to are in bytes. Returns 0
+ * after the last place. */
+static int next_place(const copy_params *p, int32_t rank, int32_t index[6], int32_t *from, int32_t *to)
 {
     for (int32_t axis = rank - 1; axis >= 0; axis--) {
-        at->from += p->from_step[axis];
-        at->to += p->to_step[axis];
-        if (++at->index[axis] < p->size[axis])
+        *from += p->from_step[axis];
+        *to += p->to_step[axis];
+        if (++index[axis] < p->size[axis])
             return 1;
-        at->from -= p->from_step[axis] * p->size[axis];
-        at->to -= p->to_step[axis] * p->size[axis];
-        at->index[axis] = 0;
+        *from -= p->from_step[axis] * p->size[axis];
+        *to -= p->to_step[axis] * p->size[axis];
+        index[axis] = 0;
     }
     return 0;
 }

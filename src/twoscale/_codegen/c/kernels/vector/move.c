@@ -15,10 +15,11 @@ static void move_runs(const copy_params *p, const uint8_t *x, uint8_t *y)
 static void move(const copy_params *p, const uint8_t *x, uint8_t *y, int32_t count)
 {
     for (int32_t n = 0; n < count; n++, x += IMAGE_BYTES, y += IMAGE_BYTES) {
-        copy_place at = {{0}, 0, 0};
+        int32_t index[6] = {0};
+        int32_t from = 0, to = 0;
 
         do
-            move_runs(p, x + at.from, y + at.to);
-        while (next_place(p, p->rank - 1, &at));
+            move_runs(p, x + from, y + to);
+        while (next_place(p, p->rank - 1, index, &from, &to));
     }
 }
