@@ -60,6 +60,8 @@ _HOMES = {
 _FUNCTIONS = {
     "compile": "twoscale._runtimes.classifier:CompiledClassifier",
     "inspection_html": "twoscale._display.statistics:inspection_html",
+    "integer_summary": "twoscale._display.layers:integer_summary",
+    "layer_html": "twoscale._display.layers:layer_html",
     "network_html": "twoscale._display.networks:network_html",
     "save": "twoscale._formats:save",
     "stages_html": "twoscale._lab.page:stages_html",

@@ -17,6 +17,7 @@ from twoscale import _delegates as delegates
 from twoscale._ir import checks
 from twoscale._ir import layers as n
 from twoscale._text import printable
+from twoscale.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +89,20 @@ class IntegerNetwork:
         return iter(self.layers)
 
     def __getitem__(self, name: str) -> n.Layer:
-        return self._by_name[name]
+        """Return a layer that knows its network: its weight scale, its integers for images, and how to show itself.
+
+        Raises:
+            UnknownNameError: there is no such layer.
+        """
+        if name not in self._by_name:
+            raise UnknownNameError("layer", name, self._by_name)
+        if name not in self._taken:
+            self._taken[name] = self._by_name[name].of(self)
+        return self._taken[name]
+
+    @cached_property
+    def _taken(self) -> dict[str, n.Layer]:
+        return {}
 
     @cached_property
     def _by_name(self) -> dict[str, n.Layer]:
@@ -151,6 +165,17 @@ class IntegerNetwork:
                 _feed(digest.update, getattr(layer, attribute.name))
         digest.update(self.output.encode())
         return digest.hexdigest()
+
+    def integers(self, layer: str, images_nchw: Any) -> NDArray[Any]:
+        """Return the output integers of a layer for float images, (N, ...), computed by the NumPy reference.
+
+        Raises:
+            ConfigurationError: images of another shape, or NaN or infinity among them.
+            UnknownNameError: there is no such layer.
+        """
+        from twoscale._ir.reference import ReferenceExecutor
+
+        return ReferenceExecutor(self).run(images_nchw, [layer])[layer]
 
     def logits(self, integers: NDArray[Any]) -> NDArray[np.float32]:
         """Return the real logits of output integers, (N, classes): scale · (q − z)."""

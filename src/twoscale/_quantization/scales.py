@@ -15,9 +15,7 @@ Float64 = NDArray[np.float64]
 
 def weight_scales(layer: n.Accumulating, x: n.TensorSpec) -> Float64:
     """Return the real weight scales of a layer, (O,) or (1,): s_w = m · s_y / (2**shift · s_x), equation (4)."""
-    if layer.multiplier is None:  # the head: its output scale is s_x · s_w
-        return np.array([layer.output.scale / x.scale])
-    return layer.multiplier.values.astype(np.float64) * layer.output.scale / x.scale
+    return layer.weight_scales(x)
 
 
 def quantize_bias(name: str, bias: Float64, scales: Float64) -> NDArray[np.int32]:

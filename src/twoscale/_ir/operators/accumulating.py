@@ -80,6 +80,32 @@ class Accumulating(Requantize):
     """Output channel first."""
     bias_o: NDArray[np.int32]
 
+    @property
+    def weight_integers(self) -> NDArray[np.int8]:
+        """The weights, output channel first."""
+        return self.weight
+
+    @property
+    def bias_integers(self) -> NDArray[np.int32]:
+        """The biases, (O,), in steps of input scale times weight scale."""
+        return self.bias_o
+
+    @property
+    def weight_scale(self) -> NDArray[np.float64]:
+        """What one step of a weight is worth, (1,), or (O,) with a scale per output channel.
+
+        Raises:
+            ConfigurationError: the layer was not taken from a network, as network["fc3"] is.
+        """
+        return self.weight_scales(self.owner.spec(self.inputs[0]))
+
+    def weight_scales(self, x: TensorSpec) -> NDArray[np.float64]:
+        """Return the real weight scales for an input, (O,) or (1,): s_w = m · s_y / (2**shift · s_x), equation (4)."""
+        if self.multiplier is None:  # the head: its output scale is s_x · s_w
+            return np.array([self.output.scale / x.scale])
+        scales: NDArray[np.float64] = self.multiplier.values.astype(np.float64) * self.output.scale / x.scale
+        return scales
+
     def partial_bound(self, x: TensorSpec) -> NDArray[np.int64]:
         """Return Σ|q_w|·max(z − lo, hi − z) + |b| of each output channel, (O,), equation (13).
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from twoscale import _delegates as delegates
 from twoscale._ir.arithmetic import MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
 from twoscale._ir.operators.operation import Operation, operation
+from twoscale.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from twoscale._ir.integer_network import IntegerNetwork
 
 __all__ = [
     "UNBOUNDED",
@@ -140,6 +146,49 @@ class Layer(Operation, ABC):
     def op(self) -> str:
         """Name of the operation."""
         return type(self).__name__
+
+    def of(self, network: IntegerNetwork) -> Layer:
+        """Return the layer as one of ``network``: it then knows its input's scale and can be run."""
+        mine = copy.copy(self)
+        object.__setattr__(mine, "_owner", network)
+        return mine
+
+    @property
+    def owner(self) -> IntegerNetwork:
+        """The network that the layer was taken from.
+
+        Raises:
+            ConfigurationError: none.
+        """
+        owner: IntegerNetwork | None = vars(self).get("_owner")
+        if owner is None:
+            raise ConfigurationError(
+                f"layer {self.name} belongs to no network; take it from one: network['{self.name}']"
+            )
+        return owner
+
+    def integers(self, images_nchw: Any) -> NDArray[Any]:
+        """Return the layer's output for float images, (N, ...), as integers in the type of its spec.
+
+        Raises:
+            ConfigurationError: images of another shape, or a layer that was not taken from a network.
+        """
+        return self.owner.integers(self.name, images_nchw)
+
+    def histogram(self, images_nchw: Any = None) -> Any:
+        """Return statistics and histogram of the weight integers, or with images of the output's; notebooks show it.
+
+        Raises:
+            ConfigurationError: no images, where the layer has no weights; or as for ``integers``.
+        """
+        values = getattr(self, "weight", None) if images_nchw is None else self.integers(images_nchw)
+        if values is None:
+            raise ConfigurationError(f"layer {self.name} has no weights; pass images for a histogram of its output")
+        return delegates.call("integer_summary", self.name, values, is_weight=images_nchw is None)
+
+    def _repr_html_(self) -> str:
+        html: str = delegates.call("layer_html", self)
+        return html
 
     @property
     def arity(self) -> int:
