@@ -77,7 +77,7 @@ $(DOCS_VENV)/installed: pyproject.toml constraints.txt
 release: $(VENV)/installed-test
 	$(VENV)/bin/python scripts/release.py
 
-# Mutated files through every loader; benchmarks/results/fuzz.json.
+# Mutated files through every loader: 20,000, about half an hour; benchmarks/results/fuzz.json.
 fuzz: $(VENV)/installed-test
 	$(VENV)/bin/python -m benchmarks.fuzz $(FUZZ)
 

@@ -1,20 +1,25 @@
 """Damaged and hostile files through every loader: refused, or right, and nothing else.
 
-Each case is a file that was mutated (bits, bytes, lengths, protobuf fields, JSON values), read in a child process with
-limits of memory and time. A foreign ONNX file that loads is run beside ONNX Runtime on the same file.
+Each case is a file that was mutated, blindly or behind its checksums (``benchmarks.mutations``), and is read in a child
+process with limits of memory and time. A network that loads is run, whatever the size of its images, and compared with
+ONNX Runtime on the same file where that runs it.
 
     python -m benchmarks.fuzz [CASES] [SEED]
 """
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import math
 import multiprocessing
+import os
 import random
 import resource
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,131 +28,89 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+from numpy.typing import NDArray
 
+from benchmarks import mutations
 from benchmarks.common import write_result
+from benchmarks.mutations import Load, Mutate
 from twoscale.errors import TwoscaleError
 
-MEMORY = 4 << 30
+MEMORY = 8 << 30
+"""Address space of a child, its libraries included."""
+MACHINE = 2 << 30
+"""Memory that the machine is made to have, of which ``load`` refuses what needs more."""
 SECONDS = 20
-LARGEST_IMAGE = 1 << 20
-"""Values of an image up to which networks are run, too."""
+"""Of processor time for one file; other load on the machine does not count."""
+WAIT = 600
+"""Seconds on the clock after which a child counts as hanging in any case."""
+LARGEST_BATCH = 1 << 20
+"""Values up to which three images are run, above it one."""
 OUTCOMES = ("refused", "loaded", "equal", "differing", "traceback", "crash", "hang", "memory")
 BAD = ("differing", "traceback", "crash", "hang", "memory")
 
-_NUMBERS = (0, 1, -1, 2, 7, 127, 128, 255, 256, 65_536, 2**31 - 1, 2**31, -(2**31), 2**40, 2**62, -(2**63))
-
-
-def mutate_bytes(content: bytes, rng: random.Random) -> bytes:
-    """Flip bits, overwrite, cut, repeat or swap parts."""
-    data = bytearray(content)
-    for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        if not data:
-            break
-        at, length = rng.randrange(len(data)), rng.choice((1, 2, 4, 8, 64))
-        how = rng.randrange(6)
-        if how == 0:
-            data[at] ^= 1 << rng.randrange(8)
-        elif how == 1:
-            data[at : at + length] = rng.randbytes(length)
-        elif how == 2:
-            del data[at : at + length]
-        elif how == 3:
-            data[at:at] = data[at : at + length]
-        elif how == 4:
-            del data[at:]
-        else:
-            data[at : at + length] = rng.choice((b"\x00", b"\xff", b"\x80")) * length
-    return bytes(data)
-
-
-def mutate_onnx(content: bytes, rng: random.Random) -> bytes:
-    """Change a node, an attribute, a constant, a type or the metadata of a model, which stays a protobuf."""
-    model = onnx.load_model_from_string(content)
-    graph = model.graph
-    for _ in range(rng.choice((1, 1, 2, 3))):
-        node = rng.choice(graph.node)
-        how = rng.randrange(10)
-        if how == 0 and node.attribute:
-            attribute = rng.choice(node.attribute)
-            if attribute.ints:
-                attribute.ints[rng.randrange(len(attribute.ints))] = rng.choice(_NUMBERS)
-            else:
-                attribute.i = rng.choice(_NUMBERS)
-        elif how == 1 and node.input:
-            node.input[rng.randrange(len(node.input))] = rng.choice(
-                [name for other in graph.node for name in other.input] + [""]
-            )
-        elif how == 2 and graph.initializer:
-            tensor = rng.choice(graph.initializer)
-            tensor.raw_data = mutate_bytes(tensor.raw_data, rng)[: len(tensor.raw_data)].ljust(len(tensor.raw_data))
-        elif how == 3 and graph.initializer:
-            tensor = rng.choice(graph.initializer)
-            if tensor.dims:
-                tensor.dims[rng.randrange(len(tensor.dims))] = rng.choice(_NUMBERS)
-            else:
-                tensor.dims.append(rng.choice((1, 2, 2**40)))
-        elif how == 4 and graph.initializer:
-            rng.choice(graph.initializer).data_type = rng.choice((0, 1, 2, 3, 6, 7, 10, 11, 16, 20, 99))
-        elif how == 5:
-            node.op_type = rng.choice([other.op_type for other in graph.node] + ["Relu", "Shape", "Loop"])
-        elif how == 6:
-            shape = graph.input[0].type.tensor_type.shape.dim
-            if shape:
-                shape[rng.randrange(len(shape))].dim_value = rng.choice((0, 1, 3, 8, 2**20, 2**40))
-        elif how == 7 and model.metadata_props:
-            entry = rng.choice(model.metadata_props)
-            entry.value = mutate_text(entry.value, rng)
-        elif how == 8:
-            graph.node.append(node) if rng.random() < 0.5 else graph.node.remove(node)
-        elif how == 9:
-            rng.choice(model.opset_import).version = rng.choice((0, 1, 7, 10, 13, 18, 25, 99))
-        if not graph.node:
-            break
-    return bytes(model.SerializeToString())
-
-
-def mutate_text(text: str, rng: random.Random) -> str:
-    """Put another value in the place of a number or a bracket of JSON."""
-    values = ["1e400", "-1", "null", "[]", "{}", '"x"', "[" * 3000, "NaN", "9" * 400, "0.5", r'"\ud800"', "true"]
-    places = [i for i, c in enumerate(text) if c in '0123456789[]{}"']
-    if not places:
-        return rng.choice(values)
-    at = rng.choice(places)
-    return text[:at] + rng.choice(values) + text[at + rng.randrange(3) :]
-
-
-def _text_bytes(content: bytes, rng: random.Random) -> bytes:
-    return mutate_text(content.decode(), rng).encode() if rng.random() < 0.7 else mutate_bytes(content, rng)
-
 
 def load_network(path: Path) -> str:
-    """Load a network; beside ONNX Runtime where the file is another tool's."""
-    import onnxruntime
-
+    """Load an integer network, and run it beside ONNX Runtime on the file."""
     from twoscale._formats import load
+    from twoscale._ir.reference import ReferenceExecutor
 
     network = load(path)
-    if math.prod(network.input.output.shape) > LARGEST_IMAGE:
-        return "loaded"  # whatever runs it takes its time
+    shape = network.input.output.shape
+    count = 3 if math.prod(shape) <= LARGEST_BATCH else 1
+    images = np.random.default_rng(0).normal(0, 2, (count, *shape)).astype(np.float32)
+    integers = ReferenceExecutor(network).run(images)[network.output]
+    expected = _run(path, images)
+    if expected is None or not (network.on_grid or network.scheme == "foreign"):
+        return "loaded"  # nothing to compare with, or nothing that is promised
+    spec = network.spec(network.output)
+    # Integers are promised; these are the real numbers that ONNX Runtime makes of them.
+    found = (integers.astype(np.int64) - spec.zero_point).astype(np.float32) * np.float32(spec.scale)
+    return "equal" if np.array_equal(found, expected) else "differing"
+
+
+def _run(path: Path, images: NDArray[np.float32]) -> NDArray[Any] | None:
+    """Return what ONNX Runtime computes from a file, or None where it refuses it."""
+    import onnxruntime
+
     onnxruntime.set_default_logger_severity(4)
-    images = np.random.default_rng(0).normal(0, 2, (3, *network.input.output.shape)).astype(np.float32)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    options.enable_cpu_mem_arena = False
     try:
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         (expected,) = session.run(None, {session.get_inputs()[0].name: images})
-    except Exception:  # ONNX Runtime refuses what was read here: then nothing can be compared
-        network(images)
+    except Exception:  # its errors have no common base
+        return None
+    return np.asarray(expected)
+
+
+def load_float(path: Path) -> str:
+    """Read a float network from ONNX, and run it beside ONNX Runtime."""
+    import torch
+
+    from twoscale._frontends import float_graph
+    from twoscale._ir.float_module import GraphModule
+
+    images = np.random.default_rng(0).normal(0, 1, (2, 3, 16, 16)).astype(np.float32)
+    module = GraphModule(float_graph(path, images))
+    with torch.no_grad():
+        found = module(torch.from_numpy(images)).numpy()
+    expected = _run(path, images)
+    if expected is None or not np.isfinite(expected).all():
         return "loaded"
-    return "equal" if np.array_equal(np.asarray(network(images)), expected, equal_nan=True) else "differing"
+    if found.shape != expected.shape:
+        return "differing"
+    return "equal" if np.abs(found - expected).max(initial=0) <= 1e-3 * np.abs(expected).max(initial=0) else "differing"
 
 
 def load_weights(path: Path) -> str:
-    """Load weights of a built-in model."""
+    """Load weights of a built-in model, of a file that names it and of one that does not."""
     from twoscale import models
 
-    models.load("net", path)
+    try:
+        models.load(None, path)
+    except TwoscaleError:
+        models.load("net", path)
     return "loaded"
 
 
@@ -176,69 +139,150 @@ def load_archive(path: Path) -> str:
     return "loaded"
 
 
-Mutate = Callable[[bytes, random.Random], bytes]
-Kind = tuple[list[bytes], str, Callable[[Path], str], list[Mutate]]
+def load_batch(path: Path) -> str:
+    """Load one pickled batch of CIFAR-10."""
+    from twoscale.data._pickled import PickledBatchError, read_batch
+
+    try:
+        read_batch(path.read_bytes())
+    except PickledBatchError as error:  # read_path adds the name of the file
+        raise TwoscaleError(str(error)) from error
+    return "loaded"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of file."""
+
+    seeds: list[bytes]
+    """Whole files."""
+    suffix: str
+    load: Load
+    mutations: tuple[Mutate, ...]
+    """Chosen from at random; one that stands here twice is chosen twice as often."""
+    weight: int = 1
+    """How often a file of this kind comes."""
 
 
 def kinds(folder: Path) -> dict[str, Kind]:
     """Make the seeds: one whole file or more of each kind."""
     import torch
 
-    from tests.formats.test_onnx_foreign import Draft
+    from tests.formats.test_onnx_foreign import float_classifier
     from tests.integer_networks import random_network
     from twoscale import models
     from twoscale._files import write_record
     from twoscale.models._files import ModelInfo, save_model
 
     own = []
-    for seed in range(6):
+    for seed in range(8):
         path = folder / f"own{seed}.onnx"
         random_network(np.random.default_rng(seed)).save(path)
         own.append(path.read_bytes())
-    foreign = [_foreign(Draft, operator, folder) for operator in range(4)]
+    torch.manual_seed(0)
     model = models.create("net")
     info = ModelInfo("net", "cifar10", tuple("abcdefghij"), (0.5,) * 3, (0.5,) * 3, 0, 1, None)
     save_model(folder / "net.safetensors", model, info)
-    torch.save(model.state_dict(), folder / "net.pt")
+    weights = (folder / "net.safetensors").read_bytes()
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
     write_record(folder / "record.json", Record("x", (1.5, 2.0, None), {"a": [True, "b"]}))
-    archive = _archive(folder / "cifar.tar.gz")
+    m = mutations
     return {
-        "own ONNX": (own, ".onnx", load_network, [mutate_bytes, mutate_onnx, mutate_onnx]),
-        "foreign ONNX": (foreign, ".onnx", load_network, [mutate_bytes, mutate_onnx, mutate_onnx]),
-        "safetensors": ([(folder / "net.safetensors").read_bytes()], ".safetensors", load_weights, [mutate_bytes]),
-        "torch.save": ([(folder / "net.pt").read_bytes()], ".pt", load_weights, [mutate_bytes]),
-        "record": ([(folder / "record.json").read_bytes()], ".json", load_record, [_text_bytes]),
-        "archive": ([archive], ".tar.gz", load_archive, [mutate_bytes]),
+        "own ONNX": Kind(
+            own, ".onnx", load_network, (m.mutate_bytes, m.mutate_onnx, *(m.mutate_network,) * 3), weight=4
+        ),
+        "foreign ONNX": Kind(
+            foreign_files(folder), ".onnx", load_network, (m.mutate_bytes, *(m.mutate_onnx,) * 4), weight=4
+        ),
+        "float ONNX": Kind(
+            [float_classifier().SerializeToString()],
+            ".onnx",
+            load_float,
+            (m.mutate_bytes, *(m.mutate_onnx,) * 4),
+            weight=2,
+        ),
+        "safetensors": Kind(
+            [weights],
+            ".safetensors",
+            load_weights,
+            (m.mutate_bytes, *(m.mutate_safetensors_header,) * 2, *(m.mutate_weights,) * 2),
+            weight=3,
+        ),
+        "torch.save": Kind(
+            [file.getvalue()],
+            ".pt",
+            load_weights,
+            (m.mutate_bytes, *(m.mutate_state,) * 2, *(m.mutate_torch_zip,) * 2),
+            weight=3,
+        ),
+        "record": Kind([(folder / "record.json").read_bytes()], ".json", load_record, (m.mutate_text_bytes,)),
+        "batch": Kind(pickled_batches(), "", load_batch, (m.mutate_member,), weight=2),
+        "archive": Kind([archive(pickled_batches()[0])], ".tar.gz", load_archive, (m.mutate_archive,)),
     }
 
 
-def _foreign(draft_kind: Any, which: int, folder: Path) -> bytes:
-    draft = draft_kind()
-    draft.conv(pads=[1, 1, 1, 1])
-    q = "y"
-    if which == 1:
-        q = draft.microsoft("QLinearGlobalAveragePool", ["y", "s", "z", "s", "z"], "p")
-    elif which == 2:
-        q = draft.node("MaxPool", ["y"], "p", kernel_shape=[2, 2], strides=[2, 2])
-    elif which == 3:
-        q = draft.microsoft("QLinearSigmoid", ["y", "s", "z", draft.constant("so", 1 / 256), "z"], "p")
-    draft.finish(q, *(("so", "z") if which == 3 else ()))
-    path: Path = draft.save(folder / f"foreign{which}.onnx")
-    return path.read_bytes()
+def foreign_files(folder: Path) -> list[bytes]:
+    """Return integer files of other tools: made by hand, and by ONNX Runtime's quantizer."""
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    from tests.formats.test_onnx_foreign import Calibration, Draft, float_classifier
+
+    found = []
+    for which in range(5):
+        draft = Draft()
+        draft.conv(pads=[1, 1, 1, 1])
+        q = "y"
+        if which == 1:
+            q = draft.microsoft("QLinearGlobalAveragePool", ["y", "s", "z", "s", "z"], "p")
+        elif which == 2:
+            q = draft.node("MaxPool", ["y"], "p", kernel_shape=[2, 2], strides=[2, 2])
+        elif which == 3:
+            q = draft.microsoft("QLinearSigmoid", ["y", "s", "z", draft.constant("so", 1 / 256), "z"], "p")
+        elif which == 4:
+            names = ["y", "s", "z", "s", "z"]
+            q = draft.microsoft("QLinearAveragePool", names, "p", kernel_shape=[2, 2], strides=[1, 2])
+        draft.finish(q, *(("so", "z") if which == 3 else ()))
+        found.append(draft.save(folder / f"foreign{which}.onnx").read_bytes())
+    onnx.save(float_classifier(), folder / "float.onnx")
+    logging.disable(logging.WARNING)  # "please consider pre-processing before quantization"
+    try:
+        for form in (QuantFormat.QOperator, QuantFormat.QDQ):
+            quantize_static(
+                folder / "float.onnx",
+                folder / "quantized.onnx",
+                Calibration(),
+                quant_format=form,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+            )
+            found.append((folder / "quantized.onnx").read_bytes())
+    finally:
+        logging.disable(logging.NOTSET)
+    return found
 
 
-def _archive(path: Path) -> bytes:
-    import io
+def pickled_batches() -> list[bytes]:
+    """Return small batches of CIFAR-10, as Python 2 and 3 pickle them."""
     import pickle
+
+    batch = {b"data": np.zeros((10, 3072), np.uint8), b"labels": list(range(10)), b"batch_label": b"x"}
+    return [pickle.dumps(batch, protocol=protocol) for protocol in (2, 3, 4)]
+
+
+def archive(batch: bytes) -> bytes:
+    """Return an archive of CIFAR-10 with the same batch six times."""
     import tarfile
 
-    with tarfile.open(path, "w:gz") as tar:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as tar:
         for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
-            content = pickle.dumps({b"data": np.zeros((10, 3072), np.uint8), b"labels": list(range(10))}, protocol=2)
             member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path.read_bytes()
+            member.size = len(batch)
+            tar.addfile(member, io.BytesIO(batch))
+    return file.getvalue()
 
 
 def _serve(connection: Connection) -> None:
@@ -247,7 +291,17 @@ def _serve(connection: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     import warnings
 
+    import onnxruntime  # noqa: F401 - the limits count from here
+    import torch
+
+    import twoscale._formats.integer
+    import twoscale.models._tensorfile  # noqa: F401
+    from twoscale._ir import memory_estimate
+
+    torch.set_num_threads(1)
+    vars(memory_estimate)["memory_bytes"] = lambda: MACHINE
     warnings.simplefilter("ignore")
+    connection.send("ready")
     while True:
         try:
             load, path = connection.recv()
@@ -276,21 +330,26 @@ class Child:
         self._process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
-        self._fresh = True
+        self._connection.recv()
+
+    def _processor_seconds(self) -> float:
+        """Return the processor time that the child has used."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def read(self, load: Callable[[Path], str], path: Path) -> tuple[str, str]:
         """Return the outcome of one file, and what there is to say about it."""
+        before, begun = self._processor_seconds(), time.monotonic()
         self._connection.send((load, path))
-        limit = SECONDS + (60 if self._fresh else 0)  # imports come with the first
-        self._fresh = False
-        if not self._connection.poll(limit):
-            self.stop()
-            self._start()
-            return "hang", ""
+        while not self._connection.poll(1):
+            if self._processor_seconds() - before > SECONDS or time.monotonic() - begun > WAIT:
+                self.stop()
+                self._start()
+                return "hang", ""
         try:
             outcome: tuple[str, str] = self._connection.recv()
             return outcome
-        except EOFError:
+        except (EOFError, ConnectionError):
             self._process.join()
             code = self._process.exitcode
             self._start()
@@ -312,31 +371,37 @@ def run(cases: int, seed: int = 0, keep: Path | None = None) -> dict[str, Any]:
     """
     counts: dict[str, Counter[str]] = {}
     bad: list[dict[str, Any]] = []
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         everything = kinds(folder)
-        names = list(everything)
+        order = [name for name, kind in everything.items() for _ in range(kind.weight)]
         child = Child()
         for case in range(cases):
             rng = random.Random(seed * 1_000_003 + case)
-            kind = names[case % len(names)]
-            seeds, suffix, load, mutations = everything[kind]
-            content = rng.choice(mutations)(rng.choice(seeds), rng)
-            path = folder / f"case{suffix}"
+            chosen = order[case % len(order)]
+            kind = everything[chosen]
+            content = rng.choice(kind.mutations)(rng.choice(kind.seeds), rng)
+            path = folder / f"case{kind.suffix}"
             path.write_bytes(content)
-            outcome, detail = child.read(load, path)
-            counts.setdefault(kind, Counter())[outcome] += 1
+            outcome, detail = child.read(kind.load, path)
+            counts.setdefault(chosen, Counter())[outcome] += 1
             if outcome in BAD:
-                bad.append({"case": case, "kind": kind, "outcome": outcome, "detail": detail})
+                bad.append({"case": case, "kind": chosen, "outcome": outcome, "detail": detail})
                 if keep is not None:
                     keep.mkdir(parents=True, exist_ok=True)
-                    (keep / f"{seed}-{case}{suffix}").write_bytes(content)
+                    (keep / f"{seed}-{case}{kind.suffix}").write_bytes(content)
+                    print(bad[-1], flush=True)
+            if keep is not None and case % 1000 == 999:
+                print(f"{case + 1} of {cases} files, {len(bad)} bad, {time.monotonic() - begun:.0f} s", flush=True)
         child.stop()
     return {
         "cases": cases,
         "seed": seed,
         "memory_limit_bytes": MEMORY,
-        "time_limit_s": SECONDS,
+        "machine_memory_bytes": MACHINE,
+        "processor_time_limit_s": SECONDS,
+        "duration_s": round(time.monotonic() - begun, 1),
         "outcomes": {kind: {o: found[o] for o in OUTCOMES if found[o]} for kind, found in counts.items()},
         "bad": bad[:50],
         "bad_total": len(bad),
@@ -345,7 +410,7 @@ def run(cases: int, seed: int = 0, keep: Path | None = None) -> dict[str, Any]:
 
 def main() -> None:
     """Run and write benchmarks/results/fuzz.json."""
-    cases = int(sys.argv[1]) if len(sys.argv) > 1 else 3_000
+    cases = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     result = run(cases, seed, Path(tempfile.gettempdir()) / "fuzz-bad")
     print(json.dumps(result, indent=1))

@@ -308,6 +308,20 @@ def test_ambiguous_files_are_refused(change: Callable[[onnx.ModelProto], object]
     assert reason in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["Flatten", "com.microsoft", "the_y", "group", "images", "draft"])
+def test_names_that_are_not_utf8(name: str, tmp_path: Path) -> None:
+    """Protobuf gives bytes for them, which neither compare with text nor can be printed."""
+    draft = Draft()
+    draft.conv(group=1)
+    draft.finish("y")
+    path = draft.save(tmp_path / "a.onnx")
+    content = path.read_bytes()
+    assert name.encode() in content
+    path.write_bytes(content.replace(name.encode(), b"\xff" + name.encode()[1:]))
+    with pytest.raises(NetworkFileError, match="a name in it is not UTF-8"):
+        load(path)
+
+
 def test_integers_as_the_output(tmp_path: Path) -> None:
     draft = Draft()
     draft.node("Flatten", ["x"], "logits")

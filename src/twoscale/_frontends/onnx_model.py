@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from twoscale.errors import NetworkFileError
@@ -79,7 +80,22 @@ def parse(path: Path, content: bytes) -> onnx.ModelProto:
             if other
             else f"{path} ({len(content):,} bytes) holds no ONNX graph; expected a network saved as ONNX"
         )
+    if not _is_text(model):
+        raise NetworkFileError(
+            f"{path} ({len(content):,} bytes) is damaged: a name in it is not UTF-8; expected a network saved as ONNX"
+        )
     return model
+
+
+def _is_text(message: Message) -> bool:
+    """Whether every string in a message is one; protobuf gives bytes in the place of what is not UTF-8."""
+    for kind, value in message.ListFields():
+        if kind.type not in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE):
+            continue
+        for item in (value,) if isinstance(value, str | bytes | Message) else value:
+            if isinstance(item, bytes) or (isinstance(item, Message) and not _is_text(item)):
+                return False
+    return True
 
 
 def _other_format(path: Path, content: bytes) -> str | None:
