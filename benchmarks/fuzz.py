@@ -45,7 +45,7 @@ WAIT = 600
 """Seconds on the clock after which a child counts as hanging in any case."""
 LARGEST_BATCH = 1 << 20
 """Values up to which three images are run, above it one."""
-OUTCOMES = ("refused", "loaded", "equal", "differing", "traceback", "crash", "hang", "memory")
+OUTCOMES = ("refused", "loaded", "equal", "near", "differing", "traceback", "crash", "hang", "memory")
 BAD = ("differing", "traceback", "crash", "hang", "memory")
 
 
@@ -65,7 +65,11 @@ def load_network(path: Path) -> str:
     spec = network.spec(network.output)
     # Integers are promised; these are the real numbers that ONNX Runtime makes of them.
     found = (integers.astype(np.int64) - spec.zero_point).astype(np.float32) * np.float32(spec.scale)
-    return "equal" if np.array_equal(found, expected) else "differing"
+    if np.array_equal(found, expected):
+        return "equal"
+    if network.metadata.get("form") == "qdq" and np.abs(found - expected).max() <= 4 * spec.scale:
+        return "near"  # ONNX Runtime computes some layers of such files in floating point
+    return "differing"
 
 
 def _run(path: Path, images: NDArray[np.float32]) -> NDArray[Any] | None:

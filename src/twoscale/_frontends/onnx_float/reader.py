@@ -10,9 +10,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
-from twoscale._frontends.onnx_model import one_line
+from twoscale._frontends.onnx_constants import fold, shape_of
 from twoscale._ir.builder import FloatGraphBuilder, Place
 from twoscale._ir.float_graph import FloatGraph
 from twoscale._ir.memory_estimate import refuse_beyond_memory
@@ -20,8 +19,6 @@ from twoscale.errors import CaptureError, NetworkFileError
 
 __all__ = ["Reader"]
 
-_LARGEST_CONSTANT = 1 << 28  # values
-_RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
 _PRIMES = (7919, 7927, 7933, 7937, 7949, 7951, 7963, 7993)
 
 
@@ -86,56 +83,18 @@ class Reader:
         return node.op_type in ("Shape", "Size") or not any(name in self.tensors for name in node.input)
 
     def fold(self, node: onnx.NodeProto) -> None:
-        """Compute a node that does not depend on the images."""
-        if node.op_type in _RANDOM:
-            raise self.at(node).wrong("is random; expected the same logits for the same images")
+        """Compute a node that depends on no image."""
         if node.op_type in ("Shape", "Size") and node.input[0] in self.tensors:
-            shape = np.array((self.batch, *self.builder[self.tensors[node.input[0]]].shape), np.int64)
             if node.op_type == "Size":
                 raise self.at(node).wrong("depends on the batch size; expected every image to be computed alone")
-            start, end = (self.attribute(node, key, default) for key, default in (("start", 0), ("end", None)))
-            self.constants[node.output[0]] = shape[start:end]
+            shape = (self.batch, *self.builder[self.tensors[node.input[0]]].shape)
+            self.constants[node.output[0]] = shape_of(node, shape)
             return
         feeds = {name: self.constants[name] for name in node.input if name}
-        self._check_size(node, feeds)
-        outputs = [name for name in node.output if name]
-        graph = helper.make_graph(
-            [node],
-            "constant",
-            [
-                helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-                for key, value in feeds.items()
-            ],
-            [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in outputs],
-        )
-        one = helper.make_model(graph, opset_imports=self._model.opset_import, ir_version=8)
         try:
-            values = ReferenceEvaluator(one).run(None, feeds)
-        except Exception as error:  # NumPy raises many types
-            raise self.at(node).wrong(f"cannot be computed ({one_line(error)})") from error
-        self.constants.update(zip(outputs, map(np.array, values), strict=True))
-
-    def _check_size(self, node: onnx.NodeProto, feeds: dict[str, NDArray[Any]]) -> None:
-        """Refuse a node whose constant result is too large. ONNX's shape inference gives its size before it is
-        computed."""
-        sizes: list[int] = []
-        if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range"):
-            shapes = [v for v in feeds.values() if v.dtype == np.int64 and v.size <= 16]
-            sizes += [math.prod(int(x) for x in np.abs(v).flat) for v in shapes]
-        constants = [numpy_helper.from_array(value, name) for name, value in feeds.items()]
-        graph = helper.make_graph(
-            [node], "size", [], [helper.make_empty_tensor_value_info(name) for name in node.output if name], constants
-        )
-        try:
-            inferred = onnx.shape_inference.infer_shapes(
-                helper.make_model(graph, opset_imports=self._model.opset_import, ir_version=8), data_prop=True
-            )
-        except Exception:  # C++ errors of several types; computing the node gives the reason
-            return
-        for value in inferred.graph.output:
-            sizes.append(math.prod(dimension.dim_value for dimension in value.type.tensor_type.shape.dim))
-        if max(sizes, default=0) > _LARGEST_CONSTANT:
-            raise self.at(node).wrong("makes a constant that is too large")
+            self.constants.update(fold(node, feeds, self._model.opset_import))
+        except ValueError as error:
+            raise self.at(node).wrong(str(error)) from error
 
     # Inputs and attributes.
 
@@ -189,6 +148,8 @@ class Reader:
         """Return an attribute."""
         found = next((a for a in node.attribute if a.name == name), None)
         value = default if found is None else helper.get_attribute_value(found)
+        if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and name not in ("min", "max"))):
+            raise self.at(node).wrong(f"has {name} = {value}; expected a finite number")
         return value.decode(errors="replace") if isinstance(value, bytes) else value
 
     def shape(self, node: onnx.NodeProto, index: int = 0) -> tuple[int, ...]:

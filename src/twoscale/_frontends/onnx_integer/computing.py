@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from twoscale._frontends.onnx_integer.fusing import Step, chain_of
 from twoscale._frontends.onnx_integer.reader import Reader, padding, pair
-from twoscale._frontends.onnx_integer.settling import pairs, runtime_result, settle, values_of
+from twoscale._frontends.onnx_integer.settling import runtime_result, settle, values_of
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
 
-__all__ = ["COMPUTING", "MICROSOFT"]
+__all__ = ["COMPUTING", "MICROSOFT", "quantize_constant", "read_function"]
+
+_LARGEST_CONSTANT = 1 << 13
+"""Values of a constant operand, which is swept with all integers of the other one."""
 
 _LARGEST_MEAN = 100
 """Values in a window of an average pool, for which the float32 sums are followed step by step."""
@@ -45,6 +50,30 @@ def _quantize(reader: Reader, node: onnx.NodeProto) -> None:
     expected = np.clip(np.rint(steps) + np.float32(spec.zero_point), spec.lo, spec.hi)
     multiplier = _requantizing(reader, node, x, spec, expected)
     reader.append(node, n.Concat(name=name, inputs=(x.name,), output=spec, axis=0, multipliers=(multiplier,)))
+
+
+def quantize_constant(reader: Reader, node: onnx.NodeProto) -> None:
+    """Quantize weights, with one scale or one for each index of an axis."""
+    attributes = reader.attributes(node, axis=1, saturate=1, block_size=0, output_dtype=0, precision=0)
+    reader.expect(node, attributes, block_size=0, output_dtype=0, precision=0)
+    axis, dtype = attributes["axis"], np.uint8
+    values, scale = reader.constant(node, 0), reader.constant(node, 1)
+    zero = reader.constant(node, 2) if reader.has(node, 2) else np.zeros(scale.shape, dtype)
+    if values.dtype != np.float32 or scale.dtype != np.float32 or zero.shape != scale.shape or scale.ndim > 1:
+        reader.refuse(node, f"it quantizes constants of {values.dtype} with scales {scale.dtype} {scale.shape}")
+    if zero.dtype not in (np.uint8, np.int8):
+        reader.refuse(node, f"its zero point is {zero.dtype}, expected int8 or uint8")
+    reader.usual(node, scale, "scale")
+    if scale.size > 1:
+        shape = [1] * values.ndim
+        shape[reader.axis(node, axis, values.ndim)] = -1
+        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    limits = np.iinfo(zero.dtype)
+    steps = np.clip(values / scale, np.float32(-(2**20)), np.float32(2**20))  # far beyond the type
+    if np.isnan(steps).any():
+        reader.refuse(node, "it quantizes constants that are not numbers")
+    q = np.clip(np.rint(steps) + zero.astype(np.float32), limits.min, limits.max).astype(zero.dtype)
+    reader.define(node.output[0], q)
 
 
 def _dequantize(reader: Reader, node: onnx.NodeProto) -> None:
@@ -137,17 +166,18 @@ def _linear(
 
 def _qlinear_add(reader: Reader, node: onnx.NodeProto) -> None:
     reader.attributes(node)
-    a, b = reader.operand(node, 0), reader.operand(node, 3)
+    pair_of = _Operands.read(reader, node)
+    a, b = pair_of.layers
+    x, y = pair_of.centred
     spec = reader.spec(node, 6, a.output.shape, a.output.dtype)
-    x, y = pairs(a.output.dtype, b.output.dtype)
     factors = [np.float32(side.output.scale) / np.float32(spec.scale) for side in (a, b)]
 
     def compute(moved: Sequence[np.float32]) -> NDArray[np.float32]:
-        total: NDArray[np.float32] = _centred(x, a) * moved[0] + _centred(y, b) * moved[1]
+        total: NDArray[np.float32] = x * moved[0] + y * moved[1]
         return total
 
     m_a, m_b = (
-        _multiplier(factor, ADD_SHIFT) for factor in _settled(reader, node, {0: x, 3: y}, factors, compute, spec)
+        _multiplier(factor, ADD_SHIFT) for factor in _settled(reader, node, pair_of.swept, factors, compute, spec)
     )
     if (m_a.shift is None) != (m_b.shift is None):
         m_a, m_b = n.Multiplier(m_a.values, None), n.Multiplier(m_b.values, None)
@@ -156,22 +186,123 @@ def _qlinear_add(reader: Reader, node: onnx.NodeProto) -> None:
 
 def _qlinear_mul(reader: Reader, node: onnx.NodeProto) -> None:
     reader.attributes(node)
-    a, b = reader.operand(node, 0), reader.operand(node, 3)
+    pair_of = _Operands.read(reader, node)
+    a, b = pair_of.layers
+    x, y = pair_of.centred
     shapes = a.output.shape, b.output.shape
     if len(shapes[0]) != len(shapes[1]):
         reader.refuse(node, f"it multiplies tensors of shapes {shapes[0]} and {shapes[1]}")
     spec = reader.spec(node, 6, np.broadcast_shapes(*shapes), a.output.dtype)
-    x, y = pairs(a.output.dtype, b.output.dtype)
     factor = np.float32(a.output.scale) * np.float32(b.output.scale) / np.float32(spec.scale)
 
     def compute(moved: Sequence[np.float32]) -> NDArray[np.float32]:
-        product: NDArray[np.float32] = (_centred(x, a) * _centred(y, b)) * moved[0]
+        product: NDArray[np.float32] = (x * y) * moved[0]
         return product
 
-    (factor,) = _settled(reader, node, {0: x, 3: y}, [factor], compute, spec)
+    (factor,) = _settled(reader, node, pair_of.swept, [factor], compute, spec)
     reader.append(
         node, n.Mul(name=node.output[0], inputs=(a.name, b.name), output=spec, multiplier=_multiplier(factor))
     )
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """The two operands of a node, and all pairs of integers that can meet, laid out as in the network.
+
+    ONNX Runtime has kernels for two tensors, and for a tensor and a single number of each row, which take other steps.
+    """
+
+    layers: tuple[n.Layer, n.Layer]
+    swept: dict[int, NDArray[Any]]
+    """Integers of the operands that are no constants, by the index of the node's input."""
+    centred: tuple[NDArray[np.float32], NDArray[np.float32]]
+    """q − z of both, as float32, which broadcast."""
+
+    @staticmethod
+    def read(reader: Reader, node: onnx.NodeProto) -> _Operands:
+        """Read both operands; one may be a constant."""
+        constant = [index for index in (0, 3) if node.input[index] in reader.constants]
+        if len(constant) == 2:
+            reader.refuse(node, "both operands are constants")
+        layers: dict[int, n.Layer] = {index: reader.operand(node, index) for index in (0, 3) if index not in constant}
+        values = {index: values_of(layer.output.dtype) for index, layer in layers.items()}
+        if constant:
+            (index,) = constant
+            other = 3 - index
+            layers[index], values[index] = _constant_layer(reader, node, index, layers[other])
+            shape = _swept_shape(layers[other].output.shape, values[index].shape)
+            size = math.prod(shape)
+            if size > _LARGEST_CONSTANT:
+                reader.refuse(node, f"its constant has {size:,} values, expected at most {_LARGEST_CONSTANT:,}")
+            every = np.repeat(values[other], size).reshape(-1, *shape)
+            swept = {other: every}
+            values[other] = every
+        else:
+            shapes = [layers[index].output.shape for index in (0, 3)]
+            ends = [shape[-1] for shape in shapes]
+            rows, columns = np.meshgrid(values[0], values[3], indexing="ij")
+            if ends[0] == 1 < ends[1]:
+                rows = rows[:, :1]
+            elif ends[1] == 1 < ends[0]:
+                rows, columns = np.meshgrid(values[0], values[3])
+                columns = columns[:, :1]
+            swept = {0: np.ascontiguousarray(rows), 3: np.ascontiguousarray(columns)}
+            values = swept
+        a, b = layers[0], layers[3]
+        return _Operands((a, b), swept, (_centred(values[0], a), _centred(values[3], b)))
+
+
+def _swept_shape(shape: tuple[int, ...], constant: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape as short as can be in which a constant meets a tensor of ``shape`` in the same way."""
+    aligned = ((1,) * len(shape) + constant)[-len(shape) :]
+    trailing = next((i for i, size in enumerate(reversed(aligned)) if size != 1), len(shape))
+    kept = shape[: len(shape) - trailing] if trailing < len(shape) else ()
+    rest = shape[len(kept) :]
+    return (*kept, *((1,) * (len(rest) - 1)), *((min(2, math.prod(rest)),) if rest else ()))
+
+
+def _constant_layer(reader: Reader, node: onnx.NodeProto, index: int, x: n.Layer) -> tuple[n.Layer, NDArray[Any]]:
+    """Append a tensor of constants of another operand's shape, and return it with its integers as the file has them.
+
+    The constants are the biases of a convolution without weights, which every executor has.
+    """
+    q = reader.constant(node, index)
+    shape = x.output.shape
+    if q.ndim == len(shape) + 1 and len(q) == 1:
+        q = q[0]
+    if q.dtype != x.output.dtype or np.broadcast_shapes(q.shape, shape) != shape:
+        reader.refuse(
+            node, f"its constant is {q.dtype} {q.shape}, expected {x.output.dtype} that broadcasts to {shape}"
+        )
+    q = np.broadcast_to(q, shape)
+    given = reader.spec(node, index + 1, shape, x.output.dtype)
+    name = f"{node.output[0]}.constant{index}"
+    per_channel = len(shape) == 3 and bool((q == q[:, :1, :1]).all())
+    channels = shape[0] if per_channel else q.size
+    source = x
+    if not per_channel:
+        source = _reshaped(reader, f"{name}.from", x, (channels, 1, 1), x.output)
+    values = (q[:, 0, 0] if per_channel else q.reshape(-1)).astype(np.int32) - given.zero_point
+    layer: n.Layer = n.Conv2d(
+        name=f"{name}.values" if not per_channel else name,
+        inputs=(source.name,),
+        output=n.TensorSpec(source.output.shape, given.dtype, given.scale, given.zero_point, given.lo, given.hi),
+        multiplier=n.Multiplier.on_grid(np.array([1 << REQUANTIZE_SHIFT])),
+        weight=np.zeros((channels, 1, 1, 1), np.int8),
+        bias_o=np.ascontiguousarray(values),
+        groups=channels,
+    )
+    reader.layers.append(layer)
+    if not per_channel:
+        layer = _reshaped(reader, name, layer, shape, given)
+    return layer, reader.constant(node, index)
+
+
+def _reshaped(reader: Reader, name: str, x: n.Layer, shape: Sequence[int], like: n.TensorSpec) -> n.Layer:
+    spec = n.TensorSpec(tuple(shape), like.dtype, like.scale, like.zero_point, like.lo, like.hi)
+    layer = n.Reshape(name=name, inputs=(x.name,), output=spec)
+    reader.layers.append(layer)
+    return layer
 
 
 def _centred(q: NDArray[Any], x: n.Layer) -> NDArray[np.float32]:
@@ -191,7 +322,7 @@ def _settled(
     """Return multipliers that give ONNX Runtime's integer for every operand pair."""
     reader.usual(node, np.asarray(factors), "multiplier")
     if expected is None:
-        expected = runtime_result(node, operands, reader.value, spec.dtype, reader.opset)
+        expected = runtime_result(chain_of(reader.step, operands), operands, reader.value, spec.dtype, reader.opset)
     if expected is None:
         reader.refuse(
             node,
@@ -364,7 +495,9 @@ def _one_part(reader: Reader, node: onnx.NodeProto, index: int, x: n.Layer, spec
     inputs = [*node.input[:2], *node.input[2 + 3 * index : 5 + 3 * index]]
     del single.input[:]
     single.input.extend(inputs)
-    found = runtime_result(single, {2: values_of(x.output.dtype)[None]}, reader.value, spec.dtype, reader.opset)
+    operands = {2: values_of(x.output.dtype)[None]}
+    chain = chain_of(Step(single, reader.step.operator), operands)
+    found = runtime_result(chain, operands, reader.value, spec.dtype, reader.opset)
     return None if found is None else found[0]
 
 
@@ -379,14 +512,17 @@ def _sigmoid(reader: Reader, node: onnx.NodeProto) -> None:
 
 
 def _table(
-    reader: Reader, node: onnx.NodeProto, function: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    reader: Reader, node: onnx.NodeProto, function: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None
 ) -> None:
     """Tabulate a function of one tensor: dequantize, compute, quantize."""
     x = reader.operand(node, 0)
     spec = reader.spec(node, 3, x.output.shape, x.output.dtype)
     q = values_of(x.output.dtype)
-    found = runtime_result(node, {0: q}, reader.value, spec.dtype, reader.opset)
+    found = runtime_result(chain_of(reader.step, {0: q}), {0: q}, reader.value, spec.dtype, reader.opset)
+    if found is None and function is None:
+        reader.refuse(node, "its table can only be taken from ONNX Runtime, which is not installed or refuses it")
     if found is None:
+        assert function is not None
         steps = function(np.float32(x.output.scale) * _centred(q, x)) / np.float32(spec.scale)
         if (np.abs(steps - np.floor(steps) - 0.5) < 1e-3).any():
             reader.refuse(
@@ -403,6 +539,14 @@ def _multiplier(factors: NDArray[np.float32] | np.float32, shift: int = REQUANTI
     integers = np.ldexp(values.astype(np.float64), shift)
     whole = (integers == np.rint(integers)) & (integers > 0) & (integers < MULTIPLIER_LIMIT)
     return n.Multiplier(values, shift if whole.all() else None)
+
+
+def read_function(reader: Reader, node: onnx.NodeProto) -> None:
+    """Tabulate a float operator between two quantizations."""
+    operator = reader.step.operator
+    if operator is None or any(name and name not in reader.constants for name in operator.input[1:]):
+        reader.refuse(node, "it is not a function of one tensor")
+    _table(reader, node, None)
 
 
 COMPUTING: dict[str, Callable[[Reader, onnx.NodeProto], None]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from twoscale._frontends.onnx_constants import fold, shape_of
+from twoscale._frontends.onnx_integer.fusing import Step
 from twoscale._ir import layers as n
 from twoscale.errors import NetworkFileError
 
@@ -19,10 +22,16 @@ __all__ = ["Reader", "padding", "pair", "reshaped"]
 
 _LARGEST_WINDOW = 65_536  # of kernels, strides, pads and dilations
 _LARGEST_TENSOR = 1 << 28  # values of one image
+_NOT_FOLDED = ("QuantizeLinear", "DequantizeLinear")  # read as what they are, or where they are used
 
 
 class Reader:
-    """Turns nodes into layers, one after the other. A layer has the name of its node's output."""
+    """Turns nodes into layers, one after another; a layer has the name of the tensor that the node makes.
+
+    Attributes:
+        step: the node that is being read.
+        any_batch: the number that stands for the batch size in shapes, where it is not fixed.
+    """
 
     def __init__(self, path: Path, model: onnx.ModelProto, operators: Collection[str]) -> None:
         graph = model.graph
@@ -42,10 +51,40 @@ class Reader:
         kind = inputs[0].type.tensor_type
         self.image_shape = tuple(dimension.dim_value for dimension in kind.shape.dim)[1:]
         self.batch = kind.shape.dim[0].dim_value if kind.shape.dim else 0  # 0: any
+        self._opsets = list(model.opset_import)
+        self.step = Step(onnx.NodeProto())
+        used = {
+            int(value)
+            for tensor in graph.initializer
+            if tensor.data_type == TensorProto.INT64 and math.prod(tensor.dims) < 4096
+            for value in numpy_helper.to_array(tensor).flat
+        }
+        self.any_batch = next(number for number in itertools.count(7919) if number not in used)
         if kind.elem_type != TensorProto.FLOAT or len(self.image_shape) != 3 or min(self.image_shape) < 1:
             raise NetworkFileError(
                 f"{path}: the input {self.image_input} is not float32 images (N, C, H, W) of known size"
             )
+
+    def fold(self, node: onnx.NodeProto) -> bool:
+        """Compute a node that depends on no image, or only on their shape; return whether it is one."""
+        if node.op_type == "Shape" and node.domain in ("", "ai.onnx") and node.input and node.input[0] in self._made:
+            shape = (self.batch or self.any_batch, *self._made[node.input[0]].output.shape)
+            self.define(node.output[0], shape_of(node, shape))
+            return True
+        names = [name for name in node.input if name]
+        if node.op_type in _NOT_FOLDED or not names or any(name not in self.constants for name in names):
+            return False
+        try:
+            found = fold(node, {name: self.value(name) for name in names}, self._opsets)
+        except ValueError as error:
+            self.refuse(node, f"it {error}")
+        for name, value in found.items():
+            self.define(name, value)
+        return True
+
+    def define(self, name: str, value: NDArray[Any]) -> None:
+        """Remember a constant."""
+        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
 
     def output(self) -> str:
         """Return the layer that computes the logits."""

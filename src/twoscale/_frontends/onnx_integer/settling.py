@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from twoscale._ir import layers as n
 
-__all__ = ["pairs", "runtime_result", "settle", "values_of"]
+__all__ = ["runtime_result", "settle", "values_of"]
 
 _TYPES = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8}
 _STEPS = 3
@@ -31,48 +31,35 @@ def values_of(dtype: str) -> NDArray[Any]:
     return np.arange(limits.min, limits.max + 1).astype(dtype)
 
 
-def pairs(first: str, second: str) -> list[NDArray[Any]]:
-    """Return all 65,536 operand pairs of two 8-bit types."""
-    a, b = np.meshgrid(values_of(first), values_of(second), indexing="ij")
-    return [a.reshape(-1), b.reshape(-1)]
-
-
 def runtime_result(
-    node: onnx.NodeProto,
+    chain: Sequence[onnx.NodeProto],
     operands: dict[int, NDArray[Any]],
     constants: Callable[[str], NDArray[Any]],
     dtype: str,
     opset: int,
 ) -> NDArray[Any] | None:
-    """Return the integers that ONNX Runtime computes for one node.
+    """Return what ONNX Runtime makes of one node, or of a few that follow each other.
 
     Args:
-        node: with all its attributes; its other inputs are constants.
-        operands: integers at the inputs of these indices, of one shape.
+        chain: the nodes, from tensors "operand0" and so on to the tensor "result"; their other inputs are constants.
+        operands: integers of the operands, which broadcast.
         constants: gives the value of a constant by name.
         dtype: of the result.
         opset: version of the standard operators.
 
     Returns:
-        Integers; None if onnxruntime is not installed or does not run the node.
+        Integers; None where onnxruntime is not installed or does not run the nodes.
     """
     try:
         import onnxruntime
     except ImportError:
         return None
     names = {index: f"operand{index}" for index in operands}
-    inputs = [names.get(index, name) for index, name in enumerate(node.input)]
-    initializers = [
-        numpy_helper.from_array(np.asarray(constants(name)), name)
-        for name in sorted({name for index, name in enumerate(node.input) if index not in operands and name})
-    ]
-    single = onnx.NodeProto()
-    single.CopyFrom(node)
-    del single.input[:], single.output[:]
-    single.input.extend(inputs)
-    single.output.append("result")
+    made = {*names.values(), *(name for node in chain for name in node.output)}
+    given = sorted({name for node in chain for name in node.input if name and name not in made})
+    initializers = [numpy_helper.from_array(np.asarray(constants(name)), name) for name in given]
     graph = helper.make_graph(
-        [single],
+        list(chain),
         "one",
         [
             helper.make_tensor_value_info(names[index], _TYPES[str(values.dtype)], values.shape)

@@ -1,0 +1,276 @@
+"""Models in QDQ form → the QLinear operators that ONNX Runtime fuses their nodes into.
+
+In QDQ form a float operator stands between the DequantizeLinear nodes of its operands and the QuantizeLinear of its
+result. ONNX Runtime replaces the three by one operator on integers, where it has one, and so does this. A function of
+one tensor becomes a table of what ONNX Runtime computes with the three nodes. What it would compute in floating point
+is left as it is, and refused by the reader.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+__all__ = ["FUNCTION", "Step", "chain_of", "fused"]
+
+FUNCTION = "Function"
+"""Operator type of a function of one tensor: input, its scale and zero point, the output's scale and zero point."""
+
+_FUNCTIONS = frozenset({
+    "Celu", "Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Neg", "Relu", "Selu",
+    "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh", "ThresholdedRelu",
+})  # fmt: skip
+_BINARY = {"Add": "QLinearAdd", "Mul": "QLinearMul"}
+_POOLS = {"AveragePool": "QLinearAveragePool", "GlobalAveragePool": "QLinearGlobalAveragePool"}
+_BOUNDS = {"Relu", "Clip"}
+"""Operators that ONNX Runtime drops before a QuantizeLinear whose range is within their bounds."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A node to read, and the float operator that it stands for, if it was fused."""
+
+    node: onnx.NodeProto
+    operator: onnx.NodeProto | None = None
+
+
+def fused(
+    nodes: Sequence[onnx.NodeProto], constants: Mapping[str, onnx.TensorProto], outputs: Collection[str], opset: int
+) -> list[Step]:
+    """Return the nodes with QDQ groups replaced by operators on integers.
+
+    DequantizeLinear nodes that nothing reads any more are left in; they are read without an effect.
+
+    Args:
+        nodes: those that depend on the images.
+        constants: by name.
+        outputs: names of the model's outputs.
+        opset: version of the standard operators.
+    """
+    return _Fuser(nodes, constants, outputs, opset).steps()
+
+
+class _Fuser:
+    def __init__(
+        self,
+        nodes: Sequence[onnx.NodeProto],
+        constants: Mapping[str, onnx.TensorProto],
+        outputs: Collection[str],
+        opset: int,
+    ) -> None:
+        self.nodes, self.constants, self.outputs, self.opset = nodes, constants, outputs, opset
+        self.producers = {name: node for node in nodes for name in node.output}
+        self.readers = Counter(name for node in nodes for name in node.input)
+
+    def steps(self) -> list[Step]:
+        replaced: dict[int, Step] = {}
+        dropped: set[int] = set()
+        for node in self.nodes:
+            if node.op_type != "QuantizeLinear" or not node.input:
+                continue
+            bounds: list[onnx.NodeProto] = []
+            operator = self.producers.get(node.input[0])
+            while operator is not None and operator.op_type in _BOUNDS and self._bounds_nothing(operator, node):
+                bounds.append(operator)
+                operator = self.producers.get(operator.input[0])
+            if operator is None or not all(self._is_read_once(each) for each in (operator, *bounds)):
+                continue
+            single = self._integer_operator(operator, node)
+            if single is not None:
+                replaced[id(node)] = Step(single, operator)
+                dropped |= {id(each) for each in (operator, *bounds)}
+        for node in self.nodes:
+            if id(node) not in dropped and node.op_type == "Gemm" and (single := self._real_gemm(node)) is not None:
+                replaced[id(node)] = Step(single)
+        return [replaced.get(id(node), Step(node)) for node in self.nodes if id(node) not in dropped]
+
+    def _is_read_once(self, node: onnx.NodeProto) -> bool:
+        name = node.output[0] if len(node.output) == 1 else ""
+        return name not in self.outputs and self.readers[name] == 1
+
+    def _dequantized(self, name: str) -> onnx.NodeProto | None:
+        node = self.producers.get(name)
+        return node if node is not None and node.op_type == "DequantizeLinear" and len(node.input) > 1 else None
+
+    def _value(self, name: str) -> NDArray[Any] | None:
+        return np.asarray(numpy_helper.to_array(self.constants[name])) if name in self.constants else None
+
+    def _scale(self, node: onnx.NodeProto) -> NDArray[Any] | None:
+        return self._value(node.input[1])
+
+    def _axis(self, node: onnx.NodeProto, rank: int) -> int:
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+        return axis % rank if rank else 0
+
+    def _integer_operator(self, operator: onnx.NodeProto, q: onnx.NodeProto) -> onnx.NodeProto | None:
+        """Return the operator on integers that computes what ``q`` gives, or None."""
+        if operator.domain not in ("", "ai.onnx") or not operator.input:
+            return None
+        kind = operator.op_type
+        ends = _quantization(q)
+        operands = [self._dequantized(name) for name in operator.input if name]
+        if kind in ("Conv", "Gemm", "MatMul"):
+            return self._with_weights(operator, ends, q.output[0])
+        first = operands[0]
+        if first is None:
+            return None
+        if kind in _FUNCTIONS:
+            return _node(FUNCTION, [*_operand(first), *ends], q.output[0], operator, attributes=False)
+        if any(operand is None for operand in operands):
+            return None
+        triples = [name for operand in operands if operand is not None for name in _operand(operand)]
+        if kind in _BINARY and len(operands) == 2:
+            return _node(_BINARY[kind], [*triples, *ends], q.output[0], operator, domain="com.microsoft")
+        if kind in _POOLS:
+            return _node(_POOLS[kind], [*triples, *ends], q.output[0], operator, domain="com.microsoft")
+        if kind == "Concat":
+            return _node("QLinearConcat", [*ends, *triples], q.output[0], operator, domain="com.microsoft")
+        return None
+
+    def _with_weights(self, operator: onnx.NodeProto, ends: list[str], output: str) -> onnx.NodeProto | None:
+        """Return a convolution or a product with a matrix whose bias is in steps of the accumulators."""
+        kind = operator.op_type
+        x, weight = (self._dequantized(name) for name in operator.input[:2])
+        if (
+            x is None
+            or weight is None
+            or weight.input[0] not in self.constants
+            or operator.input[0] == operator.input[1]
+        ):
+            return None
+        rank = len(self.constants[weight.input[0]].dims)
+        transposed = any(a.name == "transB" and a.i for a in operator.attribute)
+        channels = 0 if kind == "Conv" or transposed else rank - 1
+        w_scale = self._scale(weight)
+        if w_scale is None or (w_scale.size > 1 and self._axis(weight, rank) != channels):
+            return None
+        bias = self._integer_bias(operator, x, w_scale)
+        if bias is None:
+            return None
+        parts = [*_operand(x), *_operand(weight)]
+        if kind == "Conv":
+            return _node("QLinearConv", [*parts, *ends, *bias], output, operator)
+        if kind == "MatMul":
+            return _node("QLinearMatMul", [*parts, *ends], output, operator)
+        beta = next((a.f for a in operator.attribute if a.name == "beta"), 1.0)
+        if beta != 1.0 and bias:
+            return None
+        names = [*parts, *(bias or [""]), *ends]
+        while names and not names[-1]:
+            names.pop()
+        return _node("QGemm", names, output, operator, domain="com.microsoft", without=("beta",))
+
+    def _real_gemm(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """Return the last layer, where its real result is the model's output."""
+        return self._with_weights(node, [], node.output[0]) if node.output[0] in self.outputs else None
+
+    def _integer_bias(self, operator: onnx.NodeProto, x: onnx.NodeProto, w_scale: NDArray[Any]) -> list[str] | None:
+        """Return the name of the int32 bias, an empty list where there is none, or None where it does not fit."""
+        if len(operator.input) < 3 or not operator.input[2]:
+            return []
+        bias = self._dequantized(operator.input[2])
+        x_scale = self._scale(x)
+        if bias is None or x_scale is None or bias.input[0] not in self.constants:
+            return None
+        scale, zero = self._scale(bias), self._value(bias.input[2]) if len(bias.input) > 2 and bias.input[2] else None
+        if scale is None or (zero is not None and zero.any()):
+            return None
+        alpha = next((np.float32(a.f) for a in operator.attribute if a.name == "alpha"), np.float32(1))
+        expected = alpha * x_scale.reshape(-1) * w_scale.reshape(-1)
+        if expected.shape[0] != scale.size or not np.allclose(scale.reshape(-1), expected, rtol=1e-6, atol=0):
+            return None
+        return [bias.input[0]]
+
+    def _bounds_nothing(self, node: onnx.NodeProto, q: onnx.NodeProto) -> bool:
+        """Whether every real number that ``q`` can hold is within the bounds of a Relu or Clip before it."""
+        scale = self._scale(q) if len(q.input) > 1 else None
+        if scale is None or scale.size != 1 or scale.dtype != np.float32:
+            return False
+        zero = self._value(q.input[2]) if len(q.input) > 2 and q.input[2] else np.zeros((), np.uint8)
+        if zero is None or zero.size != 1 or zero.dtype not in (np.uint8, np.int8):
+            return False
+        limits = np.iinfo(zero.dtype)
+        lowest, highest = ((bound - zero.item()) * float(scale.item()) for bound in (limits.min, limits.max))
+        if node.op_type == "Relu":
+            return lowest >= 0
+        lower, upper = -math.inf, math.inf
+        if self.opset < 11:
+            lower = next((a.f for a in node.attribute if a.name == "min"), lower)
+            upper = next((a.f for a in node.attribute if a.name == "max"), upper)
+        else:
+            bounds = [self._value(name) if name else None for name in (*node.input[1:3], "", "")[:2]]
+            if any(name and value is None for name, value in zip((*node.input[1:3], "", ""), bounds, strict=False)):
+                return False
+            lower = lower if bounds[0] is None else float(bounds[0].reshape(-1)[0])
+            upper = upper if bounds[1] is None else float(bounds[1].reshape(-1)[0])
+        return lower <= lowest and highest <= upper
+
+
+def _quantization(node: onnx.NodeProto) -> list[str]:
+    """Return the names of the scale and the zero point of a QuantizeLinear or DequantizeLinear."""
+    return [node.input[1] if len(node.input) > 1 else "", node.input[2] if len(node.input) > 2 else ""]
+
+
+def _operand(node: onnx.NodeProto) -> list[str]:
+    return [node.input[0], *_quantization(node)]
+
+
+def _node(
+    kind: str,
+    inputs: Sequence[str],
+    output: str,
+    operator: onnx.NodeProto,
+    domain: str = "",
+    attributes: bool = True,
+    without: Collection[str] = (),
+) -> onnx.NodeProto:
+    made = helper.make_node(kind, inputs, [output], name=operator.name or output, domain=domain)
+    if attributes:
+        made.attribute.extend(attribute for attribute in operator.attribute if attribute.name not in without)
+    return made
+
+
+def chain_of(step: Step, operands: Collection[int]) -> list[onnx.NodeProto]:
+    """Return the nodes as the file has them; for a fused one: dequantize the operands, compute, quantize.
+
+    The integers at the inputs of the indices ``operands`` are named "operand0" and so on, the result "result".
+    """
+    node, operator = step.node, step.operator
+    names = [f"operand{index}" if index in operands else name for index, name in enumerate(node.input)]
+    if operator is None:
+        return [_renamed(node, names, "result")]
+    ends = names[:2] if node.op_type == "QLinearConcat" else names[-2:]
+    indices = (0, 3) if operator.op_type in _BINARY else sorted(operands)
+    reals = [f"real{index}" for index in indices]
+    chain = [
+        helper.make_node("DequantizeLinear", _trimmed(names[index : index + 3]), [f"real{index}"]) for index in indices
+    ]
+    rest = [] if operator.op_type in (*_BINARY, "Concat") else operator.input[1:]
+    chain.append(_renamed(operator, [*reals, *rest], "real"))
+    chain.append(helper.make_node("QuantizeLinear", _trimmed(["real", *ends]), ["result"]))
+    return chain
+
+
+def _renamed(node: onnx.NodeProto, inputs: Sequence[str], output: str) -> onnx.NodeProto:
+    other = onnx.NodeProto()
+    other.CopyFrom(node)
+    del other.input[:], other.output[:]
+    other.input.extend(inputs)
+    other.output.append(output)
+    return other
+
+
+def _trimmed(names: Sequence[str]) -> list[str]:
+    """Return the names without empty ones at the end."""
+    kept = list(names)
+    while kept and not kept[-1]:
+        kept.pop()
+    return kept
