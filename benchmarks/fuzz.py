@@ -4,7 +4,7 @@ Each case is a file that was mutated, blindly or behind its checksums (``benchma
 process with limits of memory and time. A network that loads is run, whatever the size of its images, and compared with
 ONNX Runtime on the same file where that runs it.
 
-    python -m benchmarks.fuzz [CASES] [SEED]
+    python -m benchmarks.fuzz [CASES [SEED [PROCESSES]]]
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -401,7 +402,7 @@ def run(cases: int, seed: int = 0, keep: Path | None = None) -> dict[str, Any]:
         child.stop()
     return {
         "cases": cases,
-        "seed": seed,
+        "seeds": [seed],
         "memory_limit_bytes": MEMORY,
         "machine_memory_bytes": MACHINE,
         "processor_time_limit_s": SECONDS,
@@ -412,11 +413,30 @@ def run(cases: int, seed: int = 0, keep: Path | None = None) -> dict[str, Any]:
     }
 
 
+def run_in_parts(cases: int, seed: int, jobs: int, keep: Path) -> dict[str, Any]:
+    """Share the files among processes, each with a child of its own and the next seed, and add the counts."""
+    begun = time.monotonic()
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        parts = list(pool.map(run, [cases // jobs] * jobs, range(seed, seed + jobs), [keep] * jobs))
+    outcomes: dict[str, Counter[str]] = {}
+    for part in parts:
+        for kind, found in part["outcomes"].items():
+            outcomes.setdefault(kind, Counter()).update(found)
+    return {
+        **parts[0],
+        "cases": sum(part["cases"] for part in parts),
+        "seeds": list(range(seed, seed + jobs)),
+        "duration_s": round(time.monotonic() - begun, 1),
+        "outcomes": {kind: {o: found[o] for o in OUTCOMES if found[o]} for kind, found in outcomes.items()},
+        "bad": [entry for part in parts for entry in part["bad"]][:50],
+        "bad_total": sum(part["bad_total"] for part in parts),
+    }
+
+
 def main() -> None:
     """Run and write benchmarks/results/fuzz.json."""
-    cases = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    result = run(cases, seed, Path(tempfile.gettempdir()) / "fuzz-bad")
+    cases, seed, jobs = (int(word) for word in (sys.argv[1:] + ["20000", "0", "2"][len(sys.argv) - 1 :])[:3])
+    result = run_in_parts(cases, seed, jobs, Path(tempfile.gettempdir()) / "fuzz-bad")
     print(json.dumps(result, indent=1))
     print(f"wrote {write_result('fuzz', result, 'onnx', 'onnxruntime')}")
     sys.exit(1 if result["bad_total"] else 0)

@@ -276,6 +276,11 @@ def sparse(model: onnx.ModelProto) -> None:
     model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [3, 2, 3, 3]))
 
 
+def of_another_type(model: onnx.ModelProto) -> None:
+    """The values are in the field of another type: for its own type the constant is empty."""
+    model.graph.initializer.append(onnx.TensorProto(name="i", data_type=TensorProto.INT64, dims=[2], int32_data=[1, 2]))
+
+
 def external(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].data_location = TensorProto.EXTERNAL
 
@@ -285,6 +290,7 @@ def external(model: onnx.ModelProto) -> None:
     [
         (sparse, "its constant w is sparse"),
         (external, "is in another file"),
+        (of_another_type, "the constant i has 0 values, expected 2"),
         (lambda m: m.graph.initializer.append(m.graph.initializer[0]), "two things are the initializer"),
         (lambda m: m.graph.node.append(m.graph.node[1]), "two things are the tensor"),
         (

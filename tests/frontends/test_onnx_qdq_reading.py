@@ -98,7 +98,7 @@ class QdqDraft(Draft):
         scales: Any = 0.01 if axis is None else rng.uniform(0.005, 0.02, shape[axis])
         self.constant(f"{name}_s", scales)
         self.constant(f"{name}_z", np.zeros(np.shape(scales)), np.int8)
-        more = {} if axis is None else {"axis": axis}
+        more: dict[str, Any] = {} if axis is None else {"axis": axis}
         return self.node("DequantizeLinear", [name, f"{name}_s", f"{name}_z"], f"{name}_real", **more)
 
     def end(self, value: str) -> None:
@@ -231,7 +231,12 @@ def test_padding_that_is_no_zero(inputs: list[str], attributes: dict[str, Any], 
 def test_windows_that_are_rounded_up(kernel: int, stride: int, pad: int, size: int, tmp_path: Path) -> None:
     draft = Draft()
     draft.input_shape = ("N", 2, size, 5)
-    more = {"kernel_shape": [kernel, 2], "strides": [stride, 2], "pads": [pad, 0, pad, 0], "ceil_mode": 1}
+    more: dict[str, Any] = {
+        "kernel_shape": [kernel, 2],
+        "strides": [stride, 2],
+        "pads": [pad, 0, pad, 0],
+        "ceil_mode": 1,
+    }
     draft.node("MaxPool", ["x"], "y", **more)
     draft.finish("y")
     try:

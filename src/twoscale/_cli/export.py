@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from twoscale._cli.common import File, batches_of, console, print_json, require_file
+from twoscale._cli.common import File, batches_of, command, console, print_json, require_file
 from twoscale._codegen.targets import TARGETS
 from twoscale._formats import FORMS, Form
 from twoscale._text import printable
@@ -66,6 +66,7 @@ def export_command(
     from twoscale import data as data_sets
     from twoscale._codegen.c import default_images, export_c
     from twoscale._formats import load
+    from twoscale._ir.checks import multipliers
     from twoscale._ir.operators.vectorized import quantize_input
 
     if images < 1:
@@ -74,6 +75,12 @@ def export_command(
     if to in _WRITTEN:
         _save(loaded, network, out, _WRITTEN[to], json=json)
         return
+    if any(multiplier.shift is None for layer in loaded for multiplier in multipliers(layer)):
+        moved = command("requantize", network, "-o", network.with_name(f"{network.stem}-on-grid.onnx"))
+        raise ConfigurationError(
+            f"{network} has free float multipliers, which integer-only C cannot reproduce; "
+            f"move them onto the grid: {moved}"
+        )
     if data is None:
         inputs = default_images(loaded, images)
     else:

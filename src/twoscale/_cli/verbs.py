@@ -109,6 +109,16 @@ VERBS = {
         ),
         needs_torch=True,
     ),
+    "requantize": Verb(
+        "Step by step",
+        "requantize FILE",
+        "move free multipliers onto the grid, for C",
+        "twoscale._cli.requantize:requantize_command",
+        (
+            "twoscale requantize foreign.onnx -o net.onnx",
+            "twoscale requantize foreign.onnx -o net.onnx --data cifar10",
+        ),
+    ),
     "sensitivity": Verb(
         "Step by step",
         "sensitivity FILE",

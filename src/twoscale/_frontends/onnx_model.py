@@ -38,6 +38,12 @@ _TYPES: dict[int, int] = {
     TensorProto.INT16: 2,
 }
 """Bytes per value of the supported types of constants."""
+_FIELDS: dict[int, str] = {
+    TensorProto.FLOAT: "float_data",
+    TensorProto.DOUBLE: "double_data",
+    TensorProto.INT64: "int64_data",
+}
+"""The field of a type's values where they are not raw bytes. The other types' values are in int32_data."""
 
 
 def read_model(path: Path) -> onnx.ModelProto:
@@ -218,11 +224,10 @@ def _check_tensor(path: Path, tensor: onnx.TensorProto) -> None:
     if tensor.HasField("segment") or any(size < 0 for size in tensor.dims):
         raise NetworkFileError(f"{path}: the constant {name} has a shape that makes no sense")
     values = math.prod(tensor.dims)
-    fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
-    given = (
-        len(tensor.raw_data) // _TYPES[tensor.data_type]
-        if tensor.HasField("raw_data")
-        else next((len(field) for field in fields if len(field)), 0)
-    )
+    size = _TYPES[tensor.data_type]
+    if tensor.HasField("raw_data"):
+        given = len(tensor.raw_data) // size if len(tensor.raw_data) % size == 0 else -1
+    else:
+        given = len(getattr(tensor, _FIELDS.get(tensor.data_type, "int32_data")))
     if given != values:
         raise NetworkFileError(f"{path}: the constant {name} has {given} values, expected {values}")

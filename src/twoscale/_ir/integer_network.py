@@ -208,6 +208,20 @@ class IntegerNetwork:
         compiled: CompiledClassifier = delegates.call("compile", self, threads=threads, target=target)
         return compiled
 
+    def requantize(self) -> IntegerNetwork:
+        """Return the network with its multipliers on the grid, so that every executor, and C, computes it alike.
+
+        For networks that other tools quantized, and those of the scheme "course": free multipliers become the nearest
+        whole numbers of 2**-16ths and odd zero points even ones, which changes integers. Measure by how much:
+        ``twoscale.verify(network.requantize(), images, against=network)``. A network on the grid is returned as it is.
+
+        Raises:
+            QuantizationError: a multiplier is beyond the grid; names the layer.
+        """
+        from twoscale._ir.onto_grid import onto_grid
+
+        return onto_grid(self).network
+
     def save(self, path: str | Path, *, form: str = "integer") -> None:
         """Write the network as an ONNX file, completely or not at all.
 

@@ -139,7 +139,8 @@ def arrange(network: IntegerNetwork) -> Arrangement:
         if any(m.shift is None for m in multipliers(layer)):
             raise ConfigurationError(
                 f"layer {layer.name} of {network.name} has free float multipliers, which integer-only C cannot "
-                'reproduce; quantize with a scheme on the grid, e.g. scheme="default"'
+                "reproduce; move them onto the grid with network.requantize() or twoscale requantize, or quantize with "
+                'a scheme on the grid, e.g. scheme="default"'
             )
     arranger = _Arranger(network)
     layers = tuple(arranger.layer(index, layer) for index, layer in enumerate(network))
