@@ -517,7 +517,7 @@ def test_a_study_does_not_go_on_elsewhere(again: list[str], tmp_path: Path) -> N
         with pytest.raises(TwoscaleError) as refused:
             resumed_with(**planted)
         assert str(refused.value) == (
-            f"{file} was measured elsewhere ({words}), and times of both do not compare; go on where it was, or choose "
+            f"{file} was measured elsewhere ({words}), and the times cannot be compared; continue there, or choose "
             "another --out"
         )
     assert again == []  # said before anything else is measured

@@ -53,7 +53,7 @@ def scale_command(
     Answers eight questions: epoch time by batch size; speed-up by ranks; computing against communication; accuracy at
     large batch; the epoch in the sampler; what crosses the wire; whether gradients alone would do; what more devices
     would bring. Writes DIR/report.html (open it in a browser), DIR/study.json, and a file for each cell in DIR/cells. A
-    cell that fails is a result like any other. After Ctrl-C or a crash, the same command with --resume goes on.
+    cell that fails is a result like any other. After Ctrl-C or a crash, the same command with --resume continues.
 
     Args:
         model: Name of the model. Default: net on a processor, resnet18 on a GPU.
@@ -79,7 +79,7 @@ def scale_command(
             can be resumed.
         timeout: Seconds after which a launch is ended and recorded as such. Default: 900.
         seed: Decides initial weights and the order of the cells.
-        resume: Go on with the study in the folder.
+        resume: Continue the study in the folder.
         json: Print the answers as JSON instead of sentences.
     """
     from twoscale.scaling._questions.answers import plain

@@ -134,7 +134,7 @@ def _check_machine(record: CellRecord[Any, Any], here: Machine, file: Path) -> N
     """
     if record.machine is not None and (different := record.machine.differences(here)):
         raise TwoscaleError(
-            f"{file} was measured elsewhere ({different}), and times of both do not compare; go on where it was, or "
+            f"{file} was measured elsewhere ({different}), and the times cannot be compared; continue there, or "
             "choose another --out"
         )
 
