@@ -114,4 +114,6 @@ def _output(output: dict[str, object]) -> str:
         if kind in kinds:
             lines = "".join(kinds[kind]).splitlines()
             return f"<div>{''.join(line.strip() + ' ' for line in lines)}</div>"  # one line: Markdown leaves it alone
+    if "image/png" in kinds:
+        return f'<img src="data:image/png;base64,{"".join("".join(kinds["image/png"]).split())}" alt="A plot">'
     return f"```text\n{''.join(kinds['text/plain'])}\n```" if "text/plain" in kinds else ""
