@@ -173,7 +173,7 @@ def _mutate_constant(tensor: onnx.TensorProto, rng: random.Random) -> None:
         values = np.array(numpy_helper.to_array(tensor))
     except Exception:  # an earlier change made it unreadable
         return
-    if not values.size:
+    if not values.size or values.dtype.kind not in "fiub":
         return
     at = rng.randrange(values.size)
     if values.dtype.kind == "f":
