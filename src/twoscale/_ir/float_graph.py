@@ -8,8 +8,8 @@ linear layers O,I. Padding is (top, left, bottom, right).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from twoscale._ir.operators.accumulating import ChannelAffineNode as ChannelAffine
@@ -88,6 +88,8 @@ class FloatGraph:
     nodes: tuple[Node, ...]
     output: str
     """Name of the node that gives the logits, of shape (classes,)."""
+    branch_factors: Mapping[str, float] = field(default_factory=dict)
+    """Concatenated tensors that were divided by a factor, which the weights that read them make up for."""
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)

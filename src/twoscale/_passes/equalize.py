@@ -9,15 +9,17 @@ place. The factors of images and logits, and around ReLU6, tables and products, 
   largest weight that produces a channel equal to the largest weight that reads it. It helps if a layer has a single
   weight scale, most of all in depthwise convolutions.
 - "activations" gives the channels of each tensor the same range over a few images, so that each channel uses all
-integers of the tensor's single scale. The weights, which have a scale per output channel, absorb the difference (the
-idea of
-  Xiao et al., "SmoothQuant", 2023, applied to convolutions).
+  integers of the tensor's single scale. The weights, which have a scale per output channel, absorb the difference (the
+  idea of Xiao et al., "SmoothQuant", 2023, applied to convolutions).
+
+Branches of a concatenation that differ a lot are brought closer together by default, by one factor for each branch
+(``balance_concatenations``).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ from numpy.typing import NDArray
 from twoscale._ir import float_graph as g
 from twoscale.errors import UnknownNameError
 
-__all__ = ["EQUALIZATIONS", "equalize"]
+__all__ = ["EQUALIZATIONS", "balance_concatenations", "equalize", "with_branch_factors"]
 
 EQUALIZATIONS = ("none", "weights", "activations")
 """Ways to equalize."""
@@ -42,6 +44,12 @@ _SWEEPS = 100
 _CONVERGED = 1e-4
 _LARGEST = 16.0
 """Factors stay between 1/16 and 16 times their layer's mean, so that weights lose at most a few bits."""
+
+_IMAGES = 16
+"""Images that run through the graph at a time."""
+
+_UNEQUAL = 8.0
+"""How many times wider than another a branch of a concatenation is before factors are moved: 3 of its 8 bits."""
 
 _RELU: g.Bounds = (0.0, float("inf"))
 
@@ -70,7 +78,97 @@ def equalize(graph: g.FloatGraph, how: str = "weights", images_nchw: NDArray[np.
             raise ValueError("equalization of activations needs images")
         factors = _by_activations(graph, classes, images_nchw)
     factors[_ONE] = 1.0
+    return _with_factors(graph, classes, factors)
+
+
+def balance_concatenations(graph: g.FloatGraph, images_nchw: NDArray[np.float32]) -> g.FloatGraph:
+    """Return a graph that computes the same, whose concatenated branches have similar ranges.
+
+    A concatenation has one scale, so a branch whose values are a hundred times smaller than another's keeps one bit. If
+    the weights that read a narrow branch are larger in turn, its values matter as much. Branch i, with the range rᵢ and
+    the largest weight wᵢ that reads it, is divided by fᵢ = √(rᵢ / wᵢ), and those weights are multiplied by it: then
+    range and weights are both √(rᵢ·wᵢ), in proportion to what the branch adds to the sums. Only concatenations whose
+    branches are more than 8 times apart are changed, and only if that brings them closer together. Without any, the
+    graph is returned unchanged.
+
+    Args:
+        graph: folded.
+        images_nchw: images, float32 (N, C, H, W), over which the ranges are taken.
+    """
+    concats = [node for node in graph if isinstance(node, g.Concat) and node.axis == 0 and len(node.inputs) > 1]
+    if not concats:
+        return graph
+    classes = _Classes(graph)
+    factors: dict[str, float] = {}
+    moved = {_ONE}
+    ranges = _widest(graph, {name for node in concats for name in node.inputs}, images_nchw)
+    readers = _largest_readers(graph, classes)
+    for node in concats:
+        names = [name for name in dict.fromkeys(node.inputs) if ranges[name] > 0]
+        r = np.array([ranges[name] for name in names])
+        w = np.array([readers[classes.of[name]].max(initial=0.0) for name in names])
+        if len(names) < 2 or r.max() <= _UNEQUAL * r.min() or not w.all():
+            continue
+        balanced = np.sqrt(r * w)
+        if balanced.max() / balanced.min() >= r.max() / r.min():
+            continue
+        for name, factor in zip(names, np.sqrt(r / w), strict=True):
+            ids = set(np.unique(classes.of[name]).tolist())
+            if not moved & ids:
+                moved |= ids
+                factors[name] = float(factor)
+    return with_branch_factors(graph, factors) if factors else graph
+
+
+def with_branch_factors(graph: g.FloatGraph, factors: Mapping[str, float]) -> g.FloatGraph:
+    """Return a graph that computes the same, with tensors divided by positive factors.
+
+    Args:
+        graph: folded.
+        factors: from the name of a concatenated tensor to its factor.
+
+    Raises:
+        KeyError: the graph has no such tensor.
+    """
+    classes = _Classes(graph)
+    moved = np.ones(classes.count)
+    for name, factor in factors.items():
+        moved[np.unique(classes.of[name])] = factor
+    moved[_ONE] = 1.0
+    return dataclasses.replace(_with_factors(graph, classes, moved), branch_factors=dict(factors))
+
+
+def _with_factors(graph: g.FloatGraph, classes: _Classes, factors: Float64) -> g.FloatGraph:
     return graph.replaced({node.name: _moved(node, classes, factors) for node in graph if isinstance(node, Weighted)})
+
+
+def _widest(graph: g.FloatGraph, names: set[str], images_nchw: NDArray[np.float32]) -> dict[str, float]:
+    """Return the largest magnitude of each named tensor."""
+    import torch
+
+    from twoscale._ir.float_module import GraphModule
+
+    found = dict.fromkeys(names, 0.0)
+
+    def visit(node: g.Node, value: torch.Tensor) -> None:
+        if node.name in found:
+            found[node.name] = max(found[node.name], float(value.abs().max()))
+
+    module = GraphModule(graph)
+    for start in range(0, len(images_nchw), _IMAGES):
+        module.run(torch.from_numpy(np.ascontiguousarray(images_nchw[start : start + _IMAGES])), visit)
+    return found
+
+
+def _largest_readers(graph: g.FloatGraph, classes: _Classes) -> Float64:
+    """Return the largest weight that reads the channels of each class."""
+    found = np.zeros(classes.count)
+    for node in graph:
+        if isinstance(node, Weighted):
+            weight = np.abs(_weight(node))
+            columns = _columns(node, classes)
+            np.maximum.at(found, columns, weight.reshape(*columns.shape, -1).max(2).astype(np.float64))
+    return found
 
 
 class _Classes:

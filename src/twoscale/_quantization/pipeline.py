@@ -30,6 +30,9 @@ __all__ = ["Normalization", "float_graph", "quantize", "quantize_graph", "taking
 Normalization = tuple[Sequence[float], Sequence[float]]
 """(mean, standard deviation) of pixels / 255, one number for each channel."""
 
+_BALANCING_IMAGES = 64
+"""Images over which the ranges of concatenated branches are compared."""
+
 
 @requires_extras("twoscale.quantize")
 def quantize(
@@ -84,7 +87,8 @@ def float_graph(
 
     Args:
         model: as for ``quantize``.
-        example_nchw: images, float32 (N, C, H, W): one, or a hundred for a scheme that equalizes activations.
+        example_nchw: images, float32 (N, C, H, W), over which ranges are compared where factors are moved between
+            layers: some tens.
         how: the scheme.
         name: of the network; the model's class by default.
         normalization: as for ``quantize``: the graph's images, and the example's, are pixels 0..255.
@@ -95,12 +99,14 @@ def float_graph(
     """
     from twoscale import _frontends as frontends
     from twoscale._passes.absorb_normalization import with_normalization
-    from twoscale._passes.equalize import equalize
+    from twoscale._passes.equalize import balance_concatenations, equalize
     from twoscale._passes.fold import fold
 
     graph = frontends.float_graph(model, example_nchw, name=name)
     graph = graph if normalization is None else with_normalization(graph, *normalization)
     graph = fold(graph, join_residuals=how.join_residuals)
+    if how.per_channel and how.equalization == "none":
+        return balance_concatenations(graph, example_nchw[:_BALANCING_IMAGES])
     return equalize(graph, how.equalization, example_nchw)
 
 
@@ -131,7 +137,7 @@ def quantize_graph(
     plan = make_plan(graph, ranges, how)
     network = build(plan)
     network = correct(network, plan, found.samples_nchw, memory=memory)
-    return network if how.equalization == "none" else _equalized(network, how)
+    return _equalized(network, graph, how)
 
 
 def taking_pixels(network: IntegerNetwork, normalization: Normalization) -> IntegerNetwork:
@@ -146,6 +152,11 @@ def _made_from(network: IntegerNetwork, model: nn.Module) -> IntegerNetwork:
     return dataclasses.replace(network, metadata={**network.metadata, METADATA_KEY: found}) if found else network
 
 
-def _equalized(network: IntegerNetwork, how: Scheme) -> IntegerNetwork:
-    """Return the network with its equalization in the metadata, since its channels differ from the model's."""
-    return dataclasses.replace(network, metadata={**network.metadata, "equalization": how.equalization})
+def _equalized(network: IntegerNetwork, graph: FloatGraph, how: Scheme) -> IntegerNetwork:
+    """Return the network with how factors were moved in the metadata, since its channels differ from the model's."""
+    found: dict[str, object] = {}
+    if how.equalization != "none":
+        found["equalization"] = how.equalization
+    if graph.branch_factors:
+        found["branch_factors"] = dict(graph.branch_factors)
+    return dataclasses.replace(network, metadata={**network.metadata, **found}) if found else network

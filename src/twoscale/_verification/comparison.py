@@ -3,9 +3,10 @@ network."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -246,6 +247,27 @@ def _equalization(network: IntegerNetwork) -> str:
     return str(network.metadata.get("equalization", "none"))
 
 
+def _factors(network: IntegerNetwork) -> dict[str, float]:
+    return cast(dict[str, float], network.metadata.get("branch_factors", {}))
+
+
+def _balanced(graph: FloatGraph, network: IntegerNetwork) -> FloatGraph:
+    """Return the folded graph with the factors of concatenated branches that the network was made with."""
+    from twoscale._passes.equalize import with_branch_factors
+
+    factors = _factors(network)
+    try:
+        numbers = {name: float(factor) for name, factor in factors.items()}
+        if not all(0 < factor < math.inf for factor in numbers.values()):
+            raise ValueError
+        return with_branch_factors(graph, numbers) if numbers else graph
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ConfigurationError(
+            f"the metadata of {network.name} has branch_factors that do not fit the model; pass the model that the "
+            "network was made from"
+        ) from None
+
+
 class _FloatSide:
     """The float network in its folded form, in which nodes have the names of the integer layers."""
 
@@ -268,6 +290,7 @@ class _FloatSide:
             if "normalization" in network.metadata:  # the network takes pixels, the model normalized images
                 graph = with_normalization(graph, **network.metadata["normalization"])
             graph = fold(graph, join_residuals=joined)
+            graph = _balanced(graph, network)
             equalized = _equalization(network) != "none"
         nodes = {node.name: node for node in graph}
         for layer in network:
@@ -320,7 +343,7 @@ class _IntegerSide:
         self._convert = _conversion(network, other)
         self._executor = create(executor.name if executor.name in EXECUTORS else "reference", other)
         form = {layer.name: (layer.inputs, layer.output.shape) for layer in other}
-        alike = _equalization(network) == _equalization(other)
+        alike = _equalization(network) == _equalization(other) and _factors(network) == _factors(other)
         ends = {network.input.name, network.output}
         self._names = [
             layer.name
