@@ -523,7 +523,6 @@ def test_free_float_multipliers_are_refused(tmp_path: Path) -> None:
     assert re.fullmatch(
         r"layer conv\d of random has free float multipliers, which integer-only C cannot reproduce; "
         r"move them onto the grid with network\.requantize\(\) or twoscale requantize, or "
-        r"move them onto the grid with network\.requantize\(\) or twoscale requantize, or "
         r'quantize with a scheme on the grid, e\.g\. scheme="default"',
         str(caught.value),
     )

@@ -110,4 +110,7 @@ def test_taking_a_layer_changes_nothing(network: IntegerNetwork) -> None:
     other = dataclasses.replace(network, metadata={"other": 1})
     assert other["fc1"].owner is other
     assert network["fc1"].owner is network
+    for of in (network, other, dataclasses.replace(other)):
+        taken_all = [of[layer.name] for layer in of]
+        assert all(one is mine for one, mine in zip(taken_all, of.layers, strict=True))
     assert dataclasses.replace(network, layers=tuple(network[x.name] for x in network)).fingerprint == before

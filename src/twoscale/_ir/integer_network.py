@@ -96,13 +96,11 @@ class IntegerNetwork:
         """
         if name not in self._by_name:
             raise UnknownNameError("layer", name, self._by_name)
-        if name not in self._taken:
-            self._taken[name] = self._by_name[name].of(self)
-        return self._taken[name]
-
-    @cached_property
-    def _taken(self) -> dict[str, n.Layer]:
-        return {}
+        mine = self._by_name[name].of(self)
+        if mine is not self._by_name[name]:  # it was another network's: what is taken is one of the layers
+            self._by_name[name] = mine
+            object.__setattr__(self, "layers", tuple(self._by_name.values()))
+        return mine
 
     @cached_property
     def _by_name(self) -> dict[str, n.Layer]:

@@ -148,8 +148,12 @@ class Layer(Operation, ABC):
         return type(self).__name__
 
     def of(self, network: IntegerNetwork) -> Layer:
-        """Return the layer as one of ``network``: it then knows its input's scale and can be run."""
-        mine = copy.copy(self)
+        """Return the layer as one of ``network``: it then knows its input's scale and can be run.
+
+        A layer that is already another network's is copied.
+        """
+        owner = vars(self).get("_owner")
+        mine = self if owner is None or owner is network else copy.copy(self)
         object.__setattr__(mine, "_owner", network)
         return mine
 
