@@ -180,7 +180,7 @@ def _words(options: Any, others: dict[str, Any]) -> list[str]:
 
 def _summary(record: RunRecord, samples: int, out: Path) -> str:
     accuracy = "-" if record.test_accuracy is None else f"{record.test_accuracy:.2%}"
-    rate = "" if record.steps_per_second is None else f", {per_second(record.steps_per_second)} mini-batches a second"
+    rate = "" if record.steps_per_second is None else f", {per_second(record.steps_per_second)} mini-batches per second"
     return (
         f"{record.config.model}: {accuracy} of {samples:,} test images right after {record.mini_batches:,} "
         f"mini-batches in {record.seconds:.1f} s{rate}\nWrote {out / MODEL_FILE} and {out / RECORD_FILE}"

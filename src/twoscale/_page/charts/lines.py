@@ -24,7 +24,7 @@ def line_plot(
     dots: bool = False,
     height: float = 220,
 ) -> Drawing:
-    """Draw named lines through (x, y) points; they are told apart by their dashes.
+    """Draw named lines through (x, y) points; their dashes distinguish them.
 
     Args:
         title: at the top left, bold.

@@ -193,7 +193,7 @@ def capacity_table(record: CapacityRecord) -> Table:
     ]
     columns = [text_column("Batch size"), text_column("Outcome"), Column("Peak memory", "MB"), Column("Took", "s")]
     limit = record.memory_limit_bytes
-    within = "" if limit is None else f", within {count(limit // 10**6)} MB a process"
+    within = "" if limit is None else f", within {count(limit // 10**6)} MB per process"
     return table(f"Search for the largest batch{within}", columns, rows)
 
 
@@ -233,7 +233,7 @@ def rate_plot(results: StudyResults) -> Drawing | None:
         if r.samples_per_second is not None
     ]
     spoken = ", ".join(f"{count(round(y))} at {count(round(x))}" for x, y in rates)
-    return _by_batch("Throughput", rates, "images a second", f"Images a second by batch size: {spoken}")
+    return _by_batch("Throughput", rates, "images per second", f"Images per second by batch size: {spoken}")
 
 
 def _content(results: StudyResults) -> Content:

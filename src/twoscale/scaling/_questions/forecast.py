@@ -199,7 +199,7 @@ def forecast_plot(results: StudyResults) -> Drawing | None:
     return line_plot(
         "Step time by ranks",
         [("measured", [(math.log2(x), y) for x, y in measured]), ("forecast", [(math.log2(x), y) for x, y in ahead])],
-        label=f"A step of {base} images a rank: "
+        label=f"A step of {base} images per rank: "
         + "; ".join(f"{x:.0f} ranks {fixed(y, 1)} ms" for x, y in [*measured, *ahead]),
         x_label="ranks, log axis",
         y_label="milliseconds",

@@ -92,15 +92,15 @@ _WHY: dict[CauseName, str] = {
     "latency": "Each message costs its fixed time however small it is. Fewer, larger collectives or less frequent "
     "steps would help, a faster link would not.",
     "bandwidth": "There are more bytes than the backward pass can hide. A faster link, fewer bytes (bf16 gradients, "
-    "accumulation) or more computing a step would help.",
+    "accumulation) or more computation per step would help.",
     "last bucket": "The last gradients are ready only when the backward pass ends, and nothing is left to hide their "
-    "all-reduce behind. A smaller last bucket or more computing a step would help.",
+    "all-reduce behind. A smaller last bucket or more computation per step would help.",
     "buffers": "Buffers are broadcast before every forward pass, which waits for them. Broadcasting them at the start "
     "only, or never, would help.",
     "data": "Ranks wait for their batches. A faster or less shared source of data would help.",
     "cores": "Ranks that run at once slow each other's computing. Cores, memory and power of their own would help, a "
     "faster network would not.",
-    "wrapper": "DDP's own work, without any communication, takes the time. More computing a step would help.",
+    "wrapper": "DDP's own work, without any communication, takes the time. More computation per step would help.",
     "straggler": "All ranks wait for one that computes more slowly. A core of its own for that rank would help, a "
     "faster network would not.",
     "jitter": "Now one rank is late and now another, and every step waits for the latest. Fewer other processes on "

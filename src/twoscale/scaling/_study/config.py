@@ -11,7 +11,7 @@ from twoscale.errors import ConfigurationError
 
 __all__ = ["GivenLink", "StudyConfig"]
 
-_RANKS_A_CORE = 16
+_RANKS_PER_CORE = 16
 """More would measure how a machine runs out of memory."""
 _LARGEST_SEED = 2**32 - 1
 
@@ -106,9 +106,9 @@ class StudyConfig:
             raise ConfigurationError(f"accuracy_batches has {len(self.accuracy_batches)} numbers; expected 2")
         if self.world_sizes[0] != 1:
             raise ConfigurationError(f"world_sizes begins with {self.world_sizes[0]}; expected 1, to compare with")
-        if self.world_sizes[-1] > _RANKS_A_CORE * self.cores:
+        if self.world_sizes[-1] > _RANKS_PER_CORE * self.cores:
             raise ConfigurationError(
-                f"{self.world_sizes[-1]} ranks on {self.cores} core(s); expected at most {_RANKS_A_CORE} a core"
+                f"{self.world_sizes[-1]} ranks on {self.cores} core(s); expected at most {_RANKS_PER_CORE} per core"
             )
         if not 0 <= self.seed <= _LARGEST_SEED:
             raise ConfigurationError(f"seed is {self.seed}; expected 0 to {_LARGEST_SEED}")
@@ -166,6 +166,6 @@ class StudyConfig:
         cores = core_count()
         most = max(values["world_sizes"], default=1)
         if gpus and most > gpus:
-            raise ConfigurationError(f"{most} ranks on {gpus} GPU(s): NCCL needs a GPU a rank; choose fewer")
+            raise ConfigurationError(f"{most} ranks on {gpus} GPU(s): NCCL needs one GPU per rank; choose fewer")
         threads = max(1, cores // max(1, most))
         return cls(sections=sections, **{"threads_per_rank": threads, "cores": cores, **values})
