@@ -4,11 +4,12 @@ Each case is a file that was mutated, blindly or behind its checksums (``benchma
 process with limits of memory and time. A network that loads is run, whatever the size of its images, and compared with
 ONNX Runtime on the same file where that runs it.
 
-    python -m benchmarks.fuzz [CASES [SEED [PROCESSES]]]
+    python -m benchmarks.fuzz [--cases N] [--seed N] [--processes N]
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import logging
@@ -435,8 +436,12 @@ def run_in_parts(cases: int, seed: int, jobs: int, keep: Path) -> dict[str, Any]
 
 def main() -> None:
     """Run and write benchmarks/results/fuzz.json."""
-    cases, seed, jobs = (int(word) for word in (sys.argv[1:] + ["20000", "0", "2"][len(sys.argv) - 1 :])[:3])
-    result = run_in_parts(cases, seed, jobs, Path(tempfile.gettempdir()) / "fuzz-bad")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0, help="of the first process; the others take the next ones")
+    parser.add_argument("--processes", type=int, default=2)
+    given = parser.parse_args()
+    result = run_in_parts(given.cases, given.seed, given.processes, Path(tempfile.gettempdir()) / "fuzz-bad")
     print(json.dumps(result, indent=1))
     print(f"wrote {write_result('fuzz', result, 'onnx', 'onnxruntime')}")
     sys.exit(1 if result["bad_total"] else 0)
