@@ -34,6 +34,7 @@ def interrupt_at_call(number: int, function: Callable[..., Any]) -> Callable[...
     return interrupted
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.parametrize(
     ("place", "number"),
     [

@@ -72,7 +72,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWOSCALE_CACHE", str(tmp_path))
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("seed", "targets"),
     [(1, ("native",)), (2, ("avx2",)), (3, ("avx512vnni",)), (5, ("avx2",)), (8, ("native", "portable"))],

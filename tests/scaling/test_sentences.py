@@ -40,7 +40,7 @@ from twoscale.scaling._questions.speedup import GridRow, SpeedupAnswer, grid_sen
 from twoscale.scaling._questions.verdict import VerdictAnswer
 from twoscale.scaling._questions.wire import WireAnswer
 
-RECORD = Path(__file__).parents[2] / "docs" / "scaling-study.json"
+RECORD = Path(__file__).with_name("recorded-study.json")
 
 
 @pytest.fixture(scope="module")
