@@ -414,11 +414,16 @@ def run(cases: int, seed: int = 0, keep: Path | None = None) -> dict[str, Any]:
     }
 
 
+def _part(cases: int, seed: int, keep: Path) -> dict[str, Any]:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))  # making a mutation can take any amount too
+    return run(cases, seed, keep)
+
+
 def run_in_parts(cases: int, seed: int, jobs: int, keep: Path) -> dict[str, Any]:
     """Share the files among processes, each with a child of its own and the next seed, and add the counts."""
     begun = time.monotonic()
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        parts = list(pool.map(run, [cases // jobs] * jobs, range(seed, seed + jobs), [keep] * jobs))
+        parts = list(pool.map(_part, [cases // jobs] * jobs, range(seed, seed + jobs), [keep] * jobs))
     outcomes: dict[str, Counter[str]] = {}
     for part in parts:
         for kind, found in part["outcomes"].items():

@@ -146,6 +146,16 @@ OPSETS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], int]] = {
          "axes": np.array([1, 2])},
         18,
     ),
+    "clip to one value": (
+        [
+            node("Clip", ["input", "large", "six"], ["a"]),
+            node("Clip", ["input", "", "low"], ["b"]),
+            node("Sub", ["a", "b"], ["c"]),
+            node("Flatten", ["c"], ["logits"]),
+        ],
+        {"large": np.array(3.2e38, np.float32), "six": np.array(6, np.float32), "low": np.array(-0.5, np.float32)},
+        18,
+    ),
     "resize": (
         [
             node("Resize", ["input", "", "scales"], ["a"], mode="nearest"),

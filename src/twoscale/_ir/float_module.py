@@ -142,7 +142,7 @@ def _clamp(x: torch.Tensor, bounds: g.Bounds) -> torch.Tensor:
     lo, hi = bounds
     if math.isinf(hi):
         return F.relu(x) if lo == 0.0 else x.clamp(min=lo)
-    return x.clamp(min=None if math.isinf(lo) else lo, max=hi)
+    return x.clamp(min=None if lo == -math.inf else lo, max=hi)
 
 
 def _zero_pad(x: torch.Tensor, padding: g.Padding, value: float = 0.0) -> torch.Tensor:

@@ -226,8 +226,8 @@ def _clip(r: Reader, node: onnx.NodeProto) -> str:
     for index, (key, default) in enumerate((("min", -math.inf), ("max", math.inf)), 1):
         value = r.constant(node, index)
         bounds.append(float(r.attribute(node, key, default)) if value is None else float(value.reshape(())))
-    lo, hi = (math.copysign(math.inf, v) if abs(v) > 3e38 else v for v in bounds)
-    return r.at(node).clamp(r.input(node), (lo, hi))
+    lo, hi = bounds  # the largest float32 stands for no bound, but a lower bound that large is one
+    return r.at(node).clamp(r.input(node), (-math.inf if lo < -3e38 else lo, math.inf if hi > 3e38 else hi))
 
 
 def _hard_sigmoid(r: Reader, node: onnx.NodeProto) -> str:
