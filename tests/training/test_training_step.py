@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests import sweep
 from twoscale import models
 from twoscale.training._optimizers import SGD
 from twoscale.training._step import Step, numerics
@@ -185,6 +186,7 @@ print(step.describe(), step.notes)
 """
 
 
+@pytest.mark.skipif(not sweep.whole(), reason="compiling takes half a minute: --sweep all runs it")
 def test_compiled_steps(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _COMPILED],
