@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 from twoscale._frontends.torch_export.capture import capture
 from twoscale._ir import float_graph as g
 from twoscale._ir import functions
-from twoscale._ir.float_module import GraphModule, logits
+from twoscale._ir.float_module import GraphModule, _clamp, logits
 from twoscale._passes.fold import fold
 from twoscale.errors import UnknownNameError
 from twoscale.models import create
@@ -212,3 +213,9 @@ def test_a_graph_knows_its_readers() -> None:
     other = g.Add(name="twice", inputs=("input", "input"), shape=(2,), bounds=(0.0, 1.0))
     assert graph.replaced({"twice": other})["twice"] is other
     assert node.op == "Add"
+
+
+def test_a_clamp_may_have_an_infinite_bound_on_either_side() -> None:
+    x = torch.tensor([-2.0, 0.5, 9.0])
+    for bounds in ((-math.inf, 6.0), (0.0, math.inf), (math.inf, 6.0), (-math.inf, -math.inf), (-1.0, math.inf)):
+        assert torch.equal(_clamp(x, bounds), x.clamp(*bounds))

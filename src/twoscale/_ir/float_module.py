@@ -140,7 +140,7 @@ class GraphModule:
 
 def _clamp(x: torch.Tensor, bounds: g.Bounds) -> torch.Tensor:
     lo, hi = bounds
-    if math.isinf(hi):
+    if hi == math.inf:
         return F.relu(x) if lo == 0.0 else x.clamp(min=lo)
     return x.clamp(min=None if lo == -math.inf else lo, max=hi)
 
