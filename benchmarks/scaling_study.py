@@ -33,7 +33,8 @@ from twoscale.scaling._questions.forecast import ForecastAnswer, forecast_table
 from twoscale.scaling._questions.replicas import ReplicasAnswer, replicas_table
 from twoscale.scaling._questions.results import StudyResults
 from twoscale.scaling._questions.speedup import SpeedupAnswer, grid_table, speed_table
-from twoscale.scaling._questions.verdict import VerdictAnswer, causes_table, what_if_table, what_ifs
+from twoscale.scaling._questions.verdict import VerdictAnswer, causes_table
+from twoscale.scaling._questions.what_if import what_if_table, what_ifs
 from twoscale.scaling._questions.wire import WireAnswer, ledger_table
 from twoscale.scaling._run import run_study, study_config
 from twoscale.scaling._study.progress import study_progress
@@ -51,7 +52,8 @@ def generated(study: StudyResults, resnet: StudyResults) -> dict[str, str]:
     assert study.loads is not None
     verdict = study.of(VerdictAnswer).verdict
     assert verdict is not None
-    forecast = study.of(ForecastAnswer)
+    forecast, communication = study.of(ForecastAnswer), study.of(CommunicationAnswer)
+    assert communication.epoch_samples is not None
     where = (
         f"{environment.machine}, {environment.cores} cores, torch {environment.versions['torch']}; load "
         f"{study.loads[0]:.1f} to {study.loads[1]:.1f} as cells began; {study.seconds:.0f} s in all."
@@ -61,42 +63,24 @@ def generated(study: StudyResults, resnet: StudyResults) -> dict[str, str]:
         "verdict": f"> {verdict.sentence}\n\n" + markdown(causes_table(verdict), (0, 1, 2)),
         **{name: f"> {sentence}" for name, sentence in study.sentences.items()},
         "batch-table": markdown(batch_table(study), (0, 1, 2, 3, 4, 6)),
-        "grid-table": _grid(study.of(SpeedupAnswer)),
+        "grid-table": markdown(grid_table(study.of(SpeedupAnswer).grid), (0, 1, 2, 3, 4)),
         "speedup-table": markdown(speed_table(study), (0, 1, 2, 4, 5, 7, 8)),
-        "communication-table": markdown(arms_table(study.of(CommunicationAnswer).arms), (0, 1, 2, 3, 4, 5, 6, 7, 8)),
-        "epoch-communication-table": _epochs(study.of(CommunicationAnswer)),
-        "wire-table": markdown(wire_table(study.of(CommunicationAnswer).arms), (0, 1, 2, 3, 4, 5, 6, 7)),
-        "what-if-table": markdown(what_if_table(what_ifs(verdict, study.of(CommunicationAnswer).arms)), (0, 1, 2, 3)),
+        "communication-table": markdown(arms_table(communication.arms), (0, 1, 2, 3, 4, 5, 6, 7, 8)),
+        "epoch-communication-table": markdown(
+            epochs_table(communication.arms, communication.epoch_samples), tuple(range(8))
+        ),
+        "wire-table": markdown(wire_table(communication.arms), (0, 1, 2, 3, 4, 5, 6, 7)),
+        "what-if-table": markdown(
+            what_if_table(what_ifs(communication.arms, verdict.world_size, verdict.batch_size, verdict.link)),
+            (0, 1, 2, 3),
+        ),
         "epochs-table": markdown(accuracy_table(study, "epochs"), (0, 1, 3, 4, 6, 7)),
-        "rates-table": _rates(study.of(AccuracyAnswer)),
-        "verdict-age": ""
-        if any(cause.name == "contention" for cause in verdict.causes)
-        else "The causes above were recorded before the study separated straggler, jitter and contention.",
+        "rates-table": markdown(rates_table(study.of(AccuracyAnswer).rates), (0, 1, 2, 3)),
         "steps-table": markdown(accuracy_table(study, "steps"), (0, 1, 3, 4, 6, 7)),
         "ledger-table": markdown(ledger_table(resnet.of(WireAnswer).ledgers[0]), (0, 1, 2, 3, 4, 5)),
         "replicas-table": markdown(replicas_table(resnet.of(ReplicasAnswer).replicas[0]), (0, 1, 2, 3, 4, 5)),
         "held-table": markdown(forecast_table(forecast.held_out, ""), (0, 4, 5, 6)),
     }
-
-
-_EARLIER = "The record was made before studies had this table."
-
-
-def _grid(answer: SpeedupAnswer) -> str:
-    """Return epoch time, speed-up and efficiency by batch and ranks, where the record has them."""
-    return markdown(grid_table(answer.grid), (0, 1, 2, 3, 4)) if answer.grid else _EARLIER
-
-
-def _rates(answer: AccuracyAnswer) -> str:
-    """Return the learning rates that were tried, where the record has them."""
-    return markdown(rates_table(answer.rates), (0, 1, 2, 3)) if answer.rates else _EARLIER
-
-
-def _epochs(answer: CommunicationAnswer) -> str:
-    """Return computing and communication per step and per epoch, where the record knows an epoch's images."""
-    if answer.epoch_samples is None:
-        return _EARLIER
-    return markdown(epochs_table(answer.arms, answer.epoch_samples), (0, 1, 2, 3, 4, 5, 6, 7))
 
 
 def renewed(text: str, parts: dict[str, str]) -> str:

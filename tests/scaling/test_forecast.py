@@ -1,12 +1,18 @@
+"""Forecasts of steps that follow the model exactly, and of ones that deviate from it in a known way."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from twoscale.errors import ForecastError
 from twoscale.scaling._measure.records import Bucket, Op
+from twoscale.scaling._measure.statistics import summarize
+from twoscale.scaling._questions.answers import read_results
+from twoscale.scaling._questions.communication import CommunicationAnswer
 from twoscale.scaling._questions.link_model import (
     CollectiveSample,
     Link,
@@ -17,6 +23,7 @@ from twoscale.scaling._questions.link_model import (
     forecast,
     given_model,
     held_out,
+    measured_step,
     replay,
 )
 
@@ -124,6 +131,60 @@ def test_forecast_between_two_batches() -> None:
     found = forecast(cells, 2, 48, Link("wire"))
     assert found.compute == pytest.approx(0.15)
     assert found.step == pytest.approx(_cell(RING, 2, compute=0.15).step)
+
+
+def _sharing(fixed: float, factor: float, *, batches: tuple[int, ...] = (32, 64, 128)) -> list[MeasuredStep]:
+    """Cells of one and two ranks; the two share a machine, where a step is ``fixed`` + ``factor`` times that of one."""
+    cells = []
+    for batch in batches:
+        alone = 0.001 + 0.001 * batch
+        cells += [
+            _cell(RING, 1, batch_size=batch, compute=alone),
+            _cell(RING, 2, batch_size=batch, compute=fixed + factor * alone),
+        ]
+    return cells
+
+
+def test_ranks_that_share_a_machine_slow_a_batch_that_was_not_measured_there() -> None:
+    forecasts, refused = held_out(_sharing(0.002, 1.25))
+    assert refused == ()
+    assert [(f.world_size, f.batch_size) for f in forecasts] == [(2, 32), (2, 64), (2, 128)]
+    assert [f.error for f in forecasts] == pytest.approx([0, 0, 0], abs=1e-9)
+    assert [f.compute for f in forecasts] == pytest.approx([0.002 + 1.25 * (0.001 + 0.001 * b) for b in (32, 64, 128)])
+    # Three ranks are nearest to two: they compute as two do, not as one.
+    assert forecast(_sharing(0.002, 1.25), 3, 64, Link("wire")).compute == pytest.approx(0.002 + 1.25 * 0.065)
+
+
+def test_one_other_batch_shows_a_factor_only() -> None:
+    found = held_out(_sharing(0.0, 1.5, batches=(32, 64)))[0]
+    assert [f.error for f in found] == pytest.approx([0, 0], abs=1e-9)
+
+
+def test_sharing_never_takes_a_negative_time() -> None:
+    # 10 and 30 ms became 5 and 45: a line through both would make 4 ms negative.
+    cells = [
+        _cell(RING, n, batch_size=batch, compute=seconds)
+        for n, times in ((1, (0.004, 0.01, 0.03)), (2, (0.004, 0.005, 0.045)))
+        for batch, seconds in zip((32, 64, 128), times, strict=True)
+    ]
+    first = held_out(cells)[0][0]
+    assert (first.world_size, first.batch_size) == (2, 32)
+    assert 0 < first.compute < 0.01
+
+
+def test_of_two_clocks_that_agree_the_more_precise_counts() -> None:
+    recorded = read_results(Path(__file__).with_name("recorded-study.json")).of(CommunicationAnswer).arms
+    two = next(at.record for at in recorded if at.record.world_size == 2)
+
+    def waits(exposed: tuple[float, ...], inside: tuple[float, ...]) -> float:
+        by_difference, seen = (summarize(values) for values in (exposed, inside))
+        return measured_step(replace(two, exposed=by_difference, exposed_in_situ=seen), 64, Link("wire")).waits
+
+    assert waits((0.0, 1.0, 1.0, 1.0, 2.0, 4.0), (0.8, 0.8, 0.8, 0.8, 0.8, 0.9)) == 0.8
+    # Communication slows the computing beside it: the clock inside does not see all of the wait.
+    assert waits((36.0, 36.2, 36.3, 36.3, 36.4, 37.0), (13.0, 13.4, 13.5, 13.5, 13.6, 14.0)) == 36.3
+    # A difference that repeats better than the clock inside is kept.
+    assert waits((1.0,) * 6, (0.5, 0.5, 0.5, 0.5, 0.5, 4.0)) == 1.0
 
 
 def test_held_out_cells_are_forecast_from_the_others() -> None:

@@ -15,7 +15,7 @@ from twoscale import models
 from twoscale._files import read_record, write_record
 from twoscale.errors import ConfigurationError, UnknownNameError
 from twoscale.scaling._measure.bandwidth import SIZES, bus_factor, measure_bandwidth
-from twoscale.scaling._measure.clocks import epoch_time
+from twoscale.scaling._measure.clocks import Loop
 from twoscale.scaling._measure.peak import measure_peak, step_flops
 from twoscale.scaling._measure.records import (
     ArmsRecord,
@@ -77,9 +77,9 @@ def test_bf16_and_channels_last_run(found: dict[str, Any]) -> None:
     assert decode(found["bf16"], EpochTime).flops_per_step is None
 
 
-def test_epoch_time_without_steps() -> None:
-    with pytest.raises(ConfigurationError, match="0 steps, 3 repeats, 5 warm-up: expected at least 1, 1 and 0"):
-        epoch_time(Workload(), steps=0)
+def test_a_loop_without_steps() -> None:
+    with pytest.raises(ConfigurationError, match="0 steps, 5 warm-up: expected at least 1 and 0"):
+        Loop(Workload(), "ddp", steps=0)
 
 
 # ---------------------------------------------------------------- arms

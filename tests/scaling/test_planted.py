@@ -10,16 +10,21 @@ from typing import Any
 
 import pytest
 
-from twoscale.scaling._measure.records import ArmsRecord, decode
+from twoscale.scaling._measure.records import ArmsRecord, EpochTime, decode
 
 SLEEP = 0.1
 ROWS = ("compute", "skew", "data_wait", "wrapper_tax", "exposed")
 
 
 @pytest.fixture(scope="module")
-def found(measured: Callable[..., Any]) -> dict[str, ArmsRecord]:
-    result = measured("planted", {"seconds": SLEEP, "rounds": 3, "steps": 1})
-    return {where: decode(record, ArmsRecord) for where, record in result.items()}
+def planted(measured: Callable[..., Any]) -> dict[str, Any]:
+    result: dict[str, Any] = measured("planted", {"seconds": SLEEP, "rounds": 3, "steps": 1})
+    return result
+
+
+@pytest.fixture(scope="module")
+def found(planted: dict[str, Any]) -> dict[str, ArmsRecord]:
+    return {where: decode(record, ArmsRecord) for where, record in planted["arms"].items()}
 
 
 def _growth(found: dict[str, ArmsRecord], where: str) -> dict[str, float]:
@@ -77,3 +82,24 @@ def test_rows_add_up(found: dict[str, ArmsRecord]) -> None:
         parts = (record.compute, record.imbalance, record.wrapper_tax, record.exposed)
         # Medians of differences are not quite differences of medians.
         assert sum(part.median for part in parts) == pytest.approx(record.ddp.median, abs=0.3 * SLEEP)
+
+
+@pytest.mark.parametrize(
+    ("where", "first", "second", "least"),
+    [
+        ("nowhere", 0, 0, 0),
+        ("communication", 1, 1, 1),
+        # The first rank waits for the second, which waits for no one.
+        ("one rank", 1, 0, 0),
+        ("silent", 0, 0, 0),
+        # Broadcasts of two types of buffers at once, and all-reduces of two buckets at once: two sleeps.
+        ("buffers", 2, 2, 2),
+    ],
+)
+def test_a_loop_sees_what_each_rank_waits(
+    planted: dict[str, Any], where: str, first: float, second: float, least: float
+) -> None:
+    record = decode(planted["loops"][where], EpochTime)
+    assert record.least_wait is not None
+    waits = [seconds / SLEEP for seconds in (*record.rank_waits, record.least_wait)]
+    assert waits == pytest.approx([first, second, least], abs=0.4 * max(1, least))

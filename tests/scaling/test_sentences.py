@@ -397,7 +397,7 @@ def test_a_forecast_is_judged_by_what_held_out_steps_wait(study: StudyResults) -
     steps = measured_steps(config, found.arms, found.bandwidth)
     assert _forecasts(config, steps).forecasts
     uneven = [
-        replace(one, compute=0.1, step=0.1 + waits / 1e3)
+        replace(one, compute=0.1, step=0.1 + waits / 1e3, exposed=waits / 1e3)
         for one, waits in zip(steps, (0.0, 0.0, 36.3, 8.4), strict=True)
     ]
     answer = _forecasts(config, uneven)

@@ -15,17 +15,12 @@ from twoscale.scaling._measure.records import (
     Workload,
 )
 from twoscale.scaling._measure.statistics import summarize
+from twoscale.scaling._questions.causes import communication_parts
 from twoscale.scaling._questions.communication import ArmsAt
 from twoscale.scaling._questions.link_model import LinkModel
-from twoscale.scaling._questions.verdict import (
-    Round,
-    Verdict,
-    causes_table,
-    communication_parts,
-    decide,
-    link_line,
-    what_ifs,
-)
+from twoscale.scaling._questions.rounds import Round
+from twoscale.scaling._questions.verdict import Verdict, causes_table, decide, link_line
+from twoscale.scaling._questions.what_if import what_ifs
 
 MS = 1e-3
 SLOW_LINK = LinkModel("link", "ring", latency=1e-6, fixed=1e-8, per_rate=0.0, rates=None, residual=0.0, samples=9)
@@ -224,7 +219,7 @@ def test_a_known_link_is_named_and_what_it_would_bring() -> None:
     assert "probably" not in link_line(dataclasses.replace(link, fixed=8 / 700e6))
     arms = _arms(exposed=20.7, size=247_080, alone=(20.7,), ready=(9,))
     verdict = decide(_rounds(10, 10, 30.7), arms, dataclasses.replace(link, latency=0.0), 64)
-    rows = {row.what: row for row in what_ifs(verdict, [ArmsAt(64, arms)])}
+    rows = {row.what: row for row in what_ifs([ArmsAt(64, arms)], 2, 64, verdict.link)}
     sent = 247_080 * 8 / 95.6e6
     assert rows["a link ten times as fast"].step == pytest.approx(30.7 * MS - 0.9 * sent)
     assert rows["gradients sent as bf16"].step == pytest.approx(30.7 * MS - 0.5 * sent)
@@ -296,6 +291,59 @@ def test_steps_of_the_same_launches_leave_nothing_unexplained() -> None:
     assert parts["jitter"] == pytest.approx(0.4, abs=0.01)
     assert parts["contention"] == pytest.approx(3 - 1.002 - 0.4, abs=0.02)
     assert verdict.unexplained == pytest.approx(0, abs=0.02 * MS)
+
+
+def _with_waits(rounds: list[Round], *waits: tuple[float, float, float]) -> list[Round]:
+    """Give rounds what DDP waits: the first rank, the second, and the one that waits least, milliseconds.
+
+    Without communication the second rank is the slowest, and each waits 0.1 ms.
+    """
+    found = []
+    for one, (first, second, least) in zip(rounds, waits, strict=True):
+        assert one.silent is not None
+        step = one.silent.step.median
+        silent = dataclasses.replace(
+            one.silent, rank_seconds=(0.9 * step, step), rank_waits=(0.1 * MS, 0.1 * MS), least_wait=0.1 * MS
+        )
+        ddp = dataclasses.replace(one.ddp, rank_waits=(first * MS, second * MS), least_wait=least * MS)
+        found.append(dataclasses.replace(one, silent=silent, ddp=ddp))
+    return found
+
+
+def test_a_clock_in_the_loops_divides_what_ddp_waits() -> None:
+    # 1 ms by cores, 2 by the wrapper, 5 exposed. The second rank waits 2.6 - 0.1 ms: 1.1 - 0.1 for communication, of
+    # which the line explains all, and 1.5 for the other rank. The remaining 2.5 ms are computing that takes longer.
+    rounds = _with_waits(_with_silent(_rounds(10, 11, 18), 13, 13, 13), *[(4.1, 2.6, 1.1)] * 3)
+    # What the arms saw, in another launch, does not count.
+    arms = _arms(exposed=9, inside=4, jitter=3, alone=(1,), ready=(9,))
+    verdict = decide(rounds, arms, SLOW_LINK, 64)
+    parts = {str(one.name): one.seconds / MS for one in verdict.causes}
+    expected = {"cores": 1, "wrapper": 2, "latency": 0.002, "bandwidth": 0.998, "jitter": 1.5, "contention": 2.5}
+    assert {name: parts[name] for name in expected} == pytest.approx(expected, abs=0.02)
+    assert verdict.unexplained == pytest.approx(0, abs=1e-9)
+
+
+def test_computing_that_takes_longer_in_some_rounds_only_is_no_contention() -> None:
+    # In the third round the clock saw more than DDP takes longer than DDP that sends nothing.
+    waits = [(0.1, 0.1, 0.1), (0.1, 0.1, 0.1), (5.7, 5.7, 5.7)]
+    rounds = _with_waits(_with_silent(_rounds(10, 10, 15), 10, 10, 10), *waits)
+    some = decide(rounds, _arms(), SLOW_LINK, 64)
+    parts = {one.name: one.seconds / MS for one in some.causes}
+    # The mean of what was seen is beyond the line: contention in the collectives, but none in computing.
+    assert parts["contention"] + parts["latency"] + parts["last bucket"] == pytest.approx(5.6 / 3, abs=0.01)
+    assert some.unexplained == pytest.approx((5 - 5.6 / 3) * MS, abs=0.02 * MS)
+    every = decide(_with_waits(_with_silent(_rounds(10, 10, 15), 10, 10, 10), *waits[:2], waits[0]), _arms(), None, 64)
+    assert every.causes[0].name == "contention"
+    assert every.unexplained == pytest.approx(0, abs=1e-9)
+
+
+def test_a_rank_that_is_slow_for_a_while_is_jitter() -> None:
+    """Now one rank is late and now another; the arms' five steps in a turn are too few to see it."""
+    rounds = _with_waits(_with_silent(_rounds(10, 10.5, 14.5), 10.5, 10.5, 10.5), *[(3.4, 3.3, 0.4)] * 3)
+    verdict = decide(rounds, _arms(exposed=0.5, jitter=0.0), SLOW_LINK, 64)
+    assert verdict.causes[0].name == "jitter"
+    assert verdict.causes[0].seconds == pytest.approx((3.3 - 0.4) * MS)
+    assert "Now one rank is late and now another" in verdict.sentence
 
 
 def test_what_only_some_rounds_show_beyond_the_clock_inside_is_no_contention() -> None:

@@ -25,7 +25,7 @@ from twoscale import models
 from twoscale.scaling._measure import arms, clocks, jobs
 from twoscale.scaling._measure.arms import measure_arms
 from twoscale.scaling._measure.bandwidth import measure_bandwidth
-from twoscale.scaling._measure.clocks import RankClock, epoch_time
+from twoscale.scaling._measure.clocks import Loop, RankClock
 from twoscale.scaling._measure.collectives import collective
 from twoscale.scaling._measure.jobs import _at_work
 from twoscale.scaling._measure.launch import _LOOK
@@ -33,7 +33,7 @@ from twoscale.scaling._measure.ledger import GLOO_MESSAGE, gloo_sent, observe, p
 from twoscale.scaling._measure.peak import measure_peak
 from twoscale.scaling._measure.records import DdpOptions, EpochTime, LedgerEntry, Summary, Workload
 from twoscale.scaling._measure.replicas import hash_replicas
-from twoscale.scaling._measure.tasks import ArmsResult, ArmsTask, RanksTask
+from twoscale.scaling._measure.tasks import Arm, ArmsResult, ArmsTask, BatchesResult, BatchesTask, RanksTask
 from twoscale.scaling._measure.workload import Batch, batch_stream, create_model, wrap
 from twoscale.scaling._questions.link_model import CollectiveSample, Link, measured_step
 
@@ -279,6 +279,20 @@ def _sleepy_wrapper(seconds: float) -> Iterator[None]:
         DistributedDataParallel.forward = forward  # type: ignore[method-assign]
 
 
+def brief_batches(task: BatchesTask) -> BatchesResult:
+    """A study's batch sizes, with less time for the matrix rate."""
+    brief = functools.partial(measure_peak, sizes=(64, 128), repeats=3)
+    with mock.patch.object(jobs, "measure_peak", lambda device, *, precision, **_: brief(device, precision=precision)):
+        return jobs.time_batches(task)
+
+
+def brief_arms(task: ArmsTask) -> ArmsResult:
+    """A study's arms, with less time for bandwidth."""
+    brief = functools.partial(measure_bandwidth, sizes=(1024, 1 << 16, 1 << 18, 1 << 20), repeats=3)
+    with mock.patch.object(jobs, "measure_bandwidth", lambda device, **_: brief(device)):
+        return jobs.run_arms(task)
+
+
 _DATA_SECONDS = 0.004
 
 
@@ -301,7 +315,7 @@ def slow_data_arms(task: ArmsTask) -> ArmsResult:
 
 
 def planted(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arms of the small CNN with a sleep somewhere."""
+    """Arms and loops of the small CNN with a sleep somewhere."""
     seconds = arguments["seconds"]
     workload = Workload(batch_size=4)
     rank, size = dist.get_rank(), dist.get_world_size()
@@ -317,18 +331,47 @@ def planted(arguments: dict[str, Any]) -> dict[str, Any]:
                 create=functools.partial(_create_sleepy, workload, compute),
                 source=_sleepy(batch_stream(workload, rank, size), seconds if where == "data" else 0.0),
             )
+    return {"arms": found, "loops": _sleepy_loops(seconds)}
+
+
+def _sleepy_loops(seconds: float) -> dict[str, EpochTime]:
+    """Loops with a sleep somewhere; "buffers" in a model that has some, with a sleep in every collective."""
+    loops: dict[str, tuple[Arm, str, float, float]] = {
+        "nowhere": ("ddp", "net", 0.0, 0.0),
+        "communication": ("ddp", "net", seconds, 0.0),
+        "one rank": ("ddp", "net", 0.0, seconds if dist.get_rank() == 1 else 0.0),
+        "silent": ("silent", "net", seconds, seconds if dist.get_rank() == 1 else 0.0),
+        "buffers": ("ddp", "resnet20", seconds, 0.0),
+    }
+    found = {}
+    for where, (arm, model, communication, compute) in loops.items():
+        group = SleepyGroup(communication)
+        with (
+            mock.patch.object(clocks, "wrap", lambda module, options, group=group: wrap(module, options, group)),
+            mock.patch.object(clocks, "create_model", functools.partial(_create_sleepy, seconds=compute)),
+        ):
+            found[where] = _loop(Workload(model, batch_size=4), arm, steps=2, repeats=1, flops=False)
     return found
 
 
 # ---------------------------------------------------------------- the rest of the core
 
 
+def _loop(
+    workload: Workload, arm: Arm, *, steps: int, warmup: int = 2, repeats: int = 2, flops: bool = True
+) -> EpochTime:
+    loop = Loop(workload, arm, steps=steps, warmup=warmup)
+    for _ in range(repeats):
+        loop.run()
+    return loop.time(flops=flops)
+
+
 def core(_: dict[str, Any]) -> dict[str, Any]:
     """Each measurement once, small."""
     small = Workload(batch_size=4, data="digits")
     return {
-        "bare": epoch_time(small, arm="bare", steps=4, warmup=2, repeats=2),
-        "ddp": epoch_time(small, steps=4, warmup=2, repeats=2),
+        "bare": _loop(small, "bare", steps=4),
+        "ddp": _loop(small, "ddp", steps=4),
         "arms": measure_arms(Workload(model="resnet20", batch_size=2), rounds=2, steps=2),
         "bandwidth": measure_bandwidth(
             CPU,
@@ -341,8 +384,9 @@ def core(_: dict[str, Any]) -> dict[str, Any]:
         "replicas without buffers": hash_replicas(Workload(batch_size=2), steps=2),
         "peak": measure_peak(CPU, sizes=(64, 128), repeats=3),
         "half peak": measure_peak(CPU, sizes=(64,), repeats=3, precision="bf16"),
-        "bf16": epoch_time(
+        "bf16": _loop(
             Workload("resnet20", batch_size=2, precision="bf16", channels_last=True),
+            "ddp",
             steps=1,
             warmup=1,
             repeats=1,

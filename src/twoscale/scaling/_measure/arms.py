@@ -120,7 +120,7 @@ def _disagreement(exposed: Summary, in_situ: Summary) -> str | None:
 def measure_arms(
     workload: Workload,
     *,
-    rounds: int = 6,
+    rounds: int = 9,
     steps: int = 5,
     warmup: int = 3,
     group: dist.ProcessGroup | None = None,
@@ -132,7 +132,8 @@ def measure_arms(
 
     Args:
         workload: what a rank does.
-        rounds: times that every arm has its turn; six are the fewest whose interval covers 95%.
+        rounds: times that every arm has its turn; six are the fewest whose interval covers 95%, nine the fewest whose
+            interval leaves out the smallest and the largest.
         steps: timed in a turn, after one that is not.
         warmup: steps of every arm before the first round, at least 2: DDP's first sends everything at once, and its
             buckets are made anew before the second (with static_graph one step later, so at least 3).

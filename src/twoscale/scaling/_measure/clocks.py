@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import nn
 
 from twoscale._environment import available_cores, machine_core_count, peak_resident_bytes
 from twoscale.errors import ConfigurationError
@@ -25,6 +24,7 @@ from twoscale.scaling._measure.collectives import BucketClock
 from twoscale.scaling._measure.records import EpochTime, Workload
 from twoscale.scaling._measure.statistics import summarize
 from twoscale.scaling._measure.tasks import Arm
+from twoscale.scaling._measure.waits import WaitClock
 from twoscale.scaling._measure.workload import (
     Batch,
     Step,
@@ -37,7 +37,7 @@ from twoscale.scaling._measure.workload import (
     wrap,
 )
 
-__all__ = ["FreeRun", "Paced", "RankClock", "epoch_time", "free_running", "paced", "peak_memory"]
+__all__ = ["FreeRun", "Loop", "Paced", "RankClock", "free_running", "paced", "peak_memory"]
 
 
 class RankClock:
@@ -168,6 +168,10 @@ class FreeRun:
     data_wait: float
     """Seconds per step spent waiting for batches by the rank that waited longest (on a GPU: by the host, which may be
     ahead of the device)."""
+    rank_waits: tuple[float, ...] = ()
+    """Seconds per step that each rank waited inside DDP; empty without a clock."""
+    least_wait: float | None = None
+    """Seconds per step that the rank which waited least waited inside DDP; None without a clock."""
 
     @property
     def step(self) -> float:
@@ -175,7 +179,9 @@ class FreeRun:
         return max(self.rank_seconds)
 
 
-def free_running(ranks: RankClock, step: Step, source: Iterator[Batch], steps: int) -> FreeRun:
+def free_running(
+    ranks: RankClock, step: Step, source: Iterator[Batch], steps: int, *, waits: WaitClock | None = None
+) -> FreeRun:
     """Time steps as a training loop runs them: one barrier before the first, nothing between.
 
     Args:
@@ -183,6 +189,7 @@ def free_running(ranks: RankClock, step: Step, source: Iterator[Batch], steps: i
         step: what is timed, with the batch it needs.
         source: of batches.
         steps: at least 1.
+        waits: of these steps. Default: nothing notes what they wait for.
     """
     waited = 0.0
     start = ranks.start()
@@ -193,7 +200,16 @@ def free_running(ranks: RankClock, step: Step, source: Iterator[Batch], steps: i
         step(batch)
     elapsed = ranks.stop() - start
     table = ranks.table([elapsed, waited]) / steps
-    return FreeRun(tuple(map(float, table[:, 0])), float(table[:, 1].max()))
+    rank_waits: tuple[float, ...] = ()
+    least = None
+    if waits is not None:
+        seen = waits.take()[-steps:]
+        # (ranks, steps, buffers and gradients)
+        inside = ranks.table([seconds for one in seen for seconds in (one.buffers, one.gradients)])
+        inside = inside.reshape(ranks.size, steps, 2)
+        rank_waits = tuple(map(float, inside.sum(2).mean(1)))
+        least = float(inside.min(0).sum(1).mean())
+    return FreeRun(tuple(map(float, table[:, 0])), float(table[:, 1].max()), rank_waits, least)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -212,25 +228,8 @@ def _cores_of(ranks: RankClock) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(core) for core in np.flatnonzero(row)) for row in table)
 
 
-def _wrapped(model: nn.Module, workload: Workload, arm: Arm, device: torch.device) -> nn.Module:
-    """Return the module that an arm's step runs."""
-    if arm == "bare":
-        return model
-    if arm == "ddp":
-        return wrap(model, workload.ddp)
-    return silent_ddp(model, workload.ddp, BucketClock(device, communicate=False))
-
-
-def epoch_time(
-    workload: Workload,
-    *,
-    arm: Arm = "ddp",
-    steps: int = 20,
-    warmup: int = 5,
-    repeats: int = 3,
-    flops: bool = True,
-) -> EpochTime:
-    """Time a training step in the ranks of this launch, and give what an epoch takes at that rate.
+class Loop:
+    """A training loop whose steps are timed in runs, with one model of its own.
 
     Args:
         workload: what a rank does.
@@ -238,49 +237,73 @@ def epoch_time(
             "ddp": DistributedDataParallel as it is. "silent": DistributedDataParallel that sends nothing.
         steps: in each timed run, at least 1.
         warmup: steps before the first run, left out: compilation, autotuning, and DDP's first step, which sends
-            everything at once.
-        repeats: runs, at least 1.
-        flops: count the step's floating-point operations, once, after the timed runs.
+            everything at once. At least 0.
 
     Raises:
-        ConfigurationError: fewer steps, repeats or warm-up than that.
+        ConfigurationError: fewer steps or warm-up than that.
     """
-    if min(steps, repeats) < 1 or warmup < 0:
-        raise ConfigurationError(f"{steps} steps, {repeats} repeats, {warmup} warm-up: expected at least 1, 1 and 0")
-    ranks = RankClock(device_of(workload))
-    model = create_model(workload)
-    step = training_step(workload, _wrapped(model, workload, arm, ranks.device))
-    source = batch_stream(workload, ranks.rank, ranks.size)
-    for batch in itertools.islice(source, warmup):
-        step(batch)
-    runs = [free_running(ranks, step, source, steps) for _ in range(repeats)]
-    peak = int(ranks.table([peak_memory(ranks.device)]).max())
-    split, _, _ = training_images(workload)
-    steps_per_epoch = math.ceil(len(split) / (workload.batch_size * ranks.size))
-    median = statistics.median(run.step for run in runs)
-    operations = None
-    if flops:
-        from twoscale.scaling._measure.peak import step_flops
 
-        # Proportional to the images: of a few, since another model beside this one may not fit at the whole batch.
-        few = min(2, workload.batch_size)
-        images, labels = next(source)
-        operations = step_flops(create_model(workload), (images[:few], labels[:few])) * workload.batch_size // few
-    return EpochTime(
-        arm=arm,
-        workload=workload,
-        world_size=ranks.size,
-        threads_per_rank=torch.get_num_threads(),
-        steps=steps,
-        repeats=repeats,
-        step=summarize([run.step for run in runs]),
-        data_wait=summarize([run.data_wait for run in runs]),
-        samples_per_second=workload.batch_size * ranks.size / median,
-        epoch_samples=len(split),
-        steps_per_epoch=steps_per_epoch,
-        epoch_seconds=steps_per_epoch * median,
-        peak_memory_bytes=peak,
-        flops_per_step=operations,
-        rank_seconds=tuple(statistics.median(run.rank_seconds[rank] for run in runs) for rank in range(ranks.size)),
-        rank_cores=_cores_of(ranks) if workload.device == "cpu" else (),
-    )
+    def __init__(self, workload: Workload, arm: Arm, *, steps: int = 20, warmup: int = 5) -> None:
+        if steps < 1 or warmup < 0:
+            raise ConfigurationError(f"{steps} steps, {warmup} warm-up: expected at least 1 and 0")
+        self._workload, self._arm, self._steps = workload, arm, steps
+        self._ranks = RankClock(device_of(workload))
+        model = create_model(workload)
+        device = self._ranks.device
+        self._waits = None if arm == "bare" else WaitClock(model, device)
+        if arm == "ddp":
+            model = wrap(model, workload.ddp)
+        elif arm == "silent":
+            model = silent_ddp(model, workload.ddp, BucketClock(device, communicate=False))
+        self._step = training_step(workload, model, self._waits)
+        self._source = batch_stream(workload, self._ranks.rank, self._ranks.size)
+        self._runs: list[FreeRun] = []
+        for batch in itertools.islice(self._source, warmup):
+            self._step(batch)
+
+    def run(self) -> None:
+        """Time a run."""
+        self._runs.append(free_running(self._ranks, self._step, self._source, self._steps, waits=self._waits))
+
+    def time(self, *, flops: bool = True, memory: bool = True) -> EpochTime:
+        """Return what the runs, at least one, took.
+
+        Args:
+            flops: count the step's floating-point operations.
+            memory: report the most memory that this process has used; it belongs to this loop where no other ran.
+        """
+        workload, ranks, runs = self._workload, self._ranks, self._runs
+        peak = int(ranks.table([peak_memory(ranks.device)]).max()) if memory else None
+        split, _, _ = training_images(workload)
+        steps_per_epoch = math.ceil(len(split) / (workload.batch_size * ranks.size))
+        median = statistics.median(run.step for run in runs)
+        # One run, not a median of each: its parts add up to its step.
+        middle = sorted(runs, key=lambda run: run.step)[(len(runs) - 1) // 2]
+        operations = None
+        if flops:
+            from twoscale.scaling._measure.peak import step_flops
+
+            # Proportional to the images: of a few, since another model beside this one may not fit at the whole batch.
+            few = min(2, workload.batch_size)
+            images, labels = next(self._source)
+            operations = step_flops(create_model(workload), (images[:few], labels[:few])) * workload.batch_size // few
+        return EpochTime(
+            arm=self._arm,
+            workload=workload,
+            world_size=ranks.size,
+            threads_per_rank=torch.get_num_threads(),
+            steps=self._steps,
+            repeats=len(runs),
+            step=summarize([run.step for run in runs]),
+            data_wait=summarize([run.data_wait for run in runs]),
+            samples_per_second=workload.batch_size * ranks.size / median,
+            epoch_samples=len(split),
+            steps_per_epoch=steps_per_epoch,
+            epoch_seconds=steps_per_epoch * median,
+            peak_memory_bytes=peak,
+            flops_per_step=operations,
+            rank_seconds=tuple(statistics.median(run.rank_seconds[rank] for run in runs) for rank in range(ranks.size)),
+            rank_cores=_cores_of(ranks) if workload.device == "cpu" else (),
+            rank_waits=middle.rank_waits,
+            least_wait=middle.least_wait,
+        )

@@ -1,19 +1,18 @@
 """Collectives by name, their sizes, and clocks in DDP's communication hooks."""
 
 # No `from __future__ import annotations` here: DDP compares a hook's annotations with types, not with strings.
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import GradBucket  # type: ignore[attr-defined]
 
+from twoscale.scaling._measure.marks import Mark, mark, seconds_between
 from twoscale.scaling._measure.records import Op
 
-__all__ = ["BucketClock", "Mark", "collective"]
+__all__ = ["BucketClock", "collective"]
 
 
 def collective(
@@ -56,10 +55,6 @@ def _ignore(_: object) -> None:
     pass
 
 
-Mark = Any
-"""A moment on the device's own time line: host seconds, or a CUDA event."""
-
-
 @dataclass
 class _Bucket:
     bytes: int
@@ -87,30 +82,22 @@ class BucketClock:
     _forward: Mark = None
     _buckets: list[_Bucket] = field(default_factory=list)
 
-    def mark(self) -> Mark:
-        """Return this moment."""
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-
     def watch(self, module: nn.Module) -> None:
         """Note too when ``module``, the one inside DDP, begins its forward pass, after any broadcast of buffers."""
 
         def note(*_: object) -> None:
-            self._forward = self.mark()
+            self._forward = mark(self.device)
 
         module.register_forward_pre_hook(note)
 
     def begin(self) -> None:
         """Start a step."""
-        self._begin, self._forward, self._buckets = self.mark(), None, []
+        self._begin, self._forward, self._buckets = mark(self.device), None, []
 
     def hook(self, _: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
         """What DDP calls for each bucket."""
         tensor = bucket.buffer()
-        entry = _Bucket(tensor.numel() * tensor.element_size(), self.mark())
+        entry = _Bucket(tensor.numel() * tensor.element_size(), mark(self.device))
         self._buckets.append(entry)
         if not self.communicate:
             entry.end = entry.start
@@ -123,16 +110,14 @@ class BucketClock:
 
         def finish(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
             # On a GPU the callback has a stream that waits for the collective.
-            entry.end = self.mark()
+            entry.end = mark(self.device)
             return future.value()[0]
 
         averaged: torch.futures.Future[torch.Tensor] = work.get_future().then(finish)
         return averaged
 
-    def _since(self, mark: Mark) -> float:
-        if self.device.type != "cuda":
-            return float(mark - self._begin)
-        return float(self._begin.elapsed_time(mark)) / 1000
+    def _since(self, moment: Mark) -> float:
+        return seconds_between(self._begin, moment)
 
     def step(self) -> tuple[float, list[tuple[int, float, float]]]:
         """Return what the step that just ended did; the device must be synchronized.

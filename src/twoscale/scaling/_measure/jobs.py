@@ -28,7 +28,7 @@ from twoscale.data import Split
 from twoscale.errors import ConfigurationError
 from twoscale.scaling._measure.arms import measure_arms
 from twoscale.scaling._measure.bandwidth import measure_bandwidth
-from twoscale.scaling._measure.clocks import epoch_time
+from twoscale.scaling._measure.clocks import Loop
 from twoscale.scaling._measure.launch import AT_WORK, FOLDER
 from twoscale.scaling._measure.ledger import write_ledger
 from twoscale.scaling._measure.peak import Precision, measure_peak
@@ -92,13 +92,21 @@ def _clear(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set (Linux)
 
 
-def _time(workload: Workload, arm: Arm, batch_size: int, steps: int | None) -> EpochTime:
-    _at_work(f"{arm}, batch {batch_size}")
-    workload = replace(workload, batch_size=batch_size)
-    _clear(device_of(workload))
+def _loop(workload: Workload, arm: Arm, batch_size: int, steps: int | None) -> Loop:
+    """Return a loop at a batch size, warmed up."""
+    _at_work(f"{arm}, batch {batch_size}, warm-up")
     steps = steps or _steps(workload.device, batch_size)
-    # Counted once: in the bare module.
-    return epoch_time(workload, arm=arm, steps=steps, warmup=min(5, steps), repeats=_REPEATS, flops=arm == "bare")
+    return Loop(replace(workload, batch_size=batch_size), arm, steps=steps, warmup=min(5, steps))
+
+
+def _time(workload: Workload, batch_size: int, steps: int | None) -> EpochTime:
+    """Time the bare module at a batch size, alone in memory."""
+    _clear(device_of(workload))
+    loop = _loop(workload, "bare", batch_size, steps)
+    for i in range(_REPEATS):
+        _at_work(f"batch {batch_size}, run {i + 1} of {_REPEATS}")
+        loop.run()
+    return loop.time()
 
 
 def _shuffled(items: Sequence[T], seed: int) -> list[T]:
@@ -114,7 +122,7 @@ def time_batches(task: BatchesTask) -> BatchesResult:
     for batch_size in _shuffled(task.batch_sizes, task.order_seed):
         record, message = None, ""
         try:
-            record = _time(workload, "bare", batch_size, task.steps)
+            record = _time(workload, batch_size, task.steps)
         except torch.OutOfMemoryError as error:
             message = " ".join(str(error).split())
         rows.append(BatchTrial(batch_size, record, message))
@@ -130,10 +138,20 @@ def time_batches(task: BatchesTask) -> BatchesResult:
 
 
 def time_ranks(task: RanksTask) -> tuple[EpochTime, ...]:
-    """Time the module, bare or in DDP, on the ranks of this launch."""
-    runs = _shuffled(task.runs, task.order_seed)
-    found = {(arm, size): _time(task.workload, arm, size, task.steps) for arm, size in runs}
-    return tuple(found[run] for run in task.runs)
+    """Time the module, bare or in DDP, on the ranks of this launch.
+
+    Every arm has one run in turn, then every arm another: what else the machine does falls on all of them.
+    """
+    _clear(device_of(task.workload))
+    loops = {run: _loop(task.workload, *run, task.steps) for run in _shuffled(task.runs, task.order_seed)}
+    order = list(loops)
+    for i in range(_REPEATS):
+        shift = i % len(order)
+        for arm, size in order[shift:] + order[:shift]:
+            _at_work(f"{arm}, batch {size}, run {i + 1} of {_REPEATS}")
+            loops[arm, size].run()
+    # Operations are counted once: in the bare module. Memory is that of all loops together, and says nothing.
+    return tuple(loops[run].time(flops=run[0] == "bare", memory=False) for run in task.runs)
 
 
 def run_arms(task: ArmsTask) -> ArmsResult:

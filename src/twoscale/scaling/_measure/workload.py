@@ -27,6 +27,7 @@ from twoscale.errors import ConfigurationError, UnknownNameError
 from twoscale.models._registry import class_options
 from twoscale.scaling._measure.collectives import BucketClock
 from twoscale.scaling._measure.records import DdpOptions, Workload
+from twoscale.scaling._measure.waits import WaitClock
 
 __all__ = [
     "Batch",
@@ -138,12 +139,13 @@ def silent_ddp(
     return wrapped
 
 
-def training_step(workload: Workload, model: nn.Module) -> Step:
+def training_step(workload: Workload, model: nn.Module, waits: WaitClock | None = None) -> Step:
     """Return one step of SGD with momentum on the mean cross-entropy of a batch.
 
     Args:
         workload: gives learning rate, momentum and precision.
         model: bare or wrapped.
+        waits: notes what each step waits for inside DDP. Default: nothing does.
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=workload.lr, momentum=workload.momentum)
     precision = (
@@ -152,9 +154,13 @@ def training_step(workload: Workload, model: nn.Module) -> Step:
 
     def step(batch: Batch) -> None:
         images, labels = batch
+        if waits is not None:
+            waits.begin()
         with precision:
             loss = F.cross_entropy(model(images), labels)
         loss.backward()  # type: ignore[no-untyped-call]
+        if waits is not None:
+            waits.end()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

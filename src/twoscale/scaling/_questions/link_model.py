@@ -9,6 +9,9 @@
     contention       what the nearest measured steps wait longer (or less) than the same replay says; never less exposed
                      than fewer ranks were measured to wait at that batch
 
+    computing        as at the measured number of ranks that is nearest; a batch that was not measured there is carried
+                     over from another number of ranks, as the other batches' steps changed
+
 1/B is one number for a link, or, where cells were measured at several nominal rates, a fixed part and a part that
 goes with 1/rate: then rates between those measured can be forecast too. A forecast assumes that every rank computes
 as it did in the measured cells: on cores of its own.
@@ -86,6 +89,13 @@ class MeasuredStep:
     """Bytes of each broadcast that the forward pass waits for (buffers)."""
     collectives: tuple[CollectiveSample, ...] = ()
     """Collectives timed alone with these ranks over this link."""
+    exposed: float | None = None
+    """Seconds per step that DDP was measured to wait for communication. None: step - compute."""
+
+    @property
+    def waits(self) -> float:
+        """Seconds per step that DDP was measured to wait for communication; below zero by chance."""
+        return self.step - self.compute if self.exposed is None else self.exposed
 
 
 @dataclass(frozen=True)
@@ -147,6 +157,21 @@ class Forecast:
     """Measured wait of the held-out step."""
 
 
+def _exposed(record: ArmsRecord) -> float:
+    """Return what a step waits for communication, seconds.
+
+    Differencing and the clock inside the step measure the same where communication does not slow the computing beside
+    it. Where they agree, the one with the narrower interval counts; where they do not, the difference has all of it.
+    """
+    by_difference, inside = record.exposed, record.exposed_in_situ
+    if inside is None:
+        return by_difference.median
+    wide, narrow = by_difference.median_interval, inside.median_interval
+    if wide.overlaps(narrow) and narrow.high - narrow.low < wide.high - wide.low:
+        return inside.median
+    return by_difference.median
+
+
 def measured_step(
     record: ArmsRecord, batch_size: int, link: Link, more: Sequence[CollectiveSample] = ()
 ) -> MeasuredStep:
@@ -168,6 +193,7 @@ def measured_step(
         buckets=record.buckets,
         broadcasts=tuple(c.bytes for c in record.collectives_alone if c.op == "broadcast"),
         collectives=alone + tuple(more),
+        exposed=_exposed(record),
     )
 
 
@@ -298,16 +324,35 @@ class _Compute:
 
 
 def _compute(cells: Sequence[MeasuredStep], world_size: int, batch_size: int) -> _Compute:
-    """Find or interpolate what a rank computes in a step."""
+    """Find or interpolate what a rank computes in a step.
+
+    Ranks that share memory or power slow each other: the steps at the measured number of ranks nearest to
+    ``world_size`` are the best guide. Where that batch was measured at another number of ranks only, its step is
+    carried over by how the other batches' steps changed.
+    """
+
+    def distance(cell: MeasuredStep) -> float:
+        return abs(math.log2(cell.world_size / world_size))
+
     by_batch: dict[int, list[MeasuredStep]] = {}
     for cell in cells:
         by_batch.setdefault(cell.batch_size, []).append(cell)
+    nearest = min(map(distance, cells))
+    guides = {batch: [cell for cell in same if distance(cell) == nearest] for batch, same in by_batch.items()}
 
     def at(batch: int) -> tuple[MeasuredStep, float]:
-        # Ranks that share memory or power slow each other: the steps nearest in number of ranks are the best guide.
-        nearest = min(abs(math.log2(cell.world_size / world_size)) for cell in by_batch[batch])
-        same = [c for c in by_batch[batch] if abs(math.log2(c.world_size / world_size)) == nearest]
-        return same[0], statistics.median(cell.compute for cell in same)
+        if guides[batch]:
+            return guides[batch][0], statistics.median(cell.compute for cell in guides[batch])
+        least = min(map(distance, by_batch[batch]))
+        cell = next(cell for cell in by_batch[batch] if distance(cell) == least)
+        pairs = [
+            (other.compute, statistics.median(guide.compute for guide in guides[size]))
+            for size in by_batch
+            if guides[size]
+            for other in by_batch[size]
+            if other.world_size == cell.world_size
+        ]
+        return cell, _carried(cell.compute, pairs)
 
     below = max((batch for batch in by_batch if batch <= batch_size), default=None)
     above = min((batch for batch in by_batch if batch >= batch_size), default=None)
@@ -322,6 +367,29 @@ def _compute(cells: Sequence[MeasuredStep], world_size: int, batch_size: int) ->
     stretch = seconds / cell.compute
     buckets = tuple(replace(bucket, ready=bucket.ready * stretch) for bucket in cell.buckets)
     return _Compute(seconds, buckets, cell.broadcasts)
+
+
+def _carried(seconds: float, pairs: Sequence[tuple[float, float]]) -> float:
+    """Return a step at another number of ranks, from the same step and other batches' steps at both numbers.
+
+    A step is a fixed part plus a part in proportion to its images, and more ranks stretch each by a factor of its own:
+    the step at one number of ranks is a linear function of the step at another. Both its coefficients are kept from
+    being negative, and each pair counts by its relative error.
+
+    Args:
+        seconds: of the step that is known.
+        pairs: seconds of other batches' steps: at the number of ranks of that step, and at the wanted one.
+    """
+    if not pairs:
+        return seconds
+    if len(pairs) == 1:
+        ((one, other),) = pairs
+        return seconds * other / one
+    wanted = np.array([other for _, other in pairs])
+    matrix = np.array([[1.0, one] for one, _ in pairs]) / wanted[:, None]
+    scale = np.linalg.norm(matrix, axis=0)
+    fixed, factor = _non_negative(matrix / scale, np.ones(len(pairs))) / scale
+    return float(fixed + factor * seconds)
 
 
 def replay(
@@ -351,11 +419,6 @@ def replay(
     return max(times[-1].ready, free) + after, tuple(times)
 
 
-def _waits(cell: MeasuredStep) -> float:
-    """Return what a step was measured to wait for communication, seconds; below zero by chance."""
-    return cell.step - cell.compute
-
-
 def _contention(cells: Sequence[MeasuredStep], model: LinkModel, world_size: int, batch_size: int) -> float:
     """Return what the nearest measured steps over this link wait beyond their replay, seconds; the least if several."""
     by_distance: dict[tuple[float, float], list[float]] = {}
@@ -368,7 +431,7 @@ def _contention(cells: Sequence[MeasuredStep], model: LinkModel, world_size: int
             for bucket in cell.buckets
         ]
         before = sum(collective_seconds(model, "broadcast", size, cell.world_size, rate) for size in cell.broadcasts)
-        beyond = _waits(cell) - (replay(cell.compute, sent, before)[0] - cell.compute)
+        beyond = cell.waits - (replay(cell.compute, sent, before)[0] - cell.compute)
         distance = abs(math.log2(cell.world_size / world_size)), abs(math.log2(cell.batch_size / batch_size))
         by_distance.setdefault(distance, []).append(beyond)
     return min(by_distance[min(by_distance)], default=0.0) if by_distance else 0.0
@@ -377,7 +440,7 @@ def _contention(cells: Sequence[MeasuredStep], model: LinkModel, world_size: int
 def _least(cells: Sequence[MeasuredStep], link: Link, world_size: int, batch_size: int) -> float:
     """Return the longest that fewer ranks were measured to wait over this link at this batch, seconds."""
     waits = [
-        _waits(cell)
+        cell.waits
         for cell in cells
         if cell.link == link and cell.batch_size == batch_size and 1 < cell.world_size < world_size
     ]
@@ -479,7 +542,7 @@ def held_out(
         except ForecastError as error:
             refused.append(f"{cell.world_size} ranks, batch {cell.batch_size}, {cell.link.name}: {error}")
             continue
-        waited = max(0.0, cell.step - cell.compute)
+        waited = max(0.0, cell.waits)
         off = found.step / cell.step - 1
         forecasts.append(replace(found, measured=cell.step, error=off, measured_exposed=waited))
     return tuple(forecasts), tuple(refused)

@@ -1,92 +1,42 @@
-"""Why scaling stops here: the growth of a step from one rank to many, divided among its causes by stated rules.
+"""Why scaling stops here: the verdict in a sentence, its table and its chart.
 
-The growth is that of weak scaling: DDP's step on all ranks less the bare module's on one, with launches paired within
-each round. All steps run in a training loop, without barriers between them. These parts are measured in each round:
-
-    data         data wait of bare modules on all ranks - data wait of one
-    straggler    bare modules on all ranks at once: one and the same rank in every round - the fastest
-    cores        bare modules on all ranks at once, the fastest rank - bare module on one, both without data wait:
-                 ranks that never talk slow each other all the same
-    wrapper      DDP that sends nothing - bare modules on all ranks at once
-    exposed      DDP - DDP that sends nothing
-
-Records of earlier versions have the last two from the arms (B - D and A - B), which take turns in one launch. Exposed
-time is divided by what was seen inside the step, on the rank that arrives last, and so waits for no other:
-
-    buffers      what goes away when buffers are not broadcast
-    latency      the fixed part of the gradients' all-reduces, by the fitted line t = Aα + FS/B
-    bandwidth    their bytes' part
-    last bucket  the same, where all buckets but the last fit beside the backward pass: a smaller last one would help
-    jitter       beyond what is seen inside: what the bare module alone loses when every step waits for the slowest rank
-    contention   the rest, where it is above zero in every round: communication and computing slow each other
-
-A part below zero counts as zero. The largest is the cause. A round is left out where a launch of it began at a load of
-more than twice the cores or ranks, whichever are more, or where a step of it took more than 1.5 times the median of the
-rounds, of which there must be three; unless that leaves none. No cause is named where efficiency is 95% or
-more, where the growth is not above zero in every round, or where more is unexplained, or explained twice, than the
-largest part explains.
+The largest cause (twoscale.scaling._questions.causes) is named. No cause is named where efficiency is 95% or more,
+where the growth is not above zero in every round, or where more is unexplained, or explained twice, than the largest
+part explains.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from twoscale._page.charts import Drawing, Series, dot_plot
 from twoscale._page.document import Group
-from twoscale._page.numbers import MISSING, count, fixed, percent, signed
+from twoscale._page.numbers import MISSING, count, fixed, percent
 from twoscale._page.tables import Column, Table, table, text_column
 from twoscale.errors import ForecastError
-from twoscale.scaling._measure.records import ArmsRecord, EpochTime, Summary
-from twoscale.scaling._measure.statistics import summarize
+from twoscale.scaling._measure.records import ArmsRecord, Summary
 from twoscale.scaling._questions import communication
+from twoscale.scaling._questions.causes import Cause, CauseName, Division, divide
 from twoscale.scaling._questions.communication import ArmsAt, CommunicationAnswer
 from twoscale.scaling._questions.forecast import link_of, measured_steps
-from twoscale.scaling._questions.link_model import Link, LinkModel, MeasuredStep, collective_seconds, fit, replay
+from twoscale.scaling._questions.link_model import Link, LinkModel, MeasuredStep, fit
 from twoscale.scaling._questions.question import Content, Question
 from twoscale.scaling._questions.results import StudyResults
+from twoscale.scaling._questions.rounds import Round, busy_warning, counted_rounds
 from twoscale.scaling._questions.shown import figures, milliseconds, number
 from twoscale.scaling._questions.speedup import Launches, times_of
+from twoscale.scaling._questions.what_if import what_if_table, what_ifs
 from twoscale.scaling._study.cells import RANKS, Measured
 from twoscale.scaling._study.config import StudyConfig
 
-__all__ = [
-    "QUESTION",
-    "SCALES",
-    "Cause",
-    "Round",
-    "Verdict",
-    "VerdictAnswer",
-    "causes_table",
-    "communication_parts",
-    "decide",
-    "link_line",
-]
+__all__ = ["QUESTION", "Verdict", "VerdictAnswer", "causes_table", "decide", "link_line"]
 
-CauseName = Literal[
-    "latency",
-    "bandwidth",
-    "last bucket",
-    "buffers",
-    "data",
-    "cores",
-    "wrapper",
-    "straggler",
-    "jitter",
-    "contention",
-]
-
-SCALES = 0.95
+_SCALES = 0.95
 """At this efficiency or above there is nothing to explain."""
 _NOMINAL = (10, 100, 1000)
 """Mbit/s of links that a measured rate may belong to."""
-_BUSY = 2.0
-"""A round that began at more than so many times the cores or ranks is left out."""
-_OUTLIER = 1.5
-"""So is one with a step of more than so many times the median of the rounds."""
 
 _WHY: dict[CauseName, str] = {
     "latency": "Each message costs its fixed time however small it is. Fewer, larger collectives or less frequent "
@@ -109,17 +59,6 @@ _WHY: dict[CauseName, str] = {
     "communication, or fewer bytes, would help.",
 }
 _NAMES = {"last bucket": "the last bucket", "wrapper": "the wrapper", "cores": "shared cores"}
-
-
-@dataclass(frozen=True)
-class Cause:
-    """What part of a step's growth a cause has."""
-
-    name: CauseName
-    seconds: float
-    """Of a step."""
-    share: float
-    """Of the loss, or of the sum of all causes where that is more, 0..1."""
 
 
 @dataclass(frozen=True)
@@ -153,200 +92,16 @@ class VerdictAnswer:
     """None: not everything that it needs was measured."""
 
 
-@dataclass(frozen=True)
-class Round:
-    """Launches of one round, at the same batch per rank."""
-
-    alone: EpochTime
-    """The bare module on one rank."""
-    apart: EpochTime
-    """Bare modules on all ranks, which never talk."""
-    ddp: EpochTime
-    """DDP on all ranks."""
-    load: float | None = None
-    """Largest at the start of one of these launches."""
-    number: int = 1
-    """Which it is, from 1."""
-    silent: EpochTime | None = None
-    """DDP that sends nothing on all ranks; None in records of earlier versions."""
-
-
-def communication_parts(record: ArmsRecord, model: LinkModel | None, inside: float) -> dict[CauseName, float]:
-    """Divide the time that a step was seen to wait for gradients, seconds.
-
-    Args:
-        record: arms at more than one rank.
-        model: the link, fitted. None: nothing counts as latency.
-        inside: what the step was seen to wait, without the broadcast of buffers.
-    """
-    sizes = [bucket.bytes for bucket in record.buckets]
-    fixed, each = 0.0, [c.seconds.median for c in record.collectives_alone if c.op == "all_reduce"]
-    if model is not None:
-        rate = model.rates[1] if model.rates else None
-        one = collective_seconds(model, "all_reduce", 0, record.world_size, rate)
-        fixed = one * len(sizes)
-        each = [collective_seconds(model, "all_reduce", size, record.world_size, rate) - one for size in sizes]
-    total = fixed + sum(each)
-    # No more than it takes alone: what a collective takes longer inside a step is no property of the link.
-    expected = min(inside, total)
-    latency = expected * fixed / total if total > 0 else 0.0
-    parts: dict[CauseName, float] = {"latency": latency, "bandwidth": 0.0, "last bucket": 0.0}
-    parts["last bucket" if _only_the_last_waits(record, each) else "bandwidth"] = expected - latency
-    parts["contention"] = inside - expected
-    return parts
-
-
-def _only_the_last_waits(record: ArmsRecord, seconds: Sequence[float]) -> bool:
-    """Return whether all buckets but the last are averaged before the last is ready."""
-    if len(seconds) < 2 or len(seconds) != len(record.buckets):
-        return False
-    free = 0.0
-    for bucket, one in zip(record.buckets[:-1], seconds[:-1], strict=True):
-        free = max(free, bucket.ready) + one
-    return free <= record.buckets[-1].ready
-
-
-def _quiet(rounds: Sequence[Round], cores: int) -> tuple[list[Round], tuple[str, ...]]:
-    """Return the rounds that count, and those left out in words."""
-    most = _BUSY * max(cores, rounds[0].ddp.world_size)
-    quiet = [one for one in rounds if one.load is None or one.load <= most]
-    if not quiet:
-        return list(rounds), ()
-    left_out = [f"round {one.number}, which began at load {one.load:.1f}" for one in rounds if one not in quiet]
-    if len(quiet) >= 3:
-        usual = [statistics.median(step) for step in zip(*map(_steps, quiet), strict=True)]
-        for one in list(quiet):
-            over = [(seconds, limit) for seconds, limit in zip(_steps(one), usual, strict=True)
-                    if seconds > _OUTLIER * limit]  # fmt: skip
-            if over:
-                seconds, limit = max(over, key=lambda pair: pair[0] / pair[1])
-                load = "" if one.load is None else f", and which began at load {one.load:.1f}"
-                left_out.append(
-                    f"round {one.number}, in which a step took {milliseconds(seconds)} where the median of the rounds "
-                    f"is {milliseconds(limit)}{load}"
-                )
-                quiet.remove(one)
-    return quiet, tuple(left_out)
-
-
-def _busy(rounds: Sequence[Round], cores: int) -> str:
-    """Return a warning where every round that counts began at a load at which others are left out."""
-    loads = [one.load for one in rounds]
-    most = _BUSY * max(cores, rounds[0].ddp.world_size)
-    known = [load for load in loads if load is not None and load > most]
-    if len(known) < len(loads):
-        return ""
-    between = f"{min(known):.1f}" if len(known) == 1 else f"{min(known):.1f} to {max(known):.1f}"
-    return (
-        f" Every round began at a load of more than {most:.0f} ({between}), so other processes have part in all of "
-        "this; measure again on a quieter machine."
-    )
-
-
-def _steps(one: Round) -> tuple[float, ...]:
-    """Return the steps of a round, seconds."""
-    return one.alone.step.median, one.apart.step.median, one.ddp.step.median
-
-
-def _beyond_data(time: EpochTime) -> float:
-    """Return a step without its wait for data, seconds."""
-    return time.step.median - time.data_wait.median
-
-
-def _wrapper_and_exposed(rounds: Sequence[Round], many: ArmsRecord) -> tuple[float, list[float]]:
-    """Return what DDP itself takes, and what it waits for communication, by round where rounds know it; seconds."""
-    if all(one.silent is not None for one in rounds):
-        silent = [one.silent.step.median for one in rounds if one.silent is not None]
-        wrapper = statistics.fmean(s - one.apart.step.median for s, one in zip(silent, rounds, strict=True))
-        return wrapper, [one.ddp.step.median - s for s, one in zip(silent, rounds, strict=True)]
-    if many.silent_free is not None and many.bare_free is not None:
-        exposed = many.free_running.median - many.silent_free.median
-        return many.silent_free.median - many.bare_free.median, [exposed]
-    return many.wrapper_tax.median, [many.exposed.median]
-
-
-def _straggler(rounds: Sequence[Round]) -> tuple[float, str]:
-    """Return by how much one and the same rank is slower than the fastest, seconds, and which one; 0 for none."""
-    times = [one.apart.rank_seconds for one in rounds]
-    if not all(times):
-        return 0.0, ""
-    slowest = {seconds.index(max(seconds)) for seconds in times}
-    if len(slowest) > 1:
-        return 0.0, ""  # now one and now another is chance, not a straggler
-    (rank,) = slowest
-    cores = rounds[0].apart.rank_cores
-    where = ""
-    if cores and cores[rank]:
-        where = f" on core{'s' * (len(cores[rank]) > 1)} {', '.join(map(str, cores[rank]))}"
-    return statistics.fmean(max(seconds) - min(seconds) for seconds in times), f"rank {rank}{where}"
-
-
-def decide(
-    rounds: Sequence[Round], many: ArmsRecord, model: LinkModel | None, batch_size: int, *, cores: int = 1
-) -> Verdict:
-    """Name the cause.
-
-    Args:
-        rounds: at least one.
-        many: arms at as many ranks, at the same batch.
-        model: the link, fitted. None: nothing of exposed communication counts as latency.
-        batch_size: per rank.
-        cores: of the machine, all together.
-    """
-    rounds, left_out = _quiet(rounds, cores)
-    loss = summarize([one.ddp.step.median - one.alone.step.median for one in rounds])
-    efficiency = statistics.fmean(one.alone.step.median / one.ddp.step.median for one in rounds)
-    waits = statistics.fmean(one.apart.data_wait.median - one.alone.data_wait.median for one in rounds)
-    slower = statistics.fmean(_beyond_data(one.apart) - _beyond_data(one.alone) for one in rounds)
-    late, which = _straggler(rounds)
-    late = min(late, max(0.0, slower))
-    wrapper, waited = _wrapper_and_exposed(rounds, many)
-    exposed = max(0.0, statistics.fmean(waited))
-    seen = exposed if many.exposed_in_situ is None else min(exposed, max(0.0, many.exposed_in_situ.median))
-    buffers = min(seen, max(0.0, many.buffers.median)) if many.buffers else 0.0
-    parts = communication_parts(many, model, seen - buffers)
-    beyond = exposed - seen
-    jitter = min(beyond, max(0.0, many.jitter.median)) if many.jitter is not None else 0.0
-    if min(waited) > seen + jitter:  # in every round; otherwise it is chance, and stays unexplained
-        parts["contention"] += beyond - jitter
-    parts |= {
-        "buffers": buffers,
-        "data": max(0.0, waits),
-        "cores": max(0.0, slower) - late,
-        "straggler": late,
-        "wrapper": max(0.0, wrapper),
-        "jitter": jitter,
-    }
-    total = sum(parts.values())
-    # What no cause explains has its share too; causes that overlap are shares of their sum.
-    whole = max(total, loss.mean)
-    causes = tuple(
-        Cause(name, seconds, seconds / whole if whole > 0 else 0.0)
-        for name, seconds in sorted(parts.items(), key=lambda item: -item[1])
-    )
-    sentence = _conclusion(many.world_size, efficiency, loss, causes, total, which) + _busy(rounds, cores)
-    return Verdict(
-        many.world_size,
-        batch_size,
-        loss,
-        efficiency,
-        causes,
-        loss.mean - total,
-        sentence,
-        straggler=which if late > 0 else "",
-        left_out=left_out,
-        link=model,
-    )
-
-
-def _conclusion(n: int, efficiency: float, loss: Summary, causes: Sequence[Cause], total: float, which: str) -> str:
-    first, unexplained = causes[0], loss.mean - total
-    if efficiency > 2 - SCALES:
+def _conclusion(n: int, found: Division) -> str:
+    """Return the verdict in a sentence."""
+    efficiency, loss, first, unexplained = found.efficiency, found.loss, found.causes[0], found.unexplained
+    total = loss.mean - unexplained
+    if efficiency > 2 - _SCALES:
         return (
             f"At {n} ranks a step was faster than on one, {efficiency:.0%} of its speed, which no scaling explains; "
             "measure again on a quieter machine, or more launches."
         )
-    if efficiency >= SCALES:
+    if efficiency >= _SCALES:
         return f"Scaling does not stop at {n} ranks: a step keeps {efficiency:.0%} of its speed."
     keeps = f"At {n} ranks a step keeps {efficiency:.0%} of its speed"
     if loss.min <= 0:
@@ -364,8 +119,36 @@ def _conclusion(n: int, efficiency: float, loss: Summary, causes: Sequence[Cause
             f"{keeps}, but what its causes took in launches of their own adds up to {total / loss.mean:.1f} times what "
             "is lost, so that there is no cause to name; measure again on a quieter machine."
         )
-    name = f"a straggler, {which}" if first.name == "straggler" else _NAMES.get(first.name, first.name)
+    name = f"a straggler, {found.straggler}" if first.name == "straggler" else _NAMES.get(first.name, first.name)
     return f"{keeps}. The largest part of what is lost, {first.share:.0%}, goes to {name}. {_WHY[first.name]}"
+
+
+def decide(
+    rounds: Sequence[Round], many: ArmsRecord, model: LinkModel | None, batch_size: int, *, cores: int = 1
+) -> Verdict:
+    """Name the cause.
+
+    Args:
+        rounds: at least one.
+        many: arms at as many ranks, at the same batch.
+        model: the link, fitted. None: nothing of exposed communication counts as latency.
+        batch_size: per rank.
+        cores: of the machine, all together.
+    """
+    rounds, left_out = counted_rounds(rounds, cores)
+    found = divide(rounds, many, model)
+    return Verdict(
+        world_size=many.world_size,
+        batch_size=batch_size,
+        loss=found.loss,
+        efficiency=found.efficiency,
+        causes=found.causes,
+        unexplained=found.unexplained,
+        sentence=_conclusion(many.world_size, found) + busy_warning(rounds, cores),
+        straggler=found.straggler,
+        left_out=left_out,
+        link=model,
+    )
 
 
 def _model(steps: Sequence[MeasuredStep], link: Link) -> LinkModel | None:
@@ -483,70 +266,6 @@ def link_line(model: LinkModel) -> str:
     return text + f" (fitted line within {percent(model.residual, 0)} %)."
 
 
-@dataclass(frozen=True)
-class WhatIf:
-    """The step after a hypothetical change."""
-
-    what: str
-    step: float
-    """Seconds."""
-    saved: float | None
-    """Seconds by which the step is shorter; None where it has another batch."""
-    gain: float
-    """Increase in images per second, as a share of the present rate."""
-
-
-def what_ifs(verdict: Verdict, arms: Sequence[ArmsAt]) -> list[WhatIf]:
-    """Return what a faster link, fewer bytes and a larger batch would bring, by the fitted line and the arms."""
-    found = {at.batch_size: at.record for at in arms if at.record.world_size == verdict.world_size}
-    record, model = found.get(verdict.batch_size), verdict.link
-    if record is None:
-        return []
-    now = record.free_running.median
-    rows = []
-    if model is not None and record.buckets:
-        rate = model.rates[1] if model.rates else None
-        n = record.world_size
-
-        def waits(factor: float, latency: float = 1.0) -> float:
-            one = collective_seconds(model, "all_reduce", 0, n, rate)
-            buckets = []
-            for bucket in record.buckets:
-                whole = collective_seconds(model, "all_reduce", bucket.bytes, n, rate)
-                buckets.append((bucket, latency * one + factor * (whole - one)))
-            return replay(record.silent.median, buckets)[0] - record.silent.median
-
-        exposed = max(0.0, record.exposed.median)
-        for what, factor, latency in (
-            ("a link ten times as fast", 0.1, 1.0),
-            ("a tenth of the latency", 1.0, 0.1),
-            ("gradients sent as bf16", 0.5, 1.0),
-        ):
-            step = now - min(exposed, waits(1.0) - waits(factor, latency))
-            rows.append(WhatIf(what, step, now - step, now / step - 1))
-    for size in sorted(size for size in found if size > verdict.batch_size):
-        step = found[size].free_running.median
-        rows.append(WhatIf(f"batch {size} per rank, measured", step, None, size / verdict.batch_size * now / step - 1))
-    return rows
-
-
-def what_if_table(rows: Sequence[WhatIf]) -> Table:
-    """Return one row per change."""
-    return table(
-        "What would help: one thing changed, by the fitted line where nothing else is stated",
-        [text_column("With"), Column("Step", "ms"), Column("Saved per step", "ms"), Column("Images per second", "%")],
-        [
-            [
-                row.what,
-                number(1e3 * row.step),
-                number(None if row.saved is None else 1e3 * row.saved),
-                signed(100 * row.gain, 0),
-            ]
-            for row in rows
-        ],
-    )
-
-
 def _content(results: StudyResults) -> Content:
     verdict = results.of(VerdictAnswer).verdict
     if verdict is None:
@@ -555,7 +274,7 @@ def _content(results: StudyResults) -> Content:
     if verdict.link is not None:
         findings.append(link_line(verdict.link))
     tables = [causes_table(verdict)]
-    if rows := what_ifs(verdict, results.of(CommunicationAnswer).arms):
+    if rows := what_ifs(results.of(CommunicationAnswer).arms, verdict.world_size, verdict.batch_size, verdict.link):
         tables.append(what_if_table(rows))
     return Content(
         (

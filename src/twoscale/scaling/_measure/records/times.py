@@ -33,7 +33,7 @@ class EpochTime:
     steps: int
     """Timed, after the warm-up."""
     repeats: int
-    """Runs of so many steps, one after the other in the same processes."""
+    """Runs of so many steps in the same processes."""
     step: Summary
     """Seconds per step, data wait included; one value per run."""
     data_wait: Summary
@@ -54,6 +54,12 @@ class EpochTime:
     """Seconds per step of each rank, data wait included: median of runs; empty in earlier records."""
     rank_cores: tuple[tuple[int, ...], ...] = ()
     """Numbers of the cores that each rank may run on; empty on a GPU and in earlier records."""
+    rank_waits: tuple[float, ...] = ()
+    """Seconds per step that each rank waits inside DDP, for communication and for other ranks, in the run with the
+    median step; empty for the bare module and in earlier records."""
+    least_wait: float | None = None
+    """The same on the rank that waits least, which arrives last and waits for no other rank: the mean over the steps of
+    that run. None for the bare module and in earlier records."""
 
 
 @dataclass(frozen=True)
