@@ -41,9 +41,18 @@ def test_tables_and_charts_show_themselves(study: Study) -> None:
         assert all("<table" in table._repr_html_() for table in study.tables(section))
         assert all(ElementTree.fromstring(chart._repr_svg_()).tag.endswith("svg") for chart in study.charts(section))
         assert study.sentence(section)
+        for shown in (*study.tables(section), *study.charts(section)):
+            assert len(repr(shown)) < 600
         assert dataclasses.is_dataclass(study.answer(section))
     with pytest.raises(UnknownNameError, match="unknown section 'speedups': did you mean 'speedup'"):
         study.tables("speedups")
+
+
+def test_a_table_and_a_chart_in_a_terminal_are_one_line(study: Study) -> None:
+    table, chart = study.tables("sampler")[0], study.charts("sampler")[0]
+    assert repr(table) == "<table of 3 rows: 12 images without set_epoch>"
+    assert repr(chart).startswith("<chart: Share of images in the place they have in the first epoch: ")
+    assert "\n" not in repr([table, chart])
 
 
 def test_a_forecast_of_ones_own(study: Study) -> None:

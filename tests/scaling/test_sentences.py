@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from twoscale.scaling._measure.arms import _disagreement
 from twoscale.scaling._measure.records import CapacityRecord, CapacityTrial
 from twoscale.scaling._measure.statistics import summarize
 from twoscale.scaling._measure.tasks import CurvePoint
@@ -32,7 +33,7 @@ from twoscale.scaling._questions.communication import (
     wire_table,
 )
 from twoscale.scaling._questions.forecast import ForecastAnswer, _forecasts, measured_steps
-from twoscale.scaling._questions.registry import ANSWERED, VERDICT
+from twoscale.scaling._questions.registry import ANSWERED, VERDICT, question
 from twoscale.scaling._questions.replicas import ReplicasAnswer
 from twoscale.scaling._questions.results import StudyResults
 from twoscale.scaling._questions.sampler import SamplerAnswer
@@ -84,6 +85,68 @@ def test_communication_hidden_or_not(study: StudyResults) -> None:
     none = (-0.1, -0.1, 0.0, 0.0, 0.1, 0.1)
     text = _exposed(study, *noise, seen=none)
     assert text.endswith("does not measurably wait for communication, which takes 2.00 ms alone.")
+
+
+def test_communication_that_takes_as_long_inside_as_alone_is_not_hidden(study: StudyResults) -> None:
+    assert _exposed(study, *[2.0] * 6).endswith("alone: nothing of it is hidden behind computing.")
+
+
+def test_what_ddp_adds_to_one_rank(study: StudyResults) -> None:
+    def said(*milliseconds: float) -> str:
+        arms = []
+        for at in study.of(CommunicationAnswer).arms:
+            if at.record.world_size == 1:
+                tax, bare = summarize([one / 1e3 for one in milliseconds]), summarize([8.0e-3] * 6)
+                arms.append(replace(at, record=replace(at.record, wrapper_tax=tax, bare=bare)))
+        return _said("communication", study, CommunicationAnswer(tuple(arms)))
+
+    assert said(*[0.3] * 6) == "One rank sends nothing; DDP itself adds 0.30 ms to a step of 8.00 ms."
+    unsure = said(-0.2, -0.1, 0.1, 0.2, 0.3, 0.4)
+    assert unsure.endswith("DDP itself adds nothing that could be told apart from zero to a step of 8.00 ms.")
+
+
+def test_two_clocks_that_disagree() -> None:
+    inside = summarize([1.0e-3, 1.1e-3] * 3)
+    assert _disagreement(summarize([1.05e-3] * 6), inside) is None
+    slowed = _disagreement(summarize([3e-3] * 6), inside) or ""
+    assert slowed.startswith("exposed communication is 3.00 ms by differencing (3.00 to 3.00) but 1.05 ms ")
+    assert slowed.endswith(": communication slows the computing beside it")
+    spent = _disagreement(summarize([0.5e-3] * 6), inside) or ""
+    assert spent.endswith(": part of what the last bucket takes is spent whether or not it is sent")
+
+
+def test_whether_two_clocks_agree(study: StudyResults) -> None:
+    agree = "Differencing and the clock inside the step agree within their intervals."
+
+    def findings(*arms: ArmsAt) -> list[str]:
+        changed = study.changed(replace(study.of(CommunicationAnswer), arms=arms))
+        return list(question("communication").content(changed).groups[0].findings)
+
+    one, two = (replace(at, record=replace(at.record, disagreement=None)) for at in _arms(study)[:2])
+    assert agree in findings(one, two)
+    other = replace(two, record=replace(two.record, disagreement="exposed communication is another"))
+    found = findings(one, other)
+    assert agree not in found
+    assert f"2 ranks, batch {two.batch_size}: exposed communication is another." in found
+    # One rank communicates with no one: there is nothing to agree on.
+    alone = [at for at in study.of(CommunicationAnswer).arms if at.record.world_size == 1]
+    assert agree not in findings(*alone)
+
+
+def test_the_fastest_batch_and_its_share_of_the_matrix_rate(study: StudyResults) -> None:
+    answer = study.of(BatchAnswer)
+
+    def said(**changed: Any) -> str:
+        rows = tuple(replace(row, **changed) if row.batch_size == 512 else row for row in answer.batches)
+        return _said("batch", study, replace(answer, batches=rows))
+
+    assert " at 128, the fastest measured, at 15 % of the device's measured matrix rate; " in said()
+    fast = summarize([0.05] * 3)
+    assert " and 0.050 s at 512, the fastest measured, at 33 % of " in said(epoch=fast, of_peak=0.33)
+    assert " and 0.050 s at 512, the fastest measured; " in said(epoch=fast, of_peak=None)
+    (row,) = (row for row in answer.batches if row.batch_size == 512)
+    only = _said("batch", study, replace(answer, batches=(replace(row, epoch=fast, of_peak=0.33),)))
+    assert only.startswith("An epoch takes 0.050 s at batch 512, at 33 % of the device's measured matrix rate; ")
 
 
 def test_an_overlap_whose_sign_is_unknown_is_not_said(study: StudyResults) -> None:
@@ -150,6 +213,10 @@ def test_a_remedy_is_better_only_where_seeds_show_it(study: StudyResults) -> Non
     assert "AdamW, batch 64, warm-up, reaches 91.0 %, better than with nothing changed by 40.0 to 40.0 points" in better
     chance = _accuracies(study, small=small, plain=plain, adamw=(0.4, 0.9, 0.6), **others)
     assert "which is not shown to be better than nothing changed (3 seeds: " in chance
+    assert _accuracies(study, small=small[:1], plain=plain[:1], adamw=(0.9,), **dict.fromkeys(others, (0.4,))).endswith(
+        "AdamW, batch 64, warm-up, reaches 90.0 %, with one seed, which shows nothing of chance; at equal steps, "
+        "nothing changed, it reaches 96.4 %."
+    )
     # An interval of more than 100 points says nothing.
     wide = _accuracies(study, small=small, plain=(0.1, 0.9, 0.1), adamw=(0.9, 0.1, 0.95), **others)
     assert "which is not shown to be better than nothing changed (3 seeds);" in wide
@@ -211,6 +278,22 @@ def test_no_error_of_a_forecast_is_larger_than_said(study: StudyResults) -> None
     assert "within 7 %, what they wait for communication to within 27.9 ms; " in text
 
 
+def test_a_forecast_that_nothing_could_check(study: StudyResults) -> None:
+    answer = replace(study.of(ForecastAnswer), held_out=(), forecasts=(), refused=("4 ranks: one", "8 ranks: two"))
+    text = _said("forecast", study, answer)
+    assert text == "No cell could be held out to check a forecast on; 2 forecasts were refused."
+
+
+def test_what_more_ranks_would_wait(study: StudyResults) -> None:
+    answer = study.of(ForecastAnswer)
+    ahead = replace(answer.forecasts[0], exposed=0.003, step=0.012)
+    text = _said("forecast", study, replace(answer, forecasts=(ahead,)))
+    assert text.endswith("; 4 ranks that compute as fast as these would wait for communication 25 % of a step.")
+    refused = _said("forecast", study, replace(answer, forecasts=(), refused=("4 ranks: why",)))
+    assert "would wait" not in refused
+    assert refused.endswith("; 1 forecast was refused.")
+
+
 def test_what_stopped_the_search_for_the_largest_batch(study: StudyResults) -> None:
     answer = study.of(BatchAnswer)
     assert answer.capacity is not None
@@ -221,6 +304,10 @@ def test_what_stopped_the_search_for_the_largest_batch(study: StudyResults) -> N
     trials = [CapacityTrial(64, "ok", 1.0, 1), CapacityTrial(128, "time-out", 1.0, None, "no result")]
     capacity = replace(answer.capacity, largest=64, reached_limit=False, trials=tuple(trials))
     assert said(capacity).endswith("a batch of 64 runs, and one of 128 ended in a time-out.")
+    # Every image fits, or there was no time to go on.
+    assert said(answer.capacity).endswith("; all 1,437 training images fit in one batch.")
+    hurried = replace(capacity, trials=trials[:1], ended=False)
+    assert said(hurried).endswith("; a batch of 64 fits, and there was no time to try larger ones.")
     full = replace(capacity, trials=(trials[0], replace(trials[1], status="out-of-memory")))
     assert said(full).endswith("the largest batch that fits is 64.")
 

@@ -22,21 +22,27 @@ from twoscale.scaling._questions.results import StudyResults
 __all__ = ["Chart", "ShownTable", "Study", "load_study"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ShownTable:
     """A table that notebooks show as HTML."""
 
     table: Table
 
+    def __repr__(self) -> str:
+        return f"<table of {len(self.table.rows)} rows: {self.table.caption}>"
+
     def _repr_html_(self) -> str:
         return table_html(self.table)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Chart:
     """A chart that notebooks show as SVG."""
 
     drawing: Drawing
+
+    def __repr__(self) -> str:
+        return f"<chart: {self.drawing.label}>"
 
     def _repr_svg_(self) -> str:
         return self.drawing.standalone()
