@@ -306,7 +306,7 @@ def test_what_stopped_the_search_for_the_largest_batch(study: StudyResults) -> N
     assert said(capacity).endswith("a batch of 64 runs, and one of 128 ended in a time-out.")
     # Every image fits, or there was no time to go on.
     assert said(answer.capacity).endswith("; all 1,437 training images fit in one batch.")
-    hurried = replace(capacity, trials=trials[:1], ended=False)
+    hurried = replace(capacity, trials=tuple(trials[:1]), ended=False)
     assert said(hurried).endswith("; a batch of 64 fits, and there was no time to try larger ones.")
     full = replace(capacity, trials=(trials[0], replace(trials[1], status="out-of-memory")))
     assert said(full).endswith("the largest batch that fits is 64.")

@@ -59,6 +59,8 @@ _STEPS = {"cpu": (3, 30, 3_000), "cuda": (5, 60, 30_000)}
 """Fewest and most steps of a timed run, and the images that it should reach."""
 _REPEATS = 3
 """Timed runs in a launch; their median counts."""
+_LEAST_WARMUP = 2
+"""DDP's first step sends everything at once, and its buckets are made anew before the second."""
 _ARM_STEPS = 5
 """Steps in each turn of an arm."""
 _VALIDATION = 10
@@ -96,7 +98,7 @@ def _loop(workload: Workload, arm: Arm, batch_size: int, steps: int | None) -> L
     """Return a loop at a batch size, warmed up."""
     _at_work(f"{arm}, batch {batch_size}, warm-up")
     steps = steps or _steps(workload.device, batch_size)
-    return Loop(replace(workload, batch_size=batch_size), arm, steps=steps, warmup=min(5, steps))
+    return Loop(replace(workload, batch_size=batch_size), arm, steps=steps, warmup=max(_LEAST_WARMUP, min(5, steps)))
 
 
 def _time(workload: Workload, batch_size: int, steps: int | None) -> EpochTime:

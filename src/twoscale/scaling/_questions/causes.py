@@ -19,13 +19,14 @@ without; the difference divides the exposed time:
                  each step
     contention   the rest, which is computing that takes longer beside communication; counted where every round has it
 
-What was seen is divided by the line that was fitted to all-reduces alone, t = Aα + FS/B:
+What was seen is divided by the line that was fitted to all-reduces alone, t = Aα + FS/B, with which the step is
+replayed bucket by bucket: what is sent beside the backward pass is not waited for.
 
     buffers      what goes away when buffers are not broadcast
     latency      the fixed part of the gradients' all-reduces
     bandwidth    their bytes' part
     last bucket  the same, where all buckets but the last fit beside the backward pass: a smaller last one would help
-    contention   what a collective takes beyond the line, which is no property of the link
+    contention   what is waited beyond the replay, which is no property of the link
 
 Records of earlier versions have no clock in their loops: theirs is the one of the arms' steps, which all ranks begin
 together, and their jitter that of the bare module. The oldest have wrapper and exposed from the arms too (B - D and
@@ -39,9 +40,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from twoscale.scaling._measure.records import ArmsRecord, EpochTime, Summary
+from twoscale.scaling._measure.records import ArmsRecord, Bucket, EpochTime, Summary
 from twoscale.scaling._measure.statistics import summarize
-from twoscale.scaling._questions.link_model import LinkModel, collective_seconds
+from twoscale.scaling._questions.link_model import LinkModel, collective_seconds, replay
 from twoscale.scaling._questions.rounds import Round
 
 __all__ = ["Cause", "CauseName", "Division", "communication_parts", "divide"]
@@ -99,27 +100,28 @@ def communication_parts(record: ArmsRecord, model: LinkModel | None, inside: flo
     fixed, each = 0.0, [c.seconds.median for c in record.collectives_alone if c.op == "all_reduce"]
     if model is not None:
         rate = model.rates[1] if model.rates else None
-        one = collective_seconds(model, "all_reduce", 0, record.world_size, rate)
-        fixed = one * len(sizes)
-        each = [collective_seconds(model, "all_reduce", size, record.world_size, rate) - one for size in sizes]
-    total = fixed + sum(each)
-    # No more than it takes alone: what a collective takes longer inside a step is no property of the link.
-    expected = min(inside, total)
-    latency = expected * fixed / total if total > 0 else 0.0
+        fixed = collective_seconds(model, "all_reduce", 0, record.world_size, rate)
+        each = [collective_seconds(model, "all_reduce", size, record.world_size, rate) for size in sizes]
+    total = sum(each)
+    # No more than the line says: what a collective takes longer inside a step is no property of the link.
+    compute = record.silent.median
+    sent = list(zip(record.buckets, each, strict=True))
+    expected = min(inside, replay(compute, sent)[0] - compute)
+    latency = expected * len(sizes) * fixed / total if total > 0 else 0.0
     parts: dict[CauseName, float] = {"latency": latency, "bandwidth": 0.0, "last bucket": 0.0}
-    parts["last bucket" if _only_the_last_waits(record, each) else "bandwidth"] = expected - latency
+    parts["last bucket" if _only_the_last_waits(sent) else "bandwidth"] = expected - latency
     parts["contention"] = inside - expected
     return parts
 
 
-def _only_the_last_waits(record: ArmsRecord, seconds: Sequence[float]) -> bool:
+def _only_the_last_waits(sent: Sequence[tuple[Bucket, float]]) -> bool:
     """Return whether all buckets but the last are averaged before the last is ready."""
-    if len(seconds) < 2 or len(seconds) != len(record.buckets):
+    if len(sent) < 2:
         return False
     free = 0.0
-    for bucket, one in zip(record.buckets[:-1], seconds[:-1], strict=True):
-        free = max(free, bucket.ready) + one
-    return free <= record.buckets[-1].ready
+    for bucket, seconds in sent[:-1]:
+        free = max(free, bucket.ready) + seconds
+    return free <= sent[-1][0].ready
 
 
 def _beyond_data(time: EpochTime) -> float:
