@@ -58,7 +58,7 @@ _HOMES = {
 
 # Functions of higher packages that methods of lower ones call.
 _FUNCTIONS = {
-    "compile": "twoscale._runtimes.classifier:CompiledClassifier",
+    "compile": "twoscale._runtimes.classifier:compile",
     "inspection_html": "twoscale._display.statistics:inspection_html",
     "integer_summary": "twoscale._display.layers:integer_summary",
     "layer_html": "twoscale._display.layers:layer_html",

@@ -54,7 +54,7 @@ def test_the_c_example_classifies(network: IntegerNetwork, tmp_path: Path) -> No
     found = [int(text) for text in run(program).stdout.split()]
 
     frames = np.array([[((i * (n * 977 + 3)) >> 5) % 256 for i in range(3 * 32 * 32)] for n in range(12)], np.uint8)
-    table = pixel_table(network)
+    table = pixel_table(network.input.output, network.metadata)
     assert table is not None
     pixels_nhwc = frames.reshape(12, 32, 32, 3)
     integers = np.stack([table[channel][pixels_nhwc[..., channel]] for channel in range(3)], 1)

@@ -389,16 +389,15 @@ def test_the_same_network_gives_the_same_files(folders: dict[str, Path], tmp_pat
         assert path.read_bytes() == (folders["uint8"] / path.name).read_bytes()
 
 
-def test_compact_constants_are_the_same_numbers(uint8_folder: Path) -> None:
-    need("gcc")
-    program = lower(every_kernel("uint8"))
-    (uint8_folder / "every_kernel.c").write_text(
-        Source(program, "every-kernel", TARGETS["portable"], compact=True).source()
-    )
-    done = run(
-        build("gcc", uint8_folder, ["every_kernel_test.c", "every_kernel.c"], "-std=c99", "-DEVERY_KERNEL_TRACE")
-    )
-    assert done.stdout == EXPECTED
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_constants_from_a_file_are_the_same_numbers(compiler: str, uint8_folder: Path) -> None:
+    need(compiler)
+    source = Source(lower(every_kernel("uint8")), "every-kernel", TARGETS["portable"], binary=True)
+    (uint8_folder / "every_kernel.c").write_text(source.source())
+    (uint8_folder / source.data_file).write_bytes(source.data())
+    sources = ["every_kernel_test.c", "every_kernel.c"]
+    program = build(compiler, uint8_folder, sources, "-std=c99", "-Wall", "-Werror", "-DEVERY_KERNEL_TRACE")
+    assert run(program).stdout == EXPECTED
 
 
 def test_the_report_counts_bytes_and_multiply_adds(tmp_path: Path) -> None:

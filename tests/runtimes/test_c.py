@@ -23,12 +23,14 @@ from numpy.typing import NDArray
 import twoscale._codegen as codegen
 import twoscale._runtimes.compiler as module
 from tests.integer_networks import ActivationType, random_images, random_network
+from twoscale._codegen.c.common.source_base import SourceBase
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.operators.vectorized import quantize_input
 from twoscale._ir.reference import ReferenceExecutor
-from twoscale._runtimes import EXECUTORS, calling, create
+from twoscale._runtimes import EXECUTORS, calling, create, processor, sealed
 from twoscale._runtimes.c import CExecutor
+from twoscale._runtimes.compiled import CompiledNetwork
 from twoscale.errors import ConfigurationError, ExecutorError, TwoscaleError, UnknownNameError
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (cc) is installed")
@@ -164,13 +166,42 @@ def test_what_was_compiled_is_used_again(empty_cache: Path, monkeypatch: pytest.
     def never(*arguments: object) -> None:
         raise AssertionError("compiled again")
 
-    monkeypatch.setattr(module, "_compile", never)
+    monkeypatch.setattr(module, "build", never)
     assert_equal(network, random_images(np.random.default_rng(1), network, 2))
     with pytest.raises(AssertionError, match="compiled again"):
         CExecutor(small_network(4))
-    monkeypatch.setattr(module, "_version", lambda compiler: "another compiler")
+    monkeypatch.setenv("CC", "cc -DNOTHING")
     with pytest.raises(AssertionError, match="compiled again"):
         CExecutor(network)
+
+
+@pytest.mark.parametrize("target", ["native", "portable"])
+def test_what_was_compiled_needs_neither_a_compiler_nor_its_c(
+    target: str, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = small_network()
+    monkeypatch.delenv("CC")
+    CExecutor(network, target=target)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ExecutorError, match="needs a C compiler"):
+        CExecutor(small_network(4), target=target)
+
+    def never(*arguments: object, **options: object) -> None:
+        raise AssertionError("C was written again")
+
+    monkeypatch.setattr(SourceBase, "render", never)
+    assert_equal(network, random_images(np.random.default_rng(1), network, 2), target=target)
+    assert len(files(empty_cache)) == 1
+
+
+def test_another_cpu_compiles_again(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library has the kernels of one instruction set, so that its key depends on the CPU."""
+    network = small_network()
+    for known in (frozenset({"avx2", "fma"}), frozenset[str]()):
+        monkeypatch.setattr(processor, "features", lambda known=known: known)
+        assert_right(network)
+    assert CompiledNetwork(network).kernels == "generic"
+    assert len(files(empty_cache)) == 2
 
 
 def test_a_generator_that_changed_compiles_again(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,10 +218,16 @@ def test_a_damaged_library_is_made_again(empty_cache: Path, tmp_path: Path, monk
     (name,) = files(empty_cache)
     damaged = tmp_path / "other" / "c" / name  # another folder, because the system caches loaded libraries by path
     damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(b"not a library")
+    whole = (empty_cache / name).read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
     monkeypatch.setenv("TWOSCALE_CACHE", str(tmp_path / "other"))
-    assert_equal(network, random_images(np.random.default_rng(1), network, 2))
-    assert damaged.stat().st_size > 1000
+    for content in (b"not a library", b"", whole[: len(whole) // 2], bytes(flipped), whole[:-1]):
+        damaged.unlink(missing_ok=True)  # otherwise the library that is loaded already would change
+        damaged.write_bytes(content)
+        assert_equal(network, random_images(np.random.default_rng(1), network, 2))
+        assert damaged.read_bytes() != content
+        sealed.read_note(damaged)
 
 
 def test_without_a_compiler_it_says_so(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,6 +374,7 @@ def plant(ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plante
         f'{{ fclose(fopen("{planted.marker}", "w")); }}'
     )
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(planted.library), str(source)], check=True)
+    sealed.seal(planted.library, sealed.read_note(ours))
     for path in (planted.cache, planted.folder, planted.library):
         path.chmod(0o755)
     monkeypatch.setenv("TWOSCALE_CACHE", str(cache))
@@ -423,7 +461,7 @@ def test_where_there_are_no_posix_locks_it_says_so() -> None:
         from twoscale._runtimes import compiler
         from twoscale.errors import ExecutorError
         try:
-            compiler.load("net", [], {}, [])
+            compiler.load("net", [], compiler.Sources, [])
         except ExecutorError as error:
             print(error)
         """

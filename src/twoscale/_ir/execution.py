@@ -14,7 +14,7 @@ from twoscale.errors import ConfigurationError, ExecutorError, UnknownNameError
 if TYPE_CHECKING:
     from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["Executor", "check_images", "layers_to_keep", "run_logits"]
+__all__ = ["Executor", "as_images", "check_images", "layers_to_keep", "run_logits"]
 
 
 class Executor(Protocol):
@@ -50,15 +50,28 @@ def check_images(network: IntegerNetwork, images: Any) -> NDArray[np.float32]:
         ExecutorError: one image needs more memory than the machine has.
     """
     refuse_beyond_memory(network.name, network.layers, ExecutorError)
+    return as_images(network.name, network.input.output.shape, images)
+
+
+def as_images(name: str, expected: tuple[int, ...], images: Any) -> NDArray[np.float32]:
+    """Return images as a float32 array that fits a network.
+
+    Args:
+        name: of the network, for error messages.
+        expected: shape of one image.
+        images: array or tensor.
+
+    Raises:
+        ConfigurationError: wrong shape, or NaN or infinity among the values.
+    """
     array = np.asarray(images.detach().cpu().float() if hasattr(images, "detach") else images)
     if array.dtype.kind not in "fiub":
         raise ConfigurationError(f"images are arrays of numbers, got {type(images).__name__} of {array.dtype}")
     with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are reported below
         array = np.require(array, np.float32, "W")  # torch warns about read-only arrays
-    expected = network.input.output.shape
     if array.ndim != 1 + len(expected) or array.shape[1:] != expected:
         raise ConfigurationError(
-            f"{network.name} takes images of shape (N, {', '.join(map(str, expected))}), got {array.shape}"
+            f"{name} takes images of shape (N, {', '.join(map(str, expected))}), got {array.shape}"
         )
     if not np.isfinite(array).all():
         bad = np.argwhere(~np.isfinite(array))

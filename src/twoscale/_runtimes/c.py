@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale._codegen.c.portable.source import Source, source_of
+from twoscale._codegen.c.common.arrange import arrange, require_grid
+from twoscale._codegen.c.portable.source import source_of
 from twoscale._codegen.targets import TARGETS
 from twoscale._environment import core_count
 from twoscale._ir.execution import check_images, layers_to_keep
@@ -53,6 +54,11 @@ void quantize_batch(int64_t count, const float *real, const int64_t *order, INPU
     for (int64_t n = 0; n < count; n++)
         for (int32_t i = 0; i < NETWORK_INPUT_COUNT; i++)
             images[n * NETWORK_INPUT_COUNT + i] = network_quantize(real[n * NETWORK_INPUT_COUNT + order[i]]);
+}
+
+size_t arena_bytes(void)
+{
+    return NETWORK_ARENA_BYTES;
 }
 
 /* kept: for each layer, where its bytes for all images go, or NULL. */
@@ -113,26 +119,30 @@ class _Portable:
 
     def __init__(self, network: IntegerNetwork) -> None:
         self.network = network
-        source = source_of(network, _NAME, TARGETS["portable"], compact=True)
-        self._program = source.program
-        self._library = _load(source)
+        require_grid(network)
+        self._library = compiler.load(
+            network.name, [network.fingerprint, "portable", _BATCH_C], lambda: _sources(network), _FLAGS
+        ).handle
+        self._library.arena_bytes.restype = ctypes.c_size_t
+        self._tensors = arrange(network).tensors
 
     def keep(self, images_nchw: NDArray[np.float32], names: Collection[str]) -> dict[str, NDArray[Any]]:
         """Compute a batch, and return the integers of the named layers."""
         images = np.ascontiguousarray(images_nchw)
-        program = self._program
+        tensors = self._tensors
+        first, last = tensors[self.network.input.name], tensors[self.network.output]
         count = len(images)
         kept = {
-            name: np.empty((count, len(program.tensors[name].order)), np.int32 if tensor.item == 4 else np.uint8)
-            for name, tensor in program.tensors.items()
+            name: np.empty((count, len(tensor.order)), np.int32 if tensor.item == 4 else np.uint8)
+            for name, tensor in tensors.items()
             if name in names
         }
-        quantized = np.empty((count, program.input.size), np.uint8)
-        outputs = np.empty((count, program.output.size), np.uint8)
-        arena = np.empty(program.arena_bytes, np.uint8)
+        quantized = np.empty((count, first.size), np.uint8)
+        outputs = np.empty((count, last.size), np.uint8)
+        arena = np.empty(self._library.arena_bytes(), np.uint8)
         places = [kept[layer.name].ctypes.data if layer.name in kept else None for layer in self.network]
         self._library.quantize_batch(
-            ctypes.c_int64(count), _address(images), _address(program.input.order), _address(quantized)
+            ctypes.c_int64(count), _address(images), _address(first.order), _address(quantized)
         )
         self._library.run_batch(
             ctypes.c_int64(count),
@@ -141,15 +151,14 @@ class _Portable:
             _address(outputs),
             (ctypes.c_void_p * len(places))(*places),
         )
-        return {name: program.tensors[name].from_memory(values) for name, values in kept.items()}
+        return {name: tensors[name].from_memory(values) for name, values in kept.items()}
 
 
 def _address(array: NDArray[Any]) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
-def _load(source: Source) -> ctypes.CDLL:
-    network = source.program.network
+def _sources(network: IntegerNetwork) -> compiler.Sources:
+    source = source_of(network, _NAME, TARGETS["portable"], binary=True)
     batch = _BATCH_C.replace("INPUT *", f"{source.input_type} *").replace("OUTPUT *", f"{source.output_type} *")
-    files = {**source.texts(), "batch.c": batch}
-    return compiler.load(network.name, [network.fingerprint, "portable", _BATCH_C], files, _FLAGS)
+    return compiler.Sources({**source.texts(), source.data_file: source.data(), "batch.c": batch})

@@ -34,7 +34,8 @@ def maker() -> Callable[[Any, Any, Sequence[int], int, float], Call] | None:
         return None
     text = resources.files("twoscale._runtimes").joinpath("call.c").read_text()
     try:
-        library = compiler.load("calls", [text, sys.version], {"call.c": text}, (*_FLAGS, f"-I{include}"))
+        sources = compiler.Sources({"call.c": text})
+        library = compiler.load("calls", [text, sys.version], lambda: sources, (*_FLAGS, f"-I{include}")).handle
         new = ctypes.PyDLL(library._name, handle=library._handle).caller_new
     except (TwoscaleError, OSError):  # headers without the limited API
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from twoscale._codegen.c.common.pixels import pixel_table
 from twoscale._environment import core_count
 from twoscale._ir.integer_network import IntegerNetwork
-from twoscale._runtimes.compiled import CompiledNetwork
+from twoscale._runtimes.compiled import CompiledLibrary, CompiledNetwork
 from twoscale.errors import ConfigurationError
 
 __all__ = ["CompiledClassifier", "compile"]
@@ -34,21 +35,34 @@ def compile(
         ExecutorError: there is no C compiler here, or it fails; the message says what is missing.
         UnknownNameError: there is no such target.
     """
-    return CompiledClassifier(network, threads=threads, target=target)
+    threads = core_count() if threads is None else threads
+    return CompiledClassifier(CompiledNetwork(network, threads=threads, target=target, logits=True))
 
 
 class CompiledClassifier:
-    """The result of ``IntegerNetwork.compile``. Any number of Python threads may call it at once."""
+    """The result of ``compile`` and ``load_compiled``. Any number of Python threads may call it at once."""
 
-    def __init__(self, network: IntegerNetwork, *, threads: int | None = None, target: str = "native") -> None:
-        if threads is None:
-            threads = core_count()
-        self.network = network
-        self._compiled = CompiledNetwork(network, threads=threads, target=target, logits=True)
-        self._pixels = pixel_table(network)
+    def __init__(self, compiled: CompiledLibrary) -> None:
+        self._compiled = compiled
+        self._pixels = pixel_table(compiled.description.input, compiled.description.metadata)
 
     def __repr__(self) -> str:
-        return f"<CompiledClassifier {self.network.name}: {self.kernels} kernels, threads: {self.threads}>"
+        return f"<CompiledClassifier {self.name}: {self.kernels} kernels, threads: {self.threads}>"
+
+    @property
+    def name(self) -> str:
+        """Name of the network."""
+        return self._compiled.description.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the network: SHA-256 of everything that determines the output's bits."""
+        return self._compiled.description.fingerprint
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Metadata of the network, such as the normalization of its images."""
+        return self._compiled.description.metadata
 
     @property
     def threads(self) -> int:
@@ -76,24 +90,24 @@ class CompiledClassifier:
             return self._logits(images_nchw) if logits is None else logits
         if not hasattr(images_nchw, "detach"):
             raise ConfigurationError(
-                f"{self.network.name} takes NumPy arrays and torch tensors, got {type(images_nchw).__name__}"
+                f"{self.name} takes NumPy arrays and torch tensors, got {type(images_nchw).__name__}"
             )
         import torch
 
         if images_nchw.device.type != "cpu":
             raise ConfigurationError(
-                f"{self.network.name} is compiled for the CPU and the images are on {images_nchw.device}; "
-                "pass images.cpu()"
+                f"{self.name} is compiled for the CPU and the images are on {images_nchw.device}; pass images.cpu()"
             )
         tensor = images_nchw.detach()
         return torch.from_numpy(self((tensor.float() if tensor.is_floating_point() else tensor).numpy()))
 
     def _logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        return self.network.logits(self._compiled(self._integers(images) if images.dtype == np.uint8 else images))
+        integers = self._compiled(self._integers(images) if images.dtype == np.uint8 else images)
+        return self._compiled.description.logits(integers)
 
     def _integers(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
         """Quantize pixels (N, C, H, W) to integers (N, H, W, C) in the type of the network's input."""
-        name, shape = self.network.name, self.network.input.output.shape
+        name, shape = self.name, self._compiled.description.input.shape
         if self._pixels is None:
             raise ConfigurationError(
                 f"the images are uint8 pixels, and {name} does not say how it normalizes; "

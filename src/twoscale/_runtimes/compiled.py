@@ -1,25 +1,39 @@
-"""An integer network as compiled C for this CPU, called with as little overhead as possible."""
+"""A network as compiled C for this CPU, called with as little overhead as possible.
+
+``CompiledLibrary`` calls a library that is loaded already and needs only its description. ``CompiledNetwork`` compiles
+a network, or finds it in the cache, and can also return the integers of every layer.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale._codegen.c.vector.source import source_of
-from twoscale._codegen.targets import VECTOR_TARGETS
-from twoscale._ir.execution import check_images
+from twoscale._codegen.c.common.arrange import arrange, require_grid
+from twoscale._codegen.c.common.storage import memory_order
+from twoscale._codegen.c.common.tensors import Tensor
+from twoscale._codegen.targets import VECTOR_TARGETS, InstructionSet, Target
+from twoscale._ir.execution import as_images
 from twoscale._ir.integer_network import IntegerNetwork
-from twoscale._runtimes import calling, compiler
+from twoscale._ir.memory_estimate import refuse_beyond_memory
+from twoscale._runtimes import calling, compiler, processor
+from twoscale._runtimes.description import Description
 from twoscale.errors import ConfigurationError, ExecutorError, UnknownNameError
 
-__all__ = ["CompiledNetwork"]
+if TYPE_CHECKING:
+    from twoscale._codegen.c.vector.source import VectorSource
 
-_FLAGS = ("-std=gnu99", "-fPIC", "-shared", "-pthread", "-ffp-contract=off")
+__all__ = ["FLAGS", "CompiledLibrary", "CompiledNetwork", "describe", "target_named", "vector_source"]
+
+FLAGS = ("-std=gnu99", "-fPIC", "-shared", "-pthread", "-ffp-contract=off")
+"""Of the compiler, besides those of the target."""
 _NAME = "network"
 _INTEGERS, _FLOATS = 0, 1
 _FLOAT32 = np.dtype(np.float32)
@@ -79,59 +93,88 @@ int run_timing(const void *images, int form, int64_t count, OUTPUT *outputs, voi
 """
 
 
-class CompiledNetwork:
-    """A network compiled for this CPU. It may be called from any number of threads at once.
-
-    Args:
-        network: what to run; on the grid.
-        threads: number of threads that compute a batch.
-        target: a name in VECTOR_TARGETS; "native" compiles all instruction sets and chooses at run time.
-        logits: also compile what ``quick_logits`` needs.
+def target_named(name: str) -> Target:
+    """Return the vector target of that name.
 
     Raises:
-        ConfigurationError: the network has free float multipliers (names the layer), or ``threads`` is below 1.
-        ExecutorError: there is no C compiler here, or it fails; the message says what is missing.
-        UnknownNameError: there is no such target.
+        UnknownNameError: there is none.
+    """
+    if name not in VECTOR_TARGETS:
+        raise UnknownNameError("target", name, VECTOR_TARGETS)
+    return VECTOR_TARGETS[name]
+
+
+def vector_source(network: IntegerNetwork, name: str, target: Target, sets: Sequence[InstructionSet]) -> VectorSource:
+    """Return the C of a network for some of a target's instruction sets, with the constants in a file of their own.
+
+    Raises:
+        ConfigurationError: integers alone cannot compute it; names the layer and what to do.
+    """
+    from twoscale._codegen.c.vector.source import source_of
+
+    return source_of(network, name, replace(target, instruction_sets=tuple(sets)), binary=True)
+
+
+def describe(source: VectorSource) -> Description:
+    """Return the description of the library that is compiled from a source."""
+    program, target = source.program, source.target
+    network = program.network
+    assert np.array_equal(program.output.order, memory_order(program.output.spec.shape))
+    one_set = len(target.instruction_sets) == 1
+    return Description(
+        name=network.name,
+        prefix=source.prefix,
+        fingerprint=network.fingerprint,
+        target=target.name,
+        features=target.instruction_sets[0].features if one_set else (),
+        input=program.input.spec,
+        output=program.output.spec,
+        arena_bytes=program.arena_bytes,
+        metadata=network.metadata,
+    )
+
+
+class CompiledLibrary:
+    """A compiled network whose library is loaded. It may be called from any number of threads at once.
+
+    Args:
+        handle: the library.
+        description: its description.
+        threads: number of threads that compute a batch.
+        logits: whether ``quick_logits`` is needed.
+
+    Raises:
+        ConfigurationError: ``threads`` is below 1.
+        ExecutorError: there is no memory for the arenas, or this CPU has none of the library's instruction sets.
     """
 
-    def __init__(
-        self, network: IntegerNetwork, *, threads: int = 1, target: str = "native", logits: bool = False
-    ) -> None:
-        if threads < 1:
-            raise ConfigurationError(f"threads is {threads}; expected at least 1")
-        if target not in VECTOR_TARGETS:
-            raise UnknownNameError("target", target, VECTOR_TARGETS)
-        self.network = network
-        self.threads = threads
-        self.target = target
-        source = source_of(network, _NAME, VECTOR_TARGETS[target], compact=True)
-        self._program = source.program
-        library = compiler.load(
-            network.name,
-            [network.fingerprint, target, _HOOKS_C],
-            {**source.texts(), "hooks.c": _HOOKS_C.replace("OUTPUT *", f"{source.output_type} *")},
-            (source.target.cflags, *_FLAGS),
-        )
-        library.network_kernels.restype = ctypes.c_char_p
-        library.network_pool_new.restype = ctypes.c_void_p
-        library.network_pool_free.argtypes = [ctypes.c_void_p]
-        run = library.network_pool_run
+    def __init__(self, handle: ctypes.CDLL, description: Description, *, threads: int, logits: bool) -> None:
+        self.description = description
+        self.threads = _checked(threads)
+        self._handle = handle
+        self._function("kernels").restype = ctypes.c_char_p
+        kernels = self._function("kernels")()
+        if kernels is None:
+            raise ExecutorError(f"this CPU cannot run {description.name}, which needs {_needed(description)}")
+        self.kernels = str(kernels.decode())
+        """The instruction set in use."""
+        run, new, free = (self._function(f"pool_{name}") for name in ("run", "new", "free"))
         run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p]
-        output = self._program.output
-        self._shape = network.input.output.shape
-        self._output_shape = output.spec.shape
-        self._output_type = np.dtype(output.spec.dtype)
-        self._in_order = bool((output.order == np.arange(len(output.order))).all())
-        self._library = library
+        new.restype = ctypes.c_void_p
+        free.argtypes = [ctypes.c_void_p]
+        output = description.output
+        self._shape = description.input.shape
+        self._output_shape = output.shape
+        self._output_type = np.dtype(output.dtype)
+        order = memory_order(output.shape)
+        self._order = None if (order == np.arange(len(order))).all() else order
         self._run = run
         self._make_call = self._call_maker() if logits else None
-        self._pools = _Pools(library, self._new_pool(), threads)
+        self._pools = _Pools(new, free, self._new_pool(), threads)
         weakref.finalize(self, self._pools.free)
 
-    @property
-    def kernels(self) -> str:
-        """The instruction set in use: one of the target's, or "generic" if this CPU supports none of them."""
-        return str(self._library.network_kernels().decode())
+    def _function(self, name: str) -> Any:
+        return getattr(self._handle, f"{self.description.prefix}_{name}")
 
     def __call__(self, images: NDArray[Any]) -> NDArray[Any]:
         """Compute a batch.
@@ -159,8 +202,8 @@ class CompiledNetwork:
             bad = self._run(pool.handle, _address(images), form, count, _address(outputs))
         self._pools.give(pool)
         if bad:
-            check_images(self.network, images)
-        return outputs if self._in_order else self._reordered(outputs)
+            self._checked(images)
+        return outputs if self._order is None else self._reordered(outputs, self._order)
 
     def quick_logits(self, images: NDArray[Any]) -> NDArray[np.float32] | None:
         """Return the logits of a batch that needs no preparation, (N, classes); None if it needs some.
@@ -182,10 +225,10 @@ class CompiledNetwork:
     def _call_maker(self) -> Callable[[ctypes.c_void_p], calling.Call] | None:
         """Return a factory of functions from images to logits, one function per pool; None if it cannot be
         compiled."""
-        spec = self._program.output.spec
+        spec = self.description.output
         make = calling.maker()
         shape, run = self._shape, ctypes.cast(self._run, ctypes.c_void_p)
-        if make is None or spec.dtype != "int32" or spec.zero_point or not self._in_order or len(spec.shape) != 1:
+        if make is None or spec.dtype != "int32" or spec.zero_point or self._order is not None or len(spec.shape) != 1:
             return None
         return lambda handle: make(run, handle, shape, spec.shape[0], spec.scale)
 
@@ -195,18 +238,55 @@ class CompiledNetwork:
 
     def _prepared(self, images: NDArray[Any]) -> tuple[NDArray[Any], int]:
         """Return images in the form that the C expects."""
-        spec = self._program.input.spec
+        spec = self.description.input
         if images.dtype == spec.dtype and len(self._shape) == 3:
             channels, *size = self._shape
             if images.shape[1:] == (*size, channels):
                 return np.ascontiguousarray(images), _INTEGERS
-        return np.ascontiguousarray(check_images(self.network, images)), _FLOATS
+        return np.ascontiguousarray(self._checked(images)), _FLOATS
 
-    def _reordered(self, outputs: NDArray[Any]) -> NDArray[Any]:
+    def _checked(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        return as_images(self.description.name, self._shape, images)
+
+    @staticmethod
+    def _reordered(outputs: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
         flat = outputs.reshape(len(outputs), -1)
         result = np.empty_like(flat)
-        result[:, self._program.output.order] = flat
+        result[:, order] = flat
         return result.reshape(outputs.shape)
+
+
+class CompiledNetwork(CompiledLibrary):
+    """A network compiled for this CPU.
+
+    Args:
+        network: what to run; on the grid.
+        threads: number of threads that compute a batch.
+        target: a name in VECTOR_TARGETS; the library has only the best of its instruction sets for this CPU.
+        logits: also compile what ``quick_logits`` needs.
+
+    Raises:
+        ConfigurationError: the network has free float multipliers (names the layer), or ``threads`` is below 1.
+        ExecutorError: there is no C compiler here, or it fails; the message says what is missing.
+        UnknownNameError: there is no such target.
+    """
+
+    def __init__(
+        self, network: IntegerNetwork, *, threads: int = 1, target: str = "native", logits: bool = False
+    ) -> None:
+        _checked(threads)
+        chosen = target_named(target)
+        require_grid(network)
+        refuse_beyond_memory(network.name, network.layers, ExecutorError)
+        self.network = network
+        self.target = target
+        library = _compiled(network, chosen, processor.instruction_sets(chosen))
+        description = replace(Description.from_note(library.note), name=network.name, metadata=network.metadata)
+        super().__init__(library.handle, description, threads=threads, logits=logits)
+
+    @cached_property
+    def _tensors(self) -> Mapping[str, Tensor]:
+        return arrange(self.network).tensors
 
     def keep(self, images_nchw: NDArray[np.float32], names: Collection[str]) -> dict[str, NDArray[Any]]:
         """Compute a batch on the calling thread, and return the integers of the named layers.
@@ -216,7 +296,7 @@ class CompiledNetwork:
             names: layers.
         """
         images = np.ascontiguousarray(images_nchw)
-        tensors = self._program.tensors
+        tensors = self._tensors
         kept = {
             name: np.empty((len(images), len(tensors[name].order)), np.int32 if tensors[name].item == 4 else np.uint8)
             for name in (layer.name for layer in self.network)
@@ -237,14 +317,41 @@ class CompiledNetwork:
         return {layer.name: float(medians[i]) for i, layer in enumerate(self.network) if i}
 
     def _arena(self) -> NDArray[np.uint8]:
-        return np.zeros(self._program.arena_bytes, np.uint8)
+        return np.zeros(self.description.arena_bytes, np.uint8)
 
     def _hooked(self, function: str, images: NDArray[np.float32], arena: NDArray[np.uint8], context: Any) -> None:
         outputs = np.empty((len(images), *self._output_shape), self._output_type)
         addresses = [ctypes.c_void_p(array.ctypes.data) for array in (images, outputs, arena)]
-        getattr(self._library, function)(
+        getattr(self._handle, function)(
             addresses[0], _FLOATS, ctypes.c_int64(len(images)), addresses[1], addresses[2], context
         )
+
+
+def _compiled(network: IntegerNetwork, target: Target, sets: Sequence[InstructionSet]) -> compiler.Library:
+    """Return the library with the hooks of ``keep`` and ``layer_times``."""
+
+    def sources() -> compiler.Sources:
+        source = vector_source(network, _NAME, target, sets)
+        hooks = _HOOKS_C.replace("OUTPUT *", f"{source.output_type} *")
+        files = {**source.texts(), source.data_file: source.data(), "hooks.c": hooks}
+        return compiler.Sources(files, describe(source).to_note())
+
+    key = [network.fingerprint, target.name, *(isa.name for isa in sets), _HOOKS_C]
+    return compiler.load(network.name, key, sources, (target.cflags, *FLAGS))
+
+
+def _checked(threads: int) -> int:
+    if threads < 1:
+        raise ConfigurationError(f"threads is {threads}; expected at least 1")
+    return threads
+
+
+def _needed(description: Description) -> str:
+    """Return the CPU features that a library needs, and those that this CPU lacks if the system lists them."""
+    known = processor.features()
+    lacking = [] if known is None else [name for name in description.features if name not in known]
+    needed = ", ".join(description.features)
+    return f"{needed} (missing here: {', '.join(lacking)})" if lacking else needed
 
 
 def _address(array: Any) -> Any:
@@ -270,18 +377,19 @@ class _Pool:
 class _Pools:
     """Pools not in use. Simultaneous callers get one each, so that none waits for another's batch."""
 
-    def __init__(self, library: ctypes.CDLL, new: Callable[[ctypes.c_void_p], _Pool], threads: int) -> None:
-        self._library = library
-        self._new_pool = new
+    def __init__(self, new: Any, free: Any, wrap: Callable[[ctypes.c_void_p], _Pool], threads: int) -> None:
+        self._create = new
+        self._destroy = free
+        self._wrap = wrap
         self._threads = threads
         self._all = [self._new()]
         self._free = list(self._all)
 
     def _new(self) -> _Pool:
-        handle = self._library.network_pool_new(self._threads)
+        handle = self._create(self._threads)
         if handle is None:
             raise ExecutorError("there is no memory for the network's arenas")
-        return self._new_pool(ctypes.c_void_p(handle))
+        return self._wrap(ctypes.c_void_p(handle))
 
     def take(self) -> _Pool:
         try:
@@ -296,4 +404,4 @@ class _Pools:
 
     def free(self) -> None:
         for pool in self._all:
-            self._library.network_pool_free(pool.handle)
+            self._destroy(pool.handle)

@@ -27,7 +27,7 @@ _MAKEFILE = "Makefile"
 class _BackEnd(Protocol):
     """Returns the C of a network."""
 
-    def __call__(self, network: IntegerNetwork, name: str, target: Target, *, compact: bool = False) -> SourceBase: ...
+    def __call__(self, network: IntegerNetwork, name: str, target: Target, *, binary: bool = False) -> SourceBase: ...
 
 
 _BACK_ENDS: dict[str, _BackEnd] = {

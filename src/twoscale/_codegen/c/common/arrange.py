@@ -22,7 +22,7 @@ from twoscale._ir.checks import multipliers
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale.errors import ConfigurationError
 
-__all__ = ["ArrangedLayer", "Arrangement", "Copy", "Rescale", "arrange", "refusal"]
+__all__ = ["ArrangedLayer", "Arrangement", "Copy", "Rescale", "arrange", "refusal", "require_grid"]
 
 _LARGEST = 2**31 - 1
 _COPY_RANK = 6
@@ -135,6 +135,18 @@ def arrange(network: IntegerNetwork) -> Arrangement:
     Raises:
         ConfigurationError: integers alone cannot compute it; names the layer and what to do.
     """
+    require_grid(network)
+    arranger = _Arranger(network)
+    layers = tuple(arranger.layer(index, layer) for index, layer in enumerate(network))
+    return Arrangement(network, arranger.tensors, layers, arranger.roots)
+
+
+def require_grid(network: IntegerNetwork) -> None:
+    """Check that every multiplier is on the grid.
+
+    Raises:
+        ConfigurationError: one is not; names the layer and what to do.
+    """
     for layer in network:
         if any(m.shift is None for m in multipliers(layer)):
             raise ConfigurationError(
@@ -142,9 +154,6 @@ def arrange(network: IntegerNetwork) -> Arrangement:
                 "reproduce; move them onto the grid with network.requantize() or twoscale requantize, or quantize with "
                 'a scheme on the grid, e.g. scheme="default"'
             )
-    arranger = _Arranger(network)
-    layers = tuple(arranger.layer(index, layer) for index, layer in enumerate(network))
-    return Arrangement(network, arranger.tensors, layers, arranger.roots)
 
 
 def refusal(network: IntegerNetwork, layer: n.Layer, found: str, remedy: str) -> ConfigurationError:

@@ -58,6 +58,9 @@ def with_needs(used: Iterable[K], order: Sequence[K]) -> list[K]:
     return [kernel for kernel in order if kernel in needed]
 
 
+_DTYPES = {"int8_t": np.int8, "uint8_t": np.uint8, "int32_t": np.int32, "float": np.float32}
+
+
 @dataclass(frozen=True, eq=False)
 class Constant:
     """A static array."""
@@ -71,7 +74,12 @@ class Constant:
     @property
     def size(self) -> int:
         """Bytes."""
-        return int(self.values.size) * {"int8_t": 1, "uint8_t": 1, "int32_t": 4, "float": 4}[self.ctype]
+        return int(self.values.size) * np.dtype(_DTYPES[self.ctype]).itemsize
+
+    @property
+    def content(self) -> bytes:
+        """Its bytes in memory, in this machine's order."""
+        return self.values.astype(_DTYPES[self.ctype], copy=False).tobytes()
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.operators.base import TensorSpec
 from twoscale._ir.operators.vectorized import quantize_input
 from twoscale._ir.preprocessing import normalize
 
 __all__ = ["pixel_table"]
 
 
-def pixel_table(network: IntegerNetwork) -> NDArray[Any] | None:
+def pixel_table(spec: TensorSpec, metadata: Mapping[str, Any]) -> NDArray[Any] | None:
     """Return, for each channel, the input integers of pixels 0..255, (C, 256).
 
-    The normalization, (p / 255 − mean) / std, is in the network's metadata. None if it is not, or if the input is not
-    an image.
+    None if the metadata has no normalization, (p / 255 − mean) / std, or if the input is not an image.
+
+    Args:
+        spec: of the network's input.
+        metadata: of the network.
     """
-    mean, std = network.metadata.get("mean"), network.metadata.get("std")
-    spec = network.input.output
+    mean, std = metadata.get("mean"), metadata.get("std")
     if not (isinstance(mean, list | tuple) and isinstance(std, list | tuple) and len(spec.shape) == 3):
         return None
     if not len(mean) == len(std) == spec.shape[0]:

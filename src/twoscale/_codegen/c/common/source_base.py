@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 
+from twoscale._codegen.c.common.calls import Constant
 from twoscale._codegen.c.common.names import network_identifier, printable
 from twoscale._codegen.c.common.program import Lowered, Step
 from twoscale._codegen.c.common.text import (
@@ -29,6 +30,9 @@ from twoscale._environment import VERSION
 
 __all__ = ["SourceBase"]
 
+_ALIGNMENT = 64
+"""Of each array in the file of constants."""
+
 
 @dataclass(frozen=True)
 class SourceBase(ABC):
@@ -38,13 +42,14 @@ class SourceBase(ABC):
         program: what to write.
         name: of the network; its C identifier is the prefix of public names and files.
         target: the target to write for.
-        compact: write 8-bit constants as strings, which compile about 20 times faster but cannot be read.
+        binary: read constants from the file ``data`` when the source is assembled, which takes the compiler no time
+            and no memory, instead of writing them as text.
     """
 
     program: Lowered
     name: str
     target: Target
-    compact: bool = False
+    binary: bool = False
 
     self_test_template: ClassVar[str]
     makefile_template: ClassVar[str]
@@ -138,16 +143,47 @@ class SourceBase(ABC):
 
     def constants(self) -> list[str]:
         """Return a block for each layer with constants: a comment, its arrays, and the parameters of its calls."""
-        told = zip(self.program.steps, self.instances, strict=True)
-        return [self._constants(step, names) for step, names in told if step.constants or any(names)]
+        steps = zip(self.program.steps, self.instances, strict=True)
+        blocks = [self._constants(step, names) for step, names in steps if step.constants or any(names)]
+        return [self.render("binary_constants.c.jinja", data_file=self.data_file), *blocks] if self.binary else blocks
+
+    @property
+    def data_file(self) -> str:
+        """Name of the file of constants, if they are binary."""
+        return f"{self.prefix}.bin"
+
+    def data(self) -> bytes:
+        """Return the contents of the file of constants, if they are binary."""
+        parts = [constant.content for constant in self._all_constants()]
+        return b"".join(part + bytes(-len(part) % _ALIGNMENT) for part in parts) or bytes(_ALIGNMENT)
+
+    def _all_constants(self) -> Iterator[Constant]:
+        return (constant for step in self.program.steps for constant in step.constants)
+
+    @cached_property
+    def _data_places(self) -> dict[str, int]:
+        """The offset of each static array in the file of constants."""
+        places = {}
+        end = 0
+        for constant in self._all_constants():
+            places[constant.identifier] = end
+            end += -(-constant.size // _ALIGNMENT) * _ALIGNMENT
+        return places
+
+    def constant_text(self, constant: Constant) -> str:
+        """Return the C expression of a static array."""
+        if not self.binary:
+            return constant.identifier
+        return f"CONSTANT({constant.ctype}, {self._data_places[constant.identifier]})"
 
     def _constants(self, step: Step, instances: Sequence[str]) -> str:
         last = len(self.program.steps) - 1
         title = f"{step.index} of {last}: {printable(step.layer.name)}, {kind(step.layer)}"
         lines = [title, *about(step.layer, self.program.tensors, step.macs)]
         parts = ["\n".join(["/* " + "\n * ".join(lines), " */"])]
-        parts += [array(constant, self.compact) for constant in step.constants]
+        parts += [] if self.binary else [array(constant) for constant in step.constants]
         for call, instance in zip(step.calls, instances, strict=True):
             if call.params is not None:
-                parts.append(f"static const {call.params.struct} {instance} = {{\n{initializer(call.params)}\n}};")
+                members = initializer(call.params, self.constant_text)
+                parts.append(f"static const {call.params.struct} {instance} = {{\n{members}\n}};")
         return "\n".join(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -159,27 +159,31 @@ def _equation(layer: n.Layer) -> str:
     return f"y = clamp(zero + RNE(acc * m / 2^{layer.multiplier.shift}), lo, hi), acc = {acc}   ({number})"
 
 
-def _member_lines(params: Params) -> list[str]:
-    return [f".{name} = {value_text(value)}" for name, value in params.members.items()]
+ConstantText = Callable[[Constant], str]
+"""Returns the C expression of a static array."""
 
 
-def initializer(params: Params) -> str:
+def _member_lines(params: Params, constant_text: ConstantText) -> list[str]:
+    return [f".{name} = {value_text(value, constant_text)}" for name, value in params.members.items()]
+
+
+def initializer(params: Params, constant_text: ConstantText) -> str:
     """Return a struct's initializer in lines, broken between members; nested ones have a line of their own."""
     lines = [""]
-    for text in _member_lines(params):
+    for text in _member_lines(params, constant_text):
         if lines[-1] and (len(lines[-1]) + len(text) > _WIDTH - 8 or text.endswith("}")):
             lines.append("")
         lines[-1] += f" {text}," if lines[-1] else f"    {text},"
     return "\n".join(lines)
 
 
-def value_text(value: Value) -> str:
+def value_text(value: Value, constant_text: ConstantText) -> str:
     """Return a member of a struct, or an argument that is no tensor, in C."""
     match value:
         case Params():
-            return f"{{{', '.join(_member_lines(value))}}}"
+            return f"{{{', '.join(_member_lines(value, constant_text))}}}"
         case Constant():
-            return value.identifier
+            return constant_text(value)
         case Name():
             return value.text
         case Inline():
@@ -193,13 +197,11 @@ def value_text(value: Value) -> str:
     return f"{decimal(value)}f"
 
 
-def array(constant: Constant, compact: bool) -> str:
-    """Return the definition of a static array; ``compact`` writes bytes as strings."""
+def array(constant: Constant) -> str:
+    """Return the definition of a static array."""
     dimensions = "".join(f"[{d}]" for d in constant.dimensions)
     declared = f"static const {constant.ctype} {constant.identifier}[{constant.values.size}] ="
     about = f" /* {dimensions} */" if len(constant.dimensions) > 1 else ""
-    if compact and constant.ctype in {"int8_t", "uint8_t"}:
-        return f"{declared}\n{_strings(constant.values)};"
     return f"{declared} {{{about}\n{number_lines(constant.values)}\n}};"
 
 
@@ -214,15 +216,6 @@ def rows(values: Iterable[Any]) -> str:
     """Return the rows of a two-dimensional initializer."""
     texts = (number_lines(row).replace("\n", "\n    ") for row in values)
     return ",\n".join(f"    {{\n    {text}\n    }}" for text in texts)
-
-
-def _strings(values: NDArray[Any]) -> str:
-    content = values.astype(np.uint8).tobytes()
-    escapes = [f"\\{byte:03o}" for byte in range(256)]
-    return "\n".join(
-        '    "' + "".join(escapes[byte] for byte in content[start : start + 28]) + '"'
-        for start in range(0, len(content), 28)
-    )
 
 
 @cache

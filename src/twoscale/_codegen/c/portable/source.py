@@ -23,13 +23,13 @@ from twoscale._ir.integer_network import IntegerNetwork
 __all__ = ["Source", "source_of"]
 
 
-def source_of(network: IntegerNetwork, name: str, target: Target, *, compact: bool = False) -> Source:
+def source_of(network: IntegerNetwork, name: str, target: Target, *, binary: bool = False) -> Source:
     """Return the C of a network; see SourceBase.
 
     Raises:
         ConfigurationError: integers alone cannot compute it; names the layer and what to do.
     """
-    return Source(lower(network), name, target, compact)
+    return Source(lower(network), name, target, binary)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Source(SourceBase):
     @cached_property
     def pixels(self) -> NDArray[Any] | None:
         """The integers of 8-bit pixels, (C, 256), if the network's metadata says how images are normalized."""
-        return None if self.compact else pixel_table(self.program.network)
+        return None if self.binary else pixel_table(self.program.input.spec, self.program.network.metadata)
 
     @property
     def pixel_bytes(self) -> int:
@@ -116,7 +116,7 @@ class Source(SourceBase):
     def _argument(self, argument: Argument) -> str:
         if argument is None:
             return "NULL"
-        return self._pointer(argument) if isinstance(argument, Operand) else value_text(argument)
+        return self._pointer(argument) if isinstance(argument, Operand) else value_text(argument, self.constant_text)
 
     def _note(self, step: Step) -> str:
         """Return a note on what a step does with memory, if its calls do not show it."""

@@ -21,13 +21,13 @@ from twoscale._ir.integer_network import IntegerNetwork
 __all__ = ["RowSource", "source_of"]
 
 
-def source_of(network: IntegerNetwork, name: str, target: Target, *, compact: bool = False) -> RowSource:
+def source_of(network: IntegerNetwork, name: str, target: Target, *, binary: bool = False) -> RowSource:
     """Return the C of a network; see SourceBase.
 
     Raises:
         ConfigurationError: integers alone cannot compute it; names the layer and what to do.
     """
-    return RowSource(lower(network), name, target, compact)
+    return RowSource(lower(network), name, target, binary)
 
 
 @dataclass(frozen=True)

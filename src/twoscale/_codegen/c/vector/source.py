@@ -25,13 +25,13 @@ from twoscale._ir.integer_network import IntegerNetwork
 __all__ = ["VectorSource", "source_of"]
 
 
-def source_of(network: IntegerNetwork, name: str, target: Target, *, compact: bool = False) -> VectorSource:
+def source_of(network: IntegerNetwork, name: str, target: Target, *, binary: bool = False) -> VectorSource:
     """Return the C of a network; see SourceBase.
 
     Raises:
         ConfigurationError: integers alone cannot compute it; names the layer and what to do.
     """
-    return VectorSource(lower(network), name, target, compact)
+    return VectorSource(lower(network), name, target, binary)
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class VectorSource(SourceBase):
             **self.facts(),
             planes_layout="".join(f"[{size}]" for size in shape) + (": planes, of rows" if len(shape) == 3 else ""),
             block=program.block,
+            needs=", ".join(self.target.instruction_sets[-1].features),
             target_text=" or ".join(isa.title for isa in self.target.instruction_sets),
         )
 
@@ -143,7 +144,7 @@ class VectorSource(SourceBase):
             if isinstance(argument, Operand):
                 arguments.append(self._pointer(argument) + ("" if many else " + n * IMAGE_BYTES"))
             else:
-                arguments.append("NULL" if argument is None else value_text(argument))
+                arguments.append("NULL" if argument is None else value_text(argument, self.constant_text))
         if isinstance(call, BlockCall):
             result = "bad = " if isinstance(call, ReadImages) else ""
             return [f"{result}{call.function}({', '.join(arguments)});"]

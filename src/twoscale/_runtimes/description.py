@@ -1,0 +1,92 @@
+"""What a compiled library computes and what it needs: the note of its file. Reading one needs only the standard library
+and NumPy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twoscale._environment import VERSION
+from twoscale._ir.operators.base import TensorSpec
+
+__all__ = ["Description", "DescriptionError", "this_platform"]
+
+_FORM = 1
+"""Number of the form of the note."""
+_DTYPES = ("uint8", "int8", "int32")
+
+
+class DescriptionError(Exception):
+    """The note does not describe a compiled network."""
+
+
+def this_platform() -> str:
+    """Return the system and the architecture that a library is compiled for, such as "linux x86_64"."""
+    return f"{sys.platform} {platform.machine()}"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a compiled library computes, and what it needs."""
+
+    name: str
+    """Of the network."""
+    prefix: str
+    """Of the public names in C."""
+    fingerprint: str
+    """Of the network."""
+    target: str
+    features: tuple[str, ...]
+    """Features that the CPU must have, as compilers name them; empty if any CPU of the architecture will do."""
+    input: TensorSpec
+    """Of the quantized images (C, H, W)."""
+    output: TensorSpec
+    arena_bytes: int
+    metadata: Mapping[str, Any]
+    """Of the network, as JSON values."""
+    platform: str = dataclasses.field(default_factory=this_platform)
+    version: str = VERSION
+    """Of twoscale."""
+
+    def to_note(self) -> bytes:
+        """Return the note of the library's file."""
+        return json.dumps({"form": _FORM, **dataclasses.asdict(self)}).encode()
+
+    @staticmethod
+    def from_note(note: bytes) -> Description:
+        """Read a note.
+
+        Raises:
+            DescriptionError: it is not a note of this form; the message says what is wrong.
+        """
+        try:
+            values = json.loads(note)
+            if values.pop("form") != _FORM:
+                raise DescriptionError("was written by another version of twoscale")
+            made = Description(**values)
+            made = dataclasses.replace(
+                made, features=tuple(made.features), input=_spec(values["input"]), output=_spec(values["output"])
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise DescriptionError("does not describe a compiled network") from error
+        return made
+
+    def logits(self, integers: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the real logits of output integers, equation (12)."""
+        return ((integers.astype(np.float64) - self.output.zero_point) * self.output.scale).astype(np.float32)
+
+
+def _spec(values: Mapping[str, Any]) -> TensorSpec:
+    spec = TensorSpec(**values)
+    if spec.dtype not in _DTYPES:
+        raise ValueError(spec.dtype)
+    return dataclasses.replace(spec, shape=tuple(int(size) for size in spec.shape))
