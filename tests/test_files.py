@@ -22,8 +22,8 @@ from twoscale._files import (
     replacing,
     sorted_safetensors,
     write_bytes,
+    write_files,
     write_text,
-    write_texts,
 )
 from twoscale.errors import TwoscaleError
 
@@ -109,11 +109,11 @@ def test_full_disk_at_the_second_of_two_files(tmp_path: Path, monkeypatch: pytes
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return before(*arguments)
 
-    write_texts(tmp_path, {"net.h": "old h", "net.c": "old c"})
+    write_files(tmp_path, {"net.h": "old h", "net.c": "old c"})
     with monkeypatch.context() as patch:
         patch.setattr(owner, place, full_at_second)
         with pytest.raises(TwoscaleError) as caught:
-            write_texts(tmp_path, {"net.h": "new h", "net.c": "new c"})
+            write_files(tmp_path, {"net.h": "new h", "net.c": "new c"})
     late = place == "replace"
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
         "net.h": "new h" if late else "old h",
@@ -130,7 +130,7 @@ def test_folder_in_place_of_the_second_of_two_files(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "old")
     (tmp_path / "b").mkdir()
     with pytest.raises(TwoscaleError, match=r"b: Is a directory; what was there before is unchanged"):
-        write_texts(tmp_path, {"a": "new", "b": "new"})
+        write_files(tmp_path, {"a": "new", "b": "new"})
     assert (tmp_path / "a").read_text() == "old"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b"]
 

@@ -377,7 +377,9 @@ def test_public_names_of_the_package() -> None:
         "export",
         "inspect",
         "load",
+        "load_compiled",
         "quantize",
+        "save_compiled",
         "sensitivity",
         "verify",
     ]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from twoscale._ir.integer_network import IntegerNetwork
     from twoscale._quantization import Scheme, quantize
     from twoscale._runtimes.classifier import compile
+    from twoscale._runtimes.saving import load_compiled, save_compiled
     from twoscale._search import sensitivity
     from twoscale._verification import verify
     from twoscale.errors import TwoscaleError
@@ -38,7 +39,9 @@ __all__ = [
     "export",
     "inspect",
     "load",
+    "load_compiled",
     "quantize",
+    "save_compiled",
     "sensitivity",
     "verify",
 ]
@@ -51,7 +54,9 @@ _HOMES = {
     "export": "twoscale._codegen.c:export_c",
     "inspect": "twoscale._calibration.inspection:inspect",
     "load": "twoscale._formats:load",
+    "load_compiled": "twoscale._runtimes.saving:load_compiled",
     "quantize": "twoscale._quantization:quantize",
+    "save_compiled": "twoscale._runtimes.saving:save_compiled",
     "sensitivity": "twoscale._search:sensitivity",
     "verify": "twoscale._verification:verify",
 }

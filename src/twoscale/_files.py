@@ -31,9 +31,9 @@ __all__ = [
     "replacing",
     "sorted_safetensors",
     "write_bytes",
+    "write_files",
     "write_record",
     "write_text",
-    "write_texts",
 ]
 
 T = TypeVar("T")
@@ -214,11 +214,11 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
-def write_texts(folder: Path, contents: Mapping[str, str]) -> None:
-    """Write files of these names to ``folder`` as UTF-8: all of them or none."""
+def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+    """Write files of these names to ``folder``, texts as UTF-8: all of them or none."""
     with _replacing_all([folder / name for name in contents], folder) as temporaries:
         for temporary, content in zip(temporaries, contents.values(), strict=True):
-            temporary.write_bytes(content.encode())
+            temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def record_to_json(record: object) -> str:

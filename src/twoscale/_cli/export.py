@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from twoscale._ir.integer_network import IntegerNetwork
     from twoscale._page.tables import Table
 
-__all__ = ["export_command"]
+__all__ = ["export_command", "require_on_grid"]
 
 _TO_HELP = "; ".join(['"c" for C', *(f'"{form.name}" for {form.promise}' for form in _WRITTEN.values())])
 _TARGET_HELP = "; ".join(f'"{target.name}" for {target.promise}' for target in TARGETS.values())
@@ -66,7 +66,6 @@ def export_command(
     from twoscale import data as data_sets
     from twoscale._codegen.c import default_images, export_c
     from twoscale._formats import load
-    from twoscale._ir.checks import multipliers
     from twoscale._ir.operators.vectorized import quantize_input
 
     if images < 1:
@@ -75,12 +74,7 @@ def export_command(
     if to in _WRITTEN:
         _save(loaded, network, out, _WRITTEN[to], json=json)
         return
-    if any(multiplier.shift is None for layer in loaded for multiplier in multipliers(layer)):
-        moved = command("requantize", network, "-o", network.with_name(f"{network.stem}-on-grid.onnx"))
-        raise ConfigurationError(
-            f"{network} has free float multipliers, which integer-only C cannot reproduce; "
-            f"move them onto the grid: {moved}"
-        )
+    require_on_grid(loaded, network)
     if data is None:
         inputs = default_images(loaded, images)
     else:
@@ -102,6 +96,22 @@ def export_command(
         markup=False,
         soft_wrap=True,
     )
+
+
+def require_on_grid(network: IntegerNetwork, path: Path) -> None:
+    """Check that C can compute a network.
+
+    Raises:
+        ConfigurationError: a multiplier is off the grid; gives the command that moves them onto it.
+    """
+    from twoscale._ir.checks import multipliers
+
+    if any(multiplier.shift is None for layer in network for multiplier in multipliers(layer)):
+        moved = command("requantize", path, "-o", path.with_name(f"{path.stem}-on-grid.onnx"))
+        raise ConfigurationError(
+            f"{path} has free float multipliers, which integer-only C cannot reproduce; "
+            f"move them onto the grid: {moved}"
+        )
 
 
 def _save(network: IntegerNetwork, source: Path, out: Path, form: Form, *, json: bool) -> None:

@@ -143,6 +143,13 @@ VERBS = {
             "twoscale verify net.onnx --executors reference,torch,onnxruntime,c --json",
         ),
     ),
+    "compile": Verb(
+        "Step by step",
+        "compile FILE",
+        "compile an integer network into a shared library (.so)",
+        "twoscale._cli.compile:compile_command",
+        ("twoscale compile net.onnx -o net.so", "twoscale compile net.onnx -o net.so --target avx2"),
+    ),
     "export": Verb(
         "Step by step",
         "export FILE",

@@ -37,7 +37,7 @@ def maker() -> Callable[[Any, Any, Sequence[int], int, float], Call] | None:
         sources = compiler.Sources({"call.c": text})
         library = compiler.load("calls", [text, sys.version], lambda: sources, (*_FLAGS, f"-I{include}")).handle
         new = ctypes.PyDLL(library._name, handle=library._handle).caller_new
-    except (TwoscaleError, OSError):  # headers without the limited API
+    except (TwoscaleError, OSError, ImportError):  # no compiler, no platformdirs, headers without the limited API
         return None
     new.restype = ctypes.py_object
     new.argtypes = [

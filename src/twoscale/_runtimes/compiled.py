@@ -333,7 +333,7 @@ def _compiled(network: IntegerNetwork, target: Target, sets: Sequence[Instructio
     def sources() -> compiler.Sources:
         source = vector_source(network, _NAME, target, sets)
         hooks = _HOOKS_C.replace("OUTPUT *", f"{source.output_type} *")
-        files = {**source.texts(), source.data_file: source.data(), "hooks.c": hooks}
+        files: dict[str, str | bytes] = {**source.texts(), source.data_file: source.data(), "hooks.c": hooks}
         return compiler.Sources(files, describe(source).to_note())
 
     key = [network.fingerprint, target.name, *(isa.name for isa in sets), _HOOKS_C]

@@ -15,7 +15,7 @@ from twoscale._codegen.c.portable.source import source_of as portable_source
 from twoscale._codegen.c.small_ram.source import source_of as small_ram_source
 from twoscale._codegen.c.vector.source import source_of as vector_source
 from twoscale._codegen.targets import TARGETS, Target
-from twoscale._files import record_to_json, write_texts
+from twoscale._files import record_to_json, write_files
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale.errors import UnknownNameError
 
@@ -99,5 +99,5 @@ def export_c(
         f"{source.prefix}_sizes.txt": size_table(report),
         f"{source.prefix}_sizes.json": record_to_json(report),
     }
-    write_texts(Path(folder), texts)
+    write_files(Path(folder), texts)
     return ExportResult(str(folder), tuple(texts), source.prefix, report)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +16,9 @@ from twoscale._codegen.c.common.tensors import Tensor
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT
 from twoscale._ir.integer_network import IntegerNetwork
+
+if TYPE_CHECKING:
+    import jinja2
 
 __all__ = [
     "about",
@@ -221,6 +223,8 @@ def rows(values: Iterable[Any]) -> str:
 @cache
 def templates() -> jinja2.Environment:
     """Return the templates of the sources."""
+    import jinja2  # not needed where compiled networks are only loaded
+
     return jinja2.Environment(
         loader=jinja2.PackageLoader("twoscale._codegen.c", "templates"),
         undefined=jinja2.StrictUndefined,
