@@ -90,7 +90,8 @@ def make_images(name: str) -> NDArray[np.float32]:
 
     digits = data.load("digits")
     mean, std = models.normalization(name) or (digits.mean, digits.std)
-    return data.normalize(digits.train.images[:CALIBRATION_IMAGES], mean, std)
+    images: NDArray[np.uint8] = digits.train.images[:CALIBRATION_IMAGES]
+    return data.normalize(images, mean, std)
 
 
 def build(name: str, files: Files, models_folder: Path | None, batches: tuple[int, ...]) -> None:

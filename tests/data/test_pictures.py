@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import random
 import struct
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from twoscale import data
 from twoscale.data import Preprocessing
-from twoscale.data import _folder as folder
+from twoscale.data import _assembly as assembly
 from twoscale.data import _pictures as pictures
 from twoscale.errors import ConfigurationError, DataError
 
@@ -145,7 +147,7 @@ def test_every_orientation_brings_the_same_picture_upright(orientation: int, for
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(content := io.BytesIO(), form, exif=exif)
-    found = Preprocessing(12, resize="exact", interpolation="nearest").read(content.getvalue())
+    found = Preprocessing(12, resize="stretch", interpolation="nearest").read(content.getvalue())
     assert np.array_equal(found, upright.repeat(2, 0).repeat(3, 1).transpose(2, 0, 1))
 
 
@@ -217,7 +219,7 @@ def test_mutated_files_give_pixels_or_one_line() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"size": 0}, {"size": 5000}, {"resize_to": 0}, {"channels": 2}, {"resize": "exact", "resize_to": 3}],
+    [{"size": 0}, {"size": 5000}, {"resize_to": 0}, {"channels": 2}, {"resize": "stretch", "resize_to": 3}],
     ids=str,
 )
 def test_numbers_outside_their_range(options: dict[str, Any]) -> None:
@@ -278,19 +280,6 @@ def test_damaged_files_are_named_and_counted(tmp_path: Path) -> None:
     assert sorted(places.tolist()) == [7, 8, 9]
 
 
-def test_pixels_beyond_the_memory_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(tmp_path / "x", {"a": 10, "b": 10})
-    (tmp_path / "x" / "a" / "003.png").write_bytes(b"no picture")
-    in_memory = data.image_folder(tmp_path / "x", HOW, skip_damaged=True)
-    monkeypatch.setattr(folder, "_IN_MEMORY", 100)
-    monkeypatch.setenv("TWOSCALE_CACHE", str(tmp_path / "cache"))
-    mapped = data.image_folder(tmp_path / "x", HOW, skip_damaged=True)
-    assert isinstance(mapped.train.images, np.memmap)
-    assert np.array_equal(mapped.train.images, in_memory.train.images)
-    assert np.array_equal(mapped.train.labels, in_memory.train.labels)
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
 def test_more_than_256_classes_and_other_channels(tmp_path: Path) -> None:
     make(tmp_path / "x", {f"{i:03}": 2 for i in range(300)})
     found = data.image_folder(tmp_path / "x", Preprocessing(1, channels=1), mean=[0.1], std=[0.2])
@@ -327,3 +316,105 @@ def test_the_largest_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "_LARGEST", 399)
     with pytest.raises(DataError, match="the picture has 20 x 20 pixels; expected at most 399"):
         Preprocessing(8).read(content.getvalue())
+
+
+@pytest.fixture
+def streaming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> data.Dataset:
+    """A data set that is too large for memory, with a damaged picture."""
+    make(tmp_path / "x", {"a": 23, "b": 19})
+    monkeypatch.setattr(assembly, "_IN_MEMORY", 100)
+    return data.image_folder(tmp_path / "x", HOW)
+
+
+def test_streamed_pixels_are_those_in_memory(tmp_path: Path, streaming: data.Dataset) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "_IN_MEMORY", 1 << 29)
+        whole = data.image_folder(tmp_path / "x", HOW)
+    train, expected = streaming.train, whole.train
+    assert train.streamed
+    assert not expected.streamed
+    images = train.images
+    assert isinstance(images, data.StreamedImages)
+    assert (images.shape, len(images)) == (expected.images.shape, len(expected))
+    assert images.dtype == np.uint8
+    assert np.array_equal(np.asarray(images), expected.images)
+    assert np.array_equal(images[3], expected.images[3])
+    assert np.array_equal(np.asarray(images[5:30:2]), expected.images[5:30:2])
+    assert np.array_equal(np.asarray(train.head(4).images), expected.images[:4])
+    order = data.epoch_order(len(train), seed=1, epoch=2)
+    streamed = list(data.batches(images, train.labels, 5, order))
+    kept = list(data.batches(expected.images, expected.labels, 5, order))
+    assert len(streamed) == len(kept) == 7
+    for (a, a_labels), (b, b_labels) in zip(streamed, kept, strict=True):
+        assert np.array_equal(a, b)
+        assert np.array_equal(a_labels, b_labels)
+
+
+def test_a_reader_that_stops_early_leaves_workers_that_go_on(streaming: data.Dataset) -> None:
+    images = streaming.train.images
+    first = next(iter(data.batches(images, streaming.train.labels, 3)))[0]
+    assert np.array_equal(first, np.asarray(images[:3]))
+
+
+def test_a_damaged_picture_is_reported_when_it_is_reached(tmp_path: Path, streaming: data.Dataset) -> None:
+    damaged = tmp_path / "x" / "a" / "003.png"
+    damaged.write_bytes(b"no picture")
+    part = next(part for part in (streaming.train, streaming.test) if str(damaged) in part.images._paths)
+    with pytest.raises(DataError, match=r"003\.png is no readable picture: .*; replace it, or leave damaged") as caught:
+        for _ in data.batches(part.images, part.labels, 4):
+            pass
+    assert str(caught.value).count("003.png") == 1
+    lines: list[str] = []
+    found = data.image_folder(tmp_path / "x", HOW, skip_damaged=True, on_damaged=lines.append)
+    assert (len(lines), len(found.train) + len(found.test)) == (1, 41)
+    assert "003.png" in lines[0]
+    assert "; 1 damaged pictures left out)" in found.source
+    for split in (found.train, found.test):
+        assert len(np.asarray(split.images)) == len(split)
+
+
+def test_workers_end_with_the_images(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 7)).save(tmp_path / "x.png")
+    before = set(psutil.Process().children())
+    images = data.StreamedImages([str(tmp_path / "x.png")], HOW)
+    np.asarray(images)
+    workers = set(psutil.Process().children()) - before
+    assert workers
+    del images
+    gc.collect()
+    gone, alive = psutil.wait_procs(list(workers), timeout=30)
+    assert len(gone) == len(workers)
+    assert not alive
+
+
+def test_a_worker_that_dies_is_one_line(streaming: data.Dataset) -> None:
+    images = streaming.train.images
+    np.asarray(images[:1])
+    for worker in psutil.Process().children():
+        worker.kill()
+    with pytest.raises(DataError, match=r"a process that decodes pictures (ended|was killed, usually)"):
+        np.asarray(images)
+
+
+def test_other_shapes_than_squares() -> None:
+    content = next(content for name, content, _ in PICTURES if name.startswith("RGB 100x30 PNG"))
+    wide = Preprocessing((8, 20), resize="stretch", interpolation="bicubic")
+    assert wide.shape == (3, 8, 20)
+    with Image.open(io.BytesIO(content)) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    right = np.asarray(upright.resize((20, 8), Image.Resampling.BICUBIC))
+    assert np.array_equal(wide.read(content), right.transpose(2, 0, 1))
+    cropped = Preprocessing((8, 20), resize="none").read(content)
+    pixels = np.asarray(upright)
+    top, left = round((pixels.shape[0] - 8) / 2), round((pixels.shape[1] - 20) / 2)
+    assert np.array_equal(cropped, pixels[top : top + 8, left : left + 20].transpose(2, 0, 1))
+    assert Preprocessing((8, 8)) == Preprocessing(8)
+    assert str(Preprocessing(224, resize_to=256)) == (
+        "RGB, the shorter side resized to 256 (bilinear, antialias), center crop 224x224"
+    )
+
+
+def test_a_thin_picture_does_not_take_the_memory() -> None:
+    Image.new("L", (60_000, 1)).save(content := io.BytesIO(), "PNG")
+    with pytest.raises(DataError, match="60000 x 1 pixels would become 13440000 x 224 before the crop"):
+        Preprocessing(224).read(content.getvalue())

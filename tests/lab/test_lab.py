@@ -66,7 +66,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory, _small_data: None) -> Lab:
 
 
 def normalized(split: data.Split) -> NDArray[np.float32]:
-    return data.normalize(split.images, DIGITS.mean, DIGITS.std)
+    images: NDArray[np.uint8] = split.images
+    return data.normalize(images, DIGITS.mean, DIGITS.std)
 
 
 def test_results_are_what_was_returned(lab: Lab) -> None:

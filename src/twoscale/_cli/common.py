@@ -7,9 +7,9 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import msgspec
 import tyro
@@ -23,6 +23,7 @@ from twoscale._files import record_to_json
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._text import printable
 from twoscale.data import Preprocessing
+from twoscale.data._pipeline import fitting_batch
 from twoscale.errors import ConfigurationError, NetworkFileError
 from twoscale.models._files import MODEL_FILE
 from twoscale.models._references import options_of
@@ -34,18 +35,22 @@ if TYPE_CHECKING:
     from twoscale.models import ModelInfo, Published
 
 __all__ = [
+    "AS_RECORDED",
     "Channels",
     "DataName",
     "File",
     "ImageOrigin",
     "ModelArgs",
     "ModelName",
+    "PictureOptions",
+    "Pictures",
     "as_pixels",
     "at_least_one",
     "batches_of",
     "command",
     "console",
     "dataset_for",
+    "load_data",
     "load_float",
     "load_model",
     "origin_of",
@@ -70,8 +75,49 @@ ModelName = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
 ModelArgs = Annotated[str | None, tyro.conf.arg(metavar="NAME=VALUE,...")]
 """Options of the model."""
 
-Channels = Annotated[tuple[float, float, float] | None, tyro.conf.arg(metavar="R G B")]
-"""One number per colour channel."""
+Channels = Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="R G B")]
+"""One number per channel of the images."""
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """How pictures of the user's own become pixels, each unset unless given."""
+
+    size: Annotated[str | None, tyro.conf.arg(metavar="N|HxW")] = None
+    """Height and width of the pictures that the network gets, e.g. 224 or 96x128 (height x width): the center of
+    the resized picture. Default: the recorded size, or else 224."""
+    resize: Literal["shorter", "stretch", "none"] | None = None
+    """shorter: the shorter side becomes resize-to, and the ratio stays. stretch: the picture becomes the size, and its
+    ratio changes. none: it is only cropped. Default: shorter."""
+    resize_to: int | None = None
+    """Length of the shorter side before the crop. Default: the size."""
+    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"] | None = None
+    """Filter that resizes, with antialias, as Pillow and torchvision do. Default: bilinear."""
+    channels: Literal[1, 3, 4] | None = None
+    """Channels: 1 for grey, 3 for RGB, 4 for RGBA. Default: 3."""
+    skip_damaged: bool = False
+    """Leave out pictures that cannot be read, and name them."""
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields of ``Preprocessing`` that are given.
+
+        Raises:
+            ConfigurationError: the size has another form.
+        """
+        found = {name: value for name, value in asdict(self).items() if value is not None and name != "skip_damaged"}
+        if self.size is not None:
+            words = self.size.lower().split("x")
+            if not (1 <= len(words) <= 2 and all(word.isdecimal() for word in words)):
+                raise ConfigurationError(f"--size is {self.size}; expected pixels, e.g. 224 or 96x128 (height x width)")
+            found["size"] = int(words[0]) if len(words) == 1 else (int(words[0]), int(words[1]))
+        return found
+
+
+AS_RECORDED = PictureOptions()
+"""No option given."""
+
+Pictures = Annotated[PictureOptions, tyro.conf.arg(name="")]
+"""The options of pictures, among a verb's own."""
 
 
 _WEIGHTS = "weights (.safetensors, .pt, .pth or .ckpt, or a folder with a model.safetensors)"
@@ -257,11 +303,46 @@ def recorded(origin: ModelInfo | Published | IntegerNetwork | None) -> ImageOrig
     return found
 
 
+def load_data(name: str, known: Preprocessing | None, pictures: PictureOptions) -> data.Dataset:
+    """Load a data set by its name or path.
+
+    Args:
+        name: of the data set, or where the user's own pictures are.
+        known: the recorded preprocessing.
+        pictures: the options given, which take precedence.
+
+    Raises:
+        ConfigurationError: options that the data set does not take.
+        UnknownNameError: there is no such data set.
+        DataError: it cannot be had.
+    """
+    given = pictures.given()
+    if name in data.names():
+        if given or pictures.skip_damaged:
+            raise ConfigurationError(
+                f"the data set {name} has images of a fixed size; --size, --resize, --channels and "
+                "--skip-damaged are for pictures of your own"
+            )
+        return data.load(name)
+    if "size" in given and "resize_to" not in given and known is not None:
+        known = replace(known, resize_to=None)  # it belonged to the recorded size
+    if given.get("resize", "shorter") != "shorter" and known is not None and "resize_to" not in given:
+        known = replace(known, resize_to=None)
+    how = replace(known or Preprocessing(), **given) if given else known
+    return data.load(
+        name,
+        preprocessing=how,
+        skip_damaged=pictures.skip_damaged,
+        on_damaged=lambda line: say(f"left out: {line}"),
+    )
+
+
 def dataset_for(
     name: str | None,
     known: ImageOrigin,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    pictures: PictureOptions = AS_RECORDED,
 ) -> data.Dataset:
     """Load a data set with the normalization that a network expects.
 
@@ -270,6 +351,7 @@ def dataset_for(
         known: from ``recorded``.
         mean: of pixels / 255 in each channel, instead of the recorded mean.
         std: standard deviation likewise.
+        pictures: how pictures become pixels, instead of what is recorded.
 
     Raises:
         ConfigurationError: a deviation that is not positive.
@@ -281,8 +363,7 @@ def dataset_for(
     if name is None and known.data is None:
         say("the file does not record a data set; using digits (choose another with --data)")
     chosen = name or known.data or "digits"
-    how = known.preprocessing
-    dataset = data.load(chosen) if how is None else data.load(chosen, preprocessing=how)
+    dataset = load_data(chosen, known.preprocessing, pictures)
     means, deviations = (
         tuple(float(value) for value in given or recorded or own)
         for given, recorded, own in ((mean, known.mean, dataset.mean), (std, known.std, dataset.std))
@@ -314,7 +395,8 @@ def as_pixels(dataset: data.Dataset) -> data.Dataset:
 def batches_of(
     split: data.Split, dataset: data.Dataset, *, batch_size: int = 500, limit: int | None = None
 ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Yield (normalized float32 images, labels), at most ``limit`` images."""
+    """Yield (normalized float32 images, labels), at most ``limit`` images; fewer at a time if they are large."""
     part = split if limit is None else split.head(limit)
-    for images, labels in data.batches(part.images, part.labels, batch_size):
+    size = fitting_batch(batch_size, split.images.shape)
+    for images, labels in data.batches(part.images, part.labels, size):
         yield data.normalize(images, dataset.mean, dataset.std), labels

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twoscale._cli.common import (
+    AS_RECORDED,
     Channels,
     File,
     ModelArgs,
     ModelName,
+    Pictures,
     batches_of,
     dataset_for,
     load_float,
@@ -47,6 +49,7 @@ def eval_command(
     model_args: ModelArgs = None,
     mean: Channels = None,
     std: Channels = None,
+    pictures: Pictures = AS_RECORDED,
     max_samples: int | None = None,
     views: Views = "one",
     json: bool = False,
@@ -64,6 +67,7 @@ def eval_command(
         mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the file, or that of the
             model's published weights, or else 0.5.
         std: Standard deviation of pixels / 255, with the same defaults.
+        pictures: How pictures of your own become pixels. Default: as the file records.
         max_samples: Use only the first N images.
         views: How a float model judges an image. one: by its logits. mirrored: by the mean of its logits and those of
             its mirror image. shifted: by the mean over both, and both shifted by one pixel in either direction.
@@ -76,9 +80,9 @@ def eval_command(
     if file.suffix == ".onnx":
         if views != "one":
             raise ConfigurationError("--views is for weights; an integer network judges each image once")
-        found = _integer(file, data, model, mean, std, max_samples)
+        found = _integer(file, data, model, mean, std, pictures, max_samples)
     else:
-        found = _float(file, data, model, model_args, mean, std, max_samples, views)
+        found = _float(file, data, model, model_args, mean, std, pictures, max_samples, views)
     if json:
         print_json(found)
         return
@@ -95,20 +99,27 @@ def _float(
     model_args: str | None,
     mean: Channels,
     std: Channels,
+    pictures: Pictures,
     max_samples: int | None,
     views: Views,
 ) -> EvalRecord:
     from twoscale.training import evaluate
 
     network, info = load_float(file, model, model_args)
-    dataset = dataset_for(data, recorded(info), mean, std)
+    dataset = dataset_for(data, recorded(info), mean, std, pictures)
     top1 = evaluate(network, dataset.test, dataset.mean, dataset.std, max_samples=max_samples, views=views)
     samples = min(len(dataset.test), max_samples or len(dataset.test))
     return EvalRecord(str(file), type(network).__name__, dataset.name, samples, top1, "torch")
 
 
 def _integer(
-    file: Path, data: str | None, model: str | None, mean: Channels, std: Channels, max_samples: int | None
+    file: Path,
+    data: str | None,
+    model: str | None,
+    mean: Channels,
+    std: Channels,
+    pictures: Pictures,
+    max_samples: int | None,
 ) -> EvalRecord:
     from twoscale._formats import load
     from twoscale._runtimes import fastest
@@ -117,7 +128,7 @@ def _integer(
     if model is not None:
         raise ConfigurationError("--model is for weights; an integer network needs no model")
     network = load(file)
-    dataset = dataset_for(data, recorded(network), mean, std)
+    dataset = dataset_for(data, recorded(network), mean, std, pictures)
     executor = fastest(network)
     top1, samples = accuracy(network, batches_of(dataset.test, dataset, limit=max_samples), executor=executor)
     return EvalRecord(str(file), network.name, dataset.name, samples, top1, executor.name)

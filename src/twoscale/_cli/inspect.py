@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from twoscale._cli.common import (
+    AS_RECORDED,
     Channels,
     DataName,
     File,
     ModelArgs,
     ModelName,
+    Pictures,
     at_least_one,
     batches_of,
     console,
@@ -32,6 +34,7 @@ def inspect_command(
     model_args: ModelArgs = None,
     mean: Channels = None,
     std: Channels = None,
+    pictures: Pictures = AS_RECORDED,
     json: bool = False,
 ) -> None:
     """Show the weights of a float network, its activations over images, or the layers of an integer network.
@@ -48,6 +51,7 @@ def inspect_command(
         model_args: Options of that model.
         mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the file, or else 0.5.
         std: Standard deviation of pixels / 255, with the same defaults.
+        pictures: How pictures of your own become pixels. Default: as the file records.
         json: Print JSON with histograms instead of tables.
     """
     at_least_one("--images", images)
@@ -60,7 +64,7 @@ def inspect_command(
     from twoscale._page.terminal import rich_table
 
     network, info = load_float(file, model, model_args)
-    dataset = dataset_for(data, recorded(info), mean, std)
+    dataset = dataset_for(data, recorded(info), mean, std, pictures)
     seen = min(images, len(dataset.train)) if activations else 1
     found = inspect(network, batches_of(dataset.train, dataset, batch_size=100, limit=seen))
     if json:

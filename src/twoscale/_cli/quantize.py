@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from twoscale._cli.common import (
+    AS_RECORDED,
     Channels,
     DataName,
     File,
     ModelArgs,
     ModelName,
+    Pictures,
     as_pixels,
     at_least_one,
     batches_of,
@@ -61,6 +63,7 @@ def quantize_command(
     model_args: ModelArgs = None,
     mean: Channels = None,
     std: Channels = None,
+    pictures: Pictures = AS_RECORDED,
     images: Literal["pixels", "normalized"] | None = None,
     scheme: Literal["default", "course"] = "default",
     activations: Literal["asymmetric", "symmetric"] | None = None,
@@ -90,6 +93,7 @@ def quantize_command(
         model_args: Options of that model.
         mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the file, or else 0.5.
         std: Standard deviation of pixels / 255, with the same defaults.
+        pictures: How pictures of your own become pixels. Default: as the file records.
         images: Input of the integer network. pixels: integers 0..255, with the normalization folded into the first
             layer. normalized: normalized images as the float network takes them, rounded to 8 bits first. Default:
             pixels for asymmetric activations, normalized for symmetric ones, which have no integers for 128 to 255.
@@ -126,7 +130,7 @@ def quantize_command(
     given: dict[str, Any] = {option: value for option, value in chosen.items() if value is not None}
     how = replace(quantization.SCHEMES[scheme], **given)
     network_float, info = load_float(file, model, model_args)
-    dataset = dataset_for(data, recorded(info), mean, std)
+    dataset = dataset_for(data, recorded(info), mean, std, pictures)
     takes_pixels = not how.symmetric if images is None else images == "pixels"
     normalization = (dataset.mean, dataset.std) if takes_pixels else None
     dataset = dataset if normalization is None else as_pixels(dataset)

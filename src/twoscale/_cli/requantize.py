@@ -9,9 +9,11 @@ from typing import Annotated
 import tyro
 
 from twoscale._cli.common import (
+    AS_RECORDED,
     Channels,
     DataName,
     File,
+    Pictures,
     at_least_one,
     batches_of,
     command,
@@ -55,6 +57,7 @@ def requantize_command(
     data: DataName = None,
     mean: Channels = None,
     std: Channels = None,
+    pictures: Pictures = AS_RECORDED,
     max_samples: int | None = None,
     json: bool = False,
 ) -> None:
@@ -69,6 +72,7 @@ def requantize_command(
         data: Data set to compare on. Default: the one recorded in the network, or else digits.
         mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the network, or else 0.5.
         std: Standard deviation of pixels / 255, with the same defaults.
+        pictures: How pictures of your own become pixels. Default: as the file records.
         max_samples: Use only the first N images.
         json: Print JSON instead of text.
     """
@@ -81,7 +85,7 @@ def requantize_command(
     at_least_one("--max-samples", max_samples)
     network = load(require_file(file, "an integer network (.onnx)"))
     found = onto_grid(network)
-    dataset = dataset_for(data, recorded(network), mean, std)
+    dataset = dataset_for(data, recorded(network), mean, std, pictures)
     result = None
     if dataset.test.images.shape[1:] == network.input.output.shape:
         batches = batches_of(dataset.test, dataset, limit=max_samples)

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from twoscale._cli.common import (
+    AS_RECORDED,
     Channels,
     DataName,
     File,
     ModelArgs,
     ModelName,
+    Pictures,
     as_pixels,
     at_least_one,
     batches_of,
@@ -66,6 +68,7 @@ def sensitivity_command(
     model_args: ModelArgs = None,
     mean: Channels = None,
     std: Channels = None,
+    pictures: Pictures = AS_RECORDED,
     scheme: Literal["default", "course"] = "default",
     json: bool = False,
 ) -> None:
@@ -91,6 +94,7 @@ def sensitivity_command(
         model_args: Options of that model.
         mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the file, or else 0.5.
         std: Standard deviation of pixels / 255, with the same defaults.
+        pictures: How pictures of your own become pixels. Default: as the file records.
         scheme: Scheme of the quantization; see twoscale quantize.
         json: Print JSON instead of tables.
     """
@@ -108,7 +112,7 @@ def sensitivity_command(
     from twoscale._search import measure_choice, measure_sensitivity
 
     network_float, info = load_float(file, model, model_args)
-    dataset = dataset_for(data, recorded(info), mean, std)
+    dataset = dataset_for(data, recorded(info), mean, std, pictures)
     how = quantization.SCHEMES[scheme]
     normalization = (dataset.mean, dataset.std)
     dataset = as_pixels(dataset)

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from twoscale import data
-from twoscale._cli.common import console, print_json
+from twoscale._cli.common import AS_RECORDED, Pictures, console, load_data, print_json
 from twoscale._cli.ending import ending_at_once
 from twoscale._launching import torchrun
 from twoscale.errors import ConfigurationError, UnknownNameError
@@ -35,10 +34,12 @@ def _unset(field: dataclasses.Field[Any], hint: Any) -> tuple[str, Any, Any]:
     return field.name, hint | None, dataclasses.field(default=None, metadata={"note": note})
 
 
+_FIELDS = [field for field in dataclasses.fields(TrainConfig) if field.name != "preprocessing"]
+"""Those that are options; the options of the pictures give the preprocessing."""
 _HINTS = typing.get_type_hints(TrainConfig)
 TrainOptions = dataclasses.make_dataclass(
     "TrainOptions",
-    [_unset(field, _HINTS[field.name]) for field in dataclasses.fields(TrainConfig)],
+    [_unset(field, _HINTS[field.name]) for field in _FIELDS],
     bases=(TrainConfig,),
     namespace={"__post_init__": lambda self: None, "__module__": __name__},
     frozen=True,
@@ -53,6 +54,7 @@ def train_command(
     without: tuple[str, ...] | None = None,
     procs: int | None = None,
     max_restarts: int = 0,
+    pictures: Pictures = AS_RECORDED,
     resume: bool = False,
     overwrite: bool = False,
     json: bool = False,
@@ -63,7 +65,8 @@ def train_command(
     DIR/training-state.safetensors (the checkpoint, from which --resume continues to the same weights). Exit code 130
     after Ctrl-C, which writes a checkpoint first.
 
-    --data takes the name of a data set or a folder of pictures with a folder per class (--data ./flowers --size 64).
+    --data takes the name of a data set; or pictures of your own: a folder with a folder per class (--data ./flowers
+    --size 64), a .npz, .npy or .parquet file, or FILE.py:FUNCTION, whose code then runs.
 
     Data-parallel: --procs starts the processes on this machine; for several machines start torchrun on each:
     torchrun ... -m twoscale train ...
@@ -77,6 +80,7 @@ def train_command(
         procs: Processes that share each batch, over NCCL with a GPU each or over gloo on processors. Default: 1, or
             those that torchrun started.
         max_restarts: How often all processes restart from the last checkpoint after one has died.
+        pictures: How pictures become pixels.
         resume: Continue the run in the folder, or begin where there is none yet.
         overwrite: Replace a run that the folder holds.
         json: Print the record as JSON when done.
@@ -89,7 +93,7 @@ def train_command(
         if values == ():
             raise ConfigurationError(f"{option} needs a value; leave it out, or say at least one")
     leads = torchrun.leads()
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)}
+    given = {field.name: getattr(options, field.name) for field in _FIELDS}
     off = {_switch(name): False for name in without or ()}
     given = {name: value for name, value in given.items() if value is not None}
     config = training.recipe(recipe, **given | off)
@@ -114,6 +118,7 @@ def train_command(
             words = _words(
                 options,
                 {
+                    **dataclasses.asdict(pictures),
                     "out": out,
                     "recipe": recipe,
                     "without": without,
@@ -126,12 +131,7 @@ def train_command(
     if leads:
         for name, reason in without_effect(config, given).items():
             sys.stderr.write(f"twoscale: --{name.replace('_', '-')} has no effect: {reason}\n")
-    if config.data in data.names() or not (config.size or config.resize_to):
-        dataset = data.load(config.data)
-    else:
-        how = data.Preprocessing(config.size or 224, resize_to=config.resize_to)
-        dataset = data.load(config.data, preprocessing=how)
-    config = dataclasses.replace(config, data=dataset.name)  # a folder by its absolute path
+    dataset = load_data(config.data, None, pictures)
     with ending_at_once():
         train = training.train
     try:
@@ -166,7 +166,7 @@ def _switch(option: str) -> str:
 
 def _words(options: Any, others: dict[str, Any]) -> list[str]:
     """Return the words of the command line that say the same."""
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)} | others
+    given = {field.name: getattr(options, field.name) for field in _FIELDS} | others
     model = given.pop("model")
     words = [] if model is None else [model]
     for name, value in given.items():

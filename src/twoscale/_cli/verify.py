@@ -8,11 +8,13 @@ from typing import Annotated, Any
 import tyro
 
 from twoscale._cli.common import (
+    AS_RECORDED,
     Channels,
     DataName,
     File,
     ModelArgs,
     ModelName,
+    Pictures,
     at_least_one,
     batches_of,
     console,
@@ -38,6 +40,7 @@ def verify_command(
     data: DataName = None,
     mean: Channels = None,
     std: Channels = None,
+    pictures: Pictures = AS_RECORDED,
     max_samples: int | None = None,
     json: bool = False,
 ) -> int:
@@ -60,6 +63,7 @@ def verify_command(
         data: Data set. Default: the one recorded in the network, or else digits.
         mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the network, or else 0.5.
         std: Standard deviation of pixels / 255, with the same defaults.
+        pictures: How pictures of your own become pixels. Default: as the file records.
         max_samples: Use only the first N images.
         json: Print JSON instead of tables.
     """
@@ -76,7 +80,7 @@ def verify_command(
         other = load(require_file(weights, "an integer network (.onnx) or weights"))
     elif weights is not None:
         other = load_model(weights, model, model_args)
-    dataset = dataset_for(data, recorded(network), mean, std)
+    dataset = dataset_for(data, recorded(network), mean, std, pictures)
     result = verify(
         network,
         batches_of(dataset.test, dataset, limit=max_samples),

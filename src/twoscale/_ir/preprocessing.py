@@ -54,6 +54,11 @@ def normalize(
         x -= np.array(mean, np.float32)[:, None, None]
         x /= np.array(std, np.float32)[:, None, None]
         return x
+    if not hasattr(images, "device"):
+        raise DataError(
+            f"normalize got {type(images).__name__}, expected a NumPy array or a tensor: take batches of it "
+            "(twoscale.data.batches), or all of it (numpy.asarray)"
+        )
     return normalizer(mean, std, images.device)(images)
 
 

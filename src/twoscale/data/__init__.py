@@ -1,4 +1,4 @@
-"""Data sets as uint8 arrays: named ones, checked by content hash, and folders of pictures; batches, normalization.
+"""Data sets of uint8 images: named ones, checked by content hash, and pictures of your own; batches, normalization.
 
 Nothing here needs torch. Functions on arrays also take tensors.
 """
@@ -17,6 +17,7 @@ from twoscale.data._pipeline import (
     random_crop_flip,
 )
 from twoscale.data._registry import Description, describe, fetch, load, names
+from twoscale.data._streamed import StreamedImages
 
 __all__ = [
     "CIFAR10_MEAN",
@@ -27,6 +28,7 @@ __all__ = [
     "Description",
     "Preprocessing",
     "Split",
+    "StreamedImages",
     "augmentation",
     "batches",
     "cache_dir",

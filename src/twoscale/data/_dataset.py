@@ -1,4 +1,4 @@
-"""A data set in memory: uint8 images and labels, and the normalization of pixels."""
+"""A data set: uint8 images and labels, and the normalization of pixels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoscale.data._pictures import Preprocessing
+from twoscale.data._streamed import StreamedImages
 from twoscale.errors import ConfigurationError, DataError
 
 __all__ = ["CIFAR10_MEAN", "CIFAR10_STD", "LAB_MEAN", "LAB_STD", "Dataset", "Split"]
@@ -31,8 +32,8 @@ class Split:
         DataError: an array has another type or shape, or the lengths differ.
     """
 
-    images: NDArray[np.uint8]
-    """(N, C, H, W), 0..255."""
+    images: Any
+    """uint8 (N, C, H, W), 0..255: an array, or for large sets of pictures :class:`StreamedImages`."""
     labels: NDArray[Any]
     """(N,), uint8, or uint16 for more than 256 classes: index into the data set's classes."""
 
@@ -53,6 +54,11 @@ class Split:
     def __repr__(self) -> str:
         return f"Split({len(self)} images of {' x '.join(map(str, self.images.shape[1:]))})"
 
+    @property
+    def streamed(self) -> bool:
+        """Whether the images are decoded when they are used."""
+        return isinstance(self.images, StreamedImages)
+
     def head(self, n: int) -> Split:
         """Return the first ``n`` images, or all if there are fewer. No pixel is copied."""
         if n < 0:
@@ -62,7 +68,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A named data set in memory.
+    """A named data set.
 
     Raises:
         DataError: a label has no class, or mean and std do not have one entry per channel.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from twoscale.errors import ConfigurationError, DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["SUFFIXES", "Preprocessing"]
+__all__ = ["SUFFIXES", "Preprocessing", "quiet_pillow"]
 
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 """Other formats of Pillow include EPS, for which it starts a program."""
@@ -39,19 +40,20 @@ class Preprocessing:
     4. It is cropped.
 
     Steps 3 and 4 are those of torchvision's reference transforms: ``resize="shorter"``, ``crop="center"`` is
-    ``Resize(resize_to)``, ``CenterCrop(size)``.
+    ``Resize(resize_to)``, ``CenterCrop(size)``; ``resize="stretch"`` is ``Resize((height, width))``.
 
     Raises:
         ConfigurationError: a number outside its range.
     """
 
-    size: int = 224
-    """Height and width of the result, 1 to 4096."""
-    resize: Literal["shorter", "exact"] = "shorter"
-    """shorter: the shorter side becomes ``resize_to``, and the other keeps the ratio, rounded down. exact: both sides
-    become ``size``, and the ratio changes; nothing is left to crop."""
+    size: int | tuple[int, int] = 224
+    """Height and width of the result, 1 to 4096: one number for both, or (height, width)."""
+    resize: Literal["shorter", "stretch", "none"] = "shorter"
+    """shorter: the shorter side becomes ``resize_to``, and the other keeps the ratio, rounded down. stretch: the
+    picture becomes ``size``, and its ratio changes; nothing is left to crop. none: it keeps its size."""
     resize_to: int | None = None
-    """Length of the shorter side. Default: ``size``; torchvision's evaluation of ImageNet has 256 for 224."""
+    """Length of the shorter side. Default: the larger side of ``size``; torchvision's evaluation of ImageNet has 256
+    for 224."""
     crop: Literal["center"] = "center"
     """center: the middle; a position between two pixels is rounded to the even one. Smaller pictures get black
     borders."""
@@ -59,18 +61,37 @@ class Preprocessing:
     channels: Literal[1, 3, 4] = 3
 
     def __post_init__(self) -> None:
-        for name, value in (("size", self.size), ("resize_to", self.resize_to)):
+        if isinstance(self.size, tuple) and self.size[0] == self.size[1]:
+            object.__setattr__(self, "size", self.size[0])  # one form, so that equal preprocessing compares equal
+        for name, value in (("size", min(self.hw)), ("size", max(self.hw)), ("resize_to", self.resize_to)):
             if value is not None and not 1 <= value <= 4096:
                 raise ConfigurationError(f"{name} is {value}; expected 1 to 4096")
         if self.channels not in _MODES:
             raise ConfigurationError(f"channels is {self.channels}; expected 1, 3 or 4")
-        if self.resize == "exact" and self.resize_to is not None:
-            raise ConfigurationError("resize_to is for resize shorter; exact resizes to size")
+        if self.resize != "shorter" and self.resize_to is not None:
+            raise ConfigurationError(f"resize_to is for resize shorter; resize is {self.resize}")
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """(H, W) of the result."""
+        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the result."""
-        return self.channels, self.size, self.size
+        return self.channels, *self.hw
+
+    def __str__(self) -> str:
+        """Describe the steps in the order in which they happen."""
+        height, width = self.hw
+        steps = {
+            "shorter": f"the shorter side resized to {self.resize_to or max(self.hw)}",
+            "stretch": f"stretched to {width}x{height}",
+            "none": "not resized",
+        }
+        how = steps[self.resize] + ("" if self.resize == "none" else f" ({self.interpolation}, antialias)")
+        cropped = "" if self.resize == "stretch" else f", center crop {width}x{height}"
+        return f"{_MODES[self.channels]}, {how}{cropped}"
 
     def read(self, picture: Path | bytes) -> NDArray[np.uint8]:
         """Return the pixels of a picture file, uint8 (C, H, W).
@@ -81,36 +102,70 @@ class Preprocessing:
         Raises:
             DataError: it cannot be read, is damaged, is of another format, or has more than 2^27 pixels.
         """
-        from PIL import Image
+        with quiet_pillow():
+            return self.read_in_thread(picture)
+
+    def read_in_thread(self, picture: Path | bytes) -> NDArray[np.uint8]:
+        """Do what :meth:`read` does, with Pillow's warnings: filters of warnings belong to the process, not the thread.
+
+        The threads that call it run inside one :func:`quiet_pillow`.
+        """
+        from PIL import Image, UnidentifiedImageError
 
         name = str(picture) if isinstance(picture, Path) else "the picture"
         try:
-            # Palettes with transparency and odd metadata make Pillow warn.
-            with (
-                warnings.catch_warnings(action="ignore"),
-                Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=_FORMATS) as image,
-            ):
+            opened = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+            with Image.open(opened, formats=_FORMATS) as image:
                 width, height = image.size
                 if width * height > _LARGEST:
                     raise DataError(f"{name} has {width} x {height} pixels; expected at most {_LARGEST:,}")
-                return self._pixels(image)
+                return self.pixels(image)
         except DataError:
             raise
+        except UnidentifiedImageError as error:
+            raise DataError(f"{name} is no readable picture: expected {', '.join(_FORMATS)}") from error
         except OSError as error:
             raise DataError(f"{name} is no readable picture: {error.strerror or _line(error)}") from error
         except Exception as error:  # Pillow's decoders can raise almost anything for damaged files
             raise DataError(f"{name} is damaged ({_line(error)})") from error
 
-    def _pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        from PIL import Image, ImageOps
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Return the pixels of an opened picture, uint8 (C, H, W).
 
-        image = _eight_bits(ImageOps.exif_transpose(image)).convert(_MODES[self.channels])
-        resampling = Image.Resampling[self.interpolation.upper()]
-        if self.resize == "exact":
-            image = image.resize((self.size, self.size), resampling)
-        else:
-            image = image.resize(_shorter(image.size, self.resize_to or self.size), resampling)
-        return _center(np.asarray(image).reshape(image.height, image.width, self.channels), self.size)
+        Raises:
+            DataError: it has 32 bits per pixel.
+        """
+        from PIL import ImageOps
+
+        image = self._resized(_eight_bits(ImageOps.exif_transpose(image)).convert(_MODES[self.channels]))
+        return _center(np.asarray(image).reshape(image.height, image.width, self.channels), *self.hw)
+
+    def resized(self, pixels_chw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return pixels that are decoded already, uint8 (C, H, W) of any number of channels, resized and cropped."""
+        from PIL import Image
+
+        channels = [np.asarray(self._resized(Image.fromarray(np.ascontiguousarray(one)))) for one in pixels_chw]
+        return _center(np.stack(channels, axis=-1), *self.hw)
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        from PIL import Image
+
+        if self.resize == "none":
+            return image
+        height, width = self.hw
+        stretched = self.resize == "stretch"
+        size = (width, height) if stretched else _shorter(image.size, self.resize_to or max(self.hw))
+        if size[0] * size[1] > _LARGEST:
+            raise DataError(
+                f"{image.width} x {image.height} pixels would become {size[0]} x {size[1]} before the crop; "
+                f"expected at most {_LARGEST:,}"
+            )
+        return image.resize(size, Image.Resampling[self.interpolation.upper()])
+
+
+def quiet_pillow() -> contextlib.AbstractContextManager[object]:
+    """Ignore warnings: Pillow warns of palettes with transparency and of odd metadata."""
+    return warnings.catch_warnings(action="ignore")
 
 
 def _line(error: Exception) -> str:
@@ -142,11 +197,11 @@ def _shorter(size: tuple[int, int], to: int) -> tuple[int, int]:
     return int(to * width / height), to
 
 
-def _center(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Return the middle of (H, W, C) as (C, size, size), with black around where it is smaller."""
+def _center(pixels: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
+    """Return the middle of (H, W, C) as (C, rows, columns), with black around where it is smaller."""
     height, width, _ = pixels.shape
-    above, left = max(size - height, 0) // 2, max(size - width, 0) // 2
-    below, right = max(size - height, 0) - above, max(size - width, 0) - left
+    above, left = max(rows - height, 0) // 2, max(columns - width, 0) // 2
+    below, right = max(rows - height, 0) - above, max(columns - width, 0) - left
     padded = np.pad(pixels, ((above, below), (left, right), (0, 0)))
-    top, start = round((padded.shape[0] - size) / 2), round((padded.shape[1] - size) / 2)
-    return np.ascontiguousarray(padded[top : top + size, start : start + size].transpose(2, 0, 1))
+    top, start = round((padded.shape[0] - rows) / 2), round((padded.shape[1] - columns) / 2)
+    return np.ascontiguousarray(padded[top : top + rows, start : start + columns].transpose(2, 0, 1))

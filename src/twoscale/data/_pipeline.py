@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._ir.preprocessing import normalize, normalizer
+from twoscale.data._streamed import StreamedImages
 from twoscale.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["augmentation", "batches", "crop_flip", "epoch_order", "normalize", "normalizer", "random_crop_flip"]
-
-_Images = TypeVar("_Images", NDArray[Any], "torch.Tensor")
-_Labels = TypeVar("_Labels", NDArray[Any], "torch.Tensor")
+__all__ = [
+    "augmentation",
+    "batches",
+    "crop_flip",
+    "epoch_order",
+    "fitting_batch",
+    "normalize",
+    "normalizer",
+    "random_crop_flip",
+]
 
 
 def epoch_order(n: int, *, seed: int, epoch: int, shuffle: bool = True) -> NDArray[np.int64]:
@@ -47,17 +54,33 @@ def epoch_order(n: int, *, seed: int, epoch: int, shuffle: bool = True) -> NDArr
     return np.argsort(source.random_raw(n), kind="stable").astype(np.int64, copy=False)
 
 
+@overload
 def batches(
-    images: _Images,
-    labels: _Labels,
+    images: NDArray[Any] | StreamedImages,
+    labels: NDArray[Any],
     batch_size: int,
     order: NDArray[np.int64] | None = None,
     drop_last: bool = False,
-) -> Iterator[tuple[_Images, _Labels]]:
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]: ...
+@overload
+def batches(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    batch_size: int,
+    order: NDArray[np.int64] | None = None,
+    drop_last: bool = False,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+def batches(
+    images: Any,
+    labels: Any,
+    batch_size: int,
+    order: NDArray[np.int64] | None = None,
+    drop_last: bool = False,
+) -> Iterator[tuple[Any, Any]]:
     """Yield (images, labels) of at most ``batch_size`` samples at a time.
 
     Args:
-        images: (N, ...), NumPy array or torch tensor on any device.
+        images: (N, ...), NumPy array, torch tensor on any device, or streamed pictures, which are decoded ahead.
         labels: (N,), likewise.
         batch_size: at least 1.
         order: the samples in the order to visit (``epoch_order``); None for all in stored order, without copying.
@@ -80,8 +103,13 @@ def batches(
 
 
 def _batches(
-    images: _Images, labels: _Labels, batch_size: int, order: NDArray[np.int64] | None, stop: int
-) -> Iterator[tuple[_Images, _Labels]]:
+    images: Any, labels: Any, batch_size: int, order: NDArray[np.int64] | None, stop: int
+) -> Iterator[tuple[Any, Any]]:
+    if isinstance(images, StreamedImages):
+        places = np.arange(stop) if order is None else order[:stop]
+        parts = [places[start : start + batch_size] for start in range(0, stop, batch_size)]
+        yield from zip(images.stream(parts), (labels[part] for part in parts), strict=True)
+        return
     image_order, label_order = _index_for(images, order), _index_for(labels, order)
     for start in range(0, stop, batch_size):
         here = slice(start, min(start + batch_size, stop))
@@ -99,6 +127,18 @@ def _index_for(values: object, order: NDArray[np.int64] | None) -> Any:
 
     assert isinstance(values, torch.Tensor)
     return torch.from_numpy(order).to(values.device)
+
+
+def fitting_batch(batch_size: int, shape: tuple[int, ...]) -> int:
+    """Return ``batch_size``, or fewer for images larger than 64 x 64 pixels, so that memory does not grow with them.
+
+    A network's first layers hold tens of values per pixel: 100 images of 224 x 224 would take gigabytes.
+
+    Args:
+        batch_size: at least 1.
+        shape: of an image, (C, H, W).
+    """
+    return max(1, min(batch_size, batch_size * 64 * 64 // max(1, shape[-1] * shape[-2])))
 
 
 def augmentation(

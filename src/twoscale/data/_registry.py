@@ -19,8 +19,9 @@ from twoscale.data import _cifar10 as cifar10
 from twoscale.data import _digits as digits
 from twoscale.data import _fashion_mnist as fashion_mnist
 from twoscale.data._arrays import Arrays, Digests
+from twoscale.data._assembly import Options
 from twoscale.data._dataset import LAB_MEAN, LAB_STD, Dataset, Split
-from twoscale.data._folder import image_folder
+from twoscale.data._folder import read_folder
 from twoscale.data._pictures import Preprocessing
 from twoscale.data._progress import FetchProgress
 from twoscale.errors import DataError, UnknownNameError
@@ -117,9 +118,15 @@ def _find(name: str) -> _Fetchable:
 
 @requires_extras("twoscale.data.load")
 def load(
-    name: str, *, path: Path | None = None, fetch: bool = True, preprocessing: Preprocessing | None = None
+    name: str,
+    *,
+    path: Path | None = None,
+    fetch: bool = True,
+    preprocessing: Preprocessing | None = None,
+    skip_damaged: bool = False,
+    on_damaged: Callable[[str], None] | None = None,
 ) -> Dataset:
-    """Load a named data set into memory and check its pixels against known hashes; or load a folder of pictures.
+    """Load a named data set into memory and check its pixels against known hashes; or load pictures of your own.
 
     Args:
         name: one of ``names()``, or the path of a folder for :func:`twoscale.data.image_folder`: any name with a slash,
@@ -127,17 +134,20 @@ def load(
         path: read it from this folder or archive, without the cache. None: from the package, the cache, a system
         package, or else by ``fetch``.
         fetch: whether it may be downloaded if it is not on this machine.
-        preprocessing: of the pictures of a folder. Default: ``Preprocessing()``.
+        preprocessing: of pictures. Default: ``Preprocessing()``.
+        skip_damaged: leave out pictures that cannot be decoded.
+        on_damaged: is called with a line for each picture that is left out.
 
     Returns:
-        The data set; images are (N, 3, 32, 32) for every name.
+        The data set; images of a named one are (N, 3, 32, 32).
 
     Raises:
         UnknownNameError: there is no such data set.
         DataError: it is not on this machine and may not or cannot be fetched, or it is damaged.
     """
     if name not in names() and ("/" in name or os.sep in name or Path(name).is_dir()):
-        return image_folder(Path(name).expanduser(), preprocessing)
+        options = Options(skip_damaged=skip_damaged, on_damaged=on_damaged)
+        return read_folder(Path(name).expanduser(), preprocessing or Preprocessing(), options)
     if name == "digits":
         _refuse_path(path)
         arrays, source = digits.embedded()

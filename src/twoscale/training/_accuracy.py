@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from twoscale.data import Split, batches, normalize
+from twoscale.data._pipeline import fitting_batch
 from twoscale.errors import ConfigurationError, DataError
 from twoscale.training._config import Views
 
@@ -32,7 +34,7 @@ def evaluate(
         split: images and labels.
         mean: per channel, of pixels / 255.
         std: per channel, of pixels / 255.
-        batch_size: images at a time. It affects at most the last bit of a logit.
+        batch_size: images at a time; fewer if they are larger than 64 x 64. It affects at most the last bit of a logit.
         max_samples: use only this many of the first images.
         views: the logits used for each image. one: its logits; mirrored: the mean of its own and its mirror image's;
             shifted: the mean of that and of the same by a pixel up and left and by one down and right, the border
@@ -66,7 +68,7 @@ def correct(
     right = torch.zeros((), dtype=torch.int64, device=tensor.device)
     try:
         with torch.inference_mode():
-            for images, labels in batches(split.images, split.labels, batch_size):
+            for images, labels in batches(split.images, split.labels, fitting_batch(batch_size, split.images.shape)):
                 x = normalize(torch.from_numpy(images).to(tensor.device), mean, std).to(tensor.dtype)
                 logits = _logits(model, x, views)
                 right += (logits.argmax(1) == torch.from_numpy(labels).to(tensor.device).long()).sum()
@@ -105,7 +107,7 @@ def check_takes(model: torch.nn.Module, split: Split, mean: Sequence[float], std
     shape = " x ".join(map(str, split.images.shape[1:]))
     try:
         with torch.inference_mode():
-            images = normalize(torch.from_numpy(split.images[:1]).to(tensor.device), mean, std)
+            images = normalize(torch.from_numpy(np.asarray(split.images[:1])).to(tensor.device), mean, std)
             logits = model(images.to(tensor.dtype))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]

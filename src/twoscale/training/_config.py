@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from twoscale._environment import core_count
+from twoscale.data import Preprocessing
 from twoscale.errors import ConfigurationError
 
 __all__ = ["TrainConfig", "Views"]
@@ -25,15 +26,13 @@ _SMALL_BATCH = 16
 _AT_LEAST = {
     "epochs": 1, "batch_size": 1, "seed": 0, "log_every": 1, "checkpoint_every": 1, "threads": 1, "base_batch": 1,
     "accumulation": 1, "evaluate_every": 1,
-    "size": 1, "resize_to": 1, "crop": 0, "warmup_epochs": 0, "warmup_steps": 0, "weight_decay": 0,
+    "crop": 0, "warmup_epochs": 0, "warmup_steps": 0, "weight_decay": 0,
 }  # fmt: skip
 _AT_MOST = dict.fromkeys(_AT_LEAST, 2**63 - 1) | {
     "epochs": 10**9,
     "warmup_epochs": 10**9,
     "threads": 1024,
     "crop": 127,
-    "size": 4096,
-    "resize_to": 4096,
 }
 _POSITIVE = ("lr", "trust_coefficient", "epsilon", "decay", "clip_norm", "bias_lr")
 _BELOW_ONE = ("momentum", "beta2", "label_smoothing")
@@ -52,11 +51,10 @@ class TrainConfig:
     model_args: str | None = None
     """Options of the model, as name=value,name=value."""
     data: str = "digits"
-    """Name of the data set, or path of a folder of pictures with a folder per class."""
-    size: int | None = None
-    """Height and width of the pictures of a folder after preprocessing. Default: 224."""
-    resize_to: int | None = None
-    """Length of their shorter side before the center crop. Default: size."""
+    """Name of the data set; or pictures of your own: a folder with a folder per class, a .npz, .npy or .parquet file,
+    or FILE.py:FUNCTION, whose code then runs."""
+    preprocessing: Preprocessing | None = None
+    """From picture files to pixels; train takes it from the data set."""
     epochs: int | None = None
     """Passes over the training images. Default: 12 for digits, which are few; else 2."""
     batch_size: int = 4

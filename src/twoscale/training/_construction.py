@@ -104,6 +104,12 @@ def create_step(
     if how == "cuda-graph" and not gpu:
         notes.append("CUDA graphs need a GPU: it runs eagerly instead")
         how = "eager"
+    if images.streamed and gpu and how in ("cuda-graph", "compiled"):
+        if config.step != "auto":
+            notes.append(
+                "pictures that are decoded when they are used cannot be part of a CUDA graph: none is recorded"
+            )
+        how = "eager" if how == "cuda-graph" else how
     optimizer, gradient = create_optimizer(config, model), Gradient.of(config)
     step: AnyStep
     if ranks.size > 1:
@@ -118,7 +124,7 @@ def create_step(
             compiled=config.step == "compiled",
             synchronized=config.sync_batch_norm,
         )
-    elif gpu and how in ("cuda-graph", "compiled"):
+    elif gpu and how in ("cuda-graph", "compiled") and not images.streamed:
         step = GraphedStep(model, optimizer, images, gradient, compiled=how == "compiled", lr=config.lr)
     else:
         step = Step(model, optimizer, how, lr=config.lr, gradient=gradient)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from twoscale.data import names
 from twoscale.training._config import TrainConfig
 
 __all__ = ["without_effect"]
@@ -29,10 +28,6 @@ def _cropped(config: TrainConfig) -> str | None:
     return None if config.crop else "crop is 0"
 
 
-def _folder(config: TrainConfig) -> str | None:
-    return f"{config.data} has a size of its own" if config.data in names() else None
-
-
 _MISSING: dict[str, Callable[[TrainConfig], str | None]] = {
     "beta2": _optimizer("adamw", "lamb"),
     "epsilon": _optimizer("adamw", "lamb"),
@@ -42,8 +37,6 @@ _MISSING: dict[str, Callable[[TrainConfig], str | None]] = {
     "decay": _step,
     "milestones": _step,
     "fill": _cropped,
-    "size": _folder,
-    "resize_to": _folder,
 }
 
 

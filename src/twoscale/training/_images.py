@@ -1,10 +1,15 @@
-"""The training images on the device, as uint8. Batches are gathered, shifted, mirrored and normalized there."""
+"""The training images on the device, as uint8. Batches are gathered, shifted, mirrored and normalized there.
+
+Images of a streamed data set are decoded in time for each batch, and only the batch is on the device.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 
-from twoscale.data import Dataset, augmentation, crop_flip, epoch_order, normalizer
+from twoscale.data import Dataset, StreamedImages, augmentation, crop_flip, epoch_order, normalizer
 from twoscale.errors import ConfigurationError
 from twoscale.training._config import TrainConfig
 
@@ -30,7 +35,11 @@ class DeviceImages:
             raise ConfigurationError(
                 f"crop is {config.crop}; expected less than {smallest}, the images' size, where fill is reflect"
             )
-        self.images = torch.from_numpy(dataset.train.images).to(device)
+        images = dataset.train.images
+        self.streamed = isinstance(images, StreamedImages)
+        """Whether images are decoded when they are used. Then ``images`` holds none."""
+        self._source = images
+        self.images = torch.empty(0) if isinstance(images, StreamedImages) else torch.from_numpy(images).to(device)
         self.labels = torch.from_numpy(dataset.train.labels).to(device).long()
         self._config, self._dtype = config, dtype
         self._normalize = normalizer(dataset.mean, dataset.std, device)
@@ -52,7 +61,20 @@ class DeviceImages:
 
     def take(self, where: torch.Tensor) -> torch.Tensor:
         """Return the images at ``where``, (n,), as (n, C, H, W), shifted, mirrored and normalized."""
-        images = self.images[where]
+        return next(self.batches([where]))
+
+    def batches(self, places: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yield :meth:`take` of each of ``places``. Streamed images are decoded ahead."""
+        if not isinstance(self._source, StreamedImages):
+            for where in places:
+                yield self._prepared(self.images[where], where)
+            return
+        ahead = list(places)
+        pixels = self._source.stream(where.cpu().numpy() for where in ahead)
+        for where, images in zip(ahead, pixels, strict=True):
+            yield self._prepared(torch.from_numpy(images).to(self.labels.device), where)
+
+    def _prepared(self, images: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         if self._augments:
             images = crop_flip(images, self._how[where], self._config.fill)
         return self._normalize(images).to(self._dtype, memory_format=self._layout)

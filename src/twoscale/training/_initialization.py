@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -48,7 +49,7 @@ def whiten(model: nn.Module, dataset: Dataset) -> None:
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None or first.in_channels != channels or first.groups != 1:
         raise ConfigurationError(f"whiten: {type(model).__name__} does not begin with a convolution; leave it out")
-    images = normalize(torch.from_numpy(dataset.train.images[:_IMAGES]), dataset.mean, dataset.std)
+    images = normalize(torch.from_numpy(np.asarray(dataset.train.images[:_IMAGES])), dataset.mean, dataset.std)
     patches = nn.functional.unfold(images, first.kernel_size)  # (n, channels · height · width, places)
     flat = patches.transpose(0, 1).flatten(1).double()
     variances, vectors = torch.linalg.eigh(flat @ flat.T / flat.shape[1])

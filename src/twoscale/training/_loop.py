@@ -83,7 +83,7 @@ def train(
     After torchrun has restarted the processes, the run that they had begun in ``out`` continues.
 
     Args:
-        config: the run's configuration.
+        config: the run's configuration. Its data and preprocessing are replaced by those of ``dataset``.
         dataset: its training images are used.
         out: folder for ``model.safetensors`` (weights, once finished), ``run.json`` (:class:`RunRecord`) and
             ``training-state.safetensors`` (the checkpoint, written at the end of every epoch). What an earlier run left
@@ -110,7 +110,7 @@ def train(
         ranks = stack.enter_context(process_group(config.device))
         reporter = create_reporter(enabled=progress and ranks.leads)
         stack.callback(reporter.close)
-        config = config.resolved()
+        config = dataclasses.replace(config, data=dataset.name, preprocessing=dataset.preprocessing).resolved()
         assert config.threads is not None
         # Computed initial weights must have the same bits for every OMP_NUM_THREADS.
         stack.enter_context(numerics(threads=config.threads, batch_size=config.batch_size))
@@ -162,7 +162,7 @@ class _Run:
         check_takes(self.model, dataset.train, dataset.mean, dataset.std)
         if config.sync_batch_norm and ranks.size > 1:
             self.model = synchronized(self.model, self.device)
-        # Everything is on the model's device, so a mini-batch is a gather there.
+        # Unless they are streamed, all images are on the model's device, so a mini-batch is a gather there.
         dtype = next((value.dtype for value in self.model.parameters()), torch.float32)
         self.images = DeviceImages(dataset, config, self.device, dtype)
         self.batch = min(config.batch_size, len(self.images))
@@ -477,10 +477,12 @@ class _Run:
         # memory. The
         # order of a kernel's sums may depend on it.
         batches = max(1, _GATHER // size)
-        for start in range(first - first % batches, self.per_epoch, batches):
+        starts = range(first - first % batches, self.per_epoch, batches)
+        places = [order[start * size : (start + batches) * size] for start in starts]
+        gathered = self.images.batches(places)
+        for start, where in zip(starts, places, strict=True):
             clock = time.perf_counter()
-            where = order[start * size : (start + batches) * size]
-            images, labels = self.images.take(where), self.images.labels[where]
+            images, labels = next(gathered), self.images.labels[where]
             position.epoch_data_wait += time.perf_counter() - clock
             pairs = zip(torch.split(images, size), torch.split(labels, size), strict=True)
             for number, pair in enumerate(pairs, start):

@@ -193,7 +193,7 @@ def batch_stream(workload: Workload, rank: int, world_size: int) -> Iterator[Bat
     """
     split, mean, std = training_images(workload)
     device = device_of(workload)
-    images = torch.from_numpy(split.images).to(device)
+    images = torch.from_numpy(np.asarray(split.images)).to(device)
     labels = torch.from_numpy(split.labels.astype(np.int64)).to(device)
     layout = torch.channels_last if workload.channels_last else torch.contiguous_format
 
