@@ -185,6 +185,35 @@ def test_moving_values_shares_their_integers() -> None:
             assert specs[name] == dataclasses.replace(specs["conv"], shape=graph[name].shape)
 
 
+@pytest.mark.parametrize("side", [16, 24, 96])
+def test_a_mean_is_within_half_a_step_also_beside_a_concatenation(side: int) -> None:
+    """Of 255 in each of its pixels, since it rounds its multiplier to 65536ths."""
+    graph = graph_of(
+        (2, side, side),
+        conv("conv", "input", np.eye(2).reshape(2, 2, 1, 1), (2, side, side), bounds=RELU),
+        g.AveragePool2d(name="mean", inputs=("conv",), shape=(2, 1, 1), kernel=(side, side), stride=(side, side)),
+        g.MaxPool2d(name="most", inputs=("conv",), shape=(2, 1, 1), kernel=(side, side), stride=(side, side)),
+        g.Concat(name="both", inputs=("mean", "most"), shape=(4, 1, 1), axis=0),
+        g.Reshape(name="flat", inputs=("both",), shape=(4,)),
+        linear("fc", "flat", weights(5, 4)),
+    )
+    specs = planned(graph, np.abs(images(12, 8, 2, side, side)), MINMAX).specs
+    ratio = Fraction(specs["conv"].scale) / Fraction(specs["mean"].scale) / side**2
+    error = abs(Fraction(round(ratio * 65536), 65536) - ratio)
+    assert error * 255 * side**2 <= Fraction(1, 2) + Fraction(1, 1000)
+
+
+def test_a_mean_whose_multiplier_would_be_nothing_is_an_error() -> None:
+    graph = graph_of(
+        (1, 512, 512),
+        g.AveragePool2d(name="mean", inputs=("input",), shape=(1, 1, 1), kernel=(512, 512), stride=(512, 512)),
+        g.Reshape(name="flat", inputs=("mean",), shape=(1,)),
+        linear("fc", "flat", weights(5, 1)),
+    )
+    with pytest.raises(QuantizationError, match=r"layer mean: its multiplier is .*, expected at least 2\*\*-16"):
+        planned(graph, np.ones((2, 1, 512, 512), dtype=np.float32), MINMAX)
+
+
 def test_activation_ranges_follow_the_scheme() -> None:
     pixels = images(11, 50)
     pixels[0, 0, 0, 0] = 40.0  # an outlier that only minmax keeps whole

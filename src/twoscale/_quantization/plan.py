@@ -16,6 +16,7 @@ from twoscale._ir.arithmetic import ADD_SHIFT, FLOAT32_LIMIT, MULTIPLIER_LIMIT, 
 from twoscale._ir.layers import TensorSpec
 from twoscale._quantization.ranges import Ranges, head_of
 from twoscale._quantization.scheme import Scheme
+from twoscale.errors import QuantizationError
 
 __all__ = ["Plan", "activation_specs", "make_plan"]
 
@@ -24,6 +25,13 @@ _COARSER = 1.25
 
 Sharing saves the tensor's second rounding, in the concatenation, but its other readers see larger steps. Its range may
 not become smaller by more than this factor either.
+"""
+
+_MOST_SHARED = 1 << (REQUANTIZE_SHIFT - 8)
+"""Values over which a mean may have a scale that it did not choose, since it rounds its multiplier to the grid.
+
+A sum of n 8-bit values times half a 65536th is within half a step for n ≤ 256. Beyond that, a mean over small values
+could be off by any factor.
 """
 
 _ADDEND_LIMIT = (FLOAT32_LIMIT - (1 << (8 + ADD_SHIFT))) / (1 << ADD_SHIFT)
@@ -95,6 +103,11 @@ def _scale_on_grid(node: g.Node, spec: TensorSpec, specs: Mapping[str, TensorSpe
         ratio = math.prod(specs[name].scale for name in node.inputs) / scale
         if isinstance(node, g.AveragePool2d):
             ratio /= node.kernel[0] * node.kernel[1]
+        if ratio < math.ldexp(1.0 - 2.0**-8, -REQUANTIZE_SHIFT):  # its range would have to become smaller
+            raise QuantizationError(
+                f"layer {node.name}: its multiplier is {ratio:.3g}, expected at least 2**-{REQUANTIZE_SHIFT}; "
+                "use two smaller windows, one after the other, instead of a single large one"
+            )
         integer = min(max(math.floor(math.ldexp(ratio, REQUANTIZE_SHIFT)), 1), MULTIPLIER_LIMIT - 1)
         scale *= math.ldexp(ratio, REQUANTIZE_SHIFT) / integer
     elif len(node.inputs) == 2 and isinstance(node, g.Add | g.Conv2d):
@@ -130,6 +143,8 @@ def _shared_ranges(
             continue
         for name in dict.fromkeys(roots[operand] for operand in node.inputs):
             if name not in ranges:  # the head
+                continue
+            if isinstance(found := graph[name], g.AveragePool2d) and math.prod(found.kernel) > _MOST_SHARED:
                 continue
             members = groups[name] | groups[node.name]
             before = {member: spec_of(member, ranges[member]) for member in members}
