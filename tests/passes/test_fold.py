@@ -293,3 +293,57 @@ def test_a_mean_over_a_large_window_is_a_mean_of_means() -> None:
     assert torch.allclose(found, expected, atol=1e-12)
     small = dataclasses.replace(pool, kernel=(128, 128), stride=(22, 172), padding=(0, 0, 0, 0))
     assert names(fold(g.FloatGraph("test", (image, small, flat), "logits"))) == ["pool"]
+
+
+# Reshapes.
+
+
+def reshape(name: str, source: str, *shape: int) -> g.Reshape:
+    return g.Reshape(name=name, inputs=(source,), shape=shape)
+
+
+def in_rows(node: g.Node) -> g.Node:
+    return dataclasses.replace(node, shape=(3, 36))
+
+
+def test_a_relu_after_a_reshape_becomes_part_of_the_convolution_before_it() -> None:
+    result = folded(conv("conv", "input"), reshape("rows", "conv", 3, 36), in_rows(clamp("relu", "rows")))
+    assert names(result) == ["conv"]
+    assert isinstance(joint := result["conv"], g.Conv2d)
+    assert joint.bounds == (0.0, math.inf)
+
+
+def test_a_function_keeps_its_name_when_it_moves_before_a_reshape() -> None:
+    result = folded(
+        conv("conv", "input"),
+        reshape("rows", "conv", 3, 36),
+        g.Elementwise(name="gelu", inputs=("rows",), shape=(3, 36), function="gelu"),
+        reshape("image", "gelu", 3, 6, 6),
+        conv("last", "image", 2),
+    )
+    assert names(result) == ["conv", "gelu", "last"]
+    assert result["gelu"].shape == SHAPE
+
+
+def test_a_reshape_that_others_read_stays_where_it_is() -> None:
+    result = folded(
+        conv("conv", "input"),
+        reshape("rows", "conv", 3, 36),
+        in_rows(clamp("relu", "rows")),
+        in_rows(add("sum", "rows", "relu")),
+    )
+    assert isinstance(first := result["conv"], g.Conv2d)
+    assert first.bounds == g.UNBOUNDED
+
+
+def test_reshapes_in_a_row_are_one_or_none() -> None:
+    result = folded(
+        conv("conv", "input"),
+        reshape("a", "conv", 3, 36),
+        reshape("b", "a", 1, 3, 36),
+        reshape("c", "b", *SHAPE),
+        conv("next", "c", 2),
+        reshape("d", "next", 36, 3),
+        reshape("e", "d", 4, 27),
+    )
+    assert names(result) == ["conv", "next"]

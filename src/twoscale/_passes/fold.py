@@ -9,7 +9,7 @@ one value written as several operations (x · sigmoid(x)) become one node.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -49,6 +49,7 @@ def fold(graph: FloatGraph, *, join_residuals: bool = True) -> FloatGraph:
         join_residuals: merge additions into the convolution before them if nothing else reads its output. With integers
         this saves one rounding: equation (7b) instead of (3) and (7).
     """
+    graph = _with_reshapes_merged(_with_reshapes_moved(graph))
     graph = _merge(graph, _affine_into_producer)
     graph = _merge(graph, _scale_into_consumer)
     graph = _merge(graph, _padding_into_consumer)
@@ -61,6 +62,49 @@ def fold(graph: FloatGraph, *, join_residuals: bool = True) -> FloatGraph:
     graph = into_weights(graph)
     graph = graph.replaced({node.name: _as_depthwise(node) for node in graph if isinstance(node, ChannelAffine)})
     return _with_residuals_joined(graph) if join_residuals else graph
+
+
+def _with_reshapes_moved(graph: FloatGraph) -> FloatGraph:
+    """Exchange each reshape with a function of one value after it, so that the function comes next to what it follows.
+
+    A 1-D convolution is a 2-D one between two reshapes; the ReLU after it can then become part of it.
+    """
+    nodes: dict[str, Node] = {}
+    renamed: dict[str, str] = {}
+    for node in graph:
+        alone = len(node.inputs) == 1 and len(graph.users[node.inputs[0]]) == 1 and node.inputs[0] != graph.output
+        node = _reading(node, renamed)
+        if alone and isinstance(node, Clamp | Elementwise) and isinstance(moved := nodes[node.inputs[0]], Reshape):
+            del nodes[moved.name]
+            nodes[node.name] = dataclasses.replace(node, inputs=moved.inputs, shape=nodes[moved.inputs[0]].shape)
+            nodes[moved.name] = dataclasses.replace(moved, inputs=(node.name,))
+            renamed[node.name] = moved.name
+        else:
+            nodes[node.name] = node
+    return dataclasses.replace(graph, nodes=tuple(nodes.values()), output=renamed.get(graph.output, graph.output))
+
+
+def _with_reshapes_merged(graph: FloatGraph) -> FloatGraph:
+    """Replace reshapes of reshapes by one, and leave out those that change nothing."""
+    nodes: dict[str, Node] = {}
+    same: dict[str, str] = {}
+    for node in graph:
+        node = _reading(node, same)
+        if isinstance(node, Reshape):
+            source = nodes[node.inputs[0]]
+            while isinstance(source, Reshape) and source.shape != node.shape:
+                source = nodes[source.inputs[0]]
+            if source.shape == node.shape:
+                same[node.name] = source.name
+                continue
+            node = _reading(node, {node.inputs[0]: source.name})
+        nodes[node.name] = node
+    output = same.get(graph.output, graph.output)
+    needed = {output, "input"}
+    for node in reversed(nodes.values()):
+        if node.name in needed:
+            needed.update(node.inputs)
+    return dataclasses.replace(graph, nodes=tuple(n for n in nodes.values() if n.name in needed), output=output)
 
 
 def _with_residuals_joined(graph: FloatGraph) -> FloatGraph:
@@ -79,7 +123,7 @@ def _with_residuals_joined(graph: FloatGraph) -> FloatGraph:
                 nodes[next(i for i, made in enumerate(nodes) if made.name == node.name)] = joint
                 nodes.remove(conv)
                 renamed[node.name] = conv.name
-                nodes = [_renamed_input(made, node.name, conv.name) for made in nodes]
+                nodes = [_reading(made, {node.name: conv.name}) for made in nodes]
                 break
     return dataclasses.replace(graph, nodes=tuple(nodes), output=renamed.get(graph.output, graph.output))
 
@@ -109,17 +153,17 @@ def _merge(graph: FloatGraph, rule: Callable[[Node, Node], Node | None]) -> Floa
         nodes.remove(node)
         position = max(0, position - 2)
         if joint.name != node.name:
-            nodes = [_renamed_input(other, node.name, joint.name) for other in nodes]
+            nodes = [_reading(other, {node.name: joint.name}) for other in nodes]
             output = joint.name if output == node.name else output
         if joint.name != producer.name:
-            nodes = [_renamed_input(other, producer.name, joint.name) for other in nodes]
+            nodes = [_reading(other, {producer.name: joint.name}) for other in nodes]
     return dataclasses.replace(graph, nodes=tuple(nodes), output=output)
 
 
-def _renamed_input(node: Node, old: str, new: str) -> Node:
-    if old not in node.inputs:
-        return node
-    return dataclasses.replace(node, inputs=tuple(new if name == old else name for name in node.inputs))
+def _reading(node: Node, renamed: Mapping[str, str]) -> Node:
+    """Return the node with its inputs renamed, itself if it reads none of them."""
+    inputs = tuple(renamed.get(name, name) for name in node.inputs)
+    return node if inputs == node.inputs else dataclasses.replace(node, inputs=inputs)
 
 
 def _affine_into_producer(producer: Node, node: Node) -> Node | None:

@@ -7,6 +7,8 @@ resulting tensor. Shapes leave out the batch dimension.
 
 from __future__ import annotations
 
+import dataclasses
+
 from twoscale._ir.builder.base import NodeList, Shape
 from twoscale._ir.builder.pools import PoolsPlace
 from twoscale._ir.builder.weights import WeightsPlace
@@ -39,7 +41,7 @@ class FloatGraphBuilder(NodeList):
         """Return where the nodes of one operator are appended.
 
         Args:
-            path: the name of its first node, in the user's terms; later ones get "_2", "_3" and so on.
+            path: the name of its first node that computes, in the user's terms; the others get "_2", "_3" and so on.
             operator: what the front-end calls it, for messages.
             source: the user's line, for messages.
         """
@@ -51,5 +53,14 @@ class FloatGraphBuilder(NodeList):
         for node in reversed(self._nodes.values()):
             if node.name in needed:
                 needed.update(node.inputs)
-        nodes = tuple(node for node in self._nodes.values() if node.name in needed)
-        return FloatGraph(name=self.name, nodes=nodes, output=output)
+        names = self.computing_names(needed)
+        nodes = tuple(
+            dataclasses.replace(
+                node,
+                name=names.get(node.name, node.name),
+                inputs=tuple(names.get(name, name) for name in node.inputs),
+            )
+            for node in self._nodes.values()
+            if node.name in needed
+        )
+        return FloatGraph(name=self.name, nodes=nodes, output=names.get(output, output))

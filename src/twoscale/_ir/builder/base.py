@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from twoscale._ir.float_graph import Node
+from twoscale._ir.float_graph import Node, Pad, Permute, Reshape, Slice
 from twoscale.errors import CaptureError, UnsupportedOperatorError
 
 __all__ = ["BasePlace", "NodeList", "Shape", "resized"]
@@ -13,12 +14,16 @@ __all__ = ["BasePlace", "NodeList", "Shape", "resized"]
 
 Shape = tuple[int, ...]
 
+_ARRANGING = (Pad, Permute, Reshape, Slice)
+"""What comes before and after the node that an operator is about."""
+
 
 class NodeList:
     """The nodes of one graph, in the order in which they were appended."""
 
     def __init__(self) -> None:
         self._nodes: dict[str, Node] = {}
+        self._paths: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> Node:
         return self._nodes[name]
@@ -29,13 +34,33 @@ class NodeList:
         self._nodes[node.name] = node
         return node.name
 
-    def free_name(self, path: str) -> str:
-        """Return ``path``, with a number appended if it is taken."""
+    def append_at(self, path: str, kind: type[Node], **fields: Any) -> str:
+        """Append a node that is called ``path``, with a number appended if that is taken."""
         name, count = path, 1
         while name in self._nodes:
             count += 1
             name = f"{path}_{count}"
-        return name
+        self._paths[name] = path
+        return self.append(kind(name=name, **fields))
+
+    def computing_names(self, names: Collection[str]) -> dict[str, str]:
+        """Return new names, so that the node that an operator is about is called like it, not a reshape before it.
+
+        Args:
+            names: of the nodes that the graph will have.
+        """
+        changes: dict[str, str] = {}
+        settled: set[str] = set()
+        for name, node in self._nodes.items():
+            path = self._paths.get(name)
+            if path is None or path in settled or name not in names or isinstance(node, _ARRANGING):
+                continue
+            settled.add(path)
+            if path not in names:
+                changes[name] = path
+            elif name != path and self._paths.get(path) == path:
+                changes.update({name: path, path: name})
+        return changes
 
 
 @dataclass(frozen=True)
@@ -61,8 +86,7 @@ class BasePlace:
 
     def append(self, kind: type[Node], shape: Shape, *inputs: str, **fields: Any) -> str:
         """Append one node."""
-        name = self.nodes.free_name(self.path)
-        return self.nodes.append(kind(name=name, inputs=inputs, shape=shape, source=self.source, **fields))
+        return self.nodes.append_at(self.path, kind, inputs=inputs, shape=shape, source=self.source, **fields)
 
 
 def resized(shape: Shape, axis: int, size: int) -> Shape:

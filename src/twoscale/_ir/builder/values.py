@@ -23,7 +23,7 @@ class ValuesPlace(MovingPlace):
     def affine(self, name: str, scale: Any, shift: Any = 0.0) -> str:
         """Append scale · x + shift, each a number or one value per index of the first dimension."""
         shape = self.shape(name)
-        image = shape if len(shape) in (1, 3) else (shape[0], math.prod(shape[1:]), 1)
+        image = shape if len(shape) in (1, 3) else (shape[0], 1, math.prod(shape[1:]))
         scale_c, shift_c = (np.broadcast_to(value, shape[:1]).astype(np.float32) for value in (scale, shift))
         name = self.reshape(name, image)
         name = self.append(ChannelAffine, image, name, scale_c=scale_c, shift_c=shift_c)
