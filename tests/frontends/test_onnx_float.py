@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from tests.formats.test_onnx_foreign import float_classifier, some_images
 from twoscale._frontends import float_graph
 from twoscale._frontends.onnx_float import OPERATORS
 from twoscale._ir.float_module import GraphModule
-from twoscale.errors import CaptureError, NetworkFileError, UnsupportedOperatorError
+from twoscale.errors import CaptureError, NetworkFileError, TwoscaleError, UnsupportedOperatorError
 
-node = helper.make_node
+node: Any = helper.make_node
 
 
 def model_of(
@@ -229,3 +230,52 @@ def test_what_is_refused(tmp_path: Path) -> None:
         float_graph(path, images)
     with pytest.raises(CaptureError, match=r"takes images of shape \(4, 9, 1\), got \(4, 9, 2\)"):
         float_graph(path, np.zeros((2, 4, 9, 2), np.float32))
+
+
+# Numbers at the ends of their range.
+
+EXTREMES = [float("inf"), float("-inf"), float("nan"), 3e38, -3e38, 0.0]
+ATTRIBUTES = [
+    ("LeakyRelu", "alpha"), ("Elu", "alpha"), ("Celu", "alpha"), ("HardSigmoid", "alpha"), ("HardSigmoid", "beta"),
+    ("BatchNormalization", "epsilon"),
+]  # fmt: skip
+OPERANDS = {
+    "Clip, lower": node("Clip", ["input", "value"], ["z"]),
+    "Clip, upper": node("Clip", ["input", "", "value"], ["z"]),
+    "Pad": node("Pad", ["input", "pads", "value"], ["z"]),
+    **{operator: node(operator, ["input", "value"], ["z"]) for operator in ("Add", "Mul", "Div", "Max", "Min", "Pow")},
+    "BatchNormalization": node("BatchNormalization", ["input", "ones", "ones", "ones", "values"], ["z"]),
+    "Conv": node("Conv", ["input", "weights"], ["z"]),
+}
+CASES = [
+    *(
+        (node(operator, ["input", *(["ones"] * 4 if operator[0] == "B" else [])], ["z"], **{key: value}), value)
+        for operator, key in ATTRIBUTES
+        for value in EXTREMES
+    ),
+    *((made, value) for made in OPERANDS.values() for value in EXTREMES),
+]
+
+
+@pytest.mark.parametrize(("made", "value"), CASES, ids=lambda v: v.op_type if isinstance(v, onnx.NodeProto) else str(v))
+def test_extreme_numbers_are_computed_as_onnx_runtime_does_or_refused(
+    made: onnx.NodeProto, value: float, tmp_path: Path
+) -> None:
+    number = np.float32(value)
+    constants = {
+        "value": number, "values": np.full(3, number), "ones": np.ones(3, np.float32), "pads": [0, 0, 1, 1] * 2,
+        "weights": np.full((3, 3, 1, 1), number),
+    }  # fmt: skip
+    used = {name: constants[name] for name in constants if name in made.input}
+    model = model_of([made, node("Flatten", ["z"], ["logits"])], ["N", 3, 4, 4], used, opset=15)
+    images = some_images(4)[:, :, :4, :4].copy()
+    path = tmp_path / "net.onnx"
+    source: Any = str(path)
+    onnx.save(model, path)
+    (expected,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": images})
+    if not np.isfinite(expected).all():
+        with pytest.raises(TwoscaleError, match=r"^[^\n]*$"):
+            twoscale.quantize(source, images)
+        return
+    with contextlib.suppress(TwoscaleError):
+        agrees(model, path, images)

@@ -222,12 +222,18 @@ def _relu(r: Reader, node: onnx.NodeProto) -> str:
 
 
 def _clip(r: Reader, node: onnx.NodeProto) -> str:
-    bounds = []
-    for index, (key, default) in enumerate((("min", -math.inf), ("max", math.inf)), 1):
-        value = r.constant(node, index)
-        bounds.append(float(r.attribute(node, key, default)) if value is None else float(value.reshape(())))
-    lo, hi = bounds  # the largest float32 stands for no bound, but a lower bound that large is one
+    lo, hi = r.bound(node, 1, "min", -math.inf), r.bound(node, 2, "max", math.inf)
+    if lo == math.inf or hi == -math.inf:
+        raise r.at(node).wrong("makes every value infinite; expected a bound that leaves some as they are")
+    # The largest float32 stands for no bound, but a lower bound that large is one.
     return r.at(node).clamp(r.input(node), (-math.inf if lo < -3e38 else lo, math.inf if hi > 3e38 else hi))
+
+
+def _celu(r: Reader, node: onnx.NodeProto) -> str:
+    alpha = float(r.attribute(node, "alpha", 1.0))
+    if not 2.0**-20 <= abs(alpha) <= 2.0**20:  # beyond, α·(exp(x/α) − 1) in float32 is mostly rounding
+        raise r.at(node).unsupported(f"alpha = {alpha:g}", "use a value of about 1")
+    return r.at(node).table(r.input(node), "celu", alpha)
 
 
 def _hard_sigmoid(r: Reader, node: onnx.NodeProto) -> str:
@@ -466,18 +472,24 @@ def _depth_to_space(r: Reader, node: onnx.NodeProto) -> str:
     return r.at(node).rearrange(r.input(node), (block, block, out[0], height, width), (2, 3, 0, 4, 1), out)
 
 
-def _extreme(r: Reader, node: onnx.NodeProto) -> str:
-    """The larger of two tensors, or of one and a number."""
-    if len(node.input) != 2:
-        raise r.at(node).unsupported(f"a maximum of {len(node.input)} tensors", "use two")
-    at, shape = r.at(node), _result(r, node)
-    if r.is_activation(node, 0) and r.is_activation(node, 1):
-        return at.maximum(r.input(node), r.input(node, 1), shape)
-    x, constant = (0, 1) if r.is_activation(node, 0) else (1, 0)
-    bound = r.weights(node, constant)
-    if bound.size != 1:
-        raise at.unsupported("a maximum with constants that differ", "use one number")
-    return at.clamp(r.input(node, x), (float(bound.reshape(())), math.inf))
+def _extreme(largest: bool) -> Operator:
+    """The larger or smaller of two tensors, or of one and a number."""
+
+    def read(r: Reader, node: onnx.NodeProto) -> str:
+        if len(node.input) != 2:
+            raise r.at(node).unsupported(f"{node.op_type} of {len(node.input)} tensors", "use two")
+        at = r.at(node)
+        if r.is_activation(node, 0) and r.is_activation(node, 1):
+            join = at.maximum if largest else at.minimum
+            return join(r.input(node), r.input(node, 1), _result(r, node))
+        x, constant = (0, 1) if r.is_activation(node, 0) else (1, 0)
+        bound, bounds = r.weights(node, constant), (0.0, math.inf) if largest else (-math.inf, 0.0)
+        if bound.size > 1:
+            return at.bounded(r.input(node, x), at.constant_operand(r.input(node, x), bound, _result(r, node)), bounds)
+        value = float(bound.reshape(()))
+        return at.clamp(r.input(node, x), (value, math.inf) if largest else (-math.inf, value))
+
+    return read
 
 
 OPERATORS: dict[str, Operator] = {
@@ -485,7 +497,7 @@ OPERATORS: dict[str, Operator] = {
     "Add": _sum(1, 1),
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
-    "Celu": _table("celu", alpha=1.0),
+    "Celu": _celu,
     "Clip": _clip,
     "Concat": _concat,
     "Conv": _conv,
@@ -507,8 +519,9 @@ OPERATORS: dict[str, Operator] = {
     "LeakyRelu": _table("leaky_relu", alpha=0.01),
     "LogSoftmax": _softmax,
     "MatMul": _matmul,
-    "Max": _extreme,
+    "Max": _extreme(True),
     "MaxPool": _max_pool,
+    "Min": _extreme(False),
     "Mish": _table("mish"),
     "Mul": _mul,
     "Neg": _neg,

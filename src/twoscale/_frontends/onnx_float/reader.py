@@ -122,6 +122,20 @@ class Reader:
             value = value.astype(np.float32)
         return value
 
+    def bound(self, node: onnx.NodeProto, index: int, attribute: str, default: float) -> float:
+        """Return a number that is an input, or else an attribute, and may be infinite."""
+        name = node.input[index] if index < len(node.input) else ""
+        if not name:
+            return float(self.attribute(node, attribute, default))
+        if name not in self.constants:
+            raise self.at(node).unsupported(f"input {index} that depends on the images", "make it a constant")
+        value = self.constants[name]
+        if value.size != 1:
+            raise self.at(node).unsupported(f"bounds of shape {value.shape}", "use one number")
+        if math.isnan(number := float(value.reshape(()))):
+            raise self.at(node).wrong(f"reads {name}, which is NaN")
+        return number
+
     def weights(self, node: onnx.NodeProto, index: int) -> NDArray[np.float32]:
         """Return an input of weights."""
         value = self.constant(node, index)
