@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from twoscale._quantization import error_feedback
-from twoscale._quantization.error_feedback import blocks_of, feed_back
+from twoscale._quantization.error_feedback import Curvature, FewSamples, SecondMoments, blocks_of, feed_back
 
 Float64 = NDArray[np.float64]
 
@@ -46,7 +46,14 @@ def example(seed: int, groups: int, channels: int, size: int, samples: int) -> t
 
 
 def fed_back(weights: Float64, moments: Float64, limit: int) -> Float64:
-    return feed_back(weights.astype(np.float32), moments.astype(np.float32), limit).astype(np.float64)
+    return rounded_by(SecondMoments(moments.astype(np.float32)), weights, limit)
+
+
+def rounded_by(curvature: Curvature, weights: Float64, limit: int) -> Float64:
+    """Round weights in units of their steps. The steps given differ, so that a mix-up of them is seen."""
+    steps = np.random.default_rng(0).uniform(0.5, 2, weights.shape[:2]).astype(np.float32)
+    scaled = (weights * steps[:, :, None]).astype(np.float32)
+    return feed_back(scaled, steps, curvature, limit).astype(np.float64)
 
 
 @pytest.mark.parametrize(("groups", "channels", "size"), [(1, 6, 7), (1, 5, 64), (1, 8, 150), (9, 1, 9), (3, 4, 70)])
@@ -71,8 +78,25 @@ def test_no_channel_ends_worse_than_rounded_to_the_nearest(monkeypatch: pytest.M
     before = errors(weights[0] - nearest[0], moments[0])
     assert (errors(weights[0] - fed_back(weights, moments, 3)[0], moments[0]) <= before * (1 + 1e-5)).all()
     # The check is needed: without it some channels are worse.
-    monkeypatch.setattr(error_feedback, "_no_worse", lambda weights, back, moments, damped, limit: back)
+    monkeypatch.setattr(error_feedback, "_channels_worse", lambda fed_back, nearest: iter(()))
     assert (errors(weights[0] - fed_back(weights, moments, 3)[0], moments[0]) > before).any()
+
+
+@pytest.mark.parametrize(("channels", "size", "samples"), [(5, 70, 3), (4, 200, 20), (6, 131, 131)])
+@pytest.mark.parametrize("limit", [7, 127])
+def test_few_samples_give_the_integers_of_their_second_moments(
+    channels: int, size: int, samples: int, limit: int
+) -> None:
+    rng = np.random.default_rng(size + samples)
+    x = np.maximum(rng.normal(size=(samples, size)) + 0.5, 0) * rng.uniform(0.1, 3, size)
+    weights = rng.normal(size=(1, channels, size)) * 20
+    moments = (x.T @ x)[None]
+    few, dense = rounded_by(FewSamples(x.astype(np.float32)), weights, limit), fed_back(weights, moments, limit)
+    assert np.mean(few != dense) < 0.02  # float32 decides some ties otherwise
+    expected = gptq(weights[0], moments[0], limit)
+    assert np.mean(few[0] != expected) < 0.02
+    before = errors(weights[0] - np.clip(np.rint(weights[0]), -limit, limit), moments[0])
+    assert (errors(weights[0] - few[0], moments[0]) <= before * (1 + 1e-5)).all()
 
 
 def test_inputs_without_second_moments_are_rounded_to_the_nearest() -> None:

@@ -240,7 +240,7 @@ def test_reduced_precision_is_off_while_a_network_runs_and_back_after(
 ) -> None:
     network, images = many_images
     seen: list[str] = []
-    original = torch_executor._conv2d
+    original = torch_executor._RUN[n.Conv2d]
 
     def spy(e: TorchExecutor, layer: n.Conv2d, x: list[torch.Tensor]) -> torch.Tensor:
         seen.extend(place.fp32_precision for place in torch_executor._PRECISIONS)

@@ -29,11 +29,11 @@ from twoscale._ir import layers as n
 from twoscale._ir.float_module import GraphModule
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.interpreter import interpret
-from twoscale._quantization.error_feedback import blocks_of, feed_back
+from twoscale._quantization.error_feedback import FewSamples, SecondMoments, blocks_of, feed_back
 from twoscale._quantization.plan import Plan
 from twoscale._quantization.scales import quantize_bias, weight_scales
 from twoscale._quantization.scheme import Scheme
-from twoscale._runtimes.torch import TorchExecutor
+from twoscale._runtimes.torch import TorchExecutor, exact_arithmetic
 
 __all__ = ["correct", "correct_layer"]
 
@@ -44,15 +44,24 @@ _FEWEST_IMAGES = 8
 _CHUNK = 32
 """Images whose patches are in memory at a time."""
 
+_CACHED = 1 << 18
+"""Values of the channels whose shifts are found together, so that they stay in the cache."""
+
 _NEWTON_STEPS = 4
 _LEAST_BETWEEN = 0.02
 """Least fraction of a channel's values assumed between its bounds, so that channels that are nearly always clamped
 converge."""
 
-_LEAST_COLUMNS = 1 << 14
-_COLUMNS_PER_WEIGHT = 16
+_LEAST_COLUMNS = 1 << 13
+_COLUMNS_PER_WEIGHT = 4
 """Number of columns (image positions) over which second moments are taken: at least this many, and this many per
 weight."""
+
+_FEW = 4
+"""A linear layer has few samples if it has this many times as many inputs."""
+
+_STRIP = 256
+"""Rows of second moments computed together. What is below the diagonal is the mirror image of what is above it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,43 +87,51 @@ def correct(
     scheme = plan.scheme
     if not (scheme.error_feedback or scheme.bias_correction) or not len(samples_nchw):
         return network
-    module, executor = GraphModule(plan.graph), TorchExecutor(network)
+    module, executor = GraphModule(plan.graph), TorchExecutor(network, exact=False)
     count = max(_FEWEST_IMAGES, images_within(plan.graph, memory, networks=2))
     images = torch.from_numpy(np.ascontiguousarray(samples_nchw[:count]))
     corrected: dict[str, n.Layer] = {}
 
     def compute(layer: n.Layer, inputs: list[_Pair]) -> _Pair:
         node = plan.graph[layer.name]
-        x_real, x_integer = [x.real for x in inputs], [x.integer for x in inputs]
+        x_integer = [x.integer for x in inputs]
+        real = module.compute(node, [x.real for x in inputs]) if inputs else images
         if isinstance(layer, n.Accumulating) and isinstance(node, g.Conv2d | g.Linear):
-            layer = correct_layer(layer, node, scheme, module, executor, x_real, x_integer)
+            found = correct_layer(layer, node, scheme, real, executor, x_integer)
+            corrected[layer.name] = found.layer
+            return _Pair(real, executor.requantized(found.layer, found.accumulators, x_integer))
         corrected[layer.name] = layer
-        real = module.compute(node, x_real) if inputs else images
         return _Pair(real, executor.compute(layer, x_integer or [images]))
 
-    with torch.no_grad():
+    with exact_arithmetic(executor.device):
         interpret(network.layers, compute)
     return dataclasses.replace(network, layers=tuple(corrected[layer.name] for layer in network))
+
+
+@dataclass(frozen=True, eq=False)
+class CorrectedLayer:
+    """A layer with corrections, and its accumulators over the calibration images."""
+
+    layer: n.Accumulating
+    accumulators: torch.Tensor
 
 
 def correct_layer(
     layer: n.Accumulating,
     node: g.Conv2d | g.Linear,
     scheme: Scheme,
-    module: GraphModule,
+    real: torch.Tensor,
     executor: TorchExecutor,
-    x_real: list[torch.Tensor],
     x_integer: list[torch.Tensor],
-) -> n.Accumulating:
+) -> CorrectedLayer:
     """Return a layer with the corrections that the scheme asks for.
 
     Args:
         layer: rounded to the nearest.
         node: the same layer before rounding.
         scheme: which corrections, and how many bits the layer has.
-        module: computes ``node``.
+        real: output of ``node`` in the float network, over the calibration images.
         executor: computes ``layer``. Its network has the quantization of the layer's inputs.
-        x_real: inputs of the layer in the float network, over the calibration images.
         x_integer: inputs of the layer in the integer network.
     """
     specs = executor.network.spec
@@ -122,41 +139,67 @@ def correct_layer(
     scales = weight_scales(layer, specs(layer.inputs[0]))
     if scheme.error_feedback:
         layer = _with_error_feedback(layer, node, scales, shifted, scheme.weight_limit_of(layer.name))
+    accumulators = executor.accumulate(layer, shifted)
     if scheme.bias_correction:
-        unit = specs(layer.inputs[0]).scale * scales
-        found = executor.accumulate(layer, shifted).float()
-        steps = torch.from_numpy(np.broadcast_to(unit, layer.bias_o.shape).astype(np.float32))
-        found *= _along_channels(steps, found)
+        unit = np.broadcast_to(specs(layer.inputs[0]).scale * scales, layer.bias_o.shape)
+        residual = None
         if len(layer.inputs) == 2:  # the accumulators compensate for the error of the residual too
-            found += executor.shifted(layer, x_integer, 1).float() * specs(layer.inputs[1]).scale
-        shift = _shift_to_means(found, _channel_means(module.compute(node, x_real)), node.bounds)
-        bias = quantize_bias(layer.name, shift.numpy() + layer.bias_o * unit, unit)
+            residual = executor.shifted(layer, x_integer, 1), specs(layer.inputs[1]).scale
+        shift = _shifts_to_means(accumulators, unit, residual, real, node.bounds)
+        bias = quantize_bias(layer.name, shift + layer.bias_o * unit, unit)
+        change = torch.from_numpy((bias.astype(np.int64) - layer.bias_o).astype(np.float32))
+        accumulators += change.reshape(-1, *[1] * (accumulators.ndim - 2))
         layer = dataclasses.replace(layer, bias_o=bias)
-    return layer
+    return CorrectedLayer(layer, accumulators)
+
+
+def _shifts_to_means(
+    accumulators: torch.Tensor,
+    unit: Float64,
+    residual: tuple[torch.Tensor, float] | None,
+    real: torch.Tensor,
+    bounds: g.Bounds,
+) -> Float64:
+    """Return the shift of each channel with which the mean of its outputs is that of the float network, (O,).
+
+    Args:
+        accumulators: (N, O, ...).
+        unit: (O,) values of one step of them.
+        residual: integers (N, O, ...) that are added, and the value of one step of them.
+        real: outputs of the float network, (N, O, ...), within the bounds.
+        bounds: to which the sum is clamped.
+    """
+    shifts = np.zeros(unit.shape)
+    values = max(1, accumulators[:, 0].numel())
+    width = max(1, _CACHED // values)
+    for start in range(0, len(unit), width):
+        part = slice(start, start + width)
+
+        def rows(x: torch.Tensor, part: slice = part) -> torch.Tensor:
+            return x[:, part].transpose(0, 1).flatten(1)
+
+        x = rows(accumulators).float() * torch.from_numpy(unit[part].astype(np.float32))[:, None]
+        if residual is not None:
+            x.add_(rows(residual[0]), alpha=residual[1])
+        means = rows(real).mean(1, dtype=torch.float64)
+        shifts[part] = _shift_to_means(x, means, bounds).numpy()
+    return shifts
 
 
 def _shift_to_means(x: torch.Tensor, means: torch.Tensor, bounds: g.Bounds) -> torch.Tensor:
-    """Return the shifts of the channels of x (N, O, ...) with which clamp(x, bounds) has these means.
+    """Return the shifts of the rows of x with which clamp(x, bounds) has these means.
 
     By Newton's method: the derivative of a mean is the fraction of values between the bounds.
     """
     if bounds == g.UNBOUNDED:
-        return means - _channel_means(x)
+        return means - x.mean(1, dtype=torch.float64)
     shift = torch.zeros_like(means)
     for _ in range(_NEWTON_STEPS):
-        moved = x + _along_channels(shift.float(), x)
-        between = _channel_means((moved > bounds[0]) & (moved < bounds[1]))
-        shift += (means - _channel_means(moved.clamp_(*bounds))) / between.clamp(min=_LEAST_BETWEEN)
+        moved = x + shift.float()[:, None]
+        clamped = moved.clamp(*bounds)
+        between = (clamped == moved).mean(1, dtype=torch.float64)
+        shift += (means - clamped.mean(1, dtype=torch.float64)) / between.clamp(min=_LEAST_BETWEEN)
     return shift
-
-
-def _along_channels(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return values.reshape(-1, *[1] * (x.ndim - 2))
-
-
-def _channel_means(x: torch.Tensor) -> torch.Tensor:
-    """Return the mean of each channel of (N, O, ...), (O,) in float64."""
-    return x.mean([0, *range(2, x.ndim)], dtype=torch.float64)
 
 
 def _with_error_feedback(
@@ -164,12 +207,17 @@ def _with_error_feedback(
 ) -> n.Accumulating:
     weight = node.weight_oihw if isinstance(node, g.Conv2d) else node.weight_oi
     groups = node.groups if isinstance(node, g.Conv2d) else 1
-    steps = np.broadcast_to(scales, layer.bias_o.shape).reshape(groups, -1, 1)
-    wanted = (weight.reshape(groups, weight.shape[0] // groups, -1) / steps).astype(np.float32)
-    rounded = np.empty_like(wanted)
-    for part in blocks_of(wanted.shape[2]):
-        rounded[..., part] = feed_back(wanted[..., part], _second_moments(layer, shifted, part), limit)
-    return dataclasses.replace(layer, weight=rounded.astype(np.int8).reshape(weight.shape))
+    steps = np.broadcast_to(scales, layer.bias_o.shape).reshape(groups, -1).astype(np.float32)
+    rows = weight.reshape(groups, weight.shape[0] // groups, -1)
+    if isinstance(layer, n.Linear) and _FEW * len(shifted) <= rows.shape[2]:
+        rounded = feed_back(rows, steps, FewSamples(shifted.float().numpy()), limit)
+    else:
+        parts = [
+            feed_back(rows[..., part], steps, SecondMoments(_second_moments(layer, shifted, part)), limit)
+            for part in blocks_of(rows.shape[2])
+        ]
+        rounded = np.concatenate(parts, 2)
+    return dataclasses.replace(layer, weight=rounded.reshape(weight.shape))
 
 
 def _second_moments(layer: n.Accumulating, shifted: torch.Tensor, part: slice) -> NDArray[np.float32]:
@@ -178,16 +226,17 @@ def _second_moments(layer: n.Accumulating, shifted: torch.Tensor, part: slice) -
     A convolution uses only as many positions as needed for a good estimate, because neighbouring positions are
     similar.
     """
+    width = part.stop - part.start
     if not isinstance(layer, n.Conv2d):
-        x = shifted[:, part].float()
-        return (x.T @ x).numpy()[None]
+        total = torch.zeros(1, width, width)
+        _add_products(total, shifted[:, part].float().T[None])
+        return _mirrored(total).numpy()
     size = layer.weight[0].size
     top, left, bottom, right = layer.padding
     positions = layer.output.shape[1] * layer.output.shape[2]
     wanted = max(_LEAST_COLUMNS, _COLUMNS_PER_WEIGHT * size) / len(shifted)
     thin = max(1, int(math.sqrt(positions / wanted)))
     stride = (layer.stride[0] * thin, layer.stride[1] * thin)
-    width = part.stop - part.start
     total = torch.zeros(layer.groups, width, width)
     for index, images in enumerate(torch.split(shifted, _CHUNK)):
         # Each chunk starts at another point of the grid, so that no position is always left out.
@@ -195,5 +244,20 @@ def _second_moments(layer: n.Accumulating, shifted: torch.Tensor, part: slice) -
         padded = F.pad(images, (left, right, top, bottom))[:, :, down:, across:]
         columns = F.unfold(padded, layer.weight.shape[2:], layer.dilation, 0, stride)  # (N, G·K, positions)
         grouped = columns.reshape(len(images), layer.groups, size, -1)[:, :, part].permute(1, 2, 0, 3).flatten(2)
-        total.baddbmm_(grouped, grouped.mT)
-    return total.numpy()
+        _add_products(total, grouped)
+    return _mirrored(total).numpy()
+
+
+def _add_products(total: torch.Tensor, x: torch.Tensor) -> None:
+    """Add x·xᵀ of x (G, K, samples) to total (G, K, K): only the strips from the diagonal on."""
+    for start in range(0, x.shape[1], _STRIP):
+        strip = slice(start, start + _STRIP)
+        total[:, strip, start:] += x[:, strip] @ x[:, start:].mT
+
+
+def _mirrored(total: torch.Tensor) -> torch.Tensor:
+    """Fill in the products before the diagonal."""
+    for stop in range(_STRIP, total.shape[1], _STRIP):
+        strip = slice(stop - _STRIP, stop)
+        total[:, stop:, strip] = total[:, strip, stop:].mT
+    return total

@@ -8,19 +8,29 @@ the first, each to the integer nearest to
 
 makes the error |R·(w − q)|² = Σ Rᵢᵢ² · (distance from that value to qᵢ)². This is Babai's nearest plane algorithm, and
 gives the same integers as GPTQ (Frantar et al. 2022, algorithm 1), which needs the inverse of H as well.
+
+H is damped: λ is added to its diagonal. With fewer samples than inputs, H = λ·I + Xᵀ·X has a low rank, and R need not
+be computed as a whole. For a block B of inputs, after those before it have been eliminated, with X's columns X_B,
+
+    R_BBᵀ·R_BB = λ·I + X_Bᵀ·P·X_B  and  R_Bj = Z_B·x_j,  where Z_B = R_BB⁻ᵀ·X_Bᵀ·P,
+
+and P, initially I, becomes P − Z_Bᵀ·Z_B. It is the matrix inversion lemma, block by block.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["blocks_of", "feed_back"]
+__all__ = ["Curvature", "FewSamples", "SecondMoments", "blocks_of", "feed_back"]
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 
 _DAMPING = 0.01
 """Added to the diagonal of the second moments, relative to its mean, so that a few images do not dominate."""
@@ -35,90 +45,195 @@ _WIDEST = 4608
 def blocks_of(size: int) -> list[slice]:
     """Return the slices of a layer's inputs that are rounded together: all inputs, or equal parts of at most 4,608.
 
-    Errors are fed back only within a part, so that memory is bounded by one part's second moments. For all 25,088
-    inputs of VGG-16's first fully connected layer they would take 2.3 GiB.
+    Errors are fed back only within a part, so that memory is bounded by one part's second moments.
     """
     parts = -(-size // _WIDEST)
     edges = [size * part // parts for part in range(parts + 1)]
     return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
 
-def feed_back(weights: Float32, moments: Float32, limit: int) -> Float32:
-    """Round weights. The output error is never larger than with rounding to the nearest.
-
-    Args:
-        weights: (G, O, K) of G groups with O output channels, in units of their steps.
-        moments: (G, K, K) second moments of the K inputs of each group.
-        limit: integers are in [−limit, limit].
+class Curvature(Protocol):
+    """The second moments of a layer's inputs, as the rounding needs them.
 
     Inputs with the largest second moment are rounded first. Their errors matter most, and most weights are still free
     to compensate for them.
     """
-    groups, _, size = weights.shape
-    diagonal = np.diagonal(moments, axis1=1, axis2=2)
-    order = np.argsort(diagonal, axis=1, kind="stable")  # the last is rounded first
-    upper = _cholesky(moments, order, diagonal)
-    wanted = np.ascontiguousarray(np.take_along_axis(weights, order[:, None], 2).transpose(0, 2, 1))  # (G, K, O)
-    errors = np.zeros_like(wanted)
-    damped = np.zeros((groups, wanted.shape[2]))
-    for stop in range(size, 0, -_BLOCK):
-        start = max(stop - _BLOCK, 0)
-        later = np.matmul(upper[:, start:stop, stop:], errors[:, stop:]) if stop < size else None
-        for i in range(stop - 1, start - 1, -1):
-            pivot = upper[:, i, i, None]
-            value = np.matmul(upper[:, i, None, i + 1 : stop], errors[:, i + 1 : stop])[:, 0]
-            if later is not None:
-                value += later[:, i - start]
-            value /= pivot
-            value += wanted[:, i]
-            rounded = np.rint(value)
-            np.clip(rounded, -limit, limit, out=rounded)
-            value -= rounded
-            value *= pivot
-            damped += np.square(value, dtype=np.float64)
-            np.subtract(wanted[:, i], rounded, out=errors[:, i])
-    fed_back = np.empty_like(weights)
-    np.put_along_axis(fed_back, order[:, None], (wanted - errors).transpose(0, 2, 1), 2)
-    return _no_worse(weights, np.rint(fed_back), moments, damped, limit)
+
+    order: NDArray[np.int64]
+    """(G, K) inputs by their second moments, ascending: the last is rounded first. All that follows is in this
+    order."""
+    damping: Float64
+    """(G,) λ."""
+
+    def within(self, start: int, stop: int) -> Float32:
+        """Return R between the inputs start..stop, (G, B, B)."""
+
+    def later(self, start: int, stop: int) -> Float32 | None:
+        """Return R·e of the inputs start..stop over the errors after them, (G, B, E); None for the last block."""
+
+    def add(self, start: int, stop: int, errors: Float32) -> None:
+        """Take the errors of the inputs start..stop, (G, B, E). Blocks come from the last to the first."""
 
 
-def _cholesky(moments: Float32, order: NDArray[np.int64], diagonal: Float32) -> Float32:
-    """Return the upper Cholesky factors of the damped moments, with inputs in the given order."""
-    damped = torch.from_numpy(np.take_along_axis(np.take_along_axis(moments, order[:, :, None], 1), order[:, None], 2))
-    damping = _DAMPING * diagonal.mean(1) + 1e-9
-    damped.diagonal(dim1=1, dim2=2).add_(torch.from_numpy(damping.astype(np.float32))[:, None])
-    upper, failed = torch.linalg.cholesky_ex(damped, upper=True)
-    if failed.any():  # float32 was not enough
-        upper = torch.linalg.cholesky(damped.double(), upper=True).float()
-    result: Float32 = upper.numpy()
-    return result
-
-
-def _no_worse(
-    weights: Float32, fed_back: Float32, moments: Float32, damped: NDArray[np.float64], limit: int
-) -> Float32:
-    """Return the fed back weights, but weights rounded to the nearest for output channels that feedback made worse.
-
-    Feedback is greedy: sometimes a channel ends with a larger error than with rounding to the nearest.
+class SecondMoments:
+    """Second moments as matrices.
 
     Args:
-        weights: (G, O, K), as for ``feed_back``.
-        fed_back: likewise, rounded.
-        moments: likewise.
-        damped: (G, O) output errors by the damped moments, which are at least those by the moments.
-        limit: as for ``feed_back``.
+        moments: (G, K, K) of the K inputs of each of G groups.
     """
-    nearest = np.clip(np.rint(weights), -limit, limit)
-    least = _output_errors(weights - nearest, moments)
-    for group, channel in zip(*np.nonzero(damped > least), strict=True):
-        error = weights[group, None, channel, None] - fed_back[group, None, channel, None]
-        if _output_errors(error, moments[group, None])[0, 0] > least[group, channel]:
-            fed_back[group, channel] = nearest[group, channel]
-    return fed_back
+
+    def __init__(self, moments: Float32) -> None:
+        diagonal = np.diagonal(moments, axis1=1, axis2=2)
+        self.order = np.argsort(diagonal, axis=1, kind="stable")
+        self.damping = _damping(diagonal)
+        self._upper = self._cholesky(moments)
+        self._errors: Float32 | None = None
+
+    def _cholesky(self, moments: Float32) -> Float32:
+        """Return the upper Cholesky factors of the damped moments, in order."""
+        rows = np.take_along_axis(moments, self.order[:, :, None], 1)
+        damped = torch.from_numpy(np.take_along_axis(rows, self.order[:, None], 2))
+        damped.diagonal(dim1=1, dim2=2).add_(torch.from_numpy(self.damping.astype(np.float32))[:, None])
+        upper, failed = torch.linalg.cholesky_ex(damped, upper=True)
+        if failed.any():  # float32 was not enough
+            upper = torch.linalg.cholesky(damped.double(), upper=True).float()
+        result: Float32 = upper.numpy()
+        return result
+
+    def within(self, start: int, stop: int) -> Float32:
+        """See Curvature."""
+        return self._upper[:, start:stop, start:stop]
+
+    def later(self, start: int, stop: int) -> Float32 | None:
+        """See Curvature."""
+        if self._errors is None:
+            return None
+        found: Float32 = np.matmul(self._upper[:, start:stop, stop:], self._errors[:, stop:])
+        return found
+
+    def add(self, start: int, stop: int, errors: Float32) -> None:
+        """See Curvature."""
+        if self._errors is None:
+            self._errors = np.empty((*self.order.shape, errors.shape[2]), np.float32)
+        self._errors[:, start:stop] = errors
 
 
-def _output_errors(errors: Float32, moments: Float32) -> NDArray[np.float64]:
-    """Return Σ (e·x)² over all x, (G, O), of errors (G, O, K) by the second moments of x."""
-    products = torch.from_numpy(errors) @ torch.from_numpy(moments)
-    total: NDArray[np.float64] = np.einsum("gok,gok->go", products.numpy(), errors, dtype=np.float64)
-    return total
+class FewSamples:
+    """Second moments of fewer samples than inputs, for a layer without groups.
+
+    Args:
+        x: (N, K) the samples.
+    """
+
+    def __init__(self, x: Float32) -> None:
+        diagonal = np.einsum("nk,nk->k", x, x, dtype=np.float64)
+        self.order = np.argsort(diagonal, kind="stable")[None]
+        self.damping = _damping(diagonal[None])
+        self._x = x
+        self._within: dict[int, Float32] = {}
+        self._z: dict[int, Float32] = {}
+        self._sums: Float32 | None = None
+        p = np.eye(len(x))
+        for start, stop in _blocks(x.shape[1]):
+            columns = self._columns(start, stop).astype(np.float64)
+            reached = p @ columns
+            upper = np.linalg.cholesky(columns.T @ reached + self.damping * np.eye(stop - start)).T
+            z = np.linalg.solve(upper.T, reached.T)
+            p -= z.T @ z
+            self._within[start], self._z[start] = upper.astype(np.float32), z.astype(np.float32)
+
+    def _columns(self, start: int, stop: int) -> Float32:
+        return self._x[:, self.order[0, start:stop]]
+
+    def within(self, start: int, stop: int) -> Float32:
+        """See Curvature."""
+        return self._within[start][None]
+
+    def later(self, start: int, stop: int) -> Float32 | None:
+        """See Curvature."""
+        return None if self._sums is None else (self._z[start] @ self._sums)[None]
+
+    def add(self, start: int, stop: int, errors: Float32) -> None:
+        """See Curvature."""
+        sums = self._columns(start, stop) @ errors[0]
+        self._sums = sums if self._sums is None else self._sums + sums
+
+
+def _damping(diagonal: NDArray[np.floating]) -> Float64:
+    found: Float64 = _DAMPING * diagonal.mean(1, dtype=np.float64) + 1e-9
+    return found
+
+
+def _blocks(size: int) -> list[tuple[int, int]]:
+    """Return the blocks of inputs, first to last. The last one is whole."""
+    return [(max(stop - _BLOCK, 0), stop) for stop in range(size, 0, -_BLOCK)][::-1]
+
+
+def feed_back(weights: Float32, steps: Float32, curvature: Curvature, limit: int) -> NDArray[np.int8]:
+    """Round weights. A channel's output error is not larger than with rounding to the nearest.
+
+    Feedback is greedy: sometimes a channel would end with a larger error. Its weights are rounded to the nearest.
+
+    Args:
+        weights: (G, O, K) of G groups with O output channels.
+        steps: (G, O) values of one integer.
+        curvature: of the K inputs; it is used up.
+        limit: integers are in [−limit, limit].
+
+    Returns:
+        (G, O, K) integers.
+    """
+    groups, channels, size = weights.shape
+    rounded = np.empty(weights.shape, np.int8)
+    nearest = np.zeros((groups, channels))  # |R·e|² − λ·|e|² of rounding to the nearest, and of feedback
+    fed_back = np.zeros((groups, channels))
+    damping = curvature.damping[:, None]
+    for start, stop in reversed(_blocks(size)):
+        where = curvature.order[:, None, start:stop]
+        wanted = np.take_along_axis(weights, where, 2)
+        wanted /= steps[:, :, None]
+        wanted = np.ascontiguousarray(wanted.transpose(0, 2, 1))  # (G, B, O)
+        within, later = curvature.within(start, stop), curvature.later(start, stop)
+        errors = np.empty((groups, stop - start, 2 * channels), np.float32)
+        mine, plain = errors[..., :channels], errors[..., channels:]
+        np.subtract(wanted, _integers(wanted, limit), out=plain)
+        reach = within @ plain
+        if later is not None:
+            reach += later[..., channels:]
+        nearest += _squares(reach) - damping * _squares(plain)
+        for i in range(stop - start - 1, -1, -1):
+            pivot = within[:, i, i, None]
+            value = np.matmul(within[:, i, None, i + 1 :], mine[:, i + 1 :])[:, 0]
+            if later is not None:
+                value += later[:, i, :channels]
+            value /= pivot
+            value += wanted[:, i]
+            integers = _integers(value, limit)
+            np.subtract(wanted[:, i], integers, out=mine[:, i])
+            value -= integers
+            value *= pivot
+            fed_back += np.square(value, dtype=np.float64)
+        fed_back -= damping * _squares(mine)
+        wanted -= mine
+        np.put_along_axis(rounded, where, np.rint(wanted, out=wanted).transpose(0, 2, 1).astype(np.int8), 2)
+        curvature.add(start, stop, errors)
+    for group, channel in _channels_worse(fed_back, nearest):
+        row = weights[group, channel] / steps[group, channel]
+        rounded[group, channel] = _integers(row, limit)
+    return rounded
+
+
+def _channels_worse(fed_back: Float64, nearest: Float64) -> Iterator[tuple[int, int]]:
+    """Return group and channel where the error of feedback is larger than that of rounding to the nearest."""
+    return zip(*np.nonzero(fed_back > nearest), strict=True)
+
+
+def _integers(values: Float32, limit: int) -> Float32:
+    rounded = np.rint(values)
+    return np.clip(rounded, -limit, limit, out=rounded)
+
+
+def _squares(values: Float32) -> Float64:
+    """Return the sums of squares over the second dimension of (G, B, O)."""
+    found: Float64 = np.einsum("gbo,gbo->go", values, values, dtype=np.float64)
+    return found

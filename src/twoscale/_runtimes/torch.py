@@ -24,7 +24,7 @@ from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.interpreter import interpret
 from twoscale.errors import ExecutorError
 
-__all__ = ["TorchExecutor"]
+__all__ = ["TorchExecutor", "exact_arithmetic"]
 
 # Settings with which a user lets torch compute float32 products with fewer bits.
 _MKLDNN: Any = torch.backends.mkldnn
@@ -32,7 +32,7 @@ _PRECISIONS: tuple[Any, ...] = (torch.backends.cuda.matmul, _MKLDNN.matmul, _MKL
 
 
 @contextlib.contextmanager
-def _exact_arithmetic(device: torch.device) -> Iterator[None]:
+def exact_arithmetic(device: torch.device) -> Iterator[None]:
     """Switch off everything that is not exact, whatever the user has chosen: TF32, bfloat16, autocast, NNPACK's
     Winograd."""
     before = [place.fp32_precision for place in _PRECISIONS]
@@ -55,6 +55,8 @@ class TorchExecutor:
     Args:
         network: what to run.
         device: "cpu", "cuda", "cuda:1", …
+        exact: use float64 for sums that float32 may round. Without it, sums of more than 24 bits are rounded; for
+            estimates.
 
     Raises:
         ExecutorError: torch has no such device here.
@@ -62,8 +64,9 @@ class TorchExecutor:
 
     name = "torch"
 
-    def __init__(self, network: IntegerNetwork, device: str | torch.device = "cpu") -> None:
+    def __init__(self, network: IntegerNetwork, device: str | torch.device = "cpu", *, exact: bool = True) -> None:
         self.network = network
+        self.exact = exact
         self.device = _usable(device)
         self._unfolds = self.device.type != "cpu"
         # Filled when a layer is first computed. Layers compare by identity.
@@ -85,7 +88,7 @@ class TorchExecutor:
     def run_tensors(self, images: torch.Tensor, keep: Collection[str] | None = None) -> dict[str, torch.Tensor]:
         """Compute a batch on the device; integers come back in float tensors (accumulators in float64)."""
         wanted = layers_to_keep(self.network, keep)
-        with _exact_arithmetic(self.device):
+        with exact_arithmetic(self.device):
             return interpret(
                 self.network.layers,
                 lambda layer, inputs: _RUN[type(layer)](self, layer, inputs if layer.inputs else [images]),
@@ -94,7 +97,7 @@ class TorchExecutor:
 
     def compute(self, layer: n.Layer, inputs: list[torch.Tensor]) -> torch.Tensor:
         """Compute one layer from its inputs."""
-        with _exact_arithmetic(self.device):
+        with exact_arithmetic(self.device):
             return _RUN[type(layer)](self, layer, inputs)
 
     def shifted(self, layer: n.Layer, inputs: list[torch.Tensor], index: int = 0) -> torch.Tensor:
@@ -104,11 +107,14 @@ class TorchExecutor:
 
     def accumulate(self, layer: n.Accumulating, x: torch.Tensor) -> torch.Tensor:
         """Return the accumulators of equation (2) from q − z, in float32 if exact, else float64."""
-        if layer not in self._weights:
+        if layer in self._weights:
+            weight, bias = self._weights[layer]
+        else:
             bound = int(layer.partial_bound(self.network.spec(layer.inputs[0])).max(initial=0))
-            kind = torch.float32 if bound < 2**24 else torch.float64
-            self._weights[layer] = self._tensor(layer.weight).to(kind), self._tensor(layer.bias_o).to(kind)
-        weight, bias = self._weights[layer]
+            kind = torch.float32 if bound < 2**24 or not self.exact else torch.float64
+            weight, bias = self._tensor(layer.weight).to(kind), self._tensor(layer.bias_o).to(kind)
+            if self.exact:  # for estimates, a network runs once
+                self._weights[layer] = weight, bias
         x = x.to(weight.dtype)
         if isinstance(layer, n.Conv2d):
             return self._convolve(layer, x, weight, bias)
@@ -131,6 +137,17 @@ class TorchExecutor:
 
     def _factors(self, multiplier: n.Multiplier, ndim: int) -> torch.Tensor:
         return self._tensor(multiplier.values).reshape((1, -1) + (1,) * (ndim - 2))
+
+    def requantized(self, layer: n.Accumulating, acc: torch.Tensor, x: list[torch.Tensor]) -> torch.Tensor:
+        """Return the output of a layer with weights, from its accumulators and its inputs."""
+        if not isinstance(layer, n.Conv2d) or layer.residual_multiplier is None:
+            return self.finish(acc, layer)
+        assert layer.multiplier is not None
+        residual = self.shifted(layer, x, 1) * self._factors(layer.residual_multiplier, acc.ndim)
+        # (7b): both products and their sum are exact in float32 as long as they are not clamped; see
+        # docs/arithmetic.md.
+        product = acc.float() * self._factors(layer.multiplier, acc.ndim)
+        return _saturate(product.add_(residual), layer.output)
 
     def finish(self, acc: torch.Tensor, layer: n.Requantize) -> torch.Tensor:
         """Requantize accumulators, or return them unchanged if the layer has no multiplier."""
@@ -161,18 +178,8 @@ def _quantize_input(e: TorchExecutor, layer: n.QuantizeInput, x: list[torch.Tens
     return _saturate(x[0] / scale, layer.output)
 
 
-def _conv2d(e: TorchExecutor, layer: n.Conv2d, x: list[torch.Tensor]) -> torch.Tensor:
-    acc = e.accumulate(layer, e.shifted(layer, x))
-    if layer.residual_multiplier is None:
-        return e.finish(acc, layer)
-    assert layer.multiplier is not None
-    residual = e.shifted(layer, x, 1) * e._factors(layer.residual_multiplier, acc.ndim)
-    # (7b): both products and their sum are exact in float32 as long as they are not clamped; see docs/arithmetic.md.
-    return _saturate(acc.float() * e._factors(layer.multiplier, acc.ndim) + residual, layer.output)
-
-
-def _linear(e: TorchExecutor, layer: n.Linear, x: list[torch.Tensor]) -> torch.Tensor:
-    return e.finish(e.accumulate(layer, e.shifted(layer, x)), layer)
+def _accumulating(e: TorchExecutor, layer: n.Accumulating, x: list[torch.Tensor]) -> torch.Tensor:
+    return e.requantized(layer, e.accumulate(layer, e.shifted(layer, x)), x)
 
 
 def _add(e: TorchExecutor, layer: n.Add, x: list[torch.Tensor]) -> torch.Tensor:
@@ -225,8 +232,8 @@ def _table(e: TorchExecutor, layer: n.Table, x: list[torch.Tensor]) -> torch.Ten
 
 _RUN: dict[type[n.Layer], _Run] = {
     n.QuantizeInput: _quantize_input,
-    n.Conv2d: _conv2d,
-    n.Linear: _linear,
+    n.Conv2d: _accumulating,
+    n.Linear: _accumulating,
     n.Add: _add,
     n.Mul: _mul,
     n.AveragePool2d: _average_pool,

@@ -226,19 +226,22 @@ def _corrected(
 
     def compute(layer: Layer, inputs: list[_Tensors]) -> _Tensors:
         node = graph[layer.name]
-        x_real = [x.real for x in inputs]
+        real = module.compute(node, [x.real for x in inputs]) if inputs else images
         own: dict[int, torch.Tensor] = {}
         for place, variant in enumerate(variants):
             if layer.name not in variant.changed:
                 continue
-            executor_of_variant, mine = TorchExecutor(variant.network), variant.network[layer.name]
+            executor_of_variant, mine = TorchExecutor(variant.network, exact=False), variant.network[layer.name]
             x_mine = [x.own.get(place, x.base) for x in inputs] or [images]
+            is_read = any(reader.name in variant.changed for reader in graph.users[layer.name])
             if isinstance(mine, Accumulating) and isinstance(node, g.Conv2d | g.Linear):
-                mine = correct_layer(mine, node, variant.plan.scheme, module, executor_of_variant, x_real, x_mine)
-            corrected[place][layer.name] = mine
-            if any(reader.name in variant.changed for reader in graph.users[layer.name]):
+                found = correct_layer(mine, node, variant.plan.scheme, real, executor_of_variant, x_mine)
+                mine = found.layer
+                if is_read:
+                    own[place] = executor_of_variant.requantized(mine, found.accumulators, x_mine)
+            elif is_read:
                 own[place] = executor_of_variant.compute(mine, x_mine)
-        real = module.compute(node, x_real) if inputs else images
+            corrected[place][layer.name] = mine
         result = _Tensors(real, executor.compute(layer, [x.base for x in inputs] or [images]), own)
         report(layer.name)
         return result
