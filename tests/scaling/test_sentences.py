@@ -55,7 +55,7 @@ def _said(section: str, study: StudyResults, *changed: object) -> str:
 
 
 def _exposed(study: StudyResults, *milliseconds: float, alone: float = 2.0, seen: tuple[float, ...] = ()) -> str:
-    """Return what is said of arms at two ranks with these exposed times, one a round."""
+    """Return the sentence about arms at two ranks with these exposed times, one per round."""
     arms = []
     for at in study.of(CommunicationAnswer).arms:
         if at.record.world_size == 2:
@@ -179,7 +179,7 @@ def test_a_failed_launch_is_no_single_device(study: StudyResults) -> None:
 
 
 def _accuracies(study: StudyResults, **values: tuple[float | None, ...]) -> str:
-    """Return what is said where ways at equal epochs reached other accuracies, one a seed."""
+    """Return the sentence where ways at equal epochs reached other accuracies, one per seed."""
     small = values.get("small", (0.9, 0.91, 0.92))
     rows = []
     for row in study.of(AccuracyAnswer).accuracy:
@@ -403,20 +403,20 @@ def test_computing_and_communication_of_an_epoch_are_those_of_its_steps(study: S
 def test_both_times_of_a_step_are_named_side_by_side(study: StudyResults) -> None:
     at = _arms(study)[0]
 
-    def said(loop: float, data: float, late: float | None) -> str | None:
+    def said(loop: float, data: float, slow: float | None) -> str | None:
         record = replace(
             at.record,
             ddp=summarize([8.7e-3] * 6),
             free_running=summarize([loop / 1e3] * 6),
             data_wait=summarize([data / 1e3] * 6),
-            jitter=None if late is None else summarize([late / 1e3] * 6),
+            slow_steps=None if slow is None else summarize([slow / 1e3] * 6),
         )
         return loop_sentence(replace(at, record=record))
 
     text = "At 2 ranks, batch 64, the same step takes 11.4 ms in a training loop and 8.70 ms where all ranks begin it "
     assert said(11.4, 0.7, 1.0) == text + (
-        "together. The difference: 0.70 ms the wait for data, 1.00 ms ranks that are late in turn and 1.00 ms not "
-        "explained."
+        "together. The difference: 0.70 ms the wait for data, 1.00 ms slow steps (a loop's time is the mean, the other "
+        "the median) and 1.00 ms not explained."
     )
     assert said(11.4, 2.7, 0.0) == text + "together. The difference: 2.70 ms the wait for data."
     assert said(11.4, 0.0, None) == text + "together. The difference: 2.70 ms not explained."
@@ -452,8 +452,8 @@ def test_loss_and_accuracy_by_epoch_are_drawn(study: StudyResults) -> None:
     loss, accuracy = loss_plot(changed), curve_plot(changed)
     assert loss is not None
     assert accuracy is not None
-    assert loss.label.endswith("batch: 16 ends at 1.12")
-    assert accuracy.label.endswith("batch: 16 ends at 75.00")
+    assert loss.label.endswith(": batch 16 ends at 1.12")
+    assert accuracy.label.endswith(": batch 16 ends at 75.00")
 
 
 def test_a_best_rate_at_the_edge_of_what_was_tried_is_named() -> None:
@@ -462,17 +462,17 @@ def test_a_best_rate_at_the_edge_of_what_was_tried_is_named() -> None:
 
     assert edges_sentence(tried(0.1, 0.9, 0.5)) is None
     assert edges_sentence(tried(0.1, 0.5, 0.9)) == (
-        "Best rates at the edge of what was tried. LARS, equal epochs: 4.0000 is the largest tried, a larger one may "
+        "Best rates at the edge of what was tried. LARS, equal epochs: 4 is the largest tried, a larger one may "
         "be better."
     )
-    assert "1.0000 is the smallest tried" in (edges_sentence(tried(0.9, None, None)) or "")
+    assert "1 is the smallest tried" in (edges_sentence(tried(0.9, None, None)) or "")
     assert edges_sentence(tried(None, None)) is None
     (row,) = rates_table(tried(0.1, None, 0.9)).rows
     assert [cell.text for cell in row] == [
         "LARS",
         "equal epochs",
-        "4.0000",
-        "1.0000: 10.0, 2.0000: diverged, 4.0000: 90.0",
+        "4",
+        "1: 10.0, 2: diverged, 4: 90.0",
     ]
 
 

@@ -524,7 +524,7 @@ def test_a_study_does_not_go_on_elsewhere(again: list[str], tmp_path: Path) -> N
             f"{file} was measured elsewhere ({words}), and the times cannot be compared; continue there, or choose "
             "another --out"
         )
-    assert again == []  # said before anything else is measured
+    assert again == []  # refused before anything else is measured
     del written["machine"]  # an earlier version's
     file.write_text(json.dumps(written))
     run_study(_config(sections=("wire",)), tmp_path, resume=True)

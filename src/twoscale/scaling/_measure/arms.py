@@ -297,4 +297,5 @@ def measure_arms(
         silent_free=summarize(free["silent"]),
         bare_free=summarize(free["bare"]),
         jitter=summarize([p.jitter for p in taken["bare"]]),
+        slow_steps=summarize([p.slow_steps for p in taken["ddp"]]),
     )

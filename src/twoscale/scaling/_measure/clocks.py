@@ -117,6 +117,11 @@ class Paced:
         return float(self.step.max(0).mean() - self.step.mean(1).max())
 
     @property
+    def slow_steps(self) -> float:
+        """Mean over steps of the slowest rank's time, less their median."""
+        return float(self.step.max(0).mean() - np.median(self.step.max(0)))
+
+    @property
     def data_wait(self) -> float:
         """Median over steps of the longest that a rank asked for its batch."""
         return float(np.median(self.data.max(0)))

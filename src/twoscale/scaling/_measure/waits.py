@@ -45,7 +45,7 @@ class WaitClock:
         self._ready: Mark = None
         self._last = ""
         module.register_forward_pre_hook(lambda *_: self._note_forward())
-        # A gradient's hook runs before DDP hears of that gradient.
+        # Runs before DDP starts to average the bucket of that gradient.
         self._handles: dict[str, RemovableHandle] = {
             name: parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                 partial(self._note_gradient, name)

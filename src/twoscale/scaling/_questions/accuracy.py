@@ -230,7 +230,7 @@ def accuracy_table(results: StudyResults, equal: str) -> Table:
     rows: list[list[str | Cell]] = [
         [
             row.title,
-            number(row.rate, 4),
+            _rate(row.rate),
             count(row.epochs),
             count(row.steps),
             Cell(
@@ -271,16 +271,20 @@ def _judged(against: Summary | None) -> str:
     return "worse" if against.mean_interval.high < 0 else "not shown"
 
 
+def _rate(value: float) -> str:
+    """Return a learning rate: it is one of a few round numbers."""
+    return f"{value:g}"
+
+
 def rates_table(rates: Sequence[RateTried]) -> Table:
     """Return one row per way to train and length of run: each rate with its accuracy, the best one marked."""
     rows: list[list[str | Cell]] = []
     for (title, equal), tried in _groups(rates).items():
         best = _best(tried)
         shown = [
-            f"{number(one.rate, 4)}: {'diverged' if one.accuracy is None else percent(one.accuracy, 1)}"
-            for one in tried
+            f"{_rate(one.rate)}: {'diverged' if one.accuracy is None else percent(one.accuracy, 1)}" for one in tried
         ]
-        rows.append([title, f"equal {equal}", MISSING if best is None else number(best.rate, 4), ", ".join(shown)])
+        rows.append([title, f"equal {equal}", MISSING if best is None else _rate(best.rate), ", ".join(shown)])
     columns = [
         text_column("Way"),
         text_column("Length"),
@@ -309,9 +313,7 @@ def edges_sentence(rates: Sequence[RateTried]) -> str | None:
         best = _best(tried)
         if best is not None and len(tried) > 1 and best in (tried[0], tried[-1]):
             end, beyond = ("smallest", "smaller") if best is tried[0] else ("largest", "larger")
-            lines.append(
-                f"{title}, equal {equal}: {number(best.rate, 4)} is the {end} tried, a {beyond} one may be better"
-            )
+            lines.append(f"{title}, equal {equal}: {_rate(best.rate)} is the {end} tried, a {beyond} one may be better")
     return f"Best rates at the edge of what was tried. {'; '.join(lines)}." if lines else None
 
 
@@ -327,19 +329,19 @@ def _by_epoch(
 ) -> Drawing | None:
     lines = []
     for row in _curves(results.of(AccuracyAnswer).accuracy):
-        name = str(row.batch_size) if row.way == "small" else f"{row.batch_size}, equal {row.equal}"
+        name = str(row.batch_size) if row.way == "small" else f"{row.batch_size}, {row.equal}"
         points = [(float(point.epoch), y) for point in row.curve if (y := value(point)) is not None]
         if points:
             lines.append((name, points))
     if not lines:
         return None
-    spoken = "; ".join(f"{name} ends at {fixed(points[-1][1], 2)}" for name, points in lines)
+    spoken = "; ".join(f"batch {name} ends at {fixed(points[-1][1], 2)}" for name, points in lines)
     last = max(int(points[-1][0]) for _, points in lines)
     ticks = range(1, last + 1, max(1, math.ceil(last / 12)))
     return line_plot(
         title,
         lines,
-        label=f"{title} by epoch, nothing changed but the batch: {spoken}",
+        label=f"{title} by epoch, nothing changed but the batch, at equal epochs or steps: {spoken}",
         x_label="epoch",
         y_label=y_label,
         x_ticks=[(float(epoch), str(epoch)) for epoch in ticks],
@@ -349,13 +351,13 @@ def _by_epoch(
 
 def loss_plot(results: StudyResults) -> Drawing | None:
     """Draw the training loss by epoch."""
-    return _by_epoch(results, "Training loss by batch", "mean of the epoch", lambda point: point.loss)
+    return _by_epoch(results, "Training loss", "mean of the epoch", lambda point: point.loss)
 
 
 def curve_plot(results: StudyResults) -> Drawing | None:
     """Draw the test accuracy by epoch."""
     return _by_epoch(
-        results, "Test accuracy by batch", "%", lambda point: None if point.accuracy is None else 100 * point.accuracy
+        results, "Test accuracy", "%", lambda point: None if point.accuracy is None else 100 * point.accuracy
     )
 
 

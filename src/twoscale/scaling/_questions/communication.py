@@ -267,9 +267,13 @@ def loop_sentence(at: ArmsAt) -> str | None:
     if longer <= 0:
         return None
     data = min(longer, max(0.0, record.data_wait.median))
-    late = 0.0 if record.jitter is None else min(longer - data, max(0.0, record.jitter.median))
-    rest = longer - data - late
-    parts = [(data, "the wait for data"), (late, "ranks that are late in turn"), (rest, "not explained")]
+    slow = 0.0 if record.slow_steps is None else min(longer - data, max(0.0, record.slow_steps.median))
+    rest = longer - data - slow
+    parts = [
+        (data, "the wait for data"),
+        (slow, "slow steps (a loop's time is the mean, the other the median)"),
+        (rest, "not explained"),
+    ]
     shown = [f"{milliseconds(seconds)} {what}" for seconds, what in parts if seconds >= 0.05 * longer]
     return (
         f"At {_cell_name(at)}, the same step takes {milliseconds(record.free_running.median)} in a training loop and "

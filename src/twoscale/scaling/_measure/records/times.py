@@ -144,6 +144,9 @@ class ArmsRecord:
     jitter: Summary | None = None
     """What it costs the module alone that every step waits for the slowest rank of that step: the mean over steps of
     the slowest rank's time less the slowest rank's mean time; None in earlier records."""
+    slow_steps: Summary | None = None
+    """Arm A: the mean over a round's steps less their median, which steps that take far longer do not change; None in
+    earlier records."""
 
 
 @dataclass(frozen=True)
