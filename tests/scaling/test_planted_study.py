@@ -133,5 +133,9 @@ def test_all_reduces_of_44_megabytes_on_the_cores_that_compute(tmp_path: Path) -
 
 
 def test_nothing_planted(tmp_path: Path) -> None:
+    load = load_average()
+    if load is not None and load[0] > 1.5 * core_count():
+        # Caches and memory have no priorities.
+        pytest.skip(f"what else this machine does is planted: its load is {load[0]:.1f} on {core_count()} cores")
     verdict = _verdict(tmp_path, grid_batches=(), repeats=3)
     assert abs(verdict.unexplained) <= 0.1 * verdict.loss.mean, verdict

@@ -191,6 +191,18 @@ def test_a_rank_that_is_late_only_now_and_then_is_no_straggler() -> None:
     assert (verdict.causes[0].name, verdict.straggler) == ("cores", "")
 
 
+def test_a_rank_that_is_late_in_some_runs_of_a_round_is_no_straggler() -> None:
+    """One round says little by itself; its runs say more."""
+    one = _rounds(10, 20, 22, fastest=10)[0]
+
+    def named(*ranks: int) -> str:
+        apart = dataclasses.replace(one.apart, slowest_ranks=ranks)
+        return decide([dataclasses.replace(one, apart=apart)], _arms(exposed=2), SLOW_LINK, 64).straggler
+
+    assert named(1, 1, 1) == "rank 1 on core 3"
+    assert named(1, 0, 1) == ""
+
+
 def test_a_noisy_round_is_left_out_and_named_with_its_load() -> None:
     rounds = _rounds(10, 12, 16, loads=(1.2, 9.3, 4.0))
     far = dataclasses.replace(rounds[1], ddp=_time("ddp", 2, 137 * MS))
@@ -299,6 +311,22 @@ def test_steps_of_the_same_launches_leave_nothing_unexplained() -> None:
     assert parts["jitter"] == pytest.approx(0.4, abs=0.01)
     assert parts["contention"] == pytest.approx(3 - 1.002 - 0.4, abs=0.02)
     assert verdict.unexplained == pytest.approx(0, abs=0.02 * MS)
+
+
+def test_a_step_that_noise_made_longer_than_the_next_one_explains_nothing_twice() -> None:
+    # Bare modules took 13 ms, and DDP that sends nothing 12, which includes them: 12.5 each.
+    rounds = _with_silent(_rounds(11, 13, 14), 12, 12, 12)
+    verdict = decide(rounds, _arms(exposed=2, inside=0.5, alone=(0.3,), ready=(9,)), SLOW_LINK, 64)
+    parts = {str(one.name): one.seconds / MS for one in verdict.causes}
+    assert parts["cores"] == pytest.approx(1.5, abs=0.02)
+    assert parts["wrapper"] == 0
+    assert sum(parts.values()) == pytest.approx(3, abs=0.02)
+    assert verdict.unexplained == pytest.approx(0, abs=1e-9)
+    # Two ranks that never talk were faster than one: the two count alike, and what is left of the loss is noise.
+    rounds = _with_silent(_rounds(11, 10, 14), 12, 12, 12)
+    verdict = decide(rounds, _arms(exposed=2, inside=0.5, alone=(0.3,), ready=(9,)), SLOW_LINK, 64)
+    assert sum(one.seconds for one in verdict.causes) == pytest.approx(3.5 * MS, rel=0.01)
+    assert verdict.unexplained == pytest.approx(-0.5 * MS, rel=0.05)
 
 
 def _with_waits(rounds: list[Round], *waits: tuple[float, float, float]) -> list[Round]:

@@ -308,6 +308,7 @@ class Loop:
             peak_memory_bytes=peak,
             flops_per_step=operations,
             rank_seconds=tuple(statistics.median(run.rank_seconds[rank] for run in runs) for rank in range(ranks.size)),
+            slowest_ranks=tuple(run.rank_seconds.index(run.step) for run in runs),
             rank_cores=_cores_of(ranks) if workload.device == "cpu" else (),
             rank_waits=middle.rank_waits,
             least_wait=middle.least_wait,

@@ -5,7 +5,7 @@ each round. All steps run in a training loop, without barriers between them. The
 add up to the growth:
 
     data         data wait of bare modules on all ranks - data wait of one
-    straggler    bare modules on all ranks at once: one and the same rank in every round - the fastest
+    straggler    bare modules on all ranks at once: one and the same rank in every run of every round - the fastest
     cores        bare modules on all ranks at once, the fastest rank - bare module on one, both without data wait:
                  ranks that never talk slow each other all the same
     wrapper      DDP that sends nothing - bare modules on all ranks at once
@@ -30,7 +30,11 @@ replayed bucket by bucket: what is sent beside the backward pass is not waited f
 
 Records of earlier versions have no clock in their loops: theirs is the one of the arms' steps, which all ranks begin
 together, and their jitter that of the bare module. The oldest have wrapper and exposed from the arms too (B - D and
-A - B). A part below zero counts as zero.
+A - B).
+
+No part is below zero. In the chain of steps - one bare module, bare modules on all ranks, DDP that sends nothing, DDP -
+each does all that the one before it does, and must take as long: where noise makes one shorter, both count as their
+mean.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from twoscale.scaling._measure.records import ArmsRecord, Bucket, EpochTime, Summary
+from twoscale.scaling._measure.records import ArmsRecord, Bucket, Summary
 from twoscale.scaling._measure.statistics import summarize
 from twoscale.scaling._questions.link_model import LinkModel, collective_seconds, replay
 from twoscale.scaling._questions.rounds import Round
@@ -124,16 +128,10 @@ def _only_the_last_waits(sent: Sequence[tuple[Bucket, float]]) -> bool:
     return free <= sent[-1][0].ready
 
 
-def _beyond_data(time: EpochTime) -> float:
-    """Return a step without its wait for data, seconds."""
-    return time.step.median - time.data_wait.median
-
-
 @dataclass(frozen=True)
 class _Waiting:
-    """What DDP takes longer than bare modules on as many ranks, seconds per step; none is below zero."""
+    """What DDP takes longer than DDP that sends nothing, seconds per step; none is below zero."""
 
-    wrapper: float
     seen: float
     """Waiting for communication."""
     late: float
@@ -173,24 +171,46 @@ def _exposed_in_arms(one: Round, many: ArmsRecord) -> _Exposed:
     return _Exposed(whole, seen, many.jitter.median if many.jitter is not None else 0.0)
 
 
-def _wrapper(rounds: Sequence[Round], many: ArmsRecord) -> float:
-    """Return what DDP itself takes, seconds: of the rounds, or of the arms in records of earlier versions."""
-    silent = [one.silent.step.median - one.apart.step.median for one in rounds if one.silent is not None]
+def _in_order(steps: Sequence[float]) -> list[float]:
+    """Return the non-decreasing numbers nearest to these, by least squares (pool adjacent violators)."""
+    pools: list[tuple[float, int]] = []
+    for step in steps:
+        mean, size = step, 1
+        while pools and pools[-1][0] > mean:
+            before, count = pools.pop()
+            mean, size = (before * count + mean * size) / (count + size), count + size
+        pools.append((mean, size))
+    return [mean for mean, size in pools for _ in range(size)]
+
+
+@dataclass(frozen=True)
+class _Growth:
+    """What a step gains from one thing to the next, seconds; none is below zero."""
+
+    ranks: float
+    """Bare modules on all ranks, beyond one."""
+    wrapper: float
+    """DDP that sends nothing, beyond these."""
+    exposed: float
+    """DDP, beyond that."""
+
+
+def _growth(rounds: Sequence[Round], many: ArmsRecord, exposed: float) -> _Growth:
+    """Return the growth along the chain of steps, each of which does all that the one before it does.
+
+    A step that is shorter than the one before it was disturbed, or that one was: both count as their mean.
+    """
+    silent = [one.silent.step.median for one in rounds if one.silent is not None]
     if len(silent) == len(rounds):
-        return statistics.fmean(silent)
+        alone, apart, ddp = zip(*((one.alone, one.apart, one.ddp) for one in rounds), strict=True)
+        steps = [statistics.fmean(time.step.median for time in times) for times in (alone, apart, ddp)]
+        one, ranks, wrapped, whole = _in_order([*steps[:2], statistics.fmean(silent), steps[2]])
+        return _Growth(ranks - one, wrapped - ranks, whole - wrapped)
+    ranks = statistics.fmean(one.apart.step.median - one.alone.step.median for one in rounds)
+    wrapper = many.wrapper_tax.median
     if many.silent_free is not None and many.bare_free is not None:
-        return many.silent_free.median - many.bare_free.median
-    return many.wrapper_tax.median
-
-
-def _waiting(rounds: Sequence[Round], many: ArmsRecord) -> _Waiting:
-    by_round = [_exposed_in_loop(one) or _exposed_in_arms(one, many) for one in rounds]
-    whole = max(0.0, statistics.fmean(one.whole for one in by_round))
-    seen = min(whole, max(0.0, statistics.fmean(one.seen for one in by_round)))
-    late = min(whole - seen, max(0.0, statistics.fmean(one.late for one in by_round)))
-    # In every round; otherwise it is chance, and stays unexplained.
-    slowed = whole - seen - late if all(one.whole > one.seen + one.late for one in by_round) else 0.0
-    return _Waiting(max(0.0, _wrapper(rounds, many)), seen, late, slowed)
+        wrapper = many.silent_free.median - many.bare_free.median
+    return _Growth(max(0.0, ranks), max(0.0, wrapper), max(0.0, exposed))
 
 
 def _straggler(rounds: Sequence[Round]) -> tuple[float, str]:
@@ -198,7 +218,8 @@ def _straggler(rounds: Sequence[Round]) -> tuple[float, str]:
     times = [one.apart.rank_seconds for one in rounds]
     if not all(times):
         return 0.0, ""
-    slowest = {seconds.index(max(seconds)) for seconds in times}
+    slowest = {rank for one in rounds for rank in one.apart.slowest_ranks}
+    slowest |= {seconds.index(max(seconds)) for seconds in times}
     if len(slowest) > 1:
         return 0.0, ""  # now one and now another is chance, not a straggler
     (rank,) = slowest
@@ -207,6 +228,15 @@ def _straggler(rounds: Sequence[Round]) -> tuple[float, str]:
     if cores and cores[rank]:
         where = f" on core{'s' * (len(cores[rank]) > 1)} {', '.join(map(str, cores[rank]))}"
     return statistics.fmean(max(seconds) - min(seconds) for seconds in times), f"rank {rank}{where}"
+
+
+def _waiting(by_round: Sequence[_Exposed], whole: float) -> _Waiting:
+    """Divide the exposed time of all rounds, ``whole`` seconds."""
+    seen = min(whole, max(0.0, statistics.fmean(one.seen for one in by_round)))
+    late = min(whole - seen, max(0.0, statistics.fmean(one.late for one in by_round)))
+    # In every round; otherwise it is chance, and stays unexplained.
+    slowed = whole - seen - late if all(one.whole > one.seen + one.late for one in by_round) else 0.0
+    return _Waiting(seen, late, slowed)
 
 
 def divide(rounds: Sequence[Round], many: ArmsRecord, model: LinkModel | None) -> Division:
@@ -218,20 +248,22 @@ def divide(rounds: Sequence[Round], many: ArmsRecord, model: LinkModel | None) -
         model: the link, fitted. None: nothing of exposed communication counts as latency.
     """
     loss = summarize([one.ddp.step.median - one.alone.step.median for one in rounds])
+    by_round = [_exposed_in_loop(one) or _exposed_in_arms(one, many) for one in rounds]
+    growth = _growth(rounds, many, statistics.fmean(one.whole for one in by_round))
     data = statistics.fmean(one.apart.data_wait.median - one.alone.data_wait.median for one in rounds)
-    slower = max(0.0, statistics.fmean(_beyond_data(one.apart) - _beyond_data(one.alone) for one in rounds))
+    data = min(growth.ranks, max(0.0, data))
     late, which = _straggler(rounds)
-    late = min(late, slower)
-    waiting = _waiting(rounds, many)
+    late = min(late, growth.ranks - data)
+    waiting = _waiting(by_round, growth.exposed)
     buffers = min(waiting.seen, max(0.0, many.buffers.median)) if many.buffers else 0.0
     parts = communication_parts(many, model, waiting.seen - buffers)
     parts["contention"] += waiting.slowed
     parts |= {
         "buffers": buffers,
-        "data": max(0.0, data),
-        "cores": slower - late,
+        "data": data,
+        "cores": growth.ranks - data - late,
         "straggler": late,
-        "wrapper": waiting.wrapper,
+        "wrapper": growth.wrapper,
         "jitter": waiting.late,
     }
     total = sum(parts.values())

@@ -344,8 +344,8 @@ def _content(results: StudyResults) -> Content:
             "have more. Strong scaling keeps the batch of all ranks, so that each has less. Speed-up compares images "
             "per second.",
             "A step here is one of a training loop: no barriers between steps, the wait for data counts, and the mean "
-            "of a run's steps is taken. In section 3 all ranks begin each step together, and the median step counts: "
-            "that time is another one, and section 3 shows both side by side.",
+            "of a run's steps is taken. In section 3 all ranks begin each step together, and the median step counts; "
+            "the first two columns of its table show both times.",
         ),
         [Group(findings=findings, figures=figures(speedup=speedup_plot(results)), tables=tables)],
     )

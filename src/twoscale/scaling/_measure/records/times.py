@@ -52,6 +52,8 @@ class EpochTime:
     """Floating-point operations of one rank's forward and backward pass, multiplications and additions."""
     rank_seconds: tuple[float, ...] = ()
     """Seconds per step of each rank, data wait included: median of runs; empty in earlier records."""
+    slowest_ranks: tuple[int, ...] = ()
+    """The slowest rank of each run; empty in earlier records."""
     rank_cores: tuple[tuple[int, ...], ...] = ()
     """Numbers of the cores that each rank may run on; empty on a GPU and in earlier records."""
     rank_waits: tuple[float, ...] = ()
