@@ -79,7 +79,7 @@ def generated(study: StudyResults, resnet: StudyResults) -> dict[str, str]:
         "steps-table": markdown(accuracy_table(study, "steps"), (0, 1, 3, 4, 6, 7)),
         "ledger-table": markdown(ledger_table(resnet.of(WireAnswer).ledgers[0]), (0, 1, 2, 3, 4, 5)),
         "replicas-table": markdown(replicas_table(resnet.of(ReplicasAnswer).replicas[0]), (0, 1, 2, 3, 4, 5)),
-        "held-table": markdown(forecast_table(forecast.held_out, ""), (0, 4, 5, 6)),
+        "held-table": markdown(forecast_table(forecast.held_out, ""), (0, 3, 7, 4, 5, 6)),
     }
 
 

@@ -366,7 +366,8 @@ def parts_plot(arms: Sequence[ArmsAt], base_batch: int) -> Drawing | None:
 
     series = [Series(plural(r.world_size, "rank"), values(r)) for r in found]
     spoken = "; ".join(
-        f"{r.world_size} ranks: compute {milliseconds(r.compute.median)}, exposed {milliseconds(r.exposed.median)}"
+        f"{plural(r.world_size, 'rank')}: compute {milliseconds(r.compute.median)}, "
+        f"exposed {milliseconds(r.exposed.median)}"
         for r in found
     )
     return dot_plot(
