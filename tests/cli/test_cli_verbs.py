@@ -108,6 +108,7 @@ def test_inspect_an_integer_network(run: Run, trained: Any) -> None:
     for layer in network:
         assert re.search(rf"^{layer.name} +{layer.op} ", table, re.MULTILINE)
     assert max(len(line) for line in table.splitlines()) <= 80
+    assert "not shown" not in table
 
 
 @pytest.mark.parametrize(
@@ -132,6 +133,81 @@ def test_quantize(run: Run, trained: Any, tmp_path: Path, options: tuple[Any, ..
     weights = [layer.weight for layer in network if hasattr(layer, "weight")]
     limit = 2 ** (expected.get("weight_bits", 8) - 1) - 1
     assert max(int(np.abs(weight.astype(int)).max()) for weight in weights) <= limit
+
+
+def test_quantize_measures_the_accuracy_of_both_networks(run: Run, trained: Any, tmp_path: Path) -> None:
+    out = tmp_path / "net.onnx"
+    words = (trained.checkpoint, "-o", out, "--calibration-images", 40)
+    accuracy = run("quantize", *words, "--json").json["accuracy"]
+    assert accuracy == {
+        "data": "digits",
+        "samples": 360,
+        "top1": run("eval", out, "--json").json["top1"],
+        "float_top1": run("eval", trained.checkpoint, "--json").json["top1"],
+    }
+    line = (
+        f"top-1 {100 * accuracy['top1']:.2f} %, float network {100 * accuracy['float_top1']:.2f} %, on 360 test images "
+        "of digits"
+    )
+    assert line in run("quantize", *words).out.splitlines()
+    assert line in run("inspect", out).out.splitlines()
+    assert run("inspect", out, "--json").json["accuracy"] == accuracy
+
+
+def test_the_accuracy_of_other_integers_is_not_shown(run: Run, trained: Any, tmp_path: Path) -> None:
+    network = twoscale.load(trained.network)
+    fc3 = network["fc3"]
+    changed = dataclasses.replace(fc3, weight=-fc3.weight)  # type: ignore[attr-defined, call-arg]
+    layers = tuple(changed if layer.name == "fc3" else layer for layer in network)
+    for metadata in (network.metadata, {**network.metadata, "accuracy": {"top1": "[b]x"}}, {"accuracy": 3}):
+        other = dataclasses.replace(network, layers=layers, metadata=metadata)
+        other.save(tmp_path / "other.onnx")
+        assert "top-1" not in run("inspect", tmp_path / "other.onnx").out
+        assert run("inspect", tmp_path / "other.onnx", "--json").json["accuracy"] is None
+
+
+def test_quantize_without_labels_of_the_network(run: Run, trained: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    whole = data.load("digits")
+    labels = np.full(len(whole.test), 10, whole.test.labels.dtype)  # an eleventh class
+    other = dataclasses.replace(whole, test=data.Split(whole.test.images, labels), classes=(*whole.classes, "eleventh"))
+    monkeypatch.setattr(data, "load", lambda *args, **options: other)
+    words = (trained.checkpoint, "-o", tmp_path / "net.onnx", "--calibration-images", 40)
+    assert run("quantize", *words, "--json").json["accuracy"] is None
+    assert "top-1" not in run("quantize", *words).out
+
+
+def test_the_bits_of_each_layer(run: Run, trained: Any, tmp_path: Path) -> None:
+    out = tmp_path / "net.onnx"
+    words = ("--layer-weight-bits", "conv1=4,fc3=6", "--layer-activation-bits", "conv2=5")
+    outcome = run("quantize", trained.checkpoint, "-o", out, "--calibration-images", 40, *words)
+    for table in (outcome.out, run("inspect", out).out):
+        rows = [line.split() for line in table.splitlines()]
+        assert {row[0]: row[4] for row in rows if len(row) > 8 and re.fullmatch(r"[–\d]+/\d+", row[4])} == {
+            "input": "–/8", "conv1": "4/8", "pool": "–/8", "conv2": "8/5", "pool_2": "–/5", "view": "–/5",
+            "fc1": "8/8", "fc2": "8/8", "fc3": "6/32",
+        }  # fmt: skip
+        assert "; 7.94 bits per weight on average" in table
+    expected = [{"layer": "conv1", "weights": 4, "output": 8}, {"layer": "conv2", "weights": 8, "output": 5}]
+    found = run("inspect", out, "--json").json["bits"]
+    assert [one for one in found if one["layer"].startswith("conv")] == expected
+
+
+def test_signed_activations_of_the_course_have_8_bits(run: Run, trained: Any, tmp_path: Path) -> None:
+    words = ("-o", tmp_path / "net.onnx", "--scheme", "course", "--calibration-images", 40, "--json")
+    found = run("quantize", trained.checkpoint, *words).json["bits"]
+    assert {one["output"] for one in found} == {8, 32}
+
+
+def test_piped_tables_are_not_wrapped(run: Run, trained: Any, monkeypatch: Any) -> None:
+    """Without a terminal and without COLUMNS, every name and every sentence stays in one line."""
+    monkeypatch.delenv("COLUMNS")
+    out = run("inspect", trained.network).out
+    lines = out.splitlines()
+    assert lines[0] == "NetWithBias: scheme default, the same integers everywhere"
+    for layer in twoscale.load(trained.network):
+        assert re.search(rf"^{layer.name} +{layer.op} ", out, re.MULTILINE)
+    assert any(line.startswith("top-1 ") and line.endswith(" test images of digits") for line in lines)
+    assert max(len(line) for line in lines) < 120
 
 
 def test_quantize_prints_the_layers_and_what_to_do_next(run: Run, trained: Any, tmp_path: Path) -> None:

@@ -109,10 +109,10 @@ def test_the_lesson_of_the_bias(results: LabResults) -> None:
     lost, *_ = findings.bias_findings(results.networks[1], BOTH)
     assert lost == (
         "Scheme “course”, all integer: float 54.68 %; bias unscaled 53.02 % (−1.66 points (166 images), significant "
-        "(two standard errors: 0.68)); bias divided by s_x·s_w 54.45 % (−0.23 points (23 images), not significant "
-        "(two standard errors: 0.31)). The unscaled bias costs accuracy; in units of the accumulator it costs none. "
-        "Stretched to the full range of int32: 10.00 % (−44.68 points (4,468 images), significant (two standard "
-        "errors: 1.83)); the unit of a bias cannot be chosen."
+        "(two standard errors: 0.68)); bias scaled, that is divided by s_x·s_w, 54.45 % (−0.23 points (23 images), "
+        "not significant (two standard errors: 0.31)). The unscaled bias costs accuracy; the scaled one costs nothing "
+        "significant. Stretched to the full range of int32: 10.00 % (−44.68 points (4,468 images), significant (two "
+        "standard errors: 1.83)); the unit of a bias cannot be chosen."
     )
     harmless = findings.bias_findings(_changed_bias(results, "stretched", top1=0.5468), ("course",))[0]
     assert harmless.endswith("Stretched to the full range of int32: 54.68 % (no difference).")
@@ -146,16 +146,18 @@ def test_integer_weights_without_requantization(results: LabResults) -> None:
     )
     (lost,) = findings.half_way_findings(_changed_bias(results, "weights-scaled", top1=0.30), BOTH)
     assert lost.endswith("it is far below the sums.")
+    (large,) = findings.half_way_findings(replace(network, product_of_scales=0.5), ("course",))
+    assert " Unscaled, the bias has no effect on the accuracy. Scaled, it costs nothing significant." in large
     assert findings.half_way_findings(replace(network, product_of_scales=None), BOTH) == []
 
 
 def test_biases_that_bias_correction_adds(results: LabResults) -> None:
     network = results.networks[1]
     (text,) = findings.bias_correction_findings(network, "default")
-    every = [value for one in network.biases["default"] for value in one.integers if value]
+    every = [value for one in network.biases["default"] for value in one.integers]
     assert text == (
-        "Scheme “default”: bias correction gives biases to conv1, conv2, fc1 and fc2, which have none in float. The "
-        f"integer network has {len(every)} biases besides its weights."
+        "Scheme “default”: bias correction gives biases to conv1, conv2, fc1 and fc2, which have none in float. Of the "
+        f"{len(every)} biases of the integer network, {sum(map(bool, every))} are not 0."
     )
     assert findings.bias_correction_findings(network, "course") == []
 
@@ -296,7 +298,25 @@ def test_weights_that_reach_beyond_three_sigma(results: LabResults) -> None:
     ratios = {one.name: (one.max - one.min) / (6 * one.std) for one in network.weights}
     worst = max(ratios, key=ratios.__getitem__)
     assert f"{ratios[worst]:.2f} times as wide as the 3-sigma range in {worst} (most)" in text
-    assert f"{sum(ratio > 1 for ratio in ratios.values())} of 5 tensors" in text
+    beyond = [one for one in network.weights if one.min < one.mean - 3 * one.std or one.max > one.mean + 3 * one.std]
+    assert text.endswith(f"; {len(beyond)} of 5 tensors have weights beyond 3 sigma.")
+
+
+def test_one_tail_beyond_three_sigma_is_enough(results: LabResults) -> None:
+    """A range narrower than 6 standard deviations may still reach beyond 3 of them on one side."""
+    network = results.networks[0]
+    lopsided = replace(network.weights[0], mean=0.0, std=1.0, min=-1.0, max=4.4)
+    inside = replace(network.weights[1], mean=0.0, std=1.0, min=-2.0, max=3.0)
+    assert findings.weight_findings(replace(network, weights=(lopsided, inside))) == [
+        "The total range is 0.90 times as wide as the 3-sigma range in conv1 (most) and 0.83 times in conv2 (least); "
+        "1 of 2 tensors have weights beyond 3 sigma."
+    ]
+    constant = replace(inside, std=0.0)
+    assert findings.weight_findings(replace(network, weights=(inside, constant))) == [
+        "The total range is 0.83 times as wide as the 3-sigma range in conv2; 0 of 1 tensors have weights beyond 3 "
+        "sigma."
+    ]
+    assert findings.weight_findings(replace(network, weights=(constant,))) == []
 
 
 def test_zeros_are_counted_over_all_layers(results: LabResults) -> None:
@@ -365,3 +385,14 @@ def test_values_that_are_no_allowed_integers_are_a_fault(results: LabResults) ->
     assert "Values outside the allowed integers occurred in input: this is a fault." in " ".join(
         findings.verify_findings(bad, BOTH)
     )
+
+
+def test_zeros_and_outliers_follow_the_numbers(results: LabResults) -> None:
+    network = results.networks[0]
+    name = network.activations[1].name
+    layer = replace(network.activations[1], count=100, zeros=0, mean=1.0, std=0.5, max=2.0)
+    assert findings.activation_findings(replace(network, activations=(layer,), pooled=())) == [
+        f"0.0 % of all layer outputs are exact zeros: 0.0 % in {name} (most), 0.0 % in {name} (least).",
+        f"The largest value lies 2.0 standard deviations above the mean, in {name}.",
+    ]
+    assert findings.activation_findings(replace(network, activations=())) == []

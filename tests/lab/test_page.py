@@ -120,7 +120,7 @@ def _network_tables(network: LabNetwork) -> dict[str, list[list[Expected]]]:
         return _stage_rows([stage for stage in stages if stage.stage in keys])
 
     expected: dict[str, list[list[Expected]]] = {
-        f"{name}, {network.parameters:,} parameters: accuracy at each stage": _stage_rows(stages),
+        f"{name}, {network.parameters:,} parameters in float: accuracy at each stage": _stage_rows(stages),
         f"Accuracy of {name} with only the weights quantized": of("float", "weights"),
         f"Accuracy of {name} with weights and activations quantized": of("float", "activations"),
     }
@@ -179,8 +179,7 @@ def _network_tables(network: LabNetwork) -> dict[str, list[list[Expected]]]:
             [
                 one.name,
                 len(one.scales),
-                min(one.scales),
-                max(one.scales),
+                _ends(one.scales),
                 (one.lo, one.hi),
                 (one.seen_lo, one.seen_hi),
                 one.method,
@@ -376,6 +375,17 @@ def test_an_almost_empty_record_is_a_page(results: LabResults) -> None:
     assert "No network was run all in integers." in html
     assert "No network of this run has a bias in float, so no wrong bias was measured." in html
     assert "No network, from float" in render_report(replace(results, networks=()))
+
+
+def test_the_text_follows_the_schemes_and_rows_of_the_record(results: LabResults) -> None:
+    """A page without the rows that a paragraph explains does not have the paragraph."""
+    half_way = "In the rows “integer weights only”"
+    assert half_way in render_report(results)
+    network = results.networks[1]
+    rows = tuple(row for row in network.bias_stages if not row.stage.startswith("weights"))
+    html = render_report(replace(results, networks=(replace(network, bias_stages=rows),)))
+    assert half_way not in html
+    assert "no wrong bias was measured" not in html
 
 
 def test_constant_tensors_are_drawn(results: LabResults) -> None:

@@ -69,7 +69,7 @@ def test_a_narrow_terminal_cuts_no_number() -> None:
     fc = ["fc", "Linear", "10", "–"]
     assert printed(48)[5:] == [["stack1.shortcut", "QuantizeInput", "1,234,567", "22.4"], fc]
     assert printed(34)[5:] == [["stack1.", "Quantize", "1,234,567", "22.4"], ["shortcut", "Input"], fc]
-    left_out = ["left", "out,", "for", "want", "of", "room:", "Operator"]
+    left_out = ["columns", "not", "shown,", "the", "terminal", "is", "too", "narrow:", "Operator"]
     narrow = printed(25)[5:]
     assert narrow[:3] == [["stack1.", "1,234,567", "22.4"], ["shortcut"], ["fc", "10", "–"]]
     assert [*itertools.chain(*narrow[3:])] == left_out

@@ -80,8 +80,10 @@ def inspect_command(
 
 
 def _integer(file: Path, json: bool) -> None:
+    from twoscale._display.layers import bit_widths
     from twoscale._display.networks import network_table
     from twoscale._formats import load
+    from twoscale._ir.recorded_accuracy import recorded_accuracy
 
     network = load(file)
     if not json:
@@ -96,7 +98,9 @@ def _integer(file: Path, json: bool) -> None:
             "fingerprint": network.fingerprint,
             "parameters": network.parameters,
             "layers": layers,
+            "bits": tuple(map(bit_widths, network)),
             "bounds": network.bounds,
+            "accuracy": recorded_accuracy(network),
             "metadata": dict(network.metadata),
         }
     )

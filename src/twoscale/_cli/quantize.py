@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from twoscale import data as datasets
 from twoscale._cli.common import (
     AS_RECORDED,
     Channels,
@@ -30,7 +31,17 @@ from twoscale._cli.common import (
 )
 from twoscale.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from twoscale._display.layers import BitWidths
+    from twoscale._ir.integer_network import IntegerNetwork
+    from twoscale._ir.recorded_accuracy import RecordedAccuracy
+
 __all__ = ["QuantizeRecord", "quantize_command"]
+
+_TEST_IMAGES = 1000
+"""Most test images over which accuracy is measured."""
 
 LayerBits = Annotated[str | None, tyro.conf.arg(metavar="LAYER=BITS,...")]
 Method = Annotated[str | None, tyro.conf.arg(metavar="METHOD")]
@@ -50,8 +61,12 @@ class QuantizeRecord:
     parameters: int
     data: str
     calibration_samples: int
+    bits: tuple[BitWidths, ...]
+    """For each layer: layer, bits of its weights (None without), bits of its output."""
     bounds: tuple[Any, ...]
     """For each layer with weights: layer, bound, float32_exact, pair_saturation_safe."""
+    accuracy: RecordedAccuracy | None
+    """On test images; None where the data set has none, or other classes than the network."""
 
 
 def quantize_command(
@@ -78,6 +93,8 @@ def quantize_command(
     json: bool = False,
 ) -> None:
     """Turn a trained network into an integer-only one, and save it as ONNX.
+
+    Also measures the accuracy of both networks over the first 1,000 test images, and records it in the file.
 
     A range METHOD decides which real values the integers of a tensor cover: minmax (all values seen), 3-sigma (mean ± 3
     standard deviations; any number works), percentile-99.99 (any number works), mse (least squared error) or entropy.
@@ -112,6 +129,8 @@ def quantize_command(
         json: Print JSON instead of a table.
     """
     from twoscale import _quantization as quantization
+    from twoscale._display.layers import bit_widths
+    from twoscale._ir.recorded_accuracy import with_accuracy
 
     if out.suffix != ".onnx":
         raise ConfigurationError(f"--out is {out}; expected a file name that ends in .onnx")
@@ -133,16 +152,18 @@ def quantize_command(
     dataset = dataset_for(data, recorded(info), mean, std, pictures)
     takes_pixels = not how.symmetric if images is None else images == "pixels"
     normalization = (dataset.mean, dataset.std) if takes_pixels else None
-    dataset = dataset if normalization is None else as_pixels(dataset)
+    inputs = dataset if normalization is None else as_pixels(dataset)
     network = quantization.quantize(
         network_float,
-        batches_of(dataset.train, dataset, batch_size=100, limit=calibration_images),
+        batches_of(dataset.train, inputs, batch_size=100, limit=calibration_images),
         scheme=how,
         normalization=normalization,
     )
     samples = min(calibration_images, len(dataset.train))
-    origin = {**origin_of(dataset), "options": given}
+    origin = {**origin_of(inputs), "options": given}
     network = replace(network, metadata={**network.metadata, **origin, "calibration_samples": samples})
+    accuracy = _accuracy(network, inputs, network_float, dataset)
+    network = network if accuracy is None else with_accuracy(network, accuracy)
     network.save(out)
     if json:
         print_json(
@@ -155,7 +176,9 @@ def quantize_command(
                 parameters=network.parameters,
                 data=dataset.name,
                 calibration_samples=samples,
+                bits=tuple(map(bit_widths, network)),
                 bounds=network.bounds,
+                accuracy=accuracy,
             )
         )
         return
@@ -164,6 +187,30 @@ def quantize_command(
     console().print(network_table(network))
     print_line("")
     print_line(f"Wrote {out}. Check it: {verify_with(out, file, model, model_args)}")
+
+
+def _accuracy(
+    network: IntegerNetwork, inputs: datasets.Dataset, network_float: nn.Module, dataset: datasets.Dataset
+) -> RecordedAccuracy | None:
+    """Measure both networks on the same test images.
+
+    Args:
+        network: the integer network.
+        inputs: the data set as it takes it.
+        network_float: the network that it was made from.
+        dataset: the data set as that one takes it.
+    """
+    from twoscale._ir.recorded_accuracy import RecordedAccuracy
+    from twoscale._verification import accuracy
+    from twoscale.training import evaluate
+
+    test = dataset.test.head(_TEST_IMAGES)
+    outputs = network.spec(network.output).shape
+    if not len(test) or len(outputs) != 1 or not test.labels.max() < outputs[0]:
+        return None
+    top1, samples = accuracy(network, batches_of(test, inputs))
+    float_top1 = evaluate(network_float, test, dataset.mean, dataset.std)
+    return RecordedAccuracy(dataset.name, samples, top1, float_top1)
 
 
 def _layer_bits(option: str, text: str | None) -> tuple[tuple[str, int], ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,30 @@ from twoscale._page.document import table_html
 from twoscale._page.numbers import MISSING, count
 from twoscale._page.tables import Column, Table, table, text_column
 
-__all__ = ["bits_of", "integer_summary", "layer_html", "weight_bits_of"]
+__all__ = ["BitWidths", "bit_widths", "integer_summary", "layer_html"]
 
 
-def weight_bits_of(layer: n.Layer) -> int | None:
-    """Return how many bits the weights of a layer need; None without weights."""
-    return bits_of(int(np.abs(layer.weight.astype(np.int16)).max())) if isinstance(layer, n.Accumulating) else None
+@dataclass(frozen=True)
+class BitWidths:
+    """How many bits the integers of one layer need."""
+
+    layer: str
+    weights: int | None
+    """2 to 8; None without weights."""
+    output: int
+    """4 to 8, or 32 where the accumulator is the output."""
 
 
-def bits_of(largest: int) -> int:
-    """Return the bits of integers from -largest to largest."""
-    return max(2, largest.bit_length() + 1)
+def bit_widths(layer: n.Layer) -> BitWidths:
+    """Return the bits of a layer's weights, signed, and of its output, signed or unsigned like its type."""
+    weights = None
+    if isinstance(layer, n.Accumulating):
+        weights = max(2, int(np.abs(layer.weight.astype(np.int16)).max(initial=0)).bit_length() + 1)
+    y = layer.output
+    if y.dtype == "int32":
+        return BitWidths(layer.name, weights, 32)
+    sign = int(y.dtype.startswith("int"))
+    return BitWidths(layer.name, weights, max(y.hi, ~y.lo).bit_length() + sign)
 
 
 def integer_summary(name: str, values: NDArray[Any], *, is_weight: bool) -> TensorSummary:
@@ -61,7 +75,7 @@ def _facts(layer: n.Layer) -> Table:
         rows += [
             ["Weights", f"{'×'.join(map(str, layer.weight.shape))} int8"],
             ["Weight integers", f"{count(int(layer.weight.min()))} to {count(int(layer.weight.max()))}"],
-            ["Weight bits", count(weight_bits_of(layer))],
+            ["Weight bits", count(bit_widths(layer).weights)],
             ["Bias integers", f"{count(int(layer.bias_o.min()))} to {count(int(layer.bias_o.max()))}"],
         ]
         if "_owner" in vars(layer):

@@ -146,7 +146,7 @@ class IntegerNetwork:
 
     @property
     def parameters(self) -> int:
-        """Number of weights and biases."""
+        """Number of weights, and of biases that are not 0."""
         return sum(
             layer.weight.size + int(np.count_nonzero(layer.bias_o))
             for layer in self.layers

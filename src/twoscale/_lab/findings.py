@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from twoscale._calibration.summaries import TensorSummary
 from twoscale._display.verification import bits
 from twoscale._lab.changes import Change, bias_stage_of, change, float_stage, stage_of
 from twoscale._lab.records import LabNetwork, LabResults
@@ -28,6 +27,9 @@ __all__ = [
     "weight_range_findings",
     "worked_findings",
 ]
+
+_FAR_BELOW = 0.01
+"""An unscaled bias counts for this fraction of its value, or less, in the sums."""
 
 
 def _described(difference: Change) -> str:
@@ -122,20 +124,17 @@ def loss_finding(results: LabResults) -> list[str]:
 
 def weight_findings(network: LabNetwork) -> list[str]:
     """Say where a few large weights stretch the range."""
-    ratios = {one.name: _stretch(one) for one in network.weights if one.kind == "weight" and one.std > 0}
-    if not ratios:
+    tensors = [one for one in network.weights if one.kind == "weight" and one.std > 0]
+    if not tensors:
         return []
+    ratios = {one.name: one.range / (6 * one.std) for one in tensors}
     widest, narrowest = max(ratios, key=ratios.__getitem__), min(ratios, key=ratios.__getitem__)
     text = f"The total range is {fixed(ratios[widest], 2)} times as wide as the 3-sigma range in {widest}"
     if widest != narrowest:
         text += f" (most) and {fixed(ratios[narrowest], 2)} times in {narrowest} (least)"
-    stretched = sum(ratio > 1 for ratio in ratios.values())
-    text += f"; {stretched} of {len(ratios)} tensors reach beyond 3 sigma."
+    beyond = sum(one.min < one.three_sigma[0] or one.max > one.three_sigma[1] for one in tensors)
+    text += f"; {beyond} of {len(tensors)} tensors have weights beyond 3 sigma."
     return [text]
-
-
-def _stretch(one: TensorSummary) -> float:
-    return one.range / (6 * one.std)
 
 
 def weight_range_findings(network: LabNetwork, schemes: Sequence[str]) -> list[str]:
@@ -259,7 +258,8 @@ def half_way_findings(network: LabNetwork, schemes: Sequence[str]) -> list[str]:
             f"bias divided by that product {percent(scaled.top1)} % (float {percent(base.top1)} %)."
         )
         if unscaled.top1 == without.top1:
-            text += " Unscaled, the bias has no effect on the accuracy: it is far below the sums."
+            text += " Unscaled, the bias has no effect on the accuracy"
+            text += ": it is far below the sums." if network.product_of_scales < _FAR_BELOW else "."
         else:
             text += " Unscaled, the bias still has an effect, but in the wrong unit."
         if change(unscaled, base).lost and not change(scaled, base).lost:
@@ -273,10 +273,11 @@ def bias_correction_findings(network: LabNetwork, scheme: str) -> list[str]:
     added = [one.layer for one in network.biases.get(scheme, ()) if not any(one.reals) and any(one.integers)]
     if not added:
         return []
-    total = sum(sum(value != 0 for value in one.integers) for one in network.biases[scheme])
+    every = [value for one in network.biases[scheme] for value in one.integers]
+    used = sum(value != 0 for value in every)
     return [
-        f"Scheme “{scheme}”: bias correction gives biases to {joined(added)}, which have none in float. The integer "
-        f"network has {count(total)} biases besides its weights."
+        f"Scheme “{scheme}”: bias correction gives biases to {joined(added)}, which have none in float. Of the "
+        f"{count(len(every))} biases of the integer network, {count(used)} are not 0."
     ]
 
 
@@ -365,11 +366,11 @@ def bias_findings(network: LabNetwork, schemes: Sequence[str]) -> list[str]:
         without, within = change(wrong, base), change(integer, base)
         text = (
             f"Scheme “{scheme}”, all integer: float {percent(base.top1)} %; bias unscaled "
-            f"{percent(wrong.top1)} % ({_described(without)}); bias divided by s_x·s_w "
-            f"{percent(integer.top1)} % ({_described(within)})."
+            f"{percent(wrong.top1)} % ({_described(without)}); bias scaled, that "
+            f"is divided by s_x·s_w, {percent(integer.top1)} % ({_described(within)})."
         )
         if without.lost and not within.lost:
-            text += " The unscaled bias costs accuracy; in units of the accumulator it costs none."
+            text += " The unscaled bias costs accuracy; the scaled one costs nothing significant."
         elif without.lost and within.lost:
             text += " Accuracy is lost both ways, so the bias is not the only cause."
         elif within.lost:

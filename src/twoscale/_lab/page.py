@@ -114,8 +114,8 @@ def _sections(results: LabResults) -> list[Section]:
             "3 Activations",
             (
                 f"How the input and the output of each layer are distributed over "
-                f"{count(results.calibration_samples)} calibration images. After a ReLU there is nothing below "
-                "zero, and many values are exactly zero. The count axis is logarithmic, so that the few large "
+                f"{count(results.calibration_samples)} calibration images. A ReLU turns every negative value "
+                "into exactly zero. The count axis is logarithmic, so that the few large "
                 "values that decide the range are visible beside the many small ones.",
                 "Where a layer's output is pooled, it is shown before and after pooling. Max pooling moves values and "
                 "rounds nothing, so both have the same scale; the next layer receives the values after pooling.",
@@ -137,8 +137,9 @@ def _sections(results: LabResults) -> list[Section]:
                 "scales: n_x = 1/s_x, n_w = 1/s_w. Its factor n_out = 127 / (max · n_w · n_initial_input · "
                 "Π(n_w·n_out)) is M: n_initial_input · Π(n_w·n_out) over the layers before is 1/s_x, and s_y is "
                 "max/127.",
-                "Both schemes take normalized images here. twoscale quantize does so with --images normalized, which "
-                "is the default for symmetric activations; its default for uint8 is to take pixels.",
+                "Networks of the lab take normalized images. twoscale quantize makes such networks with --images "
+                "normalized, which is its default for symmetric activations; for uint8 activations its default is "
+                "pixels.",
             ),
             [group for network in networks for group in _quantized_activations(network, schemes)],
         ),
@@ -182,7 +183,8 @@ def _summary(results: LabResults, schemes: Sequence[str]) -> Section:
         figures=figures_of({f"{network.name} stages": plots.stages_plot(network, schemes) for network in staged}),
         tables=[
             tables.stages_table(
-                network.stages, f"{network.name}, {count(network.parameters)} parameters: accuracy at each stage"
+                network.stages,
+                f"{network.name}, {count(network.parameters)} parameters in float: accuracy at each stage",
             )
             for network in staged
         ],
@@ -197,7 +199,7 @@ def _training(results: LabResults) -> Section:
         "Training",
         (
             "The networks are trained in float first. Each point is the mean loss over the mini-batches since "
-            "the point before it, so the first one is already lower than the loss of an untrained network.",
+            "the point before it, so the loss of the untrained network is not shown.",
         ),
         [
             Group(
@@ -360,10 +362,13 @@ def _biases(results: LabResults, schemes: Sequence[str]) -> Section:
         "scale × weight scale), so the bias is divided by s_x·s_w and rounded to an int32. Its unit follows from the "
         "two scales and cannot be chosen: a bias that is unscaled, or stretched to the full range of int32, is added "
         "to numbers of another unit.",
-        "In the rows “integer weights only”, the weights are integers and nothing is requantized. The output of a "
-        "layer then counts in units of the product of all weight scales up to it, not of s_x·s_w, and this is what a "
-        "bias has to be divided by.",
     ]
+    if any(row.stage.startswith("weights") for network in results.networks for row in network.bias_stages):
+        intro.append(
+            "In the rows “integer weights only”, the weights are integers and nothing is requantized. The output of a "
+            "layer then counts in units of the product of all weight scales up to it, not of s_x·s_w, and this is what "
+            "a bias has to be divided by."
+        )
     if not any(network.bias_stages for network in results.networks):
         intro.append("No network of this run has a bias in float, so no wrong bias was measured.")
     return Section("quantized-biases", "5 Quantize biases", intro, groups)
@@ -384,8 +389,9 @@ def _bits(results: LabResults, schemes: Sequence[str]) -> Section:
                 )
             )
     intro = (
-        "The integer network with weights of fewer bits; activations stay at 8. Each bit less doubles the steps of the "
-        "weights. twoscale sensitivity measures the layers one by one and chooses the bits of each for a given size.",
+        "The integer network with weights of fewer bits; activations stay at 8. With one bit less, the steps of the "
+        "weights are about twice as large. twoscale sensitivity measures the layers one by one and chooses the bits of "
+        "each for a given size.",
     )
     return Section("bits", "7 Fewer bits", intro, groups)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from twoscale._display.verification import bits
 from twoscale._lab.records import LabNetwork, LabResults, StageResult
@@ -27,9 +27,9 @@ _STAGES = {
     "integer": "all integer",
 }
 _BIASES = {
-    "integer": "divided by s_x·s_w",
-    "unscaled": "unscaled",
-    "stretched": "stretched to int32",
+    "integer": "bias scaled",
+    "unscaled": "bias unscaled",
+    "stretched": "bias stretched",
     "weights-scaled": "weights: scaled",
     "weights-unscaled": "weights: unscaled",
     "weights-without": "weights: no bias",
@@ -42,42 +42,48 @@ def stages_plot(
 ) -> Drawing:
     """Draw top-1 of every quantized stage against that of the float network."""
     present = dict.fromkeys(stage.stage for stage in network.stages if stage.stage != "float")
-    keys = [key for key in _STAGES if key in present] + [key for key in present if key not in _STAGES]
-    found = {(stage.scheme, stage.stage): 100 * stage.top1 for stage in network.stages}
-    floats = [100 * stage.top1 for stage in network.stages if stage.stage == "float"]
-    return dot_plot(
-        "Top-1 by stage",
-        [_STAGES.get(key, key) for key in keys],
-        [Series(scheme, tuple(found.get((scheme, key)) for key in keys)) for scheme in schemes],
-        references=[Reference(top1, f"float {fixed(top1, 2)}") for top1 in floats],
-        label=f"Top-1 accuracy of {network.name} at each stage: {_spoken(network.stages)}",
-        note=network.name,
-        x_label="top-1, %",
-        least_span=2.0,
-        limits=(0.0, 100.0),
-        row_height=row_height,
-        width=width,
+    rows = {key: name for key, name in _STAGES.items() if key in present}
+    rows |= {key: key for key in present if key not in _STAGES}
+    return _top1_plot(
+        "Top-1 by stage", "at each stage", network, network.stages, rows, schemes, width=width, row_height=row_height
     )
 
 
 def bias_plot(network: LabNetwork, stages: Sequence[StageResult], schemes: Sequence[str]) -> Drawing | None:
     """Draw top-1 of the networks with right and wrong biases; None where there are none."""
     present = {stage.stage for stage in stages}
-    rows = [key for key in _BIASES if key in present]
+    rows = {key: name for key, name in _BIASES.items() if key in present}
     if not rows:
         return None
+    return _top1_plot("Top-1 by bias", "with right and wrong biases", network, stages, rows, schemes)
+
+
+def _top1_plot(
+    title: str,
+    what: str,
+    network: LabNetwork,
+    stages: Sequence[StageResult],
+    rows: Mapping[str, str],
+    schemes: Sequence[str],
+    *,
+    width: float = WIDTH,
+    row_height: float = 22,
+) -> Drawing:
+    """Draw one row per stage in ``rows``, key to name, with a marker per scheme and a line at the float network."""
     found = {(stage.scheme, stage.stage): 100 * stage.top1 for stage in stages}
     floats = [100 * stage.top1 for stage in stages if stage.stage == "float"]
     return dot_plot(
-        "Top-1 by bias",
-        [_BIASES[row] for row in rows],
-        [Series(scheme, tuple(found.get((scheme, row)) for row in rows)) for scheme in schemes],
+        title,
+        list(rows.values()),
+        [Series(scheme, tuple(found.get((scheme, key)) for key in rows)) for scheme in schemes],
         references=[Reference(top1, f"float {fixed(top1, 2)}") for top1 in floats],
-        label=f"Top-1 accuracy of {network.name} with right and wrong biases: {_spoken(stages)}",
+        label=f"Top-1 accuracy of {network.name} {what}: {_spoken(stages)}",
         note=network.name,
         x_label="top-1, %",
         least_span=2.0,
         limits=(0.0, 100.0),
+        row_height=row_height,
+        width=width,
     )
 
 
@@ -93,7 +99,7 @@ def bits_plot(network: LabNetwork, schemes: Sequence[str], base: StageResult | N
     if base is not None:
         lines.append(("float", [(float(bits), 100 * base.top1) for bits in (every[0], every[-1])]))
     return line_plot(
-        f"{network.name}: accuracy by bits",
+        "Accuracy by bits",
         lines,
         label=f"Top-1 of {network.name} against the bits of its weights: "
         + "; ".join(f"{one.bits} bits ({one.scheme}) {percent(one.top1)} %" for one in network.bits),

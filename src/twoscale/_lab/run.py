@@ -156,6 +156,7 @@ def _one_network(
     from twoscale import training
     from twoscale._calibration.profile import profile, weight_summaries
     from twoscale._frontends import float_graph
+    from twoscale._ir.recorded_accuracy import RecordedAccuracy, with_accuracy
     from twoscale._lab.judge import Judge
     from twoscale._lab.observed import pooled_summaries
     from twoscale._lab.weight_ranges import clip_curves, compare_methods
@@ -190,6 +191,8 @@ def _one_network(
             one.network,
             metadata={"data": config.data, "mean": list(dataset.mean), "std": list(dataset.std), "seed": config.seed},
         )
+        last = one.rows[-1]
+        network = with_accuracy(network, RecordedAccuracy(config.data, last.samples, last.top1, float_row.top1))
         network.save(folder / f"{scheme.name}.onnx")
         files[scheme.name] = f"{name}/{scheme.name}.onnx"
         made.append(one)

@@ -97,7 +97,7 @@ def methods_table(methods: Sequence[RangeMethodResult], base: StageResult | None
 
 
 def weight_ranges_table(ranges: Sequence[RangeRecord], noise: Sequence[WeightNoise], caption: str) -> Table:
-    """Return the scales of weights and their noise; for a per-channel tensor, the smallest and the largest scale."""
+    """Return the scales of weights and their noise; for a per-channel tensor, the smallest and largest scale."""
     decimals = decimals_for(scale for one in ranges for scale in one.scales)
     of = {one.layer: one for one in noise}
     compared = any(one.nearest_output_db is not None for one in noise)
@@ -106,8 +106,7 @@ def weight_ranges_table(ranges: Sequence[RangeRecord], noise: Sequence[WeightNoi
         row = [
             one.name,
             count(len(one.scales)),
-            fixed(min(one.scales, default=None), decimals),
-            fixed(max(one.scales, default=None), decimals),
+            _span([fixed(scale, decimals) for scale in _ends(one.scales)]),
             _integers(one.lo, one.hi),
             _integers(one.seen_lo, one.seen_hi),
             one.method,
@@ -123,8 +122,7 @@ def weight_ranges_table(ranges: Sequence[RangeRecord], noise: Sequence[WeightNoi
     columns = [
         text_column("Tensor"),
         Column("Scales"),
-        Column("Smallest"),
-        Column("Largest"),
+        Column("Scale"),
         Column("Allowed integers"),
         Column("Integers seen"),
         text_column("Range method"),

@@ -26,8 +26,8 @@ _WORD = re.compile(r"[^\s./_-]+?(?:(?<=[a-z])(?=[A-Z])|[\s./_-]+|$)|[\s./_-]+")
 def rich_table(table: Table) -> RenderableType:
     """Draw a table for a terminal: units under the heads, numbers to the right.
 
-    If the terminal is too narrow for whole numbers, columns are left out: first those that give the kind of a row,
-    then from the right. A line under the table names them.
+    If the terminal is too narrow for whole numbers, columns are left out: first columns of words, then numbers, both
+    from the right. A line under the table names them.
     """
     return _Fitting(table)
 
@@ -52,9 +52,10 @@ class _Fitting:
         for place in shown:
             widths.append(min(least[place] + left, self._width(place)))
             left -= widths[-1] - least[place]
+        yield Text(f"{self.table.caption}\n", style="bold")
         yield self._drawn(shown, widths, gap)
         if left_out := [column.label for place, column in enumerate(columns) if place not in shown]:
-            yield Text(f"left out, for want of room: {', '.join(left_out)}")
+            yield Text(f"columns not shown, the terminal is too narrow: {', '.join(left_out)}")
 
     def _width(self, place: int, words: bool = False) -> int:
         """Return the width that a column needs: for whole cells, or for the longest of the words of names."""
@@ -68,9 +69,6 @@ class _Fitting:
         columns = [self.table.columns[place] for place in shown]
         drawn = RichTable(
             box=box.SIMPLE_HEAD,
-            title=Text(f"{self.table.caption}\n"),
-            title_style="bold",
-            title_justify="left",
             show_edge=False,
             padding=(0, gap - 1, 0, 0),  # besides the box's own space
             pad_edge=False,
