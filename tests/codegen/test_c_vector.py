@@ -11,9 +11,11 @@ import pytest
 
 from tests.codegen.compiling import NOT_INLINED, build, compile_c, every_kernel, need, run
 from twoscale._codegen.c import export_c
+from twoscale._codegen.c.vector import sharing
 from twoscale._codegen.c.vector.kernels import HEADER_NAMES, VectorKernel, text_of
 from twoscale._codegen.c.vector.kernels import KERNELS as KERNELS
-from twoscale._codegen.targets import GENERIC, INSTRUCTION_SETS, InstructionSet
+from twoscale._codegen.c.vector.source import source_of
+from twoscale._codegen.targets import GENERIC, INSTRUCTION_SETS, TARGETS, InstructionSet
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 
@@ -112,7 +114,7 @@ def test_layers_that_floats_cannot_requantize_run_the_portable_kernel(tmp_path: 
     )  # fmt: skip
     export_c(IntegerNetwork("n", (image, flat, head), "linear"), tmp_path, target="native", name="fast")
     assert (
-        "for (int32_t n = 0; n < count; n++)\n        linear(&linear_layer,"
+        "for (int32_t n = 0; n < count; n++)\n            linear(&linear_layer,"
         in (tmp_path / "fast_kernels.h").read_text()
     )
     assert run(build("gcc", tmp_path, SOURCES, *STRICT)).stdout.startswith(EXPECTED)
@@ -142,3 +144,84 @@ def test_excess_precision_is_refused(folder: Path) -> None:
     done = compile_c("gcc", folder, ["-c", "fast.c"], *flags, out="x87.o")
     assert done.returncode != 0
     assert "fast.c needs floats without excess precision" in done.stderr
+
+
+def convolutions(channels: int, size: int, layers: int = 3) -> IntegerNetwork:
+    """Return 3×3 convolutions of one shape, in which every row needs rows of two threads."""
+    spec = n.TensorSpec((channels, size, size), "uint8", 0.1, 0, 0, 255)
+    generator = np.random.default_rng(0)
+    made: list[n.Layer] = [n.QuantizeInput(name="image", inputs=(), output=spec)]
+    for index in range(layers):
+        weight = generator.integers(-127, 128, (channels, channels, 3, 3), dtype=np.int8)
+        multiplier = n.Multiplier.on_grid(np.full(channels, 2000), 16)
+        made.append(
+            n.Conv2d(
+                name=f"conv{index}", inputs=(made[-1].name,), output=spec, weight=weight,
+                bias_o=np.zeros(channels, np.int32), multiplier=multiplier, stride=(1, 1), padding=(1, 1, 1, 1),
+            )
+        )  # fmt: skip
+    flat = n.TensorSpec((channels * size * size,), "uint8", 0.1, 0, 0, 255)
+    made.append(n.Reshape(name="flat", inputs=(made[-1].name,), output=flat))
+    return IntegerNetwork("n", tuple(made), "flat")
+
+
+@pytest.fixture
+def always_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads share every network, however small."""
+    monkeypatch.setattr(sharing, "_HANDOVER", -1e9)
+
+
+def test_threads_share_large_networks_only() -> None:
+    def shared(network: IntegerNetwork) -> bool:
+        return source_of(network, "n", TARGETS["native"]).shares_images
+
+    assert shared(convolutions(64, 56))
+    assert not shared(convolutions(16, 32))
+    assert not shared(every_kernel("uint8"))
+
+
+@pytest.mark.usefixtures("always_shared")
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_that_share_an_image_compute_the_same(threads: int, tmp_path: Path) -> None:
+    """Of every kind of layer, with fewer and more parts than a layer has rows."""
+    need("gcc")
+    export_c(every_kernel("mixed"), tmp_path, target="native", name="fast")
+    test = tmp_path / "fast_test.c"
+    test.write_text(test.read_text().replace("pool_new(2)", f"pool_new({threads})"))
+    assert run(build("gcc", tmp_path, SOURCES, *QUICK)).stdout.startswith(EXPECTED)
+
+
+FAULTS = {
+    "none": ("fast.c", "", ""),
+    "a row left out": (
+        "fast_kernels.h", "is_last(of_rows) ? all : start_of(all / rows, next(of_rows)) * rows",
+        "start_of(all / rows, next(of_rows)) * rows - 1",
+    ),
+    "a row computed twice": (
+        "fast_kernels.h", "first_row = start_of(all / rows, of_rows) * rows",
+        "first_row = start_of(all / rows, of_rows) * rows - of_rows.index",
+    ),
+    "a halo not waited for": ("fast.c", "wait_for_part(done + i, batch);", "(void)done;"),
+}  # fmt: skip
+"""From name to (file, text, text with the fault)."""
+
+
+@pytest.mark.usefixtures("always_shared")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_in_sharing_are_found_by_the_thread_sanitizer_or_in_the_integers(fault: str, tmp_path: Path) -> None:
+    need("gcc")
+    export_c(convolutions(4, 9), tmp_path, target="avx2", name="fast")
+    file, old, new = FAULTS[fault]
+    text = (tmp_path / file).read_text()
+    assert old in text
+    (tmp_path / file).write_text(text.replace(old, new))
+    flags = (*QUICK, "-DFAST_GENERIC", "-fsanitize=thread")
+    if compile_c("gcc", tmp_path, ["-x", "c", "/dev/null"], "-fsanitize=thread", "-shared", "-fPIC").returncode:
+        pytest.skip("gcc has no thread sanitizer")
+    done = run(build("gcc", tmp_path, SOURCES, *flags))
+    if fault == "none":
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{EXPECTED}generic)\n", "")
+    elif fault == "a row left out":
+        assert "alone, by two threads: output" in done.stdout
+    else:
+        assert "WARNING: ThreadSanitizer: data race" in done.stderr

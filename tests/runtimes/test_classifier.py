@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from tests.integer_networks import random_images, random_network
+from twoscale._codegen.c.vector import sharing
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._runtimes import calling, fastest
 from twoscale._runtimes.compiled import CompiledNetwork
@@ -220,3 +222,30 @@ def test_networks_come_and_go() -> None:
 def threading_count() -> int:
     """Return the number of threads of this process, including those of C."""
     return len(list(Path("/proc/self/task").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the states of threads are in /proc")
+def test_threads_that_share_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more threads than cores some are late for every image. After a call, all of them sleep."""
+    monkeypatch.setenv("TWOSCALE_CACHE", str(tmp_path))
+    monkeypatch.setattr(sharing, "_HANDOVER", -1e9)
+    network = some_network(length=8)
+    run = network.compile(threads=5)
+    assert run.shares_images
+    batches = [images_of(network, count) for count in (1, 2, 4, 5, 9, 1, 3)]
+    expected = [network(images) for images in batches]
+    for _ in range(30):
+        for images, logits in zip(batches, expected, strict=True):
+            assert np.array_equal(run(images), logits)
+    states = {"R"}
+    while states != {"S"}:  # a thread that does not go to sleep would never let this end
+        time.sleep(0.01)
+        mine = str(threading.get_native_id())
+        tasks = [task for task in Path("/proc/self/task").iterdir() if task.name != mine]
+        states = {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks}
+
+
+def test_small_networks_compute_an_image_on_one_thread() -> None:
+    run = some_network().compile(threads=2)
+    assert not run.shares_images
+    assert repr(run).endswith("threads: 2, one per image>")

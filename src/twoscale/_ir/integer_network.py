@@ -194,7 +194,8 @@ class IntegerNetwork:
         network's metadata has the normalization. Compiled libraries are kept in the user's cache.
 
         Args:
-            threads: number of threads that share a batch; by default one per core. With 1, calls from several threads
+            threads: number of threads that share a batch, or a single image if the network is large enough
+                (``shares_images``); by default one per core. With 1, calls from several threads
                 run at the same time; with more they wait for each other.
             target: instruction sets, such as "avx2"; "native" compiles all of them and chooses the best at run time.
 

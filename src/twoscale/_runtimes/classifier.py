@@ -47,7 +47,8 @@ class CompiledClassifier:
         self._pixels = pixel_table(compiled.description.input, compiled.description.metadata)
 
     def __repr__(self) -> str:
-        return f"<CompiledClassifier {self.name}: {self.kernels} kernels, threads: {self.threads}>"
+        alone = ", one per image" if self.threads > 1 and not self.shares_images else ""
+        return f"<CompiledClassifier {self.name}: {self.kernels} kernels, threads: {self.threads}{alone}>"
 
     @property
     def name(self) -> str:
@@ -68,6 +69,14 @@ class CompiledClassifier:
     def threads(self) -> int:
         """Number of threads that share a batch."""
         return self._compiled.threads
+
+    @property
+    def shares_images(self) -> bool:
+        """Whether threads share each image of a batch that has fewer images than there are threads.
+
+        Networks whose layers are too short to share compute each image on one thread.
+        """
+        return self._compiled.description.shares_images
 
     @property
     def kernels(self) -> str:

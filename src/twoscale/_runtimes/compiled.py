@@ -130,6 +130,7 @@ def describe(source: VectorSource) -> Description:
         input=program.input.spec,
         output=program.output.spec,
         arena_bytes=program.arena_bytes,
+        shares_images=source.shares_images,
         metadata=network.metadata,
     )
 

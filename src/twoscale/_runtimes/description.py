@@ -51,6 +51,8 @@ class Description:
     """Of the quantized images (C, H, W)."""
     output: TensorSpec
     arena_bytes: int
+    shares_images: bool
+    """Whether threads share each image of a batch that has fewer images than there are threads."""
     metadata: Mapping[str, Any]
     """Of the network, as JSON values."""
     platform: str = dataclasses.field(default_factory=this_platform)

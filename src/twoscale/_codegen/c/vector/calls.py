@@ -35,6 +35,7 @@ from twoscale._codegen.c.vector.convolutions import (
 )
 from twoscale._codegen.c.vector.groups import join_groups
 from twoscale._codegen.c.vector.layout import Rows, bordered, dense
+from twoscale._codegen.c.vector.sharing import shares_channels
 from twoscale._codegen.c.vector.tiles import Tile
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import sum_is_exact
@@ -232,6 +233,8 @@ class VectorCalls:
                     end=self.conv_end(layer, packed),
                     residual=residual,
                 )
+                if shares_channels(params, packed.tile, packed.weight.nbytes, x.size):
+                    params = replace(params, by_channels=1)
                 instance = k.ConvInstance(
                     packed.tile.pixels,
                     packed.tile.rows,

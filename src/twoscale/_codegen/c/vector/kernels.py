@@ -77,26 +77,74 @@ class VectorKernel(Kernel):
     """Whether it has a file with a struct of parameters."""
     defines: tuple[str, ...] = ()
     """The functions and types of its file; empty if it has none."""
+    is_shared: bool = False
+    """Whether threads can share it: the C function then takes a part as its last argument."""
 
 
-_READ_IMAGES = VectorKernel("read_images", defines=("quantize", "quantize_pixels", "quantize_row", "read_images"))
+_READ_IMAGES = VectorKernel(
+    "read_images",
+    defines=("quantize", "quantize_pixels", "quantize_row", "read_images"),
+    is_shared=True,
+)
 GIVE_OUTPUTS = VectorKernel("give_outputs", has_params=False, defines=("give_outputs",))
-_FILL_BORDER = VectorKernel("fill_border", defines=("fill_border",))
-_COPY_ROWS = VectorKernel("copy_rows", defines=("copy_rows",))
-_LOOK_UP_ROWS = VectorKernel("look_up_rows", defines=("load_table", "look_up", "look_up_rows", "table256"))
+_FILL_BORDER = VectorKernel(
+    "fill_border",
+    defines=("fill_border",),
+    is_shared=True,
+)
+_COPY_ROWS = VectorKernel(
+    "copy_rows",
+    defines=("copy_rows",),
+    is_shared=True,
+)
+_LOOK_UP_ROWS = VectorKernel(
+    "look_up_rows",
+    defines=("load_table", "look_up", "look_up_rows", "table256"),
+    is_shared=True,
+)
 _MOVE = VectorKernel("move", portable=(NEXT_PLACE,), has_params=False, defines=("move", "move_runs"))
 _RESCALE_RUNS = VectorKernel("rescale_runs", defines=("rescale_runs",))
 _CONV = VectorKernel(
-    "conv", defines=("conv_end", "conv_images", "conv_requantize", "conv_rows", "conv_store", "conv_tile")
+    "conv",
+    defines=("conv_end", "conv_images", "conv_requantize", "conv_rows", "conv_store", "conv_tile"),
+    is_shared=True,
 )
-_LINEAR = VectorKernel("linear", (_CONV,), has_params=False, defines=("linear_images",))
-_DEPTHWISE = VectorKernel("depthwise", defines=("depthwise_column", "depthwise_images"))
+_LINEAR = VectorKernel(
+    "linear",
+    (_CONV,),
+    has_params=False,
+    defines=("linear_images",),
+    is_shared=True,
+)
+_DEPTHWISE = VectorKernel(
+    "depthwise",
+    defines=("depthwise_column", "depthwise_images"),
+    is_shared=True,
+)
 _POOL = VectorKernel("pool")
-_MAX_POOL = VectorKernel("max_pool", (_POOL,), has_params=False, defines=("max_pool_images", "window_max"))
+_MAX_POOL = VectorKernel(
+    "max_pool",
+    (_POOL,),
+    has_params=False,
+    defines=("max_pool_images", "window_max"),
+    is_shared=True,
+)
 _AVERAGE_POOL = VectorKernel("average_pool", (_POOL,), has_params=False, defines=("average_pool",))
 _JOIN = VectorKernel("join")
-_ADD_ROWS = VectorKernel("add_rows", (_JOIN,), has_params=False, defines=("add_rows",))
-_MULTIPLY_ROWS = VectorKernel("multiply_rows", (_JOIN,), has_params=False, defines=("multiply_rows",))
+_ADD_ROWS = VectorKernel(
+    "add_rows",
+    (_JOIN,),
+    has_params=False,
+    defines=("add_rows",),
+    is_shared=True,
+)
+_MULTIPLY_ROWS = VectorKernel(
+    "multiply_rows",
+    (_JOIN,),
+    has_params=False,
+    defines=("multiply_rows",),
+    is_shared=True,
+)
 
 KERNELS = (
     _READ_IMAGES,
@@ -314,6 +362,8 @@ class ConvParams(Params):
     residual_row: int | None = None
     residual_pixel: int | None = None
     residual_scale: np.float32 | None = None
+    by_channels: int | None = None
+    """1 if threads that share an image compute channels each; rows otherwise."""
 
 
 @dataclass(frozen=True)

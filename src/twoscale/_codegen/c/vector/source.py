@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from twoscale._codegen.c.common.calls import Call, Kernel, Operand, with_needs
 from twoscale._codegen.c.common.names import printable
@@ -19,6 +21,7 @@ from twoscale._codegen.c.vector.kernels import (
     text_of,
 )
 from twoscale._codegen.c.vector.lowering import VectorProgram, lower
+from twoscale._codegen.c.vector.sharing import Phase, is_shared, phases_of
 from twoscale._codegen.targets import Target
 from twoscale._ir.integer_network import IntegerNetwork
 
@@ -65,6 +68,7 @@ class VectorSource(SourceBase):
             **self.facts(),
             planes_layout="".join(f"[{size}]" for size in shape) + (": planes, of rows" if len(shape) == 3 else ""),
             block=program.block,
+            shares_images=self.shares_images,
             needs=", ".join(self.target.instruction_sets[-1].features),
             target_text=" or ".join(isa.title for isa in self.target.instruction_sets),
         )
@@ -82,6 +86,8 @@ class VectorSource(SourceBase):
             portable=kernel_texts(self._portable()),
             constants=self.constants(),
             isas=isas,
+            shares_images=self.shares_images,
+            phases=[self._facts_of(phase) for phase in self.phases],
             architectures=list(dict.fromkeys(isa.architecture for isa in isas if isa.architecture)),
         )
 
@@ -89,21 +95,6 @@ class VectorSource(SourceBase):
         """Return the text of the kernels and of the network's layers."""
         program = self.program
         isas, kernels = self.target.instruction_sets, [kernel for kernel in self._used() if kernel.defines]
-        steps = []
-        for step in program.steps:
-            rows = program.rows[step.layer.name]
-            offset = program.places[step.layer.name].offset
-            note = f": the same bytes as {printable(step.view_of)}" if step.view_of is not None else ""
-            steps.append(
-                {
-                    "title": f"{step.index} {printable(step.layer.name)}{note}",
-                    "calls": [
-                        self._call(call, name)
-                        for call, name in zip(step.calls, self.instances[step.index], strict=True)
-                    ],
-                    "trace": f"TRACE({step.index}, {offset}, {rows.count}, {rows.length}, {rows.stride});",
-                }
-            )
         instances = {
             (call.kernel.name, call.instance.numbers, call.function)
             for call in self._calls()
@@ -119,9 +110,36 @@ class VectorSource(SourceBase):
                 for kernel, numbers, function in sorted(instances)
             ],
             names=sorted(names) + sorted(function for _, _, function in instances),
-            steps=steps,
+            phases=[self._phase(phase) for phase in self.phases],
             output_offset=program.places[program.network.output].offset,
         )
+
+    @cached_property
+    def phases(self) -> list[Phase]:
+        """The phases that threads compute together."""
+        return phases_of(self.program.steps, self.instances)
+
+    @property
+    def shares_images(self) -> bool:
+        """Whether threads share one image."""
+        return is_shared(self.phases)
+
+    def _phase(self, phase: Phase) -> dict[str, Any]:
+        """Return the title and the calls of a phase, for its case in the C."""
+        note = ""
+        if phase.ends is not None and phase.ends.view_of is not None:
+            note = f": the same bytes as {printable(phase.ends.view_of)}"
+        title = "" if phase.ends is None else f" {phase.ends.index} {printable(phase.ends.layer.name)}{note}"
+        lines = [line for call, name in phase.calls for line in self._call(call, name)]
+        return {"title": title or " for the next layer", "lines": lines}
+
+    def _facts_of(self, phase: Phase) -> str:
+        """Return the initializer of a phase's facts: threads, layer that it ends, and where that layer's rows are."""
+        if phase.ends is None:
+            return f"{{{phase.most}, -1, 0, 0, 0, 0}}"
+        name = phase.ends.layer.name
+        rows, place = self.program.rows[name], self.program.places[name]
+        return f"{{{phase.most}, {phase.ends.index}, {place.offset}, {rows.count}, {rows.length}, {rows.stride}}}"
 
     def _calls(self) -> list[Call]:
         return [call for step in self.program.steps for call in step.calls]
@@ -146,6 +164,8 @@ class VectorSource(SourceBase):
             else:
                 arguments.append("NULL" if argument is None else value_text(argument, self.constant_text))
         if isinstance(call, BlockCall):
-            result = "bad = " if isinstance(call, ReadImages) else ""
+            if call.kernel.is_shared:
+                arguments.append("part")
+            result = "bad |= " if isinstance(call, ReadImages) else ""
             return [f"{result}{call.function}({', '.join(arguments)});"]
         return ["for (int32_t n = 0; n < count; n++)", f"    {call.kernel.name}({', '.join(arguments)});"]

@@ -6,7 +6,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
-__all__ = ["ACCUMULATORS", "LANES", "Tile", "choose_tile"]
+__all__ = ["ACCUMULATORS", "LANES", "Tile", "choose_tile", "tile_cycles"]
 
 LANES = 16
 ACCUMULATORS = 24
@@ -42,10 +42,18 @@ def choose_tile(out_h: int, out_w: int, vectors: int, words: int) -> tuple[Tile,
             used = rows * pixels * together
             if rows > out_h or pixels > out_w or used > ACCUMULATORS:
                 continue
-            tiles = math.ceil(out_h * _IMAGES / rows) / _IMAGES * math.ceil(out_w / pixels) * (vectors // together)
-            loads = rows * pixels + together
-            cycles = tiles * (words * (max(used * _DOT, _LATENCY, loads * _LOAD) + 0.5) + used * _STORE + _TILE)
+            tile = Tile(pixels, rows, together)
+            cycles = tile_cycles(tile, out_h, out_w, vectors, words)
             if best is None or cycles < best[0]:
-                best = cycles, Tile(pixels, rows, together)
+                best = cycles, tile
     assert best is not None
     return best[1], best[0]
+
+
+def tile_cycles(tile: Tile, out_h: int, out_w: int, vectors: int, words: int) -> float:
+    """Return the cycles per image of ``vectors`` · 16 channels and windows of ``words`` · 4 bytes with this tile."""
+    used = tile.rows * tile.pixels * tile.vectors
+    tiles = math.ceil(out_h * _IMAGES / tile.rows) / _IMAGES * math.ceil(out_w / tile.pixels)
+    tiles *= vectors // tile.vectors
+    loads = tile.rows * tile.pixels + tile.vectors
+    return tiles * (words * (max(used * _DOT, _LATENCY, loads * _LOAD) + 0.5) + used * _STORE + _TILE)

@@ -156,32 +156,40 @@ INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w
 #undef SUMMED
 #undef STORE
 
-/* A block of images, one tile after the other. If a layer has few weights, all of them are read for each row of tiles, and
+/* A thread's part of a block of images, one tile after the other: some rows of tiles, or some groups of channels. A part
+ * of the rows has whole rows of tiles, so that no two threads write the same pixel. If a layer has few weights, all of them are read for each row of tiles, and
  * results are written line by line. If it has many, one group stays in the cache for all pixels of all images, and with
  * `fetch` the next group is prefetched meanwhile. A tile's rows may come from two images. A tile that would reach beyond
- * the right or the end is moved back and computes some pixels again. */
+ * the right or the end of the part is moved back and computes some pixels again. */
 INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count,
-                        int32_t wide, int32_t high, int32_t vectors, int32_t step, int32_t words, int32_t fetch,
-                        int32_t end)
+                        share part, int32_t wide, int32_t high, int32_t vectors, int32_t step, int32_t words,
+                        int32_t fetch, int32_t end)
 {
     const int32_t fits = wide * high * vectors <= ACCUMULATORS;
     const int32_t rows = fits ? high : 1, together = fits ? vectors : 1;
     const int32_t pixels = fits || wide <= ACCUMULATORS ? wide : ACCUMULATORS;
     const int32_t stride = 64 * vectors, block_bytes = stride * p->segments * p->words;
     const int32_t all = count * p->out_h;
-    const int32_t tiles = (all + rows - 1) / rows * ((p->out_w + pixels - 1) / pixels);
-    const int32_t ahead_step = (64 * together + tiles - 1) / tiles;
+    const int32_t groups = (p->out_c + 16 * together - 1) / (16 * together);
+    const share whole = {0, 1}, of_rows = p->by_channels ? whole : part, of_groups = p->by_channels ? part : whole;
+    const int32_t first_row = start_of(all / rows, of_rows) * rows;
+    const int32_t end_row = is_last(of_rows) ? all : start_of(all / rows, next(of_rows)) * rows;
+    const int32_t first_channel = start_of(groups, of_groups) * 16 * together;
+    const int32_t beyond = start_of(groups, next(of_groups)) * 16 * together;
+    const int32_t end_channel = beyond < p->out_c ? beyond : p->out_c;
+    const int32_t tiles = (end_row - first_row + rows - 1) / rows * ((p->out_w + pixels - 1) / pixels);
+    const int32_t ahead_step = tiles > 0 ? (64 * together + tiles - 1) / tiles : 0;
     const int32_t near = (p->out_c + 15) / 16 * 64 * p->segments * p->words <= NEAR_BYTES;
 
-    for (int32_t first = 0, last; first < p->out_c; first = last) {
+    for (int32_t first = first_channel, last; first < end_channel; first = last) {
         const int8_t *ahead = p->weight + (first / (16 * vectors) + 1) * block_bytes;
 
-        last = near ? p->out_c : first + 16 * together;
-        for (int32_t i = 0; i < all; i += rows) {
+        last = near ? end_channel : first + 16 * together;
+        for (int32_t i = first_row; i < end_row; i += rows) {
             conv_rows row, at;
 
             for (int32_t r = 0; r < rows; r++) {
-                const int32_t index = (i + rows <= all ? i : all - rows) + r;
+                const int32_t index = (i + rows <= end_row ? i : end_row - rows) + r;
                 const int32_t image = index / p->out_h * IMAGE_BYTES, inside = index % p->out_h;
 
                 row.x[r] = x + image + inside * p->row_step;
@@ -209,7 +217,7 @@ INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *r
 
 /* A kernel for one shape of tile. */
 #define CONV(name, pixels, rows, vectors, step, words, fetch, end) \
-    KERNEL void name(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count) \
+    KERNEL void name(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count, share part) \
     { \
-        conv_images(p, x, residual, y, count, pixels, rows, vectors, step, words, fetch, end); \
+        conv_images(p, x, residual, y, count, part, pixels, rows, vectors, step, words, fetch, end); \
     }

@@ -17,6 +17,7 @@ typedef struct {
     uint8_t lo, hi;
     float zero;         /* with a residual: minus its zero point times its scale */
     float residual_scale;
+    int32_t by_channels; /* threads share channels, not rows */
 } conv_params;
 
 /* The form of the results. */

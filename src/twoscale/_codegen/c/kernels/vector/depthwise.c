@@ -1,6 +1,6 @@
-/* A block of 64 bytes of every row, from the top. Windows that move by one row use taps again that are loaded already. */
-INLINE void depthwise_column(const depthwise_params *p, const uint8_t *x, int32_t index, uint8_t *y, int32_t bytes,
-                             int32_t height, int32_t fours)
+/* A block of 64 bytes of `rows` rows, from the top. Windows that move by one row use taps again that are loaded already. */
+INLINE void depthwise_column(const depthwise_params *p, const uint8_t *x, int32_t index, uint8_t *y, int32_t rows,
+                             int32_t bytes, int32_t height, int32_t fours)
 {
     const int8_t *w = p->weight + index * height * fours * 256;
     const v16f lo = set_f(p->lo), hi = set_f(p->hi);
@@ -12,7 +12,7 @@ INLINE void depthwise_column(const depthwise_params *p, const uint8_t *x, int32_
         seen[1] = load_taps(x, p->tap_step);
         seen[2] = load_taps(x + p->tap_row, p->tap_step);
     }
-    for (int32_t i = 0; i < p->out_h; i++, x += p->row_step, y += p->out_row) {
+    for (int32_t i = 0; i < rows; i++, x += p->row_step, y += p->out_row) {
         v16i acc[4];
 
         UNROLL
@@ -44,19 +44,23 @@ INLINE void depthwise_column(const depthwise_params *p, const uint8_t *x, int32_
     }
 }
 
-INLINE void depthwise_images(const depthwise_params *p, const uint8_t *x, uint8_t *y, int32_t count, int32_t height,
-                             int32_t fours)
+INLINE void depthwise_images(const depthwise_params *p, const uint8_t *x, uint8_t *y, int32_t count, share part,
+                             int32_t height, int32_t fours)
 {
+    const int32_t first = start_of(p->out_h, part), rows = start_of(p->out_h, next(part)) - first;
+
+    x += first * p->row_step;
+    y += first * p->out_row;
     for (int32_t n = 0; n < count; n++, x += IMAGE_BYTES, y += IMAGE_BYTES)
-        for (int32_t run = 0; run < p->runs; run++)
+        for (int32_t run = 0; rows > 0 && run < p->runs; run++)
             for (int32_t at = 0; at < p->run_bytes; at += 64)
                 depthwise_column(p, x + run * p->run_step + at, at / 64 % p->period, y + run * p->run_bytes + at,
-                                 p->run_bytes - at, height, fours);
+                                 rows, p->run_bytes - at, height, fours);
 }
 
 /* A kernel for one number of rows of taps, and of groups of four taps in a row. */
 #define DEPTHWISE(name, height, fours) \
-    KERNEL void name(const depthwise_params *p, const uint8_t *x, uint8_t *y, int32_t count) \
+    KERNEL void name(const depthwise_params *p, const uint8_t *x, uint8_t *y, int32_t count, share part) \
     { \
-        depthwise_images(p, x, y, count, height, fours); \
+        depthwise_images(p, x, y, count, part, height, fours); \
     }

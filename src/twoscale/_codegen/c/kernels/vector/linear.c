@@ -1,13 +1,16 @@
-/* For layers whose window is the whole image: the images of a block are the pixels of one row. */
-INLINE void linear_images(const conv_params *p, const uint8_t *x, uint8_t *y, int32_t count, int32_t wide, int32_t vectors,
-                          int32_t end)
+/* For layers whose window is the whole image: the images of a block are the pixels of one row. Threads share channels. */
+INLINE void linear_images(const conv_params *p, const uint8_t *x, uint8_t *y, int32_t count, share part, int32_t wide,
+                          int32_t vectors, int32_t end)
 {
     const int32_t fits = wide * vectors <= ACCUMULATORS;
     const int32_t together = vectors <= ACCUMULATORS ? vectors : 1;
     const int32_t pixels = fits ? wide : ACCUMULATORS / together;
     const int32_t stride = 64 * vectors, block_bytes = stride * p->segments * p->words;
+    const int32_t groups = (p->out_c + 16 * together - 1) / (16 * together);
+    const int32_t beyond = start_of(groups, next(part)) * 16 * together;
+    const int32_t end_channel = beyond < p->out_c ? beyond : p->out_c;
 
-    for (int32_t c = 0; c < p->out_c; c += 16 * together) {
+    for (int32_t c = start_of(groups, part) * 16 * together; c < end_channel; c += 16 * together) {
         const int8_t *w = p->weight + c / (16 * vectors) * block_bytes + c % (16 * vectors) * 4;
         int32_t n = 0;
 
@@ -27,7 +30,7 @@ INLINE void linear_images(const conv_params *p, const uint8_t *x, uint8_t *y, in
 
 /* A kernel for one shape of tile. */
 #define LINEAR(name, pixels, vectors, end) \
-    KERNEL void name(const conv_params *p, const uint8_t *x, uint8_t *y, int32_t count) \
+    KERNEL void name(const conv_params *p, const uint8_t *x, uint8_t *y, int32_t count, share part) \
     { \
-        linear_images(p, x, y, count, pixels, vectors, end); \
+        linear_images(p, x, y, count, part, pixels, vectors, end); \
     }

@@ -25,11 +25,13 @@ INLINE v16b window_max(const pool_params *p, const uint8_t *x, int32_t top, int3
 }
 
 /* Maxima over windows, equation (9). Bytes stored beyond a pixel's channels are overwritten by the next pixel. */
-INLINE void max_pool_images(const pool_params *p, const uint8_t *x, uint8_t *y, int32_t count, int32_t height, int32_t width,
-                            int32_t inside)
+INLINE void max_pool_images(const pool_params *p, const uint8_t *x, uint8_t *y, int32_t count, share part, int32_t height,
+                            int32_t width, int32_t inside)
 {
+    const int32_t first = start_of(p->out_h, part), end = start_of(p->out_h, next(part));
+
     for (int32_t n = 0; n < count; n++, x += IMAGE_BYTES, y += IMAGE_BYTES) {
-        for (int32_t i = 0; i < p->out_h; i++) {
+        for (int32_t i = first; i < end; i++) {
             uint8_t *to = y + i * p->out_row;
 
             for (int32_t j = 0; j < p->out_w; j++, to += p->channels) {
@@ -45,7 +47,7 @@ INLINE void max_pool_images(const pool_params *p, const uint8_t *x, uint8_t *y, 
 
 /* A kernel for one size of window. `inside`: all windows are inside the image. */
 #define MAX_POOL(name, height, width, inside) \
-    KERNEL void name(const pool_params *p, const uint8_t *x, uint8_t *y, int32_t count) \
+    KERNEL void name(const pool_params *p, const uint8_t *x, uint8_t *y, int32_t count, share part) \
     { \
-        max_pool_images(p, x, y, count, height, width, inside); \
+        max_pool_images(p, x, y, count, part, height, width, inside); \
     }

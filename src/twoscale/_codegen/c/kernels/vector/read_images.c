@@ -57,14 +57,15 @@ static int quantize_row(const read_images_params *p, const float *x, int32_t pla
 }
 
 /* Write a block of images as the first tensor. Returns whether a pixel is NaN or infinite. */
-static int read_images(const read_images_params *p, const block *b, uint8_t *y)
+static int read_images(const read_images_params *p, const block *b, uint8_t *y, share part)
 {
+    const int32_t first_row = start_of(p->in_h, part), end_row = start_of(p->in_h, next(part));
     const int32_t plane = p->in_h * p->in_w, length = p->in_w * p->in_c;
     const int64_t size = (int64_t)plane * p->in_c;
     int bad = 0;
 
     for (int64_t n = b->first; n < b->first + b->count; n++, y += IMAGE_BYTES) {
-        for (int32_t row = 0; row < p->in_h; row++) {
+        for (int32_t row = first_row; row < end_row; row++) {
             uint8_t *to = y + row * p->row_stride;
 
             if (b->form == FLOATS) {

@@ -1,0 +1,180 @@
+"""How threads share one image: the phases of a network, and a model of what sharing costs and gains.
+
+A phase is some calls that need nothing from each other. All threads wait after each phase. Within a phase each of ``n``
+threads computes one of ``n`` equal parts: rows of the result, or groups of its channels. With
+
+    c   cycles of the call on one thread, from the model of tiles or from the rates below,
+    s   the largest part, as a fraction of the whole,
+    w   bytes that every thread reads in full: all weights if rows are shared, the whole input if channels are,
+
+a call takes c·s + w / SHARED_BYTES cycles on several threads. A convolution shares what takes less. A phase is shared
+if that gains more than HANDOVER, which is what reading the other core's results costs. A network is shared if all
+phases together, with a BARRIER after each, take less than GAIN of the time of one thread; otherwise each image is
+computed by one thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from twoscale._codegen.c.common.calls import Call
+from twoscale._codegen.c.common.program import Step
+from twoscale._codegen.c.vector import kernels as k
+from twoscale._codegen.c.vector.tiles import LANES, Tile, tile_cycles
+
+__all__ = ["Phase", "is_shared", "phases_of", "shares_channels"]
+
+_THREADS = 2
+"""The model compares one thread with two. More threads get parts of the same kind."""
+_SHARED_BYTES = 16
+"""Bytes per cycle that a core reads from its second-level cache."""
+_HANDOVER = 6000
+_BARRIER = 2000
+_GAIN = 0.75
+_CYCLES_PER_TAP = 0.06
+"""Of a depthwise convolution, per byte of the result."""
+_CYCLES_PER_PIXEL = 0.4
+"""Of reading images, per number."""
+_CYCLES_PER_JOINED = 0.5
+"""Of a sum or a product, per byte of the result."""
+_CYCLES_PER_COPIED = 0.1
+"""Of a copy or a table, per byte."""
+_CYCLES_PER_MAXIMUM = 0.1
+"""Of a max pool, per byte of a window."""
+_WEIGHT_BYTES = 10
+"""Bytes of a linear layer's weights per cycle. They come from memory."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Calls that need nothing from each other."""
+
+    calls: tuple[tuple[Call, str], ...]
+    """Each with the name of its parameters."""
+    ends: Step | None
+    """The step whose last calls these are, if they are."""
+    cycles: float
+    """Of one thread."""
+    shared_cycles: float
+    """Of two threads."""
+    most: int
+    """Threads that can share it; 0 if there is nothing to compute."""
+
+
+def shares_channels(params: k.ConvParams, tile: Tile, weight_bytes: int, input_bytes: int) -> bool:
+    """Whether threads that share an image compute channels of a convolution each, not rows."""
+    cycles = _conv_cycles(params, tile)
+    rows = cycles * _largest(params.out_h // tile.rows) + weight_bytes / _SHARED_BYTES
+    channels = cycles * _largest(_groups(params, tile.vectors)) + input_bytes / _SHARED_BYTES
+    return channels < rows
+
+
+def phases_of(steps: Sequence[Step], instances: Sequence[Sequence[str]]) -> list[Phase]:
+    """Return the phases of all steps, in order.
+
+    Args:
+        steps: of the program.
+        instances: names of the parameters of each step's calls.
+    """
+    phases: list[Phase] = []
+    for step, names in zip(steps, instances, strict=True):
+        groups: list[list[tuple[Call, str]]] = [[]]
+        for call, name in zip(step.calls, names, strict=True):
+            if groups[-1] and not _joins(call, [other for other, _ in groups[-1]]):
+                groups.append([])
+            groups[-1].append((call, name))
+        phases += [_phase(group, step if group is groups[-1] else None) for group in groups]
+    return phases
+
+
+def is_shared(phases: Sequence[Phase]) -> bool:
+    """Whether threads share one image."""
+    alone = sum(phase.cycles for phase in phases)
+    together = sum(phase.shared_cycles + _BARRIER for phase in phases if phase.most)
+    return together < _GAIN * alone
+
+
+def _joins(call: Call, others: Sequence[Call]) -> bool:
+    """Whether a call needs nothing from the others of a phase, and all of them can be shared."""
+    if not all(isinstance(one, k.BlockCall) and one.kernel.is_shared for one in (call, *others)):
+        return False
+    written = {other.operands[-1].tensor for other in others}
+    return not written.intersection(_read(call))
+
+
+def _read(call: Call) -> list[str]:
+    """Return the tensors that a call reads. The last operand is the result."""
+    return [operand.tensor for operand in call.operands[:-1]]
+
+
+def _phase(group: Sequence[tuple[Call, str]], ends: Step | None) -> Phase:
+    calls = [call for call, _ in group]
+    cycles = sum(_cycles(call) for call in calls)
+    shared = sum(_cycles(call) * _largest(_units(call)) for call in calls)
+    most = max((_units(call) for call in calls), default=0)
+    if cycles - shared <= _HANDOVER:
+        return Phase(tuple(group), ends, cycles, cycles, min(most, 1))
+    return Phase(tuple(group), ends, cycles, shared + _HANDOVER, most)
+
+
+def _largest(units: int) -> float:
+    """Return the largest part of so many units."""
+    return math.ceil(units / _THREADS) / units if units else 1.0
+
+
+def _groups(params: k.ConvParams, vectors: int) -> int:
+    return math.ceil(params.out_c / (LANES * vectors))
+
+
+def _units(call: Call) -> int:
+    """Return into how many parts a call can be divided."""
+    match call:
+        case k.Conv(parameters=conv, tile=tile):
+            return _groups(conv, tile.vectors) if conv.by_channels else max(1, conv.out_h // tile.rows)
+        case k.Linear(parameters=linear, tile=shape):
+            return _groups(linear, shape.vectors)
+        case k.Depthwise(parameters=depthwise):
+            return depthwise.out_h
+        case k.MaxPool(parameters=pool):
+            return pool.out_h
+        case k.ReadImages(parameters=image):
+            return image.in_h
+        case k.AddRows(parameters=join) | k.MultiplyRows(parameters=join):
+            return join.rows
+        case k.LookUpRows(parameters=table):
+            return table.rows
+        case k.CopyRows(parameters=copy):
+            return copy.rows
+        case k.FillBorder(parameters=border):
+            return border.rows
+    return 1
+
+
+def _conv_cycles(params: k.ConvParams, tile: Tile) -> float:
+    vectors = _groups(params, tile.vectors) * tile.vectors
+    return tile_cycles(tile, params.out_h, params.out_w, vectors, params.segments * params.words)
+
+
+def _cycles(call: Call) -> float:
+    """Return the cycles of a call for one image on one thread."""
+    match call:
+        case k.Conv(parameters=conv, tile=tile):
+            return _conv_cycles(conv, Tile(tile.pixels, tile.rows, tile.vectors))
+        case k.Linear(parameters=linear):
+            return linear.weight.size / _WEIGHT_BYTES
+        case k.Depthwise(parameters=depthwise, taps=taps):
+            taps_of_byte = taps.height * taps.fours * 4
+            return depthwise.out_h * depthwise.runs * depthwise.run_bytes * taps_of_byte * _CYCLES_PER_TAP
+        case k.MaxPool(parameters=pool) | k.AveragePool(parameters=pool):
+            return pool.out_h * pool.out_w * pool.channels * pool.kernel_h * pool.kernel_w * _CYCLES_PER_MAXIMUM
+        case k.ReadImages(parameters=image):
+            return image.in_h * image.in_w * image.in_c * _CYCLES_PER_PIXEL
+        case k.AddRows(parameters=join) | k.MultiplyRows(parameters=join):
+            return join.rows * join.row_bytes * _CYCLES_PER_JOINED
+        case k.LookUpRows(parameters=table):
+            return table.rows * table.row_bytes * _CYCLES_PER_COPIED
+        case k.CopyRows(parameters=copy):
+            return copy.rows * copy.row_bytes * _CYCLES_PER_COPIED
+    return 0.0
