@@ -233,7 +233,7 @@ class VectorCalls:
                     end=self.conv_end(layer, packed),
                     residual=residual,
                 )
-                if shares_channels(params, packed.tile, packed.weight.nbytes, x.size):
+                if shares_channels(params, packed.tile, packed.weight.nbytes, x.size + y.size):
                     params = replace(params, by_channels=1)
                 instance = k.ConvInstance(
                     packed.tile.pixels,

@@ -5,9 +5,13 @@ threads computes one of ``n`` equal parts: rows of the result, or groups of its 
 
     c   cycles of the call on one thread, from the model of tiles or from the rates below,
     s   the largest part, as a fraction of the whole,
-    w   bytes that every thread reads in full: all weights if rows are shared, the whole input if channels are,
+    w   bytes of the weights, which every thread reads in full if rows are shared,
+    x   half of the bytes of the input and of the result: where channels are shared, that much is read by the thread
+        that has not written it, here and in the next layer,
 
-a call takes c·s + w / SHARED_BYTES cycles on several threads. A convolution shares what takes less. A phase is shared
+a convolution takes c·s + w / WEIGHT_BYTES cycles if rows are shared, and c·s + x / REMOTE_BYTES if channels are. It
+shares what takes less. If both threads write a cache line of every pixel, channels take BOUNCE cycles more per pixel. A
+phase is shared
 if that gains more than HANDOVER, which is what reading the other core's results costs. A network is shared if all
 phases together, with a BARRIER after each, take less than GAIN of the time of one thread; otherwise each image is
 computed by one thread.
@@ -28,8 +32,11 @@ __all__ = ["Phase", "is_shared", "phases_of", "shares_channels"]
 
 _THREADS = 2
 """The model compares one thread with two. More threads get parts of the same kind."""
-_SHARED_BYTES = 16
-"""Bytes per cycle that a core reads from its second-level cache."""
+_REMOTE_BYTES = 3
+"""Bytes per cycle that a core reads from another core's cache."""
+_CACHE_LINE = 64
+"""Bytes."""
+_BOUNCE = 50
 _HANDOVER = 6000
 _BARRIER = 2000
 _GAIN = 0.75
@@ -44,7 +51,7 @@ _CYCLES_PER_COPIED = 0.1
 _CYCLES_PER_MAXIMUM = 0.1
 """Of a max pool, per byte of a window."""
 _WEIGHT_BYTES = 10
-"""Bytes of a linear layer's weights per cycle. They come from memory."""
+"""Bytes of weights per cycle that a core reads. They come from memory or from a cache that all cores share."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +70,22 @@ class Phase:
     """Threads that can share it; 0 if there is nothing to compute."""
 
 
-def shares_channels(params: k.ConvParams, tile: Tile, weight_bytes: int, input_bytes: int) -> bool:
-    """Whether threads that share an image compute channels of a convolution each, not rows."""
+def shares_channels(params: k.ConvParams, tile: Tile, weight_bytes: int, image_bytes: int) -> bool:
+    """Whether threads that share an image compute channels of a convolution each, not rows.
+
+    Args:
+        params: of the convolution.
+        tile: what the kernel computes at a time.
+        weight_bytes: of all weights.
+        image_bytes: of the input and the result.
+    """
     cycles = _conv_cycles(params, tile)
-    rows = cycles * _largest(params.out_h // tile.rows) + weight_bytes / _SHARED_BYTES
-    channels = cycles * _largest(_groups(params, tile.vectors)) + input_bytes / _SHARED_BYTES
+    groups = _groups(params, tile.vectors)
+    boundary = groups // _THREADS * tile.vectors * LANES
+    rows = cycles * _largest_of_rows(params.out_h, tile.rows) + weight_bytes / _WEIGHT_BYTES
+    channels = cycles * _largest(groups) + image_bytes / 2 / _REMOTE_BYTES
+    if params.out_c % _CACHE_LINE or boundary % _CACHE_LINE:
+        channels += _BOUNCE * params.out_h * params.out_w
     return channels < rows
 
 
@@ -112,8 +130,8 @@ def _read(call: Call) -> list[str]:
 def _phase(group: Sequence[tuple[Call, str]], ends: Step | None) -> Phase:
     calls = [call for call, _ in group]
     cycles = sum(_cycles(call) for call in calls)
-    shared = sum(_cycles(call) * _largest(_units(call)) for call in calls)
-    most = max((_units(call) for call in calls), default=0)
+    shared = sum(_cycles(call) * _largest_part(call) for call in calls)
+    most = _units(max(calls, key=_cycles)) if calls else 0
     if cycles - shared <= _HANDOVER:
         return Phase(tuple(group), ends, cycles, cycles, min(most, 1))
     return Phase(tuple(group), ends, cycles, shared + _HANDOVER, most)
@@ -122,6 +140,19 @@ def _phase(group: Sequence[tuple[Call, str]], ends: Step | None) -> Phase:
 def _largest(units: int) -> float:
     """Return the largest part of so many units."""
     return math.ceil(units / _THREADS) / units if units else 1.0
+
+
+def _largest_of_rows(out_h: int, tile_rows: int) -> float:
+    """Return the largest part of a convolution's rows, which are computed in tiles."""
+    if out_h < _THREADS * tile_rows:
+        return 1.0
+    return min(1.0, math.ceil(math.ceil(out_h / _THREADS) / tile_rows) * tile_rows / out_h)
+
+
+def _largest_part(call: Call) -> float:
+    if isinstance(call, k.Conv) and not call.parameters.by_channels:
+        return _largest_of_rows(call.parameters.out_h, call.tile.rows)
+    return _largest(_units(call))
 
 
 def _groups(params: k.ConvParams, vectors: int) -> int:

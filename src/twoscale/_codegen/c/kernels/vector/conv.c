@@ -156,8 +156,8 @@ INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w
 #undef SUMMED
 #undef STORE
 
-/* A thread's part of a block of images, one tile after the other: some rows of tiles, or some groups of channels. A part
- * of the rows has whole rows of tiles, so that no two threads write the same pixel. If a layer has few weights, all of them are read for each row of tiles, and
+/* A thread's part of a block of images, one tile after the other: some rows, or some groups of channels. No two threads
+ * write the same number. If a layer has few weights, all of them are read for each row of tiles, and
  * results are written line by line. If it has many, one group stays in the cache for all pixels of all images, and with
  * `fetch` the next group is prefetched meanwhile. A tile's rows may come from two images. A tile that would reach beyond
  * the right or the end of the part is moved back and computes some pixels again. */
@@ -172,8 +172,9 @@ INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *r
     const int32_t all = count * p->out_h;
     const int32_t groups = (p->out_c + 16 * together - 1) / (16 * together);
     const share whole = {0, 1}, of_rows = p->by_channels ? whole : part, of_groups = p->by_channels ? part : whole;
-    const int32_t first_row = start_of(all / rows, of_rows) * rows;
-    const int32_t end_row = is_last(of_rows) ? all : start_of(all / rows, next(of_rows)) * rows;
+    const int32_t unit = all / of_rows.count >= rows ? 1 : rows; /* a part has at least a tile's rows, or none */
+    const int32_t first_row = start_of(all / unit, of_rows) * unit;
+    const int32_t end_row = is_last(of_rows) ? all : start_of(all / unit, next(of_rows)) * unit;
     const int32_t first_channel = start_of(groups, of_groups) * 16 * together;
     const int32_t beyond = start_of(groups, next(of_groups)) * 16 * together;
     const int32_t end_channel = beyond < p->out_c ? beyond : p->out_c;
