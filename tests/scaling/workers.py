@@ -287,9 +287,12 @@ def brief_batches(task: BatchesTask) -> BatchesResult:
 
 
 def brief_arms(task: ArmsTask) -> ArmsResult:
-    """A study's arms, with less time for bandwidth."""
+    """A study's arms, with fewer rounds and less time for bandwidth."""
     brief = functools.partial(measure_bandwidth, sizes=(1024, 1 << 16, 1 << 18, 1 << 20), repeats=3)
-    with mock.patch.object(jobs, "measure_bandwidth", lambda device, **_: brief(device)):
+    with (
+        mock.patch.object(jobs, "measure_arms", functools.partial(measure_arms, rounds=2)),
+        mock.patch.object(jobs, "measure_bandwidth", lambda device, **_: brief(device)),
+    ):
         return jobs.run_arms(task)
 
 
