@@ -28,13 +28,13 @@ replayed bucket by bucket: what is sent beside the backward pass is not waited f
     last bucket  the same, where all buckets but the last fit beside the backward pass: a smaller last one would help
     contention   what is waited beyond the replay, which is no property of the link
 
-Records of earlier versions have no clock in their loops: theirs is the one of the arms' steps, which all ranks begin
-together, and their jitter that of the bare module. The oldest have wrapper and exposed from the arms too (B - D and
+Records of earlier versions have no clock in their loops. For them, the clock in the arms' steps counts, which all ranks
+begin together, and the jitter of the bare module. The oldest take wrapper and exposed from the arms too (B - D and
 A - B).
 
-No part is below zero. In the chain of steps - one bare module, bare modules on all ranks, DDP that sends nothing, DDP -
-each does all that the one before it does, and must take as long: where noise makes one shorter, both count as their
-mean.
+No part is below zero. In the chain of steps (one bare module, bare modules on all ranks, DDP that sends nothing, DDP)
+each does all that the one before it does, and takes at least as long. Where noise makes one shorter, both count as
+their mean.
 """
 
 from __future__ import annotations
