@@ -31,6 +31,7 @@ MODULES = sorted(
 LAYERS = [
     "_text",
     "errors",
+    "_progress",
     "_extras",
     "_files",
     "_environment",

@@ -120,6 +120,19 @@ def memory_bytes() -> int | None:
     return min(found, default=None)
 
 
+def available_memory_bytes() -> int | None:
+    """Return the bytes of memory that are free, or that the system can free at once; None if that is not known."""
+    from pathlib import Path
+
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    found = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    limit = memory_bytes()
+    return min(found if limit is None else [*found, limit], default=None)
+
+
 def processor_name() -> str:
     """Return the model name of the processor, or else its architecture."""
     from pathlib import Path

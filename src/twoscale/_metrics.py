@@ -7,6 +7,7 @@ the output is positive. Outputs that are not classes (the batches have real targ
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,16 @@ from numpy.typing import NDArray
 
 from twoscale.errors import ConfigurationError
 
-__all__ = ["Batch", "OutputMetrics", "SignalToNoise", "in_batches", "labelled", "predicted_classes"]
+__all__ = [
+    "Batch",
+    "CountedBatches",
+    "OutputMetrics",
+    "SignalToNoise",
+    "in_batches",
+    "labelled",
+    "number_of_images",
+    "predicted_classes",
+]
 
 _BATCH = 100
 """Number of images taken at a time from a plain tensor or array."""
@@ -29,6 +39,12 @@ class Batch(NamedTuple):
     targets: bool = False
     """Whether the batch has real targets. The outputs are then not classes."""
 
+    def parts(self, size: int) -> Iterator[Batch]:
+        """Yield the batch in parts of at most ``size`` images."""
+        for start in range(0, len(self.images), size):
+            part = slice(start, start + size)
+            yield Batch(self.images[part], None if self.labels is None else self.labels[part], self.targets)
+
 
 class SignalToNoise:
     """Streaming SQNR: 10·log10(Σ reference² / Σ (reference − value)²), in dB."""
@@ -40,9 +56,11 @@ class SignalToNoise:
 
     def update(self, reference: NDArray[Any], value: NDArray[Any]) -> None:
         """Add values, two arrays of the same shape."""
-        reference = reference.astype(np.float64, copy=False)
-        self.signal += float(np.square(reference).sum())
-        self.noise += float(np.square(reference - value).sum())
+        reference = reference.astype(np.float64, copy=False).ravel()
+        error = reference - value.ravel()
+        # einsum, since a BLAS dot product starts threads, which costs more than it saves here
+        self.signal += float(np.einsum("i,i->", reference, reference))
+        self.noise += float(np.einsum("i,i->", error, error))
         self.values += reference.size
 
     @property
@@ -186,6 +204,30 @@ def in_batches(batches: Iterable[Any]) -> Iterable[Any]:
         whole: Any = batches
         return (whole[start : start + _BATCH] for start in range(0, len(whole), _BATCH))
     return batches
+
+
+@dataclass(frozen=True)
+class CountedBatches:
+    """Batches whose number of images is known, so that progress can show the time left."""
+
+    batches: Iterable[Any]
+    images: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+def number_of_images(batches: Iterable[Any]) -> int | None:
+    """Return the number of images in a tensor or array, or in a list of batches; None if it is not known."""
+    if isinstance(batches, CountedBatches):
+        return batches.images
+    if getattr(batches, "ndim", 0) in (2, 3, 4):
+        return len(batches)  # type: ignore[arg-type]
+    if not isinstance(batches, list | tuple):
+        return None
+    images = [batch[0] if isinstance(batch, tuple | list) and len(batch) else batch for batch in batches]
+    shapes = [tuple(getattr(part, "shape", ())) for part in images]
+    return sum(shape[0] for shape in shapes) if all(shapes) else None
 
 
 def _array(value: Any) -> NDArray[Any]:

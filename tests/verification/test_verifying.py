@@ -29,7 +29,7 @@ from twoscale._metrics import SignalToNoise
 from twoscale._passes.fold import fold
 from twoscale._quantization import COURSE, quantize_graph
 from twoscale._runtimes.torch import TorchExecutor
-from twoscale._verification import accuracy, verify
+from twoscale._verification import accuracy, comparison, verify
 from twoscale._verification.results import VerifyResult
 from twoscale.errors import CaptureError, ConfigurationError, ExecutorError, TwoscaleError, UnknownNameError
 
@@ -439,3 +439,28 @@ def test_an_executor_that_gives_other_tensors(network: IntegerNetwork, change: A
     """One image less would broadcast, and compare with all others."""
     with pytest.raises(ExecutorError, match=re.escape(message)):
         verify(network, [PIXELS], executors=["reference", Wrong(network, change)])
+
+
+def test_images_are_compared_in_parts_of_bounded_memory(
+    network: IntegerNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    class Watched(TorchExecutor):
+        def run(self, images_nchw: NDArray[np.float32], keep: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+            sizes.append(len(images_nchw))
+            return super().run(images_nchw, keep)
+
+    def found() -> VerifyResult:
+        sizes.clear()
+        return verify(network, [(PIXELS, LABELS)], executors=["reference", Watched(network)], model=MODEL)
+
+    whole = found()
+    assert sizes == [50]
+    values = sum(math.prod(layer.output.shape) for layer in network)
+    monkeypatch.setattr(comparison, "_MEMORY", 8 * 8 * values)
+    parts = found()
+    assert sizes == [8] * 6 + [2]
+    assert parts.sqnr_db == pytest.approx(whole.sqnr_db)
+    same = {"sqnr_db": None, "rms_error": None, "layers": ()}
+    assert dataclasses.replace(parts, **same) == dataclasses.replace(whole, **same)  # type: ignore[arg-type]

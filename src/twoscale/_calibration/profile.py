@@ -14,7 +14,8 @@ from twoscale._calibration.memory import DEFAULT_MEMORY, images_within
 from twoscale._calibration.statistics import StatisticsAccumulator, TensorStatistics, to_summary
 from twoscale._calibration.summaries import TensorSummary
 from twoscale._ir import float_graph as g
-from twoscale._metrics import in_batches
+from twoscale._metrics import CountedBatches, in_batches, number_of_images
+from twoscale._progress import report
 from twoscale.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def calibration_images(
     first = next(images, None)
     if first is None:
         raise CalibrationError(f"{caller} got no images; pass at least one batch (a few hundred images are good)")
-    return first, itertools.chain([first], images)
+    everything, count = itertools.chain([first], images), number_of_images(batches)
+    return first, everything if count is None else CountedBatches(everything, count)
 
 
 def image_batches(batches: Iterable[Any]) -> Iterable[NDArray[np.float32]]:
@@ -125,7 +127,7 @@ def profile(
     accumulators = {node.name: StatisticsAccumulator(node.name) for node in graph if not moves_values(node)}
     accumulators[graph.input.name] = StatisticsAccumulator(graph.input.name, bins=_IMAGE_BINS)
     kept: list[NDArray[np.float32]] = []
-    images = 0
+    images, total = 0, number_of_images(batches)
 
     def visit(node: g.Node, value: torch.Tensor) -> None:
         if node.name in accumulators:
@@ -143,6 +145,7 @@ def profile(
         images += len(batch)
         for part in torch.split(torch.from_numpy(batch), at_once):
             module.run(part, visit)
+        report("calibrating", images, total)
     if not images:
         raise CalibrationError("calibration got no images; pass at least one batch (a few hundred images are good)")
     return Profile({name: a.finish() for name, a in accumulators.items()}, np.concatenate(kept), images)

@@ -78,7 +78,13 @@ def _run_verb(name: str, rest: list[str]) -> int:
         if not ended.code:
             sys.stdout.write("".join(f"{line}\n" for line in ("Examples:", *indented(VERBS[name].examples))))
         raise
-    code = bound()
+    if VERBS[name].shows_progress:
+        from twoscale._cli.progress import shown_progress
+
+        with shown_progress():
+            code = bound()
+    else:
+        code = bound()
     return code if isinstance(code, int) else 0
 
 

@@ -21,6 +21,7 @@ from twoscale._cli.ending import say
 from twoscale._cli.filekinds import foreign_kind
 from twoscale._files import record_to_json
 from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._metrics import CountedBatches
 from twoscale._text import printable
 from twoscale.data import Preprocessing
 from twoscale.data._pipeline import fitting_batch
@@ -29,7 +30,6 @@ from twoscale.models._files import MODEL_FILE
 from twoscale.models._references import options_of
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import nn
 
     from twoscale.models import ModelInfo, Published
@@ -394,9 +394,12 @@ def as_pixels(dataset: data.Dataset) -> data.Dataset:
 
 def batches_of(
     split: data.Split, dataset: data.Dataset, *, batch_size: int = 500, limit: int | None = None
-) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Yield (normalized float32 images, labels), at most ``limit`` images; fewer at a time if they are large."""
+) -> CountedBatches:
+    """Return batches of (normalized float32 images, labels), at most ``limit`` images, to be iterated once.
+
+    Batches have fewer than ``batch_size`` images if these are large.
+    """
     part = split if limit is None else split.head(limit)
-    size = fitting_batch(batch_size, split.images.shape)
-    for images, labels in data.batches(part.images, part.labels, size):
-        yield data.normalize(images, dataset.mean, dataset.std), labels
+    batches = data.batches(part.images, part.labels, fitting_batch(batch_size, split.images.shape))
+    normalized = ((data.normalize(images, dataset.mean, dataset.std), labels) for images, labels in batches)
+    return CountedBatches(normalized, len(part))

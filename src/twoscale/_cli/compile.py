@@ -10,6 +10,7 @@ import tyro
 from twoscale._cli.common import File, print_json, print_line, require_file
 from twoscale._cli.export import require_on_grid
 from twoscale._codegen.targets import VECTOR_TARGETS
+from twoscale._progress import report
 
 if TYPE_CHECKING:
     TargetName = str
@@ -43,6 +44,7 @@ def compile_command(
 
     loaded = load(require_file(network, "an integer network (.onnx)"))
     require_on_grid(loaded, network)
+    report("compiling", 0, None)
     saved = save_compiled(loaded, out, target=target)
     if json:
         print_json(saved)

@@ -11,6 +11,7 @@ import tyro
 from twoscale._cli.common import File, batches_of, command, console, print_json, require_file
 from twoscale._codegen.targets import TARGETS
 from twoscale._formats import FORMS, Form
+from twoscale._progress import report
 from twoscale._text import printable
 from twoscale.errors import ConfigurationError
 
@@ -79,8 +80,9 @@ def export_command(
         inputs = default_images(loaded, images)
     else:
         dataset = data_sets.load(data)
-        real, _ = next(batches_of(dataset.test, dataset, batch_size=images, limit=images))
+        real, _ = next(iter(batches_of(dataset.test, dataset, batch_size=images, limit=images)))
         inputs = quantize_input(real, loaded.input.output)
+    report("exporting", 0, None)
     result = export_c(loaded, out, target=target, name=name, inputs=inputs)
     if json:
         print_json(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -44,6 +45,7 @@ _TEST_IMAGES = 1000
 """Most test images over which accuracy is measured."""
 
 LayerBits = Annotated[str | None, tyro.conf.arg(metavar="LAYER=BITS,...")]
+Size = Annotated[str | None, tyro.conf.arg(metavar="SIZE")]
 Method = Annotated[str | None, tyro.conf.arg(metavar="METHOD")]
 
 
@@ -90,6 +92,7 @@ def quantize_command(
     layer_weight_bits: LayerBits = None,
     layer_activation_bits: LayerBits = None,
     equalization: Literal["none", "weights", "activations"] | None = None,
+    memory: Size = None,
     json: bool = False,
 ) -> None:
     """Turn a trained network into an integer-only one, and save it as ONNX.
@@ -126,6 +129,9 @@ def quantize_command(
         layer_activation_bits: Output bits of single layers, in the same form; "input" stands for the images.
         equalization: Move factors between layers so that the ranges of channels become similar: by weights (Nagel et
             al. 2019) or by activations. Default: the scheme's.
+        memory: Memory for the tensors between layers, e.g. 512M or 2G. Weights and the first calibration images need
+            more. With less memory, biases and weights are corrected over fewer images. Default: a quarter of the memory
+            that is free at the start, at most 1G, so that the integers are the same on every machine with 4G free.
         json: Print JSON instead of a table.
     """
     from twoscale import _quantization as quantization
@@ -135,6 +141,7 @@ def quantize_command(
     if out.suffix != ".onnx":
         raise ConfigurationError(f"--out is {out}; expected a file name that ends in .onnx")
     at_least_one("--calibration-images", calibration_images)
+    budget = _default_memory() if memory is None else parse_memory("--memory", memory)
     chosen = {
         "activations": activations,
         "weight_range": weight_range,
@@ -158,6 +165,7 @@ def quantize_command(
         batches_of(dataset.train, inputs, batch_size=100, limit=calibration_images),
         scheme=how,
         normalization=normalization,
+        memory=budget,
     )
     samples = min(calibration_images, len(dataset.train))
     origin = {**origin_of(inputs), "options": given}
@@ -211,6 +219,27 @@ def _accuracy(
     top1, samples = accuracy(network, batches_of(test, inputs))
     float_top1 = evaluate(network_float, test, dataset.mean, dataset.std)
     return RecordedAccuracy(dataset.name, samples, top1, float_top1)
+
+
+def _default_memory() -> int:
+    from twoscale._calibration.memory import DEFAULT_MEMORY
+    from twoscale._environment import available_memory_bytes
+
+    free = available_memory_bytes()
+    return DEFAULT_MEMORY if free is None else min(DEFAULT_MEMORY, free // 4)
+
+
+def parse_memory(option: str, text: str) -> int:
+    """Return bytes from "512M", "2G", "1.5G", "800K" or "1000000"; units are powers of 1,024.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([kKmMgG]?)(?:i?[bB])?", text.strip())
+    size = float(match[1]) * 1024 ** " KMG".index(match[2].upper() or " ") if match else 0.0
+    if not 1 <= size < 2**63:
+        raise ConfigurationError(f"{option} is {text}; expected a size such as 512M or 2G")
+    return int(size)
 
 
 def _layer_bits(option: str, text: str | None) -> tuple[tuple[str, int], ...] | None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -116,19 +115,17 @@ def sensitivity_command(
     how = quantization.SCHEMES[scheme]
     normalization = (dataset.mean, dataset.std)
     dataset = as_pixels(dataset)
-    example, _ = next(batches_of(dataset.train, dataset, limit=min(100, calibration_images)))
+    example, _ = next(iter(batches_of(dataset.train, dataset, limit=min(100, calibration_images))))
     graph = quantization.float_graph(network_float, example, how, normalization=normalization)
     found = profile(graph, batches_of(dataset.train, dataset, batch_size=100, limit=calibration_images))
-    with _status() as say:
-        result = measure_sensitivity(
-            graph,
-            found,
-            batches_of(dataset.test, dataset, limit=max_samples),
-            scheme=how,
-            weight_bits=weights,
-            activation_bits=activations,
-            progress=say,
-        )
+    result = measure_sensitivity(
+        graph,
+        found,
+        batches_of(dataset.test, dataset, limit=max_samples),
+        scheme=how,
+        weight_bits=weights,
+        activation_bits=activations,
+    )
     measured = None
     if size is not None:
         choice = result.choose(size)
@@ -168,19 +165,6 @@ def parse_size(option: str, text: str) -> float:
     if not value > 0 or not math.isfinite(value):
         raise ConfigurationError(f"{option} is {text}; expected bytes (120000, 120k, 1.5M) or a ratio up to 1 (0.5)")
     return value
-
-
-@contextlib.contextmanager
-def _status() -> Iterator[Callable[[str], None] | None]:
-    """Show progress on standard error where it is a terminal."""
-    from rich.console import Console
-
-    stderr = Console(stderr=True)
-    if not stderr.is_terminal:
-        yield None
-        return
-    with stderr.status("") as status:
-        yield lambda what: status.update(f"sensitivity: {what}")
 
 
 def _tables(result: Sensitivity, chosen: dict[str, int] | None) -> Iterator[Table]:

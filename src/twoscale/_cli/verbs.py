@@ -23,6 +23,8 @@ class Verb:
     examples: tuple[str, ...]
     needs_torch: bool = False
     """Whether it can do nothing without torch."""
+    shows_progress: bool = False
+    """Whether what takes long is shown on a terminal's standard error. Other verbs show it themselves or are quick."""
 
 
 VERBS = {
@@ -84,6 +86,7 @@ VERBS = {
         "measure the accuracy of a float or integer network",
         "twoscale._cli.evaluate:eval_command",
         ("twoscale eval runs/net/model.safetensors", "twoscale eval net.onnx --json"),
+        shows_progress=True,
     ),
     "inspect": Verb(
         "Step by step",
@@ -108,6 +111,7 @@ VERBS = {
             "twoscale quantize resnet20.pt --model resnet20 --data cifar10 -o resnet20.onnx",
         ),
         needs_torch=True,
+        shows_progress=True,
     ),
     "requantize": Verb(
         "Step by step",
@@ -130,6 +134,7 @@ VERBS = {
             "twoscale sensitivity runs/net/model.safetensors --bits 2,4 --max-samples 200 --json",
         ),
         needs_torch=True,
+        shows_progress=True,
     ),
     "verify": Verb(
         "Step by step",
@@ -142,6 +147,7 @@ VERBS = {
             "twoscale verify net.onnx --against four.onnx",
             "twoscale verify net.onnx --executors reference,torch,onnxruntime,c --json",
         ),
+        shows_progress=True,
     ),
     "compile": Verb(
         "Step by step",
@@ -149,6 +155,7 @@ VERBS = {
         "compile an integer network into a shared library (.so)",
         "twoscale._cli.compile:compile_command",
         ("twoscale compile net.onnx -o net.so", "twoscale compile net.onnx -o net.so --target avx2"),
+        shows_progress=True,
     ),
     "export": Verb(
         "Step by step",
@@ -156,5 +163,6 @@ VERBS = {
         "write an integer network as C source",
         "twoscale._cli.export:export_command",
         ("twoscale export net.onnx --out net-c", "twoscale export net.onnx --to qdq --out net-qdq.onnx"),
+        shows_progress=True,
     ),
 }

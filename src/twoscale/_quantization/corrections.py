@@ -29,6 +29,7 @@ from twoscale._ir import layers as n
 from twoscale._ir.float_module import GraphModule
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.interpreter import interpret
+from twoscale._progress import report
 from twoscale._quantization.error_feedback import FewSamples, SecondMoments, blocks_of, feed_back
 from twoscale._quantization.plan import Plan
 from twoscale._quantization.scales import quantize_bias, weight_scales
@@ -93,6 +94,7 @@ def correct(
     corrected: dict[str, n.Layer] = {}
 
     def compute(layer: n.Layer, inputs: list[_Pair]) -> _Pair:
+        report("correcting layers", len(corrected), len(network.layers))
         node = plan.graph[layer.name]
         x_integer = [x.integer for x in inputs]
         real = module.compute(node, [x.real for x in inputs]) if inputs else images

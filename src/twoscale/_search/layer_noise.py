@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale._metrics import Batch, OutputMetrics, labelled
+from twoscale._metrics import Batch, OutputMetrics, labelled, number_of_images
+from twoscale._progress import report
 from twoscale._quantization.scheme import DEFAULT, Scheme
 from twoscale._search.bits import LayerSensitivity, Sensitivity
 from twoscale.errors import ConfigurationError
@@ -97,7 +98,7 @@ def measure_sensitivity(
     from twoscale._quantization.range_tuning import tune_ranges
     from twoscale._quantization.ranges import choose_ranges
 
-    report = progress or (lambda what: None)
+    say = progress or (lambda what: None)
     ranges = tune_ranges(choose_ranges(graph, found.statistics, scheme), graph, found, scheme)
     plan = make_plan(graph, ranges, scheme)
     base = correct(build(plan), plan, found.samples_nchw)
@@ -106,16 +107,16 @@ def measure_sensitivity(
         *_variants(plan, base, found, ranges, "weight", sorted(set(weight_bits))),
         *_variants(plan, base, found, ranges, "activation", sorted(set(activation_bits))),
     ]
-    variants = _corrected(base, module, nearest, found.samples_nchw, report)
+    variants = _corrected(base, module, nearest, found.samples_nchw, say)
+    test_images = number_of_images(batches)
     total, metrics = OutputMetrics(), [OutputMetrics() for _ in variants]
     samples = 0
-    for images, labels, targets in labelled(batches, base.classes):
-        for start in range(0, len(images), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            batch = Batch(images[part], None if labels is None else labels[part], targets)
+    for whole in labelled(batches, base.classes):
+        for batch in whole.parts(_CHUNK):
             _evaluate(base, module, variants, batch, total, metrics)
             samples += len(batch.images)
-            report(f"{samples} images")
+            say(f"{samples} images")
+            report("measuring networks", samples, test_images)
     if not samples:
         raise ConfigurationError("sensitivity got no test images; pass at least one batch")
     logits = samples * base.classes
@@ -209,7 +210,7 @@ def _corrected(
     module: GraphModule,
     variants: Sequence[_Variant],
     samples_nchw: NDArray[np.float32],
-    report: Callable[[str], None],
+    say: Callable[[str], None],
 ) -> list[_Variant]:
     """Correct every variant's changed layers for their actual inputs, in one walk over the calibration images."""
     import torch
@@ -223,6 +224,7 @@ def _corrected(
     graph, executor = module.graph, TorchExecutor(base)
     images = torch.from_numpy(np.ascontiguousarray(samples_nchw))
     corrected: list[dict[str, Layer]] = [{} for _ in variants]
+    done: list[str] = []
 
     def compute(layer: Layer, inputs: list[_Tensors]) -> _Tensors:
         node = graph[layer.name]
@@ -243,7 +245,9 @@ def _corrected(
                 own[place] = executor_of_variant.compute(mine, x_mine)
             corrected[place][layer.name] = mine
         result = _Tensors(real, executor.compute(layer, [x.base for x in inputs] or [images]), own)
-        report(layer.name)
+        say(layer.name)
+        done.append(layer.name)
+        report("correcting networks", len(done), len(base.layers))
         return result
 
     with torch.no_grad():

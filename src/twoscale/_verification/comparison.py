@@ -4,7 +4,7 @@ network."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +16,8 @@ from twoscale._ir import layers as n
 from twoscale._ir.execution import Executor, check_images
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.weights_hash import METADATA_KEY, weights_hash
-from twoscale._metrics import OutputMetrics, SignalToNoise, labelled, predicted_classes
+from twoscale._metrics import Batch, OutputMetrics, SignalToNoise, labelled, number_of_images, predicted_classes
+from twoscale._progress import report
 from twoscale._runtimes import EXECUTORS, create, default_pair
 from twoscale._verification.original import OriginalFile
 from twoscale._verification.results import LayerCheck, VerifyResult
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     from twoscale._ir.float_graph import FloatGraph
 
 __all__ = ["accuracy", "verify"]
+
+_MEMORY = 1 << 28
+"""Bytes for the tensors of the images that are compared at a time."""
+
+_VALUE_BYTES = 8
+"""Bytes of each value of each layer: the integers of two executors, and float32 in torch."""
 
 
 class _LayerTally:
@@ -130,7 +137,9 @@ def verify(
     other: _FloatSide | _IntegerSide | None = None
     metrics = OutputMetrics()
     samples = 0
-    for batch in labelled(batches, network.classes):
+    total = number_of_images(batches)
+    at_once = _images_at_once(network)
+    for batch in _parts(batches, network, at_once):
         images = check_images(network, batch.images)
         if other is None and compared_with is not None:
             if isinstance(compared_with, IntegerNetwork):
@@ -168,6 +177,7 @@ def verify(
         logits = network.logits(expected[network.output])
         metrics.update(logits, batch, None if other is None else other.compare(images, expected, tallies))
         samples += len(images)
+        report("verifying", samples, total)
     if not samples:
         raise ConfigurationError("verify got no images; pass at least one batch")
     checks = tuple(tally.check(network) for tally in tallies.values())
@@ -194,6 +204,16 @@ def verify(
         original=None if file is None else file.path.name,
         original_left_out=left_out,
     )
+
+
+def _images_at_once(network: IntegerNetwork) -> int:
+    """Return how many images are compared at a time, so that all their tensors are within bounded memory."""
+    return max(1, _MEMORY // (_VALUE_BYTES * sum(math.prod(layer.output.shape) for layer in network)))
+
+
+def _parts(batches: Iterable[Any], network: IntegerNetwork, size: int) -> Iterator[Batch]:
+    for batch in labelled(batches, network.classes):
+        yield from batch.parts(size)
 
 
 def _original(network: IntegerNetwork, path: str | Path | None) -> tuple[OriginalFile | None, str | None]:
@@ -228,6 +248,7 @@ def accuracy(
     """
     running = create(executor, network) if isinstance(executor, str) else executor
     correct = samples = 0
+    total = number_of_images(batches)
     for images, labels, targets in labelled(batches, network.classes):
         if labels is None:
             given = "the batches hold real targets" if targets else "pass batches of (images, labels)"
@@ -238,6 +259,7 @@ def accuracy(
         output = running.run(check_images(network, images[:taken]))[network.output]
         correct += int(np.count_nonzero(predicted_classes(network.logits(output)) == labels[:taken]))
         samples += taken
+        report("evaluating", samples, total)
     if not samples:
         raise ConfigurationError("accuracy got no images; pass at least one batch")
     return correct / samples, samples
