@@ -18,12 +18,15 @@ _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 _RATIOS = np.concatenate([np.linspace(1.0, 0.5, 101), np.geomspace(0.5, 1 / 32, 60)[1:]])
 _COARSEST_STEP = float(max(_RATIOS[:-1] / _RATIOS[1:]))
 _FINE = 8
-_NEAR = 8  # candidates tried on each side of the expected best
+_NEAR = 4  # candidates tried on each side of the expected best
+_DENSE = 0.5  # ratios above are so close together that no finer ones are tried where _MANY_STEPS holds
+_BINS = 512  # of magnitudes, for the expected error
 # From this largest integer and this number of values per row on, the expected error is accurate enough to choose
 # candidates.
 _MANY_STEPS, _MANY_VALUES = 63, 256
 _ZOOMS = 2
 _BLOCK = 1 << 15  # values at a time, so that temporaries stay in the second-level cache
+_ROWS_BLOCK = 1 << 20  # values converted to float64 at a time, to bound memory
 
 
 def choose_weight_scales(
@@ -57,9 +60,15 @@ def choose_weight_scales(
             f"{name}: {np.count_nonzero(bad)} of {weight.size} weights are NaN or infinite, the first is "
             f"{weight[where]} at index {where}; train again or repair the checkpoint"
         )
-    rows = weight.reshape(weight.shape[0] if per_channel else 1, -1).astype(np.float64)
-    widest = np.abs(rows).max(axis=1)
-    scales = _reach(rows, widest, method, hi, name) / hi
+    rows = weight.reshape(weight.shape[0] if per_channel else 1, -1)
+    high = max(1, _ROWS_BLOCK // rows.shape[1])
+    widest, reach = np.empty(len(rows)), np.empty(len(rows))
+    for start in range(0, len(rows), high):
+        part = slice(start, start + high)
+        block = rows[part].astype(np.float64)
+        widest[part] = np.abs(block).max(axis=1)
+        reach[part] = _reach(block, widest[part], method, hi, name)
+    scales = reach / hi
     zero = widest == 0.0
     scales[zero] = 1 / hi if zero.all() else scales[~zero].max()
     return np.maximum(scales, _SMALLEST_SCALE)
@@ -85,19 +94,22 @@ def _reach(
 def _likely_ratios(relative: NDArray[np.float32], hi: int) -> NDArray[np.float64]:
     """Return ratios near the one with the least expected error, and 1: (rows, candidates).
 
-    The error of clipping is exact, from sums over sorted magnitudes. The error of rounding is taken as step² / 12. From
-    64 steps on this is accurate to a few percent, so the exact search need not try all ratios.
+    The error of clipping is that of a histogram's bins. The error of rounding is taken as step² / 12. From 64 steps on
+    this is accurate to a few percent, so the exact search need not try all ratios.
     """
-    magnitudes = np.sort(np.abs(relative), axis=1)
-    count = magnitudes.shape[1]
-    sums = np.zeros((2, magnitudes.shape[0], count + 1))
-    for power in (1, 2):
-        values = (magnitudes.astype(np.float64) ** power)[:, ::-1]
-        sums[power - 1, :, :-1] = np.cumsum(values, axis=1)[:, ::-1]
-    kept = np.stack([np.searchsorted(row, _RATIOS, side="right") for row in magnitudes])
-    first, second = (np.take_along_axis(part, kept, axis=1) for part in sums)
-    clipped = second - 2 * _RATIOS * first + (count - kept) * _RATIOS**2
-    best = np.argmin(clipped + kept * (_RATIOS / hi) ** 2 / 12, axis=1)
+    rows, count = relative.shape
+    bins = np.abs(relative)
+    bins *= _BINS - 0.5
+    places = bins.astype(np.intp)
+    places += np.arange(0, rows * _BINS, _BINS)[:, None]
+    counts = np.bincount(places.ravel(), minlength=rows * _BINS).reshape(rows, _BINS)
+    centres = (np.arange(_BINS) + 0.5) / (_BINS - 0.5)
+    terms = counts[None] * centres ** np.arange(3)[:, None, None]
+    above = np.zeros((3, rows, _BINS + 1))  # moments of order 0, 1, 2 of the bins from each one on
+    above[:, :, :-1] = np.cumsum(terms[:, :, ::-1], axis=2)[:, :, ::-1]
+    zeroth, first, second = above[:, :, np.searchsorted(centres, _RATIOS, side="right")]
+    clipped = second - 2 * _RATIOS * first + zeroth * _RATIOS**2
+    best = np.argmin(clipped + (count - zeroth) * (_RATIOS / hi) ** 2 / 12, axis=1)
     near = np.clip(best[:, None] + np.arange(-_NEAR, _NEAR + 1), 0, _RATIOS.size - 1)
     return np.concatenate([np.ones((len(near), 1)), _RATIOS[near]], axis=1)
 
@@ -116,6 +128,8 @@ def _least_squares_reach(rows: NDArray[np.float64], widest: NDArray[np.float64],
         i = np.argmin(errors, axis=1)
         better = errors[row, i] < least
         best, least = np.where(better, ratios[row, i], best), np.where(better, errors[row, i], least)
+        if many and best.min() >= _DENSE:
+            break
         ratios = np.minimum(best[:, None] * np.geomspace(1 / step, step, 2 * _FINE + 1), 1.0)
         step **= 1 / _FINE
     return best * widest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,22 @@ from twoscale._ir import functions
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
 from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._progress import report
 from twoscale._quantization.plan import Plan
 from twoscale._quantization.scales import quantize_bias
 from twoscale._quantization.scheme import Scheme
 
 __all__ = ["build", "build_layers"]
 
+Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 _Make = Callable[["_Builder", Any, dict[str, Any]], n.Layer]
+
+_OFFSETS = (0, -1, 1, -2)
+"""Multipliers tried, from the wanted one rounded up. Of equal errors the first counts."""
+
+_BLOCK = 1 << 15
+"""Weights rounded at a time."""
 
 
 def build(plan: Plan) -> IntegerNetwork:
@@ -52,8 +60,11 @@ class _Builder:
         self.plan = plan
         self.scheme: Scheme = plan.scheme
         self.specs = dict(plan.specs)
+        self._done = 0
 
     def layer(self, node: g.Node) -> n.Layer:
+        report("rounding weights", self._done, len(self.plan.graph.nodes))
+        self._done += 1
         common = {"name": node.name, "inputs": node.inputs, "output": self.specs[node.name]}
         layer = _MAKE[type(node)](self, node, common)
         self.specs[node.name] = layer.output
@@ -82,7 +93,7 @@ class _Builder:
             per_channel=self.scheme.per_channel and not is_head,
             name=f"{node.name}.weight",
         )
-        rows = weight.reshape(weight.shape[0], -1).astype(np.float64)
+        rows = weight.reshape(weight.shape[0], -1)
         multiplier: n.Multiplier | None
         if is_head:
             scales, multiplier = wanted, None
@@ -98,35 +109,55 @@ class _Builder:
             **common,
             "output": y,
             "multiplier": multiplier,
-            "weight": _rounded(rows, scales, limit).astype(np.int8).reshape(weight.shape),
+            "weight": _integers(rows, scales, limit).reshape(weight.shape),
             "bias_o": quantize_bias(node.name, node.bias_o.astype(np.float64), x.scale * scales),
         }
 
 
 def _rounded(rows: Float64, scales: Float64, limit: int) -> Float64:
-    return np.clip(np.rint(rows / scales[:, None]), -limit, limit)
+    rounded = np.rint(rows / scales[:, None])
+    return np.clip(rounded, -limit, limit, out=rounded)
 
 
-def _nearest_on_grid(rows: Float64, wanted: Float64, step: float, limit: int, *, may_clip: bool) -> NDArray[np.int64]:
+def _blocks(rows: Float32) -> Iterator[tuple[slice, Float64]]:
+    """Yield rows of weights in float64, a few at a time, so that temporaries stay in the cache."""
+    high = max(1, _BLOCK // rows.shape[1])
+    for start in range(0, len(rows), high):
+        part = slice(start, start + high)
+        yield part, rows[part].astype(np.float64)
+
+
+def _integers(rows: Float32, scales: Float64, limit: int) -> NDArray[np.int8]:
+    integers = np.empty(rows.shape, np.int8)
+    scales = np.broadcast_to(scales, len(rows))
+    for part, block in _blocks(rows):
+        integers[part] = _rounded(block, scales[part], limit)
+    return integers
+
+
+def _nearest_on_grid(rows: Float32, wanted: Float64, step: float, limit: int, *, may_clip: bool) -> NDArray[np.int64]:
     """Return the multipliers near ``wanted`` (in units of the grid) whose weights have the least squared error.
 
     Rounding up clips no weight that the range method kept. The neighbours are also tried, but unless ``may_clip`` is
     set only if they clip no such weight either.
     """
     up = np.ceil(wanted)
-    best = np.clip(up, 1, MULTIPLIER_LIMIT - 1)
-    least = np.full(best.shape, np.inf)
-    widest = np.abs(rows).max(1) if len(best) > 1 else np.abs(rows).max(keepdims=True)[0]
+    candidates = np.clip(up + np.array(_OFFSETS)[:, None], 1, MULTIPLIER_LIMIT - 1)
+    errors, widest = np.zeros((len(_OFFSETS), len(rows))), np.empty(len(rows))
+    for part, block in _blocks(rows):
+        widest[part] = np.abs(block).max(1)
+        for candidate, error in zip(candidates, errors, strict=True):
+            scales = (candidate if len(candidate) == 1 else candidate[part]) * step
+            difference = _rounded(block, scales, limit)
+            difference *= scales[:, None]
+            difference -= block
+            error[part] = np.einsum("ok,ok->o", difference, difference)
+    if len(wanted) == 1:
+        errors, widest = errors.sum(1, keepdims=True), widest.max(keepdims=True)
     kept = 0.0 if may_clip else np.minimum(widest, wanted * step * limit)
-    for offset in (0, -1, 1, -2):
-        candidate = np.clip(up + offset, 1, MULTIPLIER_LIMIT - 1)
-        scales = candidate * step
-        error = ((_rounded(rows, scales, limit) * scales[:, None] - rows) ** 2).sum(1)
-        error = error if len(best) > 1 else error.sum(keepdims=True)
-        error = np.where((offset < 0) & (kept > (limit + 0.5) * scales), np.inf, error)
-        better = error < least
-        best, least = np.where(better, candidate, best), np.where(better, error, least)
-    return best.astype(np.int64)
+    errors[(np.array(_OFFSETS)[:, None] < 0) & (kept > (limit + 0.5) * candidates * step)] = np.inf
+    best: NDArray[np.int64] = candidates[errors.argmin(0), np.arange(len(wanted))].astype(np.int64)
+    return best
 
 
 def _conv2d(b: _Builder, node: g.Conv2d, common: dict[str, Any]) -> n.Layer:
