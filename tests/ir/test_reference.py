@@ -368,3 +368,18 @@ def test_a_large_batch_is_really_cut() -> None:
     for i in (0, count // 2, count - 1):
         assert np.array_equal(together[i], ReferenceExecutor(network).run(images[i : i + 1])["flat"][0])
     assert len(np.unique(together)) > 20
+
+
+@pytest.mark.parametrize(("inputs", "kind"), [(518, np.float32), (519, np.float64)])
+def test_sums_beyond_24_bits_are_exact(inputs: int, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 cannot hold the odd sum of 519 products 127·255."""
+    head = n.Linear(
+        name="fc", inputs=("flat",), output=n.TensorSpec((1,), "int32", 1.0), multiplier=None,
+        weight=np.full((1, inputs), 127, np.int8), bias_o=np.zeros(1, np.int32),
+    )  # fmt: skip
+    x = n.TensorSpec((inputs,), "uint8", 1.0, 0, 0, 255)
+    q = np.full((1, inputs), 255, np.uint8)
+    assert head.exact_type(x) is kind
+    assert head.compute([x], [q]).item() == inputs * 127 * 255
+    monkeypatch.setattr(n.Linear, "exact_type", lambda self, spec: np.float32)
+    assert (head.compute([x], [q]).item() == inputs * 127 * 255) == (kind is np.float32)

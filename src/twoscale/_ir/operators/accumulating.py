@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale._ir.arithmetic import ADD_SHIFT
+from twoscale._ir.arithmetic import ADD_SHIFT, FLOAT32_LIMIT
 from twoscale._ir.operators.base import (
     Bounded,
     Float32,
@@ -73,7 +73,8 @@ class ChannelAffineNode(Bounded):
 class Accumulating(Requantize):
     """A layer with weights: int32 accumulators by equation (2).
 
-    Sums of products use BLAS in float64. All partial sums are integers far below 2**53, hence exact in any order.
+    Sums of products use BLAS. All partial sums are integers, hence exact in any order: in float32 where equation (13)
+    proves that they stay below 2**24, else in float64, with 2**53.
     """
 
     weight: NDArray[np.int8]
@@ -115,6 +116,10 @@ class Accumulating(Requantize):
         weight = np.abs(self.weight, dtype=np.int16).reshape(len(self.bias_o), -1).sum(1, dtype=np.int64)
         bound: NDArray[np.int64] = weight * x.reach
         return bound + np.abs(self.bias_o.astype(np.int64))
+
+    def exact_type(self, x: TensorSpec) -> type[np.float32 | np.float64]:
+        """Return the smaller type in which every partial sum is exact."""
+        return np.float32 if int(self.partial_bound(x).max()) <= FLOAT32_LIMIT else np.float64
 
     def channels_of(self, multiplier: Multiplier) -> int:
         """Return the number of output channels for the accumulators' multiplier."""
@@ -204,10 +209,11 @@ class Conv2d(Accumulating):
         out, per_group, kh, kw = self.weight.shape
         groups = self.groups
         _, out_h, out_w = self.output.shape
-        weight = self.weight.astype(np.float64).reshape(groups, out // groups, per_group * kh * kw)
+        real = self.exact_type(spec)
+        weight = self.weight.astype(real).reshape(groups, out // groups, per_group * kh * kw)
         acc = np.empty((len(q), *self.output.shape), np.int64)
         taps = per_group * kh * kw
-        row_bytes = 8 * out_w * groups * taps
+        row_bytes = weight.itemsize * out_w * groups * taps
         chunk = max(1, _CHUNK_BYTES // (out_h * row_bytes))
         rows = max(1, min(out_h, _CHUNK_BYTES // row_bytes))
         for start in range(0, len(acc), chunk):
@@ -216,7 +222,7 @@ class Conv2d(Accumulating):
             for top in range(0, out_h, rows):
                 part = view[:, :, top : top + rows]
                 # (N, C, kernel_h, kernel_w, rows, out_w): rows are copied whole, and the product needs no transpose.
-                columns = np.empty((len(x), groups * per_group, kh, kw, part.shape[2], out_w))
+                columns = np.empty((len(x), groups * per_group, kh, kw, part.shape[2], out_w), real)
                 for i in range(kh):
                     for j in range(kw):
                         columns[:, :, i, j] = part[..., i, j]
@@ -238,6 +244,7 @@ class Linear(Accumulating):
 
     def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Equations (2) and (3)."""
-        real = x[0].astype(np.float64) - inputs[0].zero_point
-        acc = (real @ self.weight.T.astype(np.float64)).astype(np.int64) + self.bias_o.astype(np.int64)
+        real = self.exact_type(inputs[0])
+        products = (x[0].astype(real) - inputs[0].zero_point) @ self.weight.T.astype(real)
+        acc = products.astype(np.int64) + self.bias_o.astype(np.int64)
         return finish(acc, self)
