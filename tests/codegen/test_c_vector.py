@@ -180,6 +180,7 @@ def test_threads_share_large_networks_only() -> None:
     assert not shared(every_kernel("uint8"))
 
 
+@pytest.mark.sweep(1)
 @pytest.mark.usefixtures("always_shared")
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_that_share_an_image_compute_the_same(threads: int, tmp_path: Path) -> None:
@@ -211,6 +212,7 @@ OWN_PARTS = (
 """With this change a thread computes only its own parts, so that a late thread hides no fault."""
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.usefixtures("always_shared")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_in_sharing_are_found_by_the_thread_sanitizer_or_in_the_integers(fault: str, tmp_path: Path) -> None:

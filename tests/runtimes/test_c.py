@@ -177,10 +177,13 @@ def test_what_was_compiled_is_used_again(empty_cache: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("target", ["native", "portable"])
 def test_what_was_compiled_needs_neither_a_compiler_nor_its_c(
-    target: str, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+    target: str, empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = small_network()
-    monkeypatch.delenv("CC")
+    (tmp_path / "bin").mkdir()
+    shutil.copy(os.environ["CC"], tmp_path / "bin" / "quick")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CC", "quick")
     CExecutor(network, target=target)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ExecutorError, match="needs a C compiler"):
