@@ -38,6 +38,21 @@ def test_dropout_is_off_and_statistics_stay(dataset: Dataset) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_one_logit_separates_two_classes_by_its_sign(dataset: Dataset) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 1))
+    labels = (dataset.test.labels % 2).astype(dataset.test.labels.dtype)
+    split = Split(dataset.test.images, labels)
+    x = torch.from_numpy(split.images).float() / 255
+    x = (x - torch.tensor(dataset.mean).view(3, 1, 1)) / torch.tensor(dataset.std).view(3, 1, 1)
+    with torch.no_grad():
+        positive = (model(x)[:, 0] > 0).numpy()
+    assert 0 < positive.sum() < len(split)
+    assert evaluate(model, split, dataset.mean, dataset.std) == (positive == (labels == 1)).mean()
+    with pytest.raises(DataError, match=r"expected \(1, classes\) with at least 10 classes"):
+        evaluate(model, dataset.test, dataset.mean, dataset.std)
+
+
 def test_bad_input(dataset: Dataset) -> None:
     model = models.create("net")
     mean, std = dataset.mean, dataset.std

@@ -28,6 +28,8 @@ def evaluate(
 ) -> float:
     """Return the fraction of images whose largest logit is their class, 0..1, each image counted once.
 
+    A single logit separates two classes by its sign: class 1 if it is positive.
+
     Args:
         model: maps normalized images (N, C, H, W) to logits (N, classes), on any device. It is run in evaluation mode;
         its mode is restored.
@@ -48,7 +50,7 @@ def evaluate(
         if max_samples < 1:
             raise ConfigurationError(f"max_samples is {max_samples}; expected at least 1")
         split = split.head(max_samples)
-    check_takes(model, split, mean, std)
+    check_takes(model, split, mean, std, signs=True)
     return correct(model, split, mean, std, batch_size=batch_size, views=views) / len(split)
 
 
@@ -71,7 +73,8 @@ def correct(
             for images, labels in batches(split.images, split.labels, fitting_batch(batch_size, split.images.shape)):
                 x = normalize(torch.from_numpy(images).to(tensor.device), mean, std).to(tensor.dtype)
                 logits = _logits(model, x, views)
-                right += (logits.argmax(1) == torch.from_numpy(labels).to(tensor.device).long()).sum()
+                chosen = logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
+                right += (chosen == torch.from_numpy(labels).to(tensor.device).long()).sum()
     finally:
         model.train(was_training)
     return int(right)
@@ -93,8 +96,17 @@ def _logits(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, view
     return (mirrored(x) + (mirrored(up_left) + mirrored(down_right)) / 2) / 2
 
 
-def check_takes(model: torch.nn.Module, split: Split, mean: Sequence[float], std: Sequence[float]) -> None:
+def check_takes(
+    model: torch.nn.Module, split: Split, mean: Sequence[float], std: Sequence[float], *, signs: bool = False
+) -> None:
     """Run one image through the model, in evaluation mode.
+
+    Args:
+        model: as of :func:`evaluate`.
+        split: images and labels.
+        mean: per channel, of pixels / 255.
+        std: per channel, of pixels / 255.
+        signs: whether a single logit may separate two classes by its sign.
 
     Raises:
         DataError: there is no image, the model does not take it, or has too few outputs for the labels.
@@ -115,7 +127,8 @@ def check_takes(model: torch.nn.Module, split: Split, mean: Sequence[float], std
     finally:
         model.train(was_training)
     outputs = tuple(logits.shape)
-    if len(outputs) != 2 or outputs[0] != 1 or outputs[1] <= int(split.labels.max()):
+    one_of_two = outputs == (1, 1) and signs
+    if len(outputs) != 2 or outputs[0] != 1 or (1 if one_of_two else outputs[1] - 1) < int(split.labels.max()):
         raise DataError(
             f"{type(model).__name__} gives an output of shape {outputs} for one image of {shape}; expected "
             f"(1, classes) with at least {int(split.labels.max()) + 1} classes"
