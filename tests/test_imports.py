@@ -36,6 +36,7 @@ LAYERS = [
     "_files",
     "_environment",
     "_delegates",
+    "_user_code",
     "_page",
     "_ir",
     "_metrics",

@@ -14,6 +14,7 @@ EXTRAS = {
     "onnxruntime": "onnxruntime",
     "PIL": "torch",
     "pooch": "torch",
+    "pyarrow": "parquet",
     "requests": "torch",
     "safetensors": "torch",
     "torch": "torch",

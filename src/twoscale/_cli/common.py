@@ -24,6 +24,7 @@ from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._metrics import CountedBatches
 from twoscale._text import printable
 from twoscale.data import Preprocessing
+from twoscale.data._function import is_function
 from twoscale.data._pipeline import fitting_batch
 from twoscale.errors import ConfigurationError, NetworkFileError
 from twoscale.models._files import MODEL_FILE
@@ -360,6 +361,10 @@ def dataset_for(
     """
     if std is not None and not all(value > 0 for value in std):
         raise ConfigurationError(f"--std is {_numbers(std)}; expected positive numbers")
+    if name is None and known.data is not None and is_function(known.data):
+        raise ConfigurationError(
+            f"the file names {known.data} as its pictures, whose code runs only if you name it (--data {known.data})"
+        )
     if name is None and known.data is None:
         say("the file does not record a data set; using digits (choose another with --data)")
     chosen = name or known.data or "digits"

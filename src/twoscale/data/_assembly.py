@@ -21,7 +21,7 @@ from twoscale.data._streamed import StreamedImages
 from twoscale.data._worker import fault
 from twoscale.errors import ConfigurationError, DataError
 
-__all__ = ["Options", "Part", "assemble", "divided"]
+__all__ = ["Options", "Part", "assemble", "divided", "new_array", "report"]
 
 _IN_MEMORY = 1 << 29
 """Data sets with at most this many bytes of pixels stay in memory."""
@@ -160,20 +160,10 @@ def assemble(
         else _decoded(part, shape, len(classes), damaged, mapped=size > _IN_MEMORY)
         for part in parts
     )
-    if damaged and not options.skip_damaged:
-        more = [f"and {len(damaged) - _NAMED} more"] if len(damaged) > _NAMED else []
-        named = "; ".join([*damaged[:_NAMED], *more])
-        raise DataError(
-            f"{len(damaged)} of {sum(len(part.labels) for part in parts):,} pictures cannot be read: {named}; replace "
-            "them, or leave them out (skip_damaged)"
-        )
-    if options.on_damaged is not None:
-        for line in damaged:
-            options.on_damaged(line)
+    left_out = report(damaged, sum(len(part.labels) for part in parts), options)
     for half, split in (("train", train), ("test", test)):
         if not len(split):
             raise DataError(f"{name} has no readable picture to {half} with")
-    left_out = f"; {len(damaged)} damaged pictures left out" if damaged else ""
     return Dataset(
         name=name,
         classes=tuple(classes),
@@ -184,6 +174,25 @@ def assemble(
         source=f"{source} ({rule}{left_out})",
         preprocessing=preprocessing,
     )
+
+
+def report(damaged: Sequence[str], total: int, options: Options) -> str:
+    """Pass on the damaged pictures that are left out; return what a data set's source says about them.
+
+    Raises:
+        DataError: they are not to be left out; names and counts them.
+    """
+    if damaged and not options.skip_damaged:
+        more = [f"and {len(damaged) - _NAMED} more"] if len(damaged) > _NAMED else []
+        named = "; ".join([*damaged[:_NAMED], *more])
+        raise DataError(
+            f"{len(damaged)} of {total:,} pictures cannot be read: {named}; replace them, or leave them out "
+            "(skip_damaged)"
+        )
+    if options.on_damaged is not None:
+        for line in damaged:
+            options.on_damaged(line)
+    return f"; {len(damaged)} damaged pictures left out" if damaged else ""
 
 
 def _labels(labels: Iterable[int], classes: int) -> NDArray[Any]:
@@ -204,7 +213,7 @@ def _streamed(part: Part, how: Preprocessing, classes: int, damaged: list[str], 
 
 def _decoded(part: Part, shape: tuple[int, int, int], classes: int, damaged: list[str], *, mapped: bool) -> Split:
     """Decode pictures. Damaged ones are left out and named in ``damaged``."""
-    pixels = _array((len(part.labels), *shape), mapped=mapped)
+    pixels = new_array((len(part.labels), *shape), mapped=mapped)
     good = np.ones(len(part.labels), bool)
 
     def decode(place: int) -> str | None:
@@ -230,7 +239,7 @@ def _decoded(part: Part, shape: tuple[int, int, int], classes: int, damaged: lis
     return Split(pixels[:count], labels[good])
 
 
-def _array(shape: tuple[int, ...], *, mapped: bool) -> NDArray[np.uint8]:
+def new_array(shape: tuple[int, ...], *, mapped: bool) -> NDArray[np.uint8]:
     """Return an array, in memory or in an unnamed file of the cache folder, which disappears with the process."""
     if not mapped:
         return np.empty(shape, np.uint8)

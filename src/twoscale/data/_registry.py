@@ -18,10 +18,13 @@ from twoscale.data import _cache as cache
 from twoscale.data import _cifar10 as cifar10
 from twoscale.data import _digits as digits
 from twoscale.data import _fashion_mnist as fashion_mnist
+from twoscale.data._array_files import read_arrays
 from twoscale.data._arrays import Arrays, Digests
 from twoscale.data._assembly import Options
 from twoscale.data._dataset import LAB_MEAN, LAB_STD, Dataset, Split
 from twoscale.data._folder import read_folder
+from twoscale.data._function import is_function, read_function
+from twoscale.data._parquet import is_parquet, read_parquet
 from twoscale.data._pictures import Preprocessing
 from twoscale.data._progress import FetchProgress
 from twoscale.errors import DataError, UnknownNameError
@@ -75,6 +78,7 @@ def _unchanged(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return images
 
 
+_FILES = (".npz", ".npy", ".parquet")
 _DIGITS_ABOUT = "handwritten digits, 8x8"
 
 _FETCHABLE = {
@@ -129,12 +133,12 @@ def load(
     """Load a named data set into memory and check its pixels against known hashes; or load pictures of your own.
 
     Args:
-        name: one of ``names()``, or the path of a folder for :func:`twoscale.data.image_folder`: any name with a slash,
-        or of an existing folder.
+        name: one of ``names()``; or pictures of your own: a folder (:func:`twoscale.data.image_folder`), a .npz, .npy
+            or .parquet file, a folder of Parquet files, or FILE.py:FUNCTION, whose code then runs.
         path: read it from this folder or archive, without the cache. None: from the package, the cache, a system
         package, or else by ``fetch``.
         fetch: whether it may be downloaded if it is not on this machine.
-        preprocessing: of pictures. Default: ``Preprocessing()``.
+        preprocessing: of pictures. Default: ``Preprocessing()``; arrays stay as they are.
         skip_damaged: leave out pictures that cannot be decoded.
         on_damaged: is called with a line for each picture that is left out.
 
@@ -145,9 +149,9 @@ def load(
         UnknownNameError: there is no such data set.
         DataError: it is not on this machine and may not or cannot be fetched, or it is damaged.
     """
-    if name not in names() and ("/" in name or os.sep in name or Path(name).is_dir()):
+    if name not in names() and _is_place(name):
         options = Options(skip_damaged=skip_damaged, on_damaged=on_damaged)
-        return read_folder(Path(name).expanduser(), preprocessing or Preprocessing(), options)
+        return _own(name, preprocessing, options)
     if name == "digits":
         _refuse_path(path)
         arrays, source = digits.embedded()
@@ -158,6 +162,23 @@ def load(
         train_images=kind.to_input(arrays.train_images), test_images=kind.to_input(arrays.test_images)
     )
     return _dataset(name, kind.classes, prepared, source)
+
+
+def _is_place(name: str) -> bool:
+    """Return whether a name is the place of pictures: FILE.py:FUNCTION, a path, a file of arrays or Parquet."""
+    suffix = Path(name).suffix
+    return is_function(name) or "/" in name or os.sep in name or suffix in _FILES or Path(name).is_dir()
+
+
+def _own(name: str, preprocessing: Preprocessing | None, options: Options) -> Dataset:
+    if is_function(name):
+        return read_function(name, preprocessing, options)
+    path = Path(name).expanduser()
+    if path.suffix in (".npz", ".npy"):
+        return read_arrays(path, preprocessing, options)
+    if is_parquet(path):
+        return read_parquet(path, preprocessing or Preprocessing(), options)
+    return read_folder(path, preprocessing or Preprocessing(), options)
 
 
 def _refuse_path(path: Path | None) -> None:

@@ -7,20 +7,16 @@ file records is not.
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.util
 import inspect
-import os
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from twoscale.errors import ConfigurationError, UnknownNameError
+from twoscale._user_code import attribute, imported, imported_file, reason
+from twoscale.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +54,7 @@ def make(reference: str, made: Callable[..., Any], options: dict[str, Any]) -> n
     try:
         model = made(**options)
     except Exception as error:  # the user's code
-        raise ConfigurationError(f"cannot create model {reference}: {_reason(error)}") from error
+        raise ConfigurationError(f"cannot create model {reference}: {reason(error)}") from error
     if not isinstance(model, torch.nn.Module):
         raise ConfigurationError(f"{reference} returns {type(model).__name__}; expected a torch.nn.Module")
     return model
@@ -110,19 +106,12 @@ def find(reference: str) -> Callable[..., Any]:
         raise ConfigurationError(f"the model is {reference}; expected FILE.py:NAME or MODULE:NAME")
     if where in _COLLECTIONS:
         return _of_collection(where, name)
-    module = _imported_file(Path(where)) if where.endswith(".py") else _imported(where)
-    value: Any = module
-    for part in name.split("."):
-        if not hasattr(value, part):
-            raise UnknownNameError(f"model in {where}", name, _models_in(module))
-        value = getattr(value, part)
-    if not callable(value):
-        raise ConfigurationError(f"{reference} is {type(value).__name__}; expected a class or function of a model")
-    return value  # type: ignore[no-any-return]
+    module = imported_file(Path(where), "the model") if where.endswith(".py") else imported(where)
+    return cast(Callable[..., Any], attribute(module, name, reference, "model", _models_in(module)))
 
 
 def _of_collection(package: str, name: str) -> Callable[..., Any]:
-    module = _imported("timm" if package == "timm" else "torchvision.models")
+    module = imported("timm" if package == "timm" else "torchvision.models")
     if package == "timm":
         return lambda **options: module.create_model(name, **options)
     return lambda **options: module.get_model(name, **options)
@@ -135,53 +124,3 @@ def _models_in(module: ModuleType) -> list[str]:
     own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
     kinds = [name for name, value in own.items() if isinstance(value, type) and issubclass(value, torch.nn.Module)]
     return kinds or list(own)
-
-
-def _imported_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise ConfigurationError(f"{path} does not exist; expected a Python file that defines the model")
-    path = path.resolve()
-    name = f"twoscale_user_{path.stem}"
-    module = sys.modules.get(name)
-    if module is not None and module.__file__ == str(path):
-        return module
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up there
-    _search_also(path.parent)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[name]
-        if not isinstance(error, Exception | SystemExit):
-            raise
-        raise ConfigurationError(f"{path} cannot be imported: {_reason(error)}") from error
-    return module
-
-
-def _imported(name: str) -> ModuleType:
-    _search_also(Path.cwd())
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # the module's own code
-        raise ConfigurationError(f"{name} cannot be imported: {_reason(error)}") from error
-
-
-def _search_also(folder: Path) -> None:
-    """Look for modules in ``folder`` last, so that a torch.py there cannot stand in for PyTorch."""
-    if str(folder) not in sys.path:
-        sys.path.append(os.fspath(folder))
-
-
-def _reason(error: BaseException) -> str:
-    """Return what went wrong, and in which line of the user's code."""
-    text = (str(error).splitlines() or [""])[0]
-    found = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    if isinstance(error, SyntaxError):
-        return found  # names file and line already
-    places = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
-    if not places or places[-1].filename == __file__:
-        return found
-    return f"{found} ({Path(places[-1].filename).name}, line {places[-1].lineno})"
