@@ -33,7 +33,7 @@ from twoscale._page.numbers import MISSING, count, fixed, percent
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*/*.md")])
 RECORD = ROOT / "docs" / "lab-cifar10.json"
 NOTEBOOK = ROOT / "examples" / "quantize.ipynb"
 
@@ -116,6 +116,17 @@ def test_readme_commands_and_python(folder: Path, capsys: pytest.CaptureFixture[
     assert "0 of 4,163,760 integers differ" in capsys.readouterr().out
     run_python(README, "README.md")
     assert "0 differing integers, top-1 " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("own")
+def test_own_model_example(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = ROOT / "examples" / "own_model"
+    (folder / "mymodel.py").write_text((example / "mymodel.py").read_text())
+    for words in commands((example / "README.md").read_text()):
+        main(words)
+    printed = capsys.readouterr().out
+    assert "test images of" in printed
+    assert "flowers-c/flowers.h is of the network in flowers.verify.json: 0 of" in printed
 
 
 def test_readme_library_is_ten_lines() -> None:

@@ -67,7 +67,7 @@ def test_arrays_of_any_layout(tmp_path: Path, stored: NDArray[np.uint8], expecte
 @pytest.mark.parametrize("names", ["{part}_images {part}_labels", "x_{part} y_{part}"])
 @pytest.mark.parametrize("held_out", ["test", "val"])
 def test_arrays_that_are_divided(tmp_path: Path, names: str, held_out: str) -> None:
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for part, places in (("train", slice(0, 30)), (held_out, slice(30, 40))):
         images, labels = names.format(part=part).split()
         arrays |= {images: HWC[places], labels: LABELS[places]}

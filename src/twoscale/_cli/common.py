@@ -278,6 +278,8 @@ class ImageOrigin(msgspec.Struct, frozen=True):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     preprocessing: Preprocessing | None = None
+    classes: tuple[str, ...] | None = None
+    """Their names."""
 
 
 def recorded(origin: ModelInfo | Published | IntegerNetwork | None) -> ImageOrigin:
@@ -290,7 +292,8 @@ def recorded(origin: ModelInfo | Published | IntegerNetwork | None) -> ImageOrig
         return ImageOrigin()
     if not isinstance(origin, IntegerNetwork):
         preprocessing = getattr(origin, "preprocessing", None)  # published weights have none
-        return ImageOrigin(origin.data, tuple(origin.mean), tuple(origin.std), preprocessing)
+        classes = getattr(origin, "classes", None)
+        return ImageOrigin(origin.data, tuple(origin.mean), tuple(origin.std), preprocessing, classes)
     try:
         found = msgspec.convert({key: origin.metadata.get(key) for key in ImageOrigin.__struct_fields__}, ImageOrigin)
     except msgspec.ValidationError as error:
@@ -383,7 +386,7 @@ def dataset_for(
 
 def origin_of(dataset: data.Dataset) -> dict[str, Any]:
     """Return what an integer network records of the images it is made with; :func:`recorded` reads it."""
-    origin = ImageOrigin(dataset.name, dataset.mean, dataset.std, dataset.preprocessing)
+    origin = ImageOrigin(dataset.name, dataset.mean, dataset.std, dataset.preprocessing, dataset.classes)
     return {key: value for key, value in msgspec.to_builtins(origin).items() if value is not None}
 
 

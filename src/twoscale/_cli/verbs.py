@@ -145,6 +145,7 @@ VERBS = {
             "twoscale verify net.onnx",
             "twoscale verify net.onnx --checkpoint runs/net/model.safetensors",
             "twoscale verify net.onnx --against four.onnx",
+            "twoscale verify net-c/net.h --record net.verify.json",
             "twoscale verify net.onnx --executors reference,torch,onnxruntime,c --json",
         ),
         shows_progress=True,

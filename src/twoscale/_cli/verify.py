@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -21,10 +21,16 @@ from twoscale._cli.common import (
     dataset_for,
     load_model,
     print_json,
+    print_line,
     recorded,
     require_file,
 )
-from twoscale.errors import ConfigurationError
+from twoscale._cli.ending import say
+from twoscale._files import read_record, write_record
+from twoscale.errors import ConfigurationError, TwoscaleError
+
+if TYPE_CHECKING:
+    from twoscale._verification.record import VerificationRecord
 
 __all__ = ["verify_command"]
 
@@ -42,9 +48,13 @@ def verify_command(
     std: Channels = None,
     pictures: Pictures = AS_RECORDED,
     max_samples: int | None = None,
+    record: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     json: bool = False,
 ) -> int:
     """Run an integer network in several executors over all test images, and compare every integer of every layer.
+
+    Writes what was compared, on what, and with what result to NAME.verify.json beside the network. With --record, it
+    only checks that FILE is of the network in such a record: the network itself, a compiled library, or exported C.
 
     Exits with 1 if any integer differs. On the grid all integers must be equal. Off the grid, as with the course
     scheme, executors may differ, and the number of differences is a measurement.
@@ -65,12 +75,16 @@ def verify_command(
         std: Standard deviation of pixels / 255, with the same defaults.
         pictures: How pictures of your own become pixels. Default: as the file records.
         max_samples: Use only the first N images.
+        record: Compare FILE with this record and run nothing. Exits with 1 if it is of another network.
         json: Print JSON instead of tables.
     """
     from twoscale._formats import load
     from twoscale._verification import verify
+    from twoscale._verification.record import ImagesHash, verification_record
 
     at_least_one("--max-samples", max_samples)
+    if record is not None:
+        return _compare(file, record, json=json)
     network = load(require_file(file, "an integer network (.onnx)"))
     if checkpoint is not None and against is not None:
         raise ConfigurationError("--checkpoint and --against exclude each other; give one of them")
@@ -81,12 +95,27 @@ def verify_command(
     elif weights is not None:
         other = load_model(weights, model, model_args)
     dataset = dataset_for(data, recorded(network), mean, std, pictures)
+    seen = ImagesHash()
     result = verify(
         network,
-        batches_of(dataset.test, dataset, limit=max_samples),
+        seen.passing(batches_of(dataset.test, dataset, limit=max_samples)),
         executors=None if executors is None else [name.strip() for name in executors.split(",") if name.strip()],
         against=other,
         original=None if original is None else require_file(original, "an ONNX file of another tool"),
+    )
+    steps = dataset.preprocessing
+    _write(
+        file,
+        verification_record(
+            file,
+            network,
+            result,
+            data=dataset.name,
+            data_sha256=seen.hexadecimal,
+            preprocessing=None if steps is None else str(steps),
+            mean=dataset.mean,
+            std=dataset.std,
+        ),
     )
     if json:
         print_json(result)
@@ -97,3 +126,36 @@ def verify_command(
         for part in verify_tables(result):
             printer.print(part)
     return 0 if result.ok else 1
+
+
+def _write(network: Path, record: VerificationRecord) -> None:
+    """Write the record beside the network; where its folder cannot be written, say so: the result counts."""
+    try:
+        write_record(network.with_suffix(".verify.json"), record)
+    except TwoscaleError as error:
+        say(f"no record is kept: {error}")
+
+
+def _compare(file: Path, record: Path, *, json: bool) -> int:
+    """Compare a network, or a file made from one, with the record of a verification."""
+    from twoscale._formats import load
+    from twoscale._verification.record import VerificationRecord, is_of
+
+    require_file(record, "the record of a verification (.verify.json)")
+    found = read_record(record, VerificationRecord)
+    if not file.is_file():
+        raise ConfigurationError(f"{file} is no file; expected a network (.onnx), a compiled library, or exported C")
+    same = load(file).fingerprint == found.fingerprint if file.suffix == ".onnx" else is_of(found, file)
+    if json:
+        print_json({"file": str(file), "fingerprint": found.fingerprint, "same": same})
+        return 0 if same else 1
+    if not same:
+        print_line(f"{file} is not of the network in {record}, whose fingerprint is {found.fingerprint}")
+        return 1
+    accuracy = "" if found.top1 is None else f", {found.top1:.2%} right"
+    print_line(
+        f"{file} is of the network in {record}: {found.mismatches:,} of {found.compared:,} integers differed between "
+        f"{' and '.join(found.executors)} over {found.samples:,} images of {found.data}{accuracy} "
+        f"({found.environment.date}, {found.environment.machine})"
+    )
+    return 0

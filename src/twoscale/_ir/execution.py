@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._ir.memory_estimate import refuse_beyond_memory
+from twoscale._ir.preprocessing import normalize, pixel_normalization
 from twoscale.errors import ConfigurationError, ExecutorError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -97,9 +98,29 @@ def layers_to_keep(network: IntegerNetwork, keep: Collection[str] | None) -> set
     return set(keep)
 
 
+def _normalized(network: IntegerNetwork, images: Any) -> Any:
+    """Return 8-bit pixels as the network's input; other images as they are.
+
+    Raises:
+        ConfigurationError: the network does not say how it normalizes pixels.
+    """
+    if str(getattr(images, "dtype", "")).removeprefix("torch.") != "uint8":
+        return images
+    shape = network.input.output.shape
+    found = pixel_normalization(network.metadata, shape[0]) if len(shape) == 3 else None
+    if found is None:
+        raise ConfigurationError(
+            f"the images are uint8 pixels, and {network.name} does not say how it normalizes; "
+            "pass float32 images, normalized as it was calibrated"
+        )
+    if tuple(images.shape[1:]) != tuple(shape):
+        return images  # check_images names both shapes
+    return normalize(images, *found)
+
+
 def run_logits(executor: Executor, network: IntegerNetwork, images: Any) -> Any:
     """Return float32 logits (N, classes) as the same kind of array as the images, NumPy or torch."""
-    array = check_images(network, images)
+    array = check_images(network, _normalized(network, images))
     result = network.logits(executor.run(array)[network.output])
     if hasattr(images, "detach"):
         import torch

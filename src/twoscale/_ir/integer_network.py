@@ -44,8 +44,9 @@ class AccumulatorBound:
 class IntegerNetwork:
     """An image classifier of integers: 8-bit activations and weights, 32-bit biases and accumulators.
 
-    Called with float32 images (N, C, H, W), NumPy or torch, it returns float32 logits (N, classes), computed
-    by the NumPy reference. The first layer is QuantizeInput; the output is ``output``'s integers times its
+    Called with images (N, C, H, W), NumPy or torch, it returns float32 logits (N, classes), computed by the NumPy
+    reference. The images are float32, normalized as in calibration; or uint8 pixels, if its metadata has the
+    normalization. The first layer is QuantizeInput; the output is ``output``'s integers times its
     scale, equation (12).
 
     Networks are equal if they compute the same bits (their fingerprints are equal) and have the same name, scheme and

@@ -1,9 +1,12 @@
-"""Normalization of pixels to a network's input, the same bits in NumPy and torch."""
+"""From pictures to a network's input: the steps that are recorded with a network, and the normalization of pixels,
+which has the same bits in NumPy and torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, overload
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +16,9 @@ from twoscale.errors import ConfigurationError, DataError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["normalize", "normalizer"]
+__all__ = ["PictureSteps", "normalize", "normalizer", "picture_steps", "pixel_normalization"]
+
+_MODES = {1: "grey", 3: "RGB", 4: "RGBA"}
 
 
 @overload
@@ -77,3 +82,88 @@ def normalizer(
     # differently.
     largest, means, deviations = per_channel([255.0]), per_channel(mean), per_channel(std)
     return lambda images: images.float().div_(largest).sub_(means).div_(deviations)
+
+
+@dataclass(frozen=True)
+class PictureSteps:
+    """The steps from a picture to pixels; :class:`twoscale.data.Preprocessing` does them.
+
+    Raises:
+        ConfigurationError: a number outside its range.
+    """
+
+    size: int | tuple[int, int] = 224
+    """Height and width of the result, 1 to 4096: one number for both, or (height, width)."""
+    resize: Literal["shorter", "stretch", "none"] = "shorter"
+    """shorter: the shorter side becomes ``resize_to``, and the other keeps the ratio, rounded down. stretch: the
+    picture becomes ``size``, and its ratio changes; nothing is left to crop. none: it keeps its size."""
+    resize_to: int | None = None
+    """Length of the shorter side. Default: the larger side of ``size``; torchvision's evaluation of ImageNet has 256
+    for 224."""
+    crop: Literal["center"] = "center"
+    """center: the middle; a position between two pixels is rounded to the even one. Smaller pictures get black
+    borders."""
+    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"] = "bilinear"
+    channels: Literal[1, 3, 4] = 3
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, tuple) and self.size[0] == self.size[1]:
+            object.__setattr__(self, "size", self.size[0])  # one form, so that equal preprocessing compares equal
+        for name, value in (("size", min(self.hw)), ("size", max(self.hw)), ("resize_to", self.resize_to)):
+            if value is not None and not 1 <= value <= 4096:
+                raise ConfigurationError(f"{name} is {value}; expected 1 to 4096")
+        if self.channels not in _MODES:
+            raise ConfigurationError(f"channels is {self.channels}; expected 1, 3 or 4")
+        if self.resize != "shorter" and self.resize_to is not None:
+            raise ConfigurationError(f"resize_to is for resize shorter; resize is {self.resize}")
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """(H, W) of the result."""
+        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the result."""
+        return self.channels, *self.hw
+
+    def __str__(self) -> str:
+        """Describe the steps in the order in which they happen."""
+        height, width = self.hw
+        steps = {
+            "shorter": f"the shorter side resized to {self.resize_to or max(self.hw)}",
+            "stretch": f"stretched to {width}x{height}",
+            "none": "not resized",
+        }
+        how = steps[self.resize] + ("" if self.resize == "none" else f" ({self.interpolation}, antialias)")
+        cropped = "" if self.resize == "stretch" else f", center crop {width}x{height}"
+        return f"{_MODES[self.channels]}, {how}{cropped}"
+
+
+def picture_steps(metadata: Mapping[str, Any]) -> PictureSteps | None:
+    """Return the steps that a network's metadata records; None if there are none, or in another form."""
+    import msgspec
+
+    try:
+        return msgspec.convert(metadata["preprocessing"], PictureSteps)
+    except (KeyError, msgspec.ValidationError, ConfigurationError):
+        return None
+
+
+def pixel_normalization(
+    metadata: Mapping[str, Any], channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return (mean, std) that turn pixels / 255 into a network's input, per channel.
+
+    The metadata has them as "mean" and "std". A network with "normalization" alone has the normalization inside, and
+    takes pixels 0..255 as they are. None if there are neither, or not one number per channel.
+    """
+    if "mean" not in metadata and "std" not in metadata and "normalization" in metadata:
+        return (0.0,) * channels, (1 / 255,) * channels
+    mean, std = metadata.get("mean"), metadata.get("std")
+    if not (isinstance(mean, list | tuple) and isinstance(std, list | tuple)):
+        return None
+    numbers = [value for value in (*mean, *std) if isinstance(value, int | float) and math.isfinite(value)]
+    if not len(mean) == len(std) == channels or len(numbers) != 2 * channels or not all(value > 0 for value in std):
+        return None
+    return tuple(map(float, mean)), tuple(map(float, std))

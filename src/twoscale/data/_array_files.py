@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,7 +147,7 @@ def _pixels(path: Path, part: str, arrays: dict[str, NDArray[Any]], how: Preproc
 
     def pictures() -> Iterator[Labelled]:
         for number, label in enumerate(labels.tolist()):
-            yield Labelled(f"image {number}", label, lambda number=number: pixels_of(np.asarray(images[number]), how))
+            yield Labelled(f"image {number}", label, functools.partial(pixels_of, np.asarray(images[number]), how))
 
     return collect(pictures(), str(path), threads=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -58,7 +59,7 @@ def read_function(reference: str, preprocessing: Preprocessing | None, options: 
             what = f"{part} picture {number} of {name}" if part else f"picture {number} of {name}"
             image, label = _pair(item, what)
             read_files = read_files or not _is_array(image)
-            yield Labelled(what, label, lambda image=image: _read(image, preprocessing, how))
+            yield Labelled(what, label, functools.partial(_read, image, preprocessing, how))
 
     parts = {part: collect(pictures(part, values), reference, threads=False) for part, values in returned.items()}
     classes = next(filter(None, (getattr(values, "classes", None) for values in returned.values())), None)

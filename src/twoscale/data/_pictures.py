@@ -7,12 +7,13 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale.errors import ConfigurationError, DataError
+from twoscale._ir.preprocessing import PictureSteps
+from twoscale.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,7 +29,7 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 @dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(PictureSteps):
     """How a picture becomes uint8 pixels (C, H, W), by a fixed rule.
 
     1. The first frame is decoded, and turned and mirrored as its EXIF orientation says.
@@ -45,53 +46,6 @@ class Preprocessing:
     Raises:
         ConfigurationError: a number outside its range.
     """
-
-    size: int | tuple[int, int] = 224
-    """Height and width of the result, 1 to 4096: one number for both, or (height, width)."""
-    resize: Literal["shorter", "stretch", "none"] = "shorter"
-    """shorter: the shorter side becomes ``resize_to``, and the other keeps the ratio, rounded down. stretch: the
-    picture becomes ``size``, and its ratio changes; nothing is left to crop. none: it keeps its size."""
-    resize_to: int | None = None
-    """Length of the shorter side. Default: the larger side of ``size``; torchvision's evaluation of ImageNet has 256
-    for 224."""
-    crop: Literal["center"] = "center"
-    """center: the middle; a position between two pixels is rounded to the even one. Smaller pictures get black
-    borders."""
-    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"] = "bilinear"
-    channels: Literal[1, 3, 4] = 3
-
-    def __post_init__(self) -> None:
-        if isinstance(self.size, tuple) and self.size[0] == self.size[1]:
-            object.__setattr__(self, "size", self.size[0])  # one form, so that equal preprocessing compares equal
-        for name, value in (("size", min(self.hw)), ("size", max(self.hw)), ("resize_to", self.resize_to)):
-            if value is not None and not 1 <= value <= 4096:
-                raise ConfigurationError(f"{name} is {value}; expected 1 to 4096")
-        if self.channels not in _MODES:
-            raise ConfigurationError(f"channels is {self.channels}; expected 1, 3 or 4")
-        if self.resize != "shorter" and self.resize_to is not None:
-            raise ConfigurationError(f"resize_to is for resize shorter; resize is {self.resize}")
-
-    @property
-    def hw(self) -> tuple[int, int]:
-        """(H, W) of the result."""
-        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the result."""
-        return self.channels, *self.hw
-
-    def __str__(self) -> str:
-        """Describe the steps in the order in which they happen."""
-        height, width = self.hw
-        steps = {
-            "shorter": f"the shorter side resized to {self.resize_to or max(self.hw)}",
-            "stretch": f"stretched to {width}x{height}",
-            "none": "not resized",
-        }
-        how = steps[self.resize] + ("" if self.resize == "none" else f" ({self.interpolation}, antialias)")
-        cropped = "" if self.resize == "stretch" else f", center crop {width}x{height}"
-        return f"{_MODES[self.channels]}, {how}{cropped}"
 
     def read(self, picture: Path | bytes) -> NDArray[np.uint8]:
         """Return the pixels of a picture file, uint8 (C, H, W).

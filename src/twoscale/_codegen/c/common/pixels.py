@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from twoscale._ir.operators.base import TensorSpec
 from twoscale._ir.operators.vectorized import quantize_input
-from twoscale._ir.preprocessing import normalize
+from twoscale._ir.preprocessing import normalize, pixel_normalization
 
 __all__ = ["pixel_table"]
 
@@ -24,10 +24,9 @@ def pixel_table(spec: TensorSpec, metadata: Mapping[str, Any]) -> NDArray[Any] |
         spec: of the network's input.
         metadata: of the network.
     """
-    mean, std = metadata.get("mean"), metadata.get("std")
-    if not (isinstance(mean, list | tuple) and isinstance(std, list | tuple) and len(spec.shape) == 3):
+    found = pixel_normalization(metadata, spec.shape[0]) if len(spec.shape) == 3 else None
+    if found is None:
         return None
-    if not len(mean) == len(std) == spec.shape[0]:
-        return None
+    mean, std = found
     pixels = np.broadcast_to(np.arange(256, dtype=np.uint8), (len(mean), 1, 256))
     return quantize_input(normalize(pixels, mean, std), spec).reshape(len(mean), 256)

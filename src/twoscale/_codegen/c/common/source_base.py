@@ -27,6 +27,7 @@ from twoscale._codegen.c.common.text import (
 )
 from twoscale._codegen.targets import Target
 from twoscale._environment import VERSION
+from twoscale._ir.preprocessing import picture_steps
 
 __all__ = ["SourceBase"]
 
@@ -137,6 +138,7 @@ class SourceBase(ABC):
             "arena_bytes": program.arena_bytes,
             "classes": len(program.output.spec.shape) == 1,
             "fingerprint": program.network.fingerprint,
+            "preprocessing": picture_steps(program.network.metadata),
             "layers": len(program.steps),
             "tensor_table": tensor_table(program.tensors[layer.name] for layer in program.network),
         }

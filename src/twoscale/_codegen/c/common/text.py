@@ -16,6 +16,7 @@ from twoscale._codegen.c.common.tensors import Tensor
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT
 from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.preprocessing import pixel_normalization
 
 if TYPE_CHECKING:
     import jinja2
@@ -47,7 +48,9 @@ def ctype(tensor: Tensor) -> str:
 
 def normalization(network: IntegerNetwork) -> str:
     """Return how a network's images are normalized, in words."""
-    mean, std = ([f"{value:.6g}" for value in network.metadata[key]] for key in ("mean", "std"))
+    found = pixel_normalization(network.metadata, network.input.output.shape[0])
+    assert found is not None  # there is a table of pixels
+    mean, std = ([f"{value:.6g}" for value in values] for values in found)
     return f"mean {', '.join(mean)} and std {', '.join(std)}"
 
 
