@@ -23,6 +23,8 @@ PAGES = {
     "examples/quantize.ipynb": "examples/quantize.md",
     "examples/scaling.ipynb": "examples/scaling.md",
     "examples/to_c.ipynb": "examples/to_c.md",
+    "examples/own_model/README.md": "examples/own_model.md",
+    "examples/service/README.md": "examples/service.md",
 }
 """Files of the repository to the pages of the site that they become."""
 
