@@ -58,6 +58,7 @@ def test_every_command_preprocesses_alike(
     }  # fmt: skip
     verified = run("verify", "net.onnx", "--executors", "reference,torch")
     assert verified["mismatches"] == 0
+    run("export", "net.onnx", "--data", "./my pictures", "--out", "net-c")
     integer = run("eval", "net.onnx")
     images = data.normalize(dataset.test.images, network.metadata["mean"], network.metadata["std"])
     assert integer["top1"] == np.mean(np.asarray(network(images)).argmax(1) == dataset.test.labels)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from twoscale._cli.common import File, batches_of, command, console, print_json, require_file
+from twoscale._cli.common import File, batches_of, command, console, dataset_for, print_json, recorded, require_file
 from twoscale._codegen.targets import TARGETS
 from twoscale._formats import FORMS, Form
 from twoscale._progress import report
@@ -64,7 +64,6 @@ def export_command(
         images: Number of images of the self-test.
         json: Print JSON instead of a table.
     """
-    from twoscale import data as data_sets
     from twoscale._codegen.c import default_images, export_c
     from twoscale._formats import load
     from twoscale._ir.operators.vectorized import quantize_input
@@ -79,7 +78,7 @@ def export_command(
     if data is None:
         inputs = default_images(loaded, images)
     else:
-        dataset = data_sets.load(data)
+        dataset = dataset_for(data, recorded(loaded))
         real, _ = next(iter(batches_of(dataset.test, dataset, batch_size=images, limit=images)))
         inputs = quantize_input(real, loaded.input.output)
     report("exporting", 0, None)
