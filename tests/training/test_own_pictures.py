@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import twoscale
 from twoscale import _cli as cli
 from twoscale import data
+from twoscale.data import _assembly as assembly
 from twoscale.models import read_info
-from twoscale.training import evaluate
+from twoscale.training import TrainConfig, evaluate, train
 
 
 @pytest.fixture
@@ -70,3 +72,25 @@ def test_a_folder_that_there_is_not(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == (
         f"twoscale: error: {tmp_path}/none does not exist: expected a folder of pictures\n"
     )
+
+
+def test_streamed_pictures_train_to_the_same_weights(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(epochs=2, batch_size=5, lr=0.01, crop=2, flip="random", device="cpu")
+    runs = []
+    for limit in (1 << 29, 0):
+        monkeypatch.setattr(assembly, "_IN_MEMORY", limit)
+        dataset = data.image_folder(folder, data.Preprocessing(32))
+        assert dataset.train.streamed == (limit == 0)
+        out = tmp_path / str(limit)
+        runs.append((train(config, dataset, out=out, progress=False), read_info(out / "model.safetensors")))
+    (kept, info), (streamed, _) = runs
+    assert streamed.record.losses == kept.record.losses
+    assert streamed.record.epoch_accuracy == kept.record.epoch_accuracy
+    for name, value in kept.model.state_dict().items():
+        assert torch.equal(value, streamed.model.state_dict()[name])
+    # The configuration names digits, its default; what counts is the data set that the run was given.
+    assert info is not None
+    assert (info.data, info.classes) == (str(folder), ("bright", "dark"))
+    assert kept.record.config.preprocessing == info.preprocessing == data.Preprocessing(32)
