@@ -27,6 +27,7 @@ from twoscale._cli.common import (
 )
 from twoscale._cli.ending import say
 from twoscale._files import read_record, write_record
+from twoscale._metrics import CountedBatches
 from twoscale.errors import ConfigurationError, TwoscaleError
 
 if TYPE_CHECKING:
@@ -96,9 +97,10 @@ def verify_command(
         other = load_model(weights, model, model_args)
     dataset = dataset_for(data, recorded(network), mean, std, pictures)
     seen = ImagesHash()
+    batches = batches_of(dataset.test, dataset, limit=max_samples)
     result = verify(
         network,
-        seen.passing(batches_of(dataset.test, dataset, limit=max_samples)),
+        CountedBatches(seen.passing(batches), batches.images),
         executors=None if executors is None else [name.strip() for name in executors.split(",") if name.strip()],
         against=other,
         original=None if original is None else require_file(original, "an ONNX file of another tool"),
