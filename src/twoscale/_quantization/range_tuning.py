@@ -4,11 +4,8 @@ Rounding errors of a tensor are independent and mostly cancel in the sums that f
 but the logits may not depend on the clipped values. So the range with the least squared error is seldom the one with
 the least error in the logits. To first order, a tensor's error δ changes the logits by J·δ, where J is their Jacobian.
 For a random vector v of ±1 over the classes, the mean of (vᵀ·J·δ)² is |J·δ|² (Hutchinson 1990), and vᵀ·J is one
-backward pass of the float network. So evaluating a candidate takes no run of the network.
-
-Where a tensor has many steps, the errors of rounding are independent of each other and of the slopes, with a variance
-of a twelfth of a squared step. Their expected square, s²/12·|vᵀ·J|² over the values that are neither clipped nor 0, is
-taken instead of the square of one sample, which would need many more images to tell neighbouring scales apart.
+backward pass of the float network. So evaluating a candidate takes a rounding and a product, but no run of the
+network.
 """
 
 from __future__ import annotations
@@ -39,15 +36,12 @@ _FACTORS = np.geomspace(0.6, 1.5, 17)
 
 _PROJECTIONS = 4
 _BATCH = 32
-_FEWEST_IMAGES = 8
+_FEWEST_IMAGES = 16
 _VALUES = 1 << 25
 """Number of activations used, over all images: enough for stable choices in a few seconds."""
 
-_MANY_STEPS = 64
-"""Number of integers from which on rounding errors are taken as independent."""
-
-_CACHED = 1 << 15
-"""Values of a tensor taken at a time, for all candidates."""
+_CACHED = 1 << 13
+"""Values of a tensor rounded at a time, to all candidates."""
 
 _BETTER = 0.97
 """Factor by which an error must be smaller to count. Estimates over a few hundred images are not more accurate."""
@@ -117,10 +111,8 @@ def _errors(
                     rows.append(slope.flatten(1))
         with torch.no_grad():
             for name, rows in zip(sensitive, slopes, strict=True):
-                # Values of images, such as pixels, may lie on a grid: their rounding errors are not independent.
-                few = name == graph.input.name or candidates[name][0].hi - candidates[name][0].lo < _MANY_STEPS - 1
                 if rows:
-                    errors[name] += (_sampled_errors if few else _expected_errors)(
+                    errors[name] += _logit_errors(
                         values[name].detach().flatten(1), torch.stack(rows, 1), candidates[name]
                     )
     return errors
@@ -147,39 +139,7 @@ def _values(module: GraphModule, images: torch.Tensor) -> dict[str, torch.Tensor
     )
 
 
-def _expected_errors(x: torch.Tensor, slopes: torch.Tensor, specs: list[TensorSpec]) -> NDArray[np.float64]:
-    """Return Σ (vᵀ·J·δ)² for each candidate, with the expected square of what rounding adds.
-
-    Args:
-        x: (N, values).
-        slopes: (N, projections, values).
-        specs: the candidates.
-    """
-    lows, highs = (
-        torch.tensor([spec.scale * (getattr(spec, end) - spec.zero_point) for spec in specs]).float()[:, None]
-        for end in ("lo", "hi")
-    )
-    variances = torch.tensor([spec.scale**2 / 12 for spec in specs], dtype=torch.float64)
-    low, high = float(lows.max()), float(highs.min())
-    errors = torch.zeros(len(specs), dtype=torch.float64)
-    for image in range(len(x)):
-        clipping = torch.zeros(slopes.shape[1], len(specs), dtype=torch.float64)
-        rounding = torch.zeros(len(specs), dtype=torch.float64)
-        for start in range(0, x.shape[1], _CACHED):
-            values, slope = x[image, start : start + _CACHED], slopes[image, :, start : start + _CACHED]
-            rounding += (slope.square() @ (values != 0).float()).sum()
-            outside = ((values > high) | (values < low)).nonzero().squeeze(1)
-            if len(outside):
-                beyond, slope = values[outside], slope[:, outside]
-                error = torch.minimum(torch.maximum(beyond, lows), highs).sub_(beyond)  # (candidates, outside)
-                rounding -= ((error != 0).float() @ slope.square().sum(0)).double()
-                clipping += slope @ error.T
-        errors += clipping.square().sum(0) + variances * rounding
-    found: NDArray[np.float64] = errors.numpy()
-    return found
-
-
-def _sampled_errors(x: torch.Tensor, slopes: torch.Tensor, specs: list[TensorSpec]) -> NDArray[np.float64]:
+def _logit_errors(x: torch.Tensor, slopes: torch.Tensor, specs: list[TensorSpec]) -> NDArray[np.float64]:
     """Return Σ (vᵀ·J·δ)² for each candidate; x: (N, values), slopes: (N, projections, values)."""
     scales = torch.tensor([spec.scale for spec in specs]).float()
     per_step = scales.reciprocal()[:, None]
