@@ -106,7 +106,7 @@ def verify_command(
         original=None if original is None else require_file(original, "an ONNX file of another tool"),
     )
     steps = dataset.preprocessing
-    _write(
+    written = _write(
         file,
         verification_record(
             file,
@@ -127,15 +127,20 @@ def verify_command(
         printer = console()
         for part in verify_tables(result):
             printer.print(part)
+        if written is not None:
+            print_line(f"Wrote {written}")
     return 0 if result.ok else 1
 
 
-def _write(network: Path, record: VerificationRecord) -> None:
-    """Write the record beside the network; where its folder cannot be written, say so: the result counts."""
+def _write(network: Path, record: VerificationRecord) -> Path | None:
+    """Write the record beside the network and return its path. If its folder cannot be written, the result counts."""
+    path = network.with_suffix(".verify.json")
     try:
-        write_record(network.with_suffix(".verify.json"), record)
+        write_record(path, record)
     except TwoscaleError as error:
         say(f"no record is kept: {error}")
+        return None
+    return path
 
 
 def _compare(file: Path, record: Path, *, json: bool) -> int:
