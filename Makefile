@@ -6,6 +6,8 @@ OUT ?= lab
 TESTS ?= tests
 # Cases of long sweeps: a fixed sample, or all.
 SWEEP ?= sample
+# Processes that run tests. Three keep two cores busy, since tests wait for other processes.
+WORKERS ?= 3
 
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -32,13 +34,13 @@ lab: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	@$(MAKE) --no-print-directory -j 2 SWEEP=$(SWEEP) check-types run-tests
+	@$(MAKE) --no-print-directory -j 2 SWEEP=$(SWEEP) WORKERS=$(WORKERS) check-types run-tests
 
 check-types:
 	$(VENV)/bin/mypy
 
 run-tests:
-	$(VENV)/bin/python -m pytest -n 2 --dist worksteal --sweep $(SWEEP) $(TESTS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal --sweep $(SWEEP) $(TESTS)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (once; a few minutes)"
@@ -58,7 +60,7 @@ test-all: test docs test-oldest release
 
 # The tests with the oldest version of each dependency that pyproject.toml allows. scripts/oldest.py reads them there.
 test-oldest: $(OLDEST_VENV)/installed
-	$(OLDEST_VENV)/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
+	$(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 $(OLDEST_VENV)/installed: pyproject.toml constraints.txt scripts/oldest.py
 	@echo "installing into $(OLDEST_VENV) (once; a few minutes)"

@@ -9,10 +9,13 @@ import nbclient
 import nbformat
 import pytest
 
+from tests import sweep
+
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "to_c.ipynb"
 
 
 @pytest.mark.skipif(shutil.which("cc") is None or shutil.which("make") is None, reason="needs a C compiler and make")
+@pytest.mark.skipif(not sweep.whole(), reason="takes half a minute: --sweep all runs it")
 def test_notebook_runs_to_the_self_test_in_c_in_any_folder(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
     (training,) = [cell for cell in notebook.cells if "epochs=8" in cell.source]

@@ -27,6 +27,7 @@ __all__ = [
     "peak_resident_bytes",
     "processor_name",
     "require_posix",
+    "this_platform",
 ]
 
 VERSION = "0.2.0"
@@ -146,6 +147,13 @@ def processor_name() -> str:
     import platform
 
     return platform.processor() or platform.machine()
+
+
+def this_platform() -> str:
+    """Return the system and the architecture that a library is compiled for, such as "linux x86_64"."""
+    import platform
+
+    return f"{sys.platform} {platform.machine()}"
 
 
 def gpu_count() -> int:

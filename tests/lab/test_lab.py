@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 import twoscale
+from tests import sweep
 from twoscale import data, models
 from twoscale._files import read_record
 from twoscale._lab import LabConfig, run_lab
@@ -278,6 +279,7 @@ def assert_same(first: Lab, second: Lab) -> None:
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.skipif(not sweep.whole(), reason="half a minute: --sweep all runs it; a test of the command runs always")
 def test_an_interrupted_lab_goes_on_to_the_same_bits(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice: by Ctrl-C in the middle of the first training, and as the second begins."""
     folder, epochs = tmp_path / "lab", 0

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tests import sweep
 from twoscale.errors import ConfigurationError
 from twoscale.scaling._measure.capacity import default_memory_limit, find_largest_batch, search
 from twoscale.scaling._measure.launch import Host
@@ -82,6 +83,7 @@ def test_the_users_own_limit_is_never_exceeded(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory limits are the kernel's, and Linux's here")
+@pytest.mark.skipif(not sweep.whole(), reason="starts ten launches: --sweep all runs it")
 def test_a_batch_too_large_for_the_limit_is_a_trial_not_the_end(ahead: tuple[str, ...]) -> None:
     # A step of the small CNN takes about 100 KB for each image, PyTorch itself about a third of this limit.
     record = find_largest_batch(

@@ -26,9 +26,9 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from twoscale._environment import this_platform
 from twoscale._files import cache_dir, lock
 from twoscale._runtimes import sealed
-from twoscale._runtimes.description import this_platform
 from twoscale.errors import ExecutorError, TwoscaleError
 
 __all__ = ["Library", "Sources", "build", "generator", "load"]

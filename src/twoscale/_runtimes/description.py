@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale._environment import VERSION
+from twoscale._environment import VERSION, this_platform
 from twoscale._ir.operators.base import TensorSpec
 
-__all__ = ["Description", "DescriptionError", "this_platform"]
+__all__ = ["Description", "DescriptionError"]
 
 _FORM = 1
 """Number of the form of the note."""
@@ -27,11 +25,6 @@ _DTYPES = ("uint8", "int8", "int32")
 
 class DescriptionError(Exception):
     """The note does not describe a compiled network."""
-
-
-def this_platform() -> str:
-    """Return the system and the architecture that a library is compiled for, such as "linux x86_64"."""
-    return f"{sys.platform} {platform.machine()}"
 
 
 @dataclass(frozen=True)

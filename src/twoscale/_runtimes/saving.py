@@ -7,13 +7,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from twoscale._environment import core_count
+from twoscale._environment import core_count, this_platform
 from twoscale._files import write_files
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._runtimes import compiler, sealed
 from twoscale._runtimes.classifier import CompiledClassifier
 from twoscale._runtimes.compiled import FLAGS, CompiledLibrary, describe, target_named, vector_source
-from twoscale._runtimes.description import Description, DescriptionError, this_platform
+from twoscale._runtimes.description import Description, DescriptionError
 from twoscale.errors import ConfigurationError, NetworkFileError, TwoscaleError
 
 __all__ = ["SavedLibrary", "load_compiled", "save_compiled"]
