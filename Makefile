@@ -24,23 +24,20 @@ OLDEST_INSTALL = $(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-
 DOCS_VENV ?= build/docs
 DOCS_INSTALL = $(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: fuzz lab test check-types run-tests test-all test-oldest docs release bench-engine bench-large bench-chips clean
+.PHONY: fuzz lab test test-all test-oldest docs release bench-engine bench-large bench-chips clean
 
 lab: $(VENV)/installed
 	$(VENV)/bin/twoscale lab --out $(OUT)
 
 # The gate: formatting, lint, types and every test, with a sample of the long sweeps (tests/sweep.py).
-# Types are checked beside the tests, since mypy keeps one core busy for a minute.
+# Types are checked beside the tests, since mypy keeps one core busy for a minute. (Not by `make -j`: the tests run make
+# themselves, which would warn about a job server that is not theirs.)
 test: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	@$(MAKE) --no-print-directory -j 2 SWEEP=$(SWEEP) WORKERS=$(WORKERS) check-types run-tests
-
-check-types:
-	$(VENV)/bin/mypy
-
-run-tests:
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal --sweep $(SWEEP) $(TESTS)
+	$(VENV)/bin/mypy & types=$$!; \
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal --sweep $(SWEEP) $(TESTS); tests=$$?; \
+	wait $$types && exit $$tests
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (once; a few minutes)"

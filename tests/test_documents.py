@@ -21,6 +21,7 @@ from PIL import Image
 from benchmarks import accuracy, lab_answers
 from benchmarks.engine import Results, table
 from benchmarks.small_ram import Costs
+from tests import sweep
 from tests.test_imports import LAYERS
 from twoscale._cli import main
 from twoscale._cli.verbs import VERBS
@@ -147,6 +148,7 @@ def test_commands_are_accepted(document: Path) -> None:
         bind(getattr(importlib.import_module(module), function), verb, words[len(verb.split()) :])
 
 
+@pytest.mark.skipif(not sweep.whole(), reason="takes half a minute under load: --sweep all runs it")
 def test_quantization_document(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(epochs=2)
     capsys.readouterr()
@@ -374,6 +376,7 @@ def read_notebook() -> Any:
     return nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.skipif(not sweep.whole(), reason="takes half a minute: --sweep all runs it")
 def test_notebook_runs_in_any_folder(tmp_path: Path) -> None:
     notebook = read_notebook()
     nbformat.validate(notebook)

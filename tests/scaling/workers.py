@@ -21,6 +21,7 @@ from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from tests import sweep
 from twoscale import models
 from twoscale.scaling._measure import arms, clocks, jobs
 from twoscale.scaling._measure.arms import measure_arms
@@ -132,7 +133,7 @@ def ledgers(_: dict[str, Any]) -> dict[str, Any]:
     lines: dict[str, list[str]] = {}
     counted = 0
     for name in ("net", "resnet20", "branches"):
-        for options in _options():
+        for options in sweep.some(_options(), 3):
             for accumulation in (1, 2) if not options.static_graph else (1,):
                 model = Branches() if name == "branches" else models.create(name)
                 settings: dict[str, Any] = {"mini_batches": 5, "accumulation": accumulation}

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests import sweep
 from tests.training.made_up import CONFIG, Normed, Plain, dataset_of, plain_list, seeded
 from twoscale import training
 from twoscale._files import read_record
@@ -82,6 +83,7 @@ def test_what_two_processes_say(shares: Any) -> None:
     )
 
 
+@pytest.mark.skipif(not sweep.whole(), reason="compiling takes half a minute: --sweep all runs it")
 def test_compiled_steps_in_two_processes(shares: Any) -> None:
     [how] = shares["compiled"]["notes"]
     assert how == "steps run compiled in 2 processes, gradients averaged over gloo"

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from tests import sweep
 from tests.training.made_up import CONFIG, OF_THE_COMMAND, Normed, Plain, dataset_of, plain_list, seeded
 from twoscale import data, training
 from twoscale.training import TrainConfig, TrainResult
@@ -98,6 +99,20 @@ def shares(_: dict[str, Any]) -> dict[str, Any]:
 
     record = result.record
     found["record"] = {"world_size": record.world_size, "backend": record.backend, "notes": record.notes}
+    if sweep.whole():
+        found.update(_compiled())
+    captured = train(replace(CONFIG["even"], step="captured"))
+    found["captured"] = captured.record.notes
+    try:
+        train(replace(CONFIG["even"], batch_size=1))
+    except Exception as error:
+        found["batch of one"] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def _compiled() -> dict[str, Any]:
+    """Compiled steps in two processes."""
+    rank, found = dist.get_rank(), dict[str, Any]()
     compiled = replace(CONFIG["rest"], step="compiled")
     # Dynamo and DDP's own splitting of the graph, but no C++ compiler, which takes tens of seconds.
     through = partial(torch.compile, backend="aot_eager")
@@ -131,12 +146,6 @@ def shares(_: dict[str, Any]) -> dict[str, Any]:
         broken = through if rank == 0 else no_compiler
         result = planted("compile", broken, torch, lambda: train(compiled, Normed))
         found["one cannot compile"] = {"weights": weights(result), "notes": result.record.notes}
-    captured = train(replace(CONFIG["even"], step="captured"))
-    found["captured"] = captured.record.notes
-    try:
-        train(replace(CONFIG["even"], batch_size=1))
-    except Exception as error:
-        found["batch of one"] = f"{type(error).__name__}: {error}"
     return found
 
 
