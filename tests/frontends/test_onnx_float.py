@@ -279,3 +279,13 @@ def test_extreme_numbers_are_computed_as_onnx_runtime_does_or_refused(
         return
     with contextlib.suppress(TwoscaleError):
         agrees(model, path, images)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (1, 6), (6, 3, 1, 1)], ids=str)
+def test_biases_that_are_not_one_per_channel_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """The checker and shape inference of ONNX let them pass."""
+    nodes = [node("Conv", ["input", "weights", "biases"], ["z"]), node("Flatten", ["z"], ["logits"])]
+    constants = {"weights": np.ones((6, 3, 1, 1), np.float32), "biases": np.ones(shape, np.float32)}
+    onnx.save(model_of(nodes, ["N", 3, 4, 4], constants), tmp_path / "net.onnx")
+    with pytest.raises(CaptureError, match=r"Conv at .* has biases of shape \(.*\); expected \(6,\), one per output"):
+        float_graph(str(tmp_path / "net.onnx"), np.zeros((2, 3, 4, 4), np.float32))

@@ -57,7 +57,12 @@ class WeightsPlace(JoiningPlace):
             padding: (before, after) of each dimension.
             dilation: of each dimension.
             groups: of channels.
+
+        Raises:
+            CaptureError: the biases are not one per output channel.
         """
+        if bias_o is not None and bias_o.shape != (len(weight),):
+            raise self.wrong(f"has biases of shape {bias_o.shape}; expected ({len(weight)},), one per output channel")
         size = self.shape(name)
         flat = len(size) == 2
         if flat:
