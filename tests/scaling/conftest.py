@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.once import once_in
+from tests.scaling.plants import real_time
 from twoscale.scaling._measure.launch import Host, launch
 from twoscale.scaling._measure.records import Outcome
 
@@ -19,14 +18,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def ahead() -> tuple[str, ...]:
-    """The command that puts a process ahead of whatever else this machine does, where that is allowed.
-
-    Real-time scheduling; being nice is not enough, as the kernel weighs sessions before it weighs processes.
-    """
-    command = ("chrt", "--rr", "1")
-    if shutil.which(command[0]) and subprocess.run([*command, "true"], capture_output=True).returncode == 0:
-        return command
-    return ()
+    """The command that puts a process ahead of whatever else this machine does, where that is allowed."""
+    return real_time()
 
 
 @pytest.fixture(scope="session")

@@ -297,12 +297,12 @@ def brief_arms(task: ArmsTask) -> ArmsResult:
         return jobs.run_arms(task)
 
 
-_DATA_SECONDS = 0.004
+DATA_SECONDS = 0.004
 
 
 def _slow_batches(*arguments: Any) -> Iterator[Batch]:
     """The workload's batches, each for two ranks and more four milliseconds late: a source that ranks share."""
-    late = _DATA_SECONDS if dist.get_world_size() > 1 else 0.0
+    late = DATA_SECONDS if dist.get_world_size() > 1 else 0.0
     return _sleepy(batch_stream(*arguments), late)
 
 
