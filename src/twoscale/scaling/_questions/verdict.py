@@ -258,7 +258,7 @@ def link_line(model: LinkModel) -> str:
     text = f"All-reduces alone take {latency} per message"
     if model.fixed > 0:
         mbits = 8e-6 / model.fixed
-        text += f", and their bytes pass at {number(mbits)} Mbit/s"
+        text += f", and their bytes pass at {count(round(mbits)) if mbits >= 1000 else number(mbits)} Mbit/s"
         # Of what a link carries, framing leaves 94 to 96 %; above a Gbit/s a loopback may be as fast by chance.
         nominal = next((rate for rate in _NOMINAL if 0.9 * rate <= mbits <= rate), None)
         if nominal is not None:
