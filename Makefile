@@ -9,7 +9,9 @@ SWEEP ?= sample
 # Processes that run tests. Three keep two cores busy, since tests wait for other processes.
 WORKERS ?= 3
 
-PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Modules are compiled when they are first imported: compiling all of them takes 40 s, and most are never imported.
+PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	--constraint constraints.txt
 
 # The engine's benchmark has its own environment, with the runtimes that it is compared with. LiteRT's converter needs an
 # older typing_extensions than the command line does, so twoscale is installed there without its dependencies.
@@ -45,10 +47,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PIP_INSTALL) --editable '.[torch]'
 	touch $@
 
-# Installed on top of the other, so that `make lab` needs no network after `make test`.
-$(VENV)/installed-test: $(VENV)/installed
+# Includes what `make lab` needs, so that it needs no network after `make test`.
+$(VENV)/installed-test: pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (once; a few minutes)"
+	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) --editable '.[test]'
-	touch $@
+	touch $(VENV)/installed $@
 
 # Everything: the gate with whole sweeps, the documentation, the oldest dependencies, and the distributions in fresh
 # environments.
