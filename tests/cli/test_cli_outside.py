@@ -106,15 +106,15 @@ TFLITE = b"\x1c\x00\x00\x00TFL3" + bytes(64)
 HDF5 = b"\x89HDF\r\n\x1a\n" + bytes(64)
 
 
-@pytest.mark.parametrize(
-    "verb", [["eval"], ["inspect"], ["verify"], ["sensitivity"], ["quantize", "-o", "x.onnx"], ["export", "-o", "c"]]
-)
+VERBS = (["eval"], ["inspect"], ["verify"], ["sensitivity"], ["quantize", "-o", "x.onnx"], ["export", "-o", "c"])
+
+
+@pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize(
     ("name", "content", "kind"),
     [
         ("model.tflite", TFLITE, "a TensorFlow Lite model"),
         ("model.onnx", TFLITE, "a TensorFlow Lite model"),
-        ("program.pt2", b"program", "a program of torch.export"),
         ("model.h5", HDF5, "an HDF5 file, as Keras writes"),
         ("model.pt", HDF5, "an HDF5 file, as Keras writes"),
         ("scripted.pt", None, "a TorchScript program"),
@@ -124,15 +124,23 @@ def test_files_of_other_programs_are_called_what_they_are(
     refused: Refused, tmp_path: Path, verb: list[str], name: str, content: bytes | None, kind: str
 ) -> None:
     path = tmp_path / name
-    if content == b"program":
-        torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)), path)
-    elif content is None:
+    if content is None:
         with pytest.warns(DeprecationWarning, match="torch.jit"):
             torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), path)  # type: ignore[no-untyped-call]
     else:
         path.write_bytes(content)
     message = refused(verb[0], path, *verb[1:])
     assert message.startswith(f"{path} is {kind}, which twoscale does not read; expected ")
+
+
+@pytest.mark.parametrize(
+    "verb", [["verify"], ["export", "-o", "c"], ["compile", "-o", "x.so"]], ids=lambda verb: verb[0]
+)
+def test_a_float_program_is_no_integer_network(refused: Refused, tmp_path: Path, verb: list[str]) -> None:
+    path = tmp_path / "program.pt2"
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)), path)
+    message = refused(verb[0], path, *verb[1:])
+    assert message.startswith(f"{path} is a program of torch.export, which twoscale does not read; expected ")
 
 
 @pytest.mark.parametrize("domain", ["", "PACTOps"])

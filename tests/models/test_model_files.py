@@ -250,9 +250,6 @@ def test_files_of_other_kinds_are_called_by_their_name(tmp_path: Path) -> None:
             file.writestr(name, b"")
     with pytest.raises(CheckpointError, match=r"is a TorchScript file; load it with torch\.jit\.load"):
         models.load("net", path)
-    torch.export.save(torch.export.export(models.create("net"), (torch.zeros(1, 3, 32, 32),)), path)
-    with pytest.raises(CheckpointError, match=r"is a program of torch\.export"):
-        models.load("net", path)
     for content, kind in (
         (b"\x89HDF\r\n\x1a\n" * 5, "an HDF5 file"),
         (b"\x1c\0\0\0TFL3" * 5, "a TensorFlow Lite file"),

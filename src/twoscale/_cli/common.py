@@ -18,7 +18,7 @@ from rich.segment import Segment
 
 from twoscale import data
 from twoscale._cli.ending import say
-from twoscale._cli.filekinds import foreign_kind
+from twoscale._cli.filekinds import PROGRAM, foreign_kind
 from twoscale._files import record_to_json
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._metrics import CountedBatches
@@ -27,7 +27,7 @@ from twoscale.data import Preprocessing
 from twoscale.data._function import is_function
 from twoscale.data._pipeline import fitting_batch
 from twoscale.errors import ConfigurationError, NetworkFileError
-from twoscale.models._files import MODEL_FILE
+from twoscale.models._files import MODEL_FILE, program
 from twoscale.models._references import options_of
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ Pictures = Annotated[PictureOptions, tyro.conf.arg(name="")]
 """The options of pictures, among a verb's own."""
 
 
-_WEIGHTS = "weights (.safetensors, .pt, .pth or .ckpt, or a folder with a model.safetensors)"
+_WEIGHTS = "weights (.safetensors, .pt, .pth, .ckpt or .pt2, or a folder with a model.safetensors)"
 
 _UNLIMITED = 100_000
 """Columns of an output that is no terminal."""
@@ -188,12 +188,12 @@ def require_file(path: Path, what: str) -> Path:
 
 
 def require_weights(path: Path, what: str) -> None:
-    """Check that ``path`` is a file, or a folder with weights in it.
+    """Check that ``path`` is a file of weights or of a program, or a folder with weights in it.
 
     Raises:
         ConfigurationError: it is neither; says what was expected.
     """
-    if not (path / MODEL_FILE).is_file():
+    if not (path / MODEL_FILE).is_file() and not (path.is_file() and foreign_kind(path) == PROGRAM):
         require_file(path, what)
 
 
@@ -245,6 +245,8 @@ def load_float(
     if model is None:
         if model_args is not None:
             raise ConfigurationError("--model-args are options of the model that --model names; give --model too")
+        if (network := program(path)) is not None:
+            return network, None
         return models.load_checkpoint(path)
     options = {} if model_args is None else options_of(model_args)
     network = models.load(model, path, part=part, **options)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-__all__ = ["foreign_kind"]
+__all__ = ["PROGRAM", "foreign_kind"]
+
+PROGRAM = "a program of torch.export"
+"""A float network, for the verbs that take one."""
 
 _MAGIC = (
     (4, b"TFL3", "a TensorFlow Lite model"),
@@ -16,9 +19,9 @@ _MAGIC = (
 )
 _MEMBERS = (
     ("constants.pkl", "a TorchScript program"),
-    ("serialized_exported_program.json", "a program of torch.export"),
-    ("models/model.json", "a program of torch.export"),
-    ("archive_format", "a program of torch.export"),
+    ("serialized_exported_program.json", PROGRAM),
+    ("models/model.json", PROGRAM),
+    ("archive_format", PROGRAM),
     ("model.weights.h5", "a Keras model"),
 )
 

@@ -42,7 +42,7 @@ def inspect_command(
     For each tensor: mean, standard deviation, smallest and largest value, total range, mean ± 3 standard deviations.
 
     Args:
-        file: Weights (.safetensors, .pt, .pth) or integer network (.onnx).
+        file: Weights (.safetensors, .pt, .pth, .pt2) or integer network (.onnx).
         activations: Also show the input and the output of every layer over training images.
         data: Data set of these images. Default: the one recorded in the file, or else digits.
         images: Number of training images.
@@ -55,7 +55,7 @@ def inspect_command(
         json: Print JSON with histograms instead of tables.
     """
     at_least_one("--images", images)
-    require_weights(file, "weights (.safetensors, .pt, .pth) or an integer network (.onnx)")
+    require_weights(file, "weights (.safetensors, .pt, .pth, .pt2) or an integer network (.onnx)")
     if file.suffix == ".onnx":
         _integer(file, json)
         return

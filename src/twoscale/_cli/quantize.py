@@ -103,7 +103,7 @@ def quantize_command(
     standard deviations; any number works), percentile-99.99 (any number works), mse (least squared error) or entropy.
 
     Args:
-        file: Weights: .safetensors, .pt or .pth.
+        file: Weights: .safetensors, .pt, .pth, or a program of torch.export (.pt2).
         out: The file to write.
         data: Data set whose training images calibrate the activations. Default: the one recorded in the file, or else
             digits.

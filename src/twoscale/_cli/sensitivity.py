@@ -78,7 +78,7 @@ def sensitivity_command(
     quantizes and measures the chosen network.
 
     Args:
-        file: Weights: .safetensors, .pt or .pth.
+        file: Weights: .safetensors, .pt, .pth, or a program of torch.export (.pt2).
         bits: Weight bits to try, each from 2 to 8.
         activation_bits: Output bits to try, each from 4 to 8; "none" for none.
         budget: Size of all weights, packed at their bits, with 4 bytes per bias: bytes (120000, 120k, 1.5M), or a

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["MODEL_FILE", "ModelInfo", "load", "load_checkpoint", "read_info", "save_model"]
+__all__ = ["MODEL_FILE", "ModelInfo", "load", "load_checkpoint", "program", "read_info", "save_model"]
 
 _KEY = "twoscale.model"
 
@@ -95,6 +95,8 @@ def load_checkpoint(path: Path | str) -> tuple[nn.Module, ModelInfo]:
 
     path = _weights(path)
     content = read_tensors(path)
+    if content.program is not None:
+        raise CheckpointError(f"{path} is a program of torch.export, without classes and data; use models.load")
     if any(key.startswith("twoscale.training") for key in content.metadata):
         raise CheckpointError(
             f"{path} is a checkpoint of a training run; once the run has finished, its weights are in "
@@ -166,6 +168,22 @@ def read_info(path: Path | str) -> ModelInfo | None:
     return None if text is None else _decoded(path, text)
 
 
+def program(path: Path | str) -> nn.Module | None:
+    """Return the model of a program of ``torch.export.save``, in evaluation mode; None if the file is of another kind.
+
+    The file is never unpickled, and none of its expressions are evaluated.
+
+    Raises:
+        CheckpointError: missing, damaged, or it has an operator without an integer form.
+    """
+    from twoscale.models._program import module_of
+    from twoscale.models._tensorfile import read_tensors
+
+    path = _weights(path)
+    found = read_tensors(path).program
+    return None if found is None else module_of(found, str(path))
+
+
 @requires_extras("twoscale.models.load")
 def load(name: str | None, path: Path | str, *, part: str | None = None, **options: Any) -> nn.Module:
     """Load weights from a file of any origin into the model ``name``.
@@ -175,9 +193,9 @@ def load(name: str | None, path: Path | str, *, part: str | None = None, **optio
     the file is executed.
 
     Args:
-        name: as for :func:`twoscale.models.create`; None: the file names it (:func:`load_checkpoint`).
-        path: a safetensors file, one of ``torch.save`` that holds a state dict, or a folder with a model.safetensors,
-            as Hugging Face's libraries write.
+        name: as for :func:`twoscale.models.create`; None: the file names it (:func:`load_checkpoint`), or is a program.
+        path: a safetensors file, one of ``torch.save`` that holds a state dict, a program of ``torch.export.save``, or
+            a folder with a model.safetensors, as Hugging Face's libraries write.
         part: which weights of a file that holds several that fit: the keys that lead to them, joined by dots.
         options: the model's own, as for :func:`twoscale.models.create`. Default: those in the metadata of a file that
             :func:`save_model` wrote for this model; of a model of the user's own, the number of classes.
@@ -190,10 +208,10 @@ def load(name: str | None, path: Path | str, *, part: str | None = None, **optio
         CheckpointError: missing, damaged, or it does not fit the model, or several sets of weights fit; the message
         names the tensors or the parts.
     """
-    if name is None:
-        return load_checkpoint(path)[0]
     from twoscale.models._tensorfile import choose, fit, read_tensors
 
+    if name is None:
+        return program(path) or load_checkpoint(path)[0]
     own = is_reference(name)
     if not own and name not in names():
         raise UnknownNameError("model", name, names())

@@ -4,11 +4,9 @@ memory."""
 from __future__ import annotations
 
 import hashlib
-import io
 import pickle
 import warnings
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +17,8 @@ from safetensors.torch import save
 
 from twoscale._files import sorted_safetensors, write_bytes
 from twoscale.errors import CheckpointError
+from twoscale.models._archive import ZIP_START, opened_archive, reason
+from twoscale.models._exported import Program, read_program
 
 __all__ = [
     "TensorFile",
@@ -67,6 +67,8 @@ class TensorFile:
     """At least one has a tensor."""
     metadata: dict[str, str] = field(default_factory=dict)
     """Of a safetensors file; empty for files of torch.save."""
+    program: Program | None = None
+    """Of a file of torch.export.save, whose state dict the tensors are."""
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -88,7 +90,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
 
 
 def read_tensors(path: Path) -> TensorFile:
-    """Read a safetensors file, or one of ``torch.save`` with only tensors. The content decides which.
+    """Read a safetensors file, or one of ``torch.save`` with only tensors, or a program. The content decides which.
 
     Raises:
         CheckpointError: missing, truncated, altered since it was written, or neither kind of file.
@@ -97,7 +99,9 @@ def read_tensors(path: Path) -> TensorFile:
         with path.open("rb") as file:
             head = file.read(9)
             # The length of a safetensors header may look like the beginning of a pickle. Its ninth byte is always {.
-            if head.startswith((b"PK\x03\x04", b"\x80")) and head[8:] != b"{":
+            if head.startswith((ZIP_START, b"\x80")) and head[8:] != b"{":
+                if (program := read_program(file, path)) is not None:
+                    return TensorFile(tuple(_groups(program.state)), program=program)
                 groups = tuple(_groups(_load_torch(file, path)))
                 if not any(group.tensors or group.others for group in groups):
                     raise CheckpointError(f"{path} holds no named tensors; expected a model's state dict")
@@ -112,8 +116,7 @@ def read_tensors(path: Path) -> TensorFile:
             tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
     except Exception as error:  # SafetensorError, and errors about unknown types of tensors
         if head[8:] == b"{":
-            reason = _reason(error)
-            message = f"{path} is truncated or damaged ({reason}); restore it from a copy, or train again"
+            message = f"{path} is truncated or damaged ({reason(error)}); restore it from a copy, or train again"
         else:
             kind = next((kind for start, kind in _OTHER_FILES.items() if head.startswith(start)), None)
             kind = "a TensorFlow Lite file" if head[4:8] == b"TFL3" else kind
@@ -294,8 +297,9 @@ def _load_torch(file: BinaryIO, path: Path) -> Any:
         CheckpointError: it is damaged, no file of torch.save, or holds Python objects.
     """
     file.seek(0)
-    if file.read(4) == b"PK\x03\x04":
-        _check_archive(file, path)
+    if file.read(4) == ZIP_START:
+        with opened_archive(file, path, _refuse_others(path)):
+            pass
     file.seek(0)
     try:
         # An open file, because torch.load treats a path that ends in .safetensors differently.
@@ -307,44 +311,19 @@ def _load_torch(file: BinaryIO, path: Path) -> Any:
             "save model.state_dict() instead of the model"
         ) from error
     except Exception as error:  # a damaged file can raise almost anything, including MemoryError
-        raise CheckpointError(f"{path} is truncated or damaged ({_reason(error)})") from error
+        raise CheckpointError(f"{path} is truncated or damaged ({reason(error)})") from error
 
 
-def _check_archive(file: BinaryIO, path: Path) -> None:
-    """Check the zip archive of torch.save: its kind, its size in memory, and every checksum.
+def _refuse_others(path: Path) -> Callable[[list[str]], None]:
+    """Return a check of an archive's members that refuses other files of torch."""
 
-    Raises:
-        CheckpointError: a checksum differs, or it is another archive.
-    """
-    size = file.seek(0, io.SEEK_END)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            names = [member.filename for member in members]
-            if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
-                raise CheckpointError(
-                    f"{path} is a TorchScript file; load it with torch.jit.load and save its state_dict() instead"
-                )
-            if any("/models/" in name and name.endswith(".json") for name in names):
-                raise CheckpointError(
-                    f"{path} is a program of torch.export; load it with torch.export.load and save its state_dict"
-                )
-            # torch.save does not compress. A compressed member would take more memory than its size in the file.
-            if any(member.compress_type != zipfile.ZIP_STORED for member in members) or size < sum(
-                member.file_size for member in members
-            ):
-                raise CheckpointError(f"{path} is a zip archive that torch.save did not write; expected a state dict")
-            # All are 0 without checksums (torch.serialization.set_crc32_options).
-            damaged = archive.testzip() if any(member.CRC for member in members) else None
-    except CheckpointError:
-        raise
-    except Exception as error:  # zipfile raises BadZipFile, and other errors for unexpected content
-        raise CheckpointError(f"{path} is truncated or damaged ({_reason(error)})") from error
-    if damaged is not None:
-        raise CheckpointError(
-            f"{path} is damaged: the checksum of {ascii(damaged)[1:-1]} is wrong; restore it from a copy, or train "
-            "again"
-        )
+    def check(names: list[str]) -> None:
+        if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+            raise CheckpointError(
+                f"{path} is a TorchScript file; load it with torch.jit.load and save its state_dict() instead"
+            )
+
+    return check
 
 
 def _groups(loaded: Any) -> Iterator[TensorGroup]:
@@ -387,11 +366,6 @@ _REAL = frozenset({
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2,
 })  # fmt: skip
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first line of an exception, or its type's name."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _some(faults: list[str]) -> str:
