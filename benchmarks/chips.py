@@ -26,8 +26,16 @@ RESULTS = HERE / "results" / "chips.json"
 TOOLS = ("arm-none-eabi-gcc", "qemu-system-arm", "cc")
 BOARDS = {"cortex-m0": "mps2-an385", "cortex-m3": "mps2-an385", "cortex-m4": "mps2-an386", "cortex-m7": "mps2-an500"}
 """A Cortex-M3 executes all instructions of a Cortex-M0, and counts the same."""
-OPTIONS = {"resnet8": ("-Os", "-O2", "-O3"), "resnet20": ("-O2",)}
+OPTIONS = {
+    "resnet8": ("-Os", "-O2", "-O3"),
+    "resnet20": ("-O2",),
+    "dscnn": ("-O2",),
+    "mobilenetv1": ("-O2",),
+    "autoencoder": ("-O2",),
+}
 """Of each network."""
+SHAPES = {"dscnn": (1, 49, 10), "mobilenetv1": (3, 96, 96), "autoencoder": (640,)}
+"""Of inputs that are not (3, 32, 32)."""
 TARGETS = ("portable", "small-ram")
 _MORE_IMAGES = 2
 
@@ -76,7 +84,7 @@ class Results:
 def network_of(name: str) -> twoscale.IntegerNetwork:
     """Return a model with random weights as an integer network: instructions hardly depend on the weights."""
     torch.manual_seed(0)
-    images = torch.rand(8, 3, 32, 32)
+    images = torch.rand(8, *SHAPES.get(name, (3, 32, 32)))
     return twoscale.quantize(models.create(name).eval(), [images], name=name)
 
 

@@ -303,7 +303,7 @@ def test_plain_safetensors_and_other_precisions(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     safetensors.torch.save_file({f"module.{n}": v.double() for n, v in model.state_dict().items()}, path)
     assert_same(models.load("net", path), model)
-    asked = r"does not say which model it is; name it \(--model\), one of: mobilenetv2, net,"
+    asked = r"does not say which model it is; name it \(--model\), one of: autoencoder, dscnn, mobilenetv1, mobile"
     with pytest.raises(CheckpointError, match=asked):
         models.load(None, path)
 
@@ -398,7 +398,10 @@ def test_a_zip_that_is_no_torch_file(tmp_path: Path) -> None:
 
 def test_a_model_of_elsewhere_and_a_later_form(saved: Path) -> None:
     models.save_model(saved, models.create("net"), info_of("my-own"))
-    with pytest.raises(CheckpointError, match="holds the model 'my-own', which is not one of mobilenetv2, net,"):
+    with pytest.raises(
+        CheckpointError,
+        match="holds the model 'my-own', which is not one of autoencoder, dscnn, mobilenetv1, mobilenetv2, net,",
+    ):
         models.load_checkpoint(saved)
     safetensors.torch.save_file(models.create("net").state_dict(), saved, {"twoscale.model": '{"model": 3}'})
     with pytest.raises(CheckpointError, match="in a form that is not known here"):

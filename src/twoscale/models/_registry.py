@@ -17,6 +17,9 @@ __all__ = ["Published", "class_options", "create", "names", "normalization", "pu
 
 # To add a model: write its class in a file of this folder and name it here.
 _MODELS = {
+    "autoencoder": ("_tiny", "Autoencoder"),
+    "dscnn": ("_tiny", "DSCNN"),
+    "mobilenetv1": ("_tiny", "MobileNetV1"),
     "mobilenetv2": ("_mobilenet", "MobileNetV2"),
     "net": ("_net", "Net"),
     "net-with-bias": ("_net", "NetWithBias"),
@@ -27,6 +30,7 @@ _MODELS = {
     "resnet44": ("_resnet", "resnet44"),
     "resnet56": ("_resnet", "resnet56"),
 }
+_WITHOUT_CLASSES = ("autoencoder",)
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,13 @@ def class_options(name: str, classes: int) -> dict[str, int]:
     Empty for a model of the user's own without a parameter ``classes`` or ``num_classes``.
 
     Raises:
-        ConfigurationError: the user's file or module cannot be imported.
+        ConfigurationError: the model has no classes, or the user's file or module cannot be imported.
     """
+    if name in _WITHOUT_CLASSES:
+        raise ConfigurationError(
+            f"model '{name}' has no classes, so data with {classes} classes does not fit it; choose a classifier, or "
+            "create the model with twoscale.models.create and train it in a loop of your own"
+        )
     return _references.class_options(name, classes) if _references.is_reference(name) else {"classes": classes}
 
 
