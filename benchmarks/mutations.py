@@ -212,7 +212,7 @@ def mutate_network(content: bytes, rng: random.Random) -> bytes:
                     layers.insert(at, layers[rng.randrange(len(layers))])
                 else:
                     layers[at] = _changed_layer(layers[at], rng)
-            forged = IntegerNetwork(network.name, tuple(layers), network.output, network.scheme, network.metadata)
+            forged = IntegerNetwork(network.name, tuple(layers), network.outputs, network.scheme, network.metadata)
             return integer.to_bytes(forged)
         except Exception:  # it cannot even be written
             return mutate_onnx(content, rng)

@@ -64,6 +64,7 @@ def random_network(
     image_shape: tuple[int, int, int] | None = None,
     classes: int | None = None,
     widest: int = 6,
+    more_outputs: int = 0,
     name: str = "random",
 ) -> IntegerNetwork:
     """Make a network.
@@ -80,6 +81,7 @@ def random_network(
         image_shape: (C, H, W); None draws up to (4, 8, 8).
         classes: number of outputs; None draws 2..10.
         widest: channels of a convolution; more than 6 also make larger windows and tensors.
+        more_outputs: how many other layers, drawn at random, are outputs besides the last.
         name: of the network.
     """
     unknown = set(operators) - set(OPERATORS)
@@ -93,8 +95,14 @@ def random_network(
             if _MAKE[operator](maker):
                 break
     final = maker.finish(classes or _int(rng, 2, 10), output, "conv" in operators)
+    others = [layer.name for layer in maker.layers[1:] if layer.name != final]
+    drawn: list[str] = list(rng.permutation(others)[:more_outputs]) if more_outputs else []
     return IntegerNetwork(
-        name=name, layers=tuple(maker.layers), output=final, scheme="test", metadata={"made by": "tests"}
+        name=name,
+        layers=tuple(maker.layers),
+        outputs=(final, *map(str, drawn)),
+        scheme="test",
+        metadata={"made by": "tests"},
     )
 
 

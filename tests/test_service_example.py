@@ -46,7 +46,7 @@ class Service:
 def network() -> twoscale.IntegerNetwork:
     network = twoscale.quantize(residual_model(7), FLOATS)
     steps = {"size": HOW.size, "resize": "stretch"}
-    classes = [f"class {i}" for i in range(network.classes)]
+    classes = [f"class {i}" for i in range(network.classes or 0)]
     return dataclasses.replace(
         network, metadata={"mean": [0.5] * 3, "std": [0.25] * 3, "preprocessing": steps, "classes": classes}
     )

@@ -1,12 +1,13 @@
 """Metrics of networks, and the labelled batches over which they are computed.
 
-Top-1 and agreement need at least two classes. A network with one output separates two classes by its sign: class 1 if
-the output is positive. Outputs that are not classes (the batches have real targets) have only SQNR and error.
+Top-1 and agreement need an output that is a vector of classes, (N, classes). A single value, (N, 1), separates two
+classes by its sign: class 1 if it is positive. Other outputs (pictures, heat maps, scores per frame, or vectors whose
+batches have real targets) have only SQNR and error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from twoscale.errors import ConfigurationError
 __all__ = [
     "Batch",
     "CountedBatches",
+    "NetworkMetrics",
     "OutputMetrics",
     "SignalToNoise",
     "in_batches",
@@ -77,7 +79,7 @@ class SignalToNoise:
 
 
 class OutputMetrics:
-    """Streaming metrics of a network's outputs: top-1, and noise and agreement against another network."""
+    """Streaming metrics of one output of a network: top-1, and noise and agreement against another network."""
 
     def __init__(self) -> None:
         self.noise = SignalToNoise()
@@ -86,14 +88,18 @@ class OutputMetrics:
         self._signs: set[int] = set()
 
     def update(self, outputs: NDArray[Any], batch: Batch, reference: NDArray[Any] | None = None) -> None:
-        """Add the outputs (N, outputs) of a batch.
+        """Add the values of a batch.
 
         Args:
-            outputs: real values.
+            outputs: real values, (N, classes), or (N, ...) of any other shape, which have no classes.
             batch: of the outputs.
             reference: outputs of the network to compare with, of the same shape.
         """
         self._samples += len(outputs)
+        if outputs.ndim != 2:
+            if reference is not None:
+                self.noise.update(reference, outputs)
+            return
         self._targets |= batch.targets
         predicted = predicted_classes(outputs)
         if batch.labels is not None:
@@ -124,6 +130,70 @@ class OutputMetrics:
         return self._agreeing / self._compared
 
 
+class NetworkMetrics:
+    """Streaming metrics of all outputs of a network.
+
+    Args:
+        outputs: their names.
+        class_output: the output that labels belong to; None if no output is a vector.
+    """
+
+    def __init__(self, outputs: Sequence[str], class_output: str | None) -> None:
+        self.of = {name: OutputMetrics() for name in outputs}
+        """By the name of the output."""
+        self._class_output = class_output
+
+    def update(
+        self, outputs: Mapping[str, NDArray[Any]], batch: Batch, reference: Mapping[str, NDArray[Any]] | None = None
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            outputs: real values of each output, (N, ...).
+            batch: of the outputs. Labels belong to the output of classes.
+            reference: values of the network to compare with, of the same names and shapes.
+        """
+        for name, metrics in self.of.items():
+            own = batch if name == self._class_output else Batch(batch.images, None, batch.targets)
+            metrics.update(outputs[name], own, None if reference is None else reference[name])
+
+    @property
+    def top1(self) -> float | None:
+        """Top-1 of the output of classes; None without one."""
+        return None if self._class_output is None else self.of[self._class_output].top1
+
+    @property
+    def agreement(self) -> float | None:
+        """Agreement of the output of classes; None without one."""
+        return None if self._class_output is None else self.of[self._class_output].agreement
+
+    @property
+    def power(self) -> tuple[float, float]:
+        """Mean power of the reference and of the error, per value.
+
+        Several outputs may have different units, so each is divided by the power of its reference first: the result is
+        (1, mean over the outputs of noise / signal).
+        """
+        noises = [metrics.noise for metrics in self.of.values()]
+        if len(noises) == 1:
+            values = max(noises[0].values, 1)
+            return noises[0].signal / values, noises[0].noise / values
+        shares = [noise.noise / noise.signal for noise in noises if noise.signal]
+        return (1.0, sum(shares) / len(shares)) if shares else (0.0, 0.0)
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """SQNR of the output, or of all outputs together by ``power``, in dB; None without noise or without signal."""
+        signal, noise = self.power
+        return 10.0 * float(np.log10(signal / noise)) if signal and noise else None
+
+    @property
+    def rms_error(self) -> float | None:
+        """Root of the mean squared error, in the unit of the output; None for several outputs or without values."""
+        noises = [metrics.noise for metrics in self.of.values()]
+        return noises[0].rms_error if len(noises) == 1 else None
+
+
 def predicted_classes(outputs: NDArray[Any]) -> NDArray[np.int64]:
     """Return the class of each image, (N,): that of the largest output, or for one output, 1 if it is positive, else
     0."""
@@ -133,12 +203,13 @@ def predicted_classes(outputs: NDArray[Any]) -> NDArray[np.int64]:
     return largest
 
 
-def labelled(batches: Iterable[Any], outputs: int) -> Iterator[Batch]:
+def labelled(batches: Iterable[Any], outputs: int | None) -> Iterator[Batch]:
     """Yield batches from tensors, arrays, or tuples (images, labels, …); empty batches are left out.
 
     Args:
         batches: as above; or one tensor or array of images (N, C, H, W).
-        outputs: number of outputs of the network. With one, labels are 0 and 1, of any type and also of shape (N, 1).
+        outputs: number of classes of the network. With one, labels are 0 and 1, of any type and also of shape (N, 1).
+            None if no output is a vector of classes: labels and targets are then ignored.
 
     Raises:
         ConfigurationError: images of uint8 pixels, or labels that are neither one class index per image nor real
@@ -152,7 +223,7 @@ def labelled(batches: Iterable[Any], outputs: int) -> Iterator[Batch]:
                 f"batch {index} holds uint8 pixels; expected the normalized float images the network takes"
             )
         labels = None if not rest or rest[0] is None else _array(rest[0])
-        if labels is None:
+        if labels is None or outputs is None:
             found = Batch(images, None)
         elif outputs == 1:
             found = _binary(images, labels, index)

@@ -121,7 +121,7 @@ def finished(*layers: n.Layer) -> IntegerNetwork:
         name="head", inputs=("flat",), output=n.TensorSpec((2,), "int32", 0.1), multiplier=None,
         weight=np.ones((2, size), np.int8), bias_o=np.zeros(2, np.int32),
     )  # fmt: skip
-    return IntegerNetwork("made", (*layers, flat, head), "head")
+    return IntegerNetwork("made", (*layers, flat, head), ("head",))
 
 
 def test_a_residual_takes_the_place_of_the_tensor_that_joins() -> None:

@@ -64,7 +64,7 @@ def tiny(name: str = "tiny", layer: str = "head") -> IntegerNetwork:
                 bias_o=np.array([7, -8], np.int32),
             ),
         ),
-        layer,
+        (layer,),
     )  # fmt: skip
 
 
@@ -240,7 +240,7 @@ def faultless(*, tiles: bool = True) -> IntegerNetwork:
             weight=rng.integers(-127, 128, (3, 36)).astype(np.int8), bias_o=np.array([1, 2, 3], np.int32),
         ),
     )  # fmt: skip
-    return IntegerNetwork("faults", layers, "head")
+    return IntegerNetwork("faults", layers, ("head",))
 
 
 def one_more(match: re.Match[str]) -> str:
@@ -378,7 +378,7 @@ def test_layers_whose_names_differ_only_in_signs_are_kept_apart(tmp_path: Path) 
             n.Linear(name=name, inputs=(layers[-1].name,), output=spec, weight=weight,
                      multiplier=n.Multiplier.on_grid(rng.integers(50, 900, 6)), bias_o=np.zeros(6, np.int32))
         )  # fmt: skip
-    export_c(IntegerNetwork("names", tuple(layers), layers[-1].name), tmp_path)
+    export_c(IntegerNetwork("names", tuple(layers), (layers[-1].name,)), tmp_path)
     program = build("gcc", tmp_path, ["names_test.c", "names.c"], *STRICT, "-DNAMES_TRACE")
     assert run(program).returncode == 0
 
@@ -466,7 +466,7 @@ def test_the_arithmetic_holds_at_the_ends_of_int32(tmp_path: Path) -> None:
         weight=np.array([[127, 127, 0, 0]] * 5 + [[1, -1, 0, 0]], np.int8),
         bias_o=np.array([limit, -limit, limit, -limit, 32768, 0], np.int32),
     )  # fmt: skip
-    network = IntegerNetwork("edges", (n.QuantizeInput(name="image", inputs=(), output=spec), head), "head")
+    network = IntegerNetwork("edges", (n.QuantizeInput(name="image", inputs=(), output=spec), head), ("head",))
     images = np.array([[0, 0, 0, 0], [255, 255, 255, 255], [255, 0, 0, 0], [0, 128, 0, 0]], np.uint8)
     export_c(network, tmp_path, inputs=images)
     assert run(build("gcc", tmp_path, ["edges_test.c", "edges.c"], *SANITIZED, "-DEDGES_TRACE")).returncode == 0
@@ -528,7 +528,7 @@ def test_free_float_multipliers_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_network_that_computes_nothing_is_refused(tmp_path: Path) -> None:
-    network = IntegerNetwork("nothing", tiny().layers, "image")
+    network = IntegerNetwork("nothing", tiny().layers, ("image",))
     with pytest.raises(
         ConfigurationError, match="layer image of nothing is the network's output: there is nothing to compute"
     ):
@@ -557,7 +557,7 @@ def chain(names: list[str], size: int = 6) -> IntegerNetwork:
         )  # fmt: skip
     flat = n.TensorSpec((2 * size * size,), "uint8", 0.1, 128, 0, 255)
     layers.append(n.Reshape(name="the end", inputs=(names[-1],), output=flat))
-    return IntegerNetwork("net", tuple(layers), "the end")
+    return IntegerNetwork("net", tuple(layers), ("the end",))
 
 
 DEEP = "features.stage_three.block_number_twelve.inner.branch"
@@ -615,7 +615,7 @@ def test_means_whose_sums_overflow_are_refused() -> None:
         )  # fmt: skip
         image = n.QuantizeInput(name="image", inputs=(), output=dataclasses.replace(spec, shape=(1, *kernel)))
         flat = n.Reshape(name="flat", inputs=("mean",), output=n.TensorSpec((1,), "uint8", 0.1, 0, 0, 255))
-        return IntegerNetwork("net", (image, pool, flat), "flat")
+        return IntegerNetwork("net", (image, pool, flat), ("flat",))
 
     assert 2_901 * 2_902 * 255 < 2**31 < 2_903 * 2_902 * 255
     lower(network((2_901, 2_902)))

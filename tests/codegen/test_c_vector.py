@@ -112,7 +112,7 @@ def test_layers_that_floats_cannot_requantize_run_the_portable_kernel(tmp_path: 
         multiplier=n.Multiplier.on_grid(np.array([2**24 - 1]), 16),
         weight=np.random.default_rng(0).integers(-127, 128, (5, 300), dtype=np.int8), bias_o=np.zeros(5, np.int32),
     )  # fmt: skip
-    export_c(IntegerNetwork("n", (image, flat, head), "linear"), tmp_path, target="native", name="fast")
+    export_c(IntegerNetwork("n", (image, flat, head), ("linear",)), tmp_path, target="native", name="fast")
     assert (
         "for (int32_t n = 0; n < count; n++)\n            linear(&linear_layer,"
         in (tmp_path / "fast_kernels.h").read_text()
@@ -162,7 +162,7 @@ def convolutions(channels: int, size: int, layers: int = 3) -> IntegerNetwork:
         )  # fmt: skip
     flat = n.TensorSpec((channels * size * size,), "uint8", 0.1, 0, 0, 255)
     made.append(n.Reshape(name="flat", inputs=(made[-1].name,), output=flat))
-    return IntegerNetwork("n", tuple(made), "flat")
+    return IntegerNetwork("n", tuple(made), ("flat",))
 
 
 @pytest.fixture

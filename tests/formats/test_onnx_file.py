@@ -152,7 +152,7 @@ def test_layers_may_have_any_name(tmp_path: Path) -> None:
         )
     flat = dataclasses.replace(spec, shape=(8,))
     layers.append(n.Reshape(name="output", inputs=(names[-1],), output=flat))
-    network = IntegerNetwork("names", tuple(layers), "output")
+    network = IntegerNetwork("names", tuple(layers), ("output",))
     network.save(tmp_path / "a.onnx")
     assert load(tmp_path / "a.onnx").fingerprint == network.fingerprint
     onnx.checker.check_model(to_model(network), full_check=True)
@@ -354,7 +354,7 @@ def rich_network(seed: int = 12) -> IntegerNetwork:
         ),
         n.Reshape(name="flat", inputs=("pad",), output=dataclasses.replace(full, shape=(4 * 18 * 17,))),
     )  # fmt: skip
-    return IntegerNetwork("rich", layers, "flat")
+    return IntegerNetwork("rich", layers, ("flat",))
 
 
 def sweep_images() -> Any:
@@ -447,7 +447,7 @@ def addition(zero_point: int) -> IntegerNetwork:
             name="flat", inputs=("add",), output=dataclasses.replace(one, shape=(65536,), zero_point=zero_point)
         ),
     )  # fmt: skip
-    return IntegerNetwork("addition", layers, "flat")
+    return IntegerNetwork("addition", layers, ("flat",))
 
 
 def test_an_addition_is_never_fused() -> None:
@@ -472,7 +472,7 @@ def test_large_multipliers_of_an_addition_stay_exact() -> None:
     layers = list(network.layers)
     large = tuple(n.Multiplier.on_grid(np.array([m]), 14) for m in (104176, 104803))
     layers[3] = dataclasses.replace(layers[3], multipliers=large)  # type: ignore[call-arg]
-    network = IntegerNetwork("large", tuple(layers), "flat")
+    network = IntegerNetwork("large", tuple(layers), ("flat",))
     for level in ("none", "all"):
         found = run_model(to_model(network), images, ["add/q"], level)["add/q"]
         assert np.array_equal(found, reference(network, images)["add"])

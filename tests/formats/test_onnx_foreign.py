@@ -379,7 +379,7 @@ def test_several_inputs(tmp_path: Path) -> None:
     model = onnx.load(path)
     model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
     onnx.save(model, path)
-    with pytest.raises(NetworkFileError, match="has 2 inputs and 1 outputs; expected images in, logits out"):
+    with pytest.raises(NetworkFileError, match="has 2 inputs and 1 outputs; expected one input and an output"):
         load(path)
 
 

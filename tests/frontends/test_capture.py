@@ -898,13 +898,9 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         Forward(lambda m, x: (x[:, :1] + m.w).flatten(1), w=images(3, 1, 1)),
         "a constant of shape .*broadcasts to",
     ),
-    "several outputs": (
-        Forward(lambda m, x: (x, x.relu())),
-        "Forward returns several values; expected one tensor",
-    ),
-    "an image as output": (
-        Forward(lambda m, x: x.relu()),
-        r"returns a tensor of shape \(N, 3, 8, 8\); expected logits",
+    "a softmax in one of several outputs": (
+        Forward(lambda m, x: (x.relu(), x.flatten(1).softmax(1))),
+        "Forward returns 2 tensors, and the softmax at .* is before the end of one; return its input",
     ),
     "nothing": (Forward(lambda m, x: None), "returns something that does not depend on the images"),
     "a constant": (Forward(lambda m, x: m.w, w=images(4, 2)), "returns something that does not depend on"),

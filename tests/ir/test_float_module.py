@@ -194,7 +194,7 @@ def test_a_composition_is_its_steps() -> None:
     x = np.linspace(-5, 5, 41)
     assert np.array_equal(functions.evaluate(function, (), x), 2 * x * np.clip(x + 3, 0, 6))
     node = g.Elementwise(name="f", inputs=("input",), shape=(41,), function=function)
-    graph = g.FloatGraph("test", (g.Input(name="input", inputs=(), shape=(41,)), node), "f")
+    graph = g.FloatGraph("test", (g.Input(name="input", inputs=(), shape=(41,)), node), ("f",))
     found = GraphModule(graph, dtype=torch.float64)(torch.from_numpy(x[None]))
     assert np.array_equal(found[0].numpy(), 2 * x * np.clip(x + 3, 0, 6))
 
@@ -206,7 +206,7 @@ def test_an_unknown_function_gets_the_right_name() -> None:
 
 def test_a_graph_knows_its_readers() -> None:
     node = g.Add(name="twice", inputs=("input", "input"), shape=(2,))
-    graph = g.FloatGraph("test", (g.Input(name="input", inputs=(), shape=(2,)), node), "twice")
+    graph = g.FloatGraph("test", (g.Input(name="input", inputs=(), shape=(2,)), node), ("twice",))
     assert graph.users == {"input": (node, node), "twice": ()}
     assert graph["twice"] is node
     assert graph.input.name == "input"

@@ -37,7 +37,7 @@ def padded(by: int) -> IntegerNetwork:
         n.MaxPool2d(name="max", inputs=("pad",), output=point, kernel=(10 + 2 * by, 20 + 2 * by), stride=(1, 1)),
         n.Reshape(name="flat", inputs=("max",), output=dataclasses.replace(X, shape=(3,))),
     )
-    return IntegerNetwork("padded", layers, "flat")
+    return IntegerNetwork("padded", layers, ("flat",))
 
 
 def test_an_estimate_is_the_largest_operation() -> None:
@@ -47,7 +47,7 @@ def test_an_estimate_is_the_largest_operation() -> None:
         name="conv", inputs=("input",), shape=(2, 30, 40), padding=(10, 10, 10, 10),
         weight_oihw=np.zeros((2, 3, 1, 1), np.float32), bias_o=np.zeros(2, np.float32),
     )  # fmt: skip
-    graph = g.FloatGraph("graph", (g.Input(name="input", inputs=(), shape=(3, 10, 20)), conv), "conv")
+    graph = g.FloatGraph("graph", (g.Input(name="input", inputs=(), shape=(3, 10, 20)), conv), ("conv",))
     assert estimate_memory(graph) == MemoryEstimate(16 * (3 * 30 * 40 + 2 * 30 * 40), "conv")
 
 

@@ -47,7 +47,7 @@ def small(multiplier: float, zero_point: int = 100, weight: int = 100) -> twosca
             bias_o=np.zeros(4, np.int32),
         ),
     )
-    return twoscale.IntegerNetwork("small", layers, "fc")
+    return twoscale.IntegerNetwork("small", layers, ("fc",))
 
 
 def test_the_nearest_multiplier() -> None:
@@ -95,6 +95,6 @@ def test_a_multiplier_beyond_the_grid_is_refused(multiplier: float) -> None:
     network = small(multiplier)
     mul = n.Mul(name="m", inputs=("fc", "fc"), output=dataclasses.replace(network.spec("fc")),
                 multiplier=n.Multiplier(np.array([multiplier], np.float32), None))  # fmt: skip
-    network = dataclasses.replace(network, layers=(*small(0.01).layers, mul), output="m")
+    network = dataclasses.replace(network, layers=(*small(0.01).layers, mul), outputs=("m",))
     with pytest.raises(QuantizationError, match=r"layer m: its multiplier .* is not on the grid"):
         network.requantize()

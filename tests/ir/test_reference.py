@@ -326,7 +326,7 @@ def test_free_multipliers_saturate_on_the_right_side() -> None:
         n.Add(name="add", inputs=("input", "mul"), output=x, multipliers=(free, free)),
         n.Reshape(name="flat", inputs=("add",), output=dataclasses.replace(x, shape=(4,))),
     )
-    network = IntegerNetwork("free", layers, "flat")
+    network = IntegerNetwork("free", layers, ("flat",))
     images = np.array([-128.0, -1.0, 0.0, 1.0], np.float32).reshape(1, 4, 1, 1)
     for name in EXECUTOR_NAMES:
         found = create(name, network).run(images, ["mul", "add"])
@@ -360,7 +360,7 @@ def test_a_large_batch_is_really_cut() -> None:
         ),
         n.Reshape(name="flat", inputs=("conv",), output=dataclasses.replace(x, shape=(8 * 14 * 14,))),
     )  # fmt: skip
-    network = IntegerNetwork("large", layers, "flat")
+    network = IntegerNetwork("large", layers, ("flat",))
     per_image = 8 * 14 * 14 * 8 * 3 * 3
     count = 2 * (accumulating._CHUNK_BYTES // per_image) + 1
     images = np.random.default_rng(0).integers(0, 256, (count, 8, 16, 16)).astype(np.float32)

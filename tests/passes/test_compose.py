@@ -99,7 +99,7 @@ def test_a_composition_can_be_composed_further() -> None:
         "longer",
         (*once.nodes[:-1], table("tanh", "sixth", "tanh"), mul("squared", "tanh", "tanh"),
          g.Reshape(name="logits", inputs=("squared",), shape=(math.prod(SHAPE),))),
-        "logits",
+        ("logits",),
     )  # fmt: skip
     made = compose(longer)
     assert names(made) == ["conv", "squared"]

@@ -52,7 +52,7 @@ def graph(*nodes: g.Node, output: str | None = None) -> g.FloatGraph:
     last = output or nodes[-1].name
     flat = g.Reshape(name="logits", inputs=(last,), shape=(math.prod(SHAPE),))
     images = g.Input(name="input", inputs=(), shape=SHAPE)
-    return g.FloatGraph(name="test", nodes=(images, *nodes, flat), output="logits")
+    return g.FloatGraph(name="test", nodes=(images, *nodes, flat), outputs=("logits",))
 
 
 def names(folded: g.FloatGraph) -> list[str]:
@@ -89,7 +89,7 @@ def test_batch_norm_goes_into_a_linear_layer() -> None:
     linear = g.Linear(name="fc", inputs=("flat",), shape=(4,), weight_oi=array(4, 108), bias_o=array(4))
     bn = g.ChannelAffine(name="bn", inputs=("fc",), shape=(4,), scale_c=array(4), shift_c=array(4, seed=1))
     flat = g.Reshape(name="flat", inputs=("input",), shape=(108,))
-    original = g.FloatGraph("test", (g.Input(name="input", inputs=(), shape=SHAPE), flat, linear, bn), "bn")
+    original = g.FloatGraph("test", (g.Input(name="input", inputs=(), shape=SHAPE), flat, linear, bn), ("bn",))
     result = fold(original)
     assert_same_function(original, result)
     assert [node.op for node in result] == ["Input", "Reshape", "Linear"]
@@ -110,7 +110,7 @@ def test_an_affine_map_of_a_vector_becomes_a_diagonal() -> None:
     scale = g.ChannelAffine(
         name="scale", inputs=("flat",), shape=(108,), scale_c=array(108), shift_c=array(108, seed=1)
     )
-    original = g.FloatGraph("test", (g.Input(name="input", inputs=(), shape=SHAPE), flat, scale), "scale")
+    original = g.FloatGraph("test", (g.Input(name="input", inputs=(), shape=SHAPE), flat, scale), ("scale",))
     result = fold(original)
     assert_same_function(original, result)
     linear = result["scale"]
@@ -140,7 +140,7 @@ def test_the_output_is_not_joined_to_a_later_reader() -> None:
     images = g.Input(name="input", inputs=(), shape=(4,))
     linear = g.Linear(name="fc", inputs=("input",), shape=(4,), weight_oi=array(4, 4), bias_o=array(4))
     relu = g.Clamp(name="relu", inputs=("fc",), shape=(4,), bounds=(0.0, math.inf))
-    original = g.FloatGraph("test", (images, linear, relu), "fc")
+    original = g.FloatGraph("test", (images, linear, relu), ("fc",))
     assert_same_function(original, fold(original))
 
 
@@ -285,14 +285,14 @@ def test_a_mean_over_a_large_window_is_a_mean_of_means() -> None:
         bounds=(0.0, 4.0),
     )  # fmt: skip
     flat = g.Reshape(name="logits", inputs=("pool",), shape=(8,))
-    original = g.FloatGraph("test", (image, pool, flat), "logits")
+    original = g.FloatGraph("test", (image, pool, flat), ("logits",))
     folded = fold(original)
     assert names(folded) == ["pool.columns", "pool"]
     images = torch.randn(3, 2, 150, 300, generator=torch.Generator().manual_seed(0))
     found, expected = (GraphModule(one, dtype=torch.float64)(images) for one in (folded, original))
     assert torch.allclose(found, expected, atol=1e-12)
     small = dataclasses.replace(pool, kernel=(128, 128), stride=(22, 172), padding=(0, 0, 0, 0))
-    assert names(fold(g.FloatGraph("test", (image, small, flat), "logits"))) == ["pool"]
+    assert names(fold(g.FloatGraph("test", (image, small, flat), ("logits",)))) == ["pool"]
 
 
 # Reshapes.

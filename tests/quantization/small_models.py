@@ -139,7 +139,7 @@ def linear(name: str, source: str, weight_oi: Any, bias: Any = None, **options: 
 
 def graph_of(input_shape: tuple[int, ...], *nodes: g.Node) -> g.FloatGraph:
     """Return the graph of an input of that shape and the nodes. The last node is the output."""
-    return g.FloatGraph("hand-made", (g.Input(name="input", inputs=(), shape=input_shape), *nodes), nodes[-1].name)
+    return g.FloatGraph("hand-made", (g.Input(name="input", inputs=(), shape=input_shape), *nodes), (nodes[-1].name,))
 
 
 def plan_of(graph: g.FloatGraph, found: Profile, scheme: Scheme, *, tuned: bool) -> Plan:

@@ -102,7 +102,7 @@ def test_odd_zero_points_change_nothing() -> None:
     odd = {layer.name: dataclasses.replace(layer.output, zero_point=layer.output.zero_point + 1, lo=0, hi=255)
            if layer.output.dtype == "uint8" else layer.output for layer in network}  # fmt: skip
     layers = tuple(dataclasses.replace(layer, output=odd[layer.name]) for layer in network)
-    network = IntegerNetwork("odd", layers, network.output)
+    network = IntegerNetwork("odd", layers, network.outputs)
     assert not network.on_grid
     assert_equal(network, random_images(np.random.default_rng(1), network, 6))
 
@@ -525,7 +525,7 @@ def test_a_multiplier_off_by_one_shows() -> None:
             name="pool", inputs=("image",), output=dataclasses.replace(spec, shape=(1, 2, 2)), kernel=(2, 2),
             stride=(2, 2), multiplier=n.Multiplier.on_grid(np.array([multiplier])),
         )  # fmt: skip
-        return IntegerNetwork("planted", (image, pool, flat), "flat")
+        return IntegerNetwork("planted", (image, pool, flat), ("flat",))
 
     images = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)  # means end in .5, where rounding is to even
     assert ReferenceExecutor(network(16384)).run(images)["flat"].tolist() == [[2, 4, 10, 12]]

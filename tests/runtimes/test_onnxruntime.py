@@ -93,7 +93,7 @@ def convolutions(draw: st.DrawFn) -> IntegerNetwork:
             groups=groups,
         )
     flat = n.Reshape(name="flat", inputs=("y",), output=dataclasses.replace(spec, shape=(out * size[0] * size[1],)))
-    return IntegerNetwork("convolution", (x, y, flat), "flat")
+    return IntegerNetwork("convolution", (x, y, flat), ("flat",))
 
 
 @settings(deadline=None, max_examples=80)
@@ -147,7 +147,7 @@ def test_requantization_at_its_edges(dtype: str, level: str) -> None:
             bias_o=bias.astype(np.int32),
         )
     )
-    network = IntegerNetwork("edges", tuple(layers), "linear")
+    network = IntegerNetwork("edges", tuple(layers), ("linear",))
     assert network.on_grid
     every = np.arange(limits.min, limits.max + 1, dtype=np.float32)
     images = np.stack([rng.permutation(every) for _ in range(4)]).reshape(4, 1, 16, 16)
@@ -175,7 +175,7 @@ def test_all_pairs_of_an_addition(dtype: str, level: str) -> None:
         layers.append(n.Add(name=f"add{i}", inputs=("a", "b"), output=spec, multipliers=both))
     flat = dataclasses.replace(half, shape=(65536,))
     layers.append(n.Reshape(name="flat", inputs=("a",), output=flat))
-    network = IntegerNetwork("additions", tuple(layers), "flat")
+    network = IntegerNetwork("additions", tuple(layers), ("flat",))
     assert network.on_grid
     every = np.arange(limits.min, limits.max + 1, dtype=np.float32)
     images = np.stack(np.meshgrid(every, every))[np.newaxis]

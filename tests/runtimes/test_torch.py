@@ -121,7 +121,7 @@ def wide_layer(weight: int, bias: int, inputs: int) -> IntegerNetwork:
             weight=np.full((2, inputs), weight, np.int8), bias_o=np.array([bias, -bias], np.int32),
         ),
     )  # fmt: skip
-    return IntegerNetwork("wide", layers, "logits")
+    return IntegerNetwork("wide", layers, ("logits",))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_the_largest_sum_in_float32_is_exact() -> None:
         ),
         n.Reshape(name="logits", inputs=("conv",), output=n.TensorSpec((1,), "int32", 1.0)),
     )  # fmt: skip
-    network = IntegerNetwork("edge", layers, "logits")
+    network = IntegerNetwork("edge", layers, ("logits",))
     assert network.bounds[0].bound == 2**24 - 1
     executor = TorchExecutor(network)
     images = np.full((1, 519, 1, 1), 255, np.float32)
@@ -218,7 +218,7 @@ def many_images() -> tuple[IntegerNetwork, NDArray[np.float32]]:
         ),
         n.Reshape(name="logits", inputs=("conv",), output=n.TensorSpec((1600,), "int32", 1.0)),
     )
-    return IntegerNetwork("nnpack", layers, "logits"), rng.integers(-128, 128, (32, 16, 12, 12)).astype(np.float32)
+    return IntegerNetwork("nnpack", layers, ("logits",)), rng.integers(-128, 128, (32, 16, 12, 12)).astype(np.float32)
 
 
 def test_transforms_that_are_not_exact_are_off(many_images: tuple[IntegerNetwork, NDArray[np.float32]]) -> None:

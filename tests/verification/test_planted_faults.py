@@ -58,7 +58,7 @@ def hand_made(zero_point: int = 100) -> IntegerNetwork:
             weight=weight(5, 36), bias_o=np.zeros(5, np.int32),
         ),
     )  # fmt: skip
-    return IntegerNetwork("hand-made", layers, "fc", "test")
+    return IntegerNetwork("hand-made", layers, ("fc",), "test")
 
 
 class Faulty:

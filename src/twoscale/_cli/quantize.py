@@ -213,8 +213,8 @@ def _accuracy(
     from twoscale.training import evaluate
 
     test = dataset.test.head(_TEST_IMAGES)
-    outputs = network.spec(network.output).shape
-    if not len(test) or len(outputs) != 1 or not test.labels.max() < max(outputs[0], 2):  # one separates two classes
+    classes = network.classes
+    if not len(test) or classes is None or not test.labels.max() < max(classes, 2):  # one separates two classes
         return None
     top1, samples = accuracy(network, batches_of(test, inputs))
     float_top1 = evaluate(network_float, test, dataset.mean, dataset.std)

@@ -99,6 +99,31 @@ def _executors(result: VerifyResult) -> Table:
     )
 
 
+def _outputs(result: VerifyResult) -> Table:
+    rows = [
+        (
+            output.name,
+            "×".join(map(str, output.shape)),
+            count(output.mismatches),
+            fixed(output.sqnr_db, 1),
+            MISSING if output.rms_error is None else f"{output.rms_error:.3g}",
+            percent(output.top1),
+            percent(output.agreement),
+        )
+        for output in result.outputs
+    ]
+    columns = (
+        Column("Output", numeric=False),
+        Column("Shape"),
+        Column("Differ"),
+        Column("SQNR", "dB"),
+        Column("RMS error"),
+        Column("Top-1", "%"),
+        Column("Agreement", "%"),
+    )
+    return Table("outputs", columns, tuple(tuple(Cell(text) for text in row) for row in rows))
+
+
 def _summary(result: VerifyResult) -> list[str]:
     promise = "on the grid, 0 promised" if result.on_grid else "off the grid, measured"
     lines = [
@@ -112,7 +137,9 @@ def _summary(result: VerifyResult) -> list[str]:
     if result.agreement is not None:
         parts.append(f"agreement with {result.against or 'float'} {percent(result.agreement)} %")
     if result.sqnr_db is not None:
-        parts.append(f"logit SQNR {fixed(result.sqnr_db, 1)} dB")
+        classes = [len(output.shape) == 1 for output in result.outputs]
+        what = "logit" if classes in ([], [True]) else "output" if len(classes) == 1 else "outputs'"
+        parts.append(f"{what} SQNR {fixed(result.sqnr_db, 1)} dB")
     if result.agreement is None and result.rms_error is not None:  # the outputs are not classes
         parts.append(f"root mean square error {result.rms_error:.3g}")
     if parts:
@@ -151,11 +178,14 @@ def verify_tables(result: VerifyResult) -> tuple[RenderableType, ...]:
     parts: list[RenderableType] = [rich_table(_layers(result)), Text()]
     if len(result.executors) > 1:
         parts += [rich_table(_executors(result)), Text()]
+    if len(result.outputs) > 1:
+        parts += [rich_table(_outputs(result)), Text()]
     return *parts, summary
 
 
 def verify_html(result: VerifyResult) -> str:
     """Return what verify found for a notebook: a row for each layer, one for each executor, a summary."""
     executors = table_html(_executors(result)) if len(result.executors) > 1 else ""
+    executors += table_html(_outputs(result)) if len(result.outputs) > 1 else ""
     lines = Markup("<br>").join(_summary(result))
     return table_html(_layers(result)) + executors + str(Markup("<p>{}</p>").format(lines))

@@ -39,7 +39,8 @@ def to_model(network: IntegerNetwork) -> onnx.ModelProto:
     writer = QdqWriter(network)
     for layer in writer.network:
         _WRITE[type(layer)](writer, layer)
-    writer.node("Identity", [writer.real(writer.network.output)], "logits")
+    for name in network.outputs:
+        writer.node("Identity", [writer.real(name)], writer.output_name(name))
     return writer.model(FORM)
 
 

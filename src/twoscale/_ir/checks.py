@@ -53,12 +53,13 @@ def check(network: IntegerNetwork) -> None:
         seen[layer.name] = layer.output
     if not network.layers or sum(layer.arity == 0 for layer in network.layers) != 1:
         raise QuantizationError("expected one QuantizeInput, as the first layer")
-    if network.output not in seen:
-        raise QuantizationError(f"the output {network.output} is made by no layer")
-    if len(seen[network.output].shape) != 1:
-        raise QuantizationError(
-            f"the output {network.output} has shape {seen[network.output].shape}; expected (classes,), append a Reshape"
-        )
+    if not isinstance(network.outputs, tuple) or not network.outputs:
+        raise QuantizationError(f"the outputs are {network.outputs!r}; expected a tuple of names of layers")
+    for name in network.outputs:
+        if name not in seen:
+            raise QuantizationError(f"the output {name} is made by no layer")
+    if len(set(network.outputs)) < len(network.outputs):
+        raise QuantizationError(f"the outputs {', '.join(network.outputs)} name a layer twice; names must differ")
 
 
 def off_grid(network: IntegerNetwork) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ class Executor(Protocol):
 
         Args:
             images_nchw: float32 images (N, C, H, W), normalized as the network was calibrated.
-            keep: layers whose integers to return; by default only the output's.
+            keep: layers whose integers to return; by default only the outputs'.
 
         Returns:
             Layer name to integers, (N, ...) in the dtype of the layer's spec.
@@ -84,13 +84,13 @@ def as_images(name: str, expected: tuple[int, ...], images: Any) -> NDArray[np.f
 
 
 def layers_to_keep(network: IntegerNetwork, keep: Collection[str] | None) -> set[str]:
-    """Return the layers whose integers ``Executor.run`` returns: those in ``keep``, or the output's.
+    """Return the layers whose integers ``Executor.run`` returns: those in ``keep``, or the outputs'.
 
     Raises:
         UnknownNameError: the network has no layer of that name.
     """
     if keep is None:
-        return {network.output}
+        return set(network.outputs)
     names = [layer.name for layer in network]
     for name in keep:
         if name not in names:
@@ -119,11 +119,15 @@ def _normalized(network: IntegerNetwork, images: Any) -> Any:
 
 
 def run_logits(executor: Executor, network: IntegerNetwork, images: Any) -> Any:
-    """Return float32 logits (N, classes) as the same kind of array as the images, NumPy or torch."""
+    """Return the float32 output (N, ...) as the same kind of array as the images, NumPy or torch.
+
+    Several outputs are returned as a tuple, in the network's order.
+    """
     array = check_images(network, _normalized(network, images))
-    result = network.logits(executor.run(array)[network.output])
+    integers = executor.run(array)
+    results: list[Any] = [network.logits(integers[name], name) for name in network.outputs]
     if hasattr(images, "detach"):
         import torch
 
-        return torch.from_numpy(result).to(images.device)
-    return result
+        results = [torch.from_numpy(result).to(images.device) for result in results]
+    return results[0] if len(results) == 1 else tuple(results)

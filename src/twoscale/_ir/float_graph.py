@@ -1,4 +1,4 @@
-"""FloatGraph: a captured classifier as typed nodes with NumPy weights, without torch.
+"""FloatGraph: a captured network as typed nodes with NumPy weights, without torch.
 
 The nodes are collected from ``twoscale._ir.operators``; the module is imported as ``g``. Shapes leave out the batch
 dimension: an image tensor is (C, H, W), a vector is (features,). Weights are float32, convolutions O,I/groups,H,W and
@@ -86,8 +86,8 @@ class FloatGraph:
 
     name: str
     nodes: tuple[Node, ...]
-    output: str
-    """Name of the node that gives the logits, of shape (classes,)."""
+    outputs: tuple[str, ...]
+    """Names of the nodes whose values the network returns, of any shape: one for most networks."""
     branch_factors: Mapping[str, float] = field(default_factory=dict)
     """Concatenated tensors that were divided by a factor, which the weights that read them make up for."""
 
@@ -100,6 +100,11 @@ class FloatGraph:
     @cached_property
     def _by_name(self) -> dict[str, Node]:
         return {node.name: node for node in self.nodes}
+
+    @property
+    def output(self) -> str:
+        """Name of the first output's node."""
+        return self.outputs[0]
 
     @property
     def input(self) -> Node:

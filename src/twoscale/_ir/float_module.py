@@ -103,7 +103,7 @@ class GraphModule:
         return self._weights[node.name][field]
 
     def __call__(self, x_nchw: torch.Tensor) -> torch.Tensor:
-        """Return the logits, (N, classes)."""
+        """Return the output, (N, ...): of a classifier the logits (N, classes). Of several outputs it is the first."""
         return self.run(x_nchw)[self.graph.output]
 
     def run(
@@ -112,7 +112,7 @@ class GraphModule:
         visit: Callable[[g.Node, torch.Tensor], None] | None = None,
         replace: Callable[[g.Node, torch.Tensor], torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Compute every node and return the output, by its name.
+        """Compute every node and return the outputs, by their names.
 
         Args:
             x_nchw: images, (N, C, H, W).
@@ -129,7 +129,7 @@ class GraphModule:
             return value
 
         with torch.no_grad():
-            return interpret(self.graph.nodes, compute, (self.graph.output,))
+            return interpret(self.graph.nodes, compute, self.graph.outputs)
 
     def compute(self, node: g.Node, inputs: list[torch.Tensor]) -> torch.Tensor:
         """Compute one node from its inputs."""

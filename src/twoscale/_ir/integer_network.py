@@ -42,12 +42,13 @@ class AccumulatorBound:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class IntegerNetwork:
-    """An image classifier of integers: 8-bit activations and weights, 32-bit biases and accumulators.
+    """A network of integers: 8-bit activations and weights, 32-bit biases and accumulators.
 
-    Called with images (N, C, H, W), NumPy or torch, it returns float32 logits (N, classes), computed by the NumPy
-    reference. The images are float32, normalized as in calibration; or uint8 pixels, if its metadata has the
-    normalization. The first layer is QuantizeInput; the output is ``output``'s integers times its
-    scale, equation (12).
+    Called with images (N, C, H, W), NumPy or torch, it returns its output as float32, computed by the NumPy reference:
+    the logits (N, classes) of a classifier, or an output of any other shape. A network with several outputs returns a
+    tuple, in the order of ``outputs``. The images are float32, normalized as in calibration; or uint8 pixels, if its
+    metadata has the normalization. The first layer is QuantizeInput; an output is its layer's integers minus their
+    zero point, times their scale, equation (12).
 
     Networks are equal if they compute the same bits (their fingerprints are equal) and have the same name, scheme and
     metadata. ``load`` returns a network equal to the one that was saved.
@@ -55,7 +56,8 @@ class IntegerNetwork:
 
     name: str
     layers: tuple[n.Layer, ...]
-    output: str
+    outputs: tuple[str, ...]
+    """Names of the layers whose integers the network returns. Most networks have one."""
     scheme: str = "default"
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """Its origin, as JSON values."""
@@ -113,9 +115,19 @@ class IntegerNetwork:
         return self.layers[0]
 
     @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return self[self.output].output.shape[0]
+    def output(self) -> str:
+        """Name of the first output's layer."""
+        return self.outputs[0]
+
+    @property
+    def class_output(self) -> str | None:
+        """Name of the first output that is a vector, whose values can be classes; None if there is none."""
+        return next((name for name in self.outputs if len(self.spec(name).shape) == 1), None)
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes: the length of ``class_output``; None without one."""
+        return None if self.class_output is None else self.spec(self.class_output).shape[0]
 
     def spec(self, name: str) -> n.TensorSpec:
         """Return how the named tensor is quantized."""
@@ -162,7 +174,10 @@ class IntegerNetwork:
             _feed(digest.update, layer.op)
             for attribute in dataclasses.fields(layer):
                 _feed(digest.update, getattr(layer, attribute.name))
-        digest.update(self.output.encode())
+        if len(self.outputs) == 1:
+            digest.update(self.output.encode())
+        else:
+            _feed(digest.update, self.outputs)
         return digest.hexdigest()
 
     def integers(self, layer: str, images_nchw: Any) -> NDArray[Any]:
@@ -176,13 +191,18 @@ class IntegerNetwork:
 
         return ReferenceExecutor(self).run(images_nchw, [layer])[layer]
 
-    def logits(self, integers: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the real logits of output integers, (N, classes): scale · (q − z)."""
-        spec = self.spec(self.output)
+    def logits(self, integers: NDArray[Any], output: str | None = None) -> NDArray[np.float32]:
+        """Return the real values of an output's integers, (N, ...): scale · (q − z).
+
+        Args:
+            integers: of the output.
+            output: its name; by default the first output's.
+        """
+        spec = self.spec(self.output if output is None else output)
         return ((integers.astype(np.float64) - spec.zero_point) * spec.scale).astype(np.float32)
 
     def __call__(self, images_nchw: Any) -> Any:
-        """Return the logits of float images, as the same kind of array (NumPy or torch)."""
+        """Return the output of float images, or a tuple of several, as the same kind of array (NumPy or torch)."""
         from twoscale._ir.execution import run_logits
         from twoscale._ir.reference import ReferenceExecutor
 

@@ -72,7 +72,7 @@ def into_weights(graph: g.FloatGraph) -> g.FloatGraph:
         fits = isinstance(conv, g.Conv2d) and conv.inputs[0] == affine.name and affine.name not in conv.inputs[1:]
         if not fits or (isinstance(conv, g.Conv2d) and shifts and conv.groups != 1):
             return graph
-    if affine.name == graph.output or not affine.scale_c.all():
+    if affine.name in graph.outputs or not affine.scale_c.all():
         return graph
     pads = shifts and any(isinstance(conv, g.Conv2d) and any(conv.padding) for conv in convs)
     level = _representable(float(np.abs(affine.shift_c / affine.scale_c).max()))

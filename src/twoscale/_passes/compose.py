@@ -25,7 +25,7 @@ def compose(graph: FloatGraph) -> FloatGraph:
         name
         for name, root in roots.items()
         if name != root
-        and name != graph.output
+        and name not in graph.outputs
         and graph.users[name]
         and all(roots[user.name] == root and user.name != root for user in graph.users[name])
     }
@@ -105,8 +105,8 @@ def _steps_of(node: Elementwise, x: int, before: int) -> list[Step]:
 
 
 def _without_unread(graph: FloatGraph) -> FloatGraph:
-    """Drop the nodes that no longer lead to the output."""
-    wanted = {graph.output, graph.input.name}
+    """Drop the nodes that no longer lead to an output."""
+    wanted = {*graph.outputs, graph.input.name}
     for node in reversed(graph.nodes):
         if node.name in wanted:
             wanted.update(node.inputs)

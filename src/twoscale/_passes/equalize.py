@@ -184,7 +184,7 @@ class _Classes:
             inputs = [self._raw[name] for name in node.inputs]
             ids = _IDS.get(type(node), _fixed)(self, node, inputs, graph)
             bounds = getattr(node, "bounds", g.UNBOUNDED)
-            if bounds not in (g.UNBOUNDED, _RELU) or node.name == graph.output:
+            if bounds not in (g.UNBOUNDED, _RELU) or node.name in graph.outputs:
                 ids = self.join(ids, np.zeros_like(ids))
             self._raw[node.name] = ids
         self.of = {name: np.array([self._find(i) for i in ids], np.int64) for name, ids in self._raw.items()}

@@ -72,7 +72,7 @@ def _with_reshapes_moved(graph: FloatGraph) -> FloatGraph:
     nodes: dict[str, Node] = {}
     renamed: dict[str, str] = {}
     for node in graph:
-        alone = len(node.inputs) == 1 and len(graph.users[node.inputs[0]]) == 1 and node.inputs[0] != graph.output
+        alone = len(node.inputs) == 1 and len(graph.users[node.inputs[0]]) == 1 and node.inputs[0] not in graph.outputs
         node = _reading(node, renamed)
         if alone and isinstance(node, Clamp | Elementwise) and isinstance(moved := nodes[node.inputs[0]], Reshape):
             del nodes[moved.name]
@@ -81,7 +81,7 @@ def _with_reshapes_moved(graph: FloatGraph) -> FloatGraph:
             renamed[node.name] = moved.name
         else:
             nodes[node.name] = node
-    return dataclasses.replace(graph, nodes=tuple(nodes.values()), output=renamed.get(graph.output, graph.output))
+    return dataclasses.replace(graph, nodes=tuple(nodes.values()), outputs=_outputs(graph, renamed))
 
 
 def _with_reshapes_merged(graph: FloatGraph) -> FloatGraph:
@@ -99,12 +99,12 @@ def _with_reshapes_merged(graph: FloatGraph) -> FloatGraph:
                 continue
             node = _reading(node, {node.inputs[0]: source.name})
         nodes[node.name] = node
-    output = same.get(graph.output, graph.output)
-    needed = {output, "input"}
+    outputs = _outputs(graph, same)
+    needed = {*outputs, "input"}
     for node in reversed(nodes.values()):
         if node.name in needed:
             needed.update(node.inputs)
-    return dataclasses.replace(graph, nodes=tuple(n for n in nodes.values() if n.name in needed), output=output)
+    return dataclasses.replace(graph, nodes=tuple(n for n in nodes.values() if n.name in needed), outputs=outputs)
 
 
 def _with_residuals_joined(graph: FloatGraph) -> FloatGraph:
@@ -116,7 +116,7 @@ def _with_residuals_joined(graph: FloatGraph) -> FloatGraph:
             continue
         for name, other in (node.inputs, node.inputs[::-1]):
             conv = next(made for made in nodes if made.name == renamed.get(name, name))
-            alone = len(graph.users[name]) == 1 and name != graph.output
+            alone = len(graph.users[name]) == 1 and name not in graph.outputs
             if isinstance(conv, Conv2d) and len(conv.inputs) == 1 and conv.bounds == UNBOUNDED and alone:
                 joint = dataclasses.replace(conv, inputs=(*conv.inputs, renamed.get(other, other)), bounds=node.bounds)
                 # At the position of the addition, where both of its inputs are computed.
@@ -125,7 +125,7 @@ def _with_residuals_joined(graph: FloatGraph) -> FloatGraph:
                 renamed[node.name] = conv.name
                 nodes = [_reading(made, {node.name: conv.name}) for made in nodes]
                 break
-    return dataclasses.replace(graph, nodes=tuple(nodes), output=renamed.get(graph.output, graph.output))
+    return dataclasses.replace(graph, nodes=tuple(nodes), outputs=_outputs(graph, renamed))
 
 
 def _merge(graph: FloatGraph, rule: Callable[[Node, Node], Node | None]) -> FloatGraph:
@@ -135,7 +135,7 @@ def _merge(graph: FloatGraph, rule: Callable[[Node, Node], Node | None]) -> Floa
     the producer's name if the producer has the weights, so that reports show "conv1", not "relu".
     """
     nodes = list(graph.nodes)
-    output = graph.output
+    outputs = graph.outputs
     position = 0
     while position < len(nodes):
         node = nodes[position]
@@ -144,7 +144,7 @@ def _merge(graph: FloatGraph, rule: Callable[[Node, Node], Node | None]) -> Floa
             continue
         producer = next(other for other in nodes if other.name == node.inputs[0])
         readers = sum(other.inputs.count(producer.name) for other in nodes)
-        if readers != 1 or output == producer.name:
+        if readers != 1 or producer.name in outputs:
             continue
         joint = rule(producer, node)
         if joint is None:
@@ -154,10 +154,15 @@ def _merge(graph: FloatGraph, rule: Callable[[Node, Node], Node | None]) -> Floa
         position = max(0, position - 2)
         if joint.name != node.name:
             nodes = [_reading(other, {node.name: joint.name}) for other in nodes]
-            output = joint.name if output == node.name else output
+            outputs = tuple(joint.name if name == node.name else name for name in outputs)
         if joint.name != producer.name:
             nodes = [_reading(other, {producer.name: joint.name}) for other in nodes]
-    return dataclasses.replace(graph, nodes=tuple(nodes), output=output)
+    return dataclasses.replace(graph, nodes=tuple(nodes), outputs=outputs)
+
+
+def _outputs(graph: FloatGraph, renamed: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the outputs of a graph after some of its nodes were renamed."""
+    return tuple(renamed.get(name, name) for name in graph.outputs)
 
 
 def _reading(node: Node, renamed: Mapping[str, str]) -> Node:
@@ -258,7 +263,7 @@ def _with_functions_recognized(graph: FloatGraph) -> FloatGraph:
             continue
         for name, x in (node.inputs, node.inputs[::-1]):
             gate = graph[name]
-            alone = len(graph.users[name]) == 1 and name != graph.output
+            alone = len(graph.users[name]) == 1 and name not in graph.outputs
             if isinstance(gate, Elementwise) and gate.inputs == (x,) and gate.function in _GATED and alone:
                 function = Elementwise(
                     name=node.name, inputs=(x,), shape=node.shape, source=node.source, function=_GATED[gate.function]

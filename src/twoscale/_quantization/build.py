@@ -41,7 +41,7 @@ def build(plan: Plan) -> IntegerNetwork:
     """
     builder = _Builder(plan)
     layers = tuple(builder.layer(node) for node in plan.graph)
-    return IntegerNetwork(plan.graph.name, layers, plan.graph.output, plan.scheme.name)
+    return IntegerNetwork(plan.graph.name, layers, plan.graph.outputs, plan.scheme.name)
 
 
 def build_layers(plan: Plan, names: Collection[str], base: IntegerNetwork) -> dict[str, n.Layer]:
@@ -83,7 +83,7 @@ class _Builder:
     ) -> dict[str, Any]:
         """Choose weight scales and multipliers together, and round weights and bias."""
         x, y = self.specs[node.inputs[0]], self.specs[node.name]
-        is_head = node.name == self.plan.head
+        is_head = node.name in self.plan.heads
         limit = self.scheme.weight_limit_of(node.name)
         method = RangeMethod.parse(self.scheme.weight_range)
         wanted = choose_weight_scales(
@@ -206,7 +206,7 @@ def _concat(b: _Builder, node: g.Concat, common: dict[str, Any]) -> n.Layer:
 
 
 def _reshape(b: _Builder, node: g.Reshape, common: dict[str, Any]) -> n.Layer:
-    # The plan has no scale for the head, which may be a flattened convolution.
+    # The plan has no scale for a head, which may be a flattened convolution.
     spec = dataclasses.replace(b.specs[node.inputs[0]], shape=node.shape)
     return n.Reshape(**{**common, "output": spec})
 

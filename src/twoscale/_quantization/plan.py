@@ -14,7 +14,7 @@ from twoscale._calibration.profile import moves_values
 from twoscale._ir import float_graph as g
 from twoscale._ir.arithmetic import ADD_SHIFT, FLOAT32_LIMIT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
 from twoscale._ir.layers import TensorSpec
-from twoscale._quantization.ranges import Ranges, head_of
+from twoscale._quantization.ranges import Ranges, heads_of
 from twoscale._quantization.scheme import Scheme
 from twoscale.errors import QuantizationError
 
@@ -48,9 +48,9 @@ class Plan:
     graph: g.FloatGraph
     scheme: Scheme
     specs: Mapping[str, TensorSpec]
-    """Node name to the quantization of its output; the head's is a placeholder until its weights are chosen."""
-    head: str
-    """The layer whose int32 accumulators are the logits; "" if the network ends in something else."""
+    """Node name to the quantization of its output; a head's is a placeholder until its weights are chosen."""
+    heads: frozenset[str]
+    """The layers whose int32 accumulators are outputs of the network."""
 
 
 def make_plan(graph: g.FloatGraph, ranges: Ranges, scheme: Scheme) -> Plan:
@@ -61,7 +61,7 @@ def make_plan(graph: g.FloatGraph, ranges: Ranges, scheme: Scheme) -> Plan:
         ranges: of its activations, from ``choose_ranges`` with the same graph and scheme, tuned or not.
         scheme: how.
     """
-    return Plan(graph, scheme, activation_specs(graph, ranges, scheme), head_of(graph))
+    return Plan(graph, scheme, activation_specs(graph, ranges, scheme), heads_of(graph))
 
 
 def activation_specs(graph: g.FloatGraph, ranges: Ranges, scheme: Scheme) -> dict[str, TensorSpec]:
@@ -72,12 +72,12 @@ def activation_specs(graph: g.FloatGraph, ranges: Ranges, scheme: Scheme) -> dic
         scale, zero_point = affine_parameters(range_, lo=lo, hi=hi, symmetric=scheme.symmetric)
         return TensorSpec(graph[name].shape, scheme.activation_dtype, scale, zero_point, lo, hi)
 
-    head = head_of(graph)
+    heads = heads_of(graph)
     shared = _shared_ranges(graph, ranges, spec_of)
     specs: dict[str, TensorSpec] = {}
     for node in graph:
         bounds = getattr(node, "bounds", g.UNBOUNDED)
-        if node.name == head:
+        if node.name in heads:
             specs[node.name] = TensorSpec(node.shape, "int32", 1.0)
         elif moves_values(node):
             specs[node.name] = _bounded(specs[node.inputs[0]], node.shape, bounds)
@@ -142,7 +142,7 @@ def _shared_ranges(
         if not isinstance(node, g.Concat):
             continue
         for name in dict.fromkeys(roots[operand] for operand in node.inputs):
-            if name not in ranges:  # the head
+            if name not in ranges:  # a head
                 continue
             if isinstance(found := graph[name], g.AveragePool2d) and math.prod(found.kernel) > _MOST_SHARED:
                 continue

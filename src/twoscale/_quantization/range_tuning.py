@@ -94,14 +94,20 @@ def _errors(
         report("tuning ranges", start, len(images))
         values = _values(module, torch.from_numpy(np.ascontiguousarray(images[start : start + batch])))
         sensitive = [name for name in candidates if values[name].requires_grad]  # not the constants
-        logits = values[graph.output]
-        if not logits.requires_grad:  # after a comparison nothing is known of the slopes
+        outputs = [values[name] for name in graph.outputs if values[name].requires_grad]
+        if not outputs:  # after a comparison nothing is known of the slopes
             break
+        # Each of several outputs counts alike, whatever its unit.
+        units = [float(output.detach().square().mean().sqrt()) or 1.0 for output in outputs]
+        units = units if len(graph.outputs) > 1 else [1.0]
         slopes: list[list[torch.Tensor]] = [[] for _ in sensitive]
         for index in range(_PROJECTIONS):
-            signs = torch.randint(0, 2, logits.shape, generator=generator) * 2.0 - 1.0
+            total = torch.zeros(())
+            for output, unit in zip(outputs, units, strict=True):
+                signs = torch.randint(0, 2, output.shape, generator=generator) * 2.0 - 1.0
+                total = total + (output * signs).sum() / unit
             found = torch.autograd.grad(
-                (logits * signs).sum(),
+                total,
                 [values[name] for name in sensitive],
                 retain_graph=index + 1 < _PROJECTIONS,
                 allow_unused=True,

@@ -10,11 +10,11 @@ from twoscale._ir import float_graph as g
 from twoscale._quantization.scheme import Scheme
 from twoscale.errors import QuantizationError, UnknownNameError
 
-__all__ = ["Ranges", "choose_ranges", "head_of", "range_of"]
+__all__ = ["Ranges", "choose_ranges", "heads_of", "range_of"]
 
 Ranges = Mapping[str, RealRange]
-"""From the name of a node to the range of its output. Nodes that only move values share their input's range; the head
-has none."""
+"""From the name of a node to the range of its output. Nodes that only move values share their input's range; heads
+have none."""
 
 
 def choose_ranges(graph: g.FloatGraph, statistics: Mapping[str, TensorStatistics], scheme: Scheme) -> Ranges:
@@ -30,11 +30,11 @@ def choose_ranges(graph: g.FloatGraph, statistics: Mapping[str, TensorStatistics
         UnknownNameError: the scheme gives bits to a layer that does not exist or has no integers of its own.
     """
     _check_layers(graph, scheme)
-    head = head_of(graph)
+    heads = heads_of(graph)
     ranges: dict[str, RealRange] = {}
     for node in graph:
         bounds = getattr(node, "bounds", g.UNBOUNDED)
-        if node.name == head:
+        if node.name in heads:
             continue
         if not bounds[0] <= 0.0 <= bounds[1]:
             raise QuantizationError(
@@ -54,22 +54,27 @@ def range_of(node: g.Node, seen: TensorStatistics, scheme: Scheme) -> RealRange:
     return pixels or choose_range(seen, method, lo=lo, hi=hi, symmetric=scheme.symmetric)
 
 
-def head_of(graph: g.FloatGraph) -> str:
-    """Find the layer with weights whose output is the logits, at most reshaped; "" if there is none.
+def heads_of(graph: g.FloatGraph) -> frozenset[str]:
+    """Find the layers with weights whose values are an output of the network, at most reshaped.
 
-    Its int32 accumulators are the logits, so it needs no range.
+    Their int32 accumulators are that output, so they need no range. Nothing else may read them.
     """
-    node = graph[graph.output]
-    while isinstance(node, g.Reshape) and len(graph.users[node.inputs[0]]) == 1:
-        node = graph[node.inputs[0]]
-    is_head = isinstance(node, g.Conv2d | g.Linear) and node.bounds == g.UNBOUNDED
-    alone = len(graph.users[node.name]) == (0 if node.name == graph.output else 1)
-    return node.name if is_head and alone else ""
+    heads = set()
+    for output in graph.outputs:
+        node, readers = graph[output], 0
+        while len(graph.users[node.name]) == readers and (readers == 0 or node.name not in graph.outputs):
+            if isinstance(node, g.Conv2d | g.Linear) and node.bounds == g.UNBOUNDED:
+                heads.add(node.name)
+            if not isinstance(node, g.Reshape):
+                break
+            node, readers = graph[node.inputs[0]], 1
+    return frozenset(heads)
 
 
 def _check_layers(graph: g.FloatGraph, scheme: Scheme) -> None:
     weighted = [node.name for node in graph if isinstance(node, g.Conv2d | g.Linear)]
-    own = [node.name for node in graph if not moves_values(node) and node.name != head_of(graph)]
+    heads = heads_of(graph)
+    own = [node.name for node in graph if not moves_values(node) and node.name not in heads]
     for what, wanted, known in (
         ("layer with weights", scheme.layer_weight_bits, weighted),
         ("layer with a scale of its own", scheme.layer_activation_bits, own),

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.arrange import arrange, require_grid
+from twoscale._codegen.c.common.tensors import outputs_layout
 from twoscale._codegen.c.portable.source import source_of
 from twoscale._codegen.targets import TARGETS
 from twoscale._environment import core_count
@@ -62,12 +63,12 @@ size_t arena_bytes(void)
 }
 
 /* kept: for each layer, where its bytes for all images go, or NULL. */
-void run_batch(int64_t count, const INPUT *images, uint8_t *arena, OUTPUT *outputs, uint8_t *const *kept)
+void run_batch(int64_t count, const INPUT *images, uint8_t *arena, uint8_t *outputs, uint8_t *const *kept)
 {
     for (int64_t n = 0; n < count; n++) {
         struct keeping keeping = {kept, n};
 
-        network_run(images + n * NETWORK_INPUT_COUNT, arena, outputs + n * NETWORK_OUTPUT_COUNT, keep, &keeping);
+        network_run(images + n * NETWORK_INPUT_COUNT, arena, (OUTPUT *)(outputs + n * OUTPUT_BYTES), keep, &keeping);
     }
 }
 """
@@ -105,8 +106,8 @@ class CExecutor:
         """Compute a batch; see Executor.run."""
         wanted = layers_to_keep(self.network, keep)
         images = np.ascontiguousarray(check_images(self.network, images_nchw))
-        if wanted == {self.network.output} and isinstance(self._compiled, CompiledNetwork):
-            return {self.network.output: self._compiled(images)}
+        if wanted == set(self.network.outputs) and isinstance(self._compiled, CompiledNetwork):
+            return dict(zip(self.network.outputs, self._compiled.outputs(images), strict=True))
         bounds = np.linspace(0, len(images), min(self.threads, max(1, len(images))) + 1).astype(int)
         with ThreadPoolExecutor(len(bounds) - 1) as pool:  # ctypes releases the GIL during calls
             parts = [pool.submit(self._compiled.keep, images[a:b], wanted) for a, b in itertools.pairwise(bounds)]
@@ -130,7 +131,8 @@ class _Portable:
         """Compute a batch, and return the integers of the named layers."""
         images = np.ascontiguousarray(images_nchw)
         tensors = self._tensors
-        first, last = tensors[self.network.input.name], tensors[self.network.output]
+        first = tensors[self.network.input.name]
+        output_bytes = outputs_layout([self.network.spec(name) for name in self.network.outputs]).size
         count = len(images)
         kept = {
             name: np.empty((count, len(tensor.order)), np.int32 if tensor.item == 4 else np.uint8)
@@ -138,7 +140,7 @@ class _Portable:
             if name in names
         }
         quantized = np.empty((count, first.size), np.uint8)
-        outputs = np.empty((count, last.size), np.uint8)
+        outputs = np.empty((count, output_bytes), np.uint8)
         arena = np.empty(self._library.arena_bytes(), np.uint8)
         places = [kept[layer.name].ctypes.data if layer.name in kept else None for layer in self.network]
         self._library.quantize_batch(
@@ -161,4 +163,5 @@ def _address(array: NDArray[Any]) -> ctypes.c_void_p:
 def _sources(network: IntegerNetwork) -> compiler.Sources:
     source = source_of(network, _NAME, TARGETS["portable"], binary=True)
     batch = _BATCH_C.replace("INPUT *", f"{source.input_type} *").replace("OUTPUT *", f"{source.output_type} *")
+    batch = batch.replace("OUTPUT_BYTES", str(source.program.outputs_layout.size))
     return compiler.Sources({**source.texts(), source.data_file: source.data(), "batch.c": batch})

@@ -1,4 +1,4 @@
-"""A compiled network as a function from images to logits."""
+"""A compiled network as a function from images to its outputs."""
 
 from __future__ import annotations
 
@@ -84,7 +84,10 @@ class CompiledClassifier:
         return self._compiled.kernels
 
     def __call__(self, images_nchw: Any) -> Any:
-        """Return the logits of a batch, float32 (N, classes), as the same kind of array as the images.
+        """Return the output of a batch, float32, as the same kind of array as the images.
+
+        It is the logits (N, classes) of a classifier, or has another shape (N, ...). Several outputs are a tuple, in
+        the order of ``IntegerNetwork.outputs``.
 
         Args:
             images_nchw: NumPy array or torch tensor on the CPU, (N, C, H, W). Either float32, normalized as in
@@ -96,7 +99,7 @@ class CompiledClassifier:
         """
         if isinstance(images_nchw, np.ndarray):
             logits = self._compiled.quick_logits(images_nchw)
-            return self._logits(images_nchw) if logits is None else logits
+            return self._outputs(images_nchw) if logits is None else logits
         if not hasattr(images_nchw, "detach"):
             raise ConfigurationError(
                 f"{self.name} takes NumPy arrays and torch tensors, got {type(images_nchw).__name__}"
@@ -108,11 +111,13 @@ class CompiledClassifier:
                 f"{self.name} is compiled for the CPU and the images are on {images_nchw.device}; pass images.cpu()"
             )
         tensor = images_nchw.detach()
-        return torch.from_numpy(self((tensor.float() if tensor.is_floating_point() else tensor).numpy()))
+        outputs = self((tensor.float() if tensor.is_floating_point() else tensor).numpy())
+        return tuple(map(torch.from_numpy, outputs)) if isinstance(outputs, tuple) else torch.from_numpy(outputs)
 
-    def _logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        integers = self._compiled(self._integers(images) if images.dtype == np.uint8 else images)
-        return self._compiled.description.logits(integers)
+    def _outputs(self, images: NDArray[Any]) -> NDArray[np.float32] | tuple[NDArray[np.float32], ...]:
+        integers = self._compiled.outputs(self._integers(images) if images.dtype == np.uint8 else images)
+        reals = [self._compiled.description.logits(output, place) for place, output in enumerate(integers)]
+        return reals[0] if len(reals) == 1 else tuple(reals)
 
     def _integers(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
         """Quantize pixels (N, C, H, W) to integers (N, H, W, C) in the type of the network's input."""

@@ -7,8 +7,9 @@ a network, or finds it in the cache, and can also return the integers of every l
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.arrange import arrange, require_grid
 from twoscale._codegen.c.common.storage import memory_order
-from twoscale._codegen.c.common.tensors import Tensor
+from twoscale._codegen.c.common.tensors import Tensor, outputs_layout
 from twoscale._codegen.targets import VECTOR_TARGETS, InstructionSet, Target
 from twoscale._ir.execution import as_images
 from twoscale._ir.integer_network import IntegerNetwork
@@ -119,7 +120,7 @@ def describe(source: VectorSource) -> Description:
     """Return the description of the library that is compiled from a source."""
     program, target = source.program, source.target
     network = program.network
-    assert np.array_equal(program.output.order, memory_order(program.output.spec.shape))
+    assert all(np.array_equal(output.order, memory_order(output.spec.shape)) for output in program.outputs)
     one_set = len(target.instruction_sets) == 1
     return Description(
         name=network.name,
@@ -128,7 +129,7 @@ def describe(source: VectorSource) -> Description:
         target=target.name,
         features=target.instruction_sets[0].features if one_set else (),
         input=program.input.spec,
-        output=program.output.spec,
+        outputs=tuple(output.spec for output in program.outputs),
         arena_bytes=program.arena_bytes,
         shares_images=source.shares_images,
         metadata=network.metadata,
@@ -163,12 +164,14 @@ class CompiledLibrary:
         run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p]
         new.restype = ctypes.c_void_p
         free.argtypes = [ctypes.c_void_p]
-        output = description.output
         self._shape = description.input.shape
-        self._output_shape = output.shape
-        self._output_type = np.dtype(output.dtype)
-        order = memory_order(output.shape)
-        self._order = None if (order == np.arange(len(order))).all() else order
+        output = description.outputs[0]
+        self._several = len(description.outputs) > 1
+        """Whether the outputs of an image are the bytes of a struct."""
+        self._output_shape = (outputs_layout(description.outputs).size,) if self._several else output.shape
+        self._output_type = np.dtype(np.uint8 if self._several else output.dtype)
+        orders = [memory_order(spec.shape) for spec in description.outputs]
+        self._orders = [None if (order == np.arange(len(order))).all() else order for order in orders]
         self._run = run
         self._make_call = self._call_maker() if logits else None
         self._pools = _Pools(new, free, self._new_pool(), threads)
@@ -178,6 +181,10 @@ class CompiledLibrary:
         return getattr(self._handle, f"{self.description.prefix}_{name}")
 
     def __call__(self, images: NDArray[Any]) -> NDArray[Any]:
+        """Return the integers of the first output for a batch, (N, ...); see ``outputs``."""
+        return self.outputs(images)[0]
+
+    def outputs(self, images: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """Compute a batch.
 
         Args:
@@ -185,7 +192,7 @@ class CompiledLibrary:
                 input.
 
         Returns:
-            The output's integers, (N, ...).
+            The integers of each output, (N, ...).
 
         Raises:
             ConfigurationError: images of another shape, or NaN or infinity among them.
@@ -204,7 +211,19 @@ class CompiledLibrary:
         self._pools.give(pool)
         if bad:
             self._checked(images)
-        return outputs if self._order is None else self._reordered(outputs, self._order)
+        if not self._several:
+            (order,) = self._orders
+            return (outputs if order is None else self._reordered(outputs, order),)
+        return tuple(self._members(outputs))
+
+    def _members(self, structs: NDArray[np.uint8]) -> Iterator[NDArray[Any]]:
+        """Yield each output's integers from the bytes of structs, (N, bytes)."""
+        specs = self.description.outputs
+        for spec, order, offset in zip(specs, self._orders, outputs_layout(specs).offsets, strict=True):
+            dtype = np.dtype(spec.dtype)
+            part = np.ascontiguousarray(structs[:, offset : offset + math.prod(spec.shape) * dtype.itemsize])
+            integers = part.view(dtype).reshape(len(structs), *spec.shape)
+            yield integers if order is None else self._reordered(integers, order)
 
     def quick_logits(self, images: NDArray[Any]) -> NDArray[np.float32] | None:
         """Return the logits of a batch that needs no preparation, (N, classes); None if it needs some.
@@ -226,10 +245,10 @@ class CompiledLibrary:
     def _call_maker(self) -> Callable[[ctypes.c_void_p], calling.Call] | None:
         """Return a factory of functions from images to logits, one function per pool; None if it cannot be
         compiled."""
-        spec = self.description.output
+        spec = self.description.outputs[0]
         make = calling.maker()
         shape, run = self._shape, ctypes.cast(self._run, ctypes.c_void_p)
-        if make is None or spec.dtype != "int32" or spec.zero_point or self._order is not None or len(spec.shape) != 1:
+        if make is None or spec.dtype != "int32" or spec.zero_point or len(spec.shape) != 1 or self._several:
             return None
         return lambda handle: make(run, handle, shape, spec.shape[0], spec.scale)
 

@@ -20,6 +20,7 @@ __all__ = ["Description", "DescriptionError"]
 
 _FORM = 1
 """Number of the form of the note."""
+_FORM_OF_SEVERAL_OUTPUTS = 2
 _DTYPES = ("uint8", "int8", "int32")
 
 
@@ -42,7 +43,7 @@ class Description:
     """Features that the CPU must have, as compilers name them; empty if any CPU of the architecture will do."""
     input: TensorSpec
     """Of the quantized images (C, H, W)."""
-    output: TensorSpec
+    outputs: tuple[TensorSpec, ...]
     arena_bytes: int
     shares_images: bool
     """Whether threads share each image of a batch that has fewer images than there are threads."""
@@ -54,7 +55,12 @@ class Description:
 
     def to_note(self) -> bytes:
         """Return the note of the library's file."""
-        return json.dumps({"form": _FORM, **dataclasses.asdict(self)}).encode()
+        values = {"form": _FORM, **dataclasses.asdict(self)}
+        if len(self.outputs) == 1:  # as older versions write and read it
+            (values["output"],) = values.pop("outputs")
+        else:
+            values["form"] = _FORM_OF_SEVERAL_OUTPUTS
+        return json.dumps(values).encode()
 
     @staticmethod
     def from_note(note: bytes) -> Description:
@@ -65,19 +71,28 @@ class Description:
         """
         try:
             values = json.loads(note)
-            if values.pop("form") != _FORM:
+            form = values.pop("form")
+            if form not in (_FORM, _FORM_OF_SEVERAL_OUTPUTS):
                 raise DescriptionError("was written by another version of twoscale")
+            if form == _FORM:
+                values["outputs"] = [values.pop("output")]
             made = Description(**values)
             made = dataclasses.replace(
-                made, features=tuple(made.features), input=_spec(values["input"]), output=_spec(values["output"])
+                made,
+                features=tuple(made.features),
+                input=_spec(values["input"]),
+                outputs=tuple(_spec(output) for output in values["outputs"]),
             )
+            if not made.outputs:
+                raise DescriptionError("does not describe a compiled network")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DescriptionError("does not describe a compiled network") from error
         return made
 
-    def logits(self, integers: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the real logits of output integers, equation (12)."""
-        return ((integers.astype(np.float64) - self.output.zero_point) * self.output.scale).astype(np.float32)
+    def logits(self, integers: NDArray[Any], output: int = 0) -> NDArray[np.float32]:
+        """Return the real values of an output's integers, equation (12)."""
+        spec = self.outputs[output]
+        return ((integers.astype(np.float64) - spec.zero_point) * spec.scale).astype(np.float32)
 
 
 def _spec(values: Mapping[str, Any]) -> TensorSpec:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale._metrics import Batch, OutputMetrics, labelled, number_of_images
+from twoscale._metrics import Batch, NetworkMetrics, labelled, number_of_images
 from twoscale._progress import report
 from twoscale._quantization.scheme import DEFAULT, Scheme
 from twoscale._search.bits import LayerSensitivity, Sensitivity
@@ -109,7 +109,7 @@ def measure_sensitivity(
     ]
     variants = _corrected(base, module, nearest, found.samples_nchw, say)
     test_images = number_of_images(batches)
-    total, metrics = OutputMetrics(), [OutputMetrics() for _ in variants]
+    total, *metrics = (NetworkMetrics(base.outputs, base.class_output) for _ in range(1 + len(variants)))
     samples = 0
     for whole in labelled(batches, base.classes):
         for batch in whole.parts(_CHUNK):
@@ -119,14 +119,14 @@ def measure_sensitivity(
             report("measuring networks", samples, test_images)
     if not samples:
         raise ConfigurationError("sensitivity got no test images; pass at least one batch")
-    logits = samples * base.classes
+    signal, noise = total.power
     return Sensitivity(
         network=base.name,
         scheme=base.scheme,
         samples=samples,
-        signal=total.noise.signal / logits,
-        noise=total.noise.noise / logits,
-        sqnr_db=total.noise.db,
+        signal=signal,
+        noise=noise,
+        sqnr_db=total.sqnr_db,
         agreement=total.agreement,
         top1=total.top1,
         weights=tuple(_weights(base, scheme)),
@@ -136,8 +136,8 @@ def measure_sensitivity(
                 kind=variant.kind,
                 bits=variant.bits,
                 values=variant.values,
-                noise=(measured.noise.noise - total.noise.noise) / logits,
-                sqnr_db=measured.noise.db,
+                noise=measured.power[1] - noise,
+                sqnr_db=measured.sqnr_db,
                 agreement=measured.agreement,
                 top1=measured.top1,
             )
@@ -197,9 +197,9 @@ def _variants(
             changed = {node.name for node in plan.graph if different & {node.name, *node.inputs}}
             if kind == "weight":
                 changed.add(layer.name)
-            if plan.head in changed:  # its scale, and that of what only reshapes it, comes from its weights
-                names = [node.name for node in plan.graph]
-                changed.update(names[names.index(plan.head) :])
+            for node in plan.graph:  # the scale of a head, and of what only reshapes it, comes from its weights
+                if node.inputs and node.inputs[0] in changed and plan.specs[node.inputs[0]].dtype == "int32":
+                    changed.add(node.name)
             rebuilt = build_layers(other, changed, base)
             network = _with_layers(base, rebuilt)
             yield _Variant(layer.name, kind, bits, values, other, network, frozenset(changed))
@@ -267,8 +267,8 @@ def _evaluate(
     module: GraphModule,
     variants: Sequence[_Variant],
     batch: Batch,
-    total: OutputMetrics,
-    metrics: Sequence[OutputMetrics],
+    total: NetworkMetrics,
+    metrics: Sequence[NetworkMetrics],
 ) -> None:
     """Run a batch through the base, and through every variant from its first difference on. Add to their metrics."""
     import torch
@@ -278,16 +278,21 @@ def _evaluate(
     from twoscale._runtimes.torch import TorchExecutor
 
     images = torch.from_numpy(check_images(base, batch.images))
-    real = module(images).double().numpy()
+    real = {name: value.double().numpy() for name, value in module.run(images).items()}
     values = TorchExecutor(base).run_tensors(images, [layer.name for layer in base])
 
-    total.update(base.logits(values[base.output].numpy()), batch, real)
+    total.update(_real(base, values), batch, real)
     for variant, own in zip(variants, metrics, strict=True):
         executor = TorchExecutor(
             variant.network
         )  # made for each batch, since the weights of all variants would not fit
-        found = interpret(_affected(variant), _on_images(executor, images), keep=(base.output,), given=values)
-        own.update(variant.network.logits(found[base.output].numpy()), batch, real)
+        found = interpret(_affected(variant), _on_images(executor, images), keep=base.outputs, given=values)
+        own.update(_real(variant.network, {**values, **found}), batch, real)
+
+
+def _real(network: IntegerNetwork, values: Mapping[str, torch.Tensor]) -> dict[str, NDArray[np.float32]]:
+    """Return the real values of a network's outputs."""
+    return {name: network.logits(values[name].numpy(), name) for name in network.outputs}
 
 
 def _on_images(executor: TorchExecutor, images: torch.Tensor) -> Callable[[Layer, list[torch.Tensor]], torch.Tensor]:

@@ -16,11 +16,11 @@ from twoscale._ir import layers as n
 from twoscale._ir.execution import Executor, check_images
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.weights_hash import METADATA_KEY, weights_hash
-from twoscale._metrics import Batch, OutputMetrics, SignalToNoise, labelled, number_of_images, predicted_classes
+from twoscale._metrics import Batch, NetworkMetrics, SignalToNoise, labelled, number_of_images, predicted_classes
 from twoscale._progress import report
 from twoscale._runtimes import EXECUTORS, create, default_pair
 from twoscale._verification.original import OriginalFile
-from twoscale._verification.results import LayerCheck, VerifyResult
+from twoscale._verification.results import LayerCheck, OutputCheck, VerifyResult
 from twoscale.errors import ConfigurationError, ExecutorError
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ def verify(
 
     Returns:
         Mismatches (0 on the grid, unless something is wrong), top-1, agreement with the float model or the other
-        network, logit SQNR, and for each layer mismatches, SQNR, accumulator bound, saturation.
+        network, and the outputs' SQNR; for each output its own figures; for each layer mismatches, SQNR, accumulator
+        bound, saturation. Top-1 and agreement are those of the first output that is a vector, which labels belong to.
 
     Raises:
         ConfigurationError: no images, wrong shapes, NaN among them, labels that are not class indices of the
@@ -135,7 +136,7 @@ def verify(
     compared = dict.fromkeys(by_executor, 0)
     divergences: dict[str, str] = {}
     other: _FloatSide | _IntegerSide | None = None
-    metrics = OutputMetrics()
+    metrics = NetworkMetrics(network.outputs, network.class_output)
     samples = 0
     total = number_of_images(batches)
     at_once = _images_at_once(network)
@@ -174,8 +175,8 @@ def verify(
                     file.name,
                     _divergence(beside.layer, file.name, samples, beside.expected, beside.found, different),
                 )
-        logits = network.logits(expected[network.output])
-        metrics.update(logits, batch, None if other is None else other.compare(images, expected, tallies))
+        real = {name: network.logits(expected[name], name) for name in network.outputs}
+        metrics.update(real, batch, None if other is None else other.compare(images, expected, tallies))
         samples += len(images)
         report("verifying", samples, total)
     if not samples:
@@ -191,8 +192,21 @@ def verify(
         compared=sum(compared.values()),
         top1=metrics.top1,
         agreement=metrics.agreement,
-        sqnr_db=metrics.noise.db,
-        rms_error=metrics.noise.rms_error,
+        sqnr_db=metrics.sqnr_db,
+        rms_error=metrics.rms_error,
+        outputs=tuple(
+            OutputCheck(
+                name=name,
+                shape=network.spec(name).shape,
+                values=tallies[name].values,
+                mismatches=tallies[name].mismatches,
+                sqnr_db=found.noise.db,
+                rms_error=found.noise.rms_error,
+                top1=found.top1,
+                agreement=found.agreement,
+            )
+            for name, found in metrics.of.items()
+        ),
         same_weights=_has_same_weights(network, compared_with),
         layers=checks,
         mismatches_by_executor=by_executor,
@@ -246,6 +260,13 @@ def accuracy(
     Raises:
         ConfigurationError: no images, no labels, or as for ``verify``.
     """
+    name = network.class_output
+    if name is None:
+        shapes = ", ".join(f"(N, {', '.join(map(str, network.spec(output).shape))})" for output in network.outputs)
+        raise ConfigurationError(
+            f"{network.name} has no accuracy: its output has the shape {shapes}; expected a vector of classes, "
+            "(N, classes)"
+        )
     running = create(executor, network) if isinstance(executor, str) else executor
     correct = samples = 0
     total = number_of_images(batches)
@@ -256,8 +277,8 @@ def accuracy(
         taken = len(images) if max_samples is None else min(len(images), max_samples - samples)
         if taken <= 0:
             break
-        output = running.run(check_images(network, images[:taken]))[network.output]
-        correct += int(np.count_nonzero(predicted_classes(network.logits(output)) == labels[:taken]))
+        output = running.run(check_images(network, images[:taken]))[name]
+        correct += int(np.count_nonzero(predicted_classes(network.logits(output, name)) == labels[:taken]))
         samples += taken
         report("evaluating", samples, total)
     if not samples:
@@ -323,21 +344,24 @@ class _FloatSide:
                     f"{layer.output.shape} of {', '.join(layer.inputs)} in the network; pass the model that the "
                     "network was made from"
                 )
-        if nodes[graph.output].shape != (network.classes,):
+        shapes = tuple(nodes[name].shape for name in graph.outputs)
+        expected = tuple(network.spec(name).shape for name in network.outputs)
+        if shapes != expected:
+            has, other = _in_words(shapes, expected)
             raise ConfigurationError(
-                f"the model has {nodes[graph.output].shape[0]} classes and the network {network.classes}; "
-                "pass the model that the network was made from"
+                f"the model has {has} and the network {other}; pass the model that the network was made from"
             )
+        self._outputs = dict(zip(network.outputs, graph.outputs, strict=True))
         self._module = GraphModule(graph)
-        # Channels of an equalized network are multiples of the model's, so only inputs and logits can be compared.
-        ends = {network.input.name, network.output}
+        # Channels of an equalized network are multiples of the model's, so only inputs and outputs can be compared.
+        ends = {network.input.name, *network.outputs}
         self._names = {name for name in nodes if not equalized or name in ends}
         self.uncompared = tuple(layer.name for layer in network if layer.name not in self._names)
 
     def compare(
         self, images: NDArray[np.float32], integers: dict[str, NDArray[Any]], tallies: dict[str, _LayerTally]
-    ) -> NDArray[np.float32]:
-        """Add every layer's error against the float network; return the float logits."""
+    ) -> dict[str, NDArray[np.float32]]:
+        """Add every layer's error against the float network; return the float outputs by the network's names."""
         import torch
 
         def visit(node: Any, value: Any) -> None:
@@ -346,27 +370,31 @@ class _FloatSide:
                 tally.noise.update(value.numpy(), _real(integers[node.name], tally.layer.output))
 
         outputs = self._module.run(torch.from_numpy(np.ascontiguousarray(images)), visit)
-        logits: NDArray[np.float32] = outputs[self._module.graph.output].numpy()
-        return logits
+        return {name: outputs[node].numpy() for name, node in self._outputs.items()}
 
 
 class _IntegerSide:
     """Another integer network, run by an executor of the same kind."""
 
     def __init__(self, network: IntegerNetwork, other: IntegerNetwork, executor: Executor) -> None:
-        shapes = [(side.input.output.shape, side.classes) for side in (network, other)]
+        shapes = [
+            (side.input.output.shape, tuple(side.spec(name).shape for name in side.outputs))
+            for side in (network, other)
+        ]
         if shapes[0] != shapes[1]:
+            makes, others = _in_words(shapes[0][1], shapes[1][1])
             raise ConfigurationError(
-                f"{network.name} makes {shapes[0][1]} classes of images {shapes[0][0]}, and {other.name}, which it is "
-                f"compared with, {shapes[1][1]} of {shapes[1][0]}; pass networks for the same images and classes"
+                f"{network.name} makes {makes} of images {shapes[0][0]}, and {other.name}, which it is compared with, "
+                f"{others} of {shapes[1][0]}; pass networks for the same images and classes"
             )
+        self._outputs = dict(zip(network.outputs, other.outputs, strict=True))
         self.name = f"{other.name}, scheme {other.scheme}"
         self._network = other
         self._convert = _conversion(network, other)
         self._executor = create(executor.name if executor.name in EXECUTORS else "reference", other)
         form = {layer.name: (layer.inputs, layer.output.shape) for layer in other}
         alike = _equalization(network) == _equalization(other) and _factors(network) == _factors(other)
-        ends = {network.input.name, network.output}
+        ends = {network.input.name, *network.outputs}
         self._names = [
             layer.name
             for layer in network
@@ -376,13 +404,21 @@ class _IntegerSide:
 
     def compare(
         self, images: NDArray[np.float32], integers: dict[str, NDArray[Any]], tallies: dict[str, _LayerTally]
-    ) -> NDArray[np.float32]:
-        """Add the error of every common layer against the other network's; return the other's logits."""
-        found = self._executor.run(self._convert(images), {*self._names, self._network.output})
+    ) -> dict[str, NDArray[np.float32]]:
+        """Add the error of every common layer against the other network's; return its outputs by our names."""
+        found = self._executor.run(self._convert(images), {*self._names, *self._network.outputs})
         for name in self._names:
             tally = tallies[name]
             tally.noise.update(_real(found[name], self._network.spec(name)), _real(integers[name], tally.layer.output))
-        return self._network.logits(found[self._network.output])
+        return {name: self._network.logits(found[other], other) for name, other in self._outputs.items()}
+
+
+def _in_words(mine: Sequence[tuple[int, ...]], others: Sequence[tuple[int, ...]]) -> tuple[str, str]:
+    """Return the shapes of two networks' outputs in words: "5 classes" and "7", or "outputs (5,), (3, 8, 8)"."""
+    if [len(shape) for shape in (*mine, *others)] == [1, 1]:
+        return f"{mine[0][0]} classes", str(others[0][0])
+    first, second = (", ".join(map(str, shapes)) for shapes in (mine, others))
+    return f"outputs {first}", second
 
 
 def _conversion(network: IntegerNetwork, other: IntegerNetwork) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:

@@ -56,7 +56,7 @@ class OriginalFile:
         except Exception as error:  # OSError, and protobuf's own
             raise ExecutorError(f"cannot read {path}, which {network.name} was read from: {error}") from error
         self._model = model
-        self._output = model.graph.output[0].name if model.graph.output else ""
+        self._outputs = [value.name for value in model.graph.output][: len(network.outputs)]
         made = {name for node in model.graph.node for name in node.output}
         self._layers = [layer for layer in network if layer.name in made]
         self.uncompared = tuple(layer.name for layer in network if layer.name not in made)
@@ -64,7 +64,7 @@ class OriginalFile:
             raise ExecutorError(
                 f"{path} has no tensor named as a layer of {network.name}; expected the file it came from"
             )
-        # Additional outputs prevent ONNX Runtime from fusing some nodes, so the logits come from the unchanged file.
+        # Additional outputs prevent ONNX Runtime from fusing some nodes, so the outputs come from the unchanged file.
         self._plain = self._session(model)
         extended = onnx.ModelProto()
         extended.CopyFrom(model)
@@ -90,7 +90,7 @@ class OriginalFile:
             raise ExecutorError(f"ONNX Runtime does not run {self.path}: {reason}") from error
 
     def compare(self, images: NDArray[np.float32], integers: dict[str, NDArray[Any]]) -> Iterator[LayerComparison]:
-        """Yield each layer with its tensor, and finally the output layer with the file's logits.
+        """Yield each layer with its tensor, and finally the layers of the outputs with the file's outputs.
 
         Args:
             images: a batch.
@@ -99,9 +99,8 @@ class OriginalFile:
         found = self._run(self._whole, self._names, images)
         for layer, tensor in zip(self._layers, found, strict=True):
             yield self._beside(layer, tensor, integers[layer.name])
-        output = self._network[self._network.output]
-        (logits,) = self._run(self._plain, [self._output], images)
-        yield self._beside(output, logits, integers[output.name])
+        for name, tensor in zip(self._network.outputs, self._run(self._plain, self._outputs, images), strict=True):
+            yield self._beside(self._network[name], tensor, integers[name])
 
     def _beside(self, layer: n.Layer, tensor: NDArray[Any], q: NDArray[Any]) -> LayerComparison:
         expected: NDArray[Any] = q

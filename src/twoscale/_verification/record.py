@@ -12,7 +12,7 @@ import numpy as np
 
 from twoscale._environment import Environment, current_environment
 from twoscale._ir.integer_network import IntegerNetwork
-from twoscale._verification.results import VerifyResult
+from twoscale._verification.results import OutputCheck, VerifyResult
 from twoscale.errors import ConfigurationError
 
 __all__ = ["ImagesHash", "VerificationRecord", "is_of", "verification_record"]
@@ -57,9 +57,11 @@ class VerificationRecord:
     agreement: float | None
     """Fraction of the images with the float network's class; None without one."""
     sqnr_db: float | None
-    """Of the logits, against the float network."""
+    """Of the output, against the float network; of several, each with the same weight."""
     environment: Environment
     """Date, processor and versions."""
+    outputs: tuple[OutputCheck, ...] = ()
+    """One per output of the network."""
 
 
 class ImagesHash:
@@ -128,6 +130,7 @@ def verification_record(
         agreement=result.agreement,
         sqnr_db=result.sqnr_db,
         environment=current_environment(*_PACKAGES),
+        outputs=result.outputs,
     )
 
 

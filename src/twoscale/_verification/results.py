@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from twoscale import _delegates as delegates
 
-__all__ = ["LayerCheck", "VerifyResult"]
+__all__ = ["LayerCheck", "OutputCheck", "VerifyResult"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,28 @@ class LayerCheck:
 
 
 @dataclass(frozen=True)
+class OutputCheck:
+    """The results for one output of the network."""
+
+    name: str
+    """Of its layer."""
+    shape: tuple[int, ...]
+    """Without the batch."""
+    values: int
+    """Integers compared."""
+    mismatches: int
+    """Number of integers that differ between the reference and the others, over all images."""
+    sqnr_db: float | None
+    """SQNR of the real values against the float network, in dB; None without one, and without an error."""
+    rms_error: float | None
+    """Root of the mean squared error, in the unit of the values."""
+    top1: float | None
+    """None without labels, if the output is no vector of classes, and for all but the first that is one."""
+    agreement: float | None
+    """None without a network to compare with, and if the output is no vector of classes."""
+
+
+@dataclass(frozen=True)
 class VerifyResult:
     """Results of all executors over a data set, compared integer by integer."""
 
@@ -57,6 +79,7 @@ class VerifyResult:
     agreement: float | None
     """None without a network to compare with, or if its outputs are not classes."""
     sqnr_db: float | None
+    """SQNR of the output, in dB. Of several outputs each has the same weight: 10·log10(1 / mean(noise / signal))."""
     layers: tuple[LayerCheck, ...]
     mismatches_by_executor: dict[str, int] = field(default_factory=dict)
     compared_by_executor: dict[str, int] = field(default_factory=dict)
@@ -77,7 +100,10 @@ class VerifyResult:
     original_left_out: str | None = None
     """Why that file was not run, if the network is from another tool."""
     rms_error: float | None = None
-    """Root of the mean squared error of the logits, in their unit; None without a network to compare with."""
+    """Root of the mean squared error of the output, in its unit; None without a network to compare with, and for
+    several outputs."""
+    outputs: tuple[OutputCheck, ...] = ()
+    """One per output of the network, in its order."""
 
     @property
     def ok(self) -> bool:

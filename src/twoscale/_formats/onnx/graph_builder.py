@@ -1,8 +1,8 @@
 """Shared by every ONNX form of an integer network: names, versions, metadata, and the collection of nodes.
 
-Names: a graph's input is "input", its output "logits". Other tensors are "layer/part": the integers of a layer are
-"conv1/q", its weights "conv1/weight". A part has no slash, so no names of layers can collide. A constant that layers
-share has no slash at all.
+Names: a graph's input is "input", its output "logits". Several outputs are "layer/output" each. Other tensors are
+"layer/part": the integers of a layer are "conv1/q", its weights "conv1/weight". A part has no slash, so no names of
+layers can collide. A constant that layers share has no slash at all.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from twoscale._environment import VERSION
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["FORMAT", "GraphBuilder", "is_narrow", "q", "window"]
+__all__ = ["FORMAT", "FORMAT_OF_ONE_OUTPUT", "GraphBuilder", "is_narrow", "q", "window"]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the metadata and of the graph that belongs to it."""
+
+FORMAT_OF_ONE_OUTPUT = 1
+"""Version of a network with one output, which older versions of twoscale read."""
 
 # Opset 18 is the oldest with everything needed, so that old runtimes read it. IR version 8 belongs to it.
 OPSET = 18
@@ -54,7 +57,12 @@ class GraphBuilder:
             self._nodes,
             network.name or "network",
             [helper.make_tensor_value_info("input", TensorProto.FLOAT, ("N", *network.input.output.shape))],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("N", *network.spec(network.output).shape))],
+            [
+                helper.make_tensor_value_info(
+                    self.output_name(name), TensorProto.FLOAT, ("N", *network.spec(name).shape)
+                )
+                for name in network.outputs
+            ],
             list(self._initializers.values()),
             value_info=integers,
         )
@@ -65,18 +73,23 @@ class GraphBuilder:
             ir_version=IR_VERSION,
             opset_imports=[helper.make_opsetid("", OPSET)],
         )
+        one = len(network.outputs) == 1
         properties = {
-            "format": str(FORMAT),
+            "format": str(FORMAT_OF_ONE_OUTPUT if one else FORMAT),
             "form": form,
             "name": network.name,
             "scheme": network.scheme,
-            "output": network.output,
+            **({"output": network.output} if one else {"outputs": _json(network.outputs)}),
             "fingerprint": network.fingerprint,
             "layers": _json([_describe(layer) for layer in network]),
             "metadata": _json(dict(network.metadata)),
         }
         helper.set_model_props(model, {f"twoscale.{key}": value for key, value in properties.items()})
         return model
+
+    def output_name(self, layer: str) -> str:
+        """Return the name of an output's real values in the graph."""
+        return "logits" if len(self.network.outputs) == 1 else f"{layer}/output"
 
     def constant(self, name: str, values: ArrayLike, dtype: Any) -> str:
         """Add an initializer, unless the name exists, and return its name."""

@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from twoscale._formats.onnx.graph_builder import FORMAT
+from twoscale._formats.onnx.graph_builder import FORMAT, FORMAT_OF_ONE_OUTPUT
 from twoscale._formats.onnx.writing import FORM, to_model
 from twoscale._frontends import integer_network, onnx_model
 from twoscale._ir import layers as n
@@ -67,7 +67,7 @@ def _own(path: Path, model: onnx.ModelProto, properties: Mapping[str, str]) -> I
 
 
 def _check_format(path: Path, text: str) -> None:
-    if text == str(FORMAT):
+    if text in {str(number) for number in range(1, FORMAT + 1)}:
         return
     if text.isdecimal() and int(text) > FORMAT:
         raise NetworkFileError(
@@ -91,10 +91,16 @@ def _network(properties: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) 
     return IntegerNetwork(
         name=properties["twoscale.name"],
         layers=tuple(_layer(plain, arrays) for plain in layers),
-        output=properties["twoscale.output"],
+        outputs=_outputs(properties),
         scheme=properties["twoscale.scheme"],
         metadata=msgspec.json.decode(properties["twoscale.metadata"], type=dict[str, Any]),
     )
+
+
+def _outputs(properties: Mapping[str, str]) -> tuple[str, ...]:
+    if properties["twoscale.format"] == str(FORMAT_OF_ONE_OUTPUT):
+        return (properties["twoscale.output"],)
+    return msgspec.json.decode(properties["twoscale.outputs"], type=tuple[str, ...])
 
 
 @functools.cache

@@ -35,7 +35,7 @@ def to_model(network: IntegerNetwork) -> onnx.ModelProto:
     writer = IntegerWriter(network)
     for layer in writer.network:
         _WRITE[type(layer)](writer, layer)
-    writer.write_logits()
+    writer.write_outputs()
     return writer.model(FORM)
 
 
@@ -126,12 +126,12 @@ class IntegerWriter(GraphBuilder):
         """Whether one QLinearConv is enough. Its kernels need the same type for input and output."""
         return layer.multiplier is not None and self.network.spec(layer.inputs[0]).dtype == layer.output.dtype
 
-    def write_logits(self) -> None:
-        """Write the logits as real numbers: s · (q − z), equation (12)."""
-        name = self.network.output
-        # int32 has the zero point 0, which some runtimes do not accept explicitly.
-        zero = [] if self.network.spec(name).dtype == "int32" else [self.zero_point(name)]
-        self.node("DequantizeLinear", [q(name), self.scale(name), *zero], "logits")
+    def write_outputs(self) -> None:
+        """Write the outputs as real numbers: s · (q − z), equation (12)."""
+        for name in self.network.outputs:
+            # int32 has the zero point 0, which some runtimes do not accept explicitly.
+            zero = [] if self.network.spec(name).dtype == "int32" else [self.zero_point(name)]
+            self.node("DequantizeLinear", [q(name), self.scale(name), *zero], self.output_name(name))
 
 
 def _quantize_input(w: IntegerWriter, layer: n.QuantizeInput) -> None:

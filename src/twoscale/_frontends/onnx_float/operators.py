@@ -277,7 +277,7 @@ def _softmax(r: Reader, node: onnx.NodeProto) -> str:
     at, shape = r.at(node), (1, *r.shape(node))
     axis = int(r.attribute(node, "axis", -1 if r.opset >= 13 else 1))
     count = math.prod(shape[axis % len(shape) :]) if r.opset < 13 else shape[axis % len(shape)]
-    last = node.output[0] == r.output or _leads_to_output(r, node.output[0])
+    last = node.output[0] in r.outputs or _leads_to_output(r, node.output[0])
     if axis % len(shape) == 0 or count != math.prod(shape) or not last:
         raise at.unsupported("a softmax before the end", "a softmax may only be the last operation, over the classes")
     return r.input(node)
@@ -285,7 +285,7 @@ def _softmax(r: Reader, node: onnx.NodeProto) -> str:
 
 def _leads_to_output(r: Reader, name: str) -> bool:
     """Whether only changes of shape follow the node."""
-    while name != r.output:
+    while name not in r.outputs:
         readers = [node for node in r.nodes if name in node.input]
         if len(readers) != 1 or readers[0].op_type not in ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
             return False

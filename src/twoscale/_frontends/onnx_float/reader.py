@@ -41,9 +41,9 @@ class Reader:
         self.tensors: dict[str, str] = {}
         self.builder = FloatGraphBuilder(name)
         inputs = [value for value in graph.input if value.name not in self.constants]
-        if len(inputs) != 1 or len(graph.output) != 1:
+        if len(inputs) != 1 or not graph.output:
             raise NetworkFileError(
-                f"{path} has {len(inputs)} inputs and {len(graph.output)} outputs; expected images in, logits out"
+                f"{path} has {len(inputs)} inputs and {len(graph.output)} outputs; expected one input and an output"
             )
         kind = inputs[0].type.tensor_type
         given = tuple(dimension.dim_value for dimension in kind.shape.dim)[1:]
@@ -57,17 +57,14 @@ class Reader:
         fixed = kind.shape.dim[0].dim_value
         self.fixed_batch = fixed if fixed > 0 else None
         self.tensors[inputs[0].name] = self.builder.input(image_shape)
-        self.output = graph.output[0].name
+        self.outputs = [value.name for value in graph.output]
 
     def graph(self) -> FloatGraph:
-        """Return the graph of the output."""
-        if self.output not in self.tensors:
-            raise CaptureError(f"{self.path}: the output {self.output} does not depend on the images")
-        name = self.tensors[self.output]
-        if len(self.builder[name].shape) != 1:
-            shape = "".join(f", {size}" for size in self.builder[name].shape)
-            raise CaptureError(f"{self.path} returns a tensor of shape (N{shape}); expected logits (N, classes)")
-        graph = self.builder.graph(name)
+        """Return the graph of the outputs."""
+        for output in self.outputs:
+            if output not in self.tensors:
+                raise CaptureError(f"{self.path}: the output {output} does not depend on the images")
+        graph = self.builder.graph(*(self.tensors[output] for output in self.outputs))
         refuse_beyond_memory(str(self.path), graph, NetworkFileError)
         return graph
 

@@ -85,13 +85,13 @@ def read(path: Path, model: onnx.ModelProto) -> IntegerNetwork:
     for step in steps:
         reader.step = step
         _try(reader, step.node, _read_step)
-    output = reader.output()
+    outputs = reader.outputs()
     onnx_model.validate(path, model)
     try:
         return IntegerNetwork(
             name=model.graph.name or path.stem,
             layers=tuple(reader.layers),
-            output=output,
+            outputs=outputs,
             scheme="foreign",
             metadata={
                 "file": path.name,

@@ -43,11 +43,11 @@ class Reader:
         self.real: set[str] = set()  # the tensors among them that are real values
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         inputs = [value for value in graph.input if value.name not in self.constants]
-        if len(inputs) != 1 or len(graph.output) != 1:
+        if len(inputs) != 1 or not graph.output:
             raise NetworkFileError(
-                f"{path} has {len(inputs)} inputs and {len(graph.output)} outputs; expected images in, logits out"
+                f"{path} has {len(inputs)} inputs and {len(graph.output)} outputs; expected one input and an output"
             )
-        self.image_input, self._output = inputs[0].name, graph.output[0].name
+        self.image_input, self._outputs = inputs[0].name, [value.name for value in graph.output]
         kind = inputs[0].type.tensor_type
         self.image_shape = tuple(dimension.dim_value for dimension in kind.shape.dim)[1:]
         self.batch = kind.shape.dim[0].dim_value if kind.shape.dim else 0  # 0: any
@@ -86,16 +86,17 @@ class Reader:
         """Remember a constant."""
         self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
 
-    def output(self) -> str:
-        """Return the layer that computes the logits."""
-        if self._output not in self._made:
-            raise NetworkFileError(f"{self.path}: no integers lead to the output {self._output}")
-        if self._output not in self.real:
-            raise NetworkFileError(
-                f"{self.path}: the output {self._output} is the integers themselves; expected logits, "
-                "append a DequantizeLinear"
-            )
-        return self._made[self._output].name
+    def outputs(self) -> tuple[str, ...]:
+        """Return the layers that compute the outputs."""
+        for name in self._outputs:
+            if name not in self._made:
+                raise NetworkFileError(f"{self.path}: no integers lead to the output {name}")
+            if name not in self.real:
+                raise NetworkFileError(
+                    f"{self.path}: the output {name} is the integers themselves; expected real values, "
+                    "append a DequantizeLinear"
+                )
+        return tuple(self._made[name].name for name in self._outputs)
 
     def refuse(self, node: onnx.NodeProto, reason: str) -> NoReturn:
         """Raise the error with the reason why a node cannot be read."""

@@ -294,29 +294,33 @@ def _check_captured(graph: FloatGraph, model: nn.Module, images: torch.Tensor, l
     expected = _in_float64(model, images)
     exact = expected is not None
     if expected is None:
-        (expected,) = pytree.tree_leaves(model(images))  # some models return a tuple or a dict
-    if not torch.isfinite(expected).all():
+        expected = pytree.tree_leaves(model(images))  # a tuple or a dict of a model with several outputs
+    if not all(torch.isfinite(values).all() for values in expected):
         return  # too large for float32; calibration will name the layer
-    found = GraphModule(graph, dtype=torch.float64)(images.cpu().double())
-    if left_out is not None:
-        found = found.log_softmax(1) if left_out == "log_softmax" else found.softmax(1)
-    error = (found - expected.cpu().double()).abs().max()
-    # More than rounding (also of TF32 and 16-bit models), and less than an error.
-    share = 1e-3 if exact else 1e-2 if torch.finfo(images.dtype).bits >= 32 else 0.1
-    tolerance = share * float(expected.abs().max())
-    if not error <= tolerance + 1e-6:
-        raise CaptureError(
-            f"the captured graph of {graph.name} does not compute what the model does (logits differ by {error:.2g}); "
-            "look for randomness, for state, and for tensors changed in place while other views of them are in use"
-        )
+    computed = GraphModule(graph, dtype=torch.float64).run(images.cpu().double())
+    for name, values in zip(graph.outputs, expected, strict=True):
+        found = computed[name]
+        if left_out is not None:
+            found = found.log_softmax(1) if left_out == "log_softmax" else found.softmax(1)
+        error = (found - values.cpu().double()).abs().max()
+        # More than rounding (also of TF32 and 16-bit models), and less than an error.
+        share = 1e-3 if exact else 1e-2 if torch.finfo(images.dtype).bits >= 32 else 0.1
+        tolerance = share * float(values.abs().max())
+        if not error <= tolerance + 1e-6:
+            what = "logits differ" if len(expected) == 1 else f"output {name} differs"
+            raise CaptureError(
+                f"the captured graph of {graph.name} does not compute what the model does ({what} by {error:.2g}); "
+                "look for randomness, for state, and for tensors changed in place while other views of them are in use"
+            )
 
 
-def _in_float64(model: nn.Module, images: torch.Tensor) -> torch.Tensor | None:
-    """Return the model's logits in float64; None if it cannot compute in float64."""
+def _in_float64(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor] | None:
+    """Return the model's outputs in float64; None if it cannot compute in float64."""
     if images.device.type == "mps":
         return None
     try:
-        (logits,) = pytree.tree_leaves(copy.deepcopy(model).double()(images.double()))
+        outputs = pytree.tree_leaves(copy.deepcopy(model).double()(images.double()))
     except Exception:  # a model can raise anything
         return None
-    return logits if isinstance(logits, torch.Tensor) and logits.dtype == torch.float64 else None
+    alike = all(isinstance(output, torch.Tensor) and output.dtype == torch.float64 for output in outputs)
+    return outputs if alike else None

@@ -47,9 +47,9 @@ class FloatGraphBuilder(NodeList):
         """
         return Place(self, path, operator, source)
 
-    def graph(self, output: str) -> FloatGraph:
-        """Return the graph with this output: the nodes that it needs, and the input."""
-        needed = {output, "input"}
+    def graph(self, *outputs: str) -> FloatGraph:
+        """Return the graph with these outputs: the nodes that they need, and the input."""
+        needed = {*outputs, "input"}
         for node in reversed(self._nodes.values()):
             if node.name in needed:
                 needed.update(node.inputs)
@@ -63,4 +63,4 @@ class FloatGraphBuilder(NodeList):
             for node in self._nodes.values()
             if node.name in needed
         )
-        return FloatGraph(name=self.name, nodes=nodes, output=names.get(output, output))
+        return FloatGraph(name=self.name, nodes=nodes, outputs=tuple(names.get(output, output) for output in outputs))

@@ -186,8 +186,8 @@ class _Arranger:
             raise refusal(
                 self.network, layer, f"has an output of shape {layer.output.shape}", "tensors must fit 2**29 elements"
             )
-        if index == 0 and layer.name == self.network.output:
-            raise refusal(self.network, layer, "is the network's output", "there is nothing to compute")
+        if index == 0 and layer.name in self.network.outputs:
+            raise refusal(self.network, layer, "is an output of the network", "there is nothing to compute")
         self.tensors[layer.name] = Tensor(layer.name, layer.output, memory_order(layer.output.shape))
         handler = _ARRANGE.get(type(layer))
         made = _Arranged() if handler is None else handler(self, layer)
@@ -208,19 +208,23 @@ class _Arranger:
     def view_or_copy(self, layer: n.Layer, move: Move) -> _Arranged:
         """Return a view if no byte has to move, else the copy."""
         (x,) = self.inputs(layer)
-        if move.is_plain and x.size == self.tensors[layer.name].size and not self._must_leave_image(layer):
+        if move.is_plain and x.size == self.tensors[layer.name].size and not self._must_own_bytes(layer):
             return _Arranged(view_of=x.name)
         return _Arranged((Copy.of(self.network, x, self.tensors[layer.name], move),))
 
-    def _must_leave_image(self, layer: n.Layer) -> bool:
-        """Whether a view would place the network's output in the caller's image."""
-        return layer.name == self.network.output and self.roots[layer.inputs[0]] == self.network.input.name
+    def _must_own_bytes(self, layer: n.Layer) -> bool:
+        """Whether a view would place an output of the network in the caller's image, or two outputs in one place."""
+        if layer.name not in self.network.outputs:
+            return False
+        root = self.roots[layer.inputs[0]]
+        taken = {self.roots[name] for name in self.network.outputs if name in self.roots}
+        return root == self.network.input.name or root in taken
 
     def order_is_free(self, name: str) -> bool:
         """Whether only linear layers read a tensor. Their weights can be stored for any order of elements."""
         readers = [layer for layer in self.network if name in layer.inputs]
         return (
-            name != self.network.output
+            name not in self.network.outputs
             and bool(readers)
             and all(
                 isinstance(reader, n.Linear)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["Identifiers", "identifier", "network_identifier", "printable"]
+__all__ = ["Identifiers", "identifier", "member_names", "network_identifier", "printable"]
 
 _KEYWORDS = """
     auto break case char const continue default do double else enum extern float for goto if inline int long
@@ -34,6 +34,12 @@ def network_identifier(name: str) -> str:
     """
     plain = identifier(name) or "network"
     return f"net_{plain}" if plain.lower() in (_KEYWORDS + _HEADERS).split() else plain
+
+
+def member_names(names: Iterable[str]) -> list[str]:
+    """Return names of members of a struct, one per name, each different from the others and from keywords."""
+    identifiers = Identifiers(_KEYWORDS.split())
+    return [identifiers.of(name) for name in names]
 
 
 def printable(text: str) -> str:

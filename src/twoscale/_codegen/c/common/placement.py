@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from twoscale._codegen.c.common.arrange import ArrangedLayer, Arrangement
 from twoscale._codegen.c.common.memory import Buffer, MemoryPlan, plan_memory
-from twoscale._codegen.c.common.tensors import Place
+from twoscale._codegen.c.common.tensors import Place, outputs_layout
 
 __all__ = ["Placement", "place"]
 
@@ -30,12 +30,13 @@ class _Group:
     first: int
     last: int
     where: str = "arena"
+    offset: int = 0
 
 
 def place(arrangement: Arrangement) -> Placement:
     """Decide which tensors share bytes, and lay out the arena, for kernels that compute whole tensors of one image.
 
-    The image and the output are in the caller's buffers. An int8 image is first converted to bytes in the arena.
+    The image and the outputs are in the caller's buffers. An int8 image is first converted to bytes in the arena.
     """
     network, tensors = arrangement.network, arrangement.tensors
     groups: dict[str, _Group] = {}
@@ -50,15 +51,18 @@ def place(arrangement: Arrangement) -> Placement:
             group.last = step.index
     if not tensors[network.input.name].shift:
         groups[network.input.name].where = "image"
-    groups[network.output].where = "output"
+    layout = outputs_layout([tensors[name].spec for name in network.outputs])
+    for output, offset in zip(network.outputs, layout.offsets, strict=True):
+        groups[output].where, groups[output].offset = "output", offset
 
     for step in arrangement.layers:
         _share_in_place(step, groups)
     arena = list({id(g): g for g in groups.values() if g.where == "arena"}.values())
     buffers = [Buffer(g.size, g.first, g.last) for g in arena]
     plan = plan_memory(buffers)
-    offsets = {id(g): offset for g, offset in zip(arena, plan.offsets, strict=True)}
-    places = {name: Place(g.where, offsets.get(id(g), 0)) for name, g in groups.items()}
+    for group, offset in zip(arena, plan.offsets, strict=True):
+        group.offset = offset
+    places = {name: Place(group.where, group.offset) for name, group in groups.items()}
     live = tuple(sum(b.size for b in buffers if b.first <= step.index <= b.last) for step in arrangement.layers)
     return Placement(places, plan, live)
 

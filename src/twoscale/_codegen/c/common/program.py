@@ -14,7 +14,7 @@ from twoscale._codegen.c.common.arrange import ArrangedLayer
 from twoscale._codegen.c.common.calls import Call, Constant
 from twoscale._codegen.c.common.memory import MemoryPlan
 from twoscale._codegen.c.common.names import Identifiers
-from twoscale._codegen.c.common.tensors import Place, Tensor
+from twoscale._codegen.c.common.tensors import OutputsLayout, Place, Tensor, outputs_layout
 from twoscale._ir.integer_network import IntegerNetwork
 
 __all__ = ["Constants", "Lowered", "Step", "step_of"]
@@ -79,9 +79,14 @@ class Lowered(ABC):
         return self.tensors[self.network.input.name]
 
     @property
-    def output(self) -> Tensor:
-        """The network's output."""
-        return self.tensors[self.network.output]
+    def outputs(self) -> tuple[Tensor, ...]:
+        """The network's outputs."""
+        return tuple(self.tensors[name] for name in self.network.outputs)
+
+    @property
+    def outputs_layout(self) -> OutputsLayout:
+        """Where the outputs are in the caller's memory."""
+        return outputs_layout([tensor.spec for tensor in self.outputs])
 
     @property
     @abstractmethod

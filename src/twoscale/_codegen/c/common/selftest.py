@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.names import printable
 from twoscale._codegen.c.common.source_base import SourceBase
-from twoscale._codegen.c.common.text import rows
+from twoscale._codegen.c.common.text import rows, structs
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.reference import ReferenceExecutor
 from twoscale.errors import ConfigurationError
@@ -40,7 +40,7 @@ def self_test(source: SourceBase, images: NDArray[Any]) -> str:
     kept = {name: program.tensors[name].to_memory(value) for name, value in values.items()}
     network_input = program.input
     shown_input = kept[network_input.name].astype(np.int16) - network_input.shift
-    shown_output = kept[program.network.output].astype(np.int64) - program.output.shift
+    shown = [kept[tensor.name].astype(np.int64) - tensor.shift for tensor in program.outputs]
     crc = [
         [
             f"0x{zlib.crc32(kept[layer.name][i].astype(kept[layer.name].dtype.newbyteorder('<')).tobytes()):08x}u"
@@ -52,7 +52,7 @@ def self_test(source: SourceBase, images: NDArray[Any]) -> str:
         source.self_test_template,
         count=len(images),
         images=rows(list(shown_input)),
-        expected=rows(list(shown_output)),
+        expected=rows(list(shown[0])) if len(shown) == 1 else structs(shown),
         crc=rows(crc),
         layer_names=[printable(layer.name) for layer in program.network],
     )

@@ -93,7 +93,7 @@ def size_report(program: Lowered, name: str, pixels: int) -> SizeReport:
             tensor.size for name, tensor in program.tensors.items() if program.places[name].where == "arena"
         ),
         input_bytes=program.input.size,
-        output_bytes=program.output.size,
+        output_bytes=program.outputs_layout.size,
         layers=tuple(layers),
     )
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from twoscale._codegen.c.common.calls import Constant
-from twoscale._codegen.c.common.names import network_identifier, printable
+from twoscale._codegen.c.common.names import member_names, network_identifier, printable
 from twoscale._codegen.c.common.program import Lowered, Step
 from twoscale._codegen.c.common.text import (
     about,
@@ -33,6 +33,26 @@ __all__ = ["SourceBase"]
 
 _ALIGNMENT = 64
 """Of each array in the file of constants."""
+
+
+@dataclass(frozen=True)
+class OutputFacts:
+    """One output, for the templates."""
+
+    layer: str
+    member: str
+    """Of the struct, if there are several outputs."""
+    ctype: str
+    count: int
+    """Elements."""
+    layout: str
+    scale: str
+    zero_point: int
+    offset: int
+    """In the caller's outputs of one image, in bytes."""
+    bytes: int
+    shift: int
+    """Added to an integer to give the stored byte."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +105,30 @@ class SourceBase(ABC):
 
     @cached_property
     def output_type(self) -> str:
-        """C type of the output's elements."""
-        return ctype(self.program.output)
+        """C type of what the caller's outputs are an array of: the elements of the output, or structs of several."""
+        outputs = self.program.outputs
+        return ctype(outputs[0]) if len(outputs) == 1 else f"{self.prefix}_outputs"
+
+    @cached_property
+    def outputs(self) -> list[OutputFacts]:
+        """The outputs."""
+        program = self.program
+        members = member_names(program.network.outputs)
+        return [
+            OutputFacts(
+                layer=printable(tensor.name),
+                member=member,
+                ctype=ctype(tensor),
+                count=len(tensor.order),
+                layout=layout(tensor),
+                scale=decimal(np.float64(tensor.spec.scale)),
+                zero_point=tensor.spec.zero_point,
+                offset=offset,
+                bytes=tensor.size,
+                shift=tensor.shift,
+            )
+            for tensor, member, offset in zip(program.outputs, members, program.outputs_layout.offsets, strict=True)
+        ]
 
     @cached_property
     def stamp(self) -> str:
@@ -119,6 +161,8 @@ class SourceBase(ABC):
                 stamp=self.stamp,
                 input_type=self.input_type,
                 output_type=self.output_type,
+                outputs=self.outputs,
+                outputs_bytes=self.program.outputs_layout.size,
                 **values,
             )
         )
@@ -128,15 +172,11 @@ class SourceBase(ABC):
         program = self.program
         return {
             "input": program.input,
-            "output": program.output,
             "input_layout": layout(program.input),
-            "output_layout": layout(program.output),
             "input_count": len(program.input.order),
-            "output_count": len(program.output.order),
             "input_scale": f"{decimal(np.float32(program.input.spec.scale))}f",
-            "output_scale": decimal(np.float64(program.output.spec.scale)),
             "arena_bytes": program.arena_bytes,
-            "classes": len(program.output.spec.shape) == 1,
+            "classes": [len(tensor.spec.shape) == 1 for tensor in program.outputs] == [True],
             "fingerprint": program.network.fingerprint,
             "preprocessing": picture_steps(program.network.metadata),
             "layers": len(program.steps),

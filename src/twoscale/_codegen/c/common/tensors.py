@@ -6,6 +6,8 @@ changes. Accumulators are four bytes in the machine's order.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from twoscale._ir.layers import TensorSpec
 
-__all__ = ["Place", "Tensor"]
+__all__ = ["OutputsLayout", "Place", "Tensor", "outputs_layout"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,3 +76,24 @@ class Place:
 
     where: str
     offset: int = 0
+
+
+@dataclass(frozen=True)
+class OutputsLayout:
+    """Where the outputs of one image are in the caller's memory."""
+
+    offsets: tuple[int, ...]
+    """Of each output, in bytes."""
+    size: int
+    """Of all, in bytes."""
+
+
+def outputs_layout(specs: Sequence[TensorSpec]) -> OutputsLayout:
+    """Lay out outputs as a C struct with one array per output."""
+    offsets, end = [], 0
+    items = [4 if spec.dtype == "int32" else 1 for spec in specs]
+    for spec, item in zip(specs, items, strict=True):
+        offsets.append(-(-end // item) * item)
+        end = offsets[-1] + math.prod(spec.shape) * item
+    alignment = max(items)
+    return OutputsLayout(tuple(offsets), -(-end // alignment) * alignment)

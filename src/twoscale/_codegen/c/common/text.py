@@ -33,6 +33,7 @@ __all__ = [
     "number_lines",
     "rows",
     "shape_text",
+    "structs",
     "templates",
     "tensor_table",
     "value_text",
@@ -221,6 +222,11 @@ def rows(values: Iterable[Any]) -> str:
     """Return the rows of a two-dimensional initializer."""
     texts = (number_lines(row).replace("\n", "\n    ") for row in values)
     return ",\n".join(f"    {{\n    {text}\n    }}" for text in texts)
+
+
+def structs(members: Iterable[Iterable[Any]]) -> str:
+    """Return the initializer of an array of structs of arrays: for each member, its rows."""
+    return ",\n".join(f"    {{\n{rows(row)}\n    }}" for row in zip(*members, strict=True))
 
 
 @cache

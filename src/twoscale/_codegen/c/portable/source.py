@@ -78,7 +78,6 @@ class Source(SourceBase):
             steps=self._blocks(self.instances),
             last=len(self.program.steps) - 1,
             pixels=None if self.pixels is None else rows(list(self.pixels)),
-            output_count=len(self.program.output.order),
         )
 
     def _blocks(self, instances: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
@@ -100,7 +99,7 @@ class Source(SourceBase):
 
     def _used(self) -> set[Kernel]:
         used = {call.kernel for step in self.program.steps for call in step.calls}
-        return used | {TO_INT8} if self.output_type == "int8_t" else used
+        return used | {TO_INT8} if any(output.ctype == "int8_t" for output in self.outputs) else used
 
     def _pointer(self, operand: Operand) -> str:
         place = self.program.places[operand.tensor]

@@ -116,12 +116,12 @@ class VectorCalls:
         plain = [reader for reader in self.readers[name] if reader.name not in views]
         return (
             len(self.tensors[name].spec.shape) == 3
-            and name != self.network.output
+            and name not in self.network.outputs
             and all(self.has_kernel(layer) for layer in (self.network[name], *plain))
             and all(
                 isinstance(reader, n.Linear) or reader.name in views for view in views for reader in self.readers[view]
             )
-            and self.network.output not in views
+            and not any(output in views for output in self.network.outputs)
         )
 
     def _give_border(self, name: str) -> None:

@@ -86,8 +86,9 @@ def _place(
             root = roots.setdefault(tensor, tensor)
             first, _ = spans.get(root, (step.index, step.index))
             spans[root] = (first, step.index)
-    root = roots[arrangement.network.output]
-    spans[root] = (spans[root][0], len(steps))  # read once more when outputs are copied to the caller
+    for output in arrangement.network.outputs:  # read once more when they are copied to the caller
+        root = roots[output]
+        spans[root] = (spans[root][0], len(steps))
     buffers = [Buffer(_aligned(rows[name].size + _SLACK), *span) for name, span in spans.items()]
     plan = plan_memory(buffers)
     placed = dict(zip(spans, plan.offsets, strict=True))

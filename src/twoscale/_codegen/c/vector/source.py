@@ -80,8 +80,6 @@ class VectorSource(SourceBase):
         return self.render(
             "vector.c.jinja",
             image_bytes=program.image_bytes,
-            output_bytes=program.output.size,
-            output_shift=program.output.shift,
             parameters=[text_of(f"{kernel.name}.h") for kernel in self._used() if kernel.has_params],
             portable=kernel_texts(self._portable()),
             constants=self.constants(),
@@ -111,7 +109,7 @@ class VectorSource(SourceBase):
             ],
             names=sorted(names) + sorted(function for _, _, function in instances),
             phases=[self._phase(phase) for phase in self.phases],
-            output_offset=program.places[program.network.output].offset,
+            output_offsets=[program.places[name].offset for name in program.network.outputs],
         )
 
     @cached_property

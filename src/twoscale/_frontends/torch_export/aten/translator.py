@@ -96,36 +96,34 @@ class Translator(Emitter):
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
-                return self.builder.graph(self._output(node))
-        raise CaptureError(f"{self.name} returns nothing; expected logits of shape (N, classes)")
+                return self.builder.graph(*self._outputs(node))
+        raise CaptureError(f"{self.name} returns nothing; expected a tensor, such as logits (N, classes)")
 
     def _input(self, node: fx.Node) -> None:
         value = node.meta["val"]
         self.batch, self.dtype, self.device = value.shape[0], value.dtype, value.device.type
         self.tensors[node] = self.builder.input(tuple(int(n) for n in value.shape[1:]))
 
-    def _output(self, node: fx.Node) -> str:
+    def _outputs(self, node: fx.Node) -> list[str]:
         (results,) = node.args
         assert isinstance(results, (tuple, list))
         # Without in-place operators, tensors that the model changes are also results. The last results are the user's.
         results = results[len(results) - len(self.exported.graph_signature.user_outputs) :]
-        if len(results) != 1:
+        if not results:
+            raise CaptureError(f"{self.name} returns nothing; expected a tensor, such as logits (N, classes)")
+        if len(results) > 1 and self.left_out is not None:
+            function, where = self.left_out
             raise CaptureError(
-                f"{self.name} returns several values; expected one tensor of logits (N, classes): wrap the model in a "
-                "module that returns the logits alone"
+                f"{self.name} returns {len(results)} tensors, and the {function} at {where} is before the end of one; "
+                "return its input, whose largest value is the same"
             )
-        result = results[0]
-        if not isinstance(result, fx.Node) or result not in self.tensors:
-            raise CaptureError(f"{self.name} returns something that does not depend on the images")
-        self._check_batch([result])
-        name = self.tensors[result]
-        shape = self.builder[name].shape
-        if len(shape) != 1:
-            raise CaptureError(
-                f"{self.name} returns a tensor of shape (N{''.join(f', {size}' for size in shape)}); expected logits "
-                "(N, classes): end with flatten(1)"
-            )
-        return name
+        names = []
+        for result in results:
+            if not isinstance(result, fx.Node) or result not in self.tensors:
+                raise CaptureError(f"{self.name} returns something that does not depend on the images")
+            self._check_batch([result])
+            names.append(self.tensors[result])
+        return names
 
     def _call(self, node: fx.Node) -> None:
         if node in self.tensors:  # a part of a split, entered with the split
