@@ -11,9 +11,10 @@ networks have, ``on_grid=False`` makes free float32 multipliers and odd zero poi
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Collection
-from typing import Literal
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
 from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["OPERATORS", "networks", "random_images", "random_network"]
+__all__ = ["COMPOSED", "OPERATORS", "networks", "random_images", "random_network"]
 
 OPERATORS = (
     "add",
@@ -43,6 +44,9 @@ OPERATORS = (
     "table",
 )
 """Possible values in ``operators``. A flatten and the final layer are always there."""
+
+COMPOSED = ("flip", "pool_1d", "prelu", "roll", "shuffle", "split", "stack", "upsample")
+"""More possible values: operators that front-ends compose of several layers, some on tensors of rank 4 and 5."""
 
 ActivationType = Literal["uint8", "int8", "mixed"]
 Output = Literal["accumulators", "tensor"]
@@ -71,7 +75,7 @@ def random_network(
 
     Args:
         rng: determines everything that the other arguments leave open.
-        operators: those that the network may have, from OPERATORS.
+        operators: those that the network may have, from OPERATORS and COMPOSED.
         length: how many operators to draw; a few more layers result.
         dtype: of the activations; None draws "uint8" or "int8" for the whole network, "mixed" for each tensor.
         bits: of every activation's range, 2..8; None draws 4..8 for each, mostly 8.
@@ -84,9 +88,9 @@ def random_network(
         more_outputs: how many other layers, drawn at random, are outputs besides the last.
         name: of the network.
     """
-    unknown = set(operators) - set(OPERATORS)
+    unknown = set(operators) - {*OPERATORS, *COMPOSED}
     if unknown:
-        raise ValueError(f"no such operators: {sorted(unknown)}; there are {', '.join(OPERATORS)}")
+        raise ValueError(f"no such operators: {sorted(unknown)}; there are {', '.join((*OPERATORS, *COMPOSED))}")
     maker = _Maker(rng, dtype or ("uint8", "int8")[rng.integers(2)], bits, on_grid, extreme, widest)
     maker.quantize_input(image_shape or (_int(rng, 1, 4), _int(rng, 4, 8), _int(rng, 4, 8)))
     choices = sorted(operators)
@@ -378,6 +382,9 @@ class _Maker:
         wanted = a.output.shape
         b = self.tensor(lambda shape: shape == wanted)
         assert b is not None
+        return self.sum_of(a, b)
+
+    def sum_of(self, a: n.Layer, b: n.Layer) -> bool:
         spec = self.spec(a.output.shape)
         reaches = [_reach(x.output) for x in (a, b)]
         m_a, m_b = (self.multiplier(np.array([(spec.hi - spec.lo) / 2 / r]), ADD_SHIFT) for r in reaches)
@@ -568,9 +575,179 @@ class _Maker:
             n.Table(name=self.new_name("table"), inputs=(x.name,), output=spec, table=table.astype(np.int16))
         )
 
+    # Operators that front-ends compose of the layers above.
+
+    def append(self, kind: type[n.Layer], shape: Shape, *inputs: n.Layer, **fields: Any) -> n.Layer:
+        """Append a layer that moves integers: its output has the first input's quantization."""
+        spec = dataclasses.replace(inputs[0].output, shape=shape)
+        names = tuple(x.name for x in inputs)
+        self.add_layer(kind(name=self.new_name(kind.__name__.lower()), inputs=names, output=spec, **fields))
+        return self.layers[-1]
+
+    def joined(self, parts: Sequence[n.Layer], axis: int) -> n.Layer:
+        """Append the concatenation of tensors of one quantization."""
+        shape = list(parts[0].output.shape)
+        shape[axis] = sum(x.output.shape[axis] for x in parts)
+        return self.append(n.Concat, tuple(shape), *parts, axis=axis, multipliers=(None,) * len(parts))
+
+    def parts(self, x: n.Layer, axis: int, bounds: Sequence[int]) -> list[n.Layer]:
+        """Append the slices of ``x`` between neighbouring bounds."""
+        shape = x.output.shape
+        return [
+            self.append(
+                n.Slice, (*shape[:axis], stop - start, *shape[axis + 1 :]), x, axis=axis, start=start, stop=stop, step=1
+            )
+            for start, stop in itertools.pairwise(bounds)
+        ]
+
+    def long_axis(self) -> tuple[n.Layer, int] | None:
+        """Return a tensor, and one of its dimensions of more than one entry."""
+        x = self.tensor(lambda shape: max(shape) > 1)
+        if x is None:
+            return None
+        return x, int(self.rng.choice([i for i, size in enumerate(x.output.shape) if size > 1]))
+
+    def flip(self) -> bool:
+        """One dimension backwards."""
+        chosen = self.long_axis()
+        if chosen is None or chosen[0].output.shape[chosen[1]] > 8:
+            return False
+        x, axis = chosen
+        self.joined(self.parts(x, axis, range(x.output.shape[axis] + 1))[::-1], axis)
+        return True
+
+    def roll(self) -> bool:
+        """One dimension, rotated."""
+        chosen = self.long_axis()
+        if chosen is None:
+            return False
+        x, axis = chosen
+        size = x.output.shape[axis]
+        self.joined(self.parts(x, axis, (0, _int(self.rng, 1, size - 1), size))[::-1], axis)
+        return True
+
+    def split(self) -> bool:
+        """Up to four parts of one dimension, in another order and some of them twice."""
+        chosen = self.long_axis()
+        if chosen is None:
+            return False
+        x, axis = chosen
+        size = x.output.shape[axis]
+        inner = self.rng.choice(np.arange(1, size), min(size - 1, _int(self.rng, 1, 3)), replace=False)
+        parts = self.parts(x, axis, [0, *sorted(int(bound) for bound in inner), size])
+        chosen_parts = [parts[_int(self.rng, 0, len(parts) - 1)] for _ in range(_int(self.rng, 1, 4))]
+        if math.prod(x.output.shape) * len(chosen_parts) > self.most_values:
+            return False
+        self.joined(chosen_parts, axis)
+        return True
+
+    def stack(self) -> bool:
+        """Two or three tensors along a new dimension, which is then moved and merged with the next."""
+        x = self.image()
+        if x is None or 3 * math.prod(x.output.shape) > self.most_values:
+            return False
+        count, axis, shape = _int(self.rng, 2, 3), _int(self.rng, 0, 3), list(x.output.shape)
+        shape.insert(axis, 1)
+        stacked = self.joined([self.append(n.Reshape, tuple(shape), x) for _ in range(count)], axis)
+        return self.permuted_and_merged(stacked, tuple(int(i) for i in self.rng.permutation(4)))
+
+    def permuted_and_merged(self, x: n.Layer, axes: tuple[int, ...]) -> bool:
+        """Append a permutation and a reshape to three dimensions."""
+        sizes = [x.output.shape[axis] for axis in axes]
+        moved = self.append(n.Permute, tuple(sizes), x, axes=axes)
+        first = len(axes) - 2 if self.chance(0.5) else 1
+        shape = (math.prod(sizes[:first]), math.prod(sizes[first:-1]), sizes[-1])
+        self.append(n.Reshape, shape, moved)
+        return True
+
+    def shuffle(self) -> bool:
+        """Channels or pixels to other places, through a permutation of four or five dimensions."""
+        x = self.image()
+        if x is None:
+            return False
+        channels, height, width = x.output.shape
+        groups = [g for g in range(2, channels + 1) if channels % g == 0]
+        factors = [f for f in (2, 3) if height % f == 0 and width % f == 0]
+        if channels % 4 == 0 and self.chance(0.5):  # a pixel shuffle
+            split: Shape = (channels // 4, 2, 2, height, width)
+            axes, shape = (0, 3, 1, 4, 2), (channels // 4, 2 * height, 2 * width)
+        elif factors and self.chance(0.5):  # a pixel unshuffle
+            f = int(self.rng.choice(factors))
+            split = (channels, height // f, f, width // f, f)
+            axes, shape = (0, 2, 4, 1, 3), (channels * f * f, height // f, width // f)
+        elif groups:
+            g = int(self.rng.choice(groups))
+            split, axes, shape = (g, channels // g, height, width), (1, 0, 2, 3), (channels, height, width)
+        else:
+            return False
+        moved = self.append(n.Reshape, split, x)
+        moved = self.append(n.Permute, tuple(split[axis] for axis in axes), moved, axes=axes)
+        self.append(n.Reshape, shape, moved)
+        return True
+
+    def upsample(self) -> bool:
+        """Every pixel several times: copies along new dimensions."""
+        x = self.image()
+        if x is None:
+            return False
+        (channels, height, width), factors = x.output.shape, (_int(self.rng, 1, 3), _int(self.rng, 1, 3))
+        if math.prod(factors) * channels * height * width > self.most_values or factors == (1, 1):
+            return False
+        made = self.append(n.Reshape, (channels, height, 1, width, 1), x)
+        for axis, factor in zip((2, 4), factors, strict=True):
+            if factor > 1:
+                made = self.joined([made] * factor, axis)
+        self.append(n.Reshape, (channels, height * factors[0], width * factors[1]), made)
+        return True
+
+    def pool_1d(self) -> bool:
+        """A mean or a maximum over windows of a sequence."""
+        x = self.image()
+        if x is None or x.output.shape[1] * x.output.shape[2] < 2:
+            return False
+        channels, height, width = x.output.shape
+        sequence = self.append(n.Reshape, (channels, height * width, 1), x)
+        kernel, stride = _int(self.rng, 1, min(5, height * width)), _int(self.rng, 1, 3)
+        before, after = (_int(self.rng, 0, kernel // 2) for _ in range(2))
+        if self.chance(0.5):
+            return self.average(sequence, (kernel, 1), (stride, 1), (before, 0, after, 0))
+        count = (height * width + before + after - kernel) // stride + 1
+        if (count - 1) * stride - before >= height * width:
+            return False
+        self.append(
+            n.MaxPool2d, (channels, count, 1), sequence, kernel=(kernel, 1), stride=(stride, 1),
+            padding=(before, 0, after, 0),
+        )  # fmt: skip
+        return True
+
+    def prelu(self) -> bool:
+        """The positive part, and the negative part with a factor per channel, added."""
+        x = self.image()
+        if x is None:
+            return False
+        old = x.output
+        if not old.lo < old.zero_point < old.hi:
+            return False
+        halves = [
+            dataclasses.replace(old, lo=lo, hi=hi) for lo, hi in ((old.zero_point, old.hi), (old.lo, old.zero_point))
+        ]
+        for spec in halves:
+            self.add_layer(n.Clamp(name=self.new_name("clamp"), inputs=(x.name,), output=spec))
+        above, below = self.layers[-2:]
+        channels = old.shape[0]
+        spec = self.spec(old.shape)
+        weight = self.weights((channels, 1, 1, 1))
+        ratios = (spec.hi - spec.lo) / 2 / (127.0 * np.full(channels, _reach(below.output)))
+        scaled = n.Conv2d(
+            name=self.new_name("depthwise"), inputs=(below.name,), output=spec, multiplier=self.multiplier(ratios),
+            weight=weight, bias_o=np.zeros(channels, np.int32), groups=channels,
+        )  # fmt: skip
+        self.add_layer(scaled)
+        return self.sum_of(above, scaled)
+
 
 _MAKE: dict[str, Callable[[_Maker], bool]] = {
-    **{name: getattr(_Maker, name) for name in OPERATORS if name != "depthwise"},
+    **{name: getattr(_Maker, name) for name in (*OPERATORS, *COMPOSED) if name != "depthwise"},
     "depthwise": lambda maker: maker.conv(depthwise=True),
 }
 

@@ -14,7 +14,7 @@ import torch
 import twoscale
 from tests.codegen.compiling import DTYPES, SANITIZED, STRICT, build, need, run
 from tests.codegen.test_c_on_cortex_m import TOOLS, make
-from tests.integer_networks import ActivationType, random_network
+from tests.integer_networks import COMPOSED, ActivationType, random_network
 from twoscale import models
 from twoscale._codegen.c import SizeReport, export_c
 from twoscale._codegen.c.portable.lowering import lower
@@ -50,6 +50,12 @@ PASSED = "rows: 4 images, all layers and outputs as expected\n"
 def test_every_layer_of_random_networks(seed: int, dtype: ActivationType, tmp_path: Path) -> None:
     need("gcc")
     network = some_network(seed, dtype, all_operators=seed % 2 == 1)
+    assert self_test(network, tmp_path, *STRICT, "-Wno-overlength-strings") == PASSED
+
+
+def test_operators_that_are_composed_of_several_layers(tmp_path: Path) -> None:
+    need("gcc")
+    network = random_network(np.random.default_rng(3), operators=COMPOSED, length=12, dtype="uint8", name="rows")
     assert self_test(network, tmp_path, *STRICT, "-Wno-overlength-strings") == PASSED
 
 

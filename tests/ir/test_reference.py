@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.integer_networks import OPERATORS, networks, random_images, random_network
+from tests.integer_networks import COMPOSED, OPERATORS, networks, random_images, random_network
 from tests.scalar_executor import ScalarExecutor
 from twoscale._ir import layers as n
 from twoscale._ir.execution import check_images, run_logits
@@ -61,7 +61,7 @@ def test_reference_is_the_definition_off_the_grid(network: IntegerNetwork, seed:
     assert_same(ScalarExecutor(network).run(images), found, network)
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", [*OPERATORS, *COMPOSED])
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 def test_every_operator_is_its_definition(operator: str, dtype: Any) -> None:
     for seed in range(4):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 import twoscale._codegen as codegen
 import twoscale._runtimes.compiler as module
-from tests.integer_networks import ActivationType, random_images, random_network
+from tests.integer_networks import COMPOSED, ActivationType, random_images, random_network
 from twoscale._codegen.c.common.source_base import SourceBase
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
@@ -94,6 +94,12 @@ def test_every_integer_of_random_networks(
         monkeypatch.delenv("CC", raising=False)
     network = some_network(seed, dtype=dtype, length=14)
     assert_equal(network, random_images(np.random.default_rng(seed + 100), network, 5), target=target)
+
+
+@pytest.mark.parametrize(("seed", "target"), [(1, "portable"), (2, "native")])
+def test_operators_that_are_composed_of_several_layers(seed: int, target: str) -> None:
+    network = some_network(seed, operators=COMPOSED, dtype="mixed", length=12)
+    assert_equal(network, random_images(np.random.default_rng(seed), network, 5), target=target)
 
 
 def test_odd_zero_points_change_nothing() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import twoscale._runtimes.onnxruntime as module
 from tests.formats.onnx_running import mismatches, reference, run_model, sweep_input
-from tests.integer_networks import networks, random_images, random_network
+from tests.integer_networks import COMPOSED, networks, random_images, random_network
 from twoscale._formats import to_model
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
@@ -43,6 +43,14 @@ def test_every_integer_of_random_networks(network: IntegerNetwork, level: str, c
     assert_equal(executor.run(images, list(expected)), expected)
     # Without the other outputs, the optimizer may fuse more.
     assert_equal(executor.run(images), {network.output: expected[network.output]})
+
+
+@settings(deadline=None, max_examples=30)
+@given(networks(operators=COMPOSED), st.integers(1, 3))
+def test_operators_that_are_composed_of_several_layers(network: IntegerNetwork, count: int) -> None:
+    images = random_images(np.random.default_rng(1), network, count)
+    expected = reference(network, images)
+    assert_equal(OnnxRuntimeExecutor(network, threads=1).run(images, list(expected)), expected)
 
 
 @settings(deadline=None, max_examples=60)

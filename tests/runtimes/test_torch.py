@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.integer_networks import OPERATORS, networks, random_images, random_network
+from tests.integer_networks import COMPOSED, OPERATORS, networks, random_images, random_network
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.reference import ReferenceExecutor
@@ -91,7 +91,7 @@ def test_unfolded_convolutions_give_the_same(network: IntegerNetwork, seed: int)
     assert mismatches(network, executor, images) == {}
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", [*OPERATORS, *COMPOSED])
 def test_every_operator(operator: str) -> None:
     for seed in range(8):
         rng = np.random.default_rng(seed)
