@@ -913,14 +913,6 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         Forward(flat(lambda x: F.pad(x, (1, 1), value=-math.inf).relu())),
         "padding with -inf has no integer form here",
     ),
-    "uneven adaptive maximum": (
-        Forward(flat(lambda x: F.adaptive_max_pool2d(x, 3))),
-        "adaptive pooling of 8x8 to 3x3 .*choose sizes that divide evenly",
-    ),
-    "nearest neighbours by a fraction": (
-        Forward(flat(lambda x: F.interpolate(x, size=(12, 12)))),
-        "enlarging 8x8 to 12x12 .*enlarge by whole factors",
-    ),
     "one image": (Forward(lambda m, x: x[0]), "takes one image; expected images to stay apart"),
     "transposed convolution of volumes": (
         Forward(lambda m, x: m.c(x[:, :, None]).flatten(1), c=nn.ConvTranspose3d(3, 4, 3)),

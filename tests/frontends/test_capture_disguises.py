@@ -142,6 +142,22 @@ DISGUISES: dict[str, Function] = {
     ).flatten(1),
     "bicubic": lambda m, x: F.interpolate(m.conv(x), scale_factor=1.5, mode="bicubic").flatten(1),
     "linear": lambda m, x: F.interpolate(m.conv(x).flatten(2), scale_factor=0.5, mode="linear").flatten(1),
+    "nearest by a fraction": lambda m, x: F.interpolate(m.conv(x), size=(12, 13)).flatten(1),
+    "nearest, fewer pixels": lambda m, x: F.interpolate(m.conv(x), size=(4, 5)).flatten(1),
+    "nearest, exact": lambda m, x: F.interpolate(m.conv(x), size=(5, 16), mode="nearest-exact").flatten(1),
+    "nearest of a sequence": lambda m, x: F.interpolate(m.conv(x).flatten(2), size=96).flatten(1),
+    "nearest of a sequence, exact": lambda m, x: F.interpolate(
+        m.conv(x).flatten(2), size=24, mode="nearest-exact"
+    ).flatten(1),
+    "an uneven adaptive maximum": lambda m, x: F.adaptive_max_pool2d(m.conv(x), (3, 5)).flatten(1),
+    "windows side by side": lambda m, x: m.conv(x).unfold(2, 4, 4).unfold(3, 2, 2).mean((2, 5)).flatten(1),
+    "windows that overlap": lambda m, x: m.conv(x).unfold(3, 3, 2).amax(4).flatten(1),
+    "patches": lambda m, x: F.unfold(m.conv(x), (2, 4), stride=(2, 4)).mean(2),
+    "patches that overlap": lambda m, x: F.unfold(m.conv(x), 3, dilation=(1, 2), padding=(1, 2), stride=2).mean(2),
+    "patches put back": lambda m, x: F.fold(F.unfold(m.conv(x), 2, stride=2).relu(), 8, 2, stride=2).flatten(1),
+    "patches added": lambda m, x: F.fold(
+        F.unfold(m.conv(x), 3, padding=1, stride=2).relu(), 8, 3, padding=1, stride=2
+    ).flatten(1),
     "a sum by einsum": lambda m, x: torch.einsum("nchw->nc", m.conv(x)),
     "autocast that is off": no_autocast,
     "autocast for another device": autocast_elsewhere,
@@ -154,7 +170,8 @@ OPERATORS = {
     "bitwise_not", "logical_and", "bitwise_and", "__and__", "logical_or", "bitwise_or", "__or__", "masked_fill",
     "expm1", "exp2", "log2", "log10", "atan", "arctan", "sinh", "cosh", "asinh", "erfc", "reciprocal", "round",
     "floor", "ceil", "trunc", "fix", "numpy_T", "t", "upsample_linear1d", "upsample_bilinear2d",
-    "_upsample_bilinear2d_aa", "upsample_bicubic2d",
+    "_upsample_bilinear2d_aa", "upsample_bicubic2d", "upsample_nearest1d", "_upsample_nearest_exact1d", "unfold",
+    "im2col", "col2im",
 }  # fmt: skip
 """Operators that are tested here under this name or another of theirs."""
 
@@ -173,6 +190,12 @@ def frames(m: Any, x: torch.Tensor) -> Any:
     y = torch.cat([x, x.flip(3)], 1).reshape(-1, 3, 8, 8)
     y = F.max_pool2d(m.conv(y).relu(), 2)
     return m.fc(y.reshape(x.shape[0], 2, -1).sum(1).repeat(1, 4))
+
+
+def windows(y: torch.Tensor) -> torch.Tensor:
+    """Windows of 4×4 pixels, each as if it were an image: (N·4, 16, C)."""
+    n, c, h, w = y.shape
+    return y.view(n, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
 
 
 MERGED: dict[str, Function] = {
@@ -202,6 +225,30 @@ MERGED: dict[str, Function] = {
     "a batch that moves and returns": lambda m, x: (
         (m.conv(x).permute(1, 2, 0, 3) * m.rows.weight[:8].view(8, 1, 1)).permute(2, 0, 1, 3).flatten(1)
     ),
+    "padding of a batch that moved": lambda m, x: (
+        F.pad(m.conv(x).transpose(0, 1), (1, 0, 0, 0, 0, 0, 2, 1)).transpose(0, 1).flatten(1)
+    ),
+    "windows, and parts of channels": lambda m, x: (
+        (lambda a, b, c: a.sigmoid() * b + c)(
+            *windows(m.conv(x)).reshape(-1, 16, 3, 2, 1).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        .transpose(1, 2)
+        .reshape(len(x), -1)
+    ),
+    "constants added to parts that moved": lambda m, x: (
+        (windows(m.conv(x)).permute(1, 0, 2) + m.norm.weight).mul(m.rows.weight[:16].view(16, 1, 1)).transpose(0, 1)
+    ).reshape(len(x), -1),
+    "parts under two dimensions": lambda m, x: (
+        windows(m.conv(x)).reshape(-1, 4, 4, 6).permute(1, 2, 0, 3).flatten(0, 1).transpose(0, 1).reshape(len(x), -1)
+    ),
+    "copies of each image": lambda m, x: (
+        m.conv(x).mean((2, 3)).repeat_interleave(4, 0).unsqueeze(1) * windows(m.conv(x))
+    ).reshape(len(x), -1),
+    "copies of each part": lambda m, x: m.conv(x).view(-1, 64).repeat_interleave(2, 0).view(len(x), -1),
+    "padding, expansion and repetition of parts": lambda m, x: (
+        F.pad(windows(m.conv(x)), (1, 2, 3, 0), value=0.5)[:, :, None].expand(-1, -1, 2, -1).repeat(1, 1, 1, 2)
+    ).reshape(len(x), -1),
+    "a gated unit of parts": lambda m, x: F.glu(windows(m.conv(x)), 2).reshape(len(x), -1),
 }
 
 
@@ -235,8 +282,8 @@ MIXING: dict[str, tuple[Function, str]] = {
         lambda m, x: m.conv(x).transpose(0, 1).reshape(-1, 64).view(6, -1, 64).transpose(0, 1).flatten(1),
         r"aten.reshape.* mixes the images",
     ),
-    "padding of a batch that moved": (
-        lambda m, x: F.pad(m.conv(x).transpose(0, 1), (1, 1)).transpose(0, 1).flatten(1),
+    "an interpolation of a batch that moved": (
+        lambda m, x: F.interpolate(m.conv(x).transpose(0, 1), scale_factor=2).transpose(0, 1).flatten(1),
         r"aten.transpose.* moves the batch; expected it to stay the first",
     ),
     "a mask as an index": (
@@ -247,6 +294,16 @@ MIXING: dict[str, tuple[Function, str]] = {
     "a softmax of merged images": (
         lambda m, x: m.conv(x).view(-1, 64).softmax(1).view(len(x), -1) * 2,
         r"aten.view.* mixes the images",
+    ),
+    "padding between images": (
+        lambda m, x: F.pad(m.conv(x).view(-1, 64), (0, 0, 0, 6))[:-6].view(len(x), -1),
+        r"pads the batch; expected images to stay apart",
+    ),
+    "a product with computed weights": (
+        lambda m, x: F.conv2d(x.reshape(1, -1, 8, 8), m.conv(x)[:, :, :3, :3].reshape(-1, 3, 3, 3), groups=len(x)).view(
+            len(x), -1
+        ),
+        r"aten.conv2d.* a three-dimensional convolution, or one with computed weights has no integer form here",
     ),
     "a batch that stays merged": (lambda m, x: m.conv(x).view(-1, 64), r"aten.view.* mixes the images"),
 }
@@ -347,8 +404,6 @@ def test_what_errors_name() -> None:
     linear = nn.Sequential(nn.Flatten(0), nn.Linear(192, 5))
     with pytest.raises(CaptureError, match=r"it mixes the images of a batch \(.*\); keep the first .*flatten\(x, 1\)"):
         capture(linear, images())
-    with pytest.raises(UnsupportedOperatorError, match="shrinking 8x8 to 4x4 has no integer form here; use a pool"):
-        capture(Forward(lambda m, x: F.interpolate(m.conv(x), size=4).flatten(1), **parts()), images())
 
 
 class Sensitive(nn.Module):

@@ -74,6 +74,9 @@ class MovingPlace(BasePlace):
     def gather(self, name: str, axis: int, indices: Sequence[int]) -> str:
         """Append slices and a concatenation: the entries ``indices`` along ``axis``."""
         shape = self.shape(name)
+        step = int(indices[1]) - int(indices[0]) if len(indices) > 1 else 1
+        if step > 1 and list(indices) == list(range(indices[0], indices[-1] + 1, step)):
+            return self.slice(name, axis, indices[0], indices[-1] + 1, step)
         parts: list[str] = []
         position = 0
         while position < len(indices):

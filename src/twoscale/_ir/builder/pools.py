@@ -77,7 +77,7 @@ class PoolsPlace(JoiningPlace):
         (_, *size), (_, *out) = self.shape(name), shape
         if size[0] % out[0] or size[1] % out[1]:
             rows, columns = (
-                tuple((i * n // m, -(-(i + 1) * n // m), -(-(i + 1) * n // m) - i * n // m) for i in range(m))
+                tuple((start, stop, stop - start) for start, stop in _adaptive_windows(n, m))
                 for n, m in zip(size, out, strict=True)
             )
             return self.append(WindowAverage2d, shape, name, rows=rows, columns=columns)
@@ -85,12 +85,21 @@ class PoolsPlace(JoiningPlace):
         return self.append(AveragePool2d, shape, name, kernel=kernel, stride=kernel)
 
     def adaptive_max_pool(self, name: str, shape: Shape) -> str:
-        """Append a maximum over windows whose sizes follow from the size of the result and divide evenly."""
-        (_, h, w), (_, out_h, out_w) = self.shape(name), shape
-        if h % out_h or w % out_w:
-            raise self.unsupported(f"adaptive pooling of {h}x{w} to {out_h}x{out_w}", "choose sizes that divide evenly")
-        kernel = (h // out_h, w // out_w)
-        return self.append(MaxPool2d, shape, name, kernel=kernel, stride=kernel)
+        """Append a maximum over windows whose sizes follow from the size of the result."""
+        (channels, *size), (_, *out) = self.shape(name), shape
+        if not (size[0] % out[0] or size[1] % out[1]):
+            kernel = (size[0] // out[0], size[1] // out[1])
+            return self.append(MaxPool2d, shape, name, kernel=kernel, stride=kernel)
+        for axis in (0, 1):  # windows of different sizes, each apart
+            found = []
+            for start, stop in _adaptive_windows(size[axis], out[axis]):
+                kernel = (stop - start, 1) if axis == 0 else (1, stop - start)
+                size[axis] = 1
+                window = self.slice(name, 1 + axis, start, stop)
+                found.append(self.append(MaxPool2d, (channels, *size), window, kernel=kernel, stride=kernel))
+            size[axis] = out[axis]
+            name = self.append(Concat, (channels, *size), *found, axis=1 + axis)
+        return name
 
     def reduce(self, name: str, axes: Sequence[int], kind: type[AveragePool2d | MaxPool2d], shape: Shape) -> str:
         """Pool over whole dimensions, adjacent ones together.
@@ -139,6 +148,11 @@ class PoolsPlace(JoiningPlace):
         name = self.append(Concat, (1, 2, size), *rows, axis=1)
         name = self.append(MaxPool2d, (1, 1, size), name, kernel=(2, 1), stride=(2, 1))
         return self.reshape(name, shape)
+
+
+def _adaptive_windows(size: int, count: int) -> list[tuple[int, int]]:
+    """Return (start, stop) of the windows of an adaptive pool along one dimension."""
+    return [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
 
 
 def _reaching(

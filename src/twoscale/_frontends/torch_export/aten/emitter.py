@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -135,9 +136,9 @@ class Emitter:
         position, parts = self.batch_of(argument)
         return -1 if dim == position else dim - (parts == 1 and dim > position)
 
-    def sizes_before_batch(self, node: fx.Node) -> tuple[int, ...]:
-        """Return the sizes of the dimensions before the batch, without those of 1, which change no order."""
-        return tuple(int(size) for size in self._sizes(node)[: self.batch_of(node)[0]] if size != 1)
+    def entries_before_batch(self, node: fx.Node) -> int:
+        """Return the product of the sizes before the batch: how many times the images are repeated in order."""
+        return math.prod(int(size) for size in self._sizes(node)[: self.batch_of(node)[0]])
 
     def mixed(self, node: fx.Node) -> CaptureError:
         """Return the error about an activation whose batch is where it cannot be followed."""
@@ -196,7 +197,6 @@ def symmetric(padding: tuple[int, int]) -> Padding:
 
 
 _REMEDIES = {
-    "adaptive_max_pool1d": "choose sizes that divide evenly",
     "layer_norm": "use BatchNorm: its statistics are fixed after training",
     "group_norm": "use BatchNorm: its statistics are fixed after training",
     "instance_norm": "use BatchNorm: its statistics are fixed after training",

@@ -203,7 +203,9 @@ def rrelu(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 def glu(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """One half of a dimension, gated by the other."""
     at, name, shape = e.at(node), e.input(a["self"]), e.shape(node)
-    axis = int(a["dim"]) % (1 + len(shape)) - 1
+    axis = e.axis(a["self"], a["dim"])
+    if axis < 0:
+        raise at.wrong("works along the batch; expected images to stay apart")
     half = shape[axis]
     value, gate = at.slice(name, axis, 0, half), at.slice(name, axis, half, 2 * half)
     return at.mul(value, at.table(gate, "sigmoid"), shape)

@@ -78,8 +78,8 @@ def _transposed(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 
 def _weight(e: Emitter, node: fx.Node, a: dict[str, Any], kind: str, remedy: str) -> NDArray[np.float32]:
     """Return the weights of a convolution of one or two dimensions."""
-    weight = e.array(a["weight"])
-    if weight is None or e.is_activation(a["weight"]) or weight.ndim not in (3, 4):
+    weight = None if e.is_activation(a["weight"]) else e.array(a["weight"])
+    if weight is None or weight.ndim not in (3, 4):
         raise e.at(node).unsupported(f"a three-dimensional {kind}, or one with computed weights", remedy)
     return weight
 
@@ -92,10 +92,10 @@ def _by_dimension(values: Sequence[Any], rank: int) -> list[int]:
 def linear(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """A linear layer over the last dimension."""
     at = e.at(node)
-    weight, bias = e.array(a["weight"]), e.array(a["bias"])
-    if weight is None or e.is_activation(a["weight"]):
+    weight = None if e.is_activation(a["weight"]) else e.array(a["weight"])
+    if weight is None:
         raise at.unsupported("a linear layer with computed weights", "use Linear")
-    return at.linear(e.input(a["input"]), weight, bias)
+    return at.linear(e.input(a["input"]), weight, e.array(a["bias"]))
 
 
 def batch_norm(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:

@@ -13,13 +13,15 @@ from twoscale._frontends.torch_export.aten.emitter import Emitter
 def pad(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """Padding of any dimension but the batch."""
     at, argument = e.at(node), a["self"] if "self" in a else a["input"]
-    rank = len(e.input_shape(argument))
     flat = [int(n) for n in (a["pad"] if "pad" in a else a["padding"])]
-    widths = [(0, 0)] * rank
+    widths = [(0, 0)] * len(e.input_shape(argument))
     for i in range(len(flat) // 2):  # torch lists the last dimension first
-        if i >= rank and (flat[2 * i] or flat[2 * i + 1]):
-            raise at.wrong("pads the batch; expected images to stay apart")
-        widths[rank - 1 - i] = (flat[2 * i], flat[2 * i + 1])
+        width = (flat[2 * i], flat[2 * i + 1])
+        if width != (0, 0):
+            axis = e.axis(argument, -1 - i)
+            if axis < 0:
+                raise at.wrong("pads the batch; expected images to stay apart")
+            widths[axis] = width
     target = str(node.target)
     mode = "reflect" if "reflection" in target else "replicate" if "replication" in target else a.get("mode")
     if mode in ("reflect", "replicate", "circular"):

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import fx
 
-from twoscale._frontends.torch_export.aten.emitter import Emitter
+from twoscale._frontends.torch_export.aten.emitter import Emitter, pair
 from twoscale._ir.float_graph import Concat
 
 
 def reshape(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """The same values in the same order; the batch may merge with the dimensions behind it and part from them."""
-    before, after = (e.sizes_before_batch(x) for x in (a["self"], node))
+    before, after = (e.entries_before_batch(x) for x in (a["self"], node))
     if before != after:
         raise e.mixed(node)
     return e.at(node).reshape(e.input(a["self"]), e.shape(node))
@@ -44,16 +44,22 @@ def pixel_unshuffle(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 
 
 def upsample_nearest(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
-    """Every pixel several times."""
-    argument = a["input"] if "input" in a else a["self"]
-    (_, height, width), out = e.input_shape(argument), e.shape(node)
-    if out[1] < height or out[2] < width:
-        raise e.at(node).unsupported(
-            f"shrinking {height}x{width} to {out[1]}x{out[2]}", "use a pool, or a slice with a step"
-        )
-    if out[1] % height or out[2] % width:
-        raise e.at(node).unsupported(f"enlarging {height}x{width} to {out[1]}x{out[2]}", "enlarge by whole factors")
-    return e.at(node).upsample(e.input(argument), (out[1] // height, out[2] // width))
+    """Copies of the nearest pixels: every pixel several times, or some pixels of each side."""
+    at, argument = e.at(node), a["input"] if "input" in a else a["self"]
+    (channels, *size), (_, *out) = e.input_shape(argument), e.shape(node)
+    name = e.input(argument)
+    if all(after % before == 0 for before, after in zip(size, out, strict=True)):
+        factors = [after // before for before, after in zip(size, out, strict=True)]
+        image = at.reshape(name, (channels, *([1] * (2 - len(size))), *size))
+        return at.reshape(at.upsample(image, (1, factors[0]) if len(factors) == 1 else pair(factors)), e.shape(node))
+    for axis, length in enumerate(size):
+        positions = torch.arange(length).reshape(-1, *[1] * (len(size) - 1 - axis)).expand(size).float()
+        found = node.target(positions[None, None], *node.args[1:], **node.kwargs)[0, 0]  # type: ignore[operator]
+        for other in reversed(range(len(size))):
+            if other != axis:
+                found = found.select(other, 0)
+        name = at.gather(name, 1 + axis, [int(position) for position in found])
+    return name
 
 
 def interpolation(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
@@ -90,9 +96,7 @@ def permute(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
         i, j = (int(a[old if old in a else new]) % rank for old, new in (("dim0", "axis0"), ("dim1", "axis1")))
         order[i], order[j] = order[j], order[i]
     position, parts = e.batch_of(a["self"])
-    if parts > 1 and order[0] != position:
-        raise e.mixed(node)
-    if parts > 1:
+    if parts > 1:  # the batch's dimension holds the parts of an image, and is one of our tensor
         return e.at(node).permute(e.input(a["self"]), tuple(order))
     return e.at(node).permute(e.input(a["self"]), tuple(e.axis(a["self"], d) for d in order if d != position))
 
@@ -196,6 +200,8 @@ def filled(e: Emitter, node: fx.Node, a: dict[str, Any]) -> None:
 
 def repeat(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """Copies one after the other along each dimension."""
+    if e.batch_of(node)[1] != e.batch_of(a["self"])[1]:
+        raise e.mixed(node)
     return e.at(node).tile(e.input(a["self"]), e.shape(node))
 
 
@@ -218,6 +224,10 @@ def rearranged(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
         raise e.at(node).unsupported("an index along several dimensions", "index one after the other")
     for dim, order in orders:
         axis = e.axis(a["self"], dim)
+        if axis < 0 and function == "repeat_interleave":  # each image becomes several parts
+            axis, parts = e.batch_of(a["self"])
+            shape = e.shape(a["self"])
+            name = e.at(node).reshape(name, shape if parts > 1 else (*shape[:axis], 1, *shape[axis:]))
         if axis < 0:
             raise e.at(node).wrong("moves images; expected them to stay apart")
         indices = np.arange(e.builder[name].shape[axis])

@@ -16,7 +16,8 @@ def _constant(e: Emitter, node: fx.Node, x: fx.Node, constant: Any) -> NDArray[n
     """Return a constant operand of x; see Place.constant_operand."""
     given = e.array(constant)
     assert given is not None
-    position, _ = e.batch_of(x)
+    position, parts = e.batch_of(x)
+    position = 0 if parts > 1 else position  # the parts of an image are a dimension like the others
     if position and given.ndim == len(x.meta["val"].shape):
         given = np.moveaxis(given, position, 0)
     elif position and given.ndim > len(x.meta["val"].shape) - position - 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twoscale._frontends.torch_export.aten import functions, layers, padding, pooling, shapes, sums
+from twoscale._frontends.torch_export.aten import functions, layers, padding, pooling, shapes, sums, windows
 from twoscale._frontends.torch_export.aten.emitter import Translation
 from twoscale._frontends.torch_export.aten.functions import table_of
 
@@ -155,6 +155,8 @@ TRANSLATIONS: dict[str, Translation] = {
     "channel_shuffle": shapes.channel_shuffle,
     "pixel_shuffle": shapes.pixel_shuffle,
     "pixel_unshuffle": shapes.pixel_unshuffle,
+    "upsample_nearest1d": shapes.upsample_nearest,
+    "_upsample_nearest_exact1d": shapes.upsample_nearest,
     "upsample_nearest2d": shapes.upsample_nearest,
     "_upsample_nearest_exact2d": shapes.upsample_nearest,
     "upsample_linear1d": shapes.interpolation,
@@ -180,6 +182,10 @@ TRANSLATIONS: dict[str, Translation] = {
     "index_select": shapes.rearranged,
     "flip": shapes.rearranged,
     "roll": shapes.rearranged,
+    # Windows.
+    "unfold": windows.unfold,
+    "im2col": windows.im2col,
+    "col2im": windows.col2im,
     # In the shape of another tensor.
     "zeros_like": shapes.filled,
     "ones_like": shapes.filled,
@@ -211,8 +217,8 @@ TRANSLATIONS: dict[str, Translation] = {
 
 _OF_PLAIN_BATCHES = (
     *(shapes.channel_shuffle, shapes.pixel_shuffle, shapes.pixel_unshuffle, shapes.upsample_nearest, shapes.filled),
-    *(shapes.repeat, shapes.interpolation, sums.expand, padding.pad, functions.softmax, functions.glu, functions.prelu),
-    *(functions.where, functions.masked_fill, layers.transposed_convolution),
+    *(shapes.interpolation, functions.softmax, functions.prelu, functions.where, functions.masked_fill),
+    *(layers.transposed_convolution, windows.im2col, windows.col2im),
 )
 
 PLAIN_ONLY = frozenset(name for name, translation in TRANSLATIONS.items() if translation in _OF_PLAIN_BATCHES)
