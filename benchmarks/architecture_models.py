@@ -217,8 +217,7 @@ def _set_weights(model: nn.Module) -> None:
     for module in model.modules():
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         if isinstance(weight, nn.Parameter) and weight.ndim > 1 and not isinstance(module, nn.Embedding):
-            gain = "relu" if weight.ndim == 4 else "linear"
-            nn.init.kaiming_normal_(weight, nonlinearity=gain)
+            nn.init.kaiming_normal_(weight, nonlinearity="relu" if weight.ndim == 4 else "linear")
         elif isinstance(weight, nn.Parameter):  # of a norm
             nn.init.uniform_(weight, 0.5, 1.0)
         if isinstance(bias, nn.Parameter):

@@ -670,7 +670,8 @@ class _Maker:
         factors = [f for f in (2, 3) if height % f == 0 and width % f == 0]
         if channels % 4 == 0 and self.chance(0.5):  # a pixel shuffle
             split: Shape = (channels // 4, 2, 2, height, width)
-            axes, shape = (0, 3, 1, 4, 2), (channels // 4, 2 * height, 2 * width)
+            axes: tuple[int, ...] = (0, 3, 1, 4, 2)
+            shape: Shape = (channels // 4, 2 * height, 2 * width)
         elif factors and self.chance(0.5):  # a pixel unshuffle
             f = int(self.rng.choice(factors))
             split = (channels, height // f, f, width // f, f)

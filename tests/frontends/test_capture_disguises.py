@@ -198,6 +198,13 @@ def windows(y: torch.Tensor) -> torch.Tensor:
     return y.view(n, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
 
 
+def parts_of_channels(m: Any, x: torch.Tensor) -> torch.Tensor:
+    """As attention takes queries, keys and values apart."""
+    parts: Any = windows(m.conv(x)).reshape(-1, 16, 3, 2, 1).permute(2, 0, 3, 1, 4)
+    a, b, c = parts.unbind(0)
+    return (a.sigmoid() * b + c).transpose(1, 2).reshape(len(x), -1)
+
+
 MERGED: dict[str, Function] = {
     "a batch norm of every pixel": lambda m, x: (
         m.norm(m.conv(x).permute(0, 2, 3, 1).flatten(0, 2)).reshape(len(x), 8, 8, 6).permute(0, 3, 1, 2).flatten(1)
