@@ -198,7 +198,7 @@ def windows(y: torch.Tensor) -> torch.Tensor:
     return y.view(n, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
 
 
-def parts_of_channels(m: Any, x: torch.Tensor) -> torch.Tensor:
+def parts_of_channels(m: Any, x: torch.Tensor) -> Any:
     """As attention takes queries, keys and values apart."""
     parts: Any = windows(m.conv(x)).reshape(-1, 16, 3, 2, 1).permute(2, 0, 3, 1, 4)
     a, b, c = parts.unbind(0)
@@ -235,13 +235,7 @@ MERGED: dict[str, Function] = {
     "padding of a batch that moved": lambda m, x: (
         F.pad(m.conv(x).transpose(0, 1), (1, 0, 0, 0, 0, 0, 2, 1)).transpose(0, 1).flatten(1)
     ),
-    "windows, and parts of channels": lambda m, x: (
-        (lambda a, b, c: a.sigmoid() * b + c)(
-            *windows(m.conv(x)).reshape(-1, 16, 3, 2, 1).permute(2, 0, 3, 1, 4).unbind(0)
-        )
-        .transpose(1, 2)
-        .reshape(len(x), -1)
-    ),
+    "windows, and parts of channels": parts_of_channels,
     "constants added to parts that moved": lambda m, x: (
         (windows(m.conv(x)).permute(1, 0, 2) + m.norm.weight).mul(m.rows.weight[:16].view(16, 1, 1)).transpose(0, 1)
     ).reshape(len(x), -1),
