@@ -176,6 +176,71 @@ def test_forms_of_operators(what: str, tmp_path: Path) -> None:
     agrees(model_of(nodes, ["N", 4, 9, 1], constants, opset), tmp_path / "net.onnx", images)
 
 
+SEQUENCES = {
+    "means": [node("AveragePool", ["input"], ["a"], kernel_shape=[3], strides=[2], pads=[1, 0])],
+    "means of values": [node("AveragePool", ["input"], ["a"], kernel_shape=[3], pads=[1, 1], count_include_pad=0)],
+    "maxima": [node("MaxPool", ["input"], ["a"], kernel_shape=[2], dilations=[2], ceil_mode=1, strides=[3])],
+    "padded maxima": [node("MaxPool", ["input"], ["a"], kernel_shape=[4], auto_pad="SAME_UPPER", strides=[2])],
+    "enlarged": [node("Resize", ["input", "", "scales"], ["a"], mode="linear")],
+}
+
+
+@pytest.mark.parametrize("what", SEQUENCES)
+def test_pools_and_interpolation_of_sequences(what: str, tmp_path: Path) -> None:
+    nodes = [*SEQUENCES[what], node("Flatten", ["a"], ["logits"])]
+    constants = {"scales": np.array([1, 1, 1.5], np.float32)} if what == "enlarged" else {}
+    images = np.random.default_rng(0).normal(0, 2, (3, 4, 11)).astype(np.float32)
+    agrees(model_of(nodes, ["N", 4, 11], constants, 18), tmp_path / "net.onnx", images)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize(
+    "coordinates", ["half_pixel", "pytorch_half_pixel", "half_pixel_symmetric", "asymmetric", "align_corners"]
+)
+def test_resizing(mode: str, coordinates: str, tmp_path: Path) -> None:
+    """By factors and to sizes, larger and smaller, with every rule for ties."""
+    images = np.random.default_rng(0).normal(0, 2, (2, 2, 5, 6)).astype(np.float32)
+    rules = ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"] if mode == "nearest" else ["floor"]
+    for index, (rows, columns) in enumerate([(2.0, 3.0), (0.6, 1.5), (1.4, 0.5), (0.2, 2.5)]):
+        rule = rules[index % len(rules)]
+        options: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": coordinates, "nearest_mode": rule}
+        if mode == "cubic":
+            options.update(cubic_coeff_a=-0.5 if index % 2 else -0.75, exclude_outside=int(index > 1))
+        sizes = index == 3 or coordinates == "align_corners"
+        given = (
+            np.array([2, 2, rows * 5, columns * 6], np.int64) if sizes else np.array([1, 1, rows, columns], np.float32)
+        )
+        names = ["input", "", "", "given"] if sizes else ["input", "", "given"]
+        nodes = [node("Resize", names, ["a"], **options), node("Flatten", ["a"], ["logits"])]
+        agrees(model_of(nodes, ["N", 2, 5, 6], {"given": given}, 19), tmp_path / "net.onnx", images)
+
+
+def test_spaces_to_depths(tmp_path: Path) -> None:
+    nodes = [node("SpaceToDepth", ["input"], ["a"], blocksize=3), node("Flatten", ["a"], ["logits"])]
+    images = np.random.default_rng(0).normal(0, 2, (2, 2, 6, 9)).astype(np.float32)
+    agrees(model_of(nodes, ["N", 2, 6, 9], {}, 18), tmp_path / "net.onnx", images)
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "message"),
+    [
+        ({"mode": "linear", "antialias": 1}, [1, 1, 0.5, 0.5], "without antialiasing"),
+        ({"coordinate_transformation_mode": "tf_crop_and_resize"}, [1, 1, 2, 2], "resizing by nearest"),
+        ({}, [2, 1, 1, 1], "resizes the batch by 2; expected images to stay apart"),
+        ({}, [1, 1, 0.1, 1], "which leaves nothing"),
+        ({"mode": "linear"}, [1, 1, 5e3, 1], "expected at most 16384 along each dimension"),
+        ({}, [1, 1, -1, 1], "expected positive factors or sizes"),
+        ({"mode": "linear", "coordinate_transformation_mode": "align_corners"}, [1, 1, 1.5, 1], "give sizes"),
+    ],
+)
+def test_resizing_that_is_refused(options: dict[str, Any], given: list[float], message: str, tmp_path: Path) -> None:
+    nodes = [node("Resize", ["input", "", "given"], ["a"], **options), node("Flatten", ["a"], ["logits"])]
+    model = model_of(nodes, ["N", 2, 5, 6], {"given": np.array(given, np.float32)}, 19)
+    onnx.save(model, tmp_path / "net.onnx")
+    with pytest.raises(TwoscaleError, match=message):
+        float_graph(str(tmp_path / "net.onnx"), np.zeros((2, 2, 5, 6), np.float32))
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")  # of making the cases
 def test_onnxs_own_node_tests(tmp_path: Path) -> None:
     """Every node test of an operator that is read, whose first input can be images and the rest constants."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from twoscale._frontends.onnx_float.reader import Reader
+from twoscale._frontends.onnx_float.resizing import resize
 from twoscale._ir.float_graph import AveragePool2d, MaxPool2d, Padding
 
 __all__ = ["OPERATORS"]
@@ -150,37 +152,62 @@ def _div(r: Reader, node: onnx.NodeProto) -> str:
 def _max_pool(r: Reader, node: onnx.NodeProto) -> str:
     if len([name for name in node.output if name]) > 1:
         raise r.at(node).unsupported("the index of a maximum", "use its value")
-    kernel, strides, pads, dilations, shape = _pool(r, node)
-    padding = (pads[0][0], pads[1][0], pads[0][1], pads[1][1])
+    pool = _pool(r, node)
     ceil_mode = bool(r.attribute(node, "ceil_mode", 0))
-    return r.at(node).max_pool(r.input(node), shape, kernel, strides, padding, dilations, ceil_mode=ceil_mode)
+    name = r.at(node).max_pool(
+        pool.image, pool.shape, pool.kernel, pool.strides, pool.padding, pool.dilations, ceil_mode=ceil_mode
+    )
+    return r.at(node).reshape(name, pool.result)
 
 
 def _average_pool(r: Reader, node: onnx.NodeProto) -> str:
-    kernel, strides, pads, dilations, shape = _pool(r, node)
-    if dilations != (1, 1):
+    pool = _pool(r, node)
+    if pool.dilations != (1, 1):
         raise r.at(node).unsupported("a dilated mean", "use dilations of 1")
-    padding: Padding = (pads[0][0], pads[1][0], pads[0][1], pads[1][1])
     counts = bool(r.attribute(node, "count_include_pad", 0))
-    return r.at(node).average_pool(r.input(node), shape, kernel, strides, padding, counts_padding=counts)
+    name = r.at(node).average_pool(
+        pool.image, pool.shape, pool.kernel, pool.strides, pool.padding, counts_padding=counts
+    )
+    return r.at(node).reshape(name, pool.result)
 
 
-def _pool(
-    r: Reader, node: onnx.NodeProto
-) -> tuple[tuple[int, int], tuple[int, int], list[tuple[int, int]], tuple[int, int], tuple[int, ...]]:
+@dataclass(frozen=True)
+class _Pool:
+    """A pool over windows. Sequences are images of one column."""
+
+    image: str
+    """Name of the input as (C, H, W)."""
+    shape: tuple[int, ...]
+    """Of the pooled image."""
+    result: tuple[int, ...]
+    """Of the node's result."""
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    padding: Padding
+    dilations: tuple[int, int]
+
+
+def _pool(r: Reader, node: onnx.NodeProto) -> _Pool:
     (channels, *size) = r.shape(node)
-    if len(size) != 2:
-        raise r.at(node).unsupported(f"a pool over {len(size)} dimensions", "use images")
+    rank = len(size)
+    if rank not in (1, 2):
+        raise r.at(node).unsupported(f"a pool over {rank} dimensions", "use one or two")
     kernel = [int(v) for v in r.attribute(node, "kernel_shape", [])]
-    strides, dilations = ([int(v) for v in r.attribute(node, key, [1, 1])] for key in ("strides", "dilations"))
+    strides, dilations = ([int(v) for v in r.attribute(node, key, [1] * rank)] for key in ("strides", "dilations"))
     pads = _pads(r, node, size, kernel)
     windows = _windows(size, kernel, strides, pads, dilations, bool(r.attribute(node, "ceil_mode", 0)))
-    return (
-        (kernel[0], kernel[1]),
-        (strides[0], strides[1]),
-        pads,
-        (dilations[0], dilations[1]),
-        (channels, *windows),
+    result = (channels, *windows)
+    if rank == 1:
+        size, windows, pads = [*size, 1], (*windows, 1), [*pads, (0, 0)]
+        kernel, strides, dilations = ([*values, 1] for values in (kernel, strides, dilations))
+    return _Pool(
+        image=r.at(node).reshape(r.input(node), (channels, *size)),
+        shape=(channels, *windows),
+        result=result,
+        kernel=(kernel[0], kernel[1]),
+        strides=(strides[0], strides[1]),
+        padding=(pads[0][0], pads[1][0], pads[0][1], pads[1][1]),
+        dilations=(dilations[0], dilations[1]),
     )
 
 
@@ -433,35 +460,12 @@ def _pad(r: Reader, node: onnx.NodeProto) -> str:
     return at.pad(r.input(node), widths[1:], filling)
 
 
-def _resize(r: Reader, node: onnx.NodeProto) -> str:
-    at, shape = r.at(node), r.shape(node)
-    if len(shape) != 3 or r.attribute(node, "mode", "nearest") != "nearest":
-        raise at.unsupported("interpolation", "use nearest neighbours and images")
-    newer = node.op_type == "Resize" and r.opset >= 11
-    scales, sizes = r.constant(node, 2 if newer else 1), r.constant(node, 3) if newer else None
-    # Factors belong to the dimensions that ``axes`` names, by default to all: batch, channel, height, width.
-    axes = [int(axis) % 4 for axis in r.attribute(node, "axes", range(4))]
-    if sizes is not None and sizes.size:
-        before = (1, *shape)
-        # The batch keeps its size, whatever number the exporter wrote there.
-        given = [1.0 if a == 0 else float(n) / before[a] for a, n in zip(axes, sizes.reshape(-1), strict=False)]
-    else:
-        values = r.attribute(node, "scales", []) if scales is None else scales.reshape(-1)
-        given = [float(v) for v in values]
-    by_axis = dict(zip(axes, given, strict=True)) if len(given) == len(axes) else {}
-    if not by_axis or by_axis.get(0, 1.0) != 1.0 or by_axis.get(1, 1.0) != 1.0:
-        raise at.unsupported(f"resizing of dimensions {axes} by {given}", "enlarge height and width only")
-    if r.attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise at.unsupported("resizing that keeps the aspect ratio", "enlarge by whole factors")
-    factors = [by_axis.get(2, 1.0), by_axis.get(3, 1.0)]
-    coordinates = r.attribute(node, "coordinate_transformation_mode", "half_pixel" if newer else "asymmetric")
-    rounding = r.attribute(node, "nearest_mode", "round_prefer_floor" if newer else "floor")
-    whole = all(factor >= 1 and factor == int(factor) for factor in factors)
-    # Each of these copies the pixel at the position of the new one.
-    usual = (coordinates, rounding) in (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"))
-    if not whole or len(factors) != 2 or not usual:
-        raise at.unsupported(f"resizing by {factors} ({coordinates}, {rounding})", "enlarge by whole factors")
-    return at.upsample(r.input(node), (int(factors[0]), int(factors[1])))
+def _space_to_depth(r: Reader, node: onnx.NodeProto) -> str:
+    (channels, height, width), block = r.shape(node), int(r.attribute(node, "blocksize", 1))
+    split = (channels, height // block, block, width // block, block)
+    out = (channels * block**2, height // block, width // block)
+    axes = (0, 2, 4, 1, 3) if r.attribute(node, "mode", "DCR") == "CRD" else (2, 4, 0, 1, 3)
+    return r.at(node).rearrange(r.input(node), split, axes, out)
 
 
 def _depth_to_space(r: Reader, node: onnx.NodeProto) -> str:
@@ -533,12 +537,13 @@ OPERATORS: dict[str, Operator] = {
     "ReduceSum": _reduce(None),
     "Relu": _relu,
     "Reshape": _reshape,
-    "Resize": _resize,
+    "Resize": resize,
     "Sigmoid": _table("sigmoid"),
     "Sign": _table("sign"),
     "Slice": _slice,
     "Softmax": _softmax,
     "Softplus": _table("softplus"),
+    "SpaceToDepth": _space_to_depth,
     "Split": _split,
     "Sqrt": _sqrt,
     "Squeeze": _squeeze,
@@ -546,6 +551,6 @@ OPERATORS: dict[str, Operator] = {
     "Tanh": _table("tanh"),
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
-    "Upsample": _resize,
+    "Upsample": resize,
 }
 """Functions that read a node, by operator."""
