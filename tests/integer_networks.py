@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
 from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.operators.attention import exponentials, largest_exponential
 
 __all__ = ["COMPOSED", "OPERATORS", "networks", "random_images", "random_network"]
 
@@ -34,13 +35,17 @@ OPERATORS = (
     "conv",
     "depthwise",
     "linear",
+    "matmul",
     "max_pool",
     "mul",
+    "normalize",
     "pad",
     "permute",
     "reshape",
     "residual",
     "slice",
+    "softmax",
+    "softmax_matmul",
     "table",
 )
 """Possible values in ``operators``. A flatten and the final layer are always there."""
@@ -574,6 +579,102 @@ class _Maker:
         return self.add_layer(
             n.Table(name=self.new_name("table"), inputs=(x.name,), output=spec, table=table.astype(np.int16))
         )
+
+    def transposed(self, x: n.Layer) -> n.Layer:
+        """Append a tensor with its matrices transposed."""
+        shape = x.output.shape
+        spec = dataclasses.replace(x.output, shape=(shape[0], shape[2], shape[1]))
+        self.add_layer(n.Permute(name=self.new_name("transposed"), inputs=(x.name,), output=spec, axes=(0, 2, 1)))
+        return self.layers[-1]
+
+    def second_matrices(self, a: n.Layer) -> n.Layer:
+        """Return matrices that a's can be multiplied with: some tensor, perhaps transposed."""
+        matrices, _, inner = a.output.shape
+        found = [x for x in self.layers if len(x.output.shape) == 3 and x.output.shape[0] == matrices]
+        fitting = [x for x in found if inner in x.output.shape[1:]]
+        b = fitting[_int(self.rng, 0, len(fitting) - 1)]
+        return b if b.output.shape[1] == inner and self.chance(0.7) else self.turned(b, inner)
+
+    def turned(self, b: n.Layer, inner: int) -> n.Layer:
+        return self.transposed(b) if b.output.shape[2] == inner else b
+
+    def matmul(self) -> bool:
+        a = self.image()
+        if a is None or a.output.shape[0] * a.output.shape[1] * 64 > 40 * self.most_values:
+            return False
+        b = self.second_matrices(a)
+        spec = self.spec((*a.output.shape[:2], b.output.shape[2]))
+        if math.prod(spec.shape) > self.most_values:
+            return False
+        size = _reach(a.output) * _reach(b.output) * math.sqrt(a.output.shape[2]) / 3
+        ratio = (spec.hi - spec.lo) / size
+        return self.add_layer(
+            n.MatMul(
+                name=self.new_name("matmul"), inputs=(a.name, b.name), output=spec,
+                multiplier=self.multiplier(np.array([ratio])),
+            )
+        )  # fmt: skip
+
+    def score_scale(self, spec: n.TensorSpec) -> float:
+        """Draw a scale with which a softmax is neither even nor a maximum, mostly."""
+        return float(2.0 ** self.rng.uniform(-1, 4) / (spec.hi - spec.lo))
+
+    def softmax(self) -> bool:
+        x = self.tensor()
+        assert x is not None
+        spec = self.spec(x.output.shape)
+        zero = spec.lo + spec.lo % 2
+        spec = dataclasses.replace(
+            spec, scale=2.0 ** -int(self.rng.choice([0, 4, 6, 7, 8, 8, 9, 10])), zero_point=min(zero, spec.hi)
+        )
+        if spec.zero_point % 2 and self.on_grid:
+            return False
+        table = exponentials(self.score_scale(x.output), 1 << int(self.rng.choice([2, 8, 12, 15, 15])))
+        axis = _int(self.rng, 0, len(spec.shape) - 1)
+        return self.add_layer(
+            n.Softmax(name=self.new_name("softmax"), inputs=(x.name,), output=spec, axis=axis, table=table)
+        )
+
+    def softmax_matmul(self) -> bool:
+        scores = self.image()
+        if scores is None:
+            return False
+        values = self.second_matrices(scores)
+        spec = self.spec((*scores.output.shape[:2], values.output.shape[2]))
+        if math.prod(spec.shape) > self.most_values:
+            return False
+        reach = _reach(values.output)
+        largest = largest_exponential(scores.output.shape[2], reach)
+        ratio = (spec.hi - spec.lo) / 2 / reach
+        return self.add_layer(
+            n.SoftmaxMatMul(
+                name=self.new_name("softmax_matmul"), inputs=(scores.name, values.name), output=spec,
+                multiplier=self.multiplier(np.array([ratio])),
+                table=exponentials(self.score_scale(scores.output), largest >> _int(self.rng, 0, 3)),
+            )
+        )  # fmt: skip
+
+    def normalize(self) -> bool:
+        x = self.tensor()
+        assert x is not None
+        spec, rng, shape = self.spec(x.output.shape), self.rng, x.output.shape
+        chosen = [axis for axis in range(len(shape)) if self.chance(0.5)] or [_int(rng, 0, len(shape) - 1)]
+        count = math.prod(shape[axis] for axis in chosen)
+        sizes = tuple(size if self.chance(0.4) else 1 for size in shape)
+        gain = rng.normal(size=sizes) * (spec.hi - spec.lo) / 4
+        bias = rng.normal(size=sizes) * (spec.hi - spec.lo) / 8 + (spec.lo + spec.hi) / 2 - spec.zero_point
+        if self.extreme and self.chance(0.1):
+            gain = np.where(rng.random(sizes) < 0.5, 4095.9, gain)
+        if self.chance(0.3):  # ties where a value is its mean
+            bias = np.rint(bias) + 0.5
+        epsilon = float(rng.choice([1, 2, count * count * 2.0 ** rng.uniform(-4, 8), 2.0**50 if self.extreme else 1]))
+        return self.add_layer(
+            n.Normalize(
+                name=self.new_name("normalize"), inputs=(x.name,), output=spec, axes=tuple(chosen),
+                epsilon=max(1, round(epsilon)), centered=self.chance(0.7),
+                gain=np.rint(65536 * gain).astype(np.int32), bias=np.rint(65536 * bias).astype(np.int32),
+            )
+        )  # fmt: skip
 
     # Operators that front-ends compose of the layers above.
 

@@ -51,6 +51,10 @@ class ScalarExecutor:
             else:
                 specs = [self.network.spec(name) for name in layer.inputs]
                 inputs = [values[name] for name in layer.inputs]
+                if isinstance(layer, n.Softmax | n.Normalize):
+                    together(layer, specs[0], inputs[0], out)
+                    values[layer.name] = out
+                    continue
                 for index in np.ndindex(layer.output.shape):
                     out[index] = value_at(layer, specs, inputs, index)
             values[layer.name] = out
@@ -81,6 +85,22 @@ def value_at(layer: n.Layer, specs: list[n.TensorSpec], x: list[Tensor], index: 
                 for q, s in zip(x, specs, strict=True)
             )
             return finish(layer, a * b, 0)
+        case n.MatMul():
+            matrix, row, column = index
+            products = zip(x[0][matrix, row], x[1][matrix, :, column], strict=True)
+            return finish(layer, sum((a - specs[0].zero_point) * (b - specs[1].zero_point) for a, b in products), 0)
+        case n.SoftmaxMatMul():
+            matrix, row, column = index
+            assert layer.multiplier is not None
+            scores, weighed = list(x[0][matrix, row]), list(x[1][matrix, :, column])
+            table, bounds = layer.table.tolist(), (spec.zero_point, spec.lo, spec.hi)
+            if layer.multiplier.shift is None:
+                entries = [table[max(scores) - q] for q in scores]
+                acc = sum(t * (v - specs[1].zero_point) for t, v in zip(entries, weighed, strict=True))
+                rounded = round(float(acc) * float(layer.multiplier.values[0]) / float(sum(entries)))
+                return arithmetic.clamp(spec.zero_point + rounded, spec.lo, spec.hi)
+            m = int(layer.multiplier.integers[0])
+            return arithmetic.softmax_matmul(scores, table, weighed, specs[1].zero_point, m, *bounds)
         case n.AveragePool2d():
             window = [q for q in window_values(layer, (1, 1), x[0], index, specs[0].zero_point) if q is not None]
             return finish(layer, sum(q - specs[0].zero_point for q in window), 0)
@@ -107,6 +127,31 @@ def value_at(layer: n.Layer, specs: list[n.TensorSpec], x: list[Tensor], index: 
         case n.Table():
             return int(layer.table[int(x[0][index]) + (128 if specs[0].dtype == "int8" else 0)])
     raise AssertionError(f"no definition of {layer.op}")
+
+
+def together(layer: n.Softmax | n.Normalize, spec: n.TensorSpec, x: Tensor, out: Tensor) -> None:
+    """Compute a layer whose values depend on several others of the same tensor, one group after the other."""
+    axes = layer.axes if isinstance(layer, n.Normalize) else (layer.axis,)
+    groups: dict[Index, list[Index]] = {}
+    for index in np.ndindex(x.shape):
+        groups.setdefault(tuple(i for axis, i in enumerate(index) if axis not in axes), []).append(index)
+    to = layer.output
+    for members in groups.values():
+        q = [int(x[index]) for index in members]
+        if isinstance(layer, n.Softmax):
+            made = arithmetic.softmax(q, layer.table.tolist(), layer.shift, to.zero_point, to.lo, to.hi)
+        else:
+            places = [
+                tuple(i if size > 1 else 0 for i, size in zip(index, layer.gain.shape, strict=True))
+                for index in members
+            ]
+            gains, biases = ([int(array[place]) for place in places] for array in (layer.gain, layer.bias))
+            made = arithmetic.normalize(
+                q, spec.zero_point, spec.reach, layer.epsilon, gains, biases, to.zero_point, to.lo, to.hi,
+                centered=layer.centered,
+            )  # fmt: skip
+        for index, value in zip(members, made, strict=True):
+            out[index] = value
 
 
 def conv_taps(layer: n.Conv2d, spec: n.TensorSpec, x: Tensor, index: Index) -> Iterator[tuple[int, int]]:

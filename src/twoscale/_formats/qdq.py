@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from twoscale._formats.onnx.graph_builder import GraphBuilder, is_narrow, q, window
 from twoscale._ir import layers as n
+from twoscale._ir.arithmetic import REQUANTIZE_SHIFT
 from twoscale._ir.integer_network import IntegerNetwork
 
 __all__ = ["FORM", "to_bytes", "to_model"]
@@ -181,6 +182,34 @@ def _permute(w: QdqWriter, layer: n.Permute) -> None:
     w.compute(layer, "Transpose", w.reals(layer), perm=[0, *(axis + 1 for axis in layer.axes)])
 
 
+def _matmul(w: QdqWriter, layer: n.MatMul) -> None:
+    s_a = w.network.spec(layer.inputs[0]).scale
+    s_ab = layer.output.scale * (1.0 if layer.multiplier is None else _factor(layer.multiplier))
+    w.compute(layer, "MatMul", [w.real(layer.inputs[0]), w.scaled(layer, 1, s_ab / s_a)])
+
+
+def _softmax_matmul(w: QdqWriter, layer: n.SoftmaxMatMul) -> None:
+    assert layer.multiplier is not None
+    weights = w.node("Softmax", [w.real(layer.inputs[0])], f"{layer.name}/weights", axis=3)
+    w.compute(layer, "MatMul", [weights, w.scaled(layer, 1, _factor(layer.multiplier) * layer.output.scale)])
+
+
+def _normalize(w: QdqWriter, layer: n.Normalize) -> None:
+    spec, name = w.network.spec(layer.inputs[0]), layer.name
+    axes = w.constant(f"{name}/axes", [axis + 1 for axis in layer.axes], np.int64)
+    x = w.real(layer.inputs[0])
+    if layer.centered:
+        x = w.node("Sub", [x, w.node("ReduceMean", [x, axes], f"{name}/mean")], f"{name}/centered")
+    variance = w.node("ReduceMean", [w.node("Mul", [x, x], f"{name}/squares"), axes], f"{name}/variance")
+    eps = w.constant(f"{name}/eps", layer.epsilon * spec.scale**2 / layer.count(spec) ** 2, np.float32)
+    deviation = w.node("Sqrt", [w.node("Add", [variance, eps], f"{name}/with_eps")], f"{name}/deviation")
+    value = w.node("Div", [x, deviation], f"{name}/normalized")
+    for operator, what, integers in (("Mul", "gain", layer.gain), ("Add", "bias", layer.bias)):
+        real = np.ldexp(integers * layer.output.scale, -REQUANTIZE_SHIFT)
+        value = w.node(operator, [value, w.constant(f"{name}/{what}", real, np.float32)], f"{name}/with_{what}")
+    w.finish(layer, value)
+
+
 def _factor(multiplier: n.Multiplier) -> float:
     (value,) = multiplier.values
     return float(value)
@@ -201,4 +230,8 @@ _WRITE: dict[type[n.Layer], Callable[[QdqWriter, Any], object]] = {
     n.Pad: _pad,
     n.Clamp: lambda w, layer: w.finish(layer, w.real(layer.inputs[0])),
     n.Table: lambda w, layer: w.look_up(layer),  # the function is only known as a table of integers
+    n.MatMul: _matmul,
+    n.Softmax: lambda w, layer: w.compute(layer, "Softmax", w.reals(layer), axis=layer.axis + 1),
+    n.SoftmaxMatMul: _softmax_matmul,
+    n.Normalize: _normalize,
 }

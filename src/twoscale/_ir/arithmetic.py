@@ -6,6 +6,7 @@ depends on an array library or on the machine: Python integers do not overflow.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 
@@ -13,18 +14,25 @@ __all__ = [
     "ADD_SHIFT",
     "FLOAT32_LIMIT",
     "MULTIPLIER_LIMIT",
+    "NORM_BITS",
+    "NORM_RECIPROCAL_BITS",
     "REQUANTIZE_SHIFT",
     "accumulate",
     "accumulator_bound",
     "add",
     "clamp",
     "float32",
+    "matmul",
     "multiply",
+    "normalize",
+    "normalize_shift",
     "quantize_input",
     "requantize",
     "requantize_with_residual",
     "rne_ratio",
     "rne_shift",
+    "softmax",
+    "softmax_matmul",
     "sum_is_exact",
 ]
 
@@ -39,6 +47,12 @@ MULTIPLIER_LIMIT = 1 << 24
 
 FLOAT32_LIMIT = 1 << 24
 """Every integer of magnitude up to 2**24 is a float32."""
+
+NORM_BITS = 14
+"""Normalized values count 2**-14ths, equation (17)."""
+
+NORM_RECIPROCAL_BITS = 42
+"""The reciprocal of a deviation counts 2**-42nds, equation (17)."""
 
 
 def rne_shift(value: int, shift: int) -> int:
@@ -139,3 +153,80 @@ def quantize_input(value: float, scale: float, zero_point: int, lo: int, hi: int
 def accumulator_bound(weights: Sequence[int], bias: int, z_x: int, lo: int, hi: int) -> int:
     """Return Σ|q_w|·max(z_x − lo, hi − z_x) + |bias|: no input gives a larger |accumulator|, equation (13)."""
     return sum(abs(w) for w in weights) * max(z_x - lo, hi - z_x) + abs(bias)
+
+
+def matmul(
+    q_a: Sequence[int], z_a: int, q_b: Sequence[int], z_b: int, multiplier: int, zero_point: int, lo: int, hi: int
+) -> int:
+    """Return one value of a product of two matrices of activations, equation (14): a row of a, a column of b."""
+    acc = sum((a - z_a) * (b - z_b) for a, b in zip(q_a, q_b, strict=True))
+    return requantize(acc, multiplier, zero_point, lo, hi)
+
+
+def softmax(q: Sequence[int], table: Sequence[int], shift: int, zero_point: int, lo: int, hi: int) -> list[int]:
+    """Return clamp(z + RNE(2**shift · T[q_max − q] / S), lo, hi) for every q, equation (15)."""
+    exponentials = [table[max(q) - value] for value in q]
+    total = sum(exponentials)
+    return [clamp(zero_point + rne_ratio(entry << shift, total), lo, hi) for entry in exponentials]
+
+
+def softmax_matmul(
+    q: Sequence[int],
+    table: Sequence[int],
+    q_v: Sequence[int],
+    z_v: int,
+    multiplier: int,
+    zero_point: int,
+    lo: int,
+    hi: int,
+) -> int:
+    """Return the mean of values q_v, weighted by the softmax of scores q, equation (16)."""
+    exponentials = [table[max(q) - value] for value in q]
+    acc = sum(entry * (value - z_v) for entry, value in zip(exponentials, q_v, strict=True))
+    return clamp(zero_point + rne_ratio(acc * multiplier, sum(exponentials) << REQUANTIZE_SHIFT), lo, hi)
+
+
+def normalize_shift(count: int, reach: int, epsilon: int) -> int:
+    """Return t of equation (17) for ``count`` values with |x| ≤ ``reach``."""
+    return min(20, (52 - (count * count * reach * reach + epsilon).bit_length()) // 2)
+
+
+def normalize(
+    q: Sequence[int],
+    z_x: int,
+    reach: int,
+    epsilon: int,
+    gains: Sequence[int],
+    biases: Sequence[int],
+    zero_point: int,
+    lo: int,
+    hi: int,
+    *,
+    centered: bool,
+) -> list[int]:
+    """Return normalized values, equation (17), with one gain and one bias for each.
+
+    Args:
+        q: values that are normalized together.
+        z_x: their zero point.
+        reach: bound on |q − z_x|.
+        epsilon: added to the variance, in units of V.
+        gains: in units of 2**-16 output steps.
+        biases: in units of 2**-16 output steps.
+        zero_point: of the output.
+        lo: lower bound of the output.
+        hi: upper bound of the output.
+        centered: whether the mean is subtracted; RMSNorm does not.
+    """
+    count = len(q)
+    x = [value - z_x for value in q]
+    total = sum(x) if centered else 0
+    variance = count * sum(value * value for value in x) - total * total + epsilon
+    t = normalize_shift(count, reach, epsilon)
+    reciprocal = (1 << NORM_RECIPROCAL_BITS) // math.isqrt(variance << 2 * t)
+    made = []
+    for value, gain, bias in zip(x, gains, biases, strict=True):
+        h = rne_shift((count * value - total) * reciprocal, NORM_RECIPROCAL_BITS - NORM_BITS - t)
+        real = h * gain + (bias << NORM_BITS)
+        made.append(clamp(zero_point + rne_shift(real, NORM_BITS + REQUANTIZE_SHIFT), lo, hi))
+    return made

@@ -15,6 +15,9 @@ from functools import cached_property
 from twoscale._ir.operators.accumulating import ChannelAffineNode as ChannelAffine
 from twoscale._ir.operators.accumulating import Conv2dNode as Conv2d
 from twoscale._ir.operators.accumulating import LinearNode as Linear
+from twoscale._ir.operators.attention import MatMulNode as MatMul
+from twoscale._ir.operators.attention import SoftmaxMatMulNode as SoftmaxMatMul
+from twoscale._ir.operators.attention import SoftmaxNode as Softmax
 from twoscale._ir.operators.base import UNBOUNDED, Bounded, Bounds, Node, Padding
 from twoscale._ir.operators.elementwise import ClampNode as Clamp
 from twoscale._ir.operators.elementwise import ElementwiseNode as Elementwise
@@ -22,6 +25,7 @@ from twoscale._ir.operators.moving import PadNode as Pad
 from twoscale._ir.operators.moving import PermuteNode as Permute
 from twoscale._ir.operators.moving import ReshapeNode as Reshape
 from twoscale._ir.operators.moving import SliceNode as Slice
+from twoscale._ir.operators.normalizing import NormalizeNode as Normalize
 from twoscale._ir.operators.pooling import AveragePool2dNode as AveragePool2d
 from twoscale._ir.operators.pooling import MaxPool2dNode as MaxPool2d
 from twoscale._ir.operators.pooling import WindowAverage2dNode as WindowAverage2d
@@ -46,14 +50,18 @@ __all__ = [
     "FloatGraph",
     "Input",
     "Linear",
+    "MatMul",
     "MaxPool2d",
     "Mul",
     "Node",
+    "Normalize",
     "Pad",
     "Padding",
     "Permute",
     "Reshape",
     "Slice",
+    "Softmax",
+    "SoftmaxMatMul",
     "WindowAverage2d",
     "Windows",
     "window_weights",
@@ -76,6 +84,10 @@ NODES: tuple[type[Node], ...] = (
     Slice,
     Pad,
     Elementwise,
+    MatMul,
+    Softmax,
+    SoftmaxMatMul,
+    Normalize,
 )
 """All kinds of nodes."""
 

@@ -197,6 +197,13 @@ def _elementwise(node: g.Elementwise, m: GraphModule, x: list[torch.Tensor]) -> 
     return values[-1]
 
 
+def _normalize(node: g.Normalize, m: GraphModule, x: list[torch.Tensor]) -> torch.Tensor:
+    axes = [axis + 1 for axis in node.axes]
+    centered = x[0] - x[0].mean(axes, keepdim=True) if node.centered else x[0]
+    deviation = torch.sqrt((centered * centered).mean(axes, keepdim=True) + node.eps)
+    return centered / deviation * m.weight(node, "gain") + m.weight(node, "bias")
+
+
 _RUN: dict[type[g.Node], _Run] = {
     g.Conv2d: _conv2d,
     g.Linear: lambda node, m, x: F.linear(x[0], m.weight(node, "weight_oi"), m.weight(node, "bias_o")),
@@ -215,6 +222,10 @@ _RUN: dict[type[g.Node], _Run] = {
     g.Slice: _slice,
     g.Pad: _pad,
     g.Elementwise: _elementwise,
+    g.MatMul: lambda node, m, x: (x[0] @ x[1]) * node.factor,
+    g.Softmax: lambda node, m, x: x[0].softmax(node.axis + 1),
+    g.SoftmaxMatMul: lambda node, m, x: x[0].softmax(3) @ x[1],
+    g.Normalize: _normalize,
 }
 
 

@@ -7,9 +7,11 @@ right) and holds the input's zero point.
 from __future__ import annotations
 
 from twoscale._ir.operators.accumulating import Accumulating, Conv2d, Linear
+from twoscale._ir.operators.attention import MatMul, Softmax, SoftmaxMatMul
 from twoscale._ir.operators.base import Layer, Multiplier, Padding, Requantize, TensorSpec
 from twoscale._ir.operators.elementwise import Clamp, Table
 from twoscale._ir.operators.moving import Pad, Permute, Reshape, Slice
+from twoscale._ir.operators.normalizing import Normalize
 from twoscale._ir.operators.pooling import AveragePool2d, MaxPool2d
 from twoscale._ir.operators.products import Mul
 from twoscale._ir.operators.quantizing import QuantizeInput
@@ -25,9 +27,11 @@ __all__ = [
     "Conv2d",
     "Layer",
     "Linear",
+    "MatMul",
     "MaxPool2d",
     "Mul",
     "Multiplier",
+    "Normalize",
     "Pad",
     "Padding",
     "Permute",
@@ -35,6 +39,8 @@ __all__ = [
     "Requantize",
     "Reshape",
     "Slice",
+    "Softmax",
+    "SoftmaxMatMul",
     "Table",
     "TensorSpec",
 ]
@@ -54,5 +60,9 @@ LAYERS: tuple[type[Layer], ...] = (
     Pad,
     Clamp,
     Table,
+    MatMul,
+    Softmax,
+    SoftmaxMatMul,
+    Normalize,
 )
 """All kinds of layers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from twoscale._ir import functions
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
 from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.operators.attention import exponentials, largest_exponential
+from twoscale._ir.operators.normalizing import GAIN_LIMIT, LARGEST_EPSILON
 from twoscale._progress import report
 from twoscale._quantization.plan import Plan
 from twoscale._quantization.scales import quantize_bias
@@ -220,6 +223,35 @@ def _table(b: _Builder, node: g.Elementwise, common: dict[str, Any]) -> n.Layer:
     return n.Table(**common, table=table.astype(np.int16))
 
 
+def _matmul(b: _Builder, node: g.MatMul, common: dict[str, Any]) -> n.Layer:
+    first, second = (b.specs[name].scale for name in node.inputs)
+    return n.MatMul(**common, multiplier=b.multiplier(first * second * node.factor / b.specs[node.name].scale))
+
+
+def _softmax_matmul(b: _Builder, node: g.SoftmaxMatMul, common: dict[str, Any]) -> n.Layer:
+    scores, values = (b.specs[name] for name in node.inputs)
+    largest = largest_exponential(scores.shape[-1], values.reach)
+    ratio = values.scale / b.specs[node.name].scale
+    return n.SoftmaxMatMul(**common, multiplier=b.multiplier(ratio), table=exponentials(scores.scale, largest))
+
+
+def _normalize(b: _Builder, node: g.Normalize, common: dict[str, Any]) -> n.Layer:
+    x, y = b.specs[node.inputs[0]], b.specs[node.name]
+    count = math.prod(x.shape[axis] for axis in node.axes)
+    epsilon = int(min(max(round(count * count * node.eps / x.scale**2), 1), LARGEST_EPSILON))
+    gain, bias = (
+        np.rint(np.ldexp(real.astype(np.float64) / y.scale, REQUANTIZE_SHIFT)) for real in (node.gain, node.bias)
+    )
+    return n.Normalize(
+        **common,
+        axes=node.axes,
+        epsilon=epsilon,
+        centered=node.centered,
+        gain=np.clip(gain, 1 - GAIN_LIMIT, GAIN_LIMIT - 1).astype(np.int32),
+        bias=np.clip(bias, -(2**31), 2**31 - 1).astype(np.int32),
+    )
+
+
 _MAKE: dict[type[g.Node], _Make] = {
     g.Input: lambda b, node, common: n.QuantizeInput(**common),
     g.Conv2d: _conv2d,
@@ -239,4 +271,10 @@ _MAKE: dict[type[g.Node], _Make] = {
     g.Pad: lambda b, node, common: n.Pad(**common, widths=node.widths),
     g.Clamp: lambda b, node, common: n.Clamp(**common),
     g.Elementwise: _table,
+    g.MatMul: _matmul,
+    g.Softmax: lambda b, node, common: n.Softmax(
+        **common, axis=node.axis, table=exponentials(b.specs[node.inputs[0]].scale, 1 << 15)
+    ),
+    g.SoftmaxMatMul: _softmax_matmul,
+    g.Normalize: _normalize,
 }

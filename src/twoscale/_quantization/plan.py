@@ -83,10 +83,19 @@ def activation_specs(graph: g.FloatGraph, ranges: Ranges, scheme: Scheme) -> dic
             specs[node.name] = _bounded(specs[node.inputs[0]], node.shape, bounds)
         else:
             spec = spec_of(node.name, shared.get(node.name, ranges[node.name]))
-            if scheme.on_grid:
+            if isinstance(node, g.Softmax):
+                spec = dataclasses.replace(spec, scale=_power_of_two(spec))
+            elif scheme.on_grid:
                 spec = dataclasses.replace(spec, scale=_scale_on_grid(node, spec, specs, free=node.name not in shared))
             specs[node.name] = _bounded(spec, node.shape, bounds)
     return specs
+
+
+def _power_of_two(spec: TensorSpec) -> float:
+    """Return the scale of a softmax, equation (15): the power of two nearest below, so that 1 becomes 255 / 256."""
+    levels = spec.hi - spec.zero_point
+    shift = math.floor(math.log2((levels + 1) / (levels * spec.scale)) + 1e-9)
+    return math.ldexp(1.0, -min(max(shift, 0), 16))
 
 
 def _scale_on_grid(node: g.Node, spec: TensorSpec, specs: Mapping[str, TensorSpec], *, free: bool) -> float:
@@ -99,10 +108,13 @@ def _scale_on_grid(node: g.Node, spec: TensorSpec, specs: Mapping[str, TensorSpe
     narrower than its operands, its steps must be coarser for equal bits everywhere.
     """
     scale = spec.scale
-    if free and isinstance(node, g.AveragePool2d | g.Mul):
-        ratio = math.prod(specs[name].scale for name in node.inputs) / scale
+    if free and isinstance(node, g.AveragePool2d | g.Mul | g.MatMul | g.SoftmaxMatMul):
+        operands = node.inputs[1:] if isinstance(node, g.SoftmaxMatMul) else node.inputs
+        ratio = math.prod(specs[name].scale for name in operands) / scale
         if isinstance(node, g.AveragePool2d):
             ratio /= node.kernel[0] * node.kernel[1]
+        if isinstance(node, g.MatMul):
+            ratio *= node.factor
         if ratio < math.ldexp(1.0 - 2.0**-8, -REQUANTIZE_SHIFT):  # its range would have to become smaller
             raise QuantizationError(
                 f"layer {node.name}: its multiplier is {ratio:.3g}, expected at least 2**-{REQUANTIZE_SHIFT}; "

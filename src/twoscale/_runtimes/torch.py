@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from twoscale._ir import layers as n
+from twoscale._ir.arithmetic import NORM_BITS, NORM_RECIPROCAL_BITS, REQUANTIZE_SHIFT
 from twoscale._ir.execution import check_images, layers_to_keep
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.interpreter import interpret
@@ -71,7 +72,7 @@ class TorchExecutor:
         self._unfolds = self.device.type != "cpu"
         # Filled when a layer is first computed. Layers compare by identity.
         self._weights: dict[n.Accumulating, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._tables: dict[n.Table, torch.Tensor] = {}
+        self._tables: dict[n.Table | n.Softmax | n.SoftmaxMatMul, torch.Tensor] = {}
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.array(array, order="C")).to(self.device)
@@ -230,6 +231,49 @@ def _table(e: TorchExecutor, layer: n.Table, x: list[torch.Tensor]) -> torch.Ten
     return e._tables[layer][x[0].long() - lowest]
 
 
+def _matmul(e: TorchExecutor, layer: n.MatMul, x: list[torch.Tensor]) -> torch.Tensor:
+    exact = not e.exact or layer.exact_type([e.network.spec(name) for name in layer.inputs]) is np.float32
+    a, b = (e.shifted(layer, x, i).to(torch.float32 if exact else torch.float64) for i in range(2))
+    return e.finish(a @ b, layer)
+
+
+def _exponentials(e: TorchExecutor, layer: n.Softmax | n.SoftmaxMatMul, q: torch.Tensor, axis: int) -> torch.Tensor:
+    """Return T[q_max − q] along an axis, in float64."""
+    if layer not in e._tables:
+        e._tables[layer] = e._tensor(layer.table).double()
+    return e._tables[layer][(q.amax(axis, keepdim=True) - q).long()]
+
+
+def _softmax(e: TorchExecutor, layer: n.Softmax, x: list[torch.Tensor]) -> torch.Tensor:
+    entries = _exponentials(e, layer, x[0], layer.axis + 1)
+    ratio = entries * 2.0**layer.shift / entries.sum(layer.axis + 1, keepdim=True)  # exact by (15)
+    return _saturate(ratio, layer.output).float()
+
+
+def _softmax_matmul(e: TorchExecutor, layer: n.SoftmaxMatMul, x: list[torch.Tensor]) -> torch.Tensor:
+    assert layer.multiplier is not None
+    entries = _exponentials(e, layer, x[0], 3)
+    acc = entries @ e.shifted(layer, x, 1).double()
+    ratio = acc * float(layer.multiplier.values[0]) / entries.sum(3, keepdim=True)  # exact by (16)
+    return _saturate(ratio, layer.output).float()
+
+
+def _normalize(e: TorchExecutor, layer: n.Normalize, x: list[torch.Tensor]) -> torch.Tensor:
+    """Equation (17) in float64, in which every step is exact."""
+    spec, axes = e.network.spec(layer.inputs[0]), [axis + 1 for axis in layer.axes]
+    count, t = layer.count(spec), layer.deviation_shift(spec)
+    values = e.shifted(layer, x).double()
+    variance = count * (values * values).sum(axes, keepdim=True) + float(layer.epsilon)
+    centered = count * values
+    if layer.centered:
+        total = values.sum(axes, keepdim=True)
+        variance, centered = variance - total * total, centered - total
+    reciprocal = (2.0**NORM_RECIPROCAL_BITS / (variance * 4.0**t).sqrt_().floor_()).floor_()
+    normalized = (centered * reciprocal * 2.0 ** -(NORM_RECIPROCAL_BITS - NORM_BITS - t)).round_()
+    real = normalized * e._tensor(layer.gain).double() + e._tensor(layer.bias).double() * 2.0**NORM_BITS
+    return _saturate(real * 2.0 ** -(NORM_BITS + REQUANTIZE_SHIFT), layer.output).float()
+
+
 _RUN: dict[type[n.Layer], _Run] = {
     n.QuantizeInput: _quantize_input,
     n.Conv2d: _accumulating,
@@ -245,4 +289,8 @@ _RUN: dict[type[n.Layer], _Run] = {
     n.Pad: _pad_layer,
     n.Clamp: lambda e, layer, x: x[0].clamp(layer.output.lo, layer.output.hi),
     n.Table: _table,
+    n.MatMul: _matmul,
+    n.Softmax: _softmax,
+    n.SoftmaxMatMul: _softmax_matmul,
+    n.Normalize: _normalize,
 }

@@ -116,7 +116,7 @@ def _layer(plain: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> n.Layer
     hints = _hints(kind)
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
-        if field.name in ("weight", "bias_o", "table"):
+        if field.name in ("weight", "bias_o", "table", "gain", "bias"):
             values[field.name] = arrays[f"{name}/{field.name.removesuffix('_o')}"]
         elif "Multiplier" in str(hints[field.name]):
             given = msgspec.convert(plain.pop(field.name), _Multipliers)

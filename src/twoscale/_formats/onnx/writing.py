@@ -7,6 +7,7 @@ The operators were chosen so that no optimization of a runtime can change a bit:
 - An addition is (Cast → Sub → Mul) ×2 → Add → QuantizeLinear, exact in float32 by (7); nothing fuses it.
 - No DequantizeLinear is followed by QuantizeLinear alone: runtimes drop such pairs and merge their scales.
 - A Pad names all axes, so it is never fused into a MaxPool, which pads with another value.
+- Softmax and norms are in float64, where every step is exact, (15) to (17).
 - Bounds narrower than the type are a Clip on integers, after the rounding, where it commutes with everything.
 """
 
@@ -20,6 +21,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from twoscale._formats.onnx.attention import unsigned, write_normalize, write_softmax, write_softmax_matmul
 from twoscale._formats.onnx.graph_builder import GraphBuilder, is_narrow, q, window
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
@@ -239,6 +241,14 @@ def _pad(w: IntegerWriter, layer: n.Pad) -> None:
     w.pad(layer, q(x), w.zero_point(x), layer.widths, q(layer.name))
 
 
+def _matmul(w: IntegerWriter, layer: n.MatMul) -> None:
+    (a, a_zero), (b, b_zero) = unsigned(w, layer, 0), unsigned(w, layer, 1)
+    acc = q(layer.name) if layer.multiplier is None else f"{layer.name}/acc"
+    acc = w.node("MatMulInteger", [a, b, a_zero, b_zero], acc)
+    if layer.multiplier is not None:
+        w.requantize(layer, acc)
+
+
 _WRITE: dict[type[n.Layer], Callable[[IntegerWriter, Any], object]] = {
     n.QuantizeInput: _quantize_input,
     n.Conv2d: _conv2d,
@@ -254,4 +264,8 @@ _WRITE: dict[type[n.Layer], Callable[[IntegerWriter, Any], object]] = {
     n.Pad: _pad,
     n.Clamp: lambda w, layer: w.clip(layer, q(layer.inputs[0]), q(layer.name)),
     n.Table: lambda w, layer: w.look_up(layer),
+    n.MatMul: _matmul,
+    n.Softmax: write_softmax,
+    n.SoftmaxMatMul: write_softmax_matmul,
+    n.Normalize: write_normalize,
 }

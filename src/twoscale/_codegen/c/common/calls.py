@@ -58,7 +58,7 @@ def with_needs(used: Iterable[K], order: Sequence[K]) -> list[K]:
     return [kernel for kernel in order if kernel in needed]
 
 
-_DTYPES = {"int8_t": np.int8, "uint8_t": np.uint8, "int32_t": np.int32, "float": np.float32}
+_DTYPES = {"int8_t": np.int8, "uint8_t": np.uint8, "uint16_t": np.uint16, "int32_t": np.int32, "float": np.float32}
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from twoscale._codegen.c.common.program import Constants, Step, step_of
 from twoscale._codegen.c.common.storage import memory_axes, memory_steps
 from twoscale._codegen.c.common.tensors import Tensor
 from twoscale._codegen.c.portable import kernels as k
+from twoscale._codegen.c.portable.attention import matmul_call, normalize_call, softmax_call, softmax_matmul_call
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT
 
@@ -265,6 +266,29 @@ def _pad(p: PortableCalls, arranged: ArrangedLayer, layer: n.Pad) -> tuple[Call,
     return (k.Memset(Operand(layer.name), x.zero, p.tensor(layer).size), *_move(p, arranged, layer))
 
 
+def _matmul(p: PortableCalls, _: ArrangedLayer, layer: n.MatMul) -> tuple[Call, ...]:
+    a, b = p.arrangement.inputs(layer)
+    return (matmul_call(layer, a, b, p.requantization(layer, layer.multiplier)),)
+
+
+def _softmax(p: PortableCalls, _: ArrangedLayer, layer: n.Softmax) -> tuple[Call, ...]:
+    (x,) = p.arrangement.inputs(layer)
+    return (softmax_call(layer, x, p.tensor(layer), p.constants),)
+
+
+def _softmax_matmul(p: PortableCalls, _: ArrangedLayer, layer: n.SoftmaxMatMul) -> tuple[Call, ...]:
+    scores, values = p.arrangement.inputs(layer)
+    return (softmax_matmul_call(layer, scores, values, p.tensor(layer), p.constants),)
+
+
+def _normalize(p: PortableCalls, _: ArrangedLayer, layer: n.Normalize) -> tuple[Call, ...]:
+    (x,) = p.arrangement.inputs(layer)
+    try:
+        return (normalize_call(layer, x, p.tensor(layer), p.constants),)
+    except ValueError as error:
+        raise refusal(p.arrangement.network, layer, str(error), "normalize fewer dimensions that are apart") from error
+
+
 _CALLS: dict[type[n.Layer], Callable[[PortableCalls, ArrangedLayer, Any], tuple[Call, ...]]] = {
     n.Add: lambda p, _, layer: (p.add(layer, p.tensor(layer).size),),
     n.AveragePool2d: lambda p, _, layer: (k.AveragePool2d(*p.average_pool(layer)),),
@@ -280,4 +304,8 @@ _CALLS: dict[type[n.Layer], Callable[[PortableCalls, ArrangedLayer, Any], tuple[
     n.Reshape: _move,
     n.Slice: _move,
     n.Table: lambda p, _, layer: (p.look_up(layer, p.tensor(layer).size),),
+    n.MatMul: _matmul,
+    n.Softmax: _softmax,
+    n.SoftmaxMatMul: _softmax_matmul,
+    n.Normalize: _normalize,
 }

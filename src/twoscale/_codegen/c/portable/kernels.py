@@ -34,6 +34,8 @@ __all__ = [
     "Linear",
     "LinearParams",
     "LookUp",
+    "MatMul",
+    "MatMulParams",
     "MaxPool2d",
     "MaxPool2dParams",
     "MaxPool2dRow",
@@ -41,10 +43,16 @@ __all__ = [
     "Memset",
     "Multiply",
     "MultiplyParams",
+    "Normalize",
+    "NormalizeParams",
     "Requantization",
     "RescaleParams",
     "RescaleRuns",
     "RowCall",
+    "Softmax",
+    "SoftmaxMatMul",
+    "SoftmaxMatMulParams",
+    "SoftmaxParams",
     "TileSizes",
     "WindowParams",
     "kernel_texts",
@@ -76,6 +84,11 @@ _COPY = Kernel("copy", (NEXT_PLACE,))
 _RESCALE = Kernel("rescale", (_STORE,))
 _CLAMP = Kernel("clamp")
 _LOOK_UP = Kernel("look_up")
+_MATMUL = Kernel("matmul", (_STORE,))
+_SOFTMAX = Kernel("softmax")
+_RNE_RATIO = Kernel("rne_ratio")
+_SOFTMAX_MATMUL = Kernel("softmax_matmul", (_RNE_RATIO,))
+_NORMALIZE = Kernel("normalize", (_REQUANTIZE,))
 _FROM_INT8 = Kernel("from_int8")
 TO_INT8 = Kernel("to_int8")
 
@@ -103,6 +116,11 @@ _KERNELS = (
     _RESCALE,
     _CLAMP,
     _LOOK_UP,
+    _MATMUL,
+    _SOFTMAX,
+    _RNE_RATIO,
+    _SOFTMAX_MATMUL,
+    _NORMALIZE,
     _FROM_INT8,
     TO_INT8,
 )
@@ -461,6 +479,121 @@ class LookUp(Call):
     y: Operand
     count: int
     table: Constant
+
+
+@dataclass(frozen=True)
+class MatMulParams(Params):
+    """Parameters of products of matrices."""
+
+    struct: ClassVar = "matmul_params"
+    matrices: int
+    rows: int
+    inner: int
+    columns: int
+    a_step: tuple[int, ...]
+    b_step: tuple[int, ...]
+    y_step: tuple[int, ...]
+    a_zero: int
+    b_zero: int
+    to: Requantization
+
+
+@dataclass(frozen=True)
+class MatMul(Call):
+    """Products of matrices of activations."""
+
+    kernel: ClassVar = _MATMUL
+    parameters: MatMulParams
+    a: Operand
+    b: Operand
+    y: Operand
+
+
+@dataclass(frozen=True)
+class SoftmaxParams(Params):
+    """Parameters of a softmax."""
+
+    struct: ClassVar = "softmax_params"
+    outer: int
+    count: int
+    inner: int
+    table: Constant
+    shift: int
+    zero: int
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True)
+class Softmax(Call):
+    """A softmax along one dimension."""
+
+    kernel: ClassVar = _SOFTMAX
+    parameters: SoftmaxParams
+    x: Operand
+    y: Operand
+
+
+@dataclass(frozen=True)
+class SoftmaxMatMulParams(Params):
+    """Parameters of means weighted by a softmax."""
+
+    struct: ClassVar = "softmax_matmul_params"
+    matrices: int
+    rows: int
+    inner: int
+    columns: int
+    scores_step: tuple[int, ...]
+    values_step: tuple[int, ...]
+    y_step: tuple[int, ...]
+    values_zero: int
+    table: Constant
+    multiplier: int
+    zero: int
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True)
+class SoftmaxMatMul(Call):
+    """Means of values, weighted by a softmax of scores."""
+
+    kernel: ClassVar = _SOFTMAX_MATMUL
+    parameters: SoftmaxMatMulParams
+    scores: Operand
+    values: Operand
+    y: Operand
+
+
+@dataclass(frozen=True)
+class NormalizeParams(Params):
+    """Parameters of a norm: three loops over groups, and three within a group."""
+
+    struct: ClassVar = "normalize_params"
+    groups: tuple[int, ...]
+    group_step: tuple[int, ...]
+    group_channel: tuple[int, ...]
+    within: tuple[int, ...]
+    within_step: tuple[int, ...]
+    within_channel: tuple[int, ...]
+    count: int
+    centered: int
+    epsilon: int
+    shift: int
+    in_zero: int
+    gain: Constant
+    bias: Constant
+    to: Requantization
+
+
+@dataclass(frozen=True)
+class Normalize(Call):
+    """A norm by the statistics of the image."""
+
+    kernel: ClassVar = _NORMALIZE
+    parameters: NormalizeParams
+    x: Operand
+    y: Operand
 
 
 @dataclass(frozen=True)
