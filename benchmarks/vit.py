@@ -42,8 +42,8 @@ class Block(nn.Module):
         q, k, v = qkv.unbind(0)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width)
         x = x + self.project(mixed)
-        mixed = self.reduce(F.gelu(self.expand(self.norm2(x))))
-        return x + mixed
+        added: torch.Tensor = self.reduce(F.gelu(self.expand(self.norm2(x))))
+        return x + added
 
 
 class SmallViT(nn.Module):

@@ -25,7 +25,7 @@ from twoscale._ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIF
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.operators.attention import exponentials, largest_exponential
 
-__all__ = ["COMPOSED", "OPERATORS", "networks", "random_images", "random_network"]
+__all__ = ["COMPOSED", "OF_ATTENTION", "OPERATORS", "networks", "random_images", "random_network"]
 
 OPERATORS = (
     "add",
@@ -52,6 +52,9 @@ OPERATORS = (
 
 COMPOSED = ("flip", "pool_1d", "prelu", "roll", "shuffle", "split", "stack", "upsample")
 """More possible values: operators that front-ends compose of several layers, some on tensors of rank 4 and 5."""
+
+OF_ATTENTION = ("matmul", "normalize", "softmax", "softmax_matmul")
+"""Those of networks with attention, equations (14) to (17)."""
 
 ActivationType = Literal["uint8", "int8", "mixed"]
 Output = Literal["accumulators", "tensor"]

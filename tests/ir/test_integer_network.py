@@ -14,6 +14,7 @@ from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.operators import pooling
+from twoscale._ir.operators.attention import exponentials
 from twoscale._ir.reference import ReferenceExecutor
 from twoscale._runtimes.torch import TorchExecutor
 from twoscale.errors import QuantizationError
@@ -55,7 +56,20 @@ def sample() -> dict[str, n.Layer]:
         n.Permute(name="permute", inputs=("cat",), output=spec(2, 4, 2), axes=(1, 0, 2)),
         n.Slice(name="slice", inputs=("permute",), output=spec(2, 2, 2), axis=1, start=1, stop=4, step=2),
         n.Pad(name="pad", inputs=("slice",), output=spec(2, 3, 3), widths=((0, 0), (1, 0), (0, 1))),
-        n.Clamp(name="clamp", inputs=("pad",), output=spec(2, 3, 3, lo=128)),
+        n.Normalize(
+            name="normalize", inputs=("pad",), output=spec(2, 3, 3), axes=(2,), epsilon=5, centered=True,
+            gain=np.full((1, 1, 3), 32 << 16, np.int32), bias=np.full((1, 1, 3), 3 << 16, np.int32),
+        ),
+        n.MatMul(name="matmul", inputs=("normalize", "normalize"), output=spec(2, 3, 3), multiplier=grid(900)),
+        n.Softmax(
+            name="softmax", inputs=("matmul",), output=spec(2, 3, 3, scale=2.0**-8, zero_point=0), axis=1,
+            table=exponentials(0.1, 1 << 15),
+        ),
+        n.SoftmaxMatMul(
+            name="attention", inputs=("matmul", "softmax"), output=spec(2, 3, 3), multiplier=grid(30000),
+            table=exponentials(0.1, 1 << 15),
+        ),
+        n.Clamp(name="clamp", inputs=("attention",), output=spec(2, 3, 3, lo=128)),
         n.Table(
             name="table", inputs=("clamp",), output=spec(2, 3, 3, scale=0.25, zero_point=0),
             table=np.arange(255, -1, -1).astype(np.int16),
