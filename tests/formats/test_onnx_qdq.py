@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from tests.formats.onnx_running import reference, run_model
-from tests.integer_networks import networks, random_images, random_network
+from tests.integer_networks import OPERATORS, networks, random_images, random_network
 from twoscale._formats import to_model
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
@@ -30,6 +30,10 @@ def test_it_is_valid_onnx_of_standard_operators(network: IntegerNetwork) -> None
     assert len(json.loads(properties["twoscale.layers"])) == len(network.layers)
 
 
+WITH_REAL_FUNCTIONS = set(OPERATORS) - {"softmax", "softmax_matmul"}
+"""The table of a softmax in a random network belongs to another scale than its scores have."""
+
+
 @pytest.mark.parametrize("level", ["none", "all"])
 def test_it_computes_the_network_but_for_roundings(level: str) -> None:
     """Where a layer's inputs are those of the reference, its integers differ by 1 at most, and seldom.
@@ -42,7 +46,7 @@ def test_it_computes_the_network_but_for_roundings(level: str) -> None:
     """
     differing = compared = 0
     for seed in range(60):
-        network = random_network(np.random.default_rng(seed), extreme=False)
+        network = random_network(np.random.default_rng(seed), extreme=False, operators=WITH_REAL_FUNCTIONS)
         images = random_images(np.random.default_rng(seed), network, 4)
         expected = reference(network, images)
         names = [layer.name for layer in network if layer.output.dtype != "int32"]

@@ -470,6 +470,13 @@ def test_every_operator_in_every_form(form: str) -> None:
     assert kinds(captured(model)) == expected
 
 
+def of_attention() -> set[str]:
+    """Return the operators of test_capture_attention.py."""
+    from tests.frontends.test_capture_attention import OPERATORS
+
+    return OPERATORS
+
+
 def in_disguise() -> set[str]:
     """Return the operators that test_capture_disguises.py has forms of."""
     from tests.frontends.test_capture_disguises import OPERATORS
@@ -494,6 +501,7 @@ def test_every_supported_operator_has_a_form(monkeypatch: pytest.MonkeyPatch) ->
     # Other names of the tested forms, and operators with separate tests.
     others = {"expand", "reflection_pad2d", "replication_pad2d", "ones_like", "new_ones", "new_full"}
     others |= {"softmax", "_softmax", "log_softmax", "_log_softmax"}
+    others |= of_attention()
     others |= {"gt", "ge", "lt", "le", "where", "log", "log1p", "rsqrt", "sin", "cos"}
     others |= {"conv_transpose1d", "conv_transpose2d"}
     others |= in_disguise()
@@ -885,14 +893,10 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     "mean over everything": (Forward(lambda m, x: x.mean()), "is over the batch; expected images to stay apart"),
     "index of a maximum": (Forward(lambda m, x: x.max(1)[1].flatten(1)), "the index of a maximum .*use its value"),
     "product of activations": (
-        Forward(flat(lambda x: x @ x.transpose(2, 3))),
-        "a product of matrices that are not weights .*use conv",
+        Forward(lambda m, x: x.flatten(1) @ x.flatten(1).T),
+        "sums over the batch; expected images to stay apart",
     ),
     "flipped batch": (Forward(flat(lambda x: x.flip(0))), "moves images; expected them to stay apart"),
-    "statistics of each image": (
-        nn.Sequential(nn.InstanceNorm2d(3), nn.Flatten()),
-        "module 0 .*statistics of each image .*use BatchNorm",
-    ),
     "part of a tensor changed": (Forward(change_part), r"operator aten.fill_.* at .*build the tensor with torch.cat"),
     "constant of another shape": (
         Forward(lambda m, x: (x[:, :1] + m.w).flatten(1), w=images(3, 1, 1)),
@@ -934,14 +938,14 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     ),
     "noise": (Forward(flat(lambda x: x + torch.rand(3, 1, 1))), "is random; expected the same logits for the same"),
     "noise per image": (Forward(flat(lambda x: x + torch.rand_like(x))), "operator aten.rand_like"),
-    "a softmax before the end": (
-        Forward(lambda m, x: torch.softmax(x.flatten(1), 1) * 2),
-        r"aten\.softmax\.int at \S+" + LINE + ".*: a softmax before the end .*may only be the last operation",
+    "a log_softmax before the end": (
+        Forward(lambda m, x: torch.log_softmax(x.flatten(1), 1) * 2),
+        r"aten\.log_softmax\.int at \S+" + LINE + ".*: a log_softmax before the end .*may only be the last operation",
     ),
-    "a softmax over pixels": (Forward(flat(lambda x: torch.softmax(x, 3))), "a softmax before the end"),
+    "a softmax over the batch": (Forward(flat(lambda x: torch.softmax(x, 0))), "takes a softmax over the batch"),
     "a module inside torch's own": (
-        nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.GroupNorm(2, 4)), nn.Flatten()),
-        r"operator aten\.group_norm\.default at module 1\.0 \(GroupNorm\) has no integer form here; use BatchNorm",
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.LocalResponseNorm(2)), nn.Flatten()),
+        r"operator aten\.avg_pool3d\.default at module 1\.0 \(LocalResponseNorm\) has no integer form here; replace it",
     ),
     "autocast": (Forward(autocast, c=nn.Conv2d(3, 4, 1)), "wrap_with_autocast at .*take autocast out of the forward"),
     "more inputs": (TwoInputs(), r"TwoInputs.forward takes \(x.*, y.*\).*, expected images alone; wrap the model"),

@@ -25,12 +25,15 @@ from twoscale._ir.float_graph import (
     Elementwise,
     FloatGraph,
     Linear,
+    MatMul,
     MaxPool2d,
     Mul,
     Node,
     Pad,
     Reshape,
     Slice,
+    Softmax,
+    SoftmaxMatMul,
     WindowAverage2d,
     Windows,
     window_weights,
@@ -57,6 +60,7 @@ def fold(graph: FloatGraph, *, join_residuals: bool = True) -> FloatGraph:
     graph = _with_functions_recognized(_merge(graph, _hardsigmoid))
     graph = _merge(compose(graph), _clamp_into_producer)  # composing removes readers of some values
     graph = _merge(graph, _average_into_average)
+    graph = _with_softmax_in_products(graph)
     graph = _with_window_averages_split(_with_window_averages_in_weights(graph))
     graph = _with_large_averages_split(graph)
     graph = into_weights(graph)
@@ -187,6 +191,9 @@ def _affine_into_producer(producer: Node, node: Node) -> Node | None:
             weight_oi=(producer.weight_oi * scale[:, None]).astype(np.float32),
             bias_o=(producer.bias_o * scale + node.shift_c).astype(np.float32),
         )
+    uniform = not node.shift_c.any() and (node.scale_c == node.scale_c[0]).all() and node.scale_c[0] > 0
+    if isinstance(producer, MatMul) and producer.bounds == UNBOUNDED and uniform:
+        return dataclasses.replace(producer, factor=producer.factor * float(node.scale_c[0]))
     if isinstance(producer, ChannelAffine) and producer.bounds == UNBOUNDED:
         return dataclasses.replace(
             producer,
@@ -272,6 +279,25 @@ def _with_functions_recognized(graph: FloatGraph) -> FloatGraph:
                     changes[node.name] = function
                     dead.add(name)
                 break
+    graph = graph.replaced(changes)
+    return dataclasses.replace(graph, nodes=tuple(node for node in graph if node.name not in dead))
+
+
+def _with_softmax_in_products(graph: FloatGraph) -> FloatGraph:
+    """Join a softmax with the product that alone reads it, so that its weights are never rounded to 8 bits."""
+    changes: dict[str, Node] = {}
+    dead: set[str] = set()
+    for node in graph:
+        if not isinstance(node, MatMul) or node.factor != 1.0:
+            continue
+        weights = graph[node.inputs[0]]
+        alone = len(graph.users[weights.name]) == 1 and weights.name != graph.output
+        if isinstance(weights, Softmax) and weights.axis == 2 and alone and node.inputs[1] != weights.name:
+            changes[node.name] = SoftmaxMatMul(
+                name=node.name, inputs=(*weights.inputs, node.inputs[1]), shape=node.shape, source=node.source,
+                bounds=node.bounds,
+            )  # fmt: skip
+            dead.add(weights.name)
     graph = graph.replaced(changes)
     return dataclasses.replace(graph, nodes=tuple(node for node in graph if node.name not in dead))
 

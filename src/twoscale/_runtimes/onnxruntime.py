@@ -100,7 +100,7 @@ def with_unsigned_weights(model: onnx.ModelProto, network: IntegerNetwork) -> No
 
     for node in model.graph.node:
         weight, zero_point = _WEIGHT_INPUTS.get(node.op_type, (0, 0))
-        if not weight or node.input[0] not in unsigned:
+        if not weight or node.input[0] not in unsigned or node.input[weight] not in initializers:
             continue
         shift(node.input[weight])
         if zero_point < len(node.input):

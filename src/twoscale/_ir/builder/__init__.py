@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from twoscale._ir.builder.attention import AttentionPlace
 from twoscale._ir.builder.base import NodeList, Shape
 from twoscale._ir.builder.pools import PoolsPlace
 from twoscale._ir.builder.weights import WeightsPlace
@@ -17,7 +18,7 @@ from twoscale._ir.float_graph import FloatGraph, Input
 __all__ = ["FloatGraphBuilder", "Place"]
 
 
-class Place(WeightsPlace, PoolsPlace):
+class Place(WeightsPlace, PoolsPlace, AttentionPlace):
     """One operator of the user's network, with all the nodes that a front-end can append for it."""
 
 

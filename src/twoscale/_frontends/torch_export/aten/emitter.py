@@ -197,10 +197,6 @@ def symmetric(padding: tuple[int, int]) -> Padding:
 
 
 _REMEDIES = {
-    "layer_norm": "use BatchNorm: its statistics are fixed after training",
-    "group_norm": "use BatchNorm: its statistics are fixed after training",
-    "instance_norm": "use BatchNorm: its statistics are fixed after training",
-    "softmax": "a softmax may only be the last operation, over the classes; for a gate use a sigmoid",
     "log_softmax": "a softmax may only be the last operation, over the classes",
     "argmax": "return the logits",
     "conv_transpose3d": "use ConvTranspose2d",
@@ -218,7 +214,6 @@ _REMEDIES = {
     "copy": "build the tensor with torch.cat",
     "fill": "build the tensor with torch.cat, or multiply by a mask of zeros and ones",
     "einsum": "write it as a Linear, a Conv2d or a product",
-    "scaled_dot_product_attention": "attention has no integer form here; use convolutions",
     "lstm": "use convolutions",
     "gru": "use convolutions",
     "cond": "decide by shapes or options, not by values",

@@ -63,10 +63,13 @@ def gelu(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 def softmax(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """A softmax over the classes at the end does not change their order, so its input is used as the logits."""
     function = str(node.target._opname).strip("_")  # type: ignore[union-attr]
-    shape = (1, *e.input_shape(a["self"]))
-    of_classes = shape[int(a["dim"]) % len(shape)] == math.prod(shape)
-    if not of_classes or not _reaches_the_output(node):
-        raise e.at(node).unsupported(f"a {function} before the end", remedy(function))
+    axis, shape = e.axis(a["self"], a["dim"]), e.input_shape(a["self"])
+    if axis < 0:
+        raise e.at(node).wrong("takes a softmax over the batch; expected images to stay apart")
+    if shape[axis] != math.prod(shape) or not _reaches_the_output(node):
+        if function != "softmax":
+            raise e.at(node).unsupported(f"a {function} before the end", remedy(function))
+        return e.at(node).softmax(e.input(a["self"]), axis)
     e.left_out = (function, e.source(node))
     return e.input(a["self"])
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from twoscale._frontends.torch_export.aten.emitter import Emitter, remedy
+from twoscale._frontends.torch_export.aten.emitter import Emitter
 
 _MOST_WEIGHTS = 1 << 22
 """Weights that a convolution may have after copying them for each picture of an image."""
@@ -101,8 +101,6 @@ def linear(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
 def batch_norm(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """A batch norm with its statistics fixed is a scale and a shift per channel."""
     at = e.at(node)
-    if a.get("use_input_stats"):
-        raise at.unsupported("a norm by the statistics of each image", remedy("instance_norm"))
     mean, variance = e.array(a["running_mean"]), e.array(a["running_var"])
     if mean is None or variance is None:
         raise at.unsupported("a batch norm without running statistics", "set track_running_stats=True")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twoscale._frontends.torch_export.aten import functions, layers, padding, pooling, shapes, sums, windows
+from twoscale._frontends.torch_export.aten import attention, functions, layers, padding, pooling, shapes, sums, windows
 from twoscale._frontends.torch_export.aten.emitter import Translation
 from twoscale._frontends.torch_export.aten.functions import table_of
 
@@ -18,11 +18,19 @@ TRANSLATIONS: dict[str, Translation] = {
     "linear": layers.linear,
     "batch_norm": layers.batch_norm,
     "_native_batch_norm_legit_no_training": layers.batch_norm,
-    "instance_norm": layers.batch_norm,
-    "matmul": sums.matmul,
+    "instance_norm": attention.instance_norm,
+    "matmul": attention.matmul,
     "mm": sums.matmul,
-    "bmm": sums.matmul,
+    "bmm": attention.matmul,
     "addmm": sums.matmul,
+    # Attention, and norms by the statistics of the image.
+    "scaled_dot_product_attention": attention.attention,
+    "layer_norm": attention.layer_norm,
+    "native_layer_norm": attention.layer_norm,
+    "rms_norm": attention.layer_norm,
+    "_fused_rms_norm": attention.layer_norm,
+    "group_norm": attention.group_norm,
+    "native_group_norm": attention.group_norm,
     # Pools.
     "max_pool2d": pooling.max_pool2d,
     "max_pool2d_with_indices": pooling.max_pool2d,
@@ -217,8 +225,9 @@ TRANSLATIONS: dict[str, Translation] = {
 
 _OF_PLAIN_BATCHES = (
     *(shapes.channel_shuffle, shapes.pixel_shuffle, shapes.pixel_unshuffle, shapes.upsample_nearest, shapes.filled),
-    *(shapes.interpolation, functions.softmax, functions.prelu, functions.where, functions.masked_fill),
+    *(shapes.interpolation, functions.prelu, functions.where, functions.masked_fill),
     *(layers.transposed_convolution, windows.im2col, windows.col2im),
+    *(attention.group_norm, attention.instance_norm),
 )
 
 PLAIN_ONLY = frozenset(name for name, translation in TRANSLATIONS.items() if translation in _OF_PLAIN_BATCHES)
