@@ -86,6 +86,6 @@ def test_norms_over_dimensions_apart_are_refused_in_c() -> None:
         name="norm", inputs=("input",), output=x, axes=(0, 2, 4, 5), epsilon=1, centered=True, gain=one, bias=one
     )
     flat = n.Reshape(name="flat", inputs=("norm",), output=n.TensorSpec((128,), "uint8", 1.0, 128, 0, 255))
-    network = IntegerNetwork("apart", (n.QuantizeInput(name="input", inputs=(), output=x), layer, flat), "flat")
+    network = IntegerNetwork("apart", (n.QuantizeInput(name="input", inputs=(), output=x), layer, flat), ("flat",))
     with pytest.raises(ConfigurationError, match="layer norm of apart normalizes in more than 3 nested loops"):
         lower(network)

@@ -129,7 +129,7 @@ def one_layer(shape: tuple[int, ...], make: Callable[[n.TensorSpec], n.Layer]) -
     layer = make(x)
     flat = dataclasses.replace(layer.output, shape=(math.prod(layer.output.shape),))
     end = n.Reshape(name="flat", inputs=("l",), output=flat)
-    return IntegerNetwork("one", (n.QuantizeInput(name="input", inputs=(), output=x), layer, end), "flat")
+    return IntegerNetwork("one", (n.QuantizeInput(name="input", inputs=(), output=x), layer, end), ("flat",))
 
 
 def normalizing_layer(x: n.TensorSpec, **changes: Any) -> n.Layer:

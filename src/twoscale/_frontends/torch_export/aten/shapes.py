@@ -15,9 +15,21 @@ from twoscale._ir.float_graph import Concat
 def reshape(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """The same values in the same order; the batch may merge with the dimensions behind it and part from them."""
     before, after = (e.entries_before_batch(x) for x in (a["self"], node))
-    if before != after:
+    if before != after and not _merges_before(e, a["self"], node, before, after):
         raise e.mixed(node)
     return e.at(node).reshape(e.input(a["self"]), e.shape(node))
+
+
+def _merges_before(e: Emitter, x: fx.Node, node: fx.Node, before: int, after: int) -> bool:
+    """Tell whether the batch merges with what lies before it, or parts from it again, as in nn.MultiheadAttention.
+
+    (T, N, E) becomes (T·N, E), in which each image has T entries, in order. Whether what parts again is what was merged
+    shows when the captured graph is compared with the model.
+    """
+    (_, parts_before), (_, parts_after) = e.batch_of(x), e.batch_of(node)
+    merges = after == 1 and parts_before == 1 and parts_after == before
+    parts = before == 1 and parts_after == 1 and parts_before == after
+    return merges or parts
 
 
 def channel_shuffle(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
