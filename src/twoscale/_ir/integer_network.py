@@ -148,6 +148,18 @@ class IntegerNetwork:
         return not self.off_grid
 
     @cached_property
+    def ties(self) -> tuple[str, ...]:
+        """One line per layer whose rounding can meet a tie, with the first tie; empty if the network is tie-free."""
+        from twoscale._ir import ties
+
+        return ties.ties(self)
+
+    @property
+    def tie_free(self) -> bool:
+        """Whether runtimes that round ties up, or away from zero, provably give the same integers, (3b) and (7e)."""
+        return not self.ties
+
+    @cached_property
     def bounds(self) -> tuple[AccumulatorBound, ...]:
         """Bounds of every layer with weights, equation (13)."""
         found = []
@@ -242,16 +254,22 @@ class IntegerNetwork:
 
         return onto_grid(self).network
 
-    def save(self, path: str | Path, *, form: str = "integer") -> None:
-        """Write the network as an ONNX file, completely or not at all.
+    def save(self, path: str | Path, *, form: str = "integer", io: str | None = None) -> None:
+        """Write the network to a file, completely or not at all.
 
         Args:
             path: the file.
             form: "integer" for standard integer operators, which ``twoscale.load`` reads back and ONNX Runtime
                 computes bit for bit; "qdq" for runtimes that expect float operators between DequantizeLinear and
-                QuantizeLinear, whose rounding may give other integers.
+                QuantizeLinear, whose rounding may give other integers; "tflite" for LiteRT, which computes the integers
+                of networks of the scheme "tflite".
+            io: type of the input and output of a "tflite" file: "int8" (the default), "uint8" or "float32".
+
+        Raises:
+            ConfigurationError: a layer has no operators with the same integers in that form; names the layer.
+            UnknownNameError: there is no such form or type.
         """
-        delegates.call("save", self, Path(path), form=form)
+        delegates.call("save", self, Path(path), form=form, io=io)
 
     def _repr_html_(self) -> str:
         html: str = delegates.call("network_html", self)
