@@ -13,6 +13,8 @@ __all__ = ["EXTRAS", "require", "requires_extras"]
 EXTRAS = {
     "onnxruntime": "onnxruntime",
     "PIL": "torch",
+    "ai_edge_litert": "litert",
+    "flatbuffers": "litert",
     "pooch": "torch",
     "pyarrow": "parquet",
     "requests": "torch",

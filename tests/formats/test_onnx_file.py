@@ -183,7 +183,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest
 
 
 def test_an_unknown_form_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="unknown form of ONNX file 'QDQ': did you mean 'qdq'"):
+    with pytest.raises(UnknownNameError, match="unknown form of file 'QDQ': did you mean 'qdq'"):
         save(example(), tmp_path / "a.onnx", form="QDQ")
     assert not list(tmp_path.iterdir())
 

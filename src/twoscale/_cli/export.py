@@ -21,9 +21,11 @@ _WRITTEN = {form.name: form for form in FORMS.values() if not form.is_read}
 if TYPE_CHECKING:
     TargetName = str
     To = str
+    Io = str
 else:
     TargetName = Literal[tuple(TARGETS)]
     To = Literal[("c", *_WRITTEN)]
+    Io = Literal[tuple(dict.fromkeys(io for form in _WRITTEN.values() for io in form.io_types))]
 
 if TYPE_CHECKING:
     from twoscale._codegen.c import SizeReport
@@ -41,6 +43,7 @@ def export_command(
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="PATH")],
     to: Annotated[To, tyro.conf.arg(help=_TO_HELP)] = "c",
     target: Annotated[TargetName, tyro.conf.arg(help=_TARGET_HELP)] = "portable",
+    io: Io | None = None,
     name: str | None = None,
     data: str | None = None,
     images: int = 4,
@@ -54,7 +57,8 @@ def export_command(
 
     ONNX Runtime needs no export: it runs the network's own file. For runtimes that want floating-point operators
     between quantize and dequantize nodes (OpenVINO, TensorRT), "--to qdq" writes such a file. Each of them rounds in
-    its own way, so integers may differ.
+    its own way, so integers may differ. "--to tflite" writes a file for LiteRT, which computes the integers of networks
+    that were quantized with "--scheme tflite".
 
     Args:
         network: Integer network (.onnx).
@@ -62,6 +66,7 @@ def export_command(
         name: Prefix of files and public names; by default the network's own name.
         data: Data set whose first test images the self-test uses, instead of generated ones.
         images: Number of images of the self-test.
+        io: Type of the input and output of a .tflite file. Default: int8.
         json: Print JSON instead of a table.
     """
     from twoscale._codegen.c import default_images, export_c
@@ -72,8 +77,10 @@ def export_command(
         raise ConfigurationError(f"--images is {images}; expected at least 1")
     loaded = load(require_file(network, "an integer network (.onnx)"))
     if to in _WRITTEN:
-        _save(loaded, network, out, _WRITTEN[to], json=json)
+        _save(loaded, network, out, _WRITTEN[to], io, json=json)
         return
+    if io is not None:
+        raise ConfigurationError("--io is the type of a .tflite file's input and output; expected --to tflite with it")
     require_on_grid(loaded, network)
     if data is None:
         inputs = default_images(loaded, images)
@@ -115,13 +122,13 @@ def require_on_grid(network: IntegerNetwork, path: Path) -> None:
         )
 
 
-def _save(network: IntegerNetwork, source: Path, out: Path, form: Form, *, json: bool) -> None:
+def _save(network: IntegerNetwork, source: Path, out: Path, form: Form, io: str | None, *, json: bool) -> None:
     title = f"{form.name.upper()} form"
     if out.is_dir():
         raise ConfigurationError(f"{out} is a folder; expected a file to write the {title} to")
     if out.exists() and out.samefile(source):
         raise ConfigurationError(f"{out} is the network itself; the {title} cannot be read back, name another file")
-    network.save(out, form=form.name)
+    network.save(out, form=form.name, io=io)
     if json:
         print_json({"file": str(out), "form": form.name, "fingerprint": network.fingerprint})
         return

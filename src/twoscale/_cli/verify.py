@@ -62,8 +62,8 @@ def verify_command(
 
     Args:
         file: Integer network (.onnx).
-        executors: Executors to compare: reference (NumPy), torch, onnxruntime, c. The others are compared with the
-            first. Default: reference and torch; without torch, reference and another that can run here.
+        executors: Executors to compare: reference (NumPy), torch, onnxruntime, c, litert. The others are compared with
+            the first. Default: reference and torch; without torch, reference and another that can run here.
         checkpoint: Weights of the float network. Adds agreement, and the signal-to-noise ratio of every layer.
         against: Another integer network (.onnx), compared layer by layer, or weights, as with --checkpoint.
         original: File of another tool that FILE was read from. ONNX Runtime runs it as it is, and every layer is

@@ -37,10 +37,17 @@ class Form:
     is_read: bool = False
     """Whether ``load`` reads it back."""
 
-    def to_bytes(self, network: IntegerNetwork) -> bytes:
-        """Return a network as a file."""
-        write: Callable[[IntegerNetwork], bytes] = self._module().to_bytes
-        return write(network)
+    io_types: tuple[str, ...] = ()
+    """Types that input and output may have, the default first; empty if there is no choice."""
+
+    def to_bytes(self, network: IntegerNetwork, io: str | None = None) -> bytes:
+        """Return a network as a file; see the package's ``save``."""
+        write: Callable[..., bytes] = self._module().to_bytes
+        if io is None:
+            return write(network)
+        if io not in self.io_types:
+            raise UnknownNameError(f"type of input and output of the form {self.name}", io, self.io_types)
+        return write(network, io=io)
 
     def load(self, path: Path) -> IntegerNetwork:
         """Read a network; see the package's ``load``."""
@@ -54,6 +61,13 @@ class Form:
 _ALL = (
     Form("integer", "integer", ".onnx", "an ONNX file of integer operators with the network's integers", is_read=True),
     Form("qdq", "qdq", ".onnx", "an ONNX file in QDQ form for OpenVINO and TensorRT, whose integers may differ"),
+    Form(
+        "tflite",
+        "tflite",
+        ".tflite",
+        "a TensorFlow Lite file, with which LiteRT computes the network's integers",
+        io_types=("int8", "uint8", "float32"),
+    ),
 )
 FORMS = {form.name: form for form in _ALL}
 """By name."""
@@ -72,22 +86,26 @@ def to_model(network: IntegerNetwork, form: str = "integer") -> onnx.ModelProto:
     """
     import onnx
 
+    if _form(form).suffix != ".onnx":
+        raise UnknownNameError("form of ONNX file", form, [f.name for f in _ALL if f.suffix == ".onnx"])
     return onnx.load_model_from_string(_form(form).to_bytes(network))
 
 
-def save(network: IntegerNetwork, path: str | Path, form: str = "integer") -> None:
+def save(network: IntegerNetwork, path: str | Path, form: str = "integer", io: str | None = None) -> None:
     """Write the network to a file, completely or not at all.
 
     Args:
         network: what to save.
         path: the file, usually with the suffix ".onnx"; missing folders are created.
         form: a name in ``FORMS``; only the integer form is read back.
+        io: type of input and output, where the form has a choice.
 
     Raises:
-        UnknownNameError: there is no such form.
+        ConfigurationError: the form has no operators with the network's integers.
+        UnknownNameError: there is no such form or type.
         TwoscaleError: the file cannot be written; what was there before is unchanged.
     """
-    write_bytes(Path(path), _form(form).to_bytes(network))
+    write_bytes(Path(path), _form(form).to_bytes(network, io))
 
 
 def load(path: str | Path) -> IntegerNetwork:
@@ -104,5 +122,5 @@ def load(path: str | Path) -> IntegerNetwork:
 
 def _form(name: str) -> Form:
     if name not in FORMS:
-        raise UnknownNameError("form of ONNX file", name, FORMS)
+        raise UnknownNameError("form of file", name, FORMS)
     return FORMS[name]

@@ -23,7 +23,7 @@ from twoscale import data as data_room
 from twoscale._environment import current_environment
 from twoscale._files import write_record
 from twoscale._lab.records import BitsResult, LabNetwork, LabResults, StageResult
-from twoscale._quantization.scheme import SCHEMES, Scheme, find_scheme
+from twoscale._quantization.scheme import COURSE, DEFAULT, Scheme, find_scheme
 from twoscale.errors import ConfigurationError, QuantizationError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class LabConfig:
     """Continue training from checkpoints in the folder."""
     models: tuple[str, ...] = ("net", "net-with-bias")
     """Networks to train and quantize."""
-    schemes: tuple[str, ...] = tuple(SCHEMES)
+    schemes: tuple[str, ...] = (DEFAULT.name, COURSE.name)
     """Schemes to quantize them by."""
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
     """Bits of the weights whose accuracies are compared."""

@@ -15,6 +15,7 @@ from twoscale._ir import float_graph as g
 from twoscale._ir import functions
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
+from twoscale._ir.float_scales import weight_scales
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.operators.attention import exponentials, largest_exponential
 from twoscale._ir.operators.normalizing import GAIN_LIMIT, LARGEST_EPSILON
@@ -27,6 +28,7 @@ __all__ = ["build", "build_layers"]
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+_Allowed = Callable[[Float64], NDArray[np.bool_]]
 _Make = Callable[["_Builder", Any, dict[str, Any]], n.Layer]
 
 _OFFSETS = (0, -1, 1, -2)
@@ -81,6 +83,18 @@ class _Builder:
             np.clip(np.rint([np.ldexp(ratio, shift)]), 1, MULTIPLIER_LIMIT - 1).astype(np.int64), shift
         )
 
+    def requantizing(self, x: n.TensorSpec, y: n.TensorSpec) -> n.Multiplier:
+        """Return the multiplier from one scale to another."""
+        if not self.scheme.float32_scales:
+            return self.multiplier(x.scale / y.scale)
+        wanted = np.rint([np.ldexp(x.scale / y.scale, REQUANTIZE_SHIFT)])
+        nearest = _nearest_allowed(wanted, self.allowed(REQUANTIZE_SHIFT, x, y))[0]
+        return n.Multiplier.on_grid(nearest.astype(np.int64))
+
+    def allowed(self, shift: int, x: n.TensorSpec, y: n.TensorSpec) -> _Allowed:
+        """Return which multipliers are odd, and float32 quotients of scales, (6b)."""
+        return lambda integers: (integers % 2 == 1) & ~np.isnan(weight_scales(integers, shift, x.scale, y.scale))
+
     def accumulating(
         self, node: g.Conv2d | g.Linear, weight: NDArray[np.float32], common: dict[str, Any]
     ) -> dict[str, Any]:
@@ -104,7 +118,8 @@ class _Builder:
         elif self.scheme.on_grid:
             shift = REQUANTIZE_SHIFT if len(node.inputs) == 1 else ADD_SHIFT  # (3) or (7b)
             step = y.scale / (2**shift * x.scale)
-            integers = _nearest_on_grid(rows, wanted / step, step, limit, may_clip=method.kind == "mse")
+            allowed = self.allowed(shift, x, y) if self.scheme.float32_scales else None
+            integers = _nearest_on_grid(rows, wanted / step, step, limit, allowed, may_clip=method.kind == "mse")
             scales, multiplier = integers * step, n.Multiplier.on_grid(integers, shift)
         else:
             scales, multiplier = wanted, n.Multiplier((x.scale * wanted / y.scale).astype(np.float32), None)
@@ -138,7 +153,9 @@ def _integers(rows: Float32, scales: Float64, limit: int) -> NDArray[np.int8]:
     return integers
 
 
-def _nearest_on_grid(rows: Float32, wanted: Float64, step: float, limit: int, *, may_clip: bool) -> NDArray[np.int64]:
+def _nearest_on_grid(
+    rows: Float32, wanted: Float64, step: float, limit: int, allowed: _Allowed | None = None, *, may_clip: bool
+) -> NDArray[np.int64]:
     """Return the multipliers near ``wanted`` (in units of the grid) whose weights have the least squared error.
 
     Rounding up clips no weight that the range method kept. The neighbours are also tried, but unless ``may_clip`` is
@@ -146,6 +163,8 @@ def _nearest_on_grid(rows: Float32, wanted: Float64, step: float, limit: int, *,
     """
     up = np.ceil(wanted)
     candidates = np.clip(up + np.array(_OFFSETS)[:, None], 1, MULTIPLIER_LIMIT - 1)
+    if allowed is not None:
+        candidates = _nearest_allowed(up, allowed)
     errors, widest = np.zeros((len(_OFFSETS), len(rows))), np.empty(len(rows))
     for part, block in _blocks(rows):
         widest[part] = np.abs(block).max(1)
@@ -158,9 +177,22 @@ def _nearest_on_grid(rows: Float32, wanted: Float64, step: float, limit: int, *,
     if len(wanted) == 1:
         errors, widest = errors.sum(1, keepdims=True), widest.max(keepdims=True)
     kept = 0.0 if may_clip else np.minimum(widest, wanted * step * limit)
-    errors[(np.array(_OFFSETS)[:, None] < 0) & (kept > (limit + 0.5) * candidates * step)] = np.inf
+    errors[(candidates < up) & (kept > (limit + 0.5) * candidates * step)] = np.inf
     best: NDArray[np.int64] = candidates[errors.argmin(0), np.arange(len(wanted))].astype(np.int64)
     return best
+
+
+def _nearest_allowed(wanted: Float64, allowed: _Allowed) -> Float64:
+    """Return the allowed multipliers nearest to the wanted ones, (4, channels), the nearest first."""
+    reach = 16
+    while True:
+        offsets = np.array(sorted(range(-reach, reach + 1), key=abs))
+        tried = wanted + offsets[:, None]
+        bad = (tried < 1) | (tried >= MULTIPLIER_LIMIT) | ~allowed(np.clip(tried, 1, MULTIPLIER_LIMIT - 1))
+        if (~bad).sum(0).min() >= len(_OFFSETS):
+            order = bad.argsort(0, kind="stable")[: len(_OFFSETS)]
+            return np.take_along_axis(tried, order, 0)
+        reach *= 2
 
 
 def _conv2d(b: _Builder, node: g.Conv2d, common: dict[str, Any]) -> n.Layer:
@@ -202,7 +234,7 @@ def _concat(b: _Builder, node: g.Concat, common: dict[str, Any]) -> n.Layer:
     multipliers = tuple(
         None
         if (x.scale, x.zero_point) == (y.scale, y.zero_point) and y.lo <= x.lo <= x.hi <= y.hi
-        else b.multiplier(x.scale / y.scale)
+        else b.requantizing(x, y)
         for x in sources
     )
     return n.Concat(**common, axis=node.axis, multipliers=multipliers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from twoscale._calibration import RealRange, affine_parameters
 from twoscale._calibration.profile import moves_values
 from twoscale._ir import float_graph as g
 from twoscale._ir.arithmetic import ADD_SHIFT, FLOAT32_LIMIT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
+from twoscale._ir.float_scales import adds_exactly, product_is_exact, weight_scales
 from twoscale._ir.layers import TensorSpec
 from twoscale._quantization.ranges import Ranges, heads_of
 from twoscale._quantization.scheme import Scheme
@@ -36,6 +37,9 @@ could be off by any factor.
 
 _ADDEND_LIMIT = (FLOAT32_LIMIT - (1 << (8 + ADD_SHIFT))) / (1 << ADD_SHIFT)
 """Largest operand of an addition, in output steps, with which float32 sums are exact, condition (7c): 768."""
+
+_LARGEST_ODD = 49_343
+"""Multiplier of a sum's operand, with which (7c) holds whatever the other is."""
 
 _ROUNDING_MARGIN = 1 + 2.0**-12
 """Multipliers are rounded to the grid."""
@@ -61,7 +65,7 @@ def make_plan(graph: g.FloatGraph, ranges: Ranges, scheme: Scheme) -> Plan:
         ranges: of its activations, from ``choose_ranges`` with the same graph and scheme, tuned or not.
         scheme: how.
     """
-    return Plan(graph, scheme, activation_specs(graph, ranges, scheme), heads_of(graph))
+    return Plan(graph, scheme, activation_specs(graph, ranges, scheme), heads_of(graph, scheme))
 
 
 def activation_specs(graph: g.FloatGraph, ranges: Ranges, scheme: Scheme) -> dict[str, TensorSpec]:
@@ -72,22 +76,43 @@ def activation_specs(graph: g.FloatGraph, ranges: Ranges, scheme: Scheme) -> dic
         scale, zero_point = affine_parameters(range_, lo=lo, hi=hi, symmetric=scheme.symmetric)
         return TensorSpec(graph[name].shape, scheme.activation_dtype, scale, zero_point, lo, hi)
 
-    heads = heads_of(graph)
-    shared = _shared_ranges(graph, ranges, spec_of)
+    heads = heads_of(graph, scheme)
+    shared = _shared_ranges(graph, ranges, spec_of, exact=scheme.float32_scales)
+    sums = _sums_of(graph, ranges, shared) if scheme.float32_scales else {}
     specs: dict[str, TensorSpec] = {}
-    for node in graph:
+
+    def own(name: str) -> TensorSpec:
+        return spec_of(name, shared.get(name, ranges[name]))
+
+    def resolve(node: g.Node) -> TensorSpec:
+        if node.name in specs:
+            return specs[node.name]
         bounds = getattr(node, "bounds", g.UNBOUNDED)
         if node.name in heads:
-            specs[node.name] = TensorSpec(node.shape, "int32", 1.0)
+            found = TensorSpec(node.shape, "int32", 1.0)
         elif moves_values(node):
-            specs[node.name] = _bounded(specs[node.inputs[0]], node.shape, bounds)
+            found = _bounded(resolve(graph[node.inputs[0]]), node.shape, bounds)
         else:
-            spec = spec_of(node.name, shared.get(node.name, ranges[node.name]))
-            if isinstance(node, g.Softmax):
+            spec = own(node.name)
+            if node.name in sums:
+                scale = sum_scale(sums[node.name])
+                spec = dataclasses.replace(spec, scale=scale)
+            elif isinstance(node, g.Softmax):
                 spec = dataclasses.replace(spec, scale=_power_of_two(spec))
             elif scheme.on_grid:
-                spec = dataclasses.replace(spec, scale=_scale_on_grid(node, spec, specs, free=node.name not in shared))
-            specs[node.name] = _bounded(spec, node.shape, bounds)
+                inputs = [resolve(graph[name]) for name in node.inputs]
+                scale = _scale_on_grid(node, spec, inputs, free=node.name not in shared, exact=scheme.float32_scales)
+                spec = dataclasses.replace(spec, scale=scale)
+            found = _bounded(spec, node.shape, bounds)
+        specs[node.name] = found
+        return found
+
+    def sum_scale(sum_: _Sum) -> float:
+        wanted = max(own(name).scale for name in sum_.same)
+        return _scale_of_sum(resolve(graph[sum_.other]).scale if sum_.other else None, wanted)
+
+    for node in graph:
+        resolve(node)
     return specs
 
 
@@ -98,7 +123,59 @@ def _power_of_two(spec: TensorSpec) -> float:
     return math.ldexp(1.0, -min(max(shift, 0), 16))
 
 
-def _scale_on_grid(node: g.Node, spec: TensorSpec, specs: Mapping[str, TensorSpec], *, free: bool) -> float:
+@dataclass(frozen=True)
+class _Sum:
+    """An addition and the operands that get its scale."""
+
+    same: tuple[str, ...]
+    """The addition, and operands that only it reads and whose scales are free."""
+    other: str
+    """The operand with another scale; "" if there is none."""
+
+
+def _sums_of(graph: g.FloatGraph, ranges: Ranges, shared: Mapping[str, RealRange]) -> dict[str, _Sum]:
+    """Return the addition of every tensor whose scale is that of an addition, (7e).
+
+    An operand's scale is free if its producer has weights or is a table. An addition without such an operand keeps a
+    scale of its own.
+    """
+    found: dict[str, _Sum] = {}
+    for node in graph:
+        if not isinstance(node, g.Add):
+            continue
+        free = [
+            name
+            for name in dict.fromkeys(node.inputs)
+            if isinstance(graph[name], g.Conv2d | g.Linear | g.Elementwise)
+            and name in ranges
+            and name not in shared
+            and len(graph.users[name]) == 1
+        ]
+        if free:
+            other = next((name for name in node.inputs if name not in free), "")
+            one = _Sum((node.name, *free), other)
+            found.update(dict.fromkeys(one.same, one))
+    return found
+
+
+def _scale_of_sum(other: float | None, wanted: float) -> float:
+    """Return the float32 scale of a sum, at least ``wanted``, with an odd multiplier for the other operand's scale."""
+    if other is None:
+        return float(np.float32(wanted))
+    integer = min(max(_odd(math.floor(math.ldexp(other / wanted, ADD_SHIFT))), 1), _LARGEST_ODD)
+    while True:
+        scale = float(np.float32(math.ldexp(other, ADD_SHIFT) / integer))
+        if adds_exactly(integer, ADD_SHIFT, other, scale):
+            return scale
+        integer -= 2
+
+
+def _odd(integer: int) -> int:
+    """Return the largest odd number that is not above ``integer``."""
+    return integer - 1 + integer % 2
+
+
+def _scale_on_grid(node: g.Node, spec: TensorSpec, inputs: Sequence[TensorSpec], *, free: bool, exact: bool) -> float:
     """Return the output scale, enlarged as far as the grid of multipliers needs; a shared one only if necessary.
 
     - A mean or a product has no weight scale with which its ratio could be put on the grid, equation (4), so its output
@@ -106,11 +183,17 @@ def _scale_on_grid(node: g.Node, spec: TensorSpec, specs: Mapping[str, TensorSpe
     percent.
     - A sum is exact only while one operand stays within 768 output steps, condition (7c). If a sum is that much
     narrower than its operands, its steps must be coarser for equal bits everywhere.
+
+    Args:
+        node: whose output it is.
+        spec: with the scale that its range has.
+        inputs: of the node.
+        free: whether no concatenation shares the scale.
+        exact: whether float32 quotients must be the multiplier, (6b).
     """
     scale = spec.scale
     if free and isinstance(node, g.AveragePool2d | g.Mul | g.MatMul | g.SoftmaxMatMul):
-        operands = node.inputs[1:] if isinstance(node, g.SoftmaxMatMul) else node.inputs
-        ratio = math.prod(specs[name].scale for name in operands) / scale
+        ratio = math.prod(x.scale for x in (inputs[1:] if isinstance(node, g.SoftmaxMatMul) else inputs)) / scale
         if isinstance(node, g.AveragePool2d):
             ratio /= node.kernel[0] * node.kernel[1]
         if isinstance(node, g.MatMul):
@@ -121,24 +204,52 @@ def _scale_on_grid(node: g.Node, spec: TensorSpec, specs: Mapping[str, TensorSpe
                 "use two smaller windows, one after the other, instead of a single large one"
             )
         integer = min(max(math.floor(math.ldexp(ratio, REQUANTIZE_SHIFT)), 1), MULTIPLIER_LIMIT - 1)
+        if exact and isinstance(node, g.AveragePool2d | g.Mul):
+            return _exact_scale(node, inputs, scale * math.ldexp(ratio, REQUANTIZE_SHIFT), _odd(integer))
         scale *= math.ldexp(ratio, REQUANTIZE_SHIFT) / integer
     elif len(node.inputs) == 2 and isinstance(node, g.Add | g.Conv2d):
-        operands = node.inputs if isinstance(node, g.Add) else node.inputs[1:]
-        reaches = [max(x.hi - x.zero_point, x.zero_point - x.lo) * x.scale for x in (specs[name] for name in operands)]
+        reaches = [x.reach * x.scale for x in (inputs if isinstance(node, g.Add) else inputs[1:])]
         scale = max(scale, min(reaches) * _ROUNDING_MARGIN / _ADDEND_LIMIT)
     return float(np.float32(scale))
+
+
+def _exact_scale(node: g.Node, inputs: Sequence[TensorSpec], product: float, integer: int) -> float:
+    """Return the float32 scale of a mean or a product whose multiplier is ``integer``, or the next odd number below.
+
+    Args:
+        node: the mean or the product.
+        inputs: its operands.
+        product: of the scale and the multiplier in units of the grid.
+        integer: odd.
+    """
+    for candidate in range(max(integer, 1), 0, -2):
+        scale = np.float32(product / candidate)
+        for near in (scale, np.nextafter(scale, np.float32(np.inf)), np.nextafter(scale, np.float32(0))):
+            if isinstance(node, g.Mul):
+                exact = product_is_exact(candidate, REQUANTIZE_SHIFT, inputs[0].scale, inputs[1].scale, float(near))
+            else:
+                exact = not np.isnan(weight_scales([candidate], REQUANTIZE_SHIFT, inputs[0].scale, float(near)))[0]
+            if exact:
+                return float(near)
+    raise QuantizationError(
+        f"layer {node.name}: no float32 scale gives its multiplier exactly; use another scheme than tflite"
+    )
 
 
 def _shared_ranges(
     graph: g.FloatGraph,
     ranges: Ranges,
     spec_of: Callable[[str, RealRange], TensorSpec],
+    *,
+    exact: bool,
 ) -> dict[str, RealRange]:
     """Return the ranges of tensors that share one with a concatenation, so that it only copies them.
 
     An operand takes the concatenation's quantization if nothing else reads it, or if its steps do not become much
     coarser. Chains of concatenations (a dense block, a shuffled half) share one quantization, so values passed on are
     never rounded again.
+
+    Sums, means and products keep a scale of their own if it must be ``exact``, (6b).
     """
     roots = _roots(graph)
     passed_on = {
@@ -157,6 +268,8 @@ def _shared_ranges(
             if name not in ranges:  # a head
                 continue
             if isinstance(found := graph[name], g.AveragePool2d) and math.prod(found.kernel) > _MOST_SHARED:
+                continue
+            if exact and isinstance(found, g.Add | g.AveragePool2d | g.Mul):
                 continue
             members = groups[name] | groups[node.name]
             before = {member: spec_of(member, ranges[member]) for member in members}

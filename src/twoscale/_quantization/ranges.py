@@ -30,7 +30,7 @@ def choose_ranges(graph: g.FloatGraph, statistics: Mapping[str, TensorStatistics
         UnknownNameError: the scheme gives bits to a layer that does not exist or has no integers of its own.
     """
     _check_layers(graph, scheme)
-    heads = heads_of(graph)
+    heads = heads_of(graph, scheme)
     ranges: dict[str, RealRange] = {}
     for node in graph:
         bounds = getattr(node, "bounds", g.UNBOUNDED)
@@ -54,11 +54,14 @@ def range_of(node: g.Node, seen: TensorStatistics, scheme: Scheme) -> RealRange:
     return pixels or choose_range(seen, method, lo=lo, hi=hi, symmetric=scheme.symmetric)
 
 
-def heads_of(graph: g.FloatGraph) -> frozenset[str]:
+def heads_of(graph: g.FloatGraph, scheme: Scheme) -> frozenset[str]:
     """Find the layers with weights whose values are an output of the network, at most reshaped.
 
     Their int32 accumulators are that output, so they need no range. Nothing else may read them.
+    There are none if outputs have 8 bits.
     """
+    if scheme.output_bits < 32:
+        return frozenset()
     heads = set()
     for output in graph.outputs:
         node, readers = graph[output], 0
@@ -73,7 +76,7 @@ def heads_of(graph: g.FloatGraph) -> frozenset[str]:
 
 def _check_layers(graph: g.FloatGraph, scheme: Scheme) -> None:
     weighted = [node.name for node in graph if isinstance(node, g.Conv2d | g.Linear)]
-    heads = heads_of(graph)
+    heads = heads_of(graph, scheme)
     own = [node.name for node in graph if not moves_values(node) and node.name not in heads]
     for what, wanted, known in (
         ("layer with weights", scheme.layer_weight_bits, weighted),

@@ -8,7 +8,7 @@ from twoscale._calibration import RangeMethod
 from twoscale._passes.equalize import EQUALIZATIONS
 from twoscale.errors import ConfigurationError, UnknownNameError
 
-__all__ = ["ACTIVATIONS", "COURSE", "DEFAULT", "SCHEMES", "Scheme", "find_scheme"]
+__all__ = ["ACTIVATIONS", "COURSE", "DEFAULT", "SCHEMES", "TFLITE", "Scheme", "find_scheme"]
 
 
 ACTIVATIONS = ("asymmetric", "symmetric")
@@ -20,7 +20,8 @@ class Scheme:
     """Everything that determines the integers, given a float network and its calibration images.
 
     Raises:
-        ConfigurationError: bits outside 2..8 (activations: 4..8), or a layer named twice.
+        ConfigurationError: bits outside 2..8 (activations: 4..8; the output: 8 or 32), a layer named twice, or options
+            that exclude each other.
         UnknownNameError: there is no such range method, kind of activations or equalization.
     """
 
@@ -43,6 +44,11 @@ class Scheme:
     join_residuals: bool = True
     """Add residuals before requantization, equation (7b), instead of after it, (7). This saves one rounding per
     block."""
+    float32_scales: bool = False
+    """Scales whose float32 quotients are the multipliers exactly, (6b), odd multipliers, (3b), and additions with an
+    operand that has the output's scale, (7e): what LiteRT needs to compute the same bits."""
+    output_bits: int = 32
+    """Bits of the network's output: 32-bit accumulators, or 8 bits like every other layer."""
     equalization: str = "none"
     """Equalization of channels before quantization: none, weights, activations."""
     error_feedback: bool = True
@@ -61,6 +67,10 @@ class Scheme:
             raise UnknownNameError("kind of activations", self.activations, ACTIVATIONS)
         if self.equalization not in EQUALIZATIONS:
             raise UnknownNameError("equalization", self.equalization, EQUALIZATIONS)
+        if self.output_bits not in (8, 32):
+            raise ConfigurationError(f"output_bits is {self.output_bits}; expected 8 or 32")
+        if self.float32_scales and not (self.on_grid and not self.join_residuals):
+            raise ConfigurationError("float32_scales needs on_grid=True and join_residuals=False")
         for kind, least in (("weight", 2), ("activation", 4)):
             _check_bits(f"{kind}_bits", getattr(self, f"{kind}_bits"), least)
             own = getattr(self, f"layer_{kind}_bits")
@@ -129,7 +139,10 @@ COURSE = Scheme(
 )
 """The scheme of the course lab: symmetric int8, one scale per layer, free float multipliers."""
 
-SCHEMES = {scheme.name: scheme for scheme in (DEFAULT, COURSE)}
+TFLITE = Scheme(name="tflite", join_residuals=False, float32_scales=True, output_bits=8)
+"""The default scheme with what a TensorFlow Lite file needs, so that LiteRT computes the same integers."""
+
+SCHEMES = {scheme.name: scheme for scheme in (DEFAULT, COURSE, TFLITE)}
 
 
 def find_scheme(name: str) -> Scheme:

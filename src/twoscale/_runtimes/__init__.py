@@ -21,6 +21,7 @@ EXECUTORS = {
     "c": "twoscale._runtimes.c:CExecutor",
     "torch": "twoscale._runtimes.torch:TorchExecutor",
     "onnxruntime": "twoscale._runtimes.onnxruntime:OnnxRuntimeExecutor",
+    "litert": "twoscale._runtimes.litert:LiteRtExecutor",
     "reference": "twoscale._ir.reference:ReferenceExecutor",
 }
 """"module:class" of each, the fastest first. The last one runs every network everywhere."""
