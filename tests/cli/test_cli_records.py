@@ -61,6 +61,21 @@ def test_verify_records_what_it_compared(run: Callable[..., Any], trained: Any, 
         assert "is not of the network in" in told.out
 
 
+def test_a_network_of_the_library_takes_pixels_too(run: Callable[..., Any], trained: Any, tmp_path: Path) -> None:
+    """twoscale.quantize(normalization=...) records it under another name than the command."""
+    network = twoscale.load(trained.network)
+    path = tmp_path / "net.onnx"
+    kept = {"normalization": network.metadata["normalization"]}
+    dataclasses.replace(network, metadata=kept).save(path)
+    options = ("--data", "digits", "--max-samples", 100, "--json")
+    expected, found = (run("eval", file, *options) for file in (trained.network, path))
+    assert (expected.code, found.code) == (0, 0)
+    assert (
+        found.json == {**expected.json, "file": found.json.get("file")} or found.json["top1"] == expected.json["top1"]
+    )
+    assert found.json["top1"] > 0.5
+
+
 def test_records_that_are_none(refused: Callable[..., str], trained: Any, tmp_path: Path) -> None:
     path = tmp_path / "net.verify.json"
     assert "does not exist; expected the record" in refused("verify", trained.network, "--record", path)

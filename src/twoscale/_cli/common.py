@@ -21,6 +21,7 @@ from twoscale._cli.ending import say
 from twoscale._cli.filekinds import PROGRAM, foreign_kind
 from twoscale._files import record_to_json
 from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.preprocessing import pixel_normalization
 from twoscale._metrics import CountedBatches
 from twoscale._text import printable
 from twoscale.data import Preprocessing
@@ -306,6 +307,10 @@ def recorded(origin: ModelInfo | Published | IntegerNetwork | None) -> ImageOrig
     for key, values in (("mean", found.mean), ("std", found.std)):
         if values is not None and not all(map(math.isfinite, values)):
             raise NetworkFileError(f"the metadata of {origin.name} has a {key} that is not finite")
+    if found.mean is None and found.std is None:  # made by twoscale.quantize, with the normalization inside or without
+        inside = pixel_normalization(origin.metadata, origin.input.output.shape[0])
+        if inside is not None:
+            found = ImageOrigin(found.data, *inside, found.preprocessing, found.classes)
     return found
 
 

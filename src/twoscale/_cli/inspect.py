@@ -100,6 +100,7 @@ def _integer(file: Path, json: bool) -> None:
             "layers": layers,
             "bits": tuple(map(bit_widths, network)),
             "bounds": network.bounds,
+            "ties": network.ties,
             "accuracy": recorded_accuracy(network),
             "metadata": dict(network.metadata),
         }

@@ -71,6 +71,14 @@ def _summary(network: IntegerNetwork) -> list[str]:
         lines.append(
             f"bits of the weights / of the output (w/a); {fixed(total / weights, 2)} bits per weight on average"
         )
+    if network.on_grid:
+        tied = len(network.ties)
+        lines.append(
+            f"{count(tied)} of {count(len(network.layers))} layers can meet a tie, rounded differently elsewhere "
+            "(--json lists them)"
+            if tied
+            else "tie-free: runtimes that round up, or away from zero, compute the same integers"
+        )
     made_from = network.metadata.get(METADATA_KEY)
     if isinstance(made_from, str):
         lines.append(f"made from float weights {made_from[:12]}")
