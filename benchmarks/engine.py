@@ -1,14 +1,19 @@
 """Speed of integer networks on this machine, against other runtimes with the same batch and threads.
 
     make bench-engine                      # makes its own environment the first time
-    python -m benchmarks.engine [--models DIR] [--rows TEXT] [--rounds 11] [--no-record]
-    python -m benchmarks.engine --table    # the recorded figures as a table
+    make bench-engine-large                # 224×224
+    python -m benchmarks.engine [--cases small|large] [--isa avxvnni|avx2] [--models DIR] [--rows TEXT] [--rounds 11]
+                                [--no-record]
+    python -m benchmarks.engine --table    # the recorded figures as a table; also with --cases and --isa
 
 One process holds every runtime. In each round each of them runs in turn for a moment, so that all share whatever else
 the machine does; a figure is the median over rounds of the median call of a round, a ratio the median of the rounds'
 own ratios. All are called from Python with the batch as a NumPy array; for LiteRT only ``invoke`` is timed. The
 processor's limit is measured in the same rounds, and the best of it counts. Before any clock starts, the engine's
 integers are compared with the reference's.
+
+With ``--isa`` every runtime sees a processor without the instruction sets that are better: a preloaded library answers
+CPUID (peers/hide.c). This needs Linux, x86 and a processor that can fault on CPUID.
 
 DIR may hold published weights, NAME-*.safetensors, and a published LiteRT file; TWOSCALE_BENCH_MODELS names it too.
 Without it weights are random: that changes no speed.
@@ -34,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import RESULTS, write_result
-from benchmarks.peers.build import NETWORKS, Files
+from benchmarks.peers.build import LARGE, NETWORKS, Files
 from benchmarks.peers.run import Peak, Side, peers
 from twoscale._environment import Environment, load_average
 from twoscale._files import read_record
@@ -47,19 +52,37 @@ from twoscale._runtimes.compiled import CompiledNetwork
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "build" / "engine"
 ENGINE = "twoscale"
-CASES = (
-    ("resnet8", 1, 1),
-    ("resnet8", 100, 2),
-    ("resnet20", 100, 2),
-    ("resnet20", 1, 1),
-    ("net", 1, 1),
-    ("net", 100, 2),
-    ("resnet18", 32, 2),
-    ("mobilenetv2", 1, 1),
-    ("mobilenetv2", 1, 2),
-    ("mobilenetv2", 32, 2),
-)
+Case = tuple[str, int, int]
 """Network, batch, threads."""
+CASES: dict[str, tuple[Case, ...]] = {
+    "small": (
+        ("resnet8", 1, 1),
+        ("resnet8", 100, 2),
+        ("resnet20", 100, 2),
+        ("resnet20", 1, 1),
+        ("net", 1, 1),
+        ("net", 100, 2),
+        ("resnet18", 32, 2),
+        ("mobilenetv2", 1, 1),
+        ("mobilenetv2", 1, 2),
+        ("mobilenetv2", 32, 2),
+    ),
+    "large": (
+        ("resnet50", 1, 1),
+        ("resnet50", 1, 2),
+        ("resnet50", 16, 1),
+        ("resnet50", 16, 2),
+        ("mobilenetv2-224", 1, 1),
+        ("mobilenetv2-224", 1, 2),
+        ("mobilenetv2", 1, 1),
+        ("mobilenetv2", 1, 2),
+    ),
+}
+HIDDEN_CASES: tuple[Case, ...] = (("resnet8", 1, 1), ("resnet20", 1, 1), ("mobilenetv2", 1, 1))
+"""Those that are measured without the best instruction sets."""
+ISAS = ("avxvnni", "avx2")
+COMPARED_IN_LARGE = 2
+"""Images of large networks whose outputs are compared with the reference's, which takes seconds for each."""
 SLICE_SECONDS = 0.02
 """Time of one side in one round; at least one call."""
 
@@ -138,9 +161,9 @@ def macs(layer: n.Layer) -> int:
     return math.prod(layer.output.shape[1:]) * layer.weight.size if isinstance(layer, n.Accumulating) else 0
 
 
-def layer_times(network: IntegerNetwork, images: NDArray[np.float32]) -> tuple[LayerTime, ...]:
+def layer_times(network: IntegerNetwork, images: NDArray[np.float32], target: str) -> tuple[LayerTime, ...]:
     """Return the engine's time by layer."""
-    found = CompiledNetwork(network).layer_times(images)
+    found = CompiledNetwork(network, target=target).layer_times(images)
     return tuple(
         LayerTime(layer.name, layer.op, 1e6 * found[layer.name] / len(images),
                   1e-9 * macs(layer) * len(images) / found[layer.name] if found[layer.name] else 0.0)
@@ -159,7 +182,8 @@ def prepare(name: str, models: Path | None) -> Files:
     if not done.exists():
         print(f"preparing {name} for every runtime", flush=True)
         files.folder.mkdir(parents=True, exist_ok=True)
-        batches = ",".join(sorted({str(batch) for network, batch, _ in CASES if network == name}))
+        cases = {case for cases in CASES.values() for case in cases}
+        batches = ",".join(sorted({str(batch) for network, batch, _ in cases if network == name}))
         command = [sys.executable, "-m", "benchmarks.peers.build", name, "--out", str(files.folder)]
         command += ["--batches", batches, *([] if models is None else ["--models", str(models)])]
         with (files.folder / "build.log").open("w") as log:
@@ -181,16 +205,23 @@ def run_slice(side: Side) -> float:
     return statistics.median(times)
 
 
-def measure(case: tuple[str, int, int], files: Files, models: Path | None, rounds: int, peak: Peak) -> CaseResult:
+def measure(
+    case: Case, files: Files, models: Path | None, rounds: int, peak: Peak, isa: str | None = None
+) -> CaseResult:
     """Check the engine's integers, then time every side in turn."""
     name, batch, threads = case
     network = load(files.twoscale)
     images = np.load(files.images)[:batch]
-    run = network.compile(threads=threads)
-    expected = ReferenceExecutor(network).run(images)[network.output]
-    mismatches = int(np.count_nonzero(run(images) != network.logits(expected)))
+    run = network.compile(threads=threads, target=isa or "native")
+    if isa is not None and run.kernels != isa:
+        raise SystemExit(f"the engine runs {run.kernels} instead of {isa}")
+    compared = images[:COMPARED_IN_LARGE] if name in LARGE else images
+    expected = ReferenceExecutor(network).run(compared)[network.output]
+    mismatches = int(np.count_nonzero(run(images)[: len(compared)] != network.logits(expected)))
     sides = [Side(ENGINE, lambda: run(images), lambda: run(images)), *peers(name, files, images, threads, models)]
     classes = {side.name: side.logits().argmax(1) for side in sides}
+    if name in LARGE:
+        sides = [side for side in sides if "fp32" not in side.name]
     seconds: dict[str, list[float]] = {side.name: [] for side in sides}
     peaks = []
     for index in range(rounds):
@@ -229,7 +260,7 @@ def measure(case: tuple[str, int, int], files: Files, models: Path | None, round
         compared=expected.size,
         mismatches=mismatches,
         sides=tuple(found),
-        layers=layer_times(network, images),
+        layers=layer_times(network, images, isa or "native"),
     )
 
 
@@ -290,15 +321,27 @@ def show(case: CaseResult) -> str:
     return "\n".join(lines)
 
 
-def chosen(rows: str | None) -> Iterable[tuple[str, int, int]]:
+def chosen(cases: str, isa: str | None, rows: str | None) -> Iterable[Case]:
     """Return the cases whose text, such as "resnet8 1", begins with ``rows``."""
-    return [case for case in CASES if rows is None or f"{case[0]} {case[1]} {case[2]}".startswith(rows)]
+    found = CASES[cases] if isa is None else HIDDEN_CASES
+    return [case for case in found if rows is None or f"{case[0]} {case[1]} {case[2]}".startswith(rows)]
+
+
+def hide_better(isa: str) -> None:
+    """Start this program again, on a processor that seems to have nothing better than ``isa``."""
+    source, library = Path(__file__).parent / "peers" / "hide.c", WORK / "hide.so"
+    WORK.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    environment = {**os.environ, "LD_PRELOAD": str(library), "BEST_ISA": isa}
+    os.execve(sys.executable, [sys.executable, "-m", "benchmarks.engine", *sys.argv[1:]], environment)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     named = os.environ.get("TWOSCALE_BENCH_MODELS")
     parser.add_argument("--models", type=Path, default=Path(named) if named else None, help="folder of published files")
+    parser.add_argument("--cases", choices=CASES, default="small", help="(default: %(default)s)")
+    parser.add_argument("--isa", choices=ISAS, help="hide what is better than this from every runtime")
     parser.add_argument("--rows", help="only cases that begin with this, such as 'resnet8' or 'resnet8 1'")
     parser.add_argument("--rounds", type=int, default=11, help="(default: %(default)s)")
     parser.add_argument("--no-record", action="store_true", help="print only")
@@ -306,16 +349,21 @@ def main() -> None:
         "--table", action="store_true", help="print the recorded figures as a table, and measure nothing"
     )
     arguments = parser.parse_args()
+    record_name = "_".join(
+        ["engine", *(["large"] if arguments.cases == "large" else []), *filter(None, [arguments.isa])]
+    )
     if arguments.table:
-        print(table(read_record(RESULTS / "engine.json", Results)))
+        print(table(read_record(RESULTS / f"{record_name}.json", Results)))
         return
-    load_at_start = load_average()
-    cases = list(chosen(arguments.rows))
+    cases = list(chosen(arguments.cases, arguments.isa, arguments.rows))
     files = {name: prepare(name, arguments.models) for name in NETWORKS if name in {case[0] for case in cases}}
+    if arguments.isa and os.environ.get("BEST_ISA") != arguments.isa:
+        hide_better(arguments.isa)
+    load_at_start = load_average()
     peak = Peak(WORK)
     results = []
     for case in cases:
-        results.append(measure(case, files[case[0]], arguments.models, arguments.rounds, peak))
+        results.append(measure(case, files[case[0]], arguments.models, arguments.rounds, peak, arguments.isa))
         print(show(results[-1]), flush=True)
     limits = {threads: max(c.peak_gmacs for c in results if c.threads == threads) for _, _, threads in cases}
     results = [with_peak(case, limits[case.threads]) for case in results]
@@ -333,7 +381,7 @@ def main() -> None:
     wrong = sum(case.mismatches for case in results)
     if not arguments.no_record and arguments.rows is None and not wrong:
         peers_packages = ("onnxruntime", "openvino", "nncf", "ai-edge-litert", "litert-torch", "ai-edge-quantizer")
-        print(f"written to {write_result('engine', record, *peers_packages)}")
+        print(f"written to {write_result(record_name, record, *peers_packages)}")
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
     if wrong:

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 CALIBRATION_IMAGES = 100
-NETWORKS = ("net", "resnet8", "resnet20", "resnet18", "mobilenetv2")
+LARGE = {"resnet50": "resnet50", "mobilenetv2-224": "mobilenetv2"}
+"""Networks for 224×224 images, and their names in benchmarks.large_networks."""
+LARGE_IMAGES = 16
+LARGE_CALIBRATION = 2
+"""Images for twoscale's ranges in large networks. Weights are random, and the time of a run depends on neither."""
+NETWORKS = ("net", "resnet8", "resnet20", "resnet18", "mobilenetv2", *LARGE)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Files:
 
     @property
     def images(self) -> Path:
-        """Normalized images, float32 (N, 3, 32, 32)."""
+        """Normalized images, float32 (N, 3, 32, 32) or (N, 3, 224, 224)."""
         return self.folder / "images.npy"
 
     def litert(self, kind: str, batch: int) -> Path:
@@ -70,8 +75,11 @@ def make_model(name: str, models_folder: Path | None, images: NDArray[np.float32
     """
     import torch
 
+    from benchmarks import large_networks
     from twoscale import models
 
+    if name in LARGE:
+        return large_networks.make_network(LARGE[name])
     found = sorted(models_folder.glob(f"{name}-*.safetensors")) if models_folder is not None else []
     if found:
         return models.load(name, found[0])
@@ -85,9 +93,13 @@ def make_model(name: str, models_folder: Path | None, images: NDArray[np.float32
 
 
 def make_images(name: str) -> NDArray[np.float32]:
-    """Return images of the embedded data set, normalized as the network takes them."""
+    """Return images of the embedded data set, normalized as the network takes them; for large networks random
+    shapes."""
+    from benchmarks import large_networks
     from twoscale import data, models
 
+    if name in LARGE:
+        return large_networks.make_images(LARGE_IMAGES)
     digits = data.load("digits")
     mean, std = models.normalization(name) or (digits.mean, digits.std)
     images: NDArray[np.uint8] = digits.train.images[:CALIBRATION_IMAGES]
@@ -104,7 +116,8 @@ def build(name: str, files: Files, models_folder: Path | None, batches: tuple[in
     images = make_images(name)
     np.save(files.images, images)
     model = make_model(name, models_folder, images)
-    twoscale.quantize(model, [torch.from_numpy(images)], name=name).save(files.twoscale)
+    calibration = images[:LARGE_CALIBRATION] if name in LARGE else images
+    twoscale.quantize(model, [torch.from_numpy(calibration)], name=name).save(files.twoscale)
     torch.onnx.export(
         model, (torch.from_numpy(images[:2]),), str(files.onnx), input_names=["images"], output_names=["logits"],
         dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}}, opset_version=17, dynamo=False,

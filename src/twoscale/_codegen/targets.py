@@ -1,12 +1,14 @@
 """The targets of export: one registry, which the command line, the library and the compile cache read.
 
 A vector instruction set is one entry of ``INSTRUCTION_SETS`` and a header of its name in the folder
-_codegen/c/kernels/vector; it then becomes part of "native" and a target by itself.
+_codegen/c/kernels/vector, which may follow a header that several sets share. The set then becomes part of "native" and
+a target by itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 __all__ = ["INSTRUCTION_SETS", "TARGETS", "VECTOR_TARGETS", "Architecture", "InstructionSet", "Target"]
@@ -20,13 +22,34 @@ class Architecture:
     """Preprocessor condition that is true if the C is compiled for it."""
     macro: str
     """Macro that the C defines if the condition holds."""
-    header: str
-    """Header with the compiler's intrinsics."""
+    headers: tuple[str, ...]
+    """The compiler's headers for its instructions."""
     question: str
     """C expression that is true if this processor has {feature}."""
+    questions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Expressions for features that compilers do not know in ``question``."""
+    functions: str = ""
+    """C of the functions in ``questions``."""
 
 
-X86 = Architecture("defined(__x86_64__)", "HAVE_X86", "immintrin.h", '__builtin_cpu_supports("{feature}")')
+HAS_AVX_VNNI = """
+/* Whether this CPU has AVX-VNNI; older compilers cannot tell. The system supports it wherever it supports AVX2. */
+__attribute__((unused)) static int has_avxvnni(void)
+{
+    unsigned a = 0, b = 0, c = 0, d = 0;
+
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & 1u << 4) != 0;
+}
+"""
+
+X86 = Architecture(
+    "defined(__x86_64__)",
+    "HAVE_X86",
+    ("cpuid.h", "immintrin.h"),
+    '__builtin_cpu_supports("{feature}")',
+    {"avxvnni": "has_avxvnni()"},
+    HAS_AVX_VNNI,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +66,16 @@ class InstructionSet:
     features: tuple[str, ...] = ()
     """Features that the processor must have."""
     own_names: tuple[str, ...] = ()
-    """Functions and types that its header defines in addition to those of every header."""
+    """Functions and types that its headers define in addition to those of every instruction set."""
+    shared: str = ""
+    """Name of the header that it shares with others."""
+    compilers: str = ""
+    """Preprocessor condition that is true if the compiler has its intrinsics; empty if all have."""
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """Names of its headers, in order."""
+        return tuple(filter(None, (self.shared, self.name)))
 
     @property
     def macro(self) -> str:
@@ -53,13 +85,15 @@ class InstructionSet:
     @property
     def condition(self) -> str:
         """Preprocessor condition that is true where it exists; empty if everywhere."""
-        return f"defined({self.architecture.macro})" if self.architecture else ""
+        parts = [f"defined({self.architecture.macro})"] if self.architecture else []
+        return " && ".join(parts + ([f"({self.compilers})"] if self.compilers else []))
 
     @property
     def supported(self) -> str:
         """C expression that is true if this processor has it."""
         assert self.architecture is not None
-        return " && ".join(self.architecture.question.format(feature=feature) for feature in self.features)
+        known, question = self.architecture.questions, self.architecture.question
+        return " && ".join(known.get(feature, question.format(feature=feature)) for feature in self.features)
 
 
 GENERIC = InstructionSet("generic", "any CPU", own_names=("lanes",))
@@ -73,12 +107,23 @@ INSTRUCTION_SETS = (
         ("first_lanes", "load_table", "look_up", "quarter_of", "table256"),
     ),
     InstructionSet(
+        "avxvnni",
+        "AVX-VNNI",
+        X86,
+        "avx2,fma,avxvnni",
+        ("avx2", "fma", "avxvnni"),
+        ("lanes", "load_256", "quarter_of", "round_32"),
+        shared="ymm",
+        compilers="defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11",
+    ),
+    InstructionSet(
         "avx2",
         "AVX2",
         X86,
         "avx2,fma",
         ("avx2", "fma"),
         ("add_products", "lanes", "load_256", "quarter_of", "round_32"),
+        shared="ymm",
     ),
 )
 """The fastest first."""

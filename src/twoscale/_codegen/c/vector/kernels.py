@@ -106,7 +106,19 @@ _MOVE = VectorKernel("move", portable=(NEXT_PLACE,), has_params=False, defines=(
 _RESCALE_RUNS = VectorKernel("rescale_runs", defines=("rescale_runs",))
 _CONV = VectorKernel(
     "conv",
-    defines=("conv_end", "conv_images", "conv_requantize", "conv_rows", "conv_store", "conv_tile"),
+    defines=(
+        "conv_end",
+        "conv_images",
+        "conv_part",
+        "conv_pixels",
+        "conv_requantize",
+        "conv_row",
+        "conv_rows",
+        "conv_rows_of",
+        "conv_start",
+        "conv_store",
+        "conv_tile",
+    ),
     is_shared=True,
 )
 _LINEAR = VectorKernel(

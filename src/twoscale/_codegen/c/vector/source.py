@@ -101,7 +101,7 @@ class VectorSource(SourceBase):
         names = {*HEADER_NAMES}.union(*(isa.own_names for isa in isas), *(kernel.defines for kernel in kernels))
         return self.render(
             "vector_kernels.h.jinja",
-            vectors=[(isa.macro, text_of(f"{isa.name}.h")) for isa in isas],
+            vectors=[(isa.macro, "\n".join(text_of(f"{name}.h") for name in isa.headers)) for isa in isas],
             kernels=[text_of(f"{kernel.name}.c") for kernel in kernels],
             instances=[
                 f"{kernel.upper()}({function}, {', '.join(map(str, numbers))})"

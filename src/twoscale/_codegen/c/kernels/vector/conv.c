@@ -1,7 +1,7 @@
 /* The start of each row of a tile: in windows, residual and results. */
 typedef struct {
-    const uint8_t *x[4], *residual[4];
-    uint8_t *y[4];
+    const uint8_t *x[6], *residual[6];
+    uint8_t *y[6];
 } conv_rows;
 
 /* How the accumulators of a tile become results; read once for all of them. */
@@ -106,7 +106,7 @@ INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w
 
     EACH_ACCUMULATOR(BEGIN)
     for (int32_t s = 0; s < p->segments; s++) {
-        const uint8_t *from[4];
+        const uint8_t *from[6];
 
         for (int32_t i = 0; i < rows; i++)
             from[i] = at->x[i] + p->segment[s];
@@ -156,59 +156,116 @@ INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w
 #undef SUMMED
 #undef STORE
 
+/* The rows of a thread's part of a block of images, counted over all images: at least as many as a tile has, or none. */
+typedef struct {
+    int32_t first, end;
+} conv_part;
+
+INLINE conv_part conv_rows_of(const conv_params *p, int32_t count, share part, int32_t rows)
+{
+    const int32_t all = count * p->out_h, unit = all / part.count >= rows ? 1 : rows;
+    const conv_part mine = {start_of(all / unit, part) * unit,
+                            is_last(part) ? all : start_of(all / unit, next(part)) * unit};
+
+    return mine;
+}
+
+/* The start of a row in windows, residual and results. */
+typedef struct {
+    const uint8_t *x, *residual;
+    uint8_t *y;
+} conv_start;
+
+INLINE conv_start conv_row(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t row,
+                           int32_t end)
+{
+    const int32_t image = row / p->out_h * IMAGE_BYTES, inside = row % p->out_h;
+    const conv_start start = {x + image + inside * p->row_step,
+                              end == JOINED ? residual + image + inside * p->residual_row : NULL,
+                              y + image + inside * p->out_row};
+
+    return start;
+}
+
+/* A thread's part where the registers do not hold the tile: ACCUMULATORS successive pixels, which may be in different rows
+ * and images, and 16 channels. The last pixel of the part fills the last tile. Arguments are those of conv_images. */
+INLINE void conv_pixels(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count,
+                        share part, int32_t vectors, int32_t step, int32_t words, int32_t end)
+{
+    const int32_t stride = 64 * vectors, block_bytes = stride * p->segments * p->words;
+    const int32_t groups = (p->out_c + 15) / 16;
+    const share whole = {0, 1}, of_rows = p->by_channels ? whole : part, of_groups = p->by_channels ? part : whole;
+    const conv_part mine = conv_rows_of(p, count, of_rows, 1);
+    const int32_t last = start_of(groups, next(of_groups));
+
+    for (int32_t group = start_of(groups, of_groups); group < last && mine.first < mine.end; group++) {
+        const int8_t *w = p->weight + group / vectors * block_bytes + group % vectors * 64;
+        conv_start here = conv_row(p, x, residual, y, mine.first, end);
+        int32_t row = mine.first, pixel = 0;
+
+        while (row < mine.end) {
+            conv_rows at;
+
+            for (int32_t i = 0; i < ACCUMULATORS; i++) {
+                at.x[i] = here.x;
+                at.residual[i] = here.residual;
+                at.y[i] = here.y;
+                if (++pixel < p->out_w) {
+                    here.x += step;
+                    here.residual = end == JOINED ? here.residual + p->residual_pixel : NULL;
+                    here.y += p->out_pixel;
+                } else if (++row < mine.end) {
+                    here = conv_row(p, x, residual, y, row, end);
+                    pixel = 0;
+                }
+            }
+            conv_tile(p, &at, w, w, 0, 16 * group, 1, ACCUMULATORS, 1, step, stride, words, 0, end);
+        }
+    }
+}
+
 /* A thread's part of a block of images, one tile after the other: some rows, or some groups of channels. No two threads
  * write the same number. If a layer has few weights, all of them are read for each row of tiles, and
  * results are written line by line. If it has many, one group stays in the cache for all pixels of all images, and with
  * `fetch` the next group is prefetched meanwhile. A tile's rows may come from two images. A tile that would reach beyond
  * the right or the end of the part is moved back and computes some pixels again. */
 INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count,
-                        share part, int32_t wide, int32_t high, int32_t vectors, int32_t step, int32_t words,
+                        share part, int32_t pixels, int32_t rows, int32_t vectors, int32_t step, int32_t words,
                         int32_t fetch, int32_t end)
 {
-    const int32_t fits = wide * high * vectors <= ACCUMULATORS;
-    const int32_t rows = fits ? high : 1, together = fits ? vectors : 1;
-    const int32_t pixels = fits || wide <= ACCUMULATORS ? wide : ACCUMULATORS;
     const int32_t stride = 64 * vectors, block_bytes = stride * p->segments * p->words;
-    const int32_t all = count * p->out_h;
-    const int32_t groups = (p->out_c + 16 * together - 1) / (16 * together);
+    const int32_t groups = (p->out_c + 16 * vectors - 1) / (16 * vectors);
     const share whole = {0, 1}, of_rows = p->by_channels ? whole : part, of_groups = p->by_channels ? part : whole;
-    const int32_t unit = all / of_rows.count >= rows ? 1 : rows; /* a part has at least a tile's rows, or none */
-    const int32_t first_row = start_of(all / unit, of_rows) * unit;
-    const int32_t end_row = is_last(of_rows) ? all : start_of(all / unit, next(of_rows)) * unit;
-    const int32_t first_channel = start_of(groups, of_groups) * 16 * together;
-    const int32_t beyond = start_of(groups, next(of_groups)) * 16 * together;
+    const conv_part mine = conv_rows_of(p, count, of_rows, rows);
+    const int32_t first_channel = start_of(groups, of_groups) * 16 * vectors;
+    const int32_t beyond = start_of(groups, next(of_groups)) * 16 * vectors;
     const int32_t end_channel = beyond < p->out_c ? beyond : p->out_c;
-    const int32_t tiles = (end_row - first_row + rows - 1) / rows * ((p->out_w + pixels - 1) / pixels);
-    const int32_t ahead_step = tiles > 0 ? (64 * together + tiles - 1) / tiles : 0;
+    const int32_t tiles = (mine.end - mine.first + rows - 1) / rows * ((p->out_w + pixels - 1) / pixels);
+    const int32_t ahead_step = tiles > 0 ? (64 * vectors + tiles - 1) / tiles : 0;
     const int32_t near = (p->out_c + 15) / 16 * 64 * p->segments * p->words <= NEAR_BYTES;
 
     for (int32_t first = first_channel, last; first < end_channel; first = last) {
         const int8_t *ahead = p->weight + (first / (16 * vectors) + 1) * block_bytes;
 
-        last = near ? end_channel : first + 16 * together;
-        for (int32_t i = first_row; i < end_row; i += rows) {
-            conv_rows row, at;
+        last = near ? end_channel : first + 16 * vectors;
+        for (int32_t i = mine.first; i < mine.end; i += rows) {
+            conv_start row[4];
+            conv_rows at;
 
-            for (int32_t r = 0; r < rows; r++) {
-                const int32_t index = (i + rows <= end_row ? i : end_row - rows) + r;
-                const int32_t image = index / p->out_h * IMAGE_BYTES, inside = index % p->out_h;
-
-                row.x[r] = x + image + inside * p->row_step;
-                row.residual[r] = end == JOINED ? residual + image + inside * p->residual_row : NULL;
-                row.y[r] = y + image + inside * p->out_row;
-            }
-            for (int32_t c = first; c < last; c += 16 * together) {
+            for (int32_t r = 0; r < rows; r++)
+                row[r] = conv_row(p, x, residual, y, (i + rows <= mine.end ? i : mine.end - rows) + r, end);
+            for (int32_t c = first; c < last; c += 16 * vectors) {
                 const int8_t *w = p->weight + c / (16 * vectors) * block_bytes + c % (16 * vectors) * 4;
 
                 for (int32_t j = 0; j < p->out_w; j += pixels) {
                     const int32_t pixel = j + pixels <= p->out_w ? j : p->out_w - pixels;
 
                     for (int32_t r = 0; r < rows; r++) {
-                        at.x[r] = row.x[r] + pixel * step;
-                        at.residual[r] = end == JOINED ? row.residual[r] + pixel * p->residual_pixel : NULL;
-                        at.y[r] = row.y[r] + pixel * p->out_pixel;
+                        at.x[r] = row[r].x + pixel * step;
+                        at.residual[r] = end == JOINED ? row[r].residual + pixel * p->residual_pixel : NULL;
+                        at.y[r] = row[r].y + pixel * p->out_pixel;
                     }
-                    conv_tile(p, &at, w, ahead, ahead_step, c, pixels, rows, together, step, stride, words, fetch, end);
+                    conv_tile(p, &at, w, ahead, ahead_step, c, pixels, rows, vectors, step, stride, words, fetch, end);
                     ahead += ahead_step * p->segments * p->words;
                 }
             }
@@ -220,5 +277,8 @@ INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *r
 #define CONV(name, pixels, rows, vectors, step, words, fetch, end) \
     KERNEL void name(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count, share part) \
     { \
-        conv_images(p, x, residual, y, count, part, pixels, rows, vectors, step, words, fetch, end); \
+        if (pixels * rows * vectors <= ACCUMULATORS) \
+            conv_images(p, x, residual, y, count, part, pixels, rows, vectors, step, words, fetch, end); \
+        else \
+            conv_pixels(p, x, residual, y, count, part, vectors, step, words, end); \
     }
