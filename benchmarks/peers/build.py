@@ -26,8 +26,6 @@ CALIBRATION_IMAGES = 100
 LARGE = {"resnet50": "resnet50", "mobilenetv2-224": "mobilenetv2"}
 """Networks for 224×224 images, and their names in benchmarks.large_networks."""
 LARGE_IMAGES = 16
-LARGE_CALIBRATION = 2
-"""Images for twoscale's ranges in large networks. Weights are random, and the time of a run depends on neither."""
 NETWORKS = ("net", "resnet8", "resnet20", "resnet18", "mobilenetv2", *LARGE)
 
 
@@ -116,8 +114,11 @@ def build(name: str, files: Files, models_folder: Path | None, batches: tuple[in
     images = make_images(name)
     np.save(files.images, images)
     model = make_model(name, models_folder, images)
-    calibration = images[:LARGE_CALIBRATION] if name in LARGE else images
-    twoscale.quantize(model, [torch.from_numpy(calibration)], name=name).save(files.twoscale)
+    scheme, calibration = twoscale.Scheme(), images
+    if name in LARGE:  # without what takes minutes: weights are random, and the time of a run depends on none of it
+        scheme = twoscale.Scheme(name="quick", tune_ranges=False, error_feedback=False, bias_correction=False)
+        calibration = images[:2]
+    twoscale.quantize(model, [torch.from_numpy(calibration)], name=name, scheme=scheme).save(files.twoscale)
     torch.onnx.export(
         model, (torch.from_numpy(images[:2]),), str(files.onnx), input_names=["images"], output_names=["logits"],
         dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}}, opset_version=17, dynamo=False,

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 
 from tests.codegen.compiling import NOT_INLINED, build, compile_c, every_kernel, need, run
+from tests.integer_networks import random_images, random_network
 from twoscale._codegen.c import export_c
-from twoscale._codegen.c.vector import sharing
+from twoscale._codegen.c.vector import lowering, sharing
+from twoscale._codegen.c.vector.convolutions import conv_windows, pack
 from twoscale._codegen.c.vector.kernels import HEADER_NAMES, VectorKernel, text_of
 from twoscale._codegen.c.vector.kernels import KERNELS as KERNELS
 from twoscale._codegen.c.vector.source import source_of
 from twoscale._codegen.targets import GENERIC, INSTRUCTION_SETS, TARGETS, InstructionSet
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.reference import ReferenceExecutor
+from twoscale._runtimes import processor
 
 STRICT = (
     "-std=gnu99", "-O1", "-pthread", "-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wundef", "-Wstrict-prototypes",
@@ -146,13 +150,18 @@ def test_excess_precision_is_refused(folder: Path) -> None:
     assert "fast.c needs floats without excess precision" in done.stderr
 
 
-def convolutions(channels: int, size: int, layers: int = 3) -> IntegerNetwork:
-    """Return 3×3 convolutions of one shape, in which every row needs rows of two threads."""
+def convolutions(channels: int, size: int, layers: int = 3, deviation: float | None = None) -> IntegerNetwork:
+    """Return 3×3 convolutions of one shape, in which every row needs rows of two threads.
+
+    Weights are uniform, or normal with ``deviation``.
+    """
     spec = n.TensorSpec((channels, size, size), "uint8", 0.1, 0, 0, 255)
     generator = np.random.default_rng(0)
     made: list[n.Layer] = [n.QuantizeInput(name="image", inputs=(), output=spec)]
     for index in range(layers):
         weight = generator.integers(-127, 128, (channels, channels, 3, 3), dtype=np.int8)
+        if deviation is not None:
+            weight = (deviation * generator.normal(size=weight.shape)).round().clip(-127, 127).astype(np.int8)
         multiplier = n.Multiplier.on_grid(np.full(channels, 2000), 16)
         made.append(
             n.Conv2d(
@@ -163,6 +172,87 @@ def convolutions(channels: int, size: int, layers: int = 3) -> IntegerNetwork:
     flat = n.TensorSpec((channels * size * size,), "uint8", 0.1, 0, 0, 255)
     made.append(n.Reshape(name="flat", inputs=(made[-1].name,), output=flat))
     return IntegerNetwork("n", tuple(made), ("flat",))
+
+
+def test_pairs_of_products_that_could_saturate_are_in_no_list() -> None:
+    """With every pair of words' weights and the largest activations, for each arrangement."""
+    layer = convolutions(20, 5, 1, deviation=45).layers[1]
+    assert isinstance(layer, n.Conv2d)
+    windows = conv_windows(layer, (20, 5, 5), 0, 100)
+    (packed,) = pack(windows)
+    order = packed.order()
+    assert order is not None
+    words = len(windows.starts)
+    weights = packed.weight.reshape(words, 2, 16, 4).swapaxes(0, 1).astype(int)
+    arrangements = [(0, 1, 2, 3), (0, 2, 1, 3), (0, 3, 2, 1)]
+
+    def saturates(vector: int, word: int, arrangement: int) -> bool:
+        a, b, c, d = weights[vector, word][:, arrangements[arrangement]].T
+        sums = [
+            255 * (np.maximum(sign * x, 0) + np.maximum(sign * y, 0)) for sign in (1, -1) for x, y in ((a, b), (c, d))
+        ]
+        return bool(max(sums[0].max(), sums[1].max()) > 32767 or max(sums[2].max(), sums[3].max()) > 32768)
+
+    for vector, row in enumerate(order.astype(int)):
+        counts, listed = row[:4], row[4:]
+        assert counts.all()  # every case occurs
+        assert sorted(listed) == list(range(words))
+        kinds = np.repeat(np.arange(4), counts).tolist()
+        for word, kind in zip(listed.tolist(), kinds, strict=True):
+            assert not (kind < 3 and saturates(vector, word, kind))
+            assert all(saturates(vector, word, other) for other in range(kind))
+
+
+PRODUCTS = {
+    "none": ("", ""),
+    "avx512vnni: signed and unsigned": ("_mm512_dpbusd_epi32(acc, x, w)", "_mm512_dpbusd_epi32(acc, w, x)"),
+    "avxvnni: a wrong lane": ("dpbusd_avx_epi32(acc.hi, x, w.hi)", "dpbusd_avx_epi32(acc.hi, x, w.lo)"),
+    "avxvnni: signed and unsigned": ("dpbusd_avx_epi32(acc.lo, x, w.lo)", "dpbusd_avx_epi32(acc.lo, w.lo, x)"),
+    "avx2: a wrong lane": ("_mm_setr_epi8(0, 3, 2, 1, 4, 7,", "_mm_setr_epi8(0, 3, 2, 1, 4, 3,"),
+    "avx2: saturation": ("EACH_WORD(3, ADD_EXACTLY)", "EACH_WORD(3, ADD_FIRST)"),
+    "avx2: signed and unsigned": ("_mm256_maddubs_epi16(bytes, w.lo)", "_mm256_maddubs_epi16(w.lo, bytes)"),
+}
+"""From name to (text, text with the fault) of the products of one instruction set."""
+
+
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize("fault", PRODUCTS)
+def test_faults_in_products_show_on_every_instruction_set(fault: str, tmp_path: Path) -> None:
+    need("gcc")
+    target = fault.split(":")[0] if fault != "none" else "avx2"
+    (isa, _) = TARGETS[target].instruction_sets
+    known = processor.features()
+    if known is None or not known.issuperset(isa.features):
+        pytest.skip(f"this CPU has no {isa.title}")
+    export_c(convolutions(20, 5, 1, deviation=45), tmp_path, target=target, name="fast")
+    kernels = tmp_path / "fast_kernels.h"
+    old, new = PRODUCTS[fault]
+    assert old in kernels.read_text()
+    kernels.write_text(kernels.read_text().replace(old, new))
+    done = run(build("gcc", tmp_path, SOURCES, *QUICK))
+    assert (done.returncode == 0) == (fault == "none")
+
+
+@pytest.fixture
+def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks compute their first layers one image after the other, as in large networks."""
+    monkeypatch.setattr(lowering, "_BLOCK_BYTES", 2_500)
+
+
+@pytest.mark.usefixtures("small_cache")
+def test_images_meet_after_the_first_layers(tmp_path: Path) -> None:
+    """The self-test has more images than a block, on one thread and on two."""
+    need("gcc")
+    rng = np.random.default_rng(3)
+    network = random_network(rng, operators={"conv", "max_pool"}, length=6, image_shape=(3, 16, 16), name="late")
+    source = source_of(network, "fast", TARGETS["avx2"])
+    assert 0 < source.program.alone < len(source.program.steps)
+    images = random_images(np.random.default_rng(0), network, 11)
+    spec = network.input.output
+    inputs = ReferenceExecutor(network).run(images, [network.input.name])[network.input.name].astype(spec.dtype)
+    export_c(network, tmp_path, target="avx2", name="fast", inputs=inputs)
+    done = run(build("gcc", tmp_path, SOURCES, *QUICK))
+    assert done.stdout.startswith("fast: 11 images, all layers and outputs as expected (")
 
 
 @pytest.fixture

@@ -67,6 +67,8 @@ class InstructionSet:
     """Features that the processor must have."""
     own_names: tuple[str, ...] = ()
     """Functions and types that its headers define in addition to those of every instruction set."""
+    adds_pairs: bool = False
+    """Whether it adds products of bytes in pairs that may saturate."""
     shared: str = ""
     """Name of the header that it shares with others."""
     compilers: str = ""
@@ -112,7 +114,7 @@ INSTRUCTION_SETS = (
         X86,
         "avx2,fma,avxvnni",
         ("avx2", "fma", "avxvnni"),
-        ("lanes", "load_256", "quarter_of", "round_32"),
+        ("lanes", "load_256", "quarter_of", "round_32", "round_half"),
         shared="ymm",
         compilers="defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11",
     ),
@@ -122,7 +124,18 @@ INSTRUCTION_SETS = (
         X86,
         "avx2,fma",
         ("avx2", "fma"),
-        ("add_products", "lanes", "load_256", "quarter_of", "round_32"),
+        (
+            "add_products",
+            "arranged",
+            "arranged_weights",
+            "dot_pairs",
+            "lanes",
+            "load_256",
+            "quarter_of",
+            "round_32",
+            "round_half",
+        ),
+        adds_pairs=True,
         shared="ymm",
     ),
 )

@@ -48,9 +48,15 @@ _MOST_GROUPS = 64
 
 
 class VectorCalls:
-    """Decides on the positions of rows, and makes the calls of each layer."""
+    """Decides on the positions of rows, and makes the calls of each layer.
 
-    def __init__(self, arrangement: Arrangement) -> None:
+    Args:
+        arrangement: of the network.
+        pairs: whether an instruction set adds products of bytes in pairs that may saturate.
+    """
+
+    def __init__(self, arrangement: Arrangement, *, pairs: bool) -> None:
+        self.pairs = pairs
         self.network = arrangement.network
         self.tensors = dict(arrangement.tensors)
         self.roots = arrangement.roots
@@ -98,6 +104,7 @@ class VectorCalls:
             and layer.groups == layer.output.shape[0] == self.network.spec(layer.inputs[0]).shape[0]
             and layer.multiplier is not None
             and layer.residual_multiplier is None
+            and self.is_exact(layer)
         )
 
     def gate_of(self, layer: n.Mul) -> tuple[str, str, int] | None:
@@ -233,6 +240,13 @@ class VectorCalls:
                     end=self.conv_end(layer, packed),
                     residual=residual,
                 )
+                order = packed.order() if self.pairs else None
+                if order is not None:
+                    params = replace(
+                        params,
+                        order=self.constants.add("order", "uint16_t", order, order.shape),
+                        starts=self.constants.add("starts", "int32_t", windows.starts, windows.starts.shape),
+                    )
                 if shares_channels(params, packed.tile, packed.weight.nbytes, x.size + y.size):
                     params = replace(params, by_channels=1)
                 instance = k.ConvInstance(
@@ -273,7 +287,7 @@ class VectorCalls:
         packed = pack_depthwise(layer, self.tensors[source].zero)
         joined = layer.stride[1] == 1  # neighbouring pixels are then neighbouring bytes of the input too
         weight, bias = self.weights(packed)
-        lo, hi, zero = self.bounds(layer)
+        y = self.tensors[layer.name]
         params = k.DepthwiseParams(
             out_h=out_h,
             runs=1 if joined else out_w,
@@ -287,9 +301,9 @@ class VectorCalls:
             weight=weight,
             bias=bias,
             scale=self.constants.add("scale", "float", packed.scale, packed.scale.shape),
-            lo=lo,
-            hi=hi,
-            zero=zero,
+            lo=y.lo,
+            hi=y.hi,
+            zero=Whole(y.zero),
         )
         instance = k.DepthwiseInstance(layer.weight.shape[2], packed.weight.shape[2])
         return [*calls, k.Depthwise(params, instance, Operand(source, start), Operand(layer.name))]

@@ -67,6 +67,12 @@ def requantizes_exactly(
     return reach * multiplier <= 3 << 22 and (residual.hi + shift) * multiplier <= 1 << 24
 
 
+_ARRANGEMENTS = ([0, 1, 2, 3], [0, 2, 1, 3], [0, 3, 2, 1])
+"""Of the four bytes of a word. The kernels know the same."""
+_PAIR = 128
+"""Largest sum of two weights of one sign whose products with uint8 numbers do not saturate in 16 bits."""
+
+
 @dataclass(frozen=True, eq=False)
 class Windows:
     """A layer as dot products of runs of bytes with weights, for one group of channels.
@@ -93,6 +99,11 @@ class Windows:
     def words(self) -> int:
         """Words of four bytes in a run."""
         return -(-int(self.weight.shape[2]) // 4)
+
+    @property
+    def starts(self) -> NDArray[np.int32]:
+        """Start of each word of a window, in bytes after the first."""
+        return (np.array(self.segments)[:, None] + 4 * np.arange(self.words)).ravel().astype(np.int32)
 
     @property
     def is_short(self) -> bool:
@@ -144,6 +155,26 @@ class Packed:
     def is_far(self) -> bool:
         """Whether the weights must be prefetched because they do not stay in the cache."""
         return self.weight.nbytes >= _FAR_BYTES
+
+    def order(self) -> NDArray[np.uint16] | None:
+        """Return the words sorted by arrangement; None if there are too many.
+
+        Neighbours in an arrangement are multiplied with uint8 numbers and added in 16 bits. That saturates only if the
+        weights of one sign have a sum beyond 128, since 128 · 255 < 2^15. Returns [vectors][4 numbers of words, words].
+        """
+        blocks, segments, words, lanes, _ = self.weight.shape
+        vectors = lanes // LANES
+        if segments * words > np.iinfo(np.uint16).max:
+            return None
+        each = self.weight.reshape(blocks, segments * words, vectors, LANES, 4).swapaxes(1, 2).astype(np.int16)
+        each = each.reshape(blocks * vectors, segments * words, LANES, 4)
+        arrangement = np.full(each.shape[:2], len(_ARRANGEMENTS))
+        for index in reversed(range(len(_ARRANGEMENTS))):
+            pairs = each[..., _ARRANGEMENTS[index]].reshape(*each.shape[:3], 2, 2)
+            most, least = np.maximum(pairs, 0).sum(-1), np.minimum(pairs, 0).sum(-1)
+            arrangement[((most <= _PAIR) & (least >= -_PAIR)).all((2, 3))] = index
+        counts = [(arrangement == index).sum(1) for index in range(len(_ARRANGEMENTS) + 1)]
+        return np.hstack([np.stack(counts, 1), arrangement.argsort(1, kind="stable")]).astype(np.uint16)
 
 
 def conv_windows(layer: n.Conv2d, in_shape: tuple[int, ...], zero: int, row_stride: int, group: int = 0) -> Windows:
@@ -287,9 +318,7 @@ def conv_params(
 ) -> ConvParams:
     """Return the parameters of the kernel for some of a layer's channels."""
     words = windows.words
-    segments = [first + 4 * word for first in windows.segments for word in range(words)]
-    if not windows.is_short:
-        segments = segments[::words]
+    segments = windows.starts.tolist() if windows.is_short else windows.segments
     return ConvParams(
         out_h=windows.out_h,
         out_w=windows.out_w,

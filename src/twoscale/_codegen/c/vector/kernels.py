@@ -55,9 +55,9 @@ __all__ = [
 HEADER_NAMES = (
     "add_i", "any_beyond", "clamp_64", "clamp_f", "divide", "dot", "dot_lanes", "load_b", "load_f", "load_i",
     "load_taps", "load_u8", "load_weights", "load_word", "max_b", "mul", "mul_add", "not_finite", "put_byte",
-    "round_64", "round_f", "set_64", "set_b", "set_f", "set_i", "store_64", "store_b", "store_few", "store_half",
-    "store_i", "store_quarter", "store_taps", "store_threes", "store_u8", "summed", "taps", "to_f", "v16b", "v16f",
-    "v16i", "v64b", "weights", "word",
+    "round_64", "round_f", "round_taps", "set_64", "set_b", "set_f", "set_i", "store_64", "store_b", "store_few",
+    "store_first", "store_half", "store_i", "store_quarter", "store_threes", "store_u8", "summed", "taps", "to_f",
+    "v16b", "v16f", "v16i", "v64b", "weights", "word",
 )  # fmt: skip
 """The functions and types that the header of every instruction set defines."""
 
@@ -376,6 +376,8 @@ class ConvParams(Params):
     residual_scale: np.float32 | None = None
     by_channels: int | None = None
     """1 if threads that share an image compute channels each; rows otherwise."""
+    order: Constant | None = None
+    starts: Constant | None = None
 
 
 @dataclass(frozen=True)
@@ -442,9 +444,9 @@ class DepthwiseParams(Params):
     weight: Constant
     bias: Constant
     scale: Constant
-    lo: Whole
-    hi: Whole
-    zero: int
+    lo: int
+    hi: int
+    zero: Whole
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ _SLACK = 64
 _BLOCK_BYTES = 2 * 1024 * 1024
 """Bytes of a core's second-level cache, which the arenas of a block of images must fit."""
 _LARGEST_BLOCK = 16
+_LATE_BLOCK = 4
+"""Images of a block whose first layers are computed one image at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +42,9 @@ class VectorProgram(Lowered):
     """Bytes of one image's part of the arena."""
     block: int
     """Images computed together."""
+    alone: int
+    """Steps that are computed for one image of a block after the other, because the images together do not fit the
+    second-level cache there. Weights of later steps are read once for all images."""
 
     @property
     def arena_bytes(self) -> int:
@@ -51,22 +56,29 @@ class VectorProgram(Lowered):
         return self.image_bytes * self.block + _ALIGNMENT + _SLACK + beyond
 
 
-def lower(network: IntegerNetwork) -> VectorProgram:
+def lower(network: IntegerNetwork, *, pairs: bool) -> VectorProgram:
     """Turn a network into calls of vector kernels and plan its memory.
+
+    Args:
+        network: on the grid.
+        pairs: whether an instruction set adds products of bytes in pairs that may saturate.
 
     Raises:
         ConfigurationError: integers alone cannot compute it; names the layer and what to do.
     """
     arrangement = arrange(network)
-    vector = VectorCalls(arrangement)
+    vector = VectorCalls(arrangement, pairs=pairs)
     steps = tuple(vector.portable.step(layer, vector.of) for layer in arrangement.layers)
     rows, tensors = vector.rows, vector.tensors
     places, plan, live = _place(arrangement, rows, steps)
     image_bytes = _aligned(max(plan.size, 1) + _SLACK)
     if image_bytes % 4096 == 0:  # otherwise images would compete for the same sets of the first-level cache
         image_bytes += _ALIGNMENT
-    block = max(1, min(_LARGEST_BLOCK, _BLOCK_BYTES // image_bytes))
-    return VectorProgram(network, tensors, steps, places, plan, live, rows, image_bytes, block)
+    block, alone = min(_LARGEST_BLOCK, _BLOCK_BYTES // image_bytes), 0
+    if block < _LATE_BLOCK:
+        large = [index for index, size in enumerate(live) if size * _LATE_BLOCK > _BLOCK_BYTES]
+        block, alone = _LATE_BLOCK, large[-1] + 1 if large else 0
+    return VectorProgram(network, tensors, steps, places, plan, live, rows, image_bytes, block, alone)
 
 
 def _aligned(size: int) -> int:

@@ -34,7 +34,8 @@ def source_of(network: IntegerNetwork, name: str, target: Target, *, binary: boo
     Raises:
         ConfigurationError: integers alone cannot compute it; names the layer and what to do.
     """
-    return VectorSource(lower(network), name, target, binary)
+    pairs = any(isa.adds_pairs for isa in target.instruction_sets)
+    return VectorSource(lower(network, pairs=pairs), name, target, binary)
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class VectorSource(SourceBase):
             constants=self.constants(),
             isas=isas,
             shares_images=self.shares_images,
+            alone=len(phases_of(program.steps[: program.alone], self.instances[: program.alone])),
             phases=[self._facts_of(phase) for phase in self.phases],
             architectures=list(dict.fromkeys(isa.architecture for isa in isas if isa.architecture)),
         )

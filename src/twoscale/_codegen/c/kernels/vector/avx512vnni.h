@@ -285,13 +285,18 @@ INLINE v16i dot_lanes(v16i acc, __m512i x, weights w)
     return _mm512_dpbusd_epi32(acc, x, w);
 }
 
-/* The first `count` of 64 numbers in 0..255 as bytes, in the order of load_taps. */
-INLINE void store_taps(uint8_t *to, const v16i *a, int32_t count)
+/* RNE of |numbers| < 2^31, clamped to 0..255: from the order of load_taps to that of the channels. */
+INLINE v64b round_taps(v16f a, v16f b, v16f c, v16f d)
 {
-    const __m512i bytes = _mm512_packus_epi16(_mm512_packs_epi32(a[0], a[1]), _mm512_packs_epi32(a[2], a[3]));
+    return _mm512_packus_epi16(_mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b)),
+                               _mm512_packs_epi32(_mm512_cvtps_epi32(c), _mm512_cvtps_epi32(d)));
+}
 
+/* The first `count` of 64 bytes. */
+INLINE void store_first(uint8_t *to, v64b a, int32_t count)
+{
     if (count >= 64)
-        _mm512_storeu_si512(to, bytes);
+        _mm512_storeu_si512(to, a);
     else
-        _mm512_mask_storeu_epi8(to, ((uint64_t)1 << count) - 1, bytes);
+        _mm512_mask_storeu_epi8(to, ((uint64_t)1 << count) - 1, a);
 }

@@ -84,6 +84,26 @@ INLINE void conv_store(const conv_params *p, const conv_rows *at, const conv_end
 #define ADD(i) \
     if (i < used) \
         acc##i = dot(acc##i, load_word(from[ROW(i)] + PIXEL(i) * step), many[VECTOR(i)]);
+/* The words of a window that are computed in one way, in the order of the list. */
+#define EACH_WORD(arrangement, DO) \
+    for (int32_t n = counts[arrangement]; n > 0; n--, next++) { \
+        const weights some = arranged_weights(load_weights(w + *next * stride), arrangement % 3); \
+        const int32_t from = p->starts[*next]; \
+        EACH_ACCUMULATOR(DO) \
+    }
+#define WORD(i) load_word(at->x[ROW(i)] + PIXEL(i) * step + from)
+#define ADD_FIRST(i) \
+    if (i < used) \
+        acc##i = dot_pairs(acc##i, WORD(i), some, 0);
+#define ADD_SECOND(i) \
+    if (i < used) \
+        acc##i = dot_pairs(acc##i, WORD(i), some, 1);
+#define ADD_THIRD(i) \
+    if (i < used) \
+        acc##i = dot_pairs(acc##i, WORD(i), some, 2);
+#define ADD_EXACTLY(i) \
+    if (i < used) \
+        acc##i = dot(acc##i, WORD(i), some);
 #define SUMMED(i) \
     if (i < used) \
         acc##i = summed(acc##i);
@@ -105,6 +125,17 @@ INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w
     conv_end e;
 
     EACH_ACCUMULATOR(BEGIN)
+#ifdef HAS_PAIRS
+    if (vectors == 1 && p->order != NULL) {
+        const uint16_t *const counts = p->order + channel / 16 * (ARRANGEMENTS + p->segments * p->words);
+        const uint16_t *next = counts + ARRANGEMENTS;
+
+        EACH_WORD(0, ADD_FIRST)
+        EACH_WORD(1, ADD_SECOND)
+        EACH_WORD(2, ADD_THIRD)
+        EACH_WORD(3, ADD_EXACTLY)
+    } else
+#endif
     for (int32_t s = 0; s < p->segments; s++) {
         const uint8_t *from[6];
 
@@ -153,6 +184,12 @@ INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w
 #undef STORE_FEW
 #undef BEGIN
 #undef ADD
+#undef EACH_WORD
+#undef WORD
+#undef ADD_FIRST
+#undef ADD_SECOND
+#undef ADD_THIRD
+#undef ADD_EXACTLY
 #undef SUMMED
 #undef STORE
 

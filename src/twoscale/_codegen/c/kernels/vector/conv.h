@@ -18,9 +18,15 @@ typedef struct {
     float zero;         /* with a residual: minus its zero point times its scale */
     float residual_scale;
     int32_t by_channels; /* threads share channels, not rows */
+    /* Words sorted by arrangement, for instruction sets whose products of bytes may saturate: for each vector of channels
+     * the number of words for each arrangement, then the words, which start `starts` bytes after the window. */
+    const uint16_t *order;
+    const int32_t *starts;
 } conv_params;
 
 /* The form of the results. */
 enum { NUMBERS, BYTES, JOINED }; /* int32; bytes; bytes, after a residual is added */
+
+enum { ARRANGEMENTS = 4 }; /* of the four bytes of a word; the last means that every arrangement could saturate */
 
 enum { NEAR_BYTES = 16384 }; /* weights of this size stay in the first-level cache */

@@ -3,8 +3,8 @@ INLINE void depthwise_column(const depthwise_params *p, const uint8_t *x, int32_
                              int32_t bytes, int32_t height, int32_t fours)
 {
     const int8_t *w = p->weight + index * height * fours * 256;
-    const v16f lo = set_f(p->lo), hi = set_f(p->hi);
-    const v16i zero = set_i(p->zero);
+    const v64b lo = set_64(p->lo), hi = set_64(p->hi);
+    const v16f zero = set_f(p->zero);
     const int32_t slides = height == 3 && fours == 1 && p->row_step == p->tap_row;
     taps seen[3];
 
@@ -14,6 +14,7 @@ INLINE void depthwise_column(const depthwise_params *p, const uint8_t *x, int32_
     }
     for (int32_t i = 0; i < rows; i++, x += p->row_step, y += p->out_row) {
         v16i acc[4];
+        v16f found[4];
 
         UNROLL
         for (int32_t k = 0; k < 4; k++)
@@ -35,12 +36,9 @@ INLINE void depthwise_column(const depthwise_params *p, const uint8_t *x, int32_
             }
         }
         UNROLL
-        for (int32_t k = 0; k < 4; k++) {
-            const v16f q = mul(to_f(acc[k]), load_f(p->scale + 64 * index + 16 * k, 16));
-
-            acc[k] = add_i(round_f(clamp_f(q, lo, hi)), zero);
-        }
-        store_taps(y, acc, bytes);
+        for (int32_t k = 0; k < 4; k++)
+            found[k] = mul_add(to_f(acc[k]), load_f(p->scale + 64 * index + 16 * k, 16), zero);
+        store_first(y, clamp_64(round_taps(found[0], found[1], found[2], found[3]), lo, hi), bytes);
     }
 }
 
@@ -52,10 +50,15 @@ INLINE void depthwise_images(const depthwise_params *p, const uint8_t *x, uint8_
     x += first * p->row_step;
     y += first * p->out_row;
     for (int32_t n = 0; n < count; n++, x += IMAGE_BYTES, y += IMAGE_BYTES)
-        for (int32_t run = 0; rows > 0 && run < p->runs; run++)
-            for (int32_t at = 0; at < p->run_bytes; at += 64)
-                depthwise_column(p, x + run * p->run_step + at, at / 64 % p->period, y + run * p->run_bytes + at,
-                                 rows, p->run_bytes - at, height, fours);
+        for (int32_t top = 0; top < rows; top += STRIP_ROWS) {
+            const uint8_t *from = x + top * p->row_step;
+            uint8_t *to = y + top * p->out_row;
+            const int32_t strip = rows - top < STRIP_ROWS ? rows - top : STRIP_ROWS;
+
+            for (int32_t run = 0; run < p->runs; run++, from += p->run_step, to += p->run_bytes)
+                for (int32_t at = 0, index = 0; at < p->run_bytes; at += 64, index = index + 1 < p->period ? index + 1 : 0)
+                    depthwise_column(p, from + at, index, to + at, strip, p->run_bytes - at, height, fours);
+        }
 }
 
 /* A kernel for one number of rows of taps, and of groups of four taps in a row. */

@@ -13,6 +13,8 @@ typedef struct {
     const int8_t *weight;               /* [period][rows of taps][fours of taps][4 vectors][16][4] */
     const int32_t *bias;                /* [period][4 vectors][16] */
     const float *scale;                 /* likewise: m / 2^16 */
-    float lo, hi;                       /* relative to the zero point */
-    int32_t zero;
+    uint8_t lo, hi;
+    float zero;
 } depthwise_params;
+
+enum { STRIP_ROWS = 8 }; /* computed before the next block of 64 bytes, so that memory is read nearly in order */

@@ -307,12 +307,21 @@ INLINE v16i dot_lanes(v16i acc, lanes x, weights w)
     return acc;
 }
 
-/* The first `count` of 64 numbers in 0..255 as bytes, in the order of load_taps. */
-INLINE void store_taps(uint8_t *to, const v16i *a, int32_t count)
+/* RNE of |numbers| < 2^31, clamped to 0..255: from the order of load_taps to that of the channels. */
+INLINE v64b round_taps(v16f a, v16f b, v16f c, v16f d)
 {
+    const v64b found = round_64(a, b, c, d);
+    v64b v;
+
     for (int32_t k = 0; k < 4; k++)
-        EACH if (i / 4 * 16 + 4 * k + i % 4 < count)
-            to[i / 4 * 16 + 4 * k + i % 4] = (uint8_t)a[k].at[i];
+        EACH v.at[i / 4 * 16 + 4 * k + i % 4] = found.at[16 * k + i];
+    return v;
+}
+
+/* The first `count` of 64 bytes. */
+INLINE void store_first(uint8_t *to, v64b a, int32_t count)
+{
+    memcpy(to, a.at, count < 64 ? (size_t)count : 64);
 }
 
 #undef EACH

@@ -305,16 +305,27 @@ INLINE taps load_taps(const uint8_t *from, int32_t step)
     return t;
 }
 
-/* The first `count` of 64 numbers in 0..255 as bytes, in the order of load_taps. */
-INLINE void store_taps(uint8_t *to, const v16i *a, int32_t count)
+INLINE __m256i round_half(__m256 a, __m256 b, __m256 c, __m256 d)
 {
-    const __m256i lo = _mm256_packus_epi16(_mm256_packs_epi32(a[0].lo, a[1].lo), _mm256_packs_epi32(a[2].lo, a[3].lo));
-    const __m256i hi = _mm256_packus_epi16(_mm256_packs_epi32(a[0].hi, a[1].hi), _mm256_packs_epi32(a[2].hi, a[3].hi));
+    return _mm256_packus_epi16(_mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b)),
+                               _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d)));
+}
+
+/* RNE of |numbers| < 2^31, clamped to 0..255: from the order of load_taps to that of the channels. */
+INLINE v64b round_taps(v16f a, v16f b, v16f c, v16f d)
+{
+    const v64b v = {round_half(a.lo, b.lo, c.lo, d.lo), round_half(a.hi, b.hi, c.hi, d.hi)};
+
+    return v;
+}
+
+/* The first `count` of 64 bytes. */
+INLINE void store_first(uint8_t *to, v64b a, int32_t count)
+{
     uint8_t bytes[64];
     uint8_t *const all = count >= 64 ? to : bytes;
 
-    _mm256_storeu_si256((__m256i *)(void *)all, lo);
-    _mm256_storeu_si256((__m256i *)(void *)(all + 32), hi);
+    store_64(all, a);
     if (count < 64)
         memcpy(to, bytes, (size_t)count);
 }
