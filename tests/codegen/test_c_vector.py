@@ -49,7 +49,7 @@ def test_it_compiles_without_a_warning_and_passes_its_self_test(compiler: str, f
 
 
 @pytest.mark.sweep(1)
-@pytest.mark.parametrize("target", ["avx512vnni", "avxvnni", "avx2"])
+@pytest.mark.parametrize("target", ["avx512vnni", "avxvnni", "avx2", "sse41"])
 def test_it_is_clean_under_the_sanitizers(target: str, tmp_path: Path) -> None:
     need("gcc")
     export_c(every_kernel("uint8"), tmp_path, target=target, name="fast")
@@ -211,6 +211,12 @@ PRODUCTS = {
     "avx2: a wrong lane": ("_mm_setr_epi8(0, 3, 2, 1, 4, 7,", "_mm_setr_epi8(0, 3, 2, 1, 4, 3,"),
     "avx2: saturation": ("EACH_WORD(3, ADD_EXACTLY)", "EACH_WORD(3, ADD_FIRST)"),
     "avx2: signed and unsigned": ("_mm256_maddubs_epi16(bytes, w.lo)", "_mm256_maddubs_epi16(w.lo, bytes)"),
+    "sse41: a wrong lane": (
+        "acc.at[i] = add_products(acc.at[i], x, w.at[i])",
+        "acc.at[i] = add_products(acc.at[i], x, w.at[0])",
+    ),
+    "sse41: saturation": ("EACH_WORD(3, ADD_EXACTLY)", "EACH_WORD(3, ADD_FIRST)"),
+    "sse41: signed and unsigned": ("_mm_maddubs_epi16(bytes, w.at[i])", "_mm_maddubs_epi16(w.at[i], bytes)"),
 }
 """From name to (text, text with the fault) of the products of one instruction set."""
 

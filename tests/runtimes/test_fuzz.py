@@ -26,7 +26,7 @@ from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.reference import ReferenceExecutor
 from twoscale._runtimes.c import CExecutor
 
-TARGETS = ("native", "avx512vnni", "avxvnni", "avx2", "portable")
+TARGETS = ("native", "avx512vnni", "avxvnni", "avx2", "sse41", "portable")
 BATCHES = (0, 1, 2, 7, 16, 33, 70)
 """Batch sizes around the number of images that are computed together, and well beyond."""
 
@@ -75,7 +75,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("seed", "targets"),
-    [(1, ("native",)), (2, ("avx2",)), (3, ("avx512vnni",)), (5, ("avxvnni",)), (8, ("native", "portable"))],
+    [
+        (1, ("native",)),
+        (2, ("avx2",)),
+        (3, ("avx512vnni",)),
+        (5, ("avxvnni",)),
+        (7, ("sse41",)),
+        (8, ("native", "portable")),
+    ],
 )
 def test_random_networks_targets_and_batches(seed: int, targets: tuple[str, ...]) -> None:
     need("cc")

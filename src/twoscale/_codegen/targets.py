@@ -47,7 +47,7 @@ X86 = Architecture(
     "HAVE_X86",
     ("cpuid.h", "immintrin.h"),
     '__builtin_cpu_supports("{feature}")',
-    {"avxvnni": "has_avxvnni()"},
+    {"avxvnni": "has_avxvnni()", "sse41": '__builtin_cpu_supports("sse4.1")'},
     HAS_AVX_VNNI,
 )
 
@@ -137,6 +137,15 @@ INSTRUCTION_SETS = (
         ),
         adds_pairs=True,
         shared="ymm",
+    ),
+    InstructionSet(
+        "sse41",
+        "SSE4.1",
+        X86,
+        "sse4.1",
+        ("ssse3", "sse41"),
+        ("add_products", "arranged", "arranged_weights", "dot_pairs", "lanes", "load_128", "round_16"),
+        adds_pairs=True,
     ),
 )
 """The fastest first."""

@@ -80,7 +80,7 @@ class CExecutor:
     Args:
         network: what to run; on the grid.
         threads: how many images to compute at once; by default one per core.
-        target: "native", "avx512vnni", "avxvnni" or "avx2" for the vector kernels, "portable" for the C for
+        target: "native", "avx512vnni", "avxvnni", "avx2" or "sse41" for the vector kernels, "portable" for the C for
             microcontrollers.
 
     Raises:
