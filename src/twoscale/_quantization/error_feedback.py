@@ -108,8 +108,7 @@ class SecondMoments:
         """See Curvature."""
         if self._errors is None:
             return None
-        found: Float32 = np.matmul(self._upper[:, start:stop, stop:], self._errors[:, stop:])
-        return found
+        return _product(self._upper[:, start:stop, stop:], self._errors[:, stop:])
 
     def add(self, start: int, stop: int, errors: Float32) -> None:
         """See Curvature."""
@@ -133,14 +132,16 @@ class FewSamples:
         self._within: dict[int, Float32] = {}
         self._z: dict[int, Float32] = {}
         self._sums: Float32 | None = None
-        p = np.eye(len(x))
+        p = torch.eye(len(x), dtype=torch.float64)
         for start, stop in _blocks(x.shape[1]):
-            columns = self._columns(start, stop).astype(np.float64)
+            columns = torch.from_numpy(self._columns(start, stop)).double()
             reached = p @ columns
-            upper = np.linalg.cholesky(columns.T @ reached + self.damping * np.eye(stop - start)).T
-            z = np.linalg.solve(upper.T, reached.T)
+            damped = columns.T @ reached
+            damped.diagonal().add_(float(self.damping[0]))
+            lower = torch.linalg.cholesky(damped)
+            z = torch.linalg.solve_triangular(lower, reached.T, upper=False)
             p -= z.T @ z
-            self._within[start], self._z[start] = upper.astype(np.float32), z.astype(np.float32)
+            self._within[start], self._z[start] = lower.T.float().numpy(), z.float().numpy()
 
     def _columns(self, start: int, stop: int) -> Float32:
         return self._x[:, self.order[0, start:stop]]
@@ -151,11 +152,11 @@ class FewSamples:
 
     def later(self, start: int, stop: int) -> Float32 | None:
         """See Curvature."""
-        return None if self._sums is None else (self._z[start] @ self._sums)[None]
+        return None if self._sums is None else _product(self._z[start], self._sums)[None]
 
     def add(self, start: int, stop: int, errors: Float32) -> None:
         """See Curvature."""
-        sums = self._columns(start, stop) @ errors[0]
+        sums = _product(self._columns(start, stop), errors[0])
         self._sums = sums if self._sums is None else self._sums + sums
 
 
@@ -197,13 +198,13 @@ def feed_back(weights: Float32, steps: Float32, curvature: Curvature, limit: int
         errors = np.empty((groups, stop - start, 2 * channels), np.float32)
         mine, plain = errors[..., :channels], errors[..., channels:]
         np.subtract(wanted, _integers(wanted, limit), out=plain)
-        reach = within @ plain
+        reach = _product(within, plain)
         if later is not None:
             reach += later[..., channels:]
         nearest += _squares(reach) - damping * _squares(plain)
         for i in range(stop - start - 1, -1, -1):
             pivot = within[:, i, i, None]
-            value = np.matmul(within[:, i, None, i + 1 :], mine[:, i + 1 :])[:, 0]
+            value = np.einsum("gk,gko->go", within[:, i, i + 1 :], mine[:, i + 1 :])
             if later is not None:
                 value += later[:, i, :channels]
             value /= pivot
@@ -230,7 +231,14 @@ def _channels_worse(fed_back: Float64, nearest: Float64) -> Iterator[tuple[int, 
 
 def _integers(values: Float32, limit: int) -> Float32:
     rounded = np.rint(values)
-    return np.clip(rounded, -limit, limit, out=rounded)
+    np.maximum(rounded, -limit, out=rounded)  # less overhead than np.clip
+    return np.minimum(rounded, limit, out=rounded)
+
+
+def _product(a: Float32, b: Float32) -> Float32:
+    """Return a·b. NumPy's BLAS would start threads of its own, which then use a core for a while to wait for more."""
+    found: Float32 = torch.matmul(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    return found
 
 
 def _squares(values: Float32) -> Float64:
