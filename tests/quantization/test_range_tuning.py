@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from tests.quantization.small_models import images, plan_of, residual_model
-from twoscale._calibration import affine_parameters
+from twoscale._calibration import affine_parameters, expected_squared_error
 from twoscale._calibration.profile import Profile, profile
 from twoscale._frontends.torch_export.capture import capture
 from twoscale._ir import float_graph as g
 from twoscale._ir.float_module import GraphModule
+from twoscale._ir.layers import TensorSpec
 from twoscale._passes.fold import fold
-from twoscale._quantization import COURSE, DEFAULT, quantize
+from twoscale._quantization import COURSE, DEFAULT, quantize, range_tuning
 from twoscale._quantization.plan import Plan
 from twoscale._quantization.range_tuning import tune_ranges
 from twoscale._quantization.ranges import choose_ranges
@@ -30,6 +31,11 @@ FOUR = dataclasses.replace(DEFAULT, activation_bits=4)
 def prepared() -> Prepared:
     graph = fold(capture(residual_model(9), torch.from_numpy(PIXELS[:1])))
     return graph, profile(graph, [PIXELS])
+
+
+def as_if_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune every network as a large one."""
+    monkeypatch.setattr(range_tuning, "_VALUES", 1)
 
 
 def logit_error(graph: g.FloatGraph, plan: Plan, name: str) -> float:
@@ -56,6 +62,18 @@ def test_no_tensor_alone_is_worse_and_together_they_are_better(prepared: Prepare
     errors = np.array([[logit_error(graph, plan, name) for plan in (before, after)] for name in moved])
     assert (errors[:, 1] < 1.1 * errors[:, 0]).all()  # an estimate, to first order
     assert errors[:, 1].sum() < 0.97 * errors[:, 0].sum()
+
+
+def test_the_tensors_of_a_large_network_are_better_together(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_if_large(monkeypatch)
+    graph, found = prepared
+    before, after = (plan_of(graph, found, FOUR, tuned=tuned) for tuned in (False, True))
+    moved = [name for name in before.specs if before.specs[name] != after.specs[name] and name in found.statistics]
+    errors = np.array([[logit_error(graph, plan, name) for plan in (before, after)] for name in moved])
+    assert (errors[:, 1] < 1.25 * errors[:, 0]).all()
+    assert errors[:, 1].sum() < errors[:, 0].sum()
 
 
 def test_the_same_images_give_the_same_ranges(prepared: Prepared) -> None:
@@ -89,3 +107,48 @@ def test_a_caller_in_inference_mode_gets_the_same_network() -> None:
     expected = quantize(model, [PIXELS]).fingerprint
     with torch.inference_mode():
         assert quantize(model, [PIXELS]).fingerprint == expected
+
+
+def test_large_networks_expect_uniform_rounding_errors_and_sum_clipping_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(range_tuning, "_CLIPPED", 100)
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(3, 250)) * (rng.random((3, 250)) < 0.7)).astype(np.float32)
+    slopes = rng.normal(size=(3, 2, 250)).astype(np.float32)
+    specs = [TensorSpec((250,), "uint8", scale, 100, 0, 255) for scale in (0.02, 0.004, 0.0125)]
+    wanted = []
+    for spec in specs:
+        clipped = x - np.clip(x, -100 * spec.scale, 155 * spec.scale).astype(np.float32)
+        rounded = (x != 0) & (clipped == 0)
+        changes = np.einsum("npv,nv->np", slopes.astype(np.float64), clipped)
+        wanted.append(
+            (changes**2).sum() + spec.scale**2 / 12 * (slopes.astype(np.float64) ** 2 * rounded[:, None]).sum()
+        )
+    found = range_tuning._expected_errors(torch.from_numpy(x), torch.from_numpy(slopes), specs)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
+def test_large_networks_do_not_clip_what_only_other_images_show(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_if_large(monkeypatch)
+    graph, _ = prepared
+    bright = profile(graph, [PIXELS[:1], *[5 * PIXELS[1:]] * 4])  # only dark images are tuned with
+    dark = dataclasses.replace(bright, samples_nchw=PIXELS[:16])
+
+    def worse() -> list[str]:
+        before, after = (plan_of(graph, dark, DEFAULT, tuned=tuned).specs for tuned in (False, True))
+        own = {
+            name: [
+                expected_squared_error(
+                    seen, scale=s[name].scale, zero_point=s[name].zero_point, lo=s[name].lo, hi=s[name].hi
+                )
+                for s in (before, after)
+            ]
+            for name, seen in dark.statistics.items()
+            if before[name].dtype == "uint8"
+        }
+        return [name for name, (old, new) in own.items() if new > 1.2 * old and after[name].scale < before[name].scale]
+
+    assert not worse()
+    monkeypatch.setattr(range_tuning, "_MORE_CLIPPED", np.inf)
+    assert worse()

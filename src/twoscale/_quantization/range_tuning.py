@@ -6,18 +6,25 @@ the least error in the logits. To first order, a tensor's error δ changes the l
 For a random vector v of ±1 over the classes, the mean of (vᵀ·J·δ)² is |J·δ|² (Hutchinson 1990), and vᵀ·J is one
 backward pass of the float network. So evaluating a candidate takes a rounding and a product, but no run of the
 network.
+
+A large network has few images and vectors, too few to average out the noise of sampled rounding errors. Its rounding
+errors are taken as independent, with the variance s²/12 of a uniform distribution. Only clipping errors are sampled.
+Few images also show too little of what is clipped. So no range becomes so narrow that the squared error of the tensor
+itself, over all calibration images, grows by more than a tenth.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+import math
+import operator
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from twoscale._calibration import RealRange, TensorStatistics, affine_parameters
+from twoscale._calibration import RealRange, TensorStatistics, affine_parameters, expected_squared_error
 from twoscale._calibration.memory import DEFAULT_MEMORY, images_within
 from twoscale._calibration.profile import Profile
 from twoscale._ir import float_graph as g
@@ -35,13 +42,23 @@ _FACTORS = np.geomspace(0.6, 1.5, 17)
 """Scales tried, relative to the current one."""
 
 _PROJECTIONS = 4
+_FEW_PROJECTIONS = 2
+"""Random vectors per image, for small and for large networks."""
+
 _BATCH = 32
 _FEWEST_IMAGES = 16
 _VALUES = 1 << 25
-"""Number of activations used, over all images: enough for stable choices in a few seconds."""
+"""Number of activations used, over all images: enough for stable choices in a few seconds. A network that has more in
+the fewest images is large."""
 
 _CACHED = 1 << 13
 """Values of a tensor rounded at a time, to all candidates."""
+
+_CLIPPED = 1 << 15
+"""Values searched at a time for clipped ones."""
+
+_MORE_CLIPPED = 1.1
+"""Factor by which a narrower range may increase the squared error of a tensor of a large network."""
 
 _BETTER = 0.97
 """Factor by which an error must be smaller to count. Estimates over a few hundred images are not more accurate."""
@@ -72,7 +89,18 @@ def tune_ranges(
     candidates = {name: _candidates(specs[name], found.statistics[name], scheme, name) for name in ranges}
     with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller has set
         errors = _errors(graph, candidates, found.samples_nchw, seed, memory)
+        if _is_large(graph, candidates):
+            for name, tried in candidates.items():
+                errors[name][_too_narrow(tried, found.statistics[name])] = np.inf
     return {name: _range(candidates[name], errors[name], scheme, name) for name in ranges}
+
+
+def _is_large(graph: g.FloatGraph, names: Collection[str]) -> bool:
+    return _FEWEST_IMAGES * _values_per_image(graph, names) > _VALUES
+
+
+def _values_per_image(graph: g.FloatGraph, names: Collection[str]) -> int:
+    return sum(math.prod(graph[name].shape) for name in names)
 
 
 def _errors(
@@ -85,10 +113,11 @@ def _errors(
     """Return for each tensor the estimated error of the logits with each of its candidates."""
     module = GraphModule(graph)
     errors = {name: np.zeros(len(specs)) for name, specs in candidates.items()}
-    per_image = sum(int(np.prod(graph[name].shape)) for name in candidates)
-    images = samples_nchw[: max(_FEWEST_IMAGES, _VALUES // per_image)]
+    images = samples_nchw[: max(_FEWEST_IMAGES, _VALUES // _values_per_image(graph, candidates))]
+    large = _is_large(graph, candidates)
+    projections, estimate = (_FEW_PROJECTIONS, _expected_errors) if large else (_PROJECTIONS, _sampled_errors)
     # Each value has its gradients beside it, and the gradients of one tensor are stacked.
-    batch = min(_BATCH, images_within(graph, memory, networks=2 + _PROJECTIONS, keep_all=True))
+    batch = min(_BATCH, images_within(graph, memory, networks=2 + projections, keep_all=True))
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, len(images), batch):
         report("tuning ranges", start, len(images))
@@ -101,7 +130,7 @@ def _errors(
         units = [float(output.detach().square().mean().sqrt()) or 1.0 for output in outputs]
         units = units if len(graph.outputs) > 1 else [1.0]
         slopes: list[list[torch.Tensor]] = [[] for _ in sensitive]
-        for index in range(_PROJECTIONS):
+        for index in range(projections):
             total = torch.zeros(())
             for output, unit in zip(outputs, units, strict=True):
                 signs = torch.randint(0, 2, output.shape, generator=generator) * 2.0 - 1.0
@@ -109,7 +138,7 @@ def _errors(
             found = torch.autograd.grad(
                 total,
                 [values[name] for name in sensitive],
-                retain_graph=index + 1 < _PROJECTIONS,
+                retain_graph=index + 1 < projections,
                 allow_unused=True,
             )
             for rows, slope in zip(slopes, found, strict=True):
@@ -118,9 +147,7 @@ def _errors(
         with torch.no_grad():
             for name, rows in zip(sensitive, slopes, strict=True):
                 if rows:
-                    errors[name] += _logit_errors(
-                        values[name].detach().flatten(1), torch.stack(rows, 1), candidates[name]
-                    )
+                    errors[name] += estimate(values[name].detach().flatten(1), torch.stack(rows, 1), candidates[name])
     return errors
 
 
@@ -145,7 +172,7 @@ def _values(module: GraphModule, images: torch.Tensor) -> dict[str, torch.Tensor
     )
 
 
-def _logit_errors(x: torch.Tensor, slopes: torch.Tensor, specs: list[TensorSpec]) -> NDArray[np.float64]:
+def _sampled_errors(x: torch.Tensor, slopes: torch.Tensor, specs: list[TensorSpec]) -> NDArray[np.float64]:
     """Return Σ (vᵀ·J·δ)² for each candidate; x: (N, values), slopes: (N, projections, values)."""
     scales = torch.tensor([spec.scale for spec in specs]).float()
     per_step = scales.reciprocal()[:, None]
@@ -165,6 +192,44 @@ def _logit_errors(x: torch.Tensor, slopes: torch.Tensor, specs: list[TensorSpec]
                 part[first:last].clamp_(*bounds[first])
             products[image] += (slope @ part.T).mul_(scales).sub_((slope @ values)[:, None])
     found: NDArray[np.float64] = products.square().sum((0, 1)).numpy()
+    return found
+
+
+def _expected_errors(x: torch.Tensor, slopes: torch.Tensor, specs: list[TensorSpec]) -> NDArray[np.float64]:
+    """Return E Σ (vᵀ·J·δ)² for each candidate, over independent rounding errors; arguments as for _sampled_errors."""
+    lows, highs = (
+        torch.tensor([[(limit(spec) - spec.zero_point) * spec.scale] for spec in specs]).float()
+        for limit in (operator.attrgetter("lo"), operator.attrgetter("hi"))
+    )
+    low, high = float(lows.max()), float(highs.min())
+    clipped = torch.zeros(len(x), slopes.shape[1], len(specs))  # vᵀ·J·δ of clipping
+    rounded = torch.zeros(len(specs))  # Σ (vᵀ·J)² over what is rounded; zeros are exact
+    for image in range(len(x)):
+        for start in range(0, x.shape[1], _CLIPPED):
+            values, slope = x[image, start : start + _CLIPPED], slopes[image, :, start : start + _CLIPPED]
+            squares = slope.square().sum(0)
+            rounded += squares @ values.sign().square_()
+            outside = values.clamp(low, high).ne(values).nonzero()[:, 0]  # by the narrowest candidates
+            if len(outside):
+                values = values[outside]
+                beyond = values - torch.minimum(torch.maximum(values, lows), highs)
+                clipped[image] += slope[:, outside] @ beyond.T
+                rounded -= beyond.sign().square_() @ squares[outside]
+    steps = np.array([spec.scale**2 / 12 for spec in specs])
+    found: NDArray[np.float64] = clipped.double().square().sum((0, 1)).numpy() + steps * rounded.double().numpy()
+    return found
+
+
+def _too_narrow(specs: list[TensorSpec], seen: TensorStatistics) -> NDArray[np.bool_]:
+    """Return which candidates are narrower than the current one and increase the tensor's own error too much."""
+    own = np.array(
+        [
+            expected_squared_error(seen, scale=spec.scale, zero_point=spec.zero_point, lo=spec.lo, hi=spec.hi)
+            for spec in specs
+        ]
+    )
+    narrower = np.array([spec.scale < specs[0].scale for spec in specs])
+    found: NDArray[np.bool_] = narrower & (own > _MORE_CLIPPED * own[0])
     return found
 
 
