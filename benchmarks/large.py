@@ -43,14 +43,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "build" / "large"
 NAMES = ("mobilenetv2", "resnet50", "densenet121", "efficientnet_b0", "vgg16")
-TOOLS = {"twoscale": "twoscale", "nncf": "nncf", "onnxruntime": "onnxruntime"}
+TOOLS = {"twoscale": "twoscale", "twoscale fast": "twoscale", "nncf": "nncf", "onnxruntime": "onnxruntime"}
 """From tool to the package that it needs."""
 IMAGES = 32
 MANY = (64, 512)
 """Numbers of images whose peaks of memory are compared."""
 BATCH = 8
-VERIFIED = 4
-"""Images that verify runs."""
+VERIFIED = 16
+"""Images that verify runs. It captures the float network once, which takes seconds."""
 EXECUTORS = ("reference", "onnxruntime", "c")
 
 
@@ -149,7 +149,8 @@ def quantize_twoscale(task: Task) -> Callable[[], object]:
     import twoscale
 
     model = load_network(task.network)
-    return lambda: twoscale.quantize(model, batches(task.images))
+    scheme = "fast" if task.tool == "twoscale fast" else "default"
+    return lambda: twoscale.quantize(model, batches(task.images), scheme=scheme)
 
 
 def quantize_nncf(task: Task) -> Callable[[], object]:
@@ -187,7 +188,12 @@ def quantize_onnxruntime(task: Task) -> Callable[[], object]:
     return work
 
 
-QUANTIZE = {"twoscale": quantize_twoscale, "nncf": quantize_nncf, "onnxruntime": quantize_onnxruntime}
+QUANTIZE = {
+    "twoscale": quantize_twoscale,
+    "twoscale fast": quantize_twoscale,
+    "nncf": quantize_nncf,
+    "onnxruntime": quantize_onnxruntime,
+}
 
 
 def verified(task: Task) -> Callable[[], Any]:

@@ -7,15 +7,20 @@ import re
 
 import pytest
 
-from twoscale._quantization import COURSE, DEFAULT, SCHEMES, Scheme, find_scheme
+from twoscale._quantization import COURSE, DEFAULT, FAST, SCHEMES, Scheme, find_scheme
 from twoscale.errors import ConfigurationError, TwoscaleError, UnknownNameError
 
 
 def test_named_schemes() -> None:
-    assert {name: scheme.name for name, scheme in SCHEMES.items()} == {"default": "default", "course": "course"}
+    assert list(SCHEMES) == [scheme.name for scheme in SCHEMES.values()] == ["default", "fast", "course", "tflite"]
     assert find_scheme("default") is DEFAULT
     assert find_scheme("course") is COURSE
     assert Scheme() == DEFAULT
+
+
+def test_fast_is_the_default_without_tuned_ranges_and_error_feedback() -> None:
+    fast = dataclasses.replace(DEFAULT, name="fast", tune_ranges=False, error_feedback=False)
+    assert find_scheme("fast") is FAST == fast
 
 
 def test_the_course_is_symmetric_per_layer_off_the_grid_and_uncorrected() -> None:
@@ -26,7 +31,7 @@ def test_the_course_is_symmetric_per_layer_off_the_grid_and_uncorrected() -> Non
 
 
 def test_an_unknown_scheme_names_the_nearest() -> None:
-    message = "unknown scheme 'defualt': did you mean 'default'? known names: course, default"
+    message = "unknown scheme 'defualt': did you mean 'default'? known names: course, default, fast, tflite"
     with pytest.raises(UnknownNameError, match=re.escape(message)):
         find_scheme("defualt")
 

@@ -68,7 +68,7 @@ def sensitivity_command(
     mean: Channels = None,
     std: Channels = None,
     pictures: Pictures = AS_RECORDED,
-    scheme: Literal["default", "course"] = "default",
+    scheme: Literal["default", "fast", "course"] = "default",
     json: bool = False,
 ) -> None:
     """Measure what fewer bits cost in each layer, and choose the bits of each layer for a given size.

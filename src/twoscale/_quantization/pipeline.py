@@ -51,7 +51,7 @@ def quantize(
             changed. The network, its files and its C take inputs of the same shape.
         batches: calibration images as the model takes them (normalized): one tensor or array, or batches of them, or
             tuples that begin with images. A few hundred are enough, any number is fine. Iterated once.
-        scheme: how, or the name of a scheme ("default", "course").
+        scheme: how, or the name of a scheme ("default", "fast", "course").
         name: of the network; the model's class by default.
         normalization: (mean, std) of pixels / 255 in each channel, as the model's images are normalized. Then
         ``batches`` are pixels 0..255 as floats, not normalized, and so are the images that the network takes. Its first
