@@ -1,12 +1,13 @@
 """Pictures per second and peak memory of reading a folder of JPEGs, against torch's DataLoader and ``datasets``.
 
-    python -m benchmarks.pictures [--counts 1000,100000] [--repeats 3] [--folder DIR] [--step decode|commands|both]
+    python -m benchmarks.pictures [--counts 1000,100000] [--repeats N] [--folder DIR] [--step decode|commands|both]
 
-Generates JPEGs of 256 x 200 to 400 pixels in two classes; with --folder they are kept there for another run. Each side
-reads one epoch in shuffled order, in batches of 64, resized to 224 x 224, in a fresh process: twoscale streams them;
-DataLoader decodes with Pillow and the same resize and crop in as many workers as there are cores; ``datasets`` (if
-installed) does it in one process. Sides alternate. Peak memory is that of the process and its children together, in
-proportional set size, which counts a shared page once, sampled 20 times a second.
+Generates 1,000 JPEGs of 256 x 200 to 400 pixels in two classes, and links them under as many names as are asked for;
+with --folder they are kept there for another run. Each side reads one epoch in shuffled order, in batches of 64,
+resized to 224 x 224, in a fresh process: twoscale streams them; DataLoader decodes with Pillow and the same resize and
+crop in as many workers as there are cores; ``datasets`` (``pip install datasets``) does it in one process. Sides
+alternate. Peak memory is that of the process and its children together, in proportional set size, which counts a shared
+page once, sampled 20 times a second. 100,000 pictures take minutes per side and command: run the steps one by one.
 
 The step "commands" runs the command line on the same folder and records its peak memory: one epoch of a small network,
 calibration with as many pictures, and evaluation of the integer network.
@@ -34,6 +35,8 @@ from twoscale._environment import core_count
 
 SIZE = 224
 BATCH = 64
+DISTINCT = 1000
+"""Number of different pictures."""
 MODEL = """
 from torch import nn
 
@@ -62,14 +65,20 @@ class Run:
 
 
 def generate(folder: Path, count: int) -> None:
-    """Write ``count`` JPEGs in two classes: smooth noise, a third larger in one of them. Files that are there stay."""
+    """Make a folder of ``count`` JPEGs in two classes: smooth noise. Files that are there stay."""
     generator = np.random.default_rng(0)
     sources = [generator.normal(128, 60, (16, 16 + 2 * i, 3)).clip(0, 255).astype(np.uint8) for i in range(5)]
+    made: list[Path] = []
     for i in range(count):
         file = folder / ("even", "odd")[i % 2] / f"{i // 1000:03}" / f"{i:06}.jpg"
+        if i < DISTINCT:
+            made.append(file)
         if file.exists():
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
+        if i >= DISTINCT:
+            file.hardlink_to(made[i % DISTINCT])
+            continue
         pixels = np.roll(sources[i % 5], i % 13, axis=1)
         Image.fromarray(pixels).resize((200 + 50 * (i % 5), 256), Image.Resampling.BICUBIC).save(file, quality=85)
 
@@ -193,7 +202,9 @@ def run_commands(folder: Path, count: int) -> list[Run]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--counts", default="1000,100000", help="pictures (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each side (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, help="runs of each side (default: 3, and 1 for more than 10,000 pictures)"
+    )
     parser.add_argument("--folder", type=Path, help="where to keep the pictures; by default they are removed")
     parser.add_argument("--step", choices=("decode", "commands", "both"), default="both", help="(default: %(default)s)")
     parser.add_argument("--no-record", action="store_true", help="print only")
@@ -213,7 +224,8 @@ def main() -> None:
         for count in map(int, chosen.counts.split(",")):
             folder = (chosen.folder or Path(temporary)) / str(count)
             generate(folder, count)
-            for repeat in range(chosen.repeats if chosen.step != "commands" else 0):
+            repeats = chosen.repeats or (3 if count <= 10_000 else 1)
+            for repeat in range(repeats if chosen.step != "commands" else 0):
                 for side in list(SIDES)[:: 1 if repeat % 2 == 0 else -1]:
                     runs.append(run_side(side, folder))
                     print(runs[-1], flush=True)

@@ -12,7 +12,7 @@ import pytest
 from tests.codegen.compiling import STRICT, build, need, run
 from tests.integer_networks import random_network
 from twoscale._codegen.c import export_c
-from twoscale._codegen.c.common.pixels import pixel_table
+from twoscale._codegen.pixels import pixel_table
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.reference import ReferenceExecutor
 from twoscale._verification.results import VerifyResult

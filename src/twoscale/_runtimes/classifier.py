@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale._codegen.c.common.pixels import pixel_table
+from twoscale._codegen.pixels import pixel_table
 from twoscale._environment import core_count
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._runtimes.compiled import CompiledLibrary, CompiledNetwork

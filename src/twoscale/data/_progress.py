@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+if TYPE_CHECKING:  # rich is imported when something is shown: a service that only classifies starts without it
+    from rich.progress import Progress
 
 __all__ = ["Bar", "FetchProgress"]
 
@@ -53,6 +46,8 @@ class FetchProgress:
     """Draws the progress of a fetch; silent with ``enabled=False`` or if standard error is not a terminal."""
 
     def __init__(self, *, enabled: bool = True) -> None:
+        from rich.console import Console
+
         console = Console(stderr=True)
         self._disable = not (enabled and console.is_terminal)
         self._console = console
@@ -60,6 +55,15 @@ class FetchProgress:
     @contextlib.contextmanager
     def downloading(self, description: str) -> Iterator[Bar]:
         """Draw a bar of bytes while the block runs."""
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -73,6 +77,8 @@ class FetchProgress:
     @contextlib.contextmanager
     def working(self, description: str) -> Iterator[None]:
         """Draw a spinner while the block runs."""
+        from rich.progress import Progress, SpinnerColumn, TextColumn
+
         columns = (SpinnerColumn(), TextColumn("{task.description}"))
         with Progress(*columns, console=self._console, disable=self._disable, transient=True) as progress:
             progress.add_task(description, total=None)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.selftest import default_images, self_test
 from twoscale._codegen.c.common.sizes import LayerSize, SizeReport, size_report, size_table
 from twoscale._codegen.c.common.source_base import SourceBase
-from twoscale._codegen.c.portable.source import source_of as portable_source
-from twoscale._codegen.c.small_ram.source import source_of as small_ram_source
-from twoscale._codegen.c.vector.source import source_of as vector_source
 from twoscale._codegen.targets import TARGETS, Target
 from twoscale._files import record_to_json, write_files
 from twoscale._ir.integer_network import IntegerNetwork
@@ -24,18 +22,18 @@ __all__ = ["ExportResult", "LayerSize", "SizeReport", "default_images", "export_
 _MAKEFILE = "Makefile"
 
 
-class _BackEnd(Protocol):
-    """Returns the C of a network."""
+_BACK_ENDS = ("portable", "small_ram", "vector")
+"""Packages with a function ``source_of``; ``Target.back_end`` is the name of one, with a hyphen. Each is imported when
+it writes C: programs that run a compiled library import this package without them."""
 
-    def __call__(self, network: IntegerNetwork, name: str, target: Target, *, binary: bool = False) -> SourceBase: ...
 
-
-_BACK_ENDS: dict[str, _BackEnd] = {
-    "portable": portable_source,
-    "small-ram": small_ram_source,
-    "vector": vector_source,
-}
-"""Keyed by ``Target.back_end``."""
+def _source_of(network: IntegerNetwork, name: str, target: Target) -> SourceBase:
+    """Return the C of a network."""
+    back_end = target.back_end.replace("-", "_")
+    assert back_end in _BACK_ENDS
+    module = importlib.import_module(f"twoscale._codegen.c.{back_end}.source")
+    source: SourceBase = module.source_of(network, name, target)
+    return source
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def export_c(
         raise UnknownNameError("target", target, TARGETS)
     images = default_images(network) if inputs is None else inputs
     called = network.name if name is None else name
-    source = _BACK_ENDS[TARGETS[target].back_end](network, called, TARGETS[target])
+    source = _source_of(network, called, TARGETS[target])
     report = size_report(source.program, called, source.pixel_bytes)
     texts = source.texts() | {
         f"{source.prefix}_test.c": self_test(source, images),

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.calls import Argument, Call, Kernel, Operand
 from twoscale._codegen.c.common.names import printable
-from twoscale._codegen.c.common.pixels import pixel_table
 from twoscale._codegen.c.common.program import Step
 from twoscale._codegen.c.common.source_base import SourceBase
 from twoscale._codegen.c.common.text import normalization, rows, value_text
 from twoscale._codegen.c.portable.kernels import TO_INT8, kernel_texts, tile_sizes
 from twoscale._codegen.c.portable.lowering import Program, lower
+from twoscale._codegen.pixels import pixel_table
 from twoscale._codegen.targets import Target
 from twoscale._ir.integer_network import IntegerNetwork
 
