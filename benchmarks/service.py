@@ -118,7 +118,8 @@ class Expected:
 
     def is_in(self, answer: dict[str, Any]) -> bool:
         """Tell whether an answer of the service has them."""
-        return answer["class"] == self.name and abs(answer["probabilities"][self.name] - self.probability) < 1e-9
+        found = float(answer["probabilities"].get(self.name, -1))
+        return answer["class"] == self.name and abs(found - self.probability) < 1e-9
 
 
 def expected_answers(library: Path, pictures: list[bytes]) -> list[Expected]:

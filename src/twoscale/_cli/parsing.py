@@ -20,7 +20,7 @@ import tyro
 
 from twoscale.errors import ConfigurationError
 
-__all__ = ["UsageError", "bind", "nearest"]
+__all__ = ["UsageError", "as_constructor", "bind", "nearest"]
 
 
 class UsageError(ConfigurationError):
@@ -50,6 +50,11 @@ def bind(function: Callable[..., Any], prog: str, arguments: Sequence[str]) -> C
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
         )
     return bound
+
+
+def as_constructor(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a verb's function with its options as tyro takes them, for scripts of completion."""
+    return _binder(function, _options(function))
 
 
 def _check_names(prog: str, options: dict[str, inspect.Parameter], arguments: Sequence[str]) -> None:
@@ -175,9 +180,9 @@ def _message(event: Any) -> str:
         return f"missing {' and '.join(missing)}"
     if kind == "InvalidChoice":
         choices = [str(choice) for choice in event.choices if str(choice) != "None"]  # unset, not a word to type
-        return (
-            f"{_display(event.argument)} is {event.value}{nearest(event.value, choices)} expected {', '.join(choices)}"
-        ).replace("? expected", "? Expected")
+        near = nearest(event.value, choices)
+        expected = " Expected" if near else "; expected"
+        return f"{_display(event.argument)} is {event.value}{near}{expected} {', '.join(choices)}"
     if kind == "BadValue":
         return f"{_display(event.argument)} needs a value"
     if kind == "InstantiationFailure" and event.argument is not None:

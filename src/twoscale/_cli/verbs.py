@@ -166,4 +166,11 @@ VERBS = {
         ("twoscale export net.onnx --out net-c", "twoscale export net.onnx --to qdq --out net-qdq.onnx"),
         shows_progress=True,
     ),
+    "completion": Verb(
+        "Setup",
+        "completion SHELL",
+        "print the script for completion in bash, zsh or fish",
+        "twoscale._cli.completion:completion_command",
+        ("twoscale completion bash",),
+    ),
 }
