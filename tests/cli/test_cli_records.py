@@ -39,6 +39,12 @@ def test_verify_records_what_it_compared(run: Callable[..., Any], trained: Any, 
         image.tobytes() + int(label).to_bytes(8, "little") for image, label in zip(images, digits.labels, strict=True)
     )
     assert record.data_sha256 == hashlib.sha256(told).hexdigest()
+    assert sum(layer.values for layer in record.layers) == record.compared
+    page = (tmp_path / "net.verify.html").read_text()
+    shown = (network.fingerprint, record.data_sha256, "net.verify.json", f"All {record.compared:,} integers are equal")
+    assert all(text in page for text in (*shown, *(layer.name for layer in network)))
+    assert "the network, which takes pixels 0..255" in page
+    assert "<script" not in page
 
     assert run("export", path, "--out", tmp_path / "net-c", "--images", 1).code == 0
     [header] = (tmp_path / "net-c").glob("*.h")

@@ -26,7 +26,7 @@ from twoscale._cli.common import (
     require_file,
 )
 from twoscale._cli.ending import say
-from twoscale._files import read_record, write_record
+from twoscale._files import read_record, write_record, write_text
 from twoscale._metrics import CountedBatches
 from twoscale.errors import ConfigurationError, TwoscaleError
 
@@ -54,8 +54,9 @@ def verify_command(
 ) -> int:
     """Run an integer network in several executors over all test images, and compare every integer of every layer.
 
-    Writes what was compared, on what, and with what result to NAME.verify.json beside the network. With --record, it
-    only checks that FILE is of the network in such a record: the network itself, a compiled library, or exported C.
+    Writes what was compared, on what, and with what result to NAME.verify.json and NAME.verify.html beside the network.
+    With --record, it only checks that FILE is of the network in such a record: the network itself, a compiled library,
+    or exported C.
 
     Exits with 1 if any integer differs. On the grid all integers must be equal. Off the grid, as with the course
     scheme, executors may differ, and the number of differences is a measurement.
@@ -127,20 +128,23 @@ def verify_command(
         printer = console()
         for part in verify_tables(result):
             printer.print(part)
-        if written is not None:
-            print_line(f"Wrote {written}")
+        if written:
+            print_line(f"Wrote {' and '.join(map(str, written))}")
     return 0 if result.ok else 1
 
 
-def _write(network: Path, record: VerificationRecord) -> Path | None:
-    """Write the record beside the network and return its path. If its folder cannot be written, the result counts."""
-    path = network.with_suffix(".verify.json")
+def _write(network: Path, record: VerificationRecord) -> tuple[Path, ...]:
+    """Write the record and its page beside the network. If its folder cannot be written, the result counts."""
+    from twoscale._display.verification_page import verification_page
+
+    path, page = network.with_suffix(".verify.json"), network.with_suffix(".verify.html")
     try:
         write_record(path, record)
+        write_text(page, verification_page(record, path.name))
     except TwoscaleError as error:
         say(f"no record is kept: {error}")
-        return None
-    return path
+        return ()
+    return path, page
 
 
 def _compare(file: Path, record: Path, *, json: bool) -> int:

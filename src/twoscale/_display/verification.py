@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from markupsafe import Markup
 from rich.console import Group, RenderableType
@@ -13,7 +14,7 @@ from twoscale._page.numbers import MISSING, count, fixed, percent, yes_no
 from twoscale._page.tables import Cell, Column, Table, table, text_column
 from twoscale._page.terminal import rich_table
 from twoscale._text import printable
-from twoscale._verification.results import VerifyResult
+from twoscale._verification.results import LayerCheck, VerifyResult
 
 __all__ = ["bits", "layers_table", "verify_html", "verify_tables"]
 
@@ -23,7 +24,7 @@ def bits(bound: int | None) -> float | None:
     return math.log2(bound) if bound else None
 
 
-def layers_table(result: VerifyResult, caption: str) -> Table:
+def layers_table(layers: Sequence[LayerCheck], caption: str) -> Table:
     """Return what verify found about each layer; a bound is also given in bits (its log2)."""
     rows = [
         [
@@ -38,7 +39,7 @@ def layers_table(result: VerifyResult, caption: str) -> Table:
             yes_no(layer.pair_saturation_safe),
             percent(layer.saturated, 3),
         ]
-        for layer in result.layers
+        for layer in layers
     ]
     columns = [
         text_column("Layer"),

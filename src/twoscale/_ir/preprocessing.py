@@ -132,11 +132,11 @@ class PictureSteps:
         height, width = self.hw
         steps = {
             "shorter": f"the shorter side resized to {self.resize_to or max(self.hw)}",
-            "stretch": f"stretched to {width}x{height}",
+            "stretch": f"stretched to {height}x{width}",
             "none": "not resized",
         }
         how = steps[self.resize] + ("" if self.resize == "none" else f" ({self.interpolation}, antialias)")
-        cropped = "" if self.resize == "stretch" else f", center crop {width}x{height}"
+        cropped = "" if self.resize == "stretch" else f", center crop {height}x{width}"
         return f"{_MODES[self.channels]}, {how}{cropped}"
 
 

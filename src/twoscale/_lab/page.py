@@ -400,7 +400,9 @@ def _verify(network: LabNetwork, schemes: Sequence[str]) -> Group:
     checks = [network.verify[scheme] for scheme in schemes if scheme in network.verify]
     made = [tables.verify_table(checks, f"{network.name}: executors compared")] if checks else []
     made += [
-        layers_table(check, f"{network.name}, scheme “{check.scheme}”: each layer") for check in checks if check.layers
+        layers_table(check.layers, f"{network.name}, scheme “{check.scheme}”: each layer")
+        for check in checks
+        if check.layers
     ]
     figures = figures_of(
         {

@@ -12,7 +12,7 @@ import numpy as np
 
 from twoscale._environment import Environment, current_environment
 from twoscale._ir.integer_network import IntegerNetwork
-from twoscale._verification.results import OutputCheck, VerifyResult
+from twoscale._verification.results import LayerCheck, OutputCheck, VerifyResult
 from twoscale.errors import ConfigurationError
 
 __all__ = ["ImagesHash", "VerificationRecord", "is_of", "verification_record"]
@@ -60,6 +60,8 @@ class VerificationRecord:
     """Of the output, against the float network; of several, each with the same weight."""
     environment: Environment
     """Date, processor and versions."""
+    layers: tuple[LayerCheck, ...] = ()
+    """Results of each layer; older records have none."""
     outputs: tuple[OutputCheck, ...] = ()
     """One per output of the network."""
 
@@ -130,6 +132,7 @@ def verification_record(
         agreement=result.agreement,
         sqnr_db=result.sqnr_db,
         environment=current_environment(*_PACKAGES),
+        layers=result.layers,
         outputs=result.outputs,
     )
 
