@@ -234,7 +234,7 @@ def test_what_cannot_be_saved(network: IntegerNetwork, tmp_path: Path, monkeypat
 def test_a_description_survives_its_note(made: SavedLibrary, network: IntegerNetwork) -> None:
     description = Description.from_note(sealed.read_note(Path(made.library)))
     found: dict[str, Any] = dataclasses.asdict(description)
-    assert (found["input"], found["output"]) == tuple(
+    assert (found["input"], *found["outputs"]) == tuple(
         dataclasses.asdict(network.spec(name)) for name in (network.input.name, network.output)
     )
     assert description.metadata == {"mean": list(MEAN), "std": list(STD)}
