@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import twoscale
+from benchmarks import onnx_nodes
 from tests.formats.test_onnx_foreign import float_classifier, some_images
 from twoscale._frontends import float_graph
-from twoscale._frontends.onnx_float import OPERATORS
 from twoscale._ir.float_module import GraphModule
-from twoscale.errors import CaptureError, NetworkFileError, TwoscaleError, UnsupportedOperatorError
+from twoscale.errors import CaptureError, TwoscaleError, UnsupportedOperatorError
 
+ROOT = Path(__file__).parents[2]
 node: Any = helper.make_node
 
 
@@ -241,47 +243,51 @@ def test_resizing_that_is_refused(options: dict[str, Any], given: list[float], m
         float_graph(str(tmp_path / "net.onnx"), np.zeros((2, 2, 5, 6), np.float32))
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")  # of making the cases
-def test_onnxs_own_node_tests(tmp_path: Path) -> None:
-    """Every node test of an operator that is read, whose first input can be images and the rest constants."""
-    from onnx.backend.test.case.node import collect_testcases
+@pytest.fixture(scope="module")
+def node_tests() -> list[onnx_nodes.Outcome]:
+    return list(onnx_nodes.outcomes())
 
-    passed: set[str] = set()
-    refused: list[str] = []
-    wrong: list[str] = []
-    cases: list[Any] = collect_testcases(None)
-    for case in cases:
-        graph = case.model.graph
-        if len(graph.node) != 1 or graph.node[0].op_type not in OPERATORS or graph.node[0].domain:
-            continue
-        inputs, outputs = case.data_sets[0]
-        if len(outputs) != 1 or not isinstance(inputs[0], np.ndarray) or inputs[0].dtype != np.float32:
-            continue
-        if inputs[0].ndim < 2 or not isinstance(outputs[0], np.ndarray) or outputs[0].shape[:1] != inputs[0].shape[:1]:
-            continue
-        model = onnx.ModelProto.FromString(case.model.SerializeToString())
-        constants = [numpy_helper.from_array(v, i.name) for v, i in zip(inputs[1:], graph.input[1:], strict=True)]
-        del model.graph.input[1:]
-        model.graph.initializer.extend(constants)
-        last = model.graph.output[0].name
-        model.graph.node.append(node("Flatten", [last], ["flat"]))
-        model.graph.output[0].CopyFrom(helper.make_tensor_value_info("flat", TensorProto.FLOAT, [None, None]))
-        path = tmp_path / "case.onnx"
-        onnx.save(model, path)
-        try:
-            graph_read = float_graph(str(path), inputs[0])
-        except (CaptureError, NetworkFileError):
-            refused.append(case.name)
-            continue
-        found = GraphModule(graph_read)(torch.from_numpy(inputs[0].copy())).numpy()
-        expected = outputs[0].reshape(len(outputs[0]), -1)
-        if graph.node[0].op_type in ("Softmax", "LogSoftmax"):
-            continue  # left out at the end
-        if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-3, atol=1e-6):
-            wrong.append(case.name)
-        passed.add(graph.node[0].op_type)
-    assert wrong == []
-    assert len(passed) >= 25, (sorted(passed), refused)
+
+def test_onnxs_own_node_tests(node_tests: list[onnx_nodes.Outcome]) -> None:
+    """Every node test of an operator that is read, whose first input can be images and the rest constants."""
+    assert [outcome.test for outcome in node_tests if outcome.outcome == onnx_nodes.WRONG] == []
+    passed = {outcome.operator for outcome in node_tests if outcome.outcome == onnx_nodes.PASSED}
+    assert len(passed) >= 25, sorted(passed)
+
+
+def test_node_tests_that_were_recorded_as_passed_still_pass(node_tests: list[onnx_nodes.Outcome]) -> None:
+    record = json.loads((ROOT / "benchmarks" / "results" / "onnx_nodes.json").read_text())
+    assert record["wrong"] == []
+    passed = {outcome.test for outcome in node_tests if outcome.outcome == onnx_nodes.PASSED}
+    assert set(record["passed"]) <= passed
+    table = onnx_nodes.markdown([onnx_nodes.Row(**row) for row in record["rows"]])
+    assert table in (ROOT / "docs" / "onnx.md").read_text()
+
+
+def test_a_wrong_node_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from twoscale._frontends.onnx_float import operators
+
+    monkeypatch.setitem(operators.OPERATORS, "Sum", operators.OPERATORS["Max"])
+    found = list(onnx_nodes.outcomes({"test_sum_two_inputs"}))
+    assert [outcome.outcome for outcome in found] == [onnx_nodes.WRONG]
+
+
+@pytest.mark.parametrize("inputs", [["input", "c"], ["c", "input", "c"], ["input", "input"], ["input"]], ids=str)
+def test_sums_of_any_number_of_tensors(inputs: list[str], tmp_path: Path) -> None:
+    images = np.random.default_rng(0).normal(0, 2, (3, 4, 9, 1)).astype(np.float32)
+    nodes = [node("Sum", inputs, ["a"]), node("Flatten", ["a"], ["logits"])]
+    agrees(
+        model_of(nodes, ["N", 4, 9, 1], {"c": np.arange(4, dtype=np.float32)[:, None, None]}),
+        tmp_path / "n.onnx",
+        images,
+    )
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.2, 0.5), (1 / 6, 0.5), (-0.4, 0.1)])
+def test_hard_sigmoids_of_any_slope(alpha: float, beta: float, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).normal(0, 4, (3, 4, 9, 1)).astype(np.float32)
+    nodes = [node("HardSigmoid", ["input"], ["a"], alpha=alpha, beta=beta), node("Flatten", ["a"], ["logits"])]
+    agrees(model_of(nodes, ["N", 4, 9, 1], {}), tmp_path / "n.onnx", images)
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

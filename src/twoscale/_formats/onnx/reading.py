@@ -71,10 +71,10 @@ def _check_format(path: Path, text: str) -> None:
         return
     if text.isdecimal() and int(text) > FORMAT:
         raise NetworkFileError(
-            f"{path} has format {text}, this twoscale reads format {FORMAT}: it was saved by a newer version; "
+            f"{path} has format {text}, this twoscale reads formats 1 and {FORMAT}: it was saved by a newer version; "
             "upgrade twoscale, or save it again with this one"
         )
-    raise NetworkFileError(f"{path} has format '{text}', this twoscale reads format {FORMAT}; save it again")
+    raise NetworkFileError(f"{path} has format '{text}', this twoscale reads formats 1 and {FORMAT}; save it again")
 
 
 class _Shift(msgspec.Struct, forbid_unknown_fields=True):

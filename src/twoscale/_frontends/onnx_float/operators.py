@@ -104,9 +104,9 @@ def _batch_norm(r: Reader, node: onnx.NodeProto) -> str:
 
 
 def _result(r: Reader, node: onnx.NodeProto) -> tuple[int, ...]:
-    """Return the shape to which two operands broadcast, without the batch."""
+    """Return the shape to which the operands broadcast, without the batch."""
     shapes = []
-    for index in (0, 1):
+    for index in range(len(node.input)):
         if r.is_activation(node, index):
             shapes.append((1, *r.shape(node, index)))
         else:
@@ -129,6 +129,21 @@ def _sum(left: float, right: float) -> Operator:
         return at.add(at.scaled(r.input(node), left), at.scaled(r.input(node, 1), right), shape)
 
     return read
+
+
+def _sum_of_all(r: Reader, node: onnx.NodeProto) -> str:
+    """Add any number of tensors, one after the other."""
+    at = r.at(node)
+    places = range(len(node.input))
+    activations = [r.input(node, index) for index in places if r.is_activation(node, index)]
+    shape = _result(r, node)
+    total = activations[0]
+    for name in activations[1:]:
+        total = at.add(total, name, shape)
+    for index in places:
+        if not r.is_activation(node, index):
+            total = at.affine_map(total, 1.0, at.constant_operand(total, r.weights(node, index), shape))
+    return total
 
 
 def _mul(r: Reader, node: onnx.NodeProto) -> str:
@@ -266,7 +281,7 @@ def _celu(r: Reader, node: onnx.NodeProto) -> str:
 def _hard_sigmoid(r: Reader, node: onnx.NodeProto) -> str:
     alpha, beta = r.attribute(node, "alpha", 0.2), r.attribute(node, "beta", 0.5)
     if not (math.isclose(alpha, 1 / 6, rel_tol=1e-6) and math.isclose(beta, 0.5, rel_tol=1e-6)):
-        raise r.at(node).unsupported(f"a hard sigmoid of slope {alpha:g}", "use alpha = 1/6 and beta = 1/2")
+        return r.at(node).clamp(r.at(node).affine_map(r.input(node), alpha, beta), (0.0, 1.0))
     return r.at(node).table(r.input(node), "hardsigmoid")
 
 
@@ -548,6 +563,7 @@ OPERATORS: dict[str, Operator] = {
     "Sqrt": _sqrt,
     "Squeeze": _squeeze,
     "Sub": _sum(1, -1),
+    "Sum": _sum_of_all,
     "Tanh": _table("tanh"),
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
