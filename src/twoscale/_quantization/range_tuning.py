@@ -116,8 +116,10 @@ def _errors(
     images = samples_nchw[: max(_FEWEST_IMAGES, _VALUES // _values_per_image(graph, candidates))]
     large = _is_large(graph, candidates)
     projections, estimate = (_FEW_PROJECTIONS, _expected_errors) if large else (_PROJECTIONS, _sampled_errors)
-    # Each value has its gradients beside it, and the gradients of one tensor are stacked.
-    batch = min(_BATCH, images_within(graph, memory, networks=2 + projections, keep_all=True))
+    # Each value has its gradients beside it, and the gradients of one tensor are stacked. What torch keeps for the
+    # backward passes needs as much memory again; small networks are bounded by _BATCH.
+    budget = memory // 2 if large else memory
+    batch = min(_BATCH, images_within(graph, budget, networks=2 + projections, keep_all=True))
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, len(images), batch):
         report("tuning ranges", start, len(images))
