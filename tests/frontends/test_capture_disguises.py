@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import twoscale
+from tests import sweep
 from tests.frontends.test_capture import Forward, images, seeded
 from twoscale._frontends import float_graph as capture
 from twoscale._ir.float_graph import Softmax
@@ -246,6 +247,7 @@ MERGED: dict[str, Function] = {
     "copies of each image": lambda m, x: (
         m.conv(x).mean((2, 3)).repeat_interleave(4, 0).unsqueeze(1) * windows(m.conv(x))
     ).reshape(len(x), -1),
+    "one copy of each image": lambda m, x: m.conv(x).repeat_interleave(1, 0).flatten(1),
     "copies of each part": lambda m, x: m.conv(x).view(-1, 64).repeat_interleave(2, 0).view(len(x), -1),
     "padding, expansion and repetition of parts": lambda m, x: (
         F.pad(windows(m.conv(x)), (1, 2, 3, 0), value=0.5)[:, :, None].expand(-1, -1, 2, -1).repeat(1, 1, 1, 2)
@@ -277,6 +279,32 @@ def test_a_merged_batch_in_every_executor() -> None:
     network = twoscale.quantize(model, images(8, 3, 8, 8))
     result = twoscale.verify(network, images(8, 3, 8, 8), executors=["reference", "torch", "onnxruntime"])
     assert result.mismatches == 0
+
+
+EXECUTORS = ["reference", "torch", "onnxruntime", "c"]
+
+
+def composed(m: Any, x: torch.Tensor) -> Any:
+    """Operators that are composed of several layers, one after the other."""
+    y = F.pixel_unshuffle(m.slopes(F.pixel_shuffle(m.conv(x).repeat(1, 2, 1, 1), 2)), 2)
+    y = F.fold(F.unfold(F.channel_shuffle(y, 3), 3, padding=1, stride=2), 8, 3, padding=1, stride=2)
+    y = torch.cat([F.interpolate(y[:, :6], size=(5, 12)), F.interpolate(y[:, 6:], size=(5, 12), mode="bilinear")], 1)
+    first, _ = torch.split(F.adaptive_max_pool2d(y, (3, 8)).roll(1, 2).flip(1), [5, 7], 1)
+    y = torch.stack(first.unbind(1), 1)
+    return F.glu(F.avg_pool1d(y.flatten(2), 3, 2, 1).unfold(2, 4, 4), 3).flatten(1)
+
+
+@pytest.mark.skipif(not sweep.whole(), reason="takes ten seconds: --sweep all runs it")
+def test_composed_operators_in_every_executor() -> None:
+    slopes = nn.PReLU(3)
+    model = seeded(Forward(composed, slopes=slopes, **parts())).eval()
+    with torch.no_grad():
+        slopes.weight.copy_(torch.tensor([0.1, 0.5, -0.3]))
+    network = twoscale.quantize(model, images(8, 3, 8, 8))
+    result = twoscale.verify(network, images(8, 3, 8, 8), executors=EXECUTORS, model=model)
+    assert result.mismatches == 0
+    assert result.sqnr_db is not None
+    assert result.sqnr_db > 20
 
 
 MIXING: dict[str, tuple[Function, str]] = {

@@ -195,6 +195,7 @@ def test_pools_and_interpolation_of_sequences(what: str, tmp_path: Path) -> None
     agrees(model_of(nodes, ["N", 4, 11], constants, 18), tmp_path / "net.onnx", images)
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
 @pytest.mark.parametrize(
     "coordinates", ["half_pixel", "pytorch_half_pixel", "half_pixel_symmetric", "asymmetric", "align_corners"]

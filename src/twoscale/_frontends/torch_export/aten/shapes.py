@@ -253,4 +253,4 @@ def rearranged(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
             chosen = np.asarray(e.constants[order].cpu()) if isinstance(order, fx.Node) else np.asarray(order)
             indices = indices[chosen]
         name = e.at(node).gather(name, axis, indices.tolist())
-    return name
+    return e.at(node).reshape(name, e.shape(node))
