@@ -12,15 +12,26 @@ same images.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
+import tempfile
 import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from twoscale import data
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TOOLS = ("twoscale", "nncf", "onnxruntime")
 
 
 class Block(nn.Module):
@@ -74,13 +85,11 @@ def train(path: Path, minutes: float) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.05)
     batch, begin, limit, step = 128, time.monotonic(), 60 * minutes, 0
     images, labels = (torch.from_numpy(part) for part in (dataset.train.images, dataset.train.labels))
-    mean, std = (torch.tensor(part).view(1, 3, 1, 1) for part in (data.CIFAR10_MEAN, data.CIFAR10_STD))
-    print(tuple(images.shape), images.dtype, flush=True)
     while (share := (time.monotonic() - begin) / limit) < 1:
         for group in optimizer.param_groups:  # a warm-up, then half a cosine over the time
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * share))
         chosen = torch.randint(len(images), (batch,))
-        x = (images[chosen].float() / 255 - mean) / std
+        x = normalized(images[chosen])
         left, top = (int(v) for v in torch.randint(0, 9, (2,)))
         x = F.pad(x, (4, 4, 4, 4))[:, :, top : top + 32, left : left + 32]
         x = torch.where(torch.rand(batch, 1, 1, 1) < 0.5, x, x.flip(3))
@@ -95,6 +104,116 @@ def train(path: Path, minutes: float) -> None:
     torch.save(model.state_dict(), path)
 
 
+def normalized(pixels: torch.Tensor) -> torch.Tensor:
+    """Return pixels (N, 3, 32, 32) as the network takes them."""
+    mean, std = (torch.tensor(part).view(1, 3, 1, 1) for part in (data.CIFAR10_MEAN, data.CIFAR10_STD))
+    return (pixels.float() / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Logits of an integer network, or another tool's, beside those of the float network."""
+
+    sqnr_db: float
+    top1: float
+    agreement: float
+    """Share of images with the same class as the float network's."""
+
+
+def quality(logits: NDArray[np.float32], expected: NDArray[np.float32], labels: NDArray[Any]) -> Quality:
+    noise = float(np.square(logits - expected).sum() / np.square(expected).sum())
+    chosen = logits.argmax(1)
+    return Quality(
+        -10 * math.log10(noise), float((chosen == labels).mean()), float((chosen == expected.argmax(1)).mean())
+    )
+
+
+def batched(run: Callable[[torch.Tensor], Any], images: torch.Tensor) -> NDArray[np.float32]:
+    return np.concatenate([np.asarray(run(images[i : i + 100])) for i in range(0, len(images), 100)])
+
+
+def ours(model: nn.Module, samples: torch.Tensor, images: torch.Tensor) -> tuple[NDArray[np.float32], dict[str, int]]:
+    """Return twoscale's logits, and how many integers of 20 images differ from the reference in other executors."""
+    import twoscale
+    from twoscale._runtimes import create
+
+    network = twoscale.quantize(model, samples)
+    names = [layer.name for layer in network]
+    few = images[:20].numpy()
+    expected = create("reference", network).run(few, names)
+    differing = {}
+    for executor in ("torch", "onnxruntime", "c"):
+        found = create(executor, network).run(few, names)
+        differing[executor] = sum(int((expected[name] != found[name]).sum()) for name in names)
+    runner = create("torch", network)
+    (output,) = network.outputs
+    return network.logits(batched(lambda x: runner.run(x.numpy())[output], images)), differing
+
+
+def nncf_logits(model: nn.Module, samples: torch.Tensor, images: torch.Tensor) -> NDArray[np.float32]:
+    """Return the logits of NNCF's simulation, with its settings for transformers."""
+    import nncf
+
+    calibration = nncf.Dataset([samples[i : i + 1] for i in range(len(samples))])
+    quantized = nncf.quantize(
+        copy.deepcopy(model), calibration, subset_size=len(samples), model_type=nncf.ModelType.TRANSFORMER
+    )
+    with torch.no_grad():
+        return batched(lambda x: quantized(x).numpy(), images)
+
+
+def onnxruntime_logits(model: nn.Module, samples: torch.Tensor, images: torch.Tensor) -> NDArray[np.float32]:
+    """Return the logits of ONNX Runtime on its own ``quantize_static``, QDQ with a scale per output channel."""
+    import onnxruntime
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = [{"x": samples[i : i + 1].numpy()} for i in range(len(samples))]
+
+        def get_next(self) -> Any:
+            return self.left.pop() if self.left else None
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "float.onnx", Path(folder) / "quantized.onnx"
+        torch.onnx.export(
+            model, (samples[:2],), str(source), input_names=["x"], dynamic_axes={"x": {0: "n"}}, dynamo=False,
+            opset_version=17,
+        )  # fmt: skip
+        quantize_static(
+            str(source), str(target), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+        )  # fmt: skip
+        session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+        return batched(lambda x: session.run(None, {"x": x.numpy()})[0], images)
+
+
+def measure(path: Path, count: int, tools: Collection[str]) -> None:
+    """Print how close each tool's network is to the float network."""
+    dataset = data.load("cifar10")
+    model = SmallViT().eval()
+    model.load_state_dict(torch.load(path, weights_only=True))
+    samples = normalized(torch.from_numpy(dataset.train.images[:400]))
+    images = normalized(torch.from_numpy(dataset.test.images[:count]))
+    labels = dataset.test.labels[:count]
+    with torch.no_grad():
+        expected = batched(lambda x: model(x).numpy(), images)
+    print(f"float: top-1 {(expected.argmax(1) == labels).mean():.2%} of {count} images", flush=True)
+    for tool in tools:
+        begin = time.monotonic()
+        if tool == "twoscale":
+            logits, differing = ours(model, samples, images)
+            print(f"integers of 20 images that differ from the reference: {differing}")
+        else:
+            logits = {"nncf": nncf_logits, "onnxruntime": onnxruntime_logits}[tool](model, samples, images)
+        found = quality(logits, expected, labels)
+        print(
+            f"{tool}: SQNR {found.sqnr_db:.1f} dB, top-1 {found.top1:.2%}, agreement {found.agreement:.2%}, "
+            f"{time.monotonic() - begin:.0f} s",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train and measure a small vision transformer.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -103,9 +222,14 @@ def main() -> None:
         command.add_argument("file", type=Path)
         if name == "train":
             command.add_argument("--minutes", type=float, default=20)
+        else:
+            command.add_argument("--images", type=int, default=2000)
+            command.add_argument("--tools", nargs="+", choices=TOOLS, default=TOOLS)
     arguments = parser.parse_args()
     if arguments.command == "train":
         train(arguments.file, arguments.minutes)
+    else:
+        measure(arguments.file, arguments.images, arguments.tools)
 
 
 if __name__ == "__main__":

@@ -178,6 +178,39 @@ def test_forms_of_operators(what: str, tmp_path: Path) -> None:
     agrees(model_of(nodes, ["N", 4, 9, 1], constants, opset), tmp_path / "net.onnx", images)
 
 
+def transformer(opset: int) -> onnx.ModelProto:
+    """One head of attention and a layer norm, over the four rows of an image as tokens."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        node("Squeeze", ["input", "two"], ["x"]),
+        node("LayerNormalization", ["x", "gain", "bias"], ["y"], axis=-1),
+        node("MatMul", ["y", "w"], ["q"]),
+        node("Transpose", ["q"], ["k"], perm=[0, 2, 1]),
+        node("MatMul", ["q", "k"], ["scores"]),
+        node("Mul", ["scores", "factor"], ["scaled"]),
+        node("Softmax", ["scaled"], ["weights"], axis=2),
+        node("MatMul", ["weights", "x"], ["z"]),
+        node("Flatten", ["z"], ["logits"]),
+    ]
+    constants = {
+        "two": np.array([3], np.int64), "factor": np.array(0.3, np.float32),
+        "gain": rng.normal(1, 0.5, 9).astype(np.float32), "bias": rng.normal(1, 0.5, 9).astype(np.float32),
+        "w": rng.normal(0, 0.5, (9, 6)).astype(np.float32),
+    }  # fmt: skip
+    return model_of(nodes, ["N", 4, 9, 1], constants, opset)
+
+
+@pytest.mark.parametrize("opset", [17, 21])
+def test_attention_is_read_and_quantized(opset: int, tmp_path: Path) -> None:
+    images = np.random.default_rng(1).normal(0, 2, (16, 4, 9, 1)).astype(np.float32)
+    path = tmp_path / "net.onnx"
+    agrees(transformer(opset), path, images)
+    source: Any = str(path)
+    network = twoscale.quantize(source, [images])
+    result = twoscale.verify(network, [images], model=source, executors=("reference", "torch", "onnxruntime"))
+    assert result.mismatches == 0
+
+
 SEQUENCES = {
     "means": [node("AveragePool", ["input"], ["a"], kernel_shape=[3], strides=[2], pads=[1, 0])],
     "means of values": [node("AveragePool", ["input"], ["a"], kernel_shape=[3], pads=[1, 1], count_include_pad=0)],

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from twoscale._frontends.onnx_float import attention
 from twoscale._frontends.onnx_float.reader import Reader
 from twoscale._frontends.onnx_float.resizing import resize
 from twoscale._ir.float_graph import AveragePool2d, MaxPool2d, Padding
@@ -85,7 +86,7 @@ def _gemm(r: Reader, node: onnx.NodeProto) -> str:
 def _matmul(r: Reader, node: onnx.NodeProto) -> str:
     at = r.at(node)
     if r.is_activation(node, 0) and r.is_activation(node, 1):
-        raise at.unsupported("a product of matrices that are not weights", "use convolutions and linear layers")
+        return attention.matmul(r, node)
     weight = r.weights(node, 1 if r.is_activation(node, 0) else 0)
     if weight.ndim != 2:
         raise at.unsupported(f"a product with weights of shape {weight.shape}", "use a matrix")
@@ -321,6 +322,8 @@ def _softmax(r: Reader, node: onnx.NodeProto) -> str:
     count = math.prod(shape[axis % len(shape) :]) if r.opset < 13 else shape[axis % len(shape)]
     last = node.output[0] in r.outputs or _leads_to_output(r, node.output[0])
     if axis % len(shape) == 0 or count != math.prod(shape) or not last:
+        if node.op_type == "Softmax":
+            return attention.softmax(r, node)
         raise at.unsupported("a softmax before the end", "a softmax may only be the last operation, over the classes")
     return r.input(node)
 
@@ -538,6 +541,10 @@ OPERATORS: dict[str, Operator] = {
     "LeakyRelu": _table("leaky_relu", alpha=0.01),
     "LogSoftmax": _softmax,
     "MatMul": _matmul,
+    "LayerNormalization": attention.layer_norm,
+    "RMSNormalization": attention.layer_norm,
+    "GroupNormalization": attention.group_norm,
+    "InstanceNormalization": attention.instance_norm,
     "Max": _extreme(True),
     "MaxPool": _max_pool,
     "Min": _extreme(False),

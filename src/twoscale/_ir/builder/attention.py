@@ -111,7 +111,7 @@ class AttentionPlace(ValuesPlace):
             )
             return self.permute(made, source.axes)
         both = np.broadcast_shapes(gain.shape, bias.shape)
-        gain, bias = (np.ascontiguousarray(np.broadcast_to(values, both), np.float32) for values in (gain, bias))
+        gain, bias = (np.array(np.broadcast_to(values, both), np.float32, order="C") for values in (gain, bias))
         return self.append(
             Normalize, shape, name, axes=tuple(sorted(axes)), eps=eps, gain=gain, bias=bias, centered=centered
         )
