@@ -27,7 +27,7 @@ from twoscale._text import printable
 from twoscale.data import Preprocessing
 from twoscale.data._function import is_function
 from twoscale.data._pipeline import fitting_batch
-from twoscale.errors import ConfigurationError, NetworkFileError
+from twoscale.errors import ConfigurationError, DataError, NetworkFileError
 from twoscale.models._files import MODEL_FILE, program
 from twoscale.models._references import options_of
 
@@ -49,9 +49,11 @@ __all__ = [
     "as_pixels",
     "at_least_one",
     "batches_of",
+    "check_takes_pictures",
     "command",
     "console",
     "dataset_for",
+    "is_integer_file",
     "load_data",
     "load_float",
     "load_model",
@@ -122,7 +124,7 @@ Pictures = Annotated[PictureOptions, tyro.conf.arg(name="")]
 """The options of pictures, among a verb's own."""
 
 
-_WEIGHTS = "weights (.safetensors, .pt, .pth, .ckpt or .pt2, or a folder with a model.safetensors)"
+_WEIGHTS = "weights (.safetensors, .pt, .pth, .ckpt, .pt2 or float .onnx, or a folder with a model.safetensors)"
 
 _UNLIMITED = 100_000
 """Columns of an output that is no terminal."""
@@ -242,7 +244,9 @@ def load_float(
         path = path.with_name(name)
     require_weights(path, _WEIGHTS)
     if path.suffix == ".onnx":
-        raise ConfigurationError(_not_weights(path))
+        _refuse_integers(path)
+        if model is not None:
+            raise ConfigurationError(f"{path} is a whole network, which needs no model; leave out --model")
     if model is None:
         if model_args is not None:
             raise ConfigurationError("--model-args are options of the model that --model names; give --model too")
@@ -254,19 +258,28 @@ def load_float(
     return network, models.read_info(path) or models.published(model)
 
 
-def _not_weights(path: Path) -> str:
-    """Return the error for an ONNX file given in place of weights."""
-    from twoscale._formats import load
-    from twoscale.errors import NetworkFileError
+def is_integer_file(path: Path) -> bool:
+    """Whether a file is to be read as an integer network: every .onnx file that is not a float network."""
+    from twoscale._frontends.onnx_float import is_float
 
-    try:
+    return path.suffix == ".onnx" and not is_float(path)
+
+
+def _refuse_integers(path: Path) -> None:
+    """Refuse an integer network in place of a float one.
+
+    Raises:
+        ConfigurationError: it is one.
+        NetworkFileError: it is neither, or damaged.
+    """
+    from twoscale._formats import load
+
+    if is_integer_file(path):
         load(path)
-    except NetworkFileError:
-        return f"{path} is an ONNX file; expected the weights of the float network (.safetensors, .pt or .pth)"
-    return (
-        f"{path} is an integer network already; check it with twoscale verify, write its C with twoscale export, or "
-        "give the weights of the float network (.safetensors, .pt or .pth)"
-    )
+        raise ConfigurationError(
+            f"{path} is an integer network already; check it with twoscale verify, write its C with twoscale export, "
+            "or give the float network (.safetensors, .pt, .pth, .pt2 or float .onnx)"
+        )
 
 
 def load_model(path: Path, model: str | None, model_args: str | None) -> nn.Module:
@@ -383,12 +396,36 @@ def dataset_for(
         tuple(float(value) for value in given or recorded or own)
         for given, recorded, own in ((mean, known.mean, dataset.mean), (std, known.std, dataset.std))
     )
+    channels = f"--channels {len(means)}, or " if dataset.preprocessing is not None and len(means) in (1, 3, 4) else ""
     if len(means) != len(dataset.mean) or len(deviations) != len(dataset.std) or not all(x > 0 for x in deviations):
         raise ConfigurationError(
             f"the file records mean {_numbers(means)} and std {_numbers(deviations)}, but images of {dataset.name} "
-            f"have {len(dataset.mean)} channels; give --mean and --std"
+            f"have {len(dataset.mean)} channels; give {channels}--mean and --std"
         )
     return replace(dataset, mean=means, std=deviations)
+
+
+def check_takes_pictures(network: nn.Module | IntegerNetwork, dataset: data.Dataset) -> None:
+    """Check that a network takes pictures of the user's own as they are prepared.
+
+    Raises:
+        DataError: it does not; names the options that change their size.
+    """
+    split = dataset.train if len(dataset.train) else dataset.test
+    if dataset.preprocessing is None or not len(split):
+        return
+    if not isinstance(network, IntegerNetwork):
+        from twoscale.training._accuracy import output_for_one, picture_options
+
+        output_for_one(network, split, dataset.mean, dataset.std, hint=picture_options(dataset))
+        return
+    expected, shape = network.input.output.shape, tuple(split.images.shape[1:])
+    if shape != expected:
+        options = f"--channels {expected[0]} --size {'x'.join(map(str, expected[1:]))}" if len(expected) == 3 else ""
+        raise DataError(
+            f"{network.name} takes images of {' x '.join(map(str, expected))}, but the pictures of {dataset.name} "
+            f"become {' x '.join(map(str, shape))}" + (options and f"; give {options}")
+        )
 
 
 def origin_of(dataset: data.Dataset) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from twoscale._cli.common import (
     ModelName,
     Pictures,
     batches_of,
+    check_takes_pictures,
     dataset_for,
+    is_integer_file,
     load_float,
     print_json,
     print_line,
@@ -59,7 +61,7 @@ def eval_command(
     Integer networks run on the fastest executor available: compiled C, or torch without a C compiler.
 
     Args:
-        file: Weights (.safetensors, .pt, .pth, .pt2) or integer network (.onnx).
+        file: Weights (.safetensors, .pt, .pth, .pt2), or a float or integer network (.onnx).
         data: Data set. Default: the one recorded in the file, or else digits.
         model: Model of the weights, where the file does not record it: a name such as resnet18, or FILE.py:CLASS for
             your own, whose code then runs.
@@ -76,8 +78,9 @@ def eval_command(
     if max_samples is not None and max_samples < 1:
         raise ConfigurationError(f"--max-samples is {max_samples}; expected at least 1")
     if "#" not in file.name:
-        require_weights(file, "weights (.safetensors, .pt, .pth, .pt2) or an integer network (.onnx)")
-    if file.suffix == ".onnx":
+        require_weights(file, "weights (.safetensors, .pt, .pth, .pt2) or a network (.onnx)")
+    integers = is_integer_file(file)
+    if integers:
         if views != "one":
             raise ConfigurationError("--views is for weights; an integer network judges each image once")
         found = _integer(file, data, model, mean, std, pictures, max_samples)
@@ -86,7 +89,7 @@ def eval_command(
     if json:
         print_json(found)
         return
-    by = "" if file.suffix != ".onnx" else f", computed by the executor {found.executor}"
+    by = f", computed by the executor {found.executor}" if integers else ""
     print_line(
         f"{printable(found.network, 100)}: {found.top1:.2%} of {found.samples:,} test images of {found.data} right{by}"
     )
@@ -104,12 +107,14 @@ def _float(
     views: Views,
 ) -> EvalRecord:
     from twoscale.training import evaluate
+    from twoscale.training._accuracy import model_name
 
     network, info = load_float(file, model, model_args)
     dataset = dataset_for(data, recorded(info), mean, std, pictures)
+    check_takes_pictures(network, dataset)
     top1 = evaluate(network, dataset.test, dataset.mean, dataset.std, max_samples=max_samples, views=views)
     samples = min(len(dataset.test), max_samples or len(dataset.test))
-    return EvalRecord(str(file), type(network).__name__, dataset.name, samples, top1, "torch")
+    return EvalRecord(str(file), model_name(network), dataset.name, samples, top1, "torch")
 
 
 def _integer(
@@ -129,6 +134,7 @@ def _integer(
         raise ConfigurationError("--model is for weights; an integer network needs no model")
     network = load(file)
     dataset = dataset_for(data, recorded(network), mean, std, pictures)
+    check_takes_pictures(network, dataset)
     executor = fastest(network)
     top1, samples = accuracy(network, batches_of(dataset.test, dataset, limit=max_samples), executor=executor)
     return EvalRecord(str(file), network.name, dataset.name, samples, top1, executor.name)

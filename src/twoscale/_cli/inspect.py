@@ -14,8 +14,10 @@ from twoscale._cli.common import (
     Pictures,
     at_least_one,
     batches_of,
+    check_takes_pictures,
     console,
     dataset_for,
+    is_integer_file,
     load_float,
     print_json,
     recorded,
@@ -42,7 +44,7 @@ def inspect_command(
     For each tensor: mean, standard deviation, smallest and largest value, total range, mean ± 3 standard deviations.
 
     Args:
-        file: Weights (.safetensors, .pt, .pth, .pt2) or integer network (.onnx).
+        file: Weights (.safetensors, .pt, .pth, .pt2), or a float or integer network (.onnx).
         activations: Also show the input and the output of every layer over training images.
         data: Data set of these images. Default: the one recorded in the file, or else digits.
         images: Number of training images.
@@ -55,8 +57,8 @@ def inspect_command(
         json: Print JSON with histograms instead of tables.
     """
     at_least_one("--images", images)
-    require_weights(file, "weights (.safetensors, .pt, .pth, .pt2) or an integer network (.onnx)")
-    if file.suffix == ".onnx":
+    require_weights(file, "weights (.safetensors, .pt, .pth, .pt2) or a network (.onnx)")
+    if is_integer_file(file):
         _integer(file, json)
         return
     from twoscale._calibration.inspection import inspect
@@ -65,6 +67,7 @@ def inspect_command(
 
     network, info = load_float(file, model, model_args)
     dataset = dataset_for(data, recorded(info), mean, std, pictures)
+    check_takes_pictures(network, dataset)
     seen = min(images, len(dataset.train)) if activations else 1
     found = inspect(network, batches_of(dataset.train, dataset, batch_size=100, limit=seen))
     if json:

@@ -21,6 +21,7 @@ from twoscale._cli.common import (
     as_pixels,
     at_least_one,
     batches_of,
+    check_takes_pictures,
     console,
     dataset_for,
     load_float,
@@ -103,7 +104,7 @@ def quantize_command(
     standard deviations; any number works), percentile-99.99 (any number works), mse (least squared error) or entropy.
 
     Args:
-        file: Weights: .safetensors, .pt, .pth, or a program of torch.export (.pt2).
+        file: Weights: .safetensors, .pt, .pth, a program of torch.export (.pt2), or a float network (.onnx).
         out: The file to write.
         data: Data set whose training images calibrate the activations. Default: the one recorded in the file, or else
             digits.
@@ -159,6 +160,7 @@ def quantize_command(
     how = replace(quantization.SCHEMES[scheme], **given)
     network_float, info = load_float(file, model, model_args)
     dataset = dataset_for(data, recorded(info), mean, std, pictures)
+    check_takes_pictures(network_float, dataset)
     takes_pixels = not how.symmetric if images is None else images == "pixels"
     normalization = (dataset.mean, dataset.std) if takes_pixels else None
     inputs = dataset if normalization is None else as_pixels(dataset)

@@ -22,6 +22,7 @@ from twoscale._cli.common import (
     as_pixels,
     at_least_one,
     batches_of,
+    check_takes_pictures,
     console,
     dataset_for,
     load_float,
@@ -78,7 +79,7 @@ def sensitivity_command(
     quantizes and measures the chosen network.
 
     Args:
-        file: Weights: .safetensors, .pt, .pth, or a program of torch.export (.pt2).
+        file: Weights: .safetensors, .pt, .pth, a program of torch.export (.pt2), or a float network (.onnx).
         bits: Weight bits to try, each from 2 to 8.
         activation_bits: Output bits to try, each from 4 to 8; "none" for none.
         budget: Size of all weights, packed at their bits, with 4 bytes per bias: bytes (120000, 120k, 1.5M), or a
@@ -112,6 +113,7 @@ def sensitivity_command(
 
     network_float, info = load_float(file, model, model_args)
     dataset = dataset_for(data, recorded(info), mean, std, pictures)
+    check_takes_pictures(network_float, dataset)
     how = quantization.SCHEMES[scheme]
     normalization = (dataset.mean, dataset.std)
     dataset = as_pixels(dataset)

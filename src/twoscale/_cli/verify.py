@@ -17,8 +17,10 @@ from twoscale._cli.common import (
     Pictures,
     at_least_one,
     batches_of,
+    check_takes_pictures,
     console,
     dataset_for,
+    is_integer_file,
     load_model,
     print_json,
     print_line,
@@ -65,7 +67,8 @@ def verify_command(
         file: Integer network (.onnx).
         executors: Executors to compare: reference (NumPy), torch, onnxruntime, c, litert. The others are compared with
             the first. Default: reference and torch; without torch, reference and another that can run here.
-        checkpoint: Weights of the float network. Adds agreement, and the signal-to-noise ratio of every layer.
+        checkpoint: Weights of the float network, or the network as float .onnx. Adds agreement, and the signal-to-noise
+            ratio of every layer.
         against: Another integer network (.onnx), compared layer by layer, or weights, as with --checkpoint.
         original: File of another tool that FILE was read from. ONNX Runtime runs it as it is, and every layer is
             compared with the tensor of its name. Default: FILE, where it is another tool's.
@@ -92,11 +95,12 @@ def verify_command(
         raise ConfigurationError("--checkpoint and --against exclude each other; give one of them")
     weights = checkpoint or against
     other: Any = None
-    if weights is not None and weights.suffix == ".onnx":
-        other = load(require_file(weights, "an integer network (.onnx) or weights"))
+    if weights is not None and is_integer_file(weights):
+        other = load(require_file(weights, "a network (.onnx) or weights"))
     elif weights is not None:
         other = load_model(weights, model, model_args)
     dataset = dataset_for(data, recorded(network), mean, std, pictures)
+    check_takes_pictures(network, dataset)
     seen = ImagesHash()
     batches = batches_of(dataset.test, dataset, limit=max_samples)
     result = verify(

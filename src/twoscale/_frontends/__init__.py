@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from twoscale._ir.float_graph import FloatGraph
     from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["float_graph", "integer_network"]
+__all__ = ["as_module", "float_graph", "integer_network"]
 
 
 def _is_of_torch(source: Any) -> bool:
@@ -33,7 +33,14 @@ def _is_a_file(source: Any) -> bool:
     return isinstance(source, str | Path) and Path(source).suffix == ".onnx"
 
 
+def _is_an_open_file(source: Any) -> bool:
+    """Whether an object is a float ONNX file as a module. If that class is not imported, it is not."""
+    module = sys.modules.get("twoscale._frontends.onnx_float.module")
+    return module is not None and isinstance(source, module.OnnxModule)
+
+
 _FLOAT: dict[str, Callable[[Any], bool]] = {
+    "twoscale._frontends.onnx_float.module:graph": _is_an_open_file,
     "twoscale._frontends.onnx_float:read": _is_a_file,
     "twoscale._frontends.torch_export.capture:capture": _is_of_torch,
 }
@@ -58,6 +65,19 @@ def float_graph(source: Any, example_nchw: Any, *, name: str | None = None) -> F
             graph: FloatGraph = getattr(importlib.import_module(module), function)(source, example_nchw, name=name)
             return graph
     raise CaptureError(f"expected a torch.nn.Module, got {type(source).__name__}; pass the model itself")
+
+
+def as_module(source: Any) -> Any:
+    """Return the path of a float .onnx file as an nn.Module, and anything else unchanged.
+
+    Raises:
+        NetworkFileError: it is missing, damaged, ambiguous or not a float network.
+    """
+    if not _is_a_file(source):
+        return source
+    from twoscale._frontends.onnx_float.module import OnnxModule
+
+    return OnnxModule(Path(source))
 
 
 def integer_network(path: Path, model: onnx.ModelProto) -> IntegerNetwork:

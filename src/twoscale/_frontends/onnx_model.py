@@ -20,7 +20,7 @@ from onnx import TensorProto
 
 from twoscale.errors import NetworkFileError
 
-__all__ = ["check", "check_constants", "one_line", "parse", "read_model", "validate"]
+__all__ = ["check", "check_constants", "is_quantized", "one_line", "parse", "read_model", "validate"]
 
 _LARGEST = (1 << 31) - 1  # bytes of a protobuf message
 _OPSETS = {"": (7, onnx.defs.onnx_opset_version()), "ai.onnx": (7, onnx.defs.onnx_opset_version())}
@@ -91,6 +91,11 @@ def parse(path: Path, content: bytes) -> onnx.ModelProto:
             f"{path} ({len(content):,} bytes) is damaged: a name in it is not UTF-8; expected a network saved as ONNX"
         )
     return model
+
+
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Whether an operator of a model quantizes or is quantized."""
+    return any(node.op_type.startswith("Q") or "Quantize" in node.op_type for node in model.graph.node)
 
 
 def _is_text(message: Message) -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["METADATA_KEY", "weights_hash"]
+__all__ = ["METADATA_KEY", "has_same_weights", "weights_hash", "weights_metadata"]
 
 METADATA_KEY = "weights_sha256"
 """Key of an integer network's metadata that holds the hash."""
+
+_FORM_KEY = "weights_form"
+"""Key of the form of those weights, where their names are not those of a torch model."""
 
 _WRAPPERS = ("_orig_mod.", "module.")
 """Prefixes that torch.compile and DataParallel add to the names of the wrapped model."""
@@ -32,6 +36,27 @@ def weights_hash(model: Any) -> str | None:
             values = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(values.numpy().tobytes())
     return digest.hexdigest()
+
+
+def weights_metadata(model: Any) -> dict[str, str]:
+    """Return what an integer network records of the model that it is made from; empty without state_dict."""
+    found = weights_hash(model)
+    form = getattr(model, _FORM_KEY, None)
+    if found is None:
+        return {}
+    return {METADATA_KEY: found} | ({} if form is None else {_FORM_KEY: form})
+
+
+def has_same_weights(metadata: Mapping[str, Any], model: Any) -> bool | None:
+    """Return whether a model has the weights that metadata records.
+
+    None if nothing is recorded, for a model without state_dict, and for weights in another form, such as an ONNX file
+    that was exported from the recorded model.
+    """
+    if METADATA_KEY not in metadata or metadata.get(_FORM_KEY) != getattr(model, _FORM_KEY, None):
+        return None
+    found = weights_hash(model)
+    return None if found is None else found == metadata[METADATA_KEY]
 
 
 def _unwrapped(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from twoscale._calibration.memory import DEFAULT_MEMORY
 from twoscale._extras import requires_extras
-from twoscale._ir.weights_hash import METADATA_KEY, weights_hash
+from twoscale._ir.weights_hash import weights_metadata
 from twoscale._quantization.scheme import DEFAULT, Scheme, find_scheme
 
 if TYPE_CHECKING:
@@ -148,8 +148,10 @@ def taking_pixels(network: IntegerNetwork, normalization: Normalization) -> Inte
 
 def _made_from(network: IntegerNetwork, model: nn.Module) -> IntegerNetwork:
     """Return the network with the hash of the float weights in its metadata, by which verify detects other weights."""
-    found = weights_hash(model)
-    return dataclasses.replace(network, metadata={**network.metadata, METADATA_KEY: found}) if found else network
+    from twoscale._frontends import as_module
+
+    found = weights_metadata(as_module(model))
+    return dataclasses.replace(network, metadata={**network.metadata, **found}) if found else network
 
 
 def _equalized(network: IntegerNetwork, graph: FloatGraph, how: Scheme) -> IntegerNetwork:

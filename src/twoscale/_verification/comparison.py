@@ -15,7 +15,7 @@ from twoscale._extras import requires_extras
 from twoscale._ir import layers as n
 from twoscale._ir.execution import Executor, check_images
 from twoscale._ir.integer_network import IntegerNetwork
-from twoscale._ir.weights_hash import METADATA_KEY, weights_hash
+from twoscale._ir.weights_hash import has_same_weights
 from twoscale._metrics import Batch, NetworkMetrics, SignalToNoise, labelled, number_of_images, predicted_classes
 from twoscale._progress import report
 from twoscale._runtimes import EXECUTORS, create, default_pair
@@ -243,9 +243,11 @@ def _original(network: IntegerNetwork, path: str | Path | None) -> tuple[Origina
 
 
 def _has_same_weights(network: IntegerNetwork, model: Any) -> bool | None:
-    recorded = network.metadata.get(METADATA_KEY)
-    found = None if recorded is None or isinstance(model, IntegerNetwork) else weights_hash(model)
-    return None if found is None else found == recorded
+    from twoscale._frontends import as_module
+
+    if model is None or isinstance(model, IntegerNetwork):
+        return None
+    return has_same_weights(network.metadata, as_module(model))
 
 
 def accuracy(

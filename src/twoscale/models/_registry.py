@@ -103,6 +103,10 @@ def create(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
         ConfigurationError: the model has no such option, or the user's own cannot be imported or created.
     """
     if not _references.is_reference(name) and name not in _MODELS:
+        if name.endswith((".onnx", ".pt2")):
+            raise ConfigurationError(
+                f"{name} is a trained network, which is not trained further; expected a model's name, or FILE.py:CLASS"
+            )
         raise UnknownNameError("model", name, _MODELS)
     import torch
 

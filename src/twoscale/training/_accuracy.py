@@ -8,12 +8,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from twoscale.data import Split, batches, normalize
+from twoscale.data import Dataset, Split, batches, normalize
 from twoscale.data._pipeline import fitting_batch
-from twoscale.errors import ConfigurationError, DataError
+from twoscale.errors import CaptureError, ConfigurationError, DataError, UnsupportedOperatorError
 from twoscale.training._config import Views
 
-__all__ = ["check_takes", "correct", "evaluate"]
+__all__ = ["check_takes", "correct", "evaluate", "model_name", "output_for_one", "picture_options"]
 
 
 def evaluate(
@@ -96,8 +96,26 @@ def _logits(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, view
     return (mirrored(x) + (mirrored(up_left) + mirrored(down_right)) / 2) / 2
 
 
+def model_name(model: torch.nn.Module) -> str:
+    """Return the name of a model as its ``repr`` begins: the class, or of an ONNX file the file's name."""
+    return str(model._get_name())  # type: ignore[no-untyped-call]
+
+
+def picture_options(dataset: Dataset) -> str:
+    """Return the end of a message about the shape of pictures that are resized; empty for other images."""
+    if dataset.preprocessing is None:
+        return ""
+    return "; give --channels and --size as the model takes them (in Python: Preprocessing)"
+
+
 def check_takes(
-    model: torch.nn.Module, split: Split, mean: Sequence[float], std: Sequence[float], *, signs: bool = False
+    model: torch.nn.Module,
+    split: Split,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    signs: bool = False,
+    hint: str = "",
 ) -> None:
     """Run one image through the model, in evaluation mode.
 
@@ -107,9 +125,36 @@ def check_takes(
         mean: per channel, of pixels / 255.
         std: per channel, of pixels / 255.
         signs: whether a single logit may separate two classes by its sign.
+        hint: as of :func:`output_for_one`.
 
     Raises:
         DataError: there is no image, the model does not take it, or has too few outputs for the labels.
+    """
+    outputs = tuple(output_for_one(model, split, mean, std, hint=hint).shape)
+    one_of_two = outputs == (1, 1) and signs
+    if len(outputs) != 2 or outputs[0] != 1 or (1 if one_of_two else outputs[1] - 1) < int(split.labels.max()):
+        shape = " x ".join(map(str, split.images.shape[1:]))
+        raise DataError(
+            f"{model_name(model)} gives an output of shape {outputs} for one image of {shape}; expected "
+            f"(1, classes) with at least {int(split.labels.max()) + 1} classes"
+        )
+
+
+def output_for_one(
+    model: torch.nn.Module, split: Split, mean: Sequence[float], std: Sequence[float], *, hint: str = ""
+) -> torch.Tensor:
+    """Return the model's output for the first image, in evaluation mode.
+
+    Args:
+        model: as of :func:`evaluate`.
+        split: images and labels.
+        mean: per channel, of pixels / 255.
+        std: per channel, of pixels / 255.
+        hint: end of the message if the model does not take the image.
+
+    Raises:
+        DataError: there is no image, or the model does not take it.
+        UnsupportedOperatorError: the model is an ONNX file with an operator that is not read.
     """
     if not len(split):
         raise DataError("there are no images: expected at least 1")
@@ -120,16 +165,12 @@ def check_takes(
     try:
         with torch.inference_mode():
             images = normalize(torch.from_numpy(np.asarray(split.images[:1])).to(tensor.device), mean, std)
-            logits = model(images.to(tensor.dtype))
-    except RuntimeError as error:
+            output: torch.Tensor = model(images.to(tensor.dtype))
+    except UnsupportedOperatorError:
+        raise
+    except (RuntimeError, CaptureError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{type(model).__name__} does not take images of {shape} ({reason})") from error
+        raise DataError(f"{model_name(model)} does not take images of {shape} ({reason}){hint}") from error
     finally:
         model.train(was_training)
-    outputs = tuple(logits.shape)
-    one_of_two = outputs == (1, 1) and signs
-    if len(outputs) != 2 or outputs[0] != 1 or (1 if one_of_two else outputs[1] - 1) < int(split.labels.max()):
-        raise DataError(
-            f"{type(model).__name__} gives an output of shape {outputs} for one image of {shape}; expected "
-            f"(1, classes) with at least {int(split.labels.max()) + 1} classes"
-        )
+    return output

@@ -28,7 +28,7 @@ from twoscale._launching.torchrun import launch, restarted
 from twoscale.data import Dataset, Split
 from twoscale.errors import ConfigurationError
 from twoscale.models._files import MODEL_FILE
-from twoscale.training._accuracy import check_takes, correct
+from twoscale.training._accuracy import check_takes, correct, picture_options
 from twoscale.training._batch_norm import alone, check_batches, synchronized
 from twoscale.training._checkpoint import Position, SavedState, begun_here, noted, read_state, write_state
 from twoscale.training._config import TrainConfig
@@ -159,7 +159,7 @@ class _Run:
         assert config.epochs is not None  # resolved
         assert config.threads is not None
         self.epochs, self.threads = config.epochs, config.threads
-        check_takes(self.model, dataset.train, dataset.mean, dataset.std)
+        check_takes(self.model, dataset.train, dataset.mean, dataset.std, hint=picture_options(dataset))
         if config.sync_batch_norm and ranks.size > 1:
             self.model = synchronized(self.model, self.device)
         # Unless they are streamed, all images are on the model's device, so a mini-batch is a gather there.

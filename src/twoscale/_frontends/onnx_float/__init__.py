@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from twoscale._frontends import onnx_model
 from twoscale._frontends.onnx_float.operators import OPERATORS
@@ -18,7 +19,7 @@ from twoscale._frontends.onnx_float.reader import Reader
 from twoscale._ir.float_graph import FloatGraph
 from twoscale.errors import CaptureError, NetworkFileError, TwoscaleError, UnsupportedOperatorError
 
-__all__ = ["OPERATORS", "read"]
+__all__ = ["OPERATORS", "graph_of", "is_float", "opened", "read"]
 
 
 def read(source: str | Path, example_nchw: Any, *, name: str | None = None) -> FloatGraph:
@@ -35,11 +36,46 @@ def read(source: str | Path, example_nchw: Any, *, name: str | None = None) -> F
         UnsupportedOperatorError: an operator has no integer form; names the node.
     """
     path = Path(source)
+    return graph_of(path, opened(path), example_nchw, name=name)
+
+
+def is_float(path: Path) -> bool:
+    """Whether a file is an ONNX file without quantized operators. It need not be readable otherwise."""
+    try:
+        model = onnx_model.read_model(path)
+    except NetworkFileError:
+        return False
+    ours = any(entry.key == "twoscale.format" for entry in model.metadata_props)
+    return not ours and not onnx_model.is_quantized(model)
+
+
+def opened(path: Path) -> onnx.ModelProto:
+    """Return the model in a file, checked.
+
+    Raises:
+        NetworkFileError: it is missing, damaged, ambiguous or not a float network.
+    """
     model = onnx_model.read_model(path)
     onnx_model.check(path, model)
-    if any("Quantize" in node.op_type or node.op_type.startswith("QLinear") for node in model.graph.node):
+    if onnx_model.is_quantized(model):
         raise NetworkFileError(f"{path} is quantized already; load it with twoscale.load")
     onnx_model.validate(path, model)
+    return model
+
+
+def graph_of(path: Path, model: onnx.ModelProto, example_nchw: Any, *, name: str | None = None) -> FloatGraph:
+    """Turn a model into a graph.
+
+    Args:
+        path: of the file, for messages.
+        model: from ``opened``.
+        example_nchw: as for ``read``.
+        name: as for ``read``.
+
+    Raises:
+        CaptureError: it is no classifier of single images.
+        UnsupportedOperatorError: an operator has no integer form; names the node.
+    """
     reader = Reader(path, model, tuple(np.shape(example_nchw)[1:]), name or path.stem)
     for node in model.graph.node:
         try:

@@ -60,8 +60,7 @@ def read(path: Path, model: onnx.ModelProto) -> IntegerNetwork:
         NetworkFileError: it is a float network, or a node does not fit the subset; names the node, its operator and the
         reason.
     """
-    operators = {node.op_type for node in model.graph.node}
-    if not any(operator.startswith("Q") or "Quantize" in operator for operator in operators):
+    if not onnx_model.is_quantized(model):
         if (unknown := next((node for node in model.graph.node if _is_unknown(node)), None)) is not None:
             raise NetworkFileError(
                 f"{path} has the operator {unknown.op_type} at {unknown.name or ', '.join(unknown.output)}, which is "
@@ -69,9 +68,8 @@ def read(path: Path, model: onnx.ModelProto) -> IntegerNetwork:
                 ".pth) with twoscale quantize, or the whole model in operator form (QuantFormat.QOperator)"
             )
         raise NetworkFileError(
-            f"{path} is a float network: no operator in it quantizes or is quantized; quantize its weights "
-            "(.safetensors, .pt or .pth) with twoscale quantize, or the whole model in operator form "
-            "(QuantFormat.QOperator)"
+            f"{path} is a float network: no operator in it quantizes or is quantized; quantize it with "
+            "twoscale quantize, or with another tool in operator form (QuantFormat.QOperator)"
         )
     onnx_model.check(path, model)
     reader = Reader(path, model, OPERATORS)
