@@ -35,7 +35,7 @@ Refused = Callable[..., str]
         (("quantize", "net.pt", "--oout", "x.onnx"), "unknown option --oout, did you mean --out?; "
          "see twoscale quantize --help"),
         (("quantize", "net.pt", "-o", "x.onnx", "--scheme", "corse"), "--scheme is corse, did you mean course? "
-         "Expected default, course; see twoscale quantize --help"),
+         "Expected default, fast, course, tflite; see twoscale quantize --help"),
         (("train", "--model", "net", "-o", "x"), "--model is no option; give its value without it: twoscale train "
          "MODEL; see twoscale train --help"),
         (("scale", "--model=net"), "--model is no option; give its value without it: twoscale scale MODEL; "
