@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from twoscale._cli.common import console, print_json
+from twoscale import data as datasets
+from twoscale._cli.common import AS_RECORDED, PictureOptions, Pictures, console, print_json
+from twoscale.data import Preprocessing
 from twoscale.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ Numbers = Annotated[str | None, tyro.conf.arg(metavar="N,N,...")]
 def scale_command(
     model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None,
     data: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    pictures: Pictures = AS_RECORDED,
     batch_sizes: Numbers = None,
     world_sizes: Numbers = None,
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="DIR")] = Path("scale"),
@@ -56,8 +59,11 @@ def scale_command(
     cell that fails is a result like any other. After Ctrl-C or a crash, the same command with --resume continues.
 
     Args:
-        model: Name of the model. Default: net on a processor, resnet18 on a GPU.
-        data: Data set, or synthetic. Default: digits on a processor, cifar10 on a GPU.
+        model: Name of the model, or FILE.py:CLASS for your own, whose code then runs. Default: net on a processor,
+            resnet18 on a GPU.
+        data: Data set, or synthetic, or pictures of your own, which have to fit into memory. Default: digits on a
+            processor, cifar10 on a GPU.
+        pictures: How pictures of your own become pixels.
         batch_sizes: Batch sizes on one device, ascending. Default: 32,128,512, on a GPU 32 to 8192 by doubling.
         world_sizes: Numbers of ranks; 1 is always among them. Default: 1,2, on GPUs as many of 1,2,4 as there are.
         out: Folder of the study; it is made.
@@ -93,6 +99,7 @@ def scale_command(
         device,
         model=model,
         data=data,
+        preprocessing=_preprocessing(data, pictures),
         batch_sizes=_numbers("--batch-sizes", batch_sizes),
         world_sizes=_numbers("--world-sizes", world_sizes),
         sections=_sections(sections, SECTIONS),
@@ -136,6 +143,22 @@ def scale_command(
     for line in lines:
         printer.print(line, markup=False)
     printer.print(f"Everything, with pictures: {out / REPORT}", soft_wrap=True, markup=False)
+
+
+def _preprocessing(name: str | None, pictures: PictureOptions) -> Preprocessing | None:
+    """Return the preprocessing that options ask for.
+
+    Raises:
+        ConfigurationError: options for a named data set, or one that a study does not have.
+    """
+    given = pictures.given()
+    if pictures.skip_damaged:
+        raise ConfigurationError("--skip-damaged is not for a study; remove the damaged pictures first")
+    if not given:
+        return None
+    if name is None or name == "synthetic" or name in datasets.names():
+        raise ConfigurationError("--size, --resize and --channels are for pictures of your own; give --data FOLDER")
+    return Preprocessing(**given)
 
 
 @contextlib.contextmanager

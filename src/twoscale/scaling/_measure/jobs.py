@@ -22,9 +22,9 @@ import msgspec
 import torch
 import torch.distributed as dist
 
-from twoscale import data, training
+from twoscale import training
 from twoscale._files import write_bytes
-from twoscale.data import Split
+from twoscale.data import Dataset, Split
 from twoscale.errors import ConfigurationError
 from twoscale.scaling._measure.arms import measure_arms
 from twoscale.scaling._measure.bandwidth import measure_bandwidth
@@ -49,7 +49,7 @@ from twoscale.scaling._measure.tasks import (
     WireResult,
     WireTask,
 )
-from twoscale.scaling._measure.workload import create_model, device_of
+from twoscale.scaling._measure.workload import create_model, device_of, load_images, training_images
 
 __all__ = ["run_arms", "search_rates", "time_batches", "time_ranks", "train_runs", "write_wire"]
 
@@ -183,10 +183,9 @@ def write_wire(task: WireTask) -> WireResult:
 
     Where the workload's model has no buffers, its companion, which has some, is measured too.
     """
-    names = [task.workload.model]
+    workloads = [task.workload]
     if not any(True for _ in create_model(task.workload).buffers()):
-        names.append(task.companion)
-    workloads = [replace(task.workload, model=name) for name in names]
+        workloads.append(replace(task.workload, model=task.companion, data="synthetic", preprocessing=None))
     orders, shown = _orders(task) if "sampler" in task.parts else ((), ())
     return WireResult(
         ledgers=tuple(write_ledger(one) for one in workloads) if "wire" in task.parts else (),
@@ -198,7 +197,7 @@ def write_wire(task: WireTask) -> WireResult:
 
 def _orders(task: WireTask) -> tuple[tuple[OrderRow, ...], tuple[SamplerRecord, ...]]:
     """Summarize the orders of a whole data set, which are too long to keep, and return those of a few images."""
-    samples = 2048 if task.data == "synthetic" else len(data.load(task.data).train)
+    samples = len(training_images(replace(task.workload, data=task.data))[0])
     rows, shown = [], []
     for set_epoch in (False, True):
         whole = sampler_orders(samples, dist.get_world_size(), epochs=3, set_epoch=set_epoch)
@@ -226,7 +225,7 @@ def _leave_group() -> None:
         os.environ.pop(name, None)
 
 
-def _train(run: TrainingRun, dataset: data.Dataset) -> TrainedRun:
+def _train(run: TrainingRun, dataset: Dataset) -> TrainedRun:
     """Train once; a run whose loss became infinite has a message instead of an accuracy."""
     config = replace(run.config, threads=torch.get_num_threads())
     try:
@@ -245,7 +244,7 @@ def _train(run: TrainingRun, dataset: data.Dataset) -> TrainedRun:
     )
 
 
-def _train_all(runs: Sequence[TrainingRun], dataset: data.Dataset) -> tuple[TrainedRun, ...]:
+def _train_all(runs: Sequence[TrainingRun], dataset: Dataset) -> tuple[TrainedRun, ...]:
     """Train every run. Runs are assigned to the ranks of this launch by length, and each rank trains alone."""
     rank, size = dist.get_rank(), dist.get_world_size()
     order = sorted(range(len(runs)), key=lambda i: -(runs[i].config.epochs or 0))
@@ -267,14 +266,19 @@ def _train_all(runs: Sequence[TrainingRun], dataset: data.Dataset) -> tuple[Trai
     return tuple(found[i] for i in range(len(runs)))
 
 
+def _images_of(task: TrainingTask) -> Dataset:
+    config = task.runs[0].config
+    return load_images(config.data, config.preprocessing)
+
+
 def train_runs(task: TrainingTask) -> tuple[TrainedRun, ...]:
     """Train every run and test it."""
-    return _train_all(task.runs, data.load(task.runs[0].config.data))
+    return _train_all(task.runs, _images_of(task))
 
 
 def search_rates(task: TrainingTask) -> tuple[TrainedRun, ...]:
     """Train every run on most of the training images and test it on the rest: the test set stays unseen."""
-    dataset = data.load(task.runs[0].config.data)
+    dataset = _images_of(task)
     whole = dataset.train
     kept = torch.arange(len(whole)) % _VALIDATION != 0
     part = replace(

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from twoscale.errors import ConfigurationError
 from twoscale.scaling._measure.records import DdpOptions, LedgerEntry, LedgerRecord, Op, Workload
-from twoscale.scaling._measure.workload import create_model, device_of, wrap
+from twoscale.scaling._measure.workload import create_model, device_of, training_images, wrap
 
 __all__ = [
     "CollectiveLog",
@@ -368,7 +368,12 @@ def write_ledger(
     """
     model = create_model(workload)
     world_size, rank = dist.get_world_size(), dist.get_rank()
-    settings: dict[str, Any] = {"mini_batches": mini_batches, "accumulation": accumulation}
+    shape = training_images(workload)[0].images.shape[1:]
+    settings: dict[str, Any] = {
+        "mini_batches": mini_batches,
+        "accumulation": accumulation,
+        "images_nchw": torch.zeros(2, *shape, device=device_of(workload)),
+    }
     predicted = predict(model, workload.ddp, **settings)
     parameters = list(model.parameters())
     seen = None

@@ -7,6 +7,7 @@ they are about.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import itertools
 import warnings
@@ -22,11 +23,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from twoscale import data, models
-from twoscale.data import Split
+from twoscale.data import Dataset, Preprocessing, Split
 from twoscale.errors import ConfigurationError, UnknownNameError
 from twoscale.models._registry import class_options
 from twoscale.scaling._measure.collectives import BucketClock
-from twoscale.scaling._measure.records import DdpOptions, Workload
+from twoscale.scaling._measure.records import DdpOptions, Workload, is_own
 from twoscale.scaling._measure.waits import WaitClock
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "batch_stream",
     "create_model",
     "device_of",
+    "load_images",
     "silent_ddp",
     "training_images",
     "training_step",
@@ -76,9 +78,13 @@ def create_model(workload: Workload, *, seed: int | None = None) -> nn.Module:
     classes = 10
     if workload.data != "synthetic":
         known = {description.name: description.classes for description in data.describe()}
-        if workload.data not in known:
-            raise UnknownNameError("data set", workload.data, ["synthetic", *known])
-        classes = known[workload.data]
+        if workload.data in known:
+            classes = known[workload.data]
+        else:
+            try:
+                classes = len(load_images(workload.data, workload.preprocessing).classes)
+            except UnknownNameError as error:
+                raise UnknownNameError("data set", workload.data, ["synthetic", *known]) from error
     options = class_options(workload.model, classes)
     model = models.create(workload.model, seed=workload.seed if seed is None else seed, **options)
     model = model.to(device_of(workload)).train()
@@ -167,6 +173,16 @@ def training_step(workload: Workload, model: nn.Module, waits: WaitClock | None 
     return step
 
 
+def load_images(name: str, preprocessing: Preprocessing | None) -> Dataset:
+    """Load a data set. Pictures of the user's own are decoded once in a process."""
+    return _decoded(name, preprocessing) if is_own(name) else data.load(name)
+
+
+@functools.lru_cache(maxsize=1)
+def _decoded(name: str, preprocessing: Preprocessing | None) -> Dataset:
+    return data.load(name, preprocessing=preprocessing)
+
+
 def _synthetic(seed: int) -> Split:
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 256, (_SYNTHETIC_IMAGES, 3, 32, 32), dtype=np.uint8)
@@ -177,7 +193,7 @@ def training_images(workload: Workload) -> tuple[Split, tuple[float, ...], tuple
     """Return the workload's training images and labels, and the mean and standard deviation to normalize with."""
     if workload.data == "synthetic":
         return _synthetic(workload.seed), data.LAB_MEAN, data.LAB_STD
-    dataset = data.load(workload.data)
+    dataset = load_images(workload.data, workload.preprocessing)
     return dataset.train, dataset.mean, dataset.std
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from twoscale._environment import core_count, gpu_names
+from twoscale.data import Preprocessing
 from twoscale.errors import ConfigurationError
 
 __all__ = ["GivenLink", "StudyConfig"]
@@ -85,6 +86,8 @@ class StudyConfig:
     """Steps of a timed run, and at most so many in each turn of an arm. Default: by the batch size, and 5."""
     link: GivenLink | None = None
     """Another link than the measured one, to forecast steps over."""
+    preprocessing: Preprocessing | None = None
+    """From picture files to pixels, of pictures of your own."""
 
     def __post_init__(self) -> None:
         for name in ("repeats", "seeds", "epochs", "base_batch", "threads_per_rank"):

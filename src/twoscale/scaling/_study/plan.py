@@ -21,7 +21,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from twoscale.scaling._measure.records import CapacityRecord, Outcome, Workload
+from twoscale.scaling._measure.records import CapacityRecord, Outcome, Workload, is_own
 from twoscale.scaling._measure.tasks import (
     Arm,
     ArmsTask,
@@ -108,6 +108,7 @@ def _workload(config: StudyConfig, batch_size: int) -> Workload:
         precision=config.precision,
         channels_last=config.channels_last,
         seed=config.seed,
+        preprocessing=config.preprocessing,
     )
 
 
@@ -157,6 +158,7 @@ def _run(config: StudyConfig, way: Way, rate: float, *, seed: int, equal: Equal 
     return TrainConfig(
         model=config.model,
         data=config.data,
+        preprocessing=config.preprocessing,
         device=config.device,
         precision=config.precision,
         channels_last=config.channels_last,
@@ -254,7 +256,9 @@ def _wire(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[Any]]:
     on_gpus = config.device == "cuda" and config.world_sizes[-1] > 1
     world_size = max(2, config.world_sizes[-1]) if on_gpus else 2
     device: Literal["cpu", "cuda"] = "cuda" if on_gpus else "cpu"
-    workload = replace(_workload(config, 4), device=device, precision="fp32", channels_last=False, data="synthetic")
+    workload = replace(_workload(config, 4), device=device, precision="fp32", channels_last=False)
+    if not is_own(config.data):  # a model of the user's own pictures takes those alone
+        workload = replace(workload, data="synthetic")
     return [StudyCell("wire", world_size, 0, 1, device, WireTask(workload, COMPANION, parts, config.data))]
 
 

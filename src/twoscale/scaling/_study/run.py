@@ -22,7 +22,7 @@ from twoscale.models._references import is_reference
 from twoscale.models._registry import class_options
 from twoscale.scaling._measure.capacity import find_largest_batch
 from twoscale.scaling._measure.launch import launch
-from twoscale.scaling._measure.records import CapacityRecord, Outcome
+from twoscale.scaling._measure.records import CapacityRecord, Outcome, is_own
 from twoscale.scaling._measure.tasks import CapacityTask, TrainingTask
 from twoscale.scaling._study.cells import (
     KINDS,
@@ -87,8 +87,7 @@ def measure(
         raise ConfigurationError(
             f"{folder.parent} holds a study already; continue it with --resume, or choose another --out"
         )
-    # Here, once, with its progress, and not in every cell.
-    images = _SYNTHETIC if config.data == "synthetic" else len(data.load(config.data).train)
+    images = _images(config)
     with held(folder, "measuring"):  # two would disturb each other's times, and share cells
         here = Machine.here(config.device)
         kept = []
@@ -142,6 +141,24 @@ def _check_machine(record: CellRecord[Any, Any], here: Machine, file: Path) -> N
 def _epochs(cell: StudyCell[TrainingTask]) -> int:
     """Return the epochs of all training runs of a cell."""
     return sum(run.config.epochs or 0 for run in cell.arguments.runs)
+
+
+def _images(config: StudyConfig) -> int:
+    """Return the number of training images, which are loaded here, once, with their progress, and not in every cell.
+
+    Raises:
+        UnknownNameError: there is no such data set.
+        DataError: it cannot be loaded, or the model does not take the user's own pictures.
+    """
+    if config.data == "synthetic":
+        return _SYNTHETIC
+    dataset = data.load(config.data, preprocessing=config.preprocessing)
+    if is_own(config.data):
+        from twoscale.training._accuracy import check_takes, picture_options
+
+        model = models.create(config.model, **class_options(config.model, len(dataset.classes)))
+        check_takes(model, dataset.train, dataset.mean, dataset.std, hint=picture_options(dataset))
+    return len(dataset.train)
 
 
 class _Runner:

@@ -10,7 +10,17 @@ unit. ``None`` means "not applicable" or "not measured", never zero.
 
 from __future__ import annotations
 
-from twoscale.scaling._measure.records.base import DdpOptions, Interval, Op, Outcome, Status, Summary, Workload, decode
+from twoscale.scaling._measure.records.base import (
+    DdpOptions,
+    Interval,
+    Op,
+    Outcome,
+    Status,
+    Summary,
+    Workload,
+    decode,
+    is_own,
+)
 from twoscale.scaling._measure.records.times import (
     ArmsRecord,
     Bucket,
@@ -59,4 +69,5 @@ __all__ = [
     "Summary",
     "Workload",
     "decode",
+    "is_own",
 ]

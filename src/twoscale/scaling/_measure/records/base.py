@@ -8,9 +8,11 @@ from typing import Generic, Literal, TypeVar
 
 import msgspec
 
+from twoscale import data
+from twoscale.data import Preprocessing
 from twoscale.errors import ConfigurationError, TwoscaleError
 
-__all__ = ["DdpOptions", "Interval", "Op", "Outcome", "Status", "Summary", "Workload", "decode"]
+__all__ = ["DdpOptions", "Interval", "Op", "Outcome", "Status", "Summary", "Workload", "decode", "is_own"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,6 +35,11 @@ def decode(values: object, kind: type[T]) -> T:
 
 Status = Literal["ok", "out-of-memory", "crash", "time-out"]
 """How a launch ended."""
+
+
+def is_own(name: str) -> bool:
+    """Whether ``name`` says where pictures of the user's own are, instead of naming a data set."""
+    return name != "synthetic" and name not in data.names()
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class Workload:
     model: str = "net"
     """Name of the model."""
     data: str = "synthetic"
-    """Name of the data set, or "synthetic": random 32×32 images in 10 classes."""
+    """Name of the data set, or where pictures of your own are, or "synthetic": random 32×32 images in 10 classes."""
     batch_size: int = 32
     """Images per rank and step."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -120,6 +127,8 @@ class Workload:
     """Decides initial weights, synthetic images and order."""
     ddp: DdpOptions = DdpOptions()
     """How the data-parallel arms are wrapped."""
+    preprocessing: Preprocessing | None = None
+    """From picture files to pixels, of pictures of your own."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
