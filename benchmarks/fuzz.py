@@ -97,11 +97,12 @@ def load_float(path: Path) -> str:
     """Read a float network from ONNX, and run it beside ONNX Runtime."""
     import torch
 
+    from twoscale import models
     from twoscale._frontends import float_graph
     from twoscale._ir.float_module import GraphModule
 
     images = np.random.default_rng(0).normal(0, 1, (2, 3, 16, 16)).astype(np.float32)
-    module = GraphModule(float_graph(path, images))
+    module = GraphModule(float_graph(models.load(None, path), images))
     with torch.no_grad():
         computed = module.run(torch.from_numpy(images))
     expected = _run(path, images)

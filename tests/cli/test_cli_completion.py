@@ -47,7 +47,7 @@ def folder(tmp_path: Path, bash_script: str) -> Path:
         (["data", ""], {"list", "fetch", "-h", "--help"}),
         (["data", "fetch", "--p"], {"--path"}),
         (["quantize", "--weight-"], {"--weight-range", "--weight-bits", "--weight-scales"}),
-        (["quantize", "--scheme", ""], {"default", "course"}),
+        (["quantize", "--scheme", ""], {"default", "fast", "course", "tflite"}),
         (["train", "net", "--interp"], {"--interpolation"}),
         (["verify", "--checkpoint", "w"], {"weights.pt"}),
     ],
