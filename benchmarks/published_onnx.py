@@ -125,6 +125,13 @@ def deviations(path: Path, images: NDArray[np.float32]) -> Iterator[float]:
             yield float(np.abs(found[name].numpy() - values).max(initial=0)) / (largest or 1.0)
 
 
+def _runtime_errors() -> tuple[type[Exception], ...]:
+    """Return what ONNX Runtime raises for a file that it cannot run with these images."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return state.Fail, state.InvalidArgument, state.InvalidGraph, state.NotImplemented, state.RuntimeException
+
+
 def measure(path: Path, name: str, size: int) -> Row:
     """Read, quantize and verify one file."""
     content = path.read_bytes()
@@ -145,6 +152,8 @@ def measure(path: Path, name: str, size: int) -> Row:
             source: Any = path
             network = twoscale.quantize(source, [images[:CALIBRATION]])
             result = twoscale.verify(network, [images[-TEST:]], executors=["torch", "onnxruntime"], model=source)
+    except _runtime_errors() as error:
+        return dataclasses.replace(row, refused=f"ONNX Runtime cannot run it: {str(error)[:300]}")
     except TwoscaleError as error:
         return dataclasses.replace(row, refused=str(error).replace(str(path), path.name)[:400])
     return dataclasses.replace(
