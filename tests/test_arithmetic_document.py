@@ -10,21 +10,21 @@ TEXT = (ROOT / "docs" / "arithmetic.md").read_text(encoding="utf-8")
 
 
 def test_every_cited_equation_is_stated() -> None:
-    stated = set(re.findall(r"^\*\*\((\d+[a-d]?)\)\*\*", TEXT, re.MULTILINE))
-    assert stated == {*(str(number) for number in range(1, 18)), "7b", "7c", "7d"}
+    stated = set(re.findall(r"^\*\*\((\d+[a-e]?)\)\*\*", TEXT, re.MULTILINE))
+    assert stated == {*(str(number) for number in range(1, 18)), "3b", "6b", "7b", "7c", "7d", "7e"}
     cited: dict[str, Path] = {}
     for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
         for words in re.findall(
-            r"(?:[Ee]quations?|[Cc]laims?|[Cc]ondition) ((?:\(\d+[a-d]?\)(?:[–, ]|and|or)*)+)", path.read_text("utf-8")
+            r"(?:[Ee]quations?|[Cc]laims?|[Cc]ondition) ((?:\(\d+[a-e]?\)(?:[–, ]|and|or)*)+)", path.read_text("utf-8")
         ):
-            cited.update(dict.fromkeys(re.findall(r"\d+[a-d]?", words), path))
+            cited.update(dict.fromkeys(re.findall(r"\d+[a-e]?", words), path))
     assert len(cited) >= 13
     assert {number: path for number, path in cited.items() if number not in stated} == {}
 
 
 def test_every_equation_that_it_refers_to_is_stated() -> None:
-    stated = set(re.findall(r"^\*\*\((\d+[a-d]?)\)\*\*", TEXT, re.MULTILINE))
-    assert set(re.findall(r"(?<![\w\])])\((\d{1,2}[a-d]?)\)", TEXT)) == stated
+    stated = set(re.findall(r"^\*\*\((\d+[a-e]?)\)\*\*", TEXT, re.MULTILINE))
+    assert set(re.findall(r"(?<![\w\])])\((\d{1,2}[a-e]?)\)", TEXT)) == stated
 
 
 def test_the_tests_that_it_names_exist() -> None:

@@ -148,9 +148,9 @@ def test_the_command_line_evaluates_verifies_exports_and_inspects(bare: Environm
         ("quantize weights.safetensors -o again.onnx", "twoscale quantize needs torch"),
         ("sensitivity weights.safetensors", "twoscale sensitivity needs torch"),
         ("eval weights.safetensors", "twoscale.training.evaluate needs torch"),
-        ("inspect weights.safetensors", "twoscale.models.load_checkpoint needs safetensors"),
+        ("inspect weights.safetensors", "twoscale inspect needs torch"),
         ("verify net.onnx --executors reference,torch", "the torch executor needs torch"),
-        ("verify net.onnx --checkpoint weights.safetensors", "twoscale.models.load_checkpoint needs safetensors"),
+        ("verify net.onnx --checkpoint weights.safetensors", "twoscale verify needs torch"),
         ("data fetch cifar10", "twoscale.data.fetch needs safetensors"),
     ],
 )

@@ -20,7 +20,16 @@ from onnx import TensorProto
 
 from twoscale.errors import NetworkFileError
 
-__all__ = ["check", "check_constants", "is_quantized", "one_line", "parse", "read_model", "validate"]
+__all__ = [
+    "check",
+    "check_constants",
+    "is_quantized",
+    "one_line",
+    "parse",
+    "read_model",
+    "refuse_unknown_operators",
+    "validate",
+]
 
 _LARGEST = (1 << 31) - 1  # bytes of a protobuf message
 _OPSETS = {"": (7, onnx.defs.onnx_opset_version()), "ai.onnx": (7, onnx.defs.onnx_opset_version())}
@@ -173,6 +182,22 @@ def check_constants(path: Path, model: onnx.ModelProto) -> None:
         _refusal(path)(f"its constant {model.graph.sparse_initializer[0].values.name} is sparse")
     for tensor in model.graph.initializer:
         _check_tensor(path, tensor)
+
+
+def refuse_unknown_operators(path: Path, model: onnx.ModelProto) -> None:
+    """Refuse a float network with an operator of another tool, such as RequantShift of NEMO and Deeploy.
+
+    Raises:
+        NetworkFileError: there is one; names it.
+    """
+    for node in model.graph.node:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if domain != "com.microsoft" and not onnx.defs.has(node.op_type, domain):
+            raise NetworkFileError(
+                f"{path} has the operator {node.op_type} at {node.name or ', '.join(node.output)}, which is "
+                "neither ONNX's nor ONNX Runtime's; quantize the weights of the float network (.safetensors, .pt or "
+                ".pth) with twoscale quantize, or the whole model in operator form (QuantFormat.QOperator)"
+            )
 
 
 def validate(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:

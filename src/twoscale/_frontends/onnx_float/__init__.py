@@ -56,8 +56,11 @@ def opened(path: Path) -> onnx.ModelProto:
         NetworkFileError: it is missing, damaged, ambiguous or not a float network.
     """
     model = onnx_model.read_model(path)
+    quantized = onnx_model.is_quantized(model)
+    if not quantized:
+        onnx_model.refuse_unknown_operators(path, model)
     onnx_model.check(path, model)
-    if onnx_model.is_quantized(model):
+    if quantized:
         raise NetworkFileError(f"{path} is quantized already; load it with twoscale.load")
     onnx_model.validate(path, model)
     return model

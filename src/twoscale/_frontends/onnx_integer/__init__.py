@@ -43,12 +43,6 @@ OPERATORS = tuple(sorted(_READ))
 """Operators that are read."""
 
 
-def _is_unknown(node: onnx.NodeProto) -> bool:
-    """Return whether an operator is of another tool, such as RequantShift of NEMO and Deeploy."""
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    return domain != "com.microsoft" and not onnx.defs.has(node.op_type, domain)
-
-
 def read(path: Path, model: onnx.ModelProto) -> IntegerNetwork:
     """Read a foreign model.
 
@@ -61,12 +55,7 @@ def read(path: Path, model: onnx.ModelProto) -> IntegerNetwork:
         reason.
     """
     if not onnx_model.is_quantized(model):
-        if (unknown := next((node for node in model.graph.node if _is_unknown(node)), None)) is not None:
-            raise NetworkFileError(
-                f"{path} has the operator {unknown.op_type} at {unknown.name or ', '.join(unknown.output)}, which is "
-                "neither ONNX's nor ONNX Runtime's; quantize the weights of the float network (.safetensors, .pt or "
-                ".pth) with twoscale quantize, or the whole model in operator form (QuantFormat.QOperator)"
-            )
+        onnx_model.refuse_unknown_operators(path, model)
         raise NetworkFileError(
             f"{path} is a float network: no operator in it quantizes or is quantized; quantize it with "
             "twoscale quantize, or with another tool in operator form (QuantFormat.QOperator)"
