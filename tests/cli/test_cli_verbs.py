@@ -239,7 +239,7 @@ def test_verify_with_the_float_network(run: Run, trained: Any) -> None:
     table = run("verify", trained.network, "--checkpoint", trained.checkpoint, "--max-samples", 50).out
     assert "0 of" in table
     assert "logit SQNR" in table
-    assert max(len(line) for line in table.splitlines()) <= 80
+    assert max(len(line) for line in table.splitlines() if not line.startswith("Wrote ")) <= 80  # long paths
 
 
 def test_verify_that_finds_a_difference_exits_with_1(run: Run, trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:

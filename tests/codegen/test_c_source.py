@@ -530,7 +530,7 @@ def test_free_float_multipliers_are_refused(tmp_path: Path) -> None:
 def test_a_network_that_computes_nothing_is_refused(tmp_path: Path) -> None:
     network = IntegerNetwork("nothing", tiny().layers, ("image",))
     with pytest.raises(
-        ConfigurationError, match="layer image of nothing is the network's output: there is nothing to compute"
+        ConfigurationError, match="layer image of nothing is an output of the network: there is nothing to compute"
     ):
         export_c(network, tmp_path)
 

@@ -240,12 +240,12 @@ def test_what_has_no_form_is_named(pixels: Any, tmp_path: Path) -> None:
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    if fault == "a weight":
+    if fault == "weights":
         place = writing._place.dispatch(n.Linear)
 
         def changed(layer: n.Linear, w: Any) -> None:
             weight = layer.weight.copy()
-            weight[0, 0] ^= 1
+            weight[0] ^= 4
             place(dataclasses.replace(layer, weight=weight), w)
 
         real = writing._place
@@ -260,7 +260,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
         monkeypatch.setattr(writing, "_same_padding", lambda *a: (1, 1, 1, 1))  # wrong for the stride of 2
 
 
-@pytest.mark.parametrize("fault", ["a weight", "a scale", "a ReLU", "padding"])
+@pytest.mark.parametrize("fault", ["weights", "a scale", "a ReLU", "padding"])
 def test_planted_faults_differ(
     network: IntegerNetwork, pixels: Any, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

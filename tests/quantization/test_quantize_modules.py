@@ -35,7 +35,7 @@ from twoscale._runtimes import create
 Float32 = NDArray[np.float32]
 Forward = Callable[[Any, torch.Tensor], torch.Tensor]
 
-FLOORS = {"default": 25.0, "course": 22.0}
+FLOORS = {"default": 25.0, "fast": 23.0, "course": 22.0, "tflite": 22.0}
 
 PIXELS = images(31, 100)
 FRESH = images(32, 64)
