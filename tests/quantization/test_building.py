@@ -29,12 +29,12 @@ from tests.quantization.small_models import (
 from twoscale._calibration import RangeMethod, choose_weight_scales
 from twoscale._ir import float_graph as g
 from twoscale._ir import layers as n
-from twoscale._ir.arithmetic import rne_ratio
+from twoscale._ir.arithmetic import MULTIPLIER_LIMIT, rne_ratio
 from twoscale._ir.functions import FUNCTIONS
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.reference import ReferenceExecutor
 from twoscale._quantization import COURSE, DEFAULT, Scheme
-from twoscale._quantization.build import build
+from twoscale._quantization.build import _nearest_allowed, build
 from twoscale._quantization.scales import quantize_bias, weight_scales
 from twoscale.errors import QuantizationError
 
@@ -584,3 +584,13 @@ def test_one_weight_and_one_pixel() -> None:
     pixels = images(0, 200, 1, 1, 1)
     expected = (2 * pixels.reshape(-1, 1) + 1) * np.array([1.0, -1.0], np.float32)
     assert sqnr(expected, built(graph, pixels, PLAIN)(pixels)) > 35
+
+
+def test_the_search_for_allowed_multipliers_ends() -> None:
+    """Beyond the grid the nearest is its end; if none is allowed, it is refused instead of searched for ever."""
+    limit = MULTIPLIER_LIMIT
+    found = _nearest_allowed(np.array([2.0**40, 0.2, 1000.0]), lambda integers: integers % 2 == 1)
+    assert found[0].tolist() == [limit - 1, 1, 999]
+    assert ((found >= 1) & (found < limit) & (found % 2 == 1)).all()
+    with pytest.raises(QuantizationError, match="no float32 weight scale"):
+        _nearest_allowed(np.array([5.0]), lambda integers: np.zeros(integers.shape, bool))

@@ -23,6 +23,7 @@ from twoscale._progress import report
 from twoscale._quantization.plan import Plan
 from twoscale._quantization.scales import quantize_bias
 from twoscale._quantization.scheme import Scheme
+from twoscale.errors import QuantizationError
 
 __all__ = ["build", "build_layers"]
 
@@ -33,6 +34,9 @@ _Make = Callable[["_Builder", Any, dict[str, Any]], n.Layer]
 
 _OFFSETS = (0, -1, 1, -2)
 """Multipliers tried, from the wanted one rounded up. Of equal errors the first counts."""
+
+_FARTHEST = 1 << 10
+"""Multipliers tried on each side of the wanted one, if only some are allowed."""
 
 _BLOCK = 1 << 15
 """Weights rounded at a time."""
@@ -183,9 +187,14 @@ def _nearest_on_grid(
 
 
 def _nearest_allowed(wanted: Float64, allowed: _Allowed) -> Float64:
-    """Return the allowed multipliers nearest to the wanted ones, (4, channels), the nearest first."""
+    """Return the allowed multipliers nearest to the wanted ones, (4, channels), the nearest first.
+
+    Raises:
+        QuantizationError: there are none within a thousand steps of the grid.
+    """
+    wanted = np.clip(wanted, 1, MULTIPLIER_LIMIT - 1)
     reach = 16
-    while True:
+    while reach <= _FARTHEST:
         offsets = np.array(sorted(range(-reach, reach + 1), key=abs))
         tried = wanted + offsets[:, None]
         bad = (tried < 1) | (tried >= MULTIPLIER_LIMIT) | ~allowed(np.clip(tried, 1, MULTIPLIER_LIMIT - 1))
@@ -193,6 +202,7 @@ def _nearest_allowed(wanted: Float64, allowed: _Allowed) -> Float64:
             order = bad.argsort(0, kind="stable")[: len(_OFFSETS)]
             return np.take_along_axis(tried, order, 0)
         reach *= 2
+    raise QuantizationError("no float32 weight scale near the wanted one gives a whole multiplier; use another scheme")
 
 
 def _conv2d(b: _Builder, node: g.Conv2d, common: dict[str, Any]) -> n.Layer:

@@ -41,6 +41,9 @@ _ADDEND_LIMIT = (FLOAT32_LIMIT - (1 << (8 + ADD_SHIFT))) / (1 << ADD_SHIFT)
 _LARGEST_ODD = 49_343
 """Multiplier of a sum's operand, with which (7c) holds whatever the other is."""
 
+_TRIED = 1 << 10
+"""Multipliers below the wanted one that are tried for an exact scale; about every second has one."""
+
 _ROUNDING_MARGIN = 1 + 2.0**-12
 """Multipliers are rounded to the grid."""
 
@@ -222,7 +225,7 @@ def _exact_scale(node: g.Node, inputs: Sequence[TensorSpec], product: float, int
         product: of the scale and the multiplier in units of the grid.
         integer: odd.
     """
-    for candidate in range(max(integer, 1), 0, -2):
+    for candidate in range(max(integer, 1), max(integer - _TRIED, 0), -2):
         scale = np.float32(product / candidate)
         for near in (scale, np.nextafter(scale, np.float32(np.inf)), np.nextafter(scale, np.float32(0))):
             if isinstance(node, g.Mul):

@@ -208,6 +208,15 @@ class _Writer:
             "TRANSPOSE", [tensor, permutation], self.like(layer, shape, spec), "TransposeOptions"
         )
 
+    def of_two(self, layer: n.Layer, operator: str, options: str) -> None:
+        """Append an operator of two tensors with a fused ReLU, and place the layer's output."""
+        shape, activation = stored(layer.output.shape), self.activation(layer.output)
+        result = self.graph.operator(
+            operator, [self.read(layer), self.read(layer, 1)], self.like(layer, shape), options,
+            fusedActivationFunction=activation,
+        )  # fmt: skip
+        self.place(layer, self.saturated(layer, result, shape, done=activation != 0))
+
     def depthwise_ones(
         self,
         layer: n.Layer,
@@ -349,12 +358,7 @@ def _(layer: n.Add, w: _Writer) -> None:
     for index, factor in enumerate(factors):
         if not adds_exactly(factor, ADD_SHIFT, w.spec(layer, index).scale, layer.output.scale):
             raise w.refuse(layer, "the quotient of its float32 scales is not its multiplier")
-    shape, activation = stored(layer.output.shape), w.activation(layer.output)
-    result = w.graph.operator(
-        "ADD", [w.read(layer), w.read(layer, 1)], w.like(layer, shape), "AddOptions",
-        fusedActivationFunction=activation,
-    )  # fmt: skip
-    w.place(layer, w.saturated(layer, result, shape, done=activation != 0))
+    w.of_two(layer, "ADD", "AddOptions")
 
 
 @_place.register
@@ -365,12 +369,7 @@ def _(layer: n.Mul, w: _Writer) -> None:
     a, b = (w.spec(layer, index).scale for index in (0, 1))
     if not product_is_exact(int(layer.multiplier.integers[0]), REQUANTIZE_SHIFT, a, b, layer.output.scale):
         raise w.refuse(layer, "the quotient of its float32 scales is not its multiplier")
-    shape, activation = stored(layer.output.shape), w.activation(layer.output)
-    result = w.graph.operator(
-        "MUL", [w.read(layer), w.read(layer, 1)], w.like(layer, shape), "MulOptions",
-        fusedActivationFunction=activation,
-    )  # fmt: skip
-    w.place(layer, w.saturated(layer, result, shape, done=activation != 0))
+    w.of_two(layer, "MUL", "MulOptions")
 
 
 @_place.register
@@ -483,7 +482,7 @@ def _(layer: n.Clamp, w: _Writer) -> None:
 @_place.register
 def _(layer: n.Table, w: _Writer) -> None:
     """Append a look-up: TensorFlow Lite has no operator for a table of int8, but gathers from one."""
-    g, options, x, spec = w.graph, w.graph.schema, w.spec(layer), layer.output
+    g, options, spec = w.graph, w.graph.schema, layer.output
     shape = (1, *stored(spec.shape))
     wide, index = (g.tensor(w.unique(layer), shape, "int32") for _ in range(2))
     g.operator(
@@ -495,4 +494,3 @@ def _(layer: n.Table, w: _Writer) -> None:
     values = (layer.table - offset(spec)).astype(np.int8)
     table = g.constant(w.unique(layer), values, spec.scale, spec.zero_point - offset(spec))
     w.place(layer, g.operator("GATHER", [table, index], w.like(layer, shape[1:]), "GatherOptions", axis=0))
-    assert x.dtype in ("int8", "uint8")
