@@ -74,8 +74,8 @@ def _summary(network: IntegerNetwork) -> list[str]:
     if network.on_grid:
         tied = len(network.ties)
         lines.append(
-            f"{count(tied)} of {count(len(network.layers))} layers can meet a tie, rounded differently elsewhere "
-            "(--json lists them)"
+            f"{count(tied)} of {count(len(network.layers))} layers can meet a tie; runtimes with another rounding "
+            "rule may differ there (--json lists them)"
             if tied
             else "tie-free: runtimes that round up, or away from zero, compute the same integers"
         )
