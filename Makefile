@@ -6,8 +6,8 @@ OUT ?= lab
 TESTS ?= tests
 # Cases of long sweeps: a fixed sample, or all.
 SWEEP ?= sample
-# Processes that run tests. Three keep two cores busy, since tests wait for other processes.
-WORKERS ?= 3
+# Processes that run tests. Four keep two cores busy, since tests wait for other processes.
+WORKERS ?= 4
 
 # Modules are compiled when they are first imported: compiling all of them takes 40 s, and most are never imported.
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
