@@ -219,7 +219,12 @@ def main() -> None:
         import datasets  # noqa: F401
     except ImportError:
         SIDES.pop("datasets")
-    runs = []
+    runs: list[Run] = []
+
+    def record() -> None:
+        if not chosen.no_record:
+            print(write_result("pictures", {"size": SIZE, "batch": BATCH, "runs": runs}, "pillow", "datasets"))
+
     with tempfile.TemporaryDirectory() as temporary:
         for count in map(int, chosen.counts.split(",")):
             folder = (chosen.folder or Path(temporary)) / str(count)
@@ -233,8 +238,7 @@ def main() -> None:
                 for run in run_commands(folder, count):
                     runs.append(run)
                     print(run, flush=True)
-    if not chosen.no_record:
-        print(write_result("pictures", {"size": SIZE, "batch": BATCH, "runs": runs}, "pillow", "datasets"))
+            record()  # after each count, since the larger ones take long
 
 
 if __name__ == "__main__":
