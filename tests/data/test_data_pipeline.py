@@ -41,6 +41,13 @@ def test_normalize_is_the_formula(mean: tuple[float, ...], std: tuple[float, ...
         assert np.array_equal(result[0, channel].ravel(), np.array(expected))
 
 
+def test_pixels_stay_exact() -> None:
+    mean, std = (0.0,) * 3, (1 / 255,) * 3
+    assert any(rounded_once_a_step(x, 0.0, 1 / 255) != x for x in range(256))  # what three roundings would do
+    assert np.array_equal(data.normalize(every_value, mean, std), every_value)
+    assert np.array_equal(data.normalize(torch.from_numpy(every_value.copy()), mean, std), every_value)
+
+
 def test_the_check_of_bits_sees_a_multiplication_by_the_reciprocal() -> None:
     # What CUDA computes for "tensor / 255", a fault that the tests above must detect.
     x = np.arange(256, dtype=np.float32)

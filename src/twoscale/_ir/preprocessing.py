@@ -30,6 +30,8 @@ def normalize(
 ) -> NDArray[np.float32] | torch.Tensor:
     """Return (images / 255 - mean) / std in float32, with one rounding for each of the three steps.
 
+    Mean 0 and std 1/255 in every channel give the pixels 0..255 exactly, without a rounding.
+
     NumPy and torch give the same bits on every device (in eager mode; a compiler may contract the steps).
 
     Args:
@@ -55,6 +57,8 @@ def normalize(
         raise ConfigurationError(f"std is {tuple(std)}: expected positive numbers")
     if isinstance(images, np.ndarray):
         x = images.astype(np.float32)
+        if _leaves_pixels(mean, std):
+            return x
         x /= np.float32(255)
         x -= np.array(mean, np.float32)[:, None, None]
         x /= np.array(std, np.float32)[:, None, None]
@@ -67,11 +71,18 @@ def normalize(
     return normalizer(mean, std, images.device)(images)
 
 
+def _leaves_pixels(mean: Sequence[float], std: Sequence[float]) -> bool:
+    return all(value == 0 for value in mean) and all(value == 1 / 255 for value in std)
+
+
 def normalizer(
     mean: Sequence[float], std: Sequence[float], device: torch.device
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return :func:`normalize` for uint8 tensors on ``device``. Its constants are made once, and it checks nothing."""
     import torch
+
+    if _leaves_pixels(mean, std):
+        return lambda images: images.float()
 
     def per_channel(values: Sequence[float]) -> torch.Tensor:
         # Filled on the device: a copy from the host would wait for it and could not be captured in a graph.
