@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale._ir import arithmetic
+from twoscale._ir import arithmetic, fixed_point
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 
@@ -51,7 +51,7 @@ class ScalarExecutor:
             else:
                 specs = [self.network.spec(name) for name in layer.inputs]
                 inputs = [values[name] for name in layer.inputs]
-                if isinstance(layer, n.Softmax | n.Normalize):
+                if isinstance(layer, n.Softmax | n.Normalize | n.FixedPointSoftmax):
                     together(layer, specs[0], inputs[0], out)
                     values[layer.name] = out
                     continue
@@ -101,6 +101,9 @@ def value_at(layer: n.Layer, specs: list[n.TensorSpec], x: list[Tensor], index: 
                 return arithmetic.clamp(spec.zero_point + rounded, spec.lo, spec.hi)
             m = int(layer.multiplier.integers[0])
             return arithmetic.softmax_matmul(scores, table, weighed, specs[1].zero_point, m, *bounds)
+        case n.AveragePool2d() if isinstance(layer.multiplier, n.WindowQuotient):
+            seen = [q for q in window_values(layer, (1, 1), x[0], index, None) if q is not None]
+            return fixed_point.mean(seen, spec.lo, spec.hi)
         case n.AveragePool2d():
             window = [q for q in window_values(layer, (1, 1), x[0], index, specs[0].zero_point) if q is not None]
             return finish(layer, sum(q - specs[0].zero_point for q in window), 0)
@@ -129,7 +132,7 @@ def value_at(layer: n.Layer, specs: list[n.TensorSpec], x: list[Tensor], index: 
     raise AssertionError(f"no definition of {layer.op}")
 
 
-def together(layer: n.Softmax | n.Normalize, spec: n.TensorSpec, x: Tensor, out: Tensor) -> None:
+def together(layer: n.Softmax | n.Normalize | n.FixedPointSoftmax, spec: n.TensorSpec, x: Tensor, out: Tensor) -> None:
     """Compute a layer whose values depend on several others of the same tensor, one group after the other."""
     axes = layer.axes if isinstance(layer, n.Normalize) else (layer.axis,)
     groups: dict[Index, list[Index]] = {}
@@ -140,6 +143,8 @@ def together(layer: n.Softmax | n.Normalize, spec: n.TensorSpec, x: Tensor, out:
         q = [int(x[index]) for index in members]
         if isinstance(layer, n.Softmax):
             made = arithmetic.softmax(q, layer.table.tolist(), layer.shift, to.zero_point, to.lo, to.hi)
+        elif isinstance(layer, n.FixedPointSoftmax):
+            made = fixed_point.softmax(q, layer.table.tolist(), to.lo)
         else:
             places = [
                 tuple(i if size > 1 else 0 for i, size in zip(index, layer.gain.shape, strict=True))
@@ -194,6 +199,9 @@ def finish(layer: n.Requantize, acc: int, channel: int) -> int:
 
 def requantized(layer: n.Layer, multiplier: n.Multiplier, acc: int, channel: int) -> int:
     spec = layer.output
+    if isinstance(multiplier, n.FixedPoint):
+        mantissa, exponent = (int(at(values, channel)) for values in multiplier.arrays)
+        return arithmetic.clamp(spec.zero_point + fixed_point.scaled(acc, mantissa, exponent), spec.lo, spec.hi)
     if multiplier.shift is None:
         rounded = round(arithmetic.float32(arithmetic.float32(acc) * float(at(multiplier.values, channel))))
         return arithmetic.clamp(spec.zero_point + rounded, spec.lo, spec.hi)
@@ -207,6 +215,10 @@ def at(values: NDArray[Any], channel: int) -> Any:
 
 def added(layer: n.Add, specs: list[n.TensorSpec], q: list[int]) -> int:
     spec = layer.output
+    if layer.in_fixed_point:
+        m, e = ([int(one.arrays[part][0]) for one in layer.multipliers] for part in (0, 1))
+        first, second = (value - s.zero_point for value, s in zip(q, specs, strict=True))
+        return fixed_point.add(first, second, (m[0], m[1], m[2]), (e[0], e[1], e[2]), spec.zero_point, spec.lo, spec.hi)
     a, b = layer.multipliers
     if a.shift is None:
         products = [

@@ -88,7 +88,7 @@ def test_random_networks_hold_every_layer_and_spread_their_values() -> None:
             assert q.max() <= spec.hi
             if spec.dtype != "int32":
                 spread.append(float(((q > spec.lo) & (q < spec.hi)).mean()))
-    assert kinds == set(n.LAYERS)
+    assert kinds == set(n.LAYERS) - {n.FixedPointSoftmax}  # of .tflite files: tests/formats/test_tflite_in.py
     assert np.mean(spread) > 0.4
 
 

@@ -114,7 +114,7 @@ def require_on_grid(network: IntegerNetwork, path: Path) -> None:
     """
     from twoscale._ir.checks import multipliers
 
-    if any(multiplier.shift is None for layer in network for multiplier in multipliers(layer)):
+    if any(multiplier.is_free for layer in network for multiplier in multipliers(layer)):
         moved = command("requantize", path, "-o", path.with_name(f"{path.stem}-on-grid.onnx"))
         raise ConfigurationError(
             f"{path} has free float multipliers, which integer-only C cannot reproduce; "

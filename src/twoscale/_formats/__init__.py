@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["FORMS", "Form", "load", "save", "to_model"]
+__all__ = ["FORMS", "Form", "is_tflite", "load", "save", "to_model"]
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,27 @@ def load(path: str | Path) -> IntegerNetwork:
     """Read an integer network.
 
     A file that ``save`` wrote gives back a network of the same fingerprint, with its metadata. Other tools' files of
-    QLinear operators are read if they fit. Their networks have the scheme "foreign" and are off the grid.
+    QLinear operators are read if they fit. Their networks have the scheme "foreign" and are off the grid. So are those
+    of `.tflite` files, whose layers have TensorFlow Lite's own arithmetic.
 
     Raises:
         NetworkFileError: the file is missing, damaged, altered, or not an integer network.
     """
-    return FORMS["integer"].load(Path(path))
+    path = Path(path)
+    if is_tflite(path):
+        from twoscale._formats.tflite import reading
+
+        return reading.load(path)
+    return FORMS["integer"].load(path)
+
+
+def is_tflite(path: Path) -> bool:
+    """Whether a file is named .tflite, or begins as one."""
+    try:
+        with path.open("rb") as file:
+            return file.read(8)[4:] == b"TFL3" or path.suffix == ".tflite"
+    except OSError:
+        return path.suffix == ".tflite"
 
 
 def _form(name: str) -> Form:

@@ -20,7 +20,7 @@ from twoscale.errors import QuantizationError
 if TYPE_CHECKING:
     from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["check", "multipliers", "off_grid", "sum_bounds"]
+__all__ = ["check", "in_fixed_point", "is_exact", "multipliers", "off_grid", "sum_bounds"]
 
 _LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "int32": (-(2**31), 2**31 - 1)}
 
@@ -63,12 +63,15 @@ def check(network: IntegerNetwork) -> None:
 
 
 def off_grid(network: IntegerNetwork) -> tuple[str, ...]:
-    """Return one line per reason why executors may give different integers."""
+    """Return one line per reason why a network is not on the grid."""
     reasons = []
     for layer in network.layers:
+        if in_fixed_point(layer):
+            reasons.append(f"layer {layer.name}: it has TensorFlow Lite's arithmetic, which rounds twice")
+            continue
         if layer.output.zero_point % 2:
             reasons.append(f"layer {layer.name}: the zero point {layer.output.zero_point} is odd")
-        if any(m.shift is None for m in multipliers(layer)):
+        if any(m.is_free for m in multipliers(layer)):
             reasons.append(f"layer {layer.name}: a multiplier is a free float, not a whole number on the grid")
         elif (products := sum_bounds(network, layer)) is not None and not sum_is_exact(*products):
             reasons.append(
@@ -77,6 +80,28 @@ def off_grid(network: IntegerNetwork) -> tuple[str, ...]:
                 "or up to 768 one of them"
             )
     return tuple(reasons)
+
+
+def in_fixed_point(layer: n.Layer) -> bool:
+    """Whether a layer has TensorFlow Lite's arithmetic, (18) to (21)."""
+    exact = n.FixedPoint | n.WindowQuotient
+    return isinstance(layer, n.FixedPointSoftmax) or any(isinstance(m, exact) for m in multipliers(layer))
+
+
+def is_exact(network: IntegerNetwork) -> bool:
+    """Whether every executor that runs a network gives the same integers.
+
+    It is on the grid, or every layer that computes has TensorFlow Lite's arithmetic.
+    """
+    if not network.off_grid:
+        return True
+    computing = [layer for layer in network.layers if multipliers(layer) or not _only_moves(layer)]
+    return all(in_fixed_point(layer) for layer in computing)
+
+
+def _only_moves(layer: n.Layer) -> bool:
+    """Whether a layer moves or looks up integers, or quantizes the images."""
+    return layer.moves_values or isinstance(layer, n.QuantizeInput | n.Table | n.Concat)
 
 
 def multipliers(layer: n.Layer) -> tuple[n.Multiplier, ...]:
@@ -137,7 +162,7 @@ def _check_layer(layer: n.Layer, inputs: list[n.TensorSpec]) -> None:
     if shape != layer.output.shape:
         raise QuantizationError(f"layer {layer.name}: {layer.op} makes {shape}, but says {layer.output.shape}")
     _check_values(layer, inputs)
-    _check_multipliers(layer)
+    _check_multipliers(layer, inputs)
 
 
 def _check_values(layer: n.Layer, inputs: list[n.TensorSpec]) -> None:
@@ -165,7 +190,7 @@ def _check_values(layer: n.Layer, inputs: list[n.TensorSpec]) -> None:
         )
 
 
-def _check_multipliers(layer: n.Layer) -> None:
+def _check_multipliers(layer: n.Layer, inputs: list[n.TensorSpec]) -> None:
     found = multipliers(layer)
     shift = layer.multiplier_shift
     for multiplier in found:
@@ -183,11 +208,15 @@ def _check_multipliers(layer: n.Layer) -> None:
                 f"layer {layer.name}: a multiplier is {values.max():g}; expected below 2**64, so that float32 holds "
                 "every product"
             )
-        if multiplier.shift not in (None, shift) or len({m.shift for m in found}) > 1:
+        if multiplier.shift not in (None, shift) or len({(m.shift, type(m)) for m in found}) > 1:
             raise QuantizationError(
                 f"layer {layer.name}: multipliers count 2**-{multiplier.shift}ths; expected all in 2**-{shift}ths, "
                 "or all free floats"
             )
+        if isinstance(multiplier, n.FixedPoint):
+            _check_fixed_point(layer, multiplier, inputs)
+        if isinstance(multiplier, n.WindowQuotient) and not isinstance(layer, n.AveragePool2d):
+            raise QuantizationError(f"layer {layer.name}: only an AveragePool2d divides by the size of its windows")
         integers = np.ldexp(values.astype(np.float64), shift)
         if multiplier.shift is None:
             continue
@@ -195,3 +224,22 @@ def _check_multipliers(layer: n.Layer) -> None:
             raise QuantizationError(
                 f"layer {layer.name}: multipliers must be whole numbers of 2**-{shift}ths below 2**24"
             )
+
+
+def _check_fixed_point(layer: n.Layer, multiplier: n.FixedPoint, inputs: list[n.TensorSpec]) -> None:
+    m, e = multiplier.mantissas, multiplier.exponents
+    if m.dtype != np.int32 or e.dtype != np.int8 or not m.shape == e.shape == multiplier.values.shape:
+        raise QuantizationError(
+            f"layer {layer.name}: mantissas {m.dtype} {m.shape} and exponents {e.dtype} {e.shape}; expected int32 and "
+            f"int8 {multiplier.values.shape}"
+        )
+    if m.min() < 1 or e.min() < -31 or e.max() > 30:
+        raise QuantizationError(f"layer {layer.name}: expected positive mantissas, and exponents in [-31, 30]")
+    if isinstance(layer, n.Conv2d) and layer.residual_multiplier is not None:
+        raise QuantizationError(f"layer {layer.name}: TensorFlow Lite's arithmetic has no residual in a convolution")
+    reach = layer.accumulator_reach(inputs) << np.maximum(e.astype(np.int64), 0)
+    if int(reach.max()) >= 2**31:
+        raise QuantizationError(
+            f"layer {layer.name}: accumulators times a factor of up to {multiplier.values.max():g} can reach "
+            f"{int(reach.max())}, beyond int32"
+        )

@@ -73,7 +73,7 @@ class IntegerNetwork:
         checks.check(self)
 
     def __repr__(self) -> str:
-        grid = "on the grid" if self.on_grid else "off the grid"
+        grid = "on the grid" if self.on_grid else "TensorFlow Lite's arithmetic" if self.exact else "off the grid"
         return (
             f"<IntegerNetwork {printable(self.name, 100)}: {len(self.layers)} layers, {self.parameters:,} parameters, "
             f"scheme {self.scheme}, {grid}>"
@@ -146,6 +146,19 @@ class IntegerNetwork:
         additions stay where float32 is exact. Off the grid, verify measures how many integers differ.
         """
         return not self.off_grid
+
+    @property
+    def in_fixed_point(self) -> bool:
+        """Whether the network has TensorFlow Lite's arithmetic, (18) to (21), in any layer."""
+        return any(map(checks.in_fixed_point, self.layers))
+
+    @cached_property
+    def exact(self) -> bool:
+        """Whether every executor that runs the network provably gives the same integers.
+
+        It is on the grid, or every layer that computes has TensorFlow Lite's arithmetic.
+        """
+        return checks.is_exact(self)
 
     @cached_property
     def ties(self) -> tuple[str, ...]:
@@ -291,8 +304,10 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
         little = value.astype(value.dtype.newbyteorder("<"), copy=False)
         update(f"a{little.dtype.str}{value.shape}".encode() + little.tobytes())
     elif isinstance(value, n.Multiplier):
-        update(f"m{value.shift}".encode())
-        _feed(update, value.values)
+        kind = "" if type(value) is n.Multiplier else type(value).__name__
+        update(f"m{value.shift}{kind}".encode())
+        for numbers in value.arrays:
+            _feed(update, numbers)
     elif isinstance(value, n.TensorSpec):
         _feed(update, tuple(getattr(value, attribute.name) for attribute in dataclasses.fields(value)))
     elif isinstance(value, tuple):

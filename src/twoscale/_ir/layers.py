@@ -7,8 +7,16 @@ right) and holds the input's zero point.
 from __future__ import annotations
 
 from twoscale._ir.operators.accumulating import Accumulating, Conv2d, Linear
-from twoscale._ir.operators.attention import MatMul, Softmax, SoftmaxMatMul
-from twoscale._ir.operators.base import Layer, Multiplier, Padding, Requantize, TensorSpec
+from twoscale._ir.operators.attention import FixedPointSoftmax, MatMul, Softmax, SoftmaxMatMul
+from twoscale._ir.operators.base import (
+    FixedPoint,
+    Layer,
+    Multiplier,
+    Padding,
+    Requantize,
+    TensorSpec,
+    WindowQuotient,
+)
 from twoscale._ir.operators.elementwise import Clamp, Table
 from twoscale._ir.operators.moving import Pad, Permute, Reshape, Slice
 from twoscale._ir.operators.normalizing import Normalize
@@ -25,6 +33,8 @@ __all__ = [
     "Clamp",
     "Concat",
     "Conv2d",
+    "FixedPoint",
+    "FixedPointSoftmax",
     "Layer",
     "Linear",
     "MatMul",
@@ -43,6 +53,7 @@ __all__ = [
     "SoftmaxMatMul",
     "Table",
     "TensorSpec",
+    "WindowQuotient",
 ]
 
 LAYERS: tuple[type[Layer], ...] = (
@@ -64,5 +75,6 @@ LAYERS: tuple[type[Layer], ...] = (
     Softmax,
     SoftmaxMatMul,
     Normalize,
+    FixedPointSoftmax,
 )
 """All kinds of layers."""

@@ -68,6 +68,9 @@ class _Mover:
         """Return a layer with multipliers on the grid and an even zero point."""
         output = _with_even_zero_point(layer.output)
         self.zero_points += output.zero_point != layer.output.zero_point
+        if isinstance(layer, n.FixedPointSoftmax):
+            return _softmax(layer)
+        layer = _without_fixed_point(layer, inputs)
         changes: dict[str, Any] = {"output": output}
         if isinstance(layer, n.Table):
             changes["table"] = _moved_table(layer, inputs[0], output)
@@ -134,6 +137,35 @@ class _Mover:
         changes["bias_o"] = np.rint(layer.bias_o * scale).astype(np.int32)
         self.channels_rounded_again += int(again.sum())
         return nearest, np.where(again, nearest, per_channel)
+
+
+def _softmax(layer: n.FixedPointSoftmax) -> n.Softmax:
+    """Return the contract's softmax, (15), in place of TensorFlow Lite's."""
+    table = np.rint(np.ldexp(layer.table.astype(np.float64), -16)).astype(np.int32)
+    return n.Softmax(name=layer.name, inputs=layer.inputs, output=layer.output, axis=layer.axis, table=table)
+
+
+def _without_fixed_point(layer: n.Layer, inputs: list[n.TensorSpec]) -> n.Layer:
+    """Return a layer of TensorFlow Lite's arithmetic with free multipliers: the exact quotients of its scales.
+
+    Raises:
+        QuantizationError: a pool whose windows have different sizes.
+    """
+    y = layer.output.scale
+    if isinstance(layer, n.Add) and layer.in_fixed_point:
+        return dataclasses.replace(layer, multipliers=tuple(_free(x.scale / y) for x in inputs))
+    if isinstance(layer, n.AveragePool2d) and isinstance(layer.multiplier, n.WindowQuotient):
+        if any(layer.padding):
+            raise QuantizationError(
+                f"layer {layer.name}: a mean that leaves out padding has windows of different sizes, which one "
+                "multiplier cannot divide; quantize the float model with twoscale.quantize"
+            )
+        return dataclasses.replace(layer, multiplier=_free(float(layer.multiplier.values[0])))
+    return layer
+
+
+def _free(value: float) -> n.Multiplier:
+    return n.Multiplier(np.array([value], np.float32), None)
 
 
 def _with_even_zero_point(spec: n.TensorSpec) -> n.TensorSpec:

@@ -117,6 +117,10 @@ class Accumulating(Requantize):
         bound: NDArray[np.int64] = weight * x.reach
         return bound + np.abs(self.bias_o.astype(np.int64))
 
+    def accumulator_reach(self, inputs: Sequence[TensorSpec]) -> NDArray[np.int64]:
+        """Return the bound of equation (13)."""
+        return self.partial_bound(inputs[0])
+
     def exact_type(self, x: TensorSpec) -> type[np.float32 | np.float64]:
         """Return the smaller type in which every partial sum is exact."""
         return np.float32 if int(self.partial_bound(x).max()) <= FLOAT32_LIMIT else np.float64

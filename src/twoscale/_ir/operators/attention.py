@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from twoscale._ir.arithmetic import FLOAT32_LIMIT, REQUANTIZE_SHIFT
 from twoscale._ir.operators.base import Bounded, Layer, Node, Requantize, Shape, TensorSpec
 from twoscale._ir.operators.operation import operation
-from twoscale._ir.operators.vectorized import Int64, finish, rint, saturate, shifted
+from twoscale._ir.operators.vectorized import Int64, finish, high_product, rint, rounding_shift, saturate, shifted
 from twoscale.errors import QuantizationError
 
 __all__ = [
+    "MOST_FIXED_POINT_VALUES",
     "MOST_PRODUCTS",
+    "FixedPointSoftmax",
     "MatMul",
     "MatMulNode",
     "Softmax",
@@ -32,6 +34,11 @@ __all__ = [
 
 MOST_PRODUCTS = (2**31 - 1) // 255**2
 """Products in one sum of a matrix product, equation (14)."""
+
+MOST_FIXED_POINT_VALUES = (1 << 12) - 1
+"""Values in one softmax of TensorFlow Lite, whose sums have 12 integer bits, equation (21)."""
+
+_LIMITS = {"uint8": (0, 255), "int8": (-128, 127)}
 
 _SUM_LIMIT = 1 << 28
 """Bound on the accumulators of equation (16)."""
@@ -166,6 +173,56 @@ class Softmax(Layer):
         """Equation (15)."""
         entries = _entries(self.table, x[0], self.axis + 1)
         return saturate(_rne_ratio(entries << self.shift, entries.sum(self.axis + 1, keepdims=True)), self.output)
+
+
+@operation
+class FixedPointSoftmax(Layer):
+    """TensorFlow Lite's softmax along ``axis`` of the input (0 is the first dimension after the batch), (21).
+
+    The output's scale is 2**-8, and its zero point the smallest integer of its type.
+    """
+
+    axis: int
+    table: NDArray[np.int32]
+    """e**(−scale · d) for d = 0 … 255, with 31 fractional bits."""
+
+    def output_shape(self, inputs: Sequence[TensorSpec]) -> Shape:
+        """Return the input's shape."""
+        if not 0 <= self.axis < len(inputs[0].shape):
+            raise ValueError(f"there is no dimension {self.axis}")
+        return inputs[0].shape
+
+    def check(self, inputs: Sequence[TensorSpec]) -> None:
+        """Check the table, the output's scale, and that sums have 12 integer bits."""
+        table, out = self.table, self.output
+        if table.shape != (256,) or table.dtype != np.int32 or table.min() < 0 or table[0] < 1 << 30:
+            raise QuantizationError(
+                f"layer {self.name}: expected a table of 256 int32 of at least 0, the first at least {1 << 30}, got "
+                f"{table.dtype} {table.shape}"
+            )
+        if (out.scale, out.zero_point, out.lo, out.hi) != (2.0**-8, out.lo, *_LIMITS.get(out.dtype, (0, 0))):
+            raise QuantizationError(
+                f"layer {self.name}: scale {out.scale:g} and zero point {out.zero_point} in [{out.lo}, {out.hi}]; "
+                "TensorFlow Lite's softmax has the scale 1/256 and the whole range of its type"
+            )
+        if 0 <= self.axis < len(inputs[0].shape) and inputs[0].shape[self.axis] > MOST_FIXED_POINT_VALUES:
+            raise QuantizationError(
+                f"layer {self.name}: a softmax over {inputs[0].shape[self.axis]} values; the sums of TensorFlow Lite's "
+                f"have 12 integer bits, which is enough for {MOST_FIXED_POINT_VALUES}"
+            )
+
+    def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Equation (21)."""
+        entries = _entries(self.table, x[0], self.axis + 1)
+        total = rounding_shift(entries, 12).sum(self.axis + 1, keepdims=True)
+        bits = np.frexp(total.astype(np.float64))[1].astype(np.int64)
+        half = ((total << (32 - bits)) - (1 << 31) + (1 << 31)) >> 1  # of the denominator
+        inverse = 1515870810 + high_product(half, -1010580540)
+        for _ in range(3):
+            inverse += high_product(inverse, (1 << 29) - high_product(half, inverse)) << 2
+        inverse = np.minimum(inverse << 1, (1 << 31) - 1)
+        probability = rounding_shift(high_product(inverse, entries), 12 - (32 - bits) + 31 - 8)
+        return np.clip(probability, 0, 255) + self.output.lo
 
 
 @operation

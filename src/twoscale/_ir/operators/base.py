@@ -6,7 +6,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = [
     "UNBOUNDED",
     "Bounded",
     "Bounds",
+    "FixedPoint",
     "Float32",
     "Layer",
     "Multiplier",
@@ -32,6 +33,7 @@ __all__ = [
     "Requantize",
     "Shape",
     "TensorSpec",
+    "WindowQuotient",
     "window_shape",
 ]
 
@@ -90,10 +92,69 @@ class Multiplier:
         assert self.shift is not None
         return np.ldexp(self.values.astype(np.float64), self.shift).astype(np.int64)
 
+    @property
+    def is_free(self) -> bool:
+        """Whether it is a float32 number, with which executors may differ in the last bit of a rounding."""
+        return self.shift is None
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """The numbers that decide the integers."""
+        return (self.values,)
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Multiplier) and self.shift == other.shift and np.array_equal(self.values, other.values)
+        return (
+            isinstance(other, Multiplier)
+            and type(self) is type(other)
+            and self.shift == other.shift
+            and all(np.array_equal(mine, theirs) for mine, theirs in zip(self.arrays, other.arrays, strict=True))
+        )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, eq=False)
+class FixedPoint(Multiplier):
+    """TensorFlow Lite's factors: mantissa · 2**(exponent − 31), applied in two roundings, equation (18).
+
+    ``values`` are the same factors as float32, for what only needs their size.
+    """
+
+    mantissas: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    """Positive; one, or one per output channel."""
+    exponents: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))
+    """In [−31, 30], as many."""
+
+    @staticmethod
+    def of(mantissas: Any, exponents: Any) -> FixedPoint:
+        """Make multipliers."""
+        m, e = np.atleast_1d(np.asarray(mantissas, np.int32)), np.atleast_1d(np.asarray(exponents, np.int8))
+        return FixedPoint(np.ldexp(m.astype(np.float64), e.astype(np.int32) - 31).astype(np.float32), None, m, e)
+
+    @property
+    def is_free(self) -> bool:
+        """False: integers decide the result."""
+        return False
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """Mantissas and exponents."""
+        return self.mantissas, self.exponents
+
+
+@dataclass(frozen=True, eq=False)
+class WindowQuotient(Multiplier):
+    """One over the number of values in a window, as TensorFlow Lite's AVERAGE_POOL_2D divides, equation (20)."""
+
+    @staticmethod
+    def of(count: int) -> WindowQuotient:
+        """Make the factor of whole windows of ``count`` values."""
+        return WindowQuotient(np.array([1 / count], np.float32), None)
+
+    @property
+    def is_free(self) -> bool:
+        """False: integers decide the result."""
+        return False
 
 
 @operation
@@ -212,6 +273,10 @@ class Layer(Operation, ABC):
     def channels_of(self, multiplier: Multiplier) -> int:
         """Return the number of values that one of the layer's multipliers may have besides a single one."""
         return 1
+
+    def accumulator_reach(self, inputs: Sequence[TensorSpec]) -> NDArray[np.int64]:
+        """Return a bound on what TensorFlow Lite's multipliers are applied to, one or one per channel: (18), (19)."""
+        return np.array([1 << 29], np.int64)
 
     @abstractmethod
     def output_shape(self, inputs: Sequence[TensorSpec]) -> Shape:

@@ -8,7 +8,17 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale._ir.operators.base import Bounded, Layer, Node, Padding, Requantize, Shape, TensorSpec, window_shape
+from twoscale._ir.operators.base import (
+    Bounded,
+    Layer,
+    Node,
+    Padding,
+    Requantize,
+    Shape,
+    TensorSpec,
+    WindowQuotient,
+    window_shape,
+)
 from twoscale._ir.operators.operation import operation
 from twoscale._ir.operators.vectorized import finish, padded, windows
 from twoscale.errors import QuantizationError
@@ -81,11 +91,23 @@ class AveragePool2d(Requantize):
         shape = inputs[0].shape
         return (shape[0], *window_shape(shape, self.kernel, self.stride, self.padding))
 
+    def accumulator_reach(self, inputs: Sequence[TensorSpec]) -> NDArray[np.int64]:
+        """Return the largest sum over a window."""
+        return np.array([self.kernel[0] * self.kernel[1] * inputs[0].reach], np.int64)
+
     def check(self, inputs: Sequence[TensorSpec]) -> None:
         """Check that no sum over a window can leave int32, whether or not a kernel subtracts zero points, equation
         (13)."""
         if len(inputs[0].shape) != 3:
             return  # output_shape refuses it
+        same = (self.output.dtype, self.output.scale, self.output.zero_point)
+        if (
+            isinstance(self.multiplier, WindowQuotient)
+            and (inputs[0].dtype, inputs[0].scale, inputs[0].zero_point) != same
+        ):
+            raise QuantizationError(
+                f"layer {self.name}: a mean of integers has the type, scale and zero point of its input"
+            )
         _, height, width = inputs[0].shape
         values = min(self.kernel[0], height) * min(self.kernel[1], width)  # padding adds nothing
         bound = values * 255
@@ -96,10 +118,22 @@ class AveragePool2d(Requantize):
             )
 
     def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """Equation (8)."""
+        """Equation (8), or (20)."""
+        if isinstance(self.multiplier, WindowQuotient):
+            return self._quotients(x[0])
         q = padded(x[0], inputs[0], self.padding, 0)
         down = windows(q, (self.kernel[0], 1), (self.stride[0], 1)).sum((4, 5))
         return finish(windows(down, (1, self.kernel[1]), (1, self.stride[1])).sum((4, 5)), self)
+
+    def _quotients(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Return the means of the windows' values, without padding, ties away from zero."""
+        top, left, bottom, right = self.padding
+        border = ((0, 0), (0, 0), (top, bottom), (left, right))
+        q, inside = np.pad(x.astype(np.int64), border), np.pad(np.ones((1, 1, *x.shape[2:]), np.int64), border)
+        total, count = (windows(part, self.kernel, self.stride).sum((4, 5)) for part in (q, inside))
+        means = np.sign(total) * ((np.abs(total) + count // 2) // count)
+        result: NDArray[Any] = np.clip(means, self.output.lo, self.output.hi)
+        return result
 
 
 @operation

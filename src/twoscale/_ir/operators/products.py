@@ -29,6 +29,10 @@ class Mul(Requantize):
         """Two."""
         return 2
 
+    def accumulator_reach(self, inputs: Sequence[TensorSpec]) -> NDArray[np.int64]:
+        """Return the largest product."""
+        return np.array([inputs[0].reach * inputs[1].reach], np.int64)
+
     def output_shape(self, inputs: Sequence[TensorSpec]) -> Shape:
         """Return the shape that both operands broadcast to."""
         if len(inputs[0].shape) != len(inputs[1].shape):

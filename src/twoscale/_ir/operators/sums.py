@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._ir.arithmetic import ADD_SHIFT
-from twoscale._ir.operators.base import Bounded, Layer, Multiplier, Node, Shape, TensorSpec
+from twoscale._ir.fixed_point import LEFT_SHIFT
+from twoscale._ir.operators.base import Bounded, FixedPoint, Layer, Multiplier, Node, Shape, TensorSpec
 from twoscale._ir.operators.operation import operation
-from twoscale._ir.operators.vectorized import requantize, rint, rne_shift, saturate, shifted
+from twoscale._ir.operators.vectorized import fixed_point, requantize, rint, rne_shift, saturate, shifted
 
 __all__ = ["Add", "AddNode", "Concat", "ConcatNode"]
 
@@ -30,9 +31,9 @@ class ConcatNode(Node):
 
 @operation
 class Add(Layer):
-    """Sum of two tensors, equation (7)."""
+    """Sum of two tensors, equation (7). With TensorFlow Lite's arithmetic a third multiplier scales the sum, (19)."""
 
-    multipliers: tuple[Multiplier, Multiplier]
+    multipliers: tuple[Multiplier, ...]
 
     @property
     def arity(self) -> int:
@@ -44,21 +45,31 @@ class Add(Layer):
         """Multipliers on the grid count 2**-multiplier_shift."""
         return ADD_SHIFT
 
+    @property
+    def in_fixed_point(self) -> bool:
+        """Whether it is TensorFlow Lite's sum, (19)."""
+        return bool(self.multipliers) and isinstance(self.multipliers[0], FixedPoint)
+
     def output_shape(self, inputs: Sequence[TensorSpec]) -> Shape:
         """Return the shape of both operands."""
-        if inputs[0].shape != inputs[1].shape or len(self.multipliers) != 2:
+        if inputs[0].shape != inputs[1].shape or len(self.multipliers) != (3 if self.in_fixed_point else 2):
             raise ValueError("expected two tensors of one shape and two multipliers")
         return inputs[0].shape
 
     def sum_bounds(self, inputs: Sequence[TensorSpec]) -> tuple[int, int] | None:
         """Return the largest products of (7)."""
+        if self.in_fixed_point:
+            return None
         first, second = (spec.reach * int(m.integers.max()) for spec, m in zip(inputs, self.multipliers, strict=True))
         return first, second
 
     def compute(self, inputs: Sequence[TensorSpec], x: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """Equation (7); off the grid in float32."""
+        """Equation (7), or (19); off the grid in float32."""
         a, b = (shifted(q, spec) for q, spec in zip(x, inputs, strict=True))
-        m_a, m_b = self.multipliers
+        m_a, m_b = self.multipliers[:2]
+        if isinstance(m_a, FixedPoint) and isinstance(m_b, FixedPoint):
+            scaled = fixed_point(a << LEFT_SHIFT, m_a) + fixed_point(b << LEFT_SHIFT, m_b)
+            return requantize(scaled, self.multipliers[2], self.output)
         if m_a.shift is None or m_b.shift is None:
             total = a.astype(np.float32) * m_a.values + b.astype(np.float32) * m_b.values
             return saturate(rint(total), self.output)

@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale._ir.operators.base import Multiplier, Padding, Requantize, TensorSpec
+from twoscale._ir.operators.base import FixedPoint, Multiplier, Padding, Requantize, TensorSpec
 
 __all__ = [
     "Int64",
     "finish",
+    "fixed_point",
+    "high_product",
     "padded",
     "per_channel",
     "quantize_input",
     "requantize",
     "rint",
     "rne_shift",
+    "rounding_shift",
     "saturate",
     "shifted",
     "windows",
@@ -53,10 +56,35 @@ def requantize(acc: Int64, multiplier: Multiplier, spec: TensorSpec) -> Int64:
 
     Off the grid the product is taken in float32, as runtimes with float multipliers do.
     """
+    if isinstance(multiplier, FixedPoint):
+        return saturate(fixed_point(acc, multiplier), spec)
     if multiplier.shift is None:
         product = acc.astype(np.float32) * per_channel(multiplier.values, acc.ndim)
         return saturate(rint(product), spec)
     return saturate(rne_shift(acc * per_channel(multiplier.integers, acc.ndim), multiplier.shift), spec)
+
+
+def high_product(a: Int64, b: Int64 | int) -> Int64:
+    """Return a · b / 2**31 rounded, ties up, of int64 values whose product is below 2**63 - 2**30."""
+    product = a * b
+    product += 1 << 30
+    product >>= 31
+    return product
+
+
+def rounding_shift(value: Int64, shift: Int64 | int) -> Int64:
+    """Return value / 2**shift rounded, ties away from zero."""
+    half = (np.int64(1) << np.asarray(shift, np.int64)) >> 1
+    rounded: Int64 = np.sign(value) * ((np.abs(value) + half) >> shift)
+    return rounded
+
+
+def fixed_point(acc: Int64, multiplier: FixedPoint) -> Int64:
+    """Return acc · mantissa · 2**(exponent - 31) in two roundings, equation (18); channels are dimension 1."""
+    mantissas = per_channel(multiplier.mantissas.astype(np.int64), acc.ndim)
+    exponents = per_channel(multiplier.exponents.astype(np.int64), acc.ndim)
+    high = high_product(acc << np.maximum(exponents, 0), mantissas)
+    return rounding_shift(high, np.maximum(-exponents, 0))
 
 
 def rint(real: NDArray[np.float32]) -> Int64:

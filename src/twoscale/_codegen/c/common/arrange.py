@@ -148,7 +148,7 @@ def require_grid(network: IntegerNetwork) -> None:
         ConfigurationError: one is not; names the layer and what to do.
     """
     for layer in network:
-        if any(m.shift is None for m in multipliers(layer)):
+        if any(m.is_free for m in multipliers(layer)):
             raise ConfigurationError(
                 f"layer {layer.name} of {network.name} has free float multipliers, which integer-only C cannot "
                 "reproduce; move them onto the grid with network.requantize() or twoscale requantize, or quantize with "

@@ -150,12 +150,18 @@ def about(layer: n.Layer, tensors: Mapping[str, Tensor], macs: int) -> list[str]
 
 def _equation(layer: n.Layer) -> str:
     """Return how the output comes from the inputs, for a comment."""
+    if isinstance(layer, n.Add) and layer.in_fixed_point:
+        return "y = clamp(zero + m * (m_a * (a - zero_a) + m_b * (b - zero_b)), lo, hi), in fixed point   (19)"
     if isinstance(layer, n.Add):
         return f"y = clamp(zero + RNE(((a - zero_a) * m_a + (b - zero_b) * m_b) / 2^{ADD_SHIFT}), lo, hi)   (7)"
     assert isinstance(layer, n.Requantize)
     acc = _EQUATIONS[layer.op]
     if layer.multiplier is None:
         return f"y = {acc}   (2)" if isinstance(layer, n.Accumulating) else f"y = {acc}"
+    if isinstance(layer.multiplier, n.WindowQuotient):
+        return "y = clamp(mean of x, lo, hi), rounded away from zero   (20)"
+    if isinstance(layer.multiplier, n.FixedPoint):
+        return f"y = clamp(zero + m * 2^(e - 31) * acc, lo, hi), rounded twice, acc = {acc}   (18)"
     if isinstance(layer, n.Conv2d) and layer.residual_multiplier is not None:
         return (
             f"y = clamp(zero + RNE((acc * m + (r - zero_r) * m_r) / 2^{layer.multiplier.shift}), lo, hi), "

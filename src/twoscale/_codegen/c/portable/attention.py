@@ -14,7 +14,7 @@ from twoscale._codegen.c.portable import kernels as k
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import NORM_BITS, REQUANTIZE_SHIFT
 
-__all__ = ["matmul_call", "normalize_call", "softmax_call", "softmax_matmul_call"]
+__all__ = ["matmul_call", "normalize_call", "softmax_call", "softmax_fixed_call", "softmax_matmul_call"]
 
 _LOOPS = 3
 
@@ -53,6 +53,15 @@ def softmax_call(layer: n.Softmax, x: Tensor, y: Tensor, constants: Constants) -
         hi=y.hi,
     )
     return k.Softmax(params, Operand(x.name), Operand(layer.name))
+
+
+def softmax_fixed_call(layer: n.FixedPointSoftmax, x: Tensor, constants: Constants) -> k.SoftmaxFixed:
+    """Return the call of a softmax in TensorFlow Lite's arithmetic."""
+    shape = x.spec.shape
+    inner, count = memory_steps(shape)[layer.axis], shape[layer.axis]
+    outer = math.prod(shape) // (count * inner)
+    params = k.SoftmaxFixedParams(outer, count, inner, constants.add("table", "int32_t", layer.table, (256,)))
+    return k.SoftmaxFixed(params, Operand(x.name), Operand(layer.name))
 
 
 def softmax_matmul_call(

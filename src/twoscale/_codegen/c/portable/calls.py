@@ -14,11 +14,17 @@ from twoscale._codegen.c.common.program import Constants, Step, step_of
 from twoscale._codegen.c.common.storage import memory_axes, memory_steps
 from twoscale._codegen.c.common.tensors import Tensor
 from twoscale._codegen.c.portable import kernels as k
-from twoscale._codegen.c.portable.attention import matmul_call, normalize_call, softmax_call, softmax_matmul_call
+from twoscale._codegen.c.portable.attention import (
+    matmul_call,
+    normalize_call,
+    softmax_call,
+    softmax_fixed_call,
+    softmax_matmul_call,
+)
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT
 
-__all__ = ["PortableCalls", "copy_call", "window"]
+__all__ = ["PortableCalls", "copy_call", "fixed_sum", "window"]
 
 _LARGEST_EDGE = 3072
 """Most bytes of the stack for two windows at an edge."""
@@ -83,15 +89,25 @@ class PortableCalls:
         """
         if multiplier is None:
             return k.Requantization(NULL)
+        if isinstance(multiplier, n.FixedPoint):
+            return self._fixed_point(layer, multiplier)
         assert multiplier.shift is not None
         integers, y = multiplier.integers, self.tensor(layer)
         largest = bound * int(integers.max()) + added + (1 << (multiplier.shift - 1))
         is_narrow = 1 if largest < 2**31 else None
         if len(integers) == 1:
             values = Inline((int(integers[0]),))
-            return k.Requantization(values, None, multiplier.shift, is_narrow, y.zero, y.lo, y.hi)
+            return k.Requantization(values, None, multiplier.shift, is_narrow, None, y.zero, y.lo, y.hi)
         array = self.constants.add("multiplier", "int32_t", integers, integers.shape)
-        return k.Requantization(array, 1, multiplier.shift, is_narrow, y.zero, y.lo, y.hi)
+        return k.Requantization(array, 1, multiplier.shift, is_narrow, None, y.zero, y.lo, y.hi)
+
+    def _fixed_point(self, layer: n.Layer, multiplier: n.FixedPoint) -> k.Requantization:
+        """Return how accumulators become a layer's output by equation (18)."""
+        y, mantissas = self.tensor(layer), multiplier.mantissas
+        array = self.constants.add("mantissa", "int32_t", mantissas, mantissas.shape)
+        exponents = self.constants.add("exponent", "int8_t", multiplier.exponents, mantissas.shape)
+        per_channel = 1 if len(mantissas) > 1 else None
+        return k.Requantization(array, per_channel, None, None, exponents, y.zero, y.lo, y.hi)
 
     def in_tiles(self, layer: n.Conv2d) -> bool:
         """Whether the tile kernels can compute a convolution.
@@ -155,8 +171,14 @@ class PortableCalls:
     def average_pool(self, layer: n.AveragePool2d) -> tuple[k.AveragePool2dParams, Operand, Operand]:
         """Return the parameters of means over windows."""
         (x,) = self.arrangement.inputs(layer)
-        to = self.requantization(layer, layer.multiplier)
-        params = k.AveragePool2dParams(**vars(window(layer, x.spec.shape)), in_zero=x.zero, to=to)
+        shape = vars(window(layer, x.spec.shape))
+        if isinstance(layer.multiplier, n.WindowQuotient):  # of the integers themselves, without their zero point
+            y = self.tensor(layer)
+            to = k.Requantization(zero=y.shift, lo=y.lo, hi=y.hi)
+            params = k.AveragePool2dParams(**shape, in_zero=x.shift, divides=1, to=to)
+        else:
+            to = self.requantization(layer, layer.multiplier)
+            params = k.AveragePool2dParams(**shape, in_zero=x.zero, divides=None, to=to)
         return params, Operand(x.name), Operand(layer.name)
 
     def max_pool(self, layer: n.MaxPool2d) -> tuple[k.MaxPool2dParams, Operand, Operand]:
@@ -166,10 +188,13 @@ class PortableCalls:
         params = k.MaxPool2dParams(**vars(window(layer, x.spec.shape)), dilation_h=dilation_h, dilation_w=dilation_w)
         return params, Operand(x.name), Operand(layer.name)
 
-    def add(self, layer: n.Add, count: int) -> k.Add:
+    def add(self, layer: n.Add, count: int) -> k.Add | k.AddFixed:
         """Return the call that adds ``count`` bytes."""
         first, second = self.arrangement.inputs(layer)
         y = self.tensor(layer)
+        if layer.in_fixed_point:
+            fixed = k.AddFixedParams(count, **fixed_sum(layer, first, second), zero=y.zero, lo=y.lo, hi=y.hi)
+            return k.AddFixed(fixed, Operand(first.name), Operand(second.name), Operand(layer.name))
         params = k.AddParams(
             count=count,
             a_zero=first.zero,
@@ -190,6 +215,16 @@ class PortableCalls:
         values = (layer.table + self.tensor(layer).shift).astype(np.uint8)
         table = self.constants.add("table", "uint8_t", values, (256,))
         return k.LookUp(Operand(layer.inputs[0]), Operand(layer.name), count, table)
+
+
+def fixed_sum(layer: n.Add, a: Tensor, b: Tensor) -> dict[str, int]:
+    """Return the numbers of a sum in TensorFlow Lite's arithmetic, by the names of the kernels' parameters."""
+    found = {"a_zero": a.zero, "b_zero": b.zero}
+    for prefix, multiplier in zip(("a_", "b_", ""), layer.multipliers, strict=True):
+        assert isinstance(multiplier, n.FixedPoint)
+        found[f"{prefix}mantissa"] = int(multiplier.mantissas[0])
+        found[f"{prefix}exponent"] = int(multiplier.exponents[0])
+    return found
 
 
 def _folded(layer: n.Conv2d, zero: int) -> NDArray[np.int64]:
@@ -276,6 +311,11 @@ def _softmax(p: PortableCalls, _: ArrangedLayer, layer: n.Softmax) -> tuple[Call
     return (softmax_call(layer, x, p.tensor(layer), p.constants),)
 
 
+def _softmax_fixed(p: PortableCalls, _: ArrangedLayer, layer: n.FixedPointSoftmax) -> tuple[Call, ...]:
+    (x,) = p.arrangement.inputs(layer)
+    return (softmax_fixed_call(layer, x, p.constants),)
+
+
 def _softmax_matmul(p: PortableCalls, _: ArrangedLayer, layer: n.SoftmaxMatMul) -> tuple[Call, ...]:
     scores, values = p.arrangement.inputs(layer)
     return (softmax_matmul_call(layer, scores, values, p.tensor(layer), p.constants),)
@@ -305,6 +345,7 @@ _CALLS: dict[type[n.Layer], Callable[[PortableCalls, ArrangedLayer, Any], tuple[
     n.Slice: _move,
     n.Table: lambda p, _, layer: (p.look_up(layer, p.tensor(layer).size),),
     n.MatMul: _matmul,
+    n.FixedPointSoftmax: _softmax_fixed,
     n.Softmax: _softmax,
     n.SoftmaxMatMul: _softmax_matmul,
     n.Normalize: _normalize,

@@ -13,11 +13,14 @@ from typing import ClassVar
 from twoscale._codegen.c.common.calls import Call, Constant, Inline, Kernel, Name, Operand, Params, with_needs
 
 __all__ = [
+    "FIXED_POINT",
     "IMAGE",
     "NEXT_PLACE",
     "ROWS",
     "TO_INT8",
     "Add",
+    "AddFixed",
+    "AddFixedParams",
     "AddParams",
     "AveragePool2d",
     "AveragePool2dParams",
@@ -50,11 +53,14 @@ __all__ = [
     "RescaleRuns",
     "RowCall",
     "Softmax",
+    "SoftmaxFixed",
+    "SoftmaxFixedParams",
     "SoftmaxMatMul",
     "SoftmaxMatMulParams",
     "SoftmaxParams",
     "TileSizes",
     "WindowParams",
+    "chosen_parts",
     "kernel_texts",
     "tile_sizes",
 ]
@@ -64,6 +70,8 @@ IMAGE = Name("image")
 _REQUANTIZE = Kernel("requantize")
 _REQUANTIZE_NARROW = Kernel("requantize_narrow", (_REQUANTIZE,))
 _MULTIPLIER_OF = Kernel("multiplier_of", (_REQUANTIZE,))
+FIXED_POINT = Kernel("fixed_point", (_REQUANTIZE,))
+"""Used by networks of TensorFlow Lite's arithmetic. Without it, the parts of other kernels for it are left out."""
 _STORE = Kernel("store", (_REQUANTIZE, _REQUANTIZE_NARROW, _MULTIPLIER_OF))
 _DOT = Kernel("dot")
 ROWS = Kernel("rows")
@@ -85,6 +93,8 @@ _RESCALE = Kernel("rescale", (_STORE,))
 _CLAMP = Kernel("clamp")
 _LOOK_UP = Kernel("look_up")
 _MATMUL = Kernel("matmul", (_STORE,))
+_ADD_FIXED = Kernel("add_fixed", (FIXED_POINT,))
+_SOFTMAX_FIXED = Kernel("softmax_fixed")
 _SOFTMAX = Kernel("softmax")
 _RNE_RATIO = Kernel("rne_ratio")
 _SOFTMAX_MATMUL = Kernel("softmax_matmul", (_RNE_RATIO,))
@@ -96,6 +106,7 @@ _KERNELS = (
     _REQUANTIZE,
     _REQUANTIZE_NARROW,
     _MULTIPLIER_OF,
+    FIXED_POINT,
     _STORE,
     _DOT,
     ROWS,
@@ -106,6 +117,7 @@ _KERNELS = (
     _CONV2D_TILES,
     _LINEAR,
     _ADD,
+    _ADD_FIXED,
     _MULTIPLY,
     _AVERAGE_POOL2D_ROW,
     _AVERAGE_POOL2D,
@@ -118,6 +130,7 @@ _KERNELS = (
     _LOOK_UP,
     _MATMUL,
     _SOFTMAX,
+    _SOFTMAX_FIXED,
     _RNE_RATIO,
     _SOFTMAX_MATMUL,
     _NORMALIZE,
@@ -127,10 +140,35 @@ _KERNELS = (
 """In the order of the C file: each kernel comes after those that it calls."""
 
 
-def kernel_texts(used: Iterable[Kernel]) -> list[str]:
-    """Return the texts of the portable kernels among ``used``, and of those that they call."""
+def kernel_texts(used: Iterable[Kernel], *, fixed_point: bool = False) -> list[str]:
+    """Return the texts of the portable kernels among ``used``, and of those that they call.
+
+    Args:
+        used: kernels.
+        fixed_point: whether the network has TensorFlow Lite's arithmetic.
+    """
     folder = resources.files("twoscale._codegen.c") / "kernels" / "portable"
-    return [(folder / f"{kernel.name}.c").read_text() for kernel in with_needs(used, _KERNELS)]
+    needed = with_needs(used, _KERNELS)
+    if fixed_point and {_STORE, _CONV2D_TILES_ROW}.intersection(needed):
+        needed = with_needs([*needed, FIXED_POINT], _KERNELS)
+    return [chosen_parts((folder / f"{kernel.name}.c").read_text(), fixed_point) for kernel in needed]
+
+
+def chosen_parts(text: str, fixed_point: bool) -> str:
+    """Return the text of a kernel with or without its parts for TensorFlow Lite's arithmetic.
+
+    They are between the lines "#ifdef FIXED_POINT" and "#endif", and those for all other networks between
+    "#ifndef FIXED_POINT" and "#endif". These lines are left out themselves.
+    """
+    lines, wanted = [], None
+    for line in text.splitlines(keepends=True):
+        if line.rstrip() in ("#ifdef FIXED_POINT", "#ifndef FIXED_POINT"):
+            wanted = line.startswith("#ifdef")
+        elif wanted is not None and line.rstrip() == "#endif":
+            wanted = None
+        elif wanted is None or wanted is fixed_point:
+            lines.append(line)
+    return "".join(lines)
 
 
 @dataclass(frozen=True)
@@ -160,6 +198,7 @@ class Requantization(Params):
     per_channel: int | None = None
     shift: int | None = None
     is_narrow: int | None = None
+    exponent: Constant | None = None
     zero: int | None = None
     lo: int | None = None
     hi: int | None = None
@@ -268,6 +307,36 @@ class Add(Call):
 
 
 @dataclass(frozen=True)
+class AddFixedParams(Params):
+    """Parameters of a sum in TensorFlow Lite's arithmetic."""
+
+    struct: ClassVar = "add_fixed_params"
+    count: int
+    a_zero: int
+    a_mantissa: int
+    a_exponent: int
+    b_zero: int
+    b_mantissa: int
+    b_exponent: int
+    mantissa: int
+    exponent: int
+    zero: int
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True)
+class AddFixed(Call):
+    """The sum of two tensors in TensorFlow Lite's arithmetic."""
+
+    kernel: ClassVar = _ADD_FIXED
+    parameters: AddFixedParams
+    a: Operand
+    b: Operand
+    y: Operand
+
+
+@dataclass(frozen=True)
 class MultiplyParams(Params):
     """Parameters of a product."""
 
@@ -314,6 +383,7 @@ class AveragePool2dParams(WindowParams):
 
     struct: ClassVar = "average_pool2d_params"
     in_zero: int
+    divides: int | None
     to: Requantization
 
 
@@ -530,6 +600,27 @@ class Softmax(Call):
 
     kernel: ClassVar = _SOFTMAX
     parameters: SoftmaxParams
+    x: Operand
+    y: Operand
+
+
+@dataclass(frozen=True)
+class SoftmaxFixedParams(Params):
+    """Parameters of a softmax in TensorFlow Lite's arithmetic."""
+
+    struct: ClassVar = "softmax_fixed_params"
+    outer: int
+    count: int
+    inner: int
+    table: Constant
+
+
+@dataclass(frozen=True)
+class SoftmaxFixed(Call):
+    """A softmax along one dimension in TensorFlow Lite's arithmetic."""
+
+    kernel: ClassVar = _SOFTMAX_FIXED
+    parameters: SoftmaxFixedParams
     x: Operand
     y: Operand
 

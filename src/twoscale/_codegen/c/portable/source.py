@@ -73,7 +73,7 @@ class Source(SourceBase):
         return self.render(
             "network.c.jinja",
             tiles=tile_sizes(call for step in self.program.steps for call in step.calls),
-            kernels=kernel_texts(self._used()),
+            kernels=kernel_texts(self._used(), fixed_point=self.program.network.in_fixed_point),
             constants=self.constants(),
             steps=self._blocks(self.instances),
             last=len(self.program.steps) - 1,

@@ -17,7 +17,7 @@ from twoscale._codegen.c.common.arrange import ArrangedLayer, Arrangement, Copy
 from twoscale._codegen.c.common.calls import Call, Constant, Operand, Whole
 from twoscale._codegen.c.common.program import Constants
 from twoscale._codegen.c.common.tensors import Tensor
-from twoscale._codegen.c.portable.calls import PortableCalls, copy_call, window
+from twoscale._codegen.c.portable.calls import PortableCalls, copy_call, fixed_sum, window
 from twoscale._codegen.c.portable.kernels import CopyParams, Memset
 from twoscale._codegen.c.vector import kernels as k
 from twoscale._codegen.c.vector.convolutions import (
@@ -25,6 +25,7 @@ from twoscale._codegen.c.vector.convolutions import (
     ConvResidual,
     Packed,
     PackedDepthwise,
+    Scale,
     best_merge,
     conv_params,
     conv_windows,
@@ -39,7 +40,7 @@ from twoscale._codegen.c.vector.sharing import shares_channels
 from twoscale._codegen.c.vector.tiles import Tile
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import sum_is_exact
-from twoscale._ir.checks import sum_bounds
+from twoscale._ir.checks import in_fixed_point, sum_bounds
 
 __all__ = ["VectorCalls"]
 
@@ -80,6 +81,10 @@ class VectorCalls:
             if self.is_depthwise(layer):
                 return True
             return join_groups(layer).groups <= _MOST_GROUPS and self.is_exact(layer)
+        if isinstance(layer, n.Add) and layer.in_fixed_point:
+            return True
+        if isinstance(layer, n.AveragePool2d | n.Mul) and in_fixed_point(layer):
+            return False
         if isinstance(layer, n.Add):
             products = sum_bounds(self.network, layer)
             return products is not None and sum_is_exact(*products)
@@ -300,7 +305,7 @@ class VectorCalls:
             period=len(packed.weight),
             weight=weight,
             bias=bias,
-            scale=self.constants.add("scale", "float", packed.scale, packed.scale.shape),
+            **self.factors(packed.scale),
             lo=y.lo,
             hi=y.hi,
             zero=Whole(y.zero),
@@ -380,8 +385,31 @@ class VectorCalls:
     def add(self, layer: n.Add) -> list[Call]:
         """Return the call of a sum."""
         a, b = layer.inputs
+        if layer.in_fixed_point:
+            return [self.add_fixed(layer)]
         a_scale, b_scale = (np.float32(m.values[0]) for m in layer.multipliers)
         return [k.AddRows(self.join(layer, a, b, a_scale, b_scale), Operand(a), Operand(b), Operand(layer.name))]
+
+    def add_fixed(self, layer: n.Add) -> Call:
+        """Return the call of a sum in TensorFlow Lite's arithmetic."""
+        a, b = layer.inputs
+        rows, y = self.rows[layer.name], self.tensors[layer.name]
+        steps = (self.rows[a].stride, self.rows[b].stride, rows.stride)
+        numbers = fixed_sum(layer, self.tensors[a], self.tensors[b])
+        params = k.AddFixedRowsParams(rows.count, rows.length, *steps, **numbers, zero=y.zero, lo=y.lo, hi=y.hi)
+        return k.AddFixedRows(params, Operand(a), Operand(b), Operand(layer.name))
+
+    def factors(self, scale: Scale) -> dict[str, Constant | None]:
+        """Return the arrays of requantization factors, by the names of the kernels' parameters."""
+        if scale.dtype == np.float32:
+            return {"scale": self.constants.add("scale", "float", scale, scale.shape)}
+        exponents = (scale & 255).astype(np.uint8).view(np.int8)
+        mantissas = (scale - exponents) >> 8
+        return {
+            "scale": None,
+            "mantissa": self.constants.add("mantissa", "int32_t", mantissas, scale.shape),
+            "exponent": self.constants.add("exponent", "int32_t", exponents, scale.shape),
+        }
 
     def multiply(self, layer: n.Mul) -> list[Call]:
         """Return the call of a product."""
@@ -437,8 +465,7 @@ class VectorCalls:
         if packed.scale is None:
             return ConvEnd()
         y = self.tensors[layer.name]
-        scale = self.constants.add("scale", "float", packed.scale, packed.scale.shape)
-        return ConvEnd(scale, y.lo, y.hi, Whole(y.zero))
+        return ConvEnd(**self.factors(packed.scale), lo=y.lo, hi=y.hi, zero=Whole(y.zero))
 
 
 _CALLS: dict[type[n.Layer], Callable[[VectorCalls, Any], Iterable[Call]]] = {
@@ -455,9 +482,11 @@ _CALLS: dict[type[n.Layer], Callable[[VectorCalls, Any], Iterable[Call]]] = {
 
 
 def _end(layer: n.Conv2d | n.Linear) -> int:
-    """Return the form of the results: the kernels' NUMBERS, BYTES or JOINED."""
+    """Return the form of the results: the kernels' NUMBERS, BYTES, JOINED or FIXED."""
     if layer.multiplier is None:
         return 0
+    if isinstance(layer.multiplier, n.FixedPoint):
+        return 3
     return 2 if len(layer.inputs) > 1 else 1
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 Weights = NDArray[np.int8]
+Scale = NDArray[Any]
+"""float32 factors, or mantissas and exponents of TensorFlow Lite's in int64."""
 _SHORT = 9
 """Words of a run."""
 _FAR_BYTES = 128 * 1024
@@ -56,8 +59,8 @@ def requantizes_exactly(
         residual: the tensor that is added, if any.
         shift: added to an integer of the residual to give the stored byte, which the kernels multiply.
     """
-    if layer.multiplier is None:
-        return True
+    if layer.multiplier is None or isinstance(layer.multiplier, n.FixedPoint):
+        return True  # the latter in integers
     if (layer.partial_bound(x) * layer.multiplier.values.astype(np.float64)).max() >= 2.0**30:
         return False
     if not isinstance(layer, n.Conv2d) or layer.residual_multiplier is None or residual is None:
@@ -90,7 +93,7 @@ class Windows:
     weight: Weights
     """(O, segments, bytes of a run)."""
     bias: NDArray[np.int64]
-    scale: NDArray[np.float32] | None
+    scale: Scale | None
     zero: int
     """Zero point of the input as stored."""
     merged: int = 1
@@ -124,6 +127,8 @@ class ConvEnd:
     lo: int | None = None
     hi: int | None = None
     zero: Whole | None = None
+    mantissa: Constant | None = None
+    exponent: Constant | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,7 @@ class Packed:
     weight: NDArray[np.int8]
     """[blocks][segments][words][channels of a block][4]."""
     bias: NDArray[np.int32]
-    scale: NDArray[np.float32] | None
+    scale: Scale | None
 
     @property
     def is_far(self) -> bool:
@@ -213,9 +218,13 @@ def linear_windows(layer: n.Linear, order: NDArray[np.int64], zero: int, rows: i
     return Windows(1, 1, segments, 0, 0, weight, bias, _scale(layer, slice(None)), zero)
 
 
-def _scale(layer: n.Accumulating, mine: slice) -> NDArray[np.float32] | None:
+def _scale(layer: n.Accumulating, mine: slice) -> Scale | None:
+    """Return some channels' factors: float32, or mantissa · 2**8 + exponent in int64 for TensorFlow Lite's."""
     if layer.multiplier is None:
         return None
+    if isinstance(layer.multiplier, n.FixedPoint):
+        packed = (layer.multiplier.mantissas.astype(np.int64) << 8) + layer.multiplier.exponents
+        return np.broadcast_to(packed, layer.bias_o.shape)[mine]
     return np.broadcast_to(layer.multiplier.values, layer.bias_o.shape)[mine]
 
 
@@ -283,7 +292,7 @@ def pack(windows: Windows, tile: Tile | None = None) -> list[Packed]:
     bias32 = bias.astype(np.uint32).view(np.int32)  # modulo 2^32
     scale = None
     if windows.scale is not None:
-        scale = np.zeros(windows.vectors * LANES, np.float32)
+        scale = np.zeros(windows.vectors * LANES, windows.scale.dtype)
         scale[:out_c] = windows.scale
     parts = []
     for first, count in _split(windows):
@@ -335,6 +344,8 @@ def conv_params(
         lo=end.lo,
         hi=end.hi,
         zero=end.zero if residual is None else residual.zero,
+        mantissa=end.mantissa,
+        exponent=end.exponent,
         residual_row=None if residual is None else residual.row,
         residual_pixel=None if residual is None else residual.pixel,
         residual_scale=None if residual is None else residual.scale,
@@ -349,7 +360,7 @@ class PackedDepthwise:
     """[blocks][rows of taps][fours of taps][4 vectors][16][4]."""
     bias: NDArray[np.int32]
     """[blocks][64], in the order of the vectors."""
-    scale: NDArray[np.float32]
+    scale: Scale
 
 
 def pack_depthwise(layer: n.Conv2d, zero: int) -> PackedDepthwise:

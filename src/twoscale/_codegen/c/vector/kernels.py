@@ -16,10 +16,13 @@ from twoscale._codegen.c.common.calls import Call, Constant, Inline, Kernel, Nam
 from twoscale._codegen.c.portable.kernels import NEXT_PLACE, CopyParams, WindowParams
 
 __all__ = [
+    "FIXED_NUMBERS",
     "GIVE_OUTPUTS",
     "HEADER_NAMES",
     "IMAGE_BYTES",
     "KERNELS",
+    "AddFixedRows",
+    "AddFixedRowsParams",
     "AddRows",
     "AveragePool",
     "BlockCall",
@@ -104,6 +107,8 @@ _LOOK_UP_ROWS = VectorKernel(
 )
 _MOVE = VectorKernel("move", portable=(NEXT_PLACE,), has_params=False, defines=("move", "move_runs"))
 _RESCALE_RUNS = VectorKernel("rescale_runs", defines=("rescale_runs",))
+FIXED_NUMBERS = VectorKernel("fixed_point", has_params=False, defines=("fixed_16", "fixed_numbers"))
+"""Used by networks of TensorFlow Lite's arithmetic."""
 _CONV = VectorKernel(
     "conv",
     defines=(
@@ -150,6 +155,12 @@ _ADD_ROWS = VectorKernel(
     defines=("add_rows",),
     is_shared=True,
 )
+_ADD_FIXED_ROWS = VectorKernel(
+    "add_fixed_rows",
+    (FIXED_NUMBERS,),
+    defines=("add_fixed_rows",),
+    is_shared=True,
+)
 _MULTIPLY_ROWS = VectorKernel(
     "multiply_rows",
     (_JOIN,),
@@ -166,6 +177,7 @@ KERNELS = (
     _LOOK_UP_ROWS,
     _MOVE,
     _RESCALE_RUNS,
+    FIXED_NUMBERS,
     _CONV,
     _LINEAR,
     _DEPTHWISE,
@@ -174,6 +186,7 @@ KERNELS = (
     _AVERAGE_POOL,
     _JOIN,
     _ADD_ROWS,
+    _ADD_FIXED_ROWS,
     _MULTIPLY_ROWS,
 )
 """In the order of the C file: each kernel comes after those that it needs."""
@@ -371,6 +384,8 @@ class ConvParams(Params):
     lo: int | None
     hi: int | None
     zero: Whole | np.float32 | None
+    mantissa: Constant | None = None
+    exponent: Constant | None = None
     residual_row: int | None = None
     residual_pixel: int | None = None
     residual_scale: np.float32 | None = None
@@ -443,10 +458,12 @@ class DepthwiseParams(Params):
     period: int
     weight: Constant
     bias: Constant
-    scale: Constant
+    scale: Constant | None
     lo: int
     hi: int
     zero: Whole
+    mantissa: Constant | None = None
+    exponent: Constant | None = None
 
 
 @dataclass(frozen=True)
@@ -543,6 +560,41 @@ class AddRows(BlockCall):
 
     kernel: ClassVar = _ADD_ROWS
     parameters: JoinParams
+    a: Operand
+    b: Operand
+    y: Operand
+    count: Name = field(default=COUNT, init=False)
+
+
+@dataclass(frozen=True)
+class AddFixedRowsParams(Params):
+    """Parameters of a sum in TensorFlow Lite's arithmetic."""
+
+    struct: ClassVar = "add_fixed_rows_params"
+    rows: int
+    row_bytes: int
+    a_row: int
+    b_row: int
+    out_row: int
+    a_zero: int
+    a_mantissa: int
+    a_exponent: int
+    b_zero: int
+    b_mantissa: int
+    b_exponent: int
+    mantissa: int
+    exponent: int
+    zero: int
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True)
+class AddFixedRows(BlockCall):
+    """The sum of two tensors in TensorFlow Lite's arithmetic."""
+
+    kernel: ClassVar = _ADD_FIXED_ROWS
+    parameters: AddFixedRowsParams
     a: Operand
     b: Operand
     y: Operand

@@ -174,6 +174,8 @@ def _units(call: Call) -> int:
             return image.in_h
         case k.AddRows(parameters=join) | k.MultiplyRows(parameters=join):
             return join.rows
+        case k.AddFixedRows(parameters=fixed):
+            return fixed.rows
         case k.LookUpRows(parameters=table):
             return table.rows
         case k.CopyRows(parameters=copy):
@@ -204,6 +206,8 @@ def _cycles(call: Call) -> float:
             return image.in_h * image.in_w * image.in_c * _CYCLES_PER_PIXEL
         case k.AddRows(parameters=join) | k.MultiplyRows(parameters=join):
             return join.rows * join.row_bytes * _CYCLES_PER_JOINED
+        case k.AddFixedRows(parameters=fixed):
+            return fixed.rows * fixed.row_bytes * _CYCLES_PER_JOINED
         case k.LookUpRows(parameters=table):
             return table.rows * table.row_bytes * _CYCLES_PER_COPIED
         case k.CopyRows(parameters=copy):

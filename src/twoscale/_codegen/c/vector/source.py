@@ -10,8 +10,9 @@ from twoscale._codegen.c.common.calls import Call, Kernel, Operand, with_needs
 from twoscale._codegen.c.common.names import printable
 from twoscale._codegen.c.common.source_base import SourceBase
 from twoscale._codegen.c.common.text import value_text
-from twoscale._codegen.c.portable.kernels import kernel_texts
+from twoscale._codegen.c.portable.kernels import chosen_parts, kernel_texts
 from twoscale._codegen.c.vector.kernels import (
+    FIXED_NUMBERS,
     GIVE_OUTPUTS,
     HEADER_NAMES,
     KERNELS,
@@ -81,8 +82,8 @@ class VectorSource(SourceBase):
         return self.render(
             "vector.c.jinja",
             image_bytes=program.image_bytes,
-            parameters=[text_of(f"{kernel.name}.h") for kernel in self._used() if kernel.has_params],
-            portable=kernel_texts(self._portable()),
+            parameters=[self._text(f"{kernel.name}.h") for kernel in self._used() if kernel.has_params],
+            portable=kernel_texts(self._portable(), fixed_point=self.program.network.in_fixed_point),
             constants=self.constants(),
             isas=isas,
             shares_images=self.shares_images,
@@ -104,7 +105,7 @@ class VectorSource(SourceBase):
         return self.render(
             "vector_kernels.h.jinja",
             vectors=[(isa.macro, "\n".join(text_of(f"{name}.h") for name in isa.headers)) for isa in isas],
-            kernels=[text_of(f"{kernel.name}.c") for kernel in kernels],
+            kernels=[self._text(f"{kernel.name}.c") for kernel in kernels],
             instances=[
                 f"{kernel.upper()}({function}, {', '.join(map(str, numbers))})"
                 for kernel, numbers, function in sorted(instances)
@@ -150,7 +151,11 @@ class VectorSource(SourceBase):
 
     def _used(self) -> list[VectorKernel]:
         used = [call.kernel for call in self._calls() if isinstance(call, BlockCall)]
-        return with_needs([*used, GIVE_OUTPUTS], KERNELS)
+        fixed_point = [FIXED_NUMBERS] if self.program.network.in_fixed_point else []
+        return with_needs([*used, *fixed_point, GIVE_OUTPUTS], KERNELS)
+
+    def _text(self, file: str) -> str:
+        return chosen_parts(text_of(file), self.program.network.in_fixed_point)
 
     def _pointer(self, operand: Operand) -> str:
         return f"arena + {self.program.places[operand.tensor].offset + operand.offset}"

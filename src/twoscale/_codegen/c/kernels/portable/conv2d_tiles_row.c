@@ -52,6 +52,14 @@ static ALONE void conv2d_tile(const uint8_t *const *rows, int32_t count, int32_t
 static void conv2d_store(const conv2d_params *p, uint8_t *y, const uint8_t *joins, int32_t channel, int32_t pixels,
                          int32_t channels, const int32_t sums[4])
 {
+#ifdef FIXED_POINT
+    if (p->to.exponent != NULL) {
+        for (int32_t j = 0; j < channels; j++)
+            for (int32_t i = 0; i < pixels; i++)
+                y[i * p->out_c + j] = requantize_fixed(&p->to, sums[2 * i + j], channel + j);
+        return;
+    }
+#endif
     for (int32_t j = 0; j < channels; j++, y++) {
         const int32_t multiplier = multiplier_of(&p->to, channel + j);
 

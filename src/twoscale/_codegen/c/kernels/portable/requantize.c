@@ -4,6 +4,9 @@ typedef struct {
     int32_t per_channel;       /* 1: one multiplier per channel; 0: one for all */
     int32_t shift;
     int32_t is_narrow;         /* 1: products with multipliers, and sums with them, fit 32 bits */
+#ifdef FIXED_POINT
+    const int8_t *exponent; /* of mantissas in `multiplier`: TensorFlow Lite's arithmetic; as many */
+#endif
     int32_t zero, lo, hi;
 } requantization;
 

@@ -3,6 +3,10 @@ static void store(const requantization *to, uint8_t *y, int32_t index, int32_t c
 {
     if (to->multiplier == NULL)
         memcpy(y + 4 * index, &acc, 4);
+#ifdef FIXED_POINT
+    else if (to->exponent != NULL)
+        y[index] = requantize_fixed(to, acc, channel);
+#endif
     else if (to->is_narrow)
         y[index] = requantize_narrow(to, acc * multiplier_of(to, channel));
     else

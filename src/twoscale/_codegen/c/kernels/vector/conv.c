@@ -34,7 +34,16 @@ INLINE v16f conv_requantize(const conv_end *e, v16i acc, const float *scale, con
 #define RESULT(i) (at->y[ROW(i)] + PIXEL(i) * e->out_pixel + (channel + 16 * VECTOR(i)) * (end == NUMBERS ? 4 : 1))
 #define RESIDUAL(i) \
     (end != JOINED || i >= used ? NULL : at->residual[ROW(i)] + PIXEL(i) * e->residual_pixel + channel + 16 * VECTOR(i))
+#ifdef FIXED_POINT
+#define FACTORS(i) p->mantissa + channel + 16 * VECTOR(i), p->exponent + channel + 16 * VECTOR(i)
+/* To float32, which clamping to a byte follows: rounding happens only far beyond every byte. */
+#define REQUANTIZE(i, acc) \
+    (end == FIXED ? mul_add(to_f(fixed_16(acc, FACTORS(i))), set_f(1.0f), e->zero) \
+                  : conv_requantize(e, acc, p->scale + channel + 16 * VECTOR(i), RESIDUAL(i)))
+#endif
+#ifndef FIXED_POINT
 #define REQUANTIZE(i, acc) conv_requantize(e, acc, p->scale + channel + 16 * VECTOR(i), RESIDUAL(i))
+#endif
 #define STORE_NUMBERS(i, acc) \
     if (i < used) \
         store_i(RESULT(i), acc, e->rest - 16 * VECTOR(i));
@@ -179,6 +188,9 @@ INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w
 #undef RESULT
 #undef RESIDUAL
 #undef REQUANTIZE
+#ifdef FIXED_POINT
+#undef FACTORS
+#endif
 #undef STORE_NUMBERS
 #undef STORE_QUARTER
 #undef STORE_FEW

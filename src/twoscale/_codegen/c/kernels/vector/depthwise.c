@@ -35,6 +35,15 @@ INLINE void depthwise_column(const depthwise_params *p, const uint8_t *x, int32_
                     acc[k] = dot_lanes(acc[k], four.at[k], load_weights(w + (4 * t + k) * 64));
             }
         }
+#ifdef FIXED_POINT
+        if (p->mantissa != NULL)
+            for (int32_t k = 0; k < 4; k++) {
+                const int32_t first = 64 * index + 16 * k;
+
+                found[k] = mul_add(to_f(fixed_16(acc[k], p->mantissa + first, p->exponent + first)), set_f(1.0f), zero);
+            }
+        else
+#endif
         UNROLL
         for (int32_t k = 0; k < 4; k++)
             found[k] = mul_add(to_f(acc[k]), load_f(p->scale + 64 * index + 16 * k, 16), zero);

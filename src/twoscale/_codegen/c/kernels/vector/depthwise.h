@@ -13,6 +13,9 @@ typedef struct {
     const int8_t *weight;               /* [period][rows of taps][fours of taps][4 vectors][16][4] */
     const int32_t *bias;                /* [period][4 vectors][16] */
     const float *scale;                 /* likewise: m / 2^16 */
+#ifdef FIXED_POINT
+    const int32_t *mantissa, *exponent; /* likewise, in TensorFlow Lite's arithmetic; NULL: none */
+#endif
     uint8_t lo, hi;
     float zero;
 } depthwise_params;
