@@ -12,7 +12,7 @@ import pytest
 from tests.codegen.compiling import NOT_INLINED, build, compile_c, every_kernel, need, run
 from tests.integer_networks import random_images, random_network
 from twoscale._codegen.c import export_c
-from twoscale._codegen.c.vector import lowering, sharing
+from twoscale._codegen.c.vector import lowering, matrices, sharing
 from twoscale._codegen.c.vector.convolutions import conv_windows, pack
 from twoscale._codegen.c.vector.kernels import HEADER_NAMES, VectorKernel, text_of
 from twoscale._codegen.c.vector.kernels import KERNELS as KERNELS
@@ -49,7 +49,7 @@ def test_it_compiles_without_a_warning_and_passes_its_self_test(compiler: str, f
 
 
 @pytest.mark.sweep(1)
-@pytest.mark.parametrize("target", ["avx512vnni", "avxvnni", "avx2", "sse41"])
+@pytest.mark.parametrize("target", ["amx", "avx512vnni", "avxvnni", "avx2", "sse41"])
 def test_it_is_clean_under_the_sanitizers(target: str, tmp_path: Path) -> None:
     need("gcc")
     export_c(every_kernel("uint8"), tmp_path, target=target, name="fast")
@@ -203,8 +203,19 @@ def test_pairs_of_products_that_could_saturate_are_in_no_list() -> None:
             assert all(saturates(vector, word, other) for other in range(kind))
 
 
+def need_instructions(isa: InstructionSet) -> None:
+    """Skip a test that this CPU cannot run."""
+    known = processor.features()
+    if known is None or not known.issuperset(isa.features):
+        pytest.skip(f"this CPU has no {isa.title}")
+
+
 PRODUCTS = {
     "none": ("", ""),
+    "amx: a wrong matrix": ("_tile_dpbusd(3, 5, 7)", "_tile_dpbusd(3, 5, 6)"),
+    "amx: signed and unsigned": ("_tile_dpbusd(0, 4, 6)", "_tile_dpbsud(0, 4, 6)"),
+    "amx: the next row": ("i + p->row_pixels - column;", "i + p->out_w - column;"),
+    "amx: a pixel left out": ("last = length - pixels;", "last = length - pixels - 1;"),
     "avx512vnni: signed and unsigned": ("_mm512_dpbusd_epi32(acc, x, w)", "_mm512_dpbusd_epi32(acc, w, x)"),
     "avxvnni: a wrong lane": ("dpbusd_avx_epi32(acc.hi, x, w.hi)", "dpbusd_avx_epi32(acc.hi, x, w.lo)"),
     "avxvnni: signed and unsigned": ("dpbusd_avx_epi32(acc.lo, x, w.lo)", "dpbusd_avx_epi32(acc.lo, w.lo, x)"),
@@ -227,9 +238,7 @@ def test_faults_in_products_show_on_every_instruction_set(fault: str, tmp_path: 
     need("gcc")
     target = fault.split(":")[0] if fault != "none" else "avx2"
     (isa, _) = TARGETS[target].instruction_sets
-    known = processor.features()
-    if known is None or not known.issuperset(isa.features):
-        pytest.skip(f"this CPU has no {isa.title}")
+    need_instructions(isa)
     export_c(convolutions(20, 5, 1, deviation=45), tmp_path, target=target, name="fast")
     kernels = tmp_path / "fast_kernels.h"
     old, new = PRODUCTS[fault]
@@ -286,6 +295,35 @@ def test_threads_that_share_an_image_compute_the_same(threads: int, tmp_path: Pa
     test = tmp_path / "fast_test.c"
     test.write_text(test.read_text().replace("pool_new(2)", f"pool_new({threads})"))
     assert run(build("gcc", tmp_path, SOURCES, *QUICK)).stdout.startswith(EXPECTED)
+
+
+@pytest.fixture
+def always_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every convolution is computed by matrices, even where that is slower."""
+    for cycles in ("_LOADED", "_PRODUCT", "_STORE"):
+        monkeypatch.setattr(matrices, cycles, 0.0)
+
+
+@pytest.mark.sweep(1)
+@pytest.mark.usefixtures("always_matrices", "always_shared")
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_matrices_of_any_shape_compute_the_same(seed: int, tmp_path: Path) -> None:
+    """Alone, in blocks and shared by three threads. Some bands of rows are shorter than a matrix."""
+    need("gcc")
+    need_instructions(TARGETS["amx"].instruction_sets[0])
+    rng = np.random.default_rng(seed)
+    network = random_network(
+        rng, operators={"conv", "residual"}, length=6, widest=90, name="wide",
+        image_shape=(int(rng.choice([3, 16, 64])), int(rng.integers(5, 15)), int(rng.integers(5, 30))),
+    )  # fmt: skip
+    spec = network.input.output
+    images = rng.integers(spec.lo, spec.hi, (5, *spec.shape), endpoint=True).astype(spec.dtype)
+    export_c(network, tmp_path, target="amx", name="fast", inputs=images)
+    assert "matrix_words = " in (tmp_path / "fast.c").read_text()
+    test = tmp_path / "fast_test.c"
+    test.write_text(test.read_text().replace("pool_new(2)", "pool_new(3)"))
+    done = run(build("gcc", tmp_path, SOURCES, *QUICK))
+    assert done.stdout == "fast: 5 images, all layers and outputs as expected (amx)\n"
 
 
 FAULTS = {

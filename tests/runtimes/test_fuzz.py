@@ -26,7 +26,7 @@ from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.reference import ReferenceExecutor
 from twoscale._runtimes.c import CExecutor
 
-TARGETS = ("native", "avx512vnni", "avxvnni", "avx2", "sse41", "portable")
+TARGETS = ("native", "amx", "avx512vnni", "avxvnni", "avx2", "sse41", "portable")
 BATCHES = (0, 1, 2, 7, 16, 33, 70)
 """Batch sizes around the number of images that are computed together, and well beyond."""
 
@@ -78,6 +78,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (1, ("native",)),
         (2, ("avx2",)),
+        (9, ("amx",)),
         (3, ("avx512vnni",)),
         (5, ("avxvnni",)),
         (7, ("sse41",)),

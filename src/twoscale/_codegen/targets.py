@@ -42,13 +42,39 @@ __attribute__((unused)) static int has_avxvnni(void)
 }
 """
 
+HAS_AMX = """
+/* Whether this process may use AMX. Linux grants it to the whole process when it is asked for the first time. */
+__attribute__((unused)) static int has_amx(void)
+{
+#if defined(__linux__) && defined(__x86_64__) && !defined(__ILP32__)
+    static int known; /* 1 or -1 after the first call; all threads find the same */
+    int found = __atomic_load_n(&known, __ATOMIC_RELAXED);
+
+    if (found == 0) {
+        unsigned a = 0, b = 0, c = 0, d = 0;
+        long refused = 158; /* arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) */
+
+        if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & 3u << 24) != 3u << 24)
+            refused = 1;
+        else
+            __asm__ volatile("syscall" : "+a"(refused) : "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+        found = refused != 0 ? -1 : 1;
+        __atomic_store_n(&known, found, __ATOMIC_RELAXED);
+    }
+    return found > 0;
+#else
+    return 0;
+#endif
+}
+"""
+
 X86 = Architecture(
     "defined(__x86_64__)",
     "HAVE_X86",
     ("cpuid.h", "immintrin.h"),
     '__builtin_cpu_supports("{feature}")',
-    {"avxvnni": "has_avxvnni()", "sse41": '__builtin_cpu_supports("sse4.1")'},
-    HAS_AVX_VNNI,
+    {"amxint8": "has_amx()", "avxvnni": "has_avxvnni()", "sse41": '__builtin_cpu_supports("sse4.1")'},
+    HAS_AVX_VNNI + HAS_AMX,
 )
 
 
@@ -69,6 +95,8 @@ class InstructionSet:
     """Functions and types that its headers define in addition to those of every instruction set."""
     adds_pairs: bool = False
     """Whether it adds products of bytes in pairs that may saturate."""
+    multiplies_matrices: bool = False
+    """Whether it multiplies matrices of bytes."""
     shared: str = ""
     """Name of the header that it shares with others."""
     compilers: str = ""
@@ -100,6 +128,29 @@ class InstructionSet:
 
 GENERIC = InstructionSet("generic", "any CPU", own_names=("lanes",))
 INSTRUCTION_SETS = (
+    InstructionSet(
+        "amx",
+        "AMX",
+        X86,
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8",
+        ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "amxint8"),
+        (
+            "add_matrices",
+            "begin_matrices",
+            "begin_sums",
+            "end_matrices",
+            "first_lanes",
+            "load_table",
+            "look_up",
+            "matrix_shapes",
+            "quarter_of",
+            "store_sums",
+            "table256",
+        ),
+        multiplies_matrices=True,
+        shared="avx512vnni",
+        compilers="defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11",
+    ),
     InstructionSet(
         "avx512vnni",
         "AVX-512 VNNI",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +17,8 @@ __all__ = ["features", "instruction_sets"]
 def features() -> frozenset[str] | None:
     """Return the features of this processor by the names that compilers use, such as "avx512vnni".
 
-    None where the system does not list them (outside Linux).
+    None where the system does not list them (outside Linux). AMX is left out if Linux does not grant it to this
+    process.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -23,8 +26,17 @@ def features() -> frozenset[str] | None:
         return None
     for line in lines:
         if line.startswith(("flags", "Features")):
-            return frozenset(line.split(":", 1)[1].replace("_", "").split())
+            found = frozenset(line.split(":", 1)[1].replace("_", "").split())
+            return found if "amxint8" in found and _may_use_amx() else found - {"amxtile", "amxint8"}
     return None
+
+
+def _may_use_amx() -> bool:
+    """Ask Linux for AMX's registers, as the C does. The answer holds for this process and its threads."""
+    if platform.machine() != "x86_64":
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18  # numbers of the system call and its arguments
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, request_permission, ctypes.c_long(tile_data)) == 0)
 
 
 def instruction_sets(target: Target) -> Sequence[InstructionSet]:

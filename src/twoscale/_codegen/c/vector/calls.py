@@ -30,6 +30,7 @@ from twoscale._codegen.c.vector.convolutions import (
     conv_params,
     conv_windows,
     linear_windows,
+    matrices_for,
     pack,
     pack_depthwise,
     requantizes_exactly,
@@ -54,10 +55,11 @@ class VectorCalls:
     Args:
         arrangement: of the network.
         pairs: whether an instruction set adds products of bytes in pairs that may saturate.
+        matrices: whether an instruction set multiplies matrices of bytes.
     """
 
-    def __init__(self, arrangement: Arrangement, *, pairs: bool) -> None:
-        self.pairs = pairs
+    def __init__(self, arrangement: Arrangement, *, pairs: bool, matrices: bool) -> None:
+        self.pairs, self.matrices = pairs, matrices
         self.network = arrangement.network
         self.tensors = dict(arrangement.tensors)
         self.roots = arrangement.roots
@@ -251,6 +253,14 @@ class VectorCalls:
                         params,
                         order=self.constants.add("order", "uint16_t", order, order.shape),
                         starts=self.constants.add("starts", "int32_t", windows.starts, windows.starts.shape),
+                    )
+                matrices = matrices_for(windows, packed) if self.matrices else None
+                if matrices is not None:
+                    params = replace(
+                        params,
+                        matrix_words=matrices.words,
+                        matrix_pixels=matrices.pixels,
+                        row_pixels=matrices.row_pixels or None,
                     )
                 if shares_channels(params, packed.tile, packed.weight.nbytes, x.size + y.size):
                     params = replace(params, by_channels=1)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.calls import Constant, Inline, Name, Whole
 from twoscale._codegen.c.vector.kernels import ConvParams
-from twoscale._codegen.c.vector.tiles import LANES, Tile, choose_tile
+from twoscale._codegen.c.vector.matrices import Matrices, choose_matrices
+from twoscale._codegen.c.vector.tiles import LANES, Tile, choose_tile, tile_cycles
 from twoscale._ir import layers as n
 from twoscale._ir.layers import TensorSpec
 
@@ -30,6 +31,7 @@ __all__ = [
     "conv_params",
     "conv_windows",
     "linear_windows",
+    "matrices_for",
     "pack",
     "pack_depthwise",
     "requantizes_exactly",
@@ -312,6 +314,22 @@ def pack(windows: Windows, tile: Tile | None = None) -> list[Packed]:
             )
         )
     return parts
+
+
+def matrices_for(windows: Windows, packed: Packed) -> Matrices | None:
+    """Return the matrices for some of a layer's channels; None if they would take more cycles than vectors."""
+    segments, vectors = len(windows.segments), len(packed.bias) // LANES
+    matrices = choose_matrices(
+        windows.out_h,
+        windows.out_w,
+        vectors,
+        segments=segments,
+        words=windows.words,
+        row_step=windows.row_step,
+        pixel_step=windows.pixel_step,
+    )
+    cycles = tile_cycles(packed.tile, windows.out_h, windows.out_w, vectors, segments * windows.words)
+    return matrices if matrices.cycles < cycles else None
 
 
 def conv_params(

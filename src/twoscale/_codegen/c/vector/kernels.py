@@ -112,16 +112,25 @@ FIXED_NUMBERS = VectorKernel("fixed_point", has_params=False, defines=("fixed_16
 _CONV = VectorKernel(
     "conv",
     defines=(
+        "conv_band",
+        "conv_band_from",
+        "conv_band_pixels",
+        "conv_by_matrices",
         "conv_end",
         "conv_images",
+        "conv_matrices",
+        "conv_matrix",
+        "conv_next_pixels",
         "conv_part",
         "conv_pixels",
+        "conv_pixels_at",
         "conv_requantize",
         "conv_row",
         "conv_rows",
         "conv_rows_of",
         "conv_start",
         "conv_store",
+        "conv_store_pixels",
         "conv_tile",
     ),
     is_shared=True,
@@ -393,6 +402,9 @@ class ConvParams(Params):
     """1 if threads that share an image compute channels each; rows otherwise."""
     order: Constant | None = None
     starts: Constant | None = None
+    matrix_words: int | None = None
+    matrix_pixels: int | None = None
+    row_pixels: int | None = None
 
 
 @dataclass(frozen=True)

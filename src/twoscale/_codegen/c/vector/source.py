@@ -35,8 +35,9 @@ def source_of(network: IntegerNetwork, name: str, target: Target, *, binary: boo
     Raises:
         ConfigurationError: integers alone cannot compute it; names the layer and what to do.
     """
-    pairs = any(isa.adds_pairs for isa in target.instruction_sets)
-    return VectorSource(lower(network, pairs=pairs), name, target, binary)
+    sets = target.instruction_sets
+    pairs, matrices = any(isa.adds_pairs for isa in sets), any(isa.multiplies_matrices for isa in sets)
+    return VectorSource(lower(network, pairs=pairs, matrices=matrices), name, target, binary)
 
 
 @dataclass(frozen=True)

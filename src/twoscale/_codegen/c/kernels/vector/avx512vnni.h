@@ -240,7 +240,7 @@ INLINE table256 load_table(const uint8_t *from)
 }
 
 __attribute__((noinline, unused, target("avx512f,avx512bw,avx512vl,avx512vbmi"))) static void
-look_up_64(const uint8_t *table, const uint8_t *x, uint8_t *y, int32_t count)
+ISA(look_up_64)(const uint8_t *table, const uint8_t *x, uint8_t *y, int32_t count)
 {
     const __m512i a = _mm512_loadu_si512(table), b = _mm512_loadu_si512(table + 64);
     const __m512i c = _mm512_loadu_si512(table + 128), d = _mm512_loadu_si512(table + 192);
@@ -257,7 +257,7 @@ look_up_64(const uint8_t *table, const uint8_t *x, uint8_t *y, int32_t count)
 INLINE void look_up(table256 table, const uint8_t *x, uint8_t *y, int32_t count)
 {
     if (table.has_vbmi)
-        look_up_64(table.at, x, y, count);
+        ISA(look_up_64)(table.at, x, y, count);
     else
         for (int32_t i = 0; i < count; i++)
             y[i] = table.at[x[i]];

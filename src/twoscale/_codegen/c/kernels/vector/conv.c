@@ -322,10 +322,243 @@ INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *r
     }
 }
 
+#ifdef HAS_MATRICES
+/* Where the pixels of a matrix are: the first of them in windows, residual and results, and its column. */
+typedef struct {
+    const uint8_t *x, *residual;
+    uint8_t *y;
+    int32_t column;
+} conv_pixels_at;
+
+/* The rows of an image that matrices cover one after the other, and the next pixel in them. */
+typedef struct {
+    int32_t row, rows, position;
+} conv_band;
+
+INLINE conv_band conv_band_from(const conv_params *p, int32_t row, conv_part mine)
+{
+    const int32_t image_end = (row / p->out_h + 1) * p->out_h, last = image_end < mine.end ? image_end : mine.end;
+    const conv_band band = {row, p->row_pixels > 0 ? last - row : 1, 0};
+
+    return band;
+}
+
+/* Pixels of so many rows with what is between them. */
+INLINE int32_t conv_band_pixels(const conv_params *p, int32_t rows)
+{
+    return (rows - 1) * p->row_pixels + p->out_w;
+}
+
+/* The pixels of the next matrix. The last of a band is moved back and computes some pixels again. */
+INLINE conv_pixels_at conv_next_pixels(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y,
+                                       conv_band *band, conv_part mine, int32_t pixels, int32_t step, int32_t end)
+{
+    const int32_t length = conv_band_pixels(p, band->rows), last = length - pixels;
+    const int32_t start = band->position < last ? band->position : last;
+    const int32_t row = p->row_pixels > 0 ? start / p->row_pixels : 0, column = start - row * p->row_pixels;
+    const conv_start here = conv_row(p, x, residual, y, band->row + row, end);
+    const conv_pixels_at at = {here.x + column * step,
+                               end == JOINED ? here.residual + column * p->residual_pixel : NULL,
+                               here.y + column * p->out_pixel, column};
+
+    band->position = start + pixels;
+    if (band->position >= length)
+        *band = conv_band_from(p, band->row + band->rows, mine);
+    return at;
+}
+
+/* Store the sums of `count` successive pixels of a row, of 16 * `vectors` channels. */
+INLINE void conv_store_pixels(const conv_params *p, const conv_end *e, const int32_t *sums, const uint8_t *residual,
+                              uint8_t *y, int32_t count, int32_t channel, int32_t vectors, int32_t end)
+{
+    const int32_t together = 4 / vectors;
+
+    for (int32_t i = 0; i < count; i += together) {
+        v16f real[4];
+        v64b bytes;
+
+        UNROLL
+        for (int32_t k = 0; k < 4; k++) {
+            const int32_t pixel = i + k / vectors < count ? i + k / vectors : i, first = k % vectors * 16;
+            const v16i acc = load_i(sums + 32 * pixel + first);
+
+            if (end == NUMBERS)
+                store_i(y + pixel * p->out_pixel + 4 * first, acc, e->rest - first);
+            else
+                real[k] = conv_requantize(e, acc, p->scale + channel + first,
+                                          end == JOINED ? residual + pixel * p->residual_pixel + first : NULL);
+        }
+        if (end == NUMBERS)
+            continue;
+        bytes = clamp_64(round_64(real[0], real[1], real[2], real[3]), e->lo, e->hi);
+        if (i + together <= count && e->rest >= 16 * vectors && e->out_pixel == 16 * vectors) {
+            store_64(y + i * e->out_pixel, bytes);
+            continue;
+        }
+        UNROLL
+        for (int32_t k = 0; k < 4; k++) {
+            uint8_t *const to = y + (i + k / vectors) * p->out_pixel + k % vectors * 16;
+
+            if (i + k / vectors >= count)
+                break;
+            if (e->rest < 16 * vectors)
+                store_few(to, bytes, k, e->rest - k % vectors * 16);
+            else if (vectors == 1)
+                store_quarter(to, bytes, k);
+            else if (k % 2 == 0)
+                store_half(to, bytes, k / 2);
+        }
+    }
+}
+
+/* One or two matrices of pixels and of 16 channels: windows times weights, whose words are `stride` bytes apart. */
+INLINE void conv_matrix(const conv_params *p, const conv_pixels_at *at, const int8_t *w0, const int8_t *w1,
+                        int32_t channel, int32_t pixels, int32_t step, int32_t stride, int32_t two_a, int32_t two_b,
+                        int32_t end)
+{
+    const int32_t words = p->matrix_words, runs = p->words == 1 ? words : 1, steps = p->words == 1 ? 1 : p->words / words;
+    const int32_t is_dense = p->row_pixels == p->out_w && p->out_row == p->out_w * p->out_pixel &&
+                             (end != JOINED || p->residual_row == p->out_w * p->residual_pixel);
+    int32_t sums[1024] __attribute__((aligned(64)));
+    conv_end e;
+
+    begin_sums(p->bias + channel, two_a, two_b);
+    for (int32_t s = 0; s < p->segments; s += runs) {
+        const uint8_t *a0 = at[0].x + p->segment[s], *a1 = two_a ? at[1].x + p->segment[s] : a0;
+
+        for (int32_t k = 0; k < steps; k++) {
+            add_matrices(a0, a1, step, w0, w1, stride, two_a, two_b);
+            a0 += 4 * words;
+            a1 += 4 * words;
+            w0 += words * stride;
+            w1 += words * stride;
+        }
+    }
+    store_sums(sums, two_a, two_b);
+    e.zero = set_f(p->zero);
+    e.residual_scale = set_f(p->residual_scale);
+    e.lo = set_64(p->lo);
+    e.hi = set_64(p->hi);
+    e.rest = p->out_c - channel;
+    e.out_pixel = p->out_pixel;
+    e.residual_pixel = p->residual_pixel;
+    for (int32_t t = 0; t <= two_a; t++) {
+        const uint8_t *residual = end == JOINED ? at[t].residual + channel : NULL;
+        uint8_t *y = at[t].y + channel * (end == NUMBERS ? 4 : 1);
+        int32_t column = at[t].column;
+
+        for (int32_t i = 0; i < pixels;) {
+            const int32_t in_row = is_dense ? pixels : p->out_w - column, rest = pixels - i;
+            const int32_t count = in_row < rest ? in_row : rest;
+
+            if (count > 0)
+                conv_store_pixels(p, &e, sums + 512 * t + 32 * i, residual, y, count, channel, two_b + 1, end);
+            i = count == rest ? pixels : i + p->row_pixels - column; /* over the border to the next row */
+            y += p->out_row - column * p->out_pixel;
+            if (end == JOINED)
+                residual += p->residual_row - column * p->residual_pixel;
+            column = 0;
+        }
+    }
+}
+
+/* A thread's part of a block of images as products of matrices. If all weights stay in the second-level cache, they are
+ * read for every two matrices of pixels; otherwise every two matrices of channels are computed for all pixels. */
+INLINE void conv_matrices(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count,
+                          share part, int32_t vectors, int32_t step, int32_t end)
+{
+    const int32_t stride = 64 * vectors, block_bytes = stride * p->segments * p->words;
+    const int32_t groups = (p->out_c + 16 * vectors - 1) / (16 * vectors);
+    const share whole = {0, 1}, of_rows = p->by_channels ? whole : part, of_groups = p->by_channels ? part : whole;
+    const conv_part mine = conv_rows_of(p, count, of_rows, 1);
+    const int32_t first_channel = start_of(groups, of_groups) * 16 * vectors;
+    const int32_t beyond = start_of(groups, next(of_groups)) * 16 * vectors;
+    const int32_t end_channel = beyond < p->out_c ? beyond : p->out_c;
+    const int32_t near = (p->out_c + 15) / 16 * 64 * p->segments * p->words <= MATRICES_NEAR_BYTES;
+    int32_t pixels = p->matrix_pixels;
+
+    if (mine.first >= mine.end || first_channel >= end_channel)
+        return;
+    for (int32_t row = mine.first; row < mine.end;) { /* a part of an image may have fewer pixels */
+        const conv_band band = conv_band_from(p, row, mine);
+        const int32_t length = conv_band_pixels(p, band.rows);
+
+        pixels = length < pixels ? length : pixels;
+        row = p->row_pixels > 0 ? row + band.rows : mine.end;
+    }
+    begin_matrices(pixels, p->matrix_words);
+    for (int32_t first = first_channel, last; first < end_channel; first = last) {
+        conv_band band = conv_band_from(p, mine.first, mine);
+
+        last = near || end_channel - first < 32 ? end_channel : first + 32;
+        while (band.row < mine.end) {
+            conv_pixels_at at[2];
+            int32_t two_a;
+
+            at[0] = conv_next_pixels(p, x, residual, y, &band, mine, pixels, step, end);
+            two_a = band.row < mine.end;
+            if (two_a)
+                at[1] = conv_next_pixels(p, x, residual, y, &band, mine, pixels, step, end);
+            for (int32_t c = first; c < last; c += 32) {
+                const int32_t v = c / 16, two_b = c + 16 < last;
+                const int8_t *w0 = p->weight + v / vectors * block_bytes + v % vectors * 64;
+                const int8_t *w1 = p->weight + (v + 1) / vectors * block_bytes + (v + 1) % vectors * 64;
+
+                if (two_a && two_b)
+                    conv_matrix(p, at, w0, w1, c, pixels, step, stride, 1, 1, end);
+                else if (two_b)
+                    conv_matrix(p, at, w0, w1, c, pixels, step, stride, 0, 1, end);
+                else if (two_a)
+                    conv_matrix(p, at, w0, w0, c, pixels, step, stride, 1, 0, end);
+                else
+                    conv_matrix(p, at, w0, w0, c, pixels, step, stride, 0, 0, end);
+            }
+        }
+    }
+    end_matrices();
+}
+
+/* Once for each form of the results. */
+#define CONV_MATRICES(name, end) \
+    KERNEL void name(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count, \
+                     share part, int32_t vectors, int32_t step) \
+    { \
+        conv_matrices(p, x, residual, y, count, part, vectors, step, end); \
+    }
+
+CONV_MATRICES(ISA(conv_to_numbers), NUMBERS)
+CONV_MATRICES(ISA(conv_to_bytes), BYTES)
+CONV_MATRICES(ISA(conv_to_joined), JOINED)
+#undef CONV_MATRICES
+
+#endif
+
+/* Compute a layer by matrices, if that is faster on this instruction set. Returns whether it is. */
+INLINE int conv_by_matrices(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count,
+                            share part, int32_t vectors, int32_t step, int32_t end)
+{
+#ifdef HAS_MATRICES
+    if (p->matrix_words == 0)
+        return 0;
+    if (end == NUMBERS)
+        ISA(conv_to_numbers)(p, x, residual, y, count, part, vectors, step);
+    else if (end == BYTES)
+        ISA(conv_to_bytes)(p, x, residual, y, count, part, vectors, step);
+    else
+        ISA(conv_to_joined)(p, x, residual, y, count, part, vectors, step);
+    return 1;
+#else
+    (void)p, (void)x, (void)residual, (void)y, (void)count, (void)part, (void)vectors, (void)step, (void)end;
+    return 0;
+#endif
+}
+
 /* A kernel for one shape of tile. */
 #define CONV(name, pixels, rows, vectors, step, words, fetch, end) \
     KERNEL void name(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count, share part) \
     { \
+        if (conv_by_matrices(p, x, residual, y, count, part, vectors, step, end)) \
+            return; \
         if (pixels * rows * vectors <= ACCUMULATORS) \
             conv_images(p, x, residual, y, count, part, pixels, rows, vectors, step, words, fetch, end); \
         else \

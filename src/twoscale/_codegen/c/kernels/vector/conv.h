@@ -25,6 +25,9 @@ typedef struct {
      * the number of words for each arrangement, then the words, which start `starts` bytes after the window. */
     const uint16_t *order;
     const int32_t *starts;
+    /* For instruction sets that multiply matrices: words and pixels of a matrix, or 0 if they compute this layer as the
+     * others do; and, if matrices reach across the ends of rows, the pixels from one row to the next. */
+    int32_t matrix_words, matrix_pixels, row_pixels;
 } conv_params;
 
 /* The form of the results. */
@@ -35,4 +38,5 @@ enum { FIXED = JOINED + 1 }; /* bytes, by equation (18) */
 
 enum { ARRANGEMENTS = 4 }; /* of the four bytes of a word; the last means that every arrangement could saturate */
 
+enum { MATRICES_NEAR_BYTES = 524288 }; /* weights of this size stay in the second-level cache beside the pixels */
 enum { NEAR_BYTES = 16384 }; /* weights of this size stay in the first-level cache */
