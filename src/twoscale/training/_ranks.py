@@ -21,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from twoscale import errors
 from twoscale._environment import gpu_count
+from twoscale._launching.interfaces import choose_interface
 from twoscale._launching.processes import die_with_parent, wait_until
 from twoscale.errors import ConfigurationError, TwoscaleError
 
@@ -122,7 +123,8 @@ def process_group(device: str) -> Iterator[Ranks]:
         device: "cuda": NCCL, each process on a GPU of its own. "cpu": gloo. "auto": cuda where there is a GPU.
 
     Raises:
-        ConfigurationError: fewer GPUs than processes on this machine, or the environment lacks the process's rank.
+        ConfigurationError: fewer GPUs than processes on this machine, the environment lacks the process's rank, or the
+            first of several machines is not reached.
     """
     if dist.is_initialized():
         yield (
@@ -149,6 +151,7 @@ def process_group(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(local)
         dist.init_process_group("nccl", device_id=torch.device("cuda", local), **_meeting())
     else:
+        choose_interface()
         dist.init_process_group("gloo", **_meeting())
     try:
         yield Ranks(dist.get_rank(), size, dist.get_backend())
