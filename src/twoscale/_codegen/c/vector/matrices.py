@@ -10,10 +10,10 @@ __all__ = ["Matrices", "choose_matrices"]
 
 _ROWS = 16
 """Most pixels, and most words, of a matrix."""
-_LOADED = 18.0
+_LOADED = 20.0
 """Cycles of a product whose matrices are loaded, however few pixels they have (measured)."""
-_STORE = 3.5
-"""Cycles to turn 16 sums into bytes."""
+_STORE = 5.5
+"""Cycles to turn 16 sums into bytes (measured)."""
 _PRODUCT = 25.0
 """Cycles to begin the sums of a matrix of pixels and one of weights."""
 

@@ -34,16 +34,7 @@ INLINE v16f conv_requantize(const conv_end *e, v16i acc, const float *scale, con
 #define RESULT(i) (at->y[ROW(i)] + PIXEL(i) * e->out_pixel + (channel + 16 * VECTOR(i)) * (end == NUMBERS ? 4 : 1))
 #define RESIDUAL(i) \
     (end != JOINED || i >= used ? NULL : at->residual[ROW(i)] + PIXEL(i) * e->residual_pixel + channel + 16 * VECTOR(i))
-#ifdef FIXED_POINT
-#define FACTORS(i) p->mantissa + channel + 16 * VECTOR(i), p->exponent + channel + 16 * VECTOR(i)
-/* To float32, which clamping to a byte follows: rounding happens only far beyond every byte. */
-#define REQUANTIZE(i, acc) \
-    (end == FIXED ? mul_add(to_f(fixed_16(acc, FACTORS(i))), set_f(1.0f), e->zero) \
-                  : conv_requantize(e, acc, p->scale + channel + 16 * VECTOR(i), RESIDUAL(i)))
-#endif
-#ifndef FIXED_POINT
 #define REQUANTIZE(i, acc) conv_requantize(e, acc, p->scale + channel + 16 * VECTOR(i), RESIDUAL(i))
-#endif
 #define STORE_NUMBERS(i, acc) \
     if (i < used) \
         store_i(RESULT(i), acc, e->rest - 16 * VECTOR(i));
@@ -188,9 +179,6 @@ INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w
 #undef RESULT
 #undef RESIDUAL
 #undef REQUANTIZE
-#ifdef FIXED_POINT
-#undef FACTORS
-#endif
 #undef STORE_NUMBERS
 #undef STORE_QUARTER
 #undef STORE_FEW
@@ -367,103 +355,145 @@ INLINE conv_pixels_at conv_next_pixels(const conv_params *p, const uint8_t *x, c
     return at;
 }
 
-/* Store the sums of `count` successive pixels of a row, of 16 * `vectors` channels. */
-INLINE void conv_store_pixels(const conv_params *p, const conv_end *e, const int32_t *sums, const uint8_t *residual,
-                              uint8_t *y, int32_t count, int32_t channel, int32_t vectors, int32_t end)
+/* Products of one or two matrices of pixels and one or two of 16 channels. */
+typedef struct {
+    conv_pixels_at at[2];
+    int32_t channel, two_a, two_b;
+} conv_product;
+
+/* The bytes of 64 sums: of `pixels` successive ones, at most 4 / `vectors`, and 16 * `vectors` channels. */
+INLINE v64b conv_bytes(const conv_end *e, const int32_t *sums, v16f scale, v16f second, const uint8_t *residual,
+                       int32_t pixels, int32_t vectors, int32_t end)
 {
-    const int32_t together = 4 / vectors;
+    v16f real[4];
 
-    for (int32_t i = 0; i < count; i += together) {
-        v16f real[4];
-        v64b bytes;
+    UNROLL
+    for (int32_t k = 0; k < 4; k++) {
+        const int32_t pixel = k / vectors < pixels ? k / vectors : 0, channel = k % vectors * 16;
+        v16f zero = e->zero;
 
-        UNROLL
-        for (int32_t k = 0; k < 4; k++) {
-            const int32_t pixel = i + k / vectors < count ? i + k / vectors : i, first = k % vectors * 16;
-            const v16i acc = load_i(sums + 32 * pixel + first);
+        if (end == JOINED)
+            zero = mul_add(to_f(load_u8(residual + pixel * e->residual_pixel + channel, 16)), e->residual_scale, zero);
+        real[k] = mul_add(to_f(load_i(sums + 32 * pixel + channel)), channel == 0 ? scale : second, zero);
+    }
+    return clamp_64(round_64(real[0], real[1], real[2], real[3]), e->lo, e->hi);
+}
 
-            if (end == NUMBERS)
-                store_i(y + pixel * p->out_pixel + 4 * first, acc, e->rest - first);
-            else
-                real[k] = conv_requantize(e, acc, p->scale + channel + first,
-                                          end == JOINED ? residual + pixel * p->residual_pixel + first : NULL);
+/* Store the sums of `count` successive pixels of a row, of 16 * `vectors` channels. */
+INLINE void conv_store_pixels(const conv_end *e, const int32_t *sums, v16f scale, v16f second, const uint8_t *residual,
+                              uint8_t *y, int32_t count, int32_t vectors, int32_t end)
+{
+    const int32_t together = 4 / vectors, few = e->rest < 16 * vectors;
+
+    if (end == NUMBERS) {
+        for (int32_t i = 0; i < count; i++)
+            for (int32_t k = 0; k < vectors; k++)
+                store_i(y + i * e->out_pixel + 64 * k, load_i(sums + 32 * i + 16 * k), e->rest - 16 * k);
+        return;
+    }
+    for (; count >= together && !few; count -= together) {
+        const v64b bytes = conv_bytes(e, sums, scale, second, residual, together, vectors, end);
+
+        if (e->out_pixel == 16 * vectors) {
+            store_64(y, bytes);
+        } else if (vectors == 2) {
+            store_half(y, bytes, 0);
+            store_half(y + e->out_pixel, bytes, 1);
+        } else {
+            UNROLL
+            for (int32_t k = 0; k < 4; k++)
+                store_quarter(y + k * e->out_pixel, bytes, k);
         }
-        if (end == NUMBERS)
-            continue;
-        bytes = clamp_64(round_64(real[0], real[1], real[2], real[3]), e->lo, e->hi);
-        if (i + together <= count && e->rest >= 16 * vectors && e->out_pixel == 16 * vectors) {
-            store_64(y + i * e->out_pixel, bytes);
-            continue;
-        }
-        UNROLL
-        for (int32_t k = 0; k < 4; k++) {
-            uint8_t *const to = y + (i + k / vectors) * p->out_pixel + k % vectors * 16;
+        sums += 32 * together;
+        y += together * e->out_pixel;
+        if (end == JOINED)
+            residual += together * e->residual_pixel;
+    }
+    for (; count > 0; count--, sums += 32, y += e->out_pixel) { /* the rest of them, or a part of the channels */
+        const v64b bytes = conv_bytes(e, sums, scale, second, residual, 1, vectors, end);
 
-            if (i + k / vectors >= count)
-                break;
-            if (e->rest < 16 * vectors)
-                store_few(to, bytes, k, e->rest - k % vectors * 16);
-            else if (vectors == 1)
-                store_quarter(to, bytes, k);
-            else if (k % 2 == 0)
-                store_half(to, bytes, k / 2);
+        store_few(y, bytes, 0, e->rest < 16 ? e->rest : 16);
+        if (vectors == 2)
+            store_few(y + 16, bytes, 1, e->rest - 16 < 16 ? e->rest - 16 : 16);
+        if (end == JOINED)
+            residual += e->residual_pixel;
+    }
+}
+
+/* Turn the sums of a product into results. */
+INLINE void conv_finish(const conv_params *p, const conv_product *product, const int32_t *sums, int32_t pixels,
+                        int32_t vectors, int32_t end)
+{
+    const int32_t is_dense = p->row_pixels == p->out_w && p->out_row == p->out_w * p->out_pixel &&
+                             (end != JOINED || p->residual_row == p->out_w * p->residual_pixel);
+    const int32_t channel = product->channel, row_pixels = p->row_pixels, out_w = p->out_w;
+    const v16f scale = end == NUMBERS ? set_f(0) : load_f(p->scale + channel, 16);
+    const v16f second = end == NUMBERS || vectors == 1 ? scale : load_f(p->scale + channel + 16, 16);
+    const conv_end e = {set_f(p->zero), set_f(p->residual_scale), set_64(p->lo), set_64(p->hi),
+                        p->out_c - channel, p->out_pixel, p->residual_pixel};
+
+    for (int32_t t = 0; t <= product->two_a; t++, sums += 512) {
+        const uint8_t *residual = end == JOINED ? product->at[t].residual + channel : NULL;
+        uint8_t *y = product->at[t].y + channel * (end == NUMBERS ? 4 : 1);
+        int32_t column = product->at[t].column;
+
+        for (int32_t i = 0; i < pixels;) {
+            const int32_t in_row = is_dense ? pixels : out_w - column, rest = pixels - i;
+            const int32_t count = in_row < rest ? in_row : rest;
+
+            if (count > 0)
+                conv_store_pixels(&e, sums + 32 * i, scale, second, residual, y, count, vectors, end);
+            i = count == rest ? pixels : i + row_pixels - column; /* over the border to the next row */
+            y += p->out_row - column * e.out_pixel;
+            if (end == JOINED)
+                residual += p->residual_row - column * e.residual_pixel;
+            column = 0;
         }
     }
 }
 
-/* One or two matrices of pixels and of 16 channels: windows times weights, whose words are `stride` bytes apart. */
-INLINE void conv_matrix(const conv_params *p, const conv_pixels_at *at, const int8_t *w0, const int8_t *w1,
-                        int32_t channel, int32_t pixels, int32_t step, int32_t stride, int32_t two_a, int32_t two_b,
-                        int32_t end)
+/* Begin the sums and add all products of a window. After each step `ahead_lines` cache lines are prefetched. */
+INLINE void conv_multiply(const conv_params *p, const conv_product *product, const int8_t *w0, const int8_t *w1,
+                          const int8_t **ahead, int32_t ahead_lines, int32_t step, int32_t stride, int32_t two_a,
+                          int32_t two_b)
 {
     const int32_t words = p->matrix_words, runs = p->words == 1 ? words : 1, steps = p->words == 1 ? 1 : p->words / words;
-    const int32_t is_dense = p->row_pixels == p->out_w && p->out_row == p->out_w * p->out_pixel &&
-                             (end != JOINED || p->residual_row == p->out_w * p->residual_pixel);
-    int32_t sums[1024] __attribute__((aligned(64)));
-    conv_end e;
 
-    begin_sums(p->bias + channel, two_a, two_b);
+    begin_sums(p->bias + product->channel, two_a, two_b);
     for (int32_t s = 0; s < p->segments; s += runs) {
-        const uint8_t *a0 = at[0].x + p->segment[s], *a1 = two_a ? at[1].x + p->segment[s] : a0;
+        const uint8_t *a0 = product->at[0].x + p->segment[s], *a1 = two_a ? product->at[1].x + p->segment[s] : a0;
 
         for (int32_t k = 0; k < steps; k++) {
             add_matrices(a0, a1, step, w0, w1, stride, two_a, two_b);
+            for (int32_t i = 0; i < ahead_lines; i++, *ahead += 64)
+                __builtin_prefetch(*ahead, 0, 2);
             a0 += 4 * words;
             a1 += 4 * words;
             w0 += words * stride;
             w1 += words * stride;
         }
     }
-    store_sums(sums, two_a, two_b);
-    e.zero = set_f(p->zero);
-    e.residual_scale = set_f(p->residual_scale);
-    e.lo = set_64(p->lo);
-    e.hi = set_64(p->hi);
-    e.rest = p->out_c - channel;
-    e.out_pixel = p->out_pixel;
-    e.residual_pixel = p->residual_pixel;
-    for (int32_t t = 0; t <= two_a; t++) {
-        const uint8_t *residual = end == JOINED ? at[t].residual + channel : NULL;
-        uint8_t *y = at[t].y + channel * (end == NUMBERS ? 4 : 1);
-        int32_t column = at[t].column;
-
-        for (int32_t i = 0; i < pixels;) {
-            const int32_t in_row = is_dense ? pixels : p->out_w - column, rest = pixels - i;
-            const int32_t count = in_row < rest ? in_row : rest;
-
-            if (count > 0)
-                conv_store_pixels(p, &e, sums + 512 * t + 32 * i, residual, y, count, channel, two_b + 1, end);
-            i = count == rest ? pixels : i + p->row_pixels - column; /* over the border to the next row */
-            y += p->out_row - column * p->out_pixel;
-            if (end == JOINED)
-                residual += p->residual_row - column * p->residual_pixel;
-            column = 0;
-        }
-    }
 }
 
-/* A thread's part of a block of images as products of matrices. If all weights stay in the second-level cache, they are
- * read for every two matrices of pixels; otherwise every two matrices of channels are computed for all pixels. */
+/* Cache lines of weights to prefetch with each step, so that the next `channels` channels arrive while these are computed. */
+INLINE int32_t conv_ahead_lines(const conv_params *p, conv_part mine, int32_t pixels, int32_t channels)
+{
+    const int32_t words = p->segments * p->words;
+    int32_t tiles = 0, steps;
+
+    for (int32_t row = mine.first; row < mine.end;) {
+        const conv_band band = conv_band_from(p, row, mine);
+
+        tiles += (conv_band_pixels(p, band.rows) + pixels - 1) / pixels;
+        row += band.rows;
+    }
+    steps = (tiles + 1) / 2 * ((channels + 31) / 32) * (words / p->matrix_words);
+    return (channels / 16 * words + steps - 1) / steps;
+}
+
+/* A thread's part of a block of images as products of matrices. If a layer has few weights, all of them are read for every
+ * two matrices of pixels. Otherwise some channels are computed for all pixels, and the weights of the next ones are
+ * prefetched meanwhile: matrices are multiplied faster than weights arrive without it. */
 INLINE void conv_matrices(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count,
                           share part, int32_t vectors, int32_t step, int32_t end)
 {
@@ -475,7 +505,9 @@ INLINE void conv_matrices(const conv_params *p, const uint8_t *x, const uint8_t 
     const int32_t beyond = start_of(groups, next(of_groups)) * 16 * vectors;
     const int32_t end_channel = beyond < p->out_c ? beyond : p->out_c;
     const int32_t near = (p->out_c + 15) / 16 * 64 * p->segments * p->words <= MATRICES_NEAR_BYTES;
-    int32_t pixels = p->matrix_pixels;
+    const int32_t together = near ? end_channel - first_channel : vectors == 1 ? 32 : 16 * vectors;
+    int32_t sums[1024] __attribute__((aligned(64)));
+    int32_t pixels = p->matrix_pixels, ahead_lines;
 
     if (mine.first >= mine.end || first_channel >= end_channel)
         return;
@@ -486,32 +518,40 @@ INLINE void conv_matrices(const conv_params *p, const uint8_t *x, const uint8_t 
         pixels = length < pixels ? length : pixels;
         row = p->row_pixels > 0 ? row + band.rows : mine.end;
     }
+    ahead_lines = near ? 0 : conv_ahead_lines(p, mine, pixels, together);
     begin_matrices(pixels, p->matrix_words);
-    for (int32_t first = first_channel, last; first < end_channel; first = last) {
+    for (int32_t first = first_channel; first < end_channel; first += together) {
+        const int32_t channels_end = end_channel - first < together ? end_channel : first + together;
         conv_band band = conv_band_from(p, mine.first, mine);
+        const int8_t *ahead = p->weight + (first + together) / 16 * 64 * p->segments * p->words;
 
-        last = near || end_channel - first < 32 ? end_channel : first + 32;
         while (band.row < mine.end) {
-            conv_pixels_at at[2];
-            int32_t two_a;
+            conv_product product;
 
-            at[0] = conv_next_pixels(p, x, residual, y, &band, mine, pixels, step, end);
-            two_a = band.row < mine.end;
-            if (two_a)
-                at[1] = conv_next_pixels(p, x, residual, y, &band, mine, pixels, step, end);
-            for (int32_t c = first; c < last; c += 32) {
-                const int32_t v = c / 16, two_b = c + 16 < last;
+            product.at[0] = conv_next_pixels(p, x, residual, y, &band, mine, pixels, step, end);
+            product.two_a = band.row < mine.end;
+            if (product.two_a)
+                product.at[1] = conv_next_pixels(p, x, residual, y, &band, mine, pixels, step, end);
+            for (int32_t c = first; c < channels_end; c += 32) {
+                const int32_t v = c / 16;
                 const int8_t *w0 = p->weight + v / vectors * block_bytes + v % vectors * 64;
                 const int8_t *w1 = p->weight + (v + 1) / vectors * block_bytes + (v + 1) % vectors * 64;
 
-                if (two_a && two_b)
-                    conv_matrix(p, at, w0, w1, c, pixels, step, stride, 1, 1, end);
-                else if (two_b)
-                    conv_matrix(p, at, w0, w1, c, pixels, step, stride, 0, 1, end);
-                else if (two_a)
-                    conv_matrix(p, at, w0, w0, c, pixels, step, stride, 1, 0, end);
+                product.channel = c;
+                product.two_b = c + 16 < channels_end;
+                if (product.two_a && product.two_b)
+                    conv_multiply(p, &product, w0, w1, &ahead, ahead_lines, step, stride, 1, 1);
+                else if (product.two_b)
+                    conv_multiply(p, &product, w0, w1, &ahead, ahead_lines, step, stride, 0, 1);
+                else if (product.two_a)
+                    conv_multiply(p, &product, w0, w0, &ahead, ahead_lines, step, stride, 1, 0);
                 else
-                    conv_matrix(p, at, w0, w0, c, pixels, step, stride, 0, 0, end);
+                    conv_multiply(p, &product, w0, w0, &ahead, ahead_lines, step, stride, 0, 0);
+                store_sums(sums, product.two_a, product.two_b);
+                if (product.two_b)
+                    conv_finish(p, &product, sums, pixels, 2, end);
+                else
+                    conv_finish(p, &product, sums, pixels, 1, end);
             }
         }
     }

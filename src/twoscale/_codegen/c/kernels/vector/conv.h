@@ -14,9 +14,6 @@ typedef struct {
     const int8_t *weight;                            /* [blocks][segments][words][channels of a block][4] */
     const int32_t *bias;
     const float *scale; /* m / 2^shift of each channel */
-#ifdef FIXED_POINT
-    const int32_t *mantissa, *exponent; /* of each channel, in TensorFlow Lite's arithmetic */
-#endif
     uint8_t lo, hi;
     float zero;         /* with a residual: minus its zero point times its scale */
     float residual_scale;
@@ -32,11 +29,10 @@ typedef struct {
 
 /* The form of the results. */
 enum { NUMBERS, BYTES, JOINED }; /* int32; bytes; bytes, after a residual is added */
-#ifdef FIXED_POINT
-enum { FIXED = JOINED + 1 }; /* bytes, by equation (18) */
-#endif
 
 enum { ARRANGEMENTS = 4 }; /* of the four bytes of a word; the last means that every arrangement could saturate */
 
-enum { MATRICES_NEAR_BYTES = 524288 }; /* weights of this size stay in the second-level cache beside the pixels */
-enum { NEAR_BYTES = 16384 }; /* weights of this size stay in the first-level cache */
+enum {
+    NEAR_BYTES = 16384,           /* weights of this size stay in the first-level cache */
+    MATRICES_NEAR_BYTES = 131072, /* with matrices they may be read from the second-level cache */
+};
