@@ -78,6 +78,58 @@ X86 = Architecture(
 )
 
 
+ARM_FEATURES = """
+#if defined(__clang__) && __clang_major__ < 16 /* its header leaves out what the compiler's options do not allow */
+#ifndef __ARM_FEATURE_DOTPROD
+#define __ARM_FEATURE_DOTPROD 1
+#endif
+#ifndef __ARM_FEATURE_MATMUL_INT8
+#define __ARM_FEATURE_MATMUL_INT8 1
+#endif
+#endif
+#include <arm_neon.h>
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(_WIN32)
+#include <windows.h>
+#endif
+
+/* Whether this CPU has the instructions that macOS calls `name`, or whose bit Linux sets in an entry of its auxiliary
+ * vector, or for which Windows has a number. */
+__attribute__((unused)) static int has_arm(unsigned long entry, int bit, const char *name, unsigned number)
+{
+    (void)entry, (void)bit, (void)name, (void)number;
+#if defined(__linux__)
+    return (getauxval(entry) >> bit & 1) != 0;
+#elif defined(__APPLE__)
+    int found = 0;
+    size_t size = sizeof found;
+
+    return sysctlbyname(name, &found, &size, NULL, 0) == 0 && found != 0;
+#elif defined(_WIN32)
+    return IsProcessorFeaturePresent(number) != 0;
+#else
+    return 0;
+#endif
+}
+"""
+
+ARM = Architecture(
+    "defined(__aarch64__) && !defined(__AARCH64EB__)",
+    "HAVE_ARM",
+    (),
+    "1",
+    {
+        "asimddp": 'has_arm(16, 20, "hw.optional.arm.FEAT_DotProd", 43)',
+        "i8mm": 'has_arm(26, 13, "hw.optional.arm.FEAT_I8MM", 66)',
+    },
+    ARM_FEATURES,
+)
+"""Features have Linux's names. 16 is AT_HWCAP, 26 is AT_HWCAP2."""
+
+
 @dataclass(frozen=True)
 class InstructionSet:
     """A set of vector instructions."""
@@ -88,11 +140,15 @@ class InstructionSet:
     architecture: Architecture | None = None
     """None means any architecture."""
     compile_for: str = ""
-    """Argument of the compiler's attribute ``target``."""
+    """Argument of gcc's attribute ``target``; empty if all compilers for the architecture have it."""
     features: tuple[str, ...] = ()
     """Features that the processor must have."""
     own_names: tuple[str, ...] = ()
     """Functions and types that its headers define in addition to those of every instruction set."""
+    tiles: bool = True
+    """Whether its header defines the vectors of conv.c, linear.c and depthwise.c, not NAME_neon.c in their place."""
+    signed: bool = False
+    """Whether activations are multiplied as signed bytes, which are less by 128."""
     adds_pairs: bool = False
     """Whether it adds products of bytes in pairs that may saturate."""
     multiplies_matrices: bool = False
@@ -101,6 +157,8 @@ class InstructionSet:
     """Name of the header that it shares with others."""
     compilers: str = ""
     """Preprocessor condition that is true if the compiler has its intrinsics; empty if all have."""
+    clang_target: str = ""
+    """Argument of clang's attribute ``target``, if it differs."""
 
     @property
     def headers(self) -> tuple[str, ...]:
@@ -126,6 +184,10 @@ class InstructionSet:
         return " && ".join(known.get(feature, question.format(feature=feature)) for feature in self.features)
 
 
+_ARM_NAMES = (
+    "activations", "activations_of", "add_taps", "add_windows", "load_table", "look_up", "saturated", "table256",
+    "window",
+)  # fmt: skip
 GENERIC = InstructionSet("generic", "any CPU", own_names=("lanes",))
 INSTRUCTION_SETS = (
     InstructionSet(
@@ -198,8 +260,41 @@ INSTRUCTION_SETS = (
         ("add_products", "arranged", "arranged_weights", "dot_pairs", "lanes", "load_128", "round_16"),
         adds_pairs=True,
     ),
+    InstructionSet(
+        "i8mm",
+        "AArch64 with I8MM",
+        ARM,
+        "arch=armv8.2-a+dotprod+i8mm",
+        ("asimd", "asimddp", "i8mm"),
+        (*_ARM_NAMES, "add_many_windows", "channels_of", "of_two"),
+        clang_target="dotprod,i8mm",
+        tiles=False,
+        shared="asimd",
+    ),
+    InstructionSet(
+        "dotprod",
+        "AArch64 with dot products",
+        ARM,
+        "arch=armv8.2-a+dotprod",
+        ("asimd", "asimddp"),
+        _ARM_NAMES,
+        clang_target="dotprod",
+        tiles=False,
+        signed=True,
+        shared="asimd",
+    ),
+    InstructionSet(
+        "neon",
+        "AArch64",
+        ARM,
+        features=("asimd",),
+        own_names=(*_ARM_NAMES, "add_word", "add_words"),
+        tiles=False,
+        signed=True,
+        shared="asimd",
+    ),
 )
-"""The fastest first."""
+"""The fastest first, for each architecture."""
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,11 @@ class VectorCalls:
         arrangement: of the network.
         pairs: whether an instruction set adds products of bytes in pairs that may saturate.
         matrices: whether an instruction set multiplies matrices of bytes.
+        signed: whether an instruction set multiplies activations as signed bytes.
     """
 
-    def __init__(self, arrangement: Arrangement, *, pairs: bool, matrices: bool) -> None:
-        self.pairs, self.matrices = pairs, matrices
+    def __init__(self, arrangement: Arrangement, *, pairs: bool, matrices: bool, signed: bool) -> None:
+        self.pairs, self.matrices, self.signed = pairs, matrices, signed
         self.network = arrangement.network
         self.tensors = dict(arrangement.tensors)
         self.roots = arrangement.roots
@@ -235,7 +236,7 @@ class VectorCalls:
             out_pixel = out_c * windows.merged
             for packed in pack(windows):
                 channel = group * (out_c // layer.groups) + packed.first
-                weight, bias = self.weights(packed)
+                weight, bias, signed_bias = self.weights(packed)
                 residual = self.residual(layer, out_pixel)
                 params = conv_params(
                     windows,
@@ -246,6 +247,7 @@ class VectorCalls:
                     bias=bias,
                     end=self.conv_end(layer, packed),
                     residual=residual,
+                    signed_bias=signed_bias,
                 )
                 order = packed.order() if self.pairs else None
                 if order is not None:
@@ -301,7 +303,7 @@ class VectorCalls:
         channels, out_h, out_w = layer.output.shape
         packed = pack_depthwise(layer, self.tensors[source].zero)
         joined = layer.stride[1] == 1  # neighbouring pixels are then neighbouring bytes of the input too
-        weight, bias = self.weights(packed)
+        weight, bias, signed_bias = self.weights(packed)
         y = self.tensors[layer.name]
         params = k.DepthwiseParams(
             out_h=out_h,
@@ -319,6 +321,7 @@ class VectorCalls:
             lo=y.lo,
             hi=y.hi,
             zero=Whole(y.zero),
+            signed_bias=signed_bias,
         )
         instance = k.DepthwiseInstance(layer.weight.shape[2], packed.weight.shape[2])
         return [*calls, k.Depthwise(params, instance, Operand(source, start), Operand(layer.name))]
@@ -355,7 +358,7 @@ class VectorCalls:
         windows = linear_windows(layer, x.order, x.zero, count, rows.stride)
         calls: list[Call] = []
         for packed in pack(windows, Tile(6, 1, 4)):
-            weight, bias = self.weights(packed)
+            weight, bias, signed_bias = self.weights(packed)
             params = conv_params(
                 windows,
                 packed,
@@ -364,6 +367,7 @@ class VectorCalls:
                 weight=weight,
                 bias=bias,
                 end=self.conv_end(layer, packed),
+                signed_bias=signed_bias,
             )
             instance = k.LinearInstance(packed.tile.pixels, packed.tile.vectors, _end(layer))
             calls.append(k.Linear(params, instance, Operand(x.name), Operand(layer.name, packed.first * y.item)))
@@ -463,11 +467,13 @@ class VectorCalls:
         spec = layer.output
         return Whole(spec.lo - spec.zero_point), Whole(spec.hi - spec.zero_point), self.tensors[layer.name].zero
 
-    def weights(self, packed: Packed | PackedDepthwise) -> tuple[Constant, Constant]:
-        """Return the static arrays of weights and biases."""
+    def weights(self, packed: Packed | PackedDepthwise) -> tuple[Constant, Constant, Constant | None]:
+        """Return the static arrays of weights and biases, and of biases for signed activations if they are needed."""
+        bias = packed.signed_bias if self.signed else None
         return (
             self.constants.add("weight", "int8_t", packed.weight, packed.weight.shape),
             self.constants.add("bias", "int32_t", packed.bias, packed.bias.shape),
+            None if bias is None else self.constants.add("signed_bias", "int32_t", bias, bias.shape),
         )
 
     def conv_end(self, layer: n.Accumulating, packed: Packed) -> ConvEnd:

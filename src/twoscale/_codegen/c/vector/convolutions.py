@@ -163,6 +163,11 @@ class Packed:
         """Whether the weights must be prefetched because they do not stay in the cache."""
         return self.weight.nbytes >= _FAR_BYTES
 
+    @property
+    def signed_bias(self) -> NDArray[np.int32]:
+        """The bias for activations less 128."""
+        return signed_bias(self.bias, self.weight.sum((1, 2, 4), np.int64).ravel())
+
     def order(self) -> NDArray[np.uint16] | None:
         """Return the words sorted by arrangement; None if there are too many.
 
@@ -182,6 +187,11 @@ class Packed:
             arrangement[((most <= _PAIR) & (least >= -_PAIR)).all((2, 3))] = index
         counts = [(arrangement == index).sum(1) for index in range(len(_ARRANGEMENTS) + 1)]
         return np.hstack([np.stack(counts, 1), arrangement.argsort(1, kind="stable")]).astype(np.uint16)
+
+
+def signed_bias(bias: NDArray[np.int32], sums: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return the bias, modulo 2^32, of channels whose weights have these sums, for activations less 128."""
+    return (bias + 128 * sums).astype(np.uint32).view(np.int32)
 
 
 def conv_windows(layer: n.Conv2d, in_shape: tuple[int, ...], zero: int, row_stride: int, group: int = 0) -> Windows:
@@ -342,6 +352,7 @@ def conv_params(
     bias: Constant,
     end: ConvEnd,
     residual: ConvResidual | None = None,
+    signed_bias: Constant | None = None,
 ) -> ConvParams:
     """Return the parameters of the kernel for some of a layer's channels."""
     words = windows.words
@@ -367,6 +378,8 @@ def conv_params(
         residual_row=None if residual is None else residual.row,
         residual_pixel=None if residual is None else residual.pixel,
         residual_scale=None if residual is None else residual.scale,
+        run_words=words,
+        signed_bias=signed_bias,
     )
 
 
@@ -379,6 +392,11 @@ class PackedDepthwise:
     bias: NDArray[np.int32]
     """[blocks][64], in the order of the vectors."""
     scale: Scale
+
+    @property
+    def signed_bias(self) -> NDArray[np.int32]:
+        """The bias for activations less 128."""
+        return signed_bias(self.bias, self.weight.sum((1, 2, 5), np.int64).reshape(self.bias.shape))
 
 
 def pack_depthwise(layer: n.Conv2d, zero: int) -> PackedDepthwise:

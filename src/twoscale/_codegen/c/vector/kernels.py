@@ -21,6 +21,7 @@ __all__ = [
     "HEADER_NAMES",
     "IMAGE_BYTES",
     "KERNELS",
+    "TILE_NAMES",
     "AddFixedRows",
     "AddFixedRowsParams",
     "AddRows",
@@ -56,13 +57,16 @@ __all__ = [
 ]
 
 HEADER_NAMES = (
-    "add_i", "any_beyond", "clamp_64", "clamp_f", "divide", "dot", "dot_lanes", "load_b", "load_f", "load_i",
-    "load_taps", "load_u8", "load_weights", "load_word", "max_b", "mul", "mul_add", "not_finite", "put_byte",
-    "round_64", "round_f", "round_taps", "set_64", "set_b", "set_f", "set_i", "store_64", "store_b", "store_few",
-    "store_first", "store_half", "store_i", "store_quarter", "store_threes", "store_u8", "summed", "taps", "to_f",
-    "v16b", "v16f", "v16i", "v64b", "weights", "word",
+    "add_i", "any_beyond", "clamp_f", "divide", "load_b", "load_f", "load_i", "load_u8", "max_b", "mul", "mul_add",
+    "not_finite", "put_byte", "round_f", "set_b", "set_f", "set_i", "store_b", "store_i", "store_threes", "store_u8",
+    "to_f", "v16b", "v16f", "v16i",
 )  # fmt: skip
 """The functions and types that the header of every instruction set defines."""
+TILE_NAMES = (
+    "clamp_64", "dot", "dot_lanes", "load_taps", "load_weights", "load_word", "round_64", "round_taps", "set_64",
+    "store_64", "store_few", "store_first", "store_half", "store_quarter", "summed", "taps", "v64b", "weights", "word",
+)  # fmt: skip
+"""Those that only instruction sets with ``tiles`` define."""
 
 COUNT = Name("count")
 BLOCK = Name("b")
@@ -80,6 +84,8 @@ class VectorKernel(Kernel):
     """Whether it has a file with a struct of parameters."""
     defines: tuple[str, ...] = ()
     """The functions and types of its file; empty if it has none."""
+    neon: tuple[str, ...] = ()
+    """The functions and types of NAME_neon.c, which replaces NAME.c where NEON is defined; empty if there is none."""
     is_shared: bool = False
     """Whether threads can share it: the C function then takes a part as its last argument."""
 
@@ -109,8 +115,12 @@ _MOVE = VectorKernel("move", portable=(NEXT_PLACE,), has_params=False, defines=(
 _RESCALE_RUNS = VectorKernel("rescale_runs", defines=("rescale_runs",))
 FIXED_NUMBERS = VectorKernel("fixed_point", has_params=False, defines=("fixed_16", "fixed_numbers"))
 """Used by networks of TensorFlow Lite's arithmetic."""
+_CONV_ROWS = VectorKernel(
+    "conv_rows", has_params=False, defines=("conv_part", "conv_row", "conv_rows_of", "conv_start")
+)
 _CONV = VectorKernel(
     "conv",
+    (_CONV_ROWS,),
     defines=(
         "conv_ahead_lines",
         "conv_band",
@@ -124,19 +134,16 @@ _CONV = VectorKernel(
         "conv_matrices",
         "conv_multiply",
         "conv_next_pixels",
-        "conv_part",
         "conv_pixels",
         "conv_pixels_at",
         "conv_product",
         "conv_requantize",
-        "conv_row",
         "conv_rows",
-        "conv_rows_of",
-        "conv_start",
         "conv_store",
         "conv_store_pixels",
         "conv_tile",
     ),
+    neon=("conv_images", "conv_next", "conv_place", "conv_results", "conv_tile", "conv_tile_rows", "conv_window"),
     is_shared=True,
 )
 _LINEAR = VectorKernel(
@@ -144,11 +151,13 @@ _LINEAR = VectorKernel(
     (_CONV,),
     has_params=False,
     defines=("linear_images",),
+    neon=("linear_images",),
     is_shared=True,
 )
 _DEPTHWISE = VectorKernel(
     "depthwise",
     defines=("depthwise_column", "depthwise_images"),
+    neon=("depthwise_column", "depthwise_images", "load_taps", "taps"),
     is_shared=True,
 )
 _POOL = VectorKernel("pool")
@@ -191,6 +200,7 @@ KERNELS = (
     _MOVE,
     _RESCALE_RUNS,
     FIXED_NUMBERS,
+    _CONV_ROWS,
     _CONV,
     _LINEAR,
     _DEPTHWISE,
@@ -409,6 +419,8 @@ class ConvParams(Params):
     matrix_words: int | None = None
     matrix_pixels: int | None = None
     row_pixels: int | None = None
+    run_words: int | None = None
+    signed_bias: Constant | None = None
 
 
 @dataclass(frozen=True)
@@ -480,6 +492,7 @@ class DepthwiseParams(Params):
     zero: Whole
     mantissa: Constant | None = None
     exponent: Constant | None = None
+    signed_bias: Constant | None = None
 
 
 @dataclass(frozen=True)

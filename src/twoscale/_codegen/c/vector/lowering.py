@@ -56,19 +56,20 @@ class VectorProgram(Lowered):
         return self.image_bytes * self.block + _ALIGNMENT + _SLACK + beyond
 
 
-def lower(network: IntegerNetwork, *, pairs: bool, matrices: bool) -> VectorProgram:
+def lower(network: IntegerNetwork, *, pairs: bool, matrices: bool, signed: bool) -> VectorProgram:
     """Turn a network into calls of vector kernels and plan its memory.
 
     Args:
         network: on the grid.
         pairs: whether an instruction set adds products of bytes in pairs that may saturate.
         matrices: whether an instruction set multiplies matrices of bytes.
+        signed: whether an instruction set multiplies activations as signed bytes.
 
     Raises:
         ConfigurationError: integers alone cannot compute it; names the layer and what to do.
     """
     arrangement = arrange(network)
-    vector = VectorCalls(arrangement, pairs=pairs, matrices=matrices)
+    vector = VectorCalls(arrangement, pairs=pairs, matrices=matrices, signed=signed)
     steps = tuple(vector.portable.step(layer, vector.of) for layer in arrangement.layers)
     rows, tensors = vector.rows, vector.tensors
     places, plan, live = _place(arrangement, rows, steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from twoscale._codegen.c.vector.kernels import (
     GIVE_OUTPUTS,
     HEADER_NAMES,
     KERNELS,
+    TILE_NAMES,
     BlockCall,
     ReadImages,
     VectorKernel,
@@ -24,9 +26,14 @@ from twoscale._codegen.c.vector.kernels import (
 from twoscale._codegen.c.vector.lowering import VectorProgram, lower
 from twoscale._codegen.c.vector.sharing import Phase, is_shared, phases_of
 from twoscale._codegen.targets import Target
+from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 
 __all__ = ["VectorSource", "source_of"]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def source_of(network: IntegerNetwork, name: str, target: Target, *, binary: bool = False) -> VectorSource:
@@ -36,8 +43,13 @@ def source_of(network: IntegerNetwork, name: str, target: Target, *, binary: boo
         ConfigurationError: integers alone cannot compute it; names the layer and what to do.
     """
     sets = target.instruction_sets
-    pairs, matrices = any(isa.adds_pairs for isa in sets), any(isa.multiplies_matrices for isa in sets)
-    return VectorSource(lower(network, pairs=pairs, matrices=matrices), name, target, binary)
+    program = lower(
+        network,
+        pairs=any(isa.adds_pairs for isa in sets),
+        matrices=any(isa.multiplies_matrices for isa in sets),
+        signed=any(isa.signed for isa in sets),
+    )
+    return VectorSource(program, name, target, binary)
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,7 @@ class VectorSource(SourceBase):
             block=program.block,
             shares_images=self.shares_images,
             needs=", ".join(self.target.instruction_sets[-1].features),
+            choices=_listed([f'"{isa.name}"' for isa in self.target.instruction_sets]),
             target_text=" or ".join(isa.title for isa in self.target.instruction_sets),
         )
 
@@ -90,6 +103,9 @@ class VectorSource(SourceBase):
             shares_images=self.shares_images,
             alone=len(phases_of(program.steps[: program.alone], self.instances[: program.alone])),
             phases=[self._facts_of(phase) for phase in self.phases],
+            reaches_minus_128=any(
+                isinstance(layer, n.Accumulating) and (layer.weight == -128).any() for layer in program.network
+            ),
             architectures=list(dict.fromkeys(isa.architecture for isa in isas if isa.architecture)),
         )
 
@@ -102,11 +118,17 @@ class VectorSource(SourceBase):
             for call in self._calls()
             if isinstance(call, BlockCall) and call.instance is not None
         }
-        names = {*HEADER_NAMES}.union(*(isa.own_names for isa in isas), *(kernel.defines for kernel in kernels))
+        neon = any(not isa.tiles for isa in isas)
+        names = {*HEADER_NAMES, *TILE_NAMES}.union(
+            *(isa.own_names for isa in isas), *(kernel.defines + kernel.neon for kernel in kernels)
+        )
         return self.render(
             "vector_kernels.h.jinja",
             vectors=[(isa.macro, "\n".join(text_of(f"{name}.h") for name in isa.headers)) for isa in isas],
-            kernels=[self._text(f"{kernel.name}.c") for kernel in kernels],
+            kernels=[
+                (self._text(f"{kernel.name}.c"), self._text(f"{kernel.name}_neon.c") if neon and kernel.neon else "")
+                for kernel in kernels
+            ],
             instances=[
                 f"{kernel.upper()}({function}, {', '.join(map(str, numbers))})"
                 for kernel, numbers, function in sorted(instances)

@@ -25,6 +25,8 @@ typedef struct {
     /* For instruction sets that multiply matrices: words and pixels of a matrix, or 0 if they compute this layer as the
      * others do; and, if matrices reach across the ends of rows, the pixels from one row to the next. */
     int32_t matrix_words, matrix_pixels, row_pixels;
+    int32_t run_words;          /* words of a run, of which `words` are listed together */
+    const int32_t *signed_bias; /* for activations less 128 */
 } conv_params;
 
 /* The form of the results. */

@@ -18,6 +18,7 @@ typedef struct {
 #endif
     uint8_t lo, hi;
     float zero;
+    const int32_t *signed_bias; /* for activations less 128 */
 } depthwise_params;
 
 enum { STRIP_ROWS = 8 }; /* computed before the next block of 64 bytes, so that memory is read nearly in order */

@@ -1,0 +1,109 @@
+#ifdef UNSIGNED_ACTIVATIONS
+#define BIAS bias
+#else
+#define BIAS signed_bias /* for activations less 128 */
+#endif
+
+typedef struct {
+    activations at[4];
+} taps; /* four taps of 16 channels: four channels in each */
+
+/* Four taps, `step` bytes apart, side by side for each channel. */
+INLINE taps load_taps(const uint8_t *from, int32_t step)
+{
+    const uint8x16_t a = vld1q_u8(from), b = vld1q_u8(from + step);
+    const uint8x16_t c = vld1q_u8(from + 2 * step), d = vld1q_u8(from + 3 * step);
+    const uint16x8_t ab_lo = vreinterpretq_u16_u8(vzip1q_u8(a, b)), ab_hi = vreinterpretq_u16_u8(vzip2q_u8(a, b));
+    const uint16x8_t cd_lo = vreinterpretq_u16_u8(vzip1q_u8(c, d)), cd_hi = vreinterpretq_u16_u8(vzip2q_u8(c, d));
+    const taps t = {{
+        activations_of(vreinterpretq_u8_u16(vzip1q_u16(ab_lo, cd_lo))),
+        activations_of(vreinterpretq_u8_u16(vzip2q_u16(ab_lo, cd_lo))),
+        activations_of(vreinterpretq_u8_u16(vzip1q_u16(ab_hi, cd_hi))),
+        activations_of(vreinterpretq_u8_u16(vzip2q_u16(ab_hi, cd_hi))),
+    }};
+
+    return t;
+}
+
+/* Sixteen bytes of `rows` rows, from the top: part `i` of a block of 64. Windows that move by one row use taps again that are
+ * loaded already. */
+INLINE void depthwise_column(const depthwise_params *p, const uint8_t *x, int32_t index, int32_t part, uint8_t *y,
+                             int32_t rows, int32_t bytes, int32_t height, int32_t fours)
+{
+    const int8_t *w = p->weight + index * height * fours * 256 + 16 * part;
+    const int32_t first = 64 * index + 4 * part; /* numbers are in the order of 64 bytes unpacked at once */
+    const v16b lo = set_b(p->lo), hi = set_b(p->hi);
+    const v16f zero = set_f(p->zero);
+    const int32_t slides = height == 3 && fours == 1 && p->row_step == p->tap_row;
+    taps seen[3];
+
+    if (slides) {
+        seen[1] = load_taps(x, p->tap_step);
+        seen[2] = load_taps(x + p->tap_row, p->tap_step);
+    }
+    for (int32_t row = 0; row < rows; row++, x += p->row_step, y += p->out_row) {
+        v16i acc;
+        v16f scale, real;
+
+        EACH acc.at[i] = vld1q_s32(p->BIAS + first + 16 * i);
+        if (slides) {
+            seen[0] = seen[1];
+            seen[1] = seen[2];
+            seen[2] = load_taps(x + 2 * p->tap_row, p->tap_step);
+            EACH
+            {
+                UNROLL
+                for (int32_t t = 0; t < 3; t++)
+                    acc.at[i] = add_taps(acc.at[i], seen[t].at[i], vld1q_s8(w + (4 * t + i) * 64));
+            }
+        } else {
+            for (int32_t t = 0; t < height * fours; t++) {
+                const taps four = load_taps(x + t / fours * p->tap_row + t % fours * 4 * p->tap_step, p->tap_step);
+
+                EACH acc.at[i] = add_taps(acc.at[i], four.at[i], vld1q_s8(w + (4 * t + i) * 64));
+            }
+        }
+#ifdef FIXED_POINT
+        if (p->mantissa != NULL) {
+            int32_t mantissa[16], exponent[16];
+
+            EACH vst1q_s32(mantissa + 4 * i, vld1q_s32(p->mantissa + first + 16 * i));
+            EACH vst1q_s32(exponent + 4 * i, vld1q_s32(p->exponent + first + 16 * i));
+            acc = fixed_16(acc, mantissa, exponent);
+            scale = set_f(1.0f);
+        } else
+#endif
+        EACH scale.at[i] = vld1q_f32(p->scale + first + 16 * i);
+        real = mul_add(to_f(acc), scale, zero);
+        store_b(y, vminq_u8(vmaxq_u8(saturated(round_f(real)), lo), hi), bytes);
+    }
+}
+
+#undef BIAS
+
+INLINE void depthwise_images(const depthwise_params *p, const uint8_t *x, uint8_t *y, int32_t count, share part,
+                             int32_t height, int32_t fours)
+{
+    const int32_t first = start_of(p->out_h, part), rows = start_of(p->out_h, next(part)) - first;
+
+    x += first * p->row_step;
+    y += first * p->out_row;
+    for (int32_t n = 0; n < count; n++, x += IMAGE_BYTES, y += IMAGE_BYTES) {
+        const uint8_t *from = x;
+        uint8_t *to = y;
+
+        for (int32_t run = 0; run < p->runs; run++, from += p->run_step, to += p->run_bytes)
+            for (int32_t at = 0, index = 0; at < p->run_bytes; at += 16) {
+                depthwise_column(p, from + at, index, at / 16 % 4, to + at, rows, p->run_bytes - at, height, fours);
+                if (at % 64 == 48)
+                    index = index + 1 < p->period ? index + 1 : 0;
+            }
+    }
+}
+
+/* A kernel for one number of rows of taps, and of groups of four taps in a row. */
+#define DEPTHWISE(name, height, fours) \
+    KERNEL void name(const depthwise_params *p, const uint8_t *x, uint8_t *y, int32_t count, share part) \
+    { \
+        depthwise_images(p, x, y, count, part, height, fours); \
+    }

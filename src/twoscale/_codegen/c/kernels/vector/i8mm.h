@@ -1,0 +1,149 @@
+/* USMMLA (Armv8.6 and later; Apple M2, Neoverse V1) multiplies eight unsigned activations of two pixels with eight weights of
+ * two channels. */
+#define PIXELS 4 /* of a tile: 16 accumulators of 32 registers */
+#define UNSIGNED_ACTIVATIONS
+
+typedef uint8x16_t activations;
+
+INLINE activations activations_of(uint8x16_t bytes)
+{
+    return bytes;
+}
+
+/* Eight bytes of one pixel, then eight of another: the first of 16, or the last. */
+INLINE uint8x16_t of_two(uint8x16_t a, uint8x16_t b, int32_t last)
+{
+    const uint64x2_t one = vreinterpretq_u64_u8(a), other = vreinterpretq_u64_u8(b);
+
+    return vreinterpretq_u8_u64(last ? vzip2q_u64(one, other) : vzip1q_u64(one, other));
+}
+
+/* Eight weights of one channel, then of the next: of the first two of four channels, or the last two. */
+INLINE int8x16_t channels_of(int8x16_t word, int8x16_t next_word, int32_t last)
+{
+    const int32x4_t a = vreinterpretq_s32_s8(word), b = vreinterpretq_s32_s8(next_word);
+
+    return vreinterpretq_s8_s32(last ? vzip2q_s32(a, b) : vzip1q_s32(a, b));
+}
+
+/* Add the products of two words, or of one. */
+#define ADD_PRODUCTS(last, next_word) \
+    { \
+        uint8x16_t two[PIXELS / 2]; \
+        EACH_TWO two[n] = of_two(x[2 * n], x[2 * n + 1], last); \
+        EACH \
+        { \
+            const int8x16_t word = vld1q_s8(w + 16 * i), second = next_word; \
+            const int8x16_t first_two = channels_of(word, second, 0), last_two = channels_of(word, second, 1); \
+            IN_ORDER \
+            EACH_TWO \
+            { \
+                sum[n][2 * i] = vusmmlaq_s32(sum[n][2 * i], two[n], first_two); \
+                sum[n][2 * i + 1] = vusmmlaq_s32(sum[n][2 * i + 1], two[n], last_two); \
+            } \
+        } \
+    }
+#define EACH_TWO UNROLL for (int32_t n = 0; n < PIXELS / 2; n++)
+#define ADD_TWO_WORDS(last) \
+    ADD_PRODUCTS(last, vld1q_s8(w + at->stride + 16 * i)) \
+    w += 2 * at->stride;
+#define ADD_LAST_WORD(last) \
+    ADD_PRODUCTS(last, vdupq_n_s8(0)) \
+    w += at->stride;
+
+/* Add the dot products of PIXELS windows with the weights of 16 channels. A sum holds two channels of two pixels. */
+INLINE void add_many_windows(v16i *acc, const window *at, const uint8_t *const *from, const int8_t *w)
+{
+    int32x4_t sum[PIXELS / 2][8];
+
+    EACH_TWO
+        EACH
+        {
+            const int64x2_t one = vreinterpretq_s64_s32(acc[2 * n].at[i]), other = vreinterpretq_s64_s32(acc[2 * n + 1].at[i]);
+
+            sum[n][2 * i] = vreinterpretq_s32_s64(vzip1q_s64(one, other));
+            sum[n][2 * i + 1] = vreinterpretq_s32_s64(vzip2q_s64(one, other));
+        }
+    for (int32_t run = 0; run < at->runs; run++) {
+        ptrdiff_t offset = at->start[run * at->step];
+        int32_t words = at->words;
+
+        for (; words >= 4; words -= 4, offset += 16) {
+            activations x[PIXELS];
+
+            UNROLL
+            for (int32_t n = 0; n < PIXELS; n++)
+                x[n] = activations_of(vld1q_u8(from[n] + offset));
+            ADD_TWO_WORDS(0)
+            ADD_TWO_WORDS(1)
+        }
+        if (words > 0) {
+            activations x[PIXELS];
+
+            UNROLL
+            for (int32_t n = 0; n < PIXELS; n++)
+                x[n] = activations_of(vld1q_u8(from[n] + offset));
+            if (words == 1) {
+                ADD_LAST_WORD(0)
+            } else {
+                ADD_TWO_WORDS(0)
+            }
+            if (words == 3) {
+                ADD_LAST_WORD(1)
+            }
+        }
+    }
+    EACH_TWO
+        EACH
+        {
+            const int64x2_t a = vreinterpretq_s64_s32(sum[n][2 * i]), b = vreinterpretq_s64_s32(sum[n][2 * i + 1]);
+
+            acc[2 * n].at[i] = vreinterpretq_s32_s64(vzip1q_s64(a, b));
+            acc[2 * n + 1].at[i] = vreinterpretq_s32_s64(vzip2q_s64(a, b));
+        }
+}
+
+#undef ADD_PRODUCTS
+#undef EACH_TWO
+#undef ADD_TWO_WORDS
+#undef ADD_LAST_WORD
+
+/* Add the products of one word, whose activations are in a lane of x. */
+#define ADD_WORD(lane) \
+    { \
+        const int8x16x4_t four = vld1q_s8_x4(w); \
+        EACH acc->at[i] = vsudotq_laneq_s32(acc->at[i], four.val[i], x, lane); \
+        w += at->stride; \
+    }
+
+/* Add the dot products of 1 or PIXELS windows with the weights of 16 channels. */
+INLINE void add_windows(v16i *acc, const window *at, const uint8_t *const *from, const int8_t *w, int32_t pixels)
+{
+    if (pixels > 1) {
+        add_many_windows(acc, at, from, w);
+        return;
+    }
+    for (int32_t run = 0; run < at->runs; run++) {
+        const uint8_t *bytes = from[0] + at->start[run * at->step];
+
+        for (int32_t words = at->words; words > 0; words -= 4, bytes += 16) {
+            const activations x = activations_of(vld1q_u8(bytes));
+
+            ADD_WORD(0)
+            if (words > 1)
+                ADD_WORD(1)
+            if (words > 2)
+                ADD_WORD(2)
+            if (words > 3)
+                ADD_WORD(3)
+        }
+    }
+}
+
+#undef ADD_WORD
+
+/* Add four products of taps to each lane. */
+INLINE int32x4_t add_taps(int32x4_t acc, activations x, int8x16_t w)
+{
+    return vusdotq_s32(acc, x, w);
+}
