@@ -1,5 +1,5 @@
-/* LD_PRELOAD: this process sees a CPU whose best instruction set for 8-bit products is BEST_ISA, "avxvnni" or "avx2". Every
- * CPUID raises a signal (arch_prctl, ARCH_SET_CPUID), whose handler executes it and removes features from the answer. */
+/* LD_PRELOAD: this process sees a CPU whose best instruction set for 8-bit products is BEST_ISA, "avx512vnni",
+ * "avxvnni" or "avx2". Every CPUID raises a signal (arch_prctl, ARCH_SET_CPUID), whose handler executes it and removes features from the answer. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <signal.h>
@@ -12,7 +12,7 @@
 
 enum { SET_CPUID = 0x1012, MAY_EXECUTE = 1, FAULTS = 0 };
 
-static int hides, keeps_vnni;
+static int hides, keeps_avx512, keeps_vnni;
 
 /* Bits of a register. */
 #define BIT(n) (1u << (n))
@@ -20,19 +20,31 @@ static int hides, keeps_vnni;
 static void answer(uint32_t leaf, uint32_t part, uint32_t r[4])
 {
     __asm__ volatile("cpuid" : "=a"(r[0]), "=b"(r[1]), "=c"(r[2]), "=d"(r[3]) : "a"(leaf), "c"(part));
-    if (leaf == 7 && part == 0) { /* AVX-512 in all forms, and AMX */
+    if (leaf == 7 && part == 0) /* AMX */
+        r[3] &= ~(BIT(22) | BIT(24) | BIT(25));
+    else if (leaf == 7 && part == 1) { /* AMX FP16, AMX COMPLEX */
+        r[0] &= ~BIT(21);
+        r[3] &= ~BIT(8);
+    } else if (leaf == 0xd && part == 0) { /* the state of AMX */
+        r[0] &= ~(BIT(17) | BIT(18));
+    } else if (leaf == 0x1d || leaf == 0x1e) { /* AMX's tiles */
+        memset(r, 0, 4 * sizeof *r);
+    }
+    if (keeps_avx512)
+        return;
+    if (leaf == 7 && part == 0) { /* AVX-512 in all forms */
         r[1] &= ~(BIT(16) | BIT(17) | BIT(21) | BIT(26) | BIT(27) | BIT(28) | BIT(30) | BIT(31));
         r[2] &= ~(BIT(1) | BIT(6) | BIT(11) | BIT(12) | BIT(14));
-        r[3] &= ~(BIT(2) | BIT(3) | BIT(8) | BIT(22) | BIT(23) | BIT(24) | BIT(25));
-    } else if (leaf == 7 && part == 1) { /* AVX-512 BF16, AMX FP16; AVX-VNNI and its extensions */
-        r[0] &= ~(BIT(5) | BIT(21));
-        r[3] &= ~(BIT(8) | BIT(19));
+        r[3] &= ~(BIT(2) | BIT(3) | BIT(8) | BIT(23));
+    } else if (leaf == 7 && part == 1) { /* AVX-512 BF16, AVX10; AVX-VNNI and its extensions */
+        r[0] &= ~BIT(5);
+        r[3] &= ~BIT(19);
         if (!keeps_vnni) {
             r[0] &= ~(BIT(4) | BIT(23));
             r[3] &= ~(BIT(4) | BIT(5) | BIT(10));
         }
-    } else if (leaf == 0xd && part == 0) { /* the state of AVX-512 and AMX */
-        r[0] &= ~(BIT(5) | BIT(6) | BIT(7) | BIT(17) | BIT(18));
+    } else if (leaf == 0xd && part == 0) { /* the state of AVX-512 */
+        r[0] &= ~(BIT(5) | BIT(6) | BIT(7));
     } else if (leaf == 0x24) { /* AVX10 */
         memset(r, 0, 4 * sizeof *r);
     }
@@ -79,6 +91,7 @@ __attribute__((constructor(101))) static void begin(void)
 
     if (best == NULL)
         return;
+    keeps_avx512 = strcmp(best, "avx512vnni") == 0;
     keeps_vnni = strcmp(best, "avxvnni") == 0;
     memset(&act, 0, sizeof act);
     act.sa_sigaction = handler;

@@ -21,8 +21,9 @@ INLINE void begin_matrices(int32_t pixels, int32_t words)
     shapes.row_bytes[4] = shapes.row_bytes[5] = (uint16_t)(4 * words);
     shapes.row_bytes[6] = shapes.row_bytes[7] = 64;
     shapes.rows[6] = shapes.rows[7] = (uint8_t)words;
-    __asm__ volatile("" ::: "memory"); /* everything that tiles read has been written */
-    _tile_loadconfig(&shapes);
+    /* Not _tile_loadconfig: gcc 12's reads 8 of the 64 bytes, so that gcc may leave out the others. The clobber also
+     * makes sure that everything which tiles read has been written. */
+    __asm__ volatile("ldtilecfg (%0)" ::"r"(&shapes) : "memory");
 }
 
 INLINE void end_matrices(void)
