@@ -106,6 +106,7 @@ TFLITE = b"\x1c\x00\x00\x00TFL3" + bytes(64)
 HDF5 = b"\x89HDF\r\n\x1a\n" + bytes(64)
 
 
+READS_TFLITE = ("eval", "inspect", "verify", "export")
 VERBS = (["eval"], ["inspect"], ["verify"], ["sensitivity"], ["quantize", "-o", "x.onnx"], ["export", "-o", "c"])
 
 
@@ -113,8 +114,6 @@ VERBS = (["eval"], ["inspect"], ["verify"], ["sensitivity"], ["quantize", "-o", 
 @pytest.mark.parametrize(
     ("name", "content", "kind"),
     [
-        ("model.tflite", TFLITE, "a TensorFlow Lite model"),
-        ("model.onnx", TFLITE, "a TensorFlow Lite model"),
         ("model.h5", HDF5, "an HDF5 file, as Keras writes"),
         ("model.pt", HDF5, "an HDF5 file, as Keras writes"),
         ("scripted.pt", None, "a TorchScript program"),
@@ -131,6 +130,18 @@ def test_files_of_other_programs_are_called_what_they_are(
         path.write_bytes(content)
     message = refused(verb[0], path, *verb[1:])
     assert message.startswith(f"{path} is {kind}, which twoscale does not read; expected ")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("name", ["model.tflite", "model.onnx"])
+def test_a_damaged_tflite_file_is_refused(refused: Refused, tmp_path: Path, verb: list[str], name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(TFLITE)
+    message = refused(verb[0], path, *verb[1:])
+    if verb[0] in READS_TFLITE:
+        assert message.startswith(f"{path} is no TensorFlow Lite file that can be read: ")
+    else:
+        assert message.startswith(f"{path} is a TensorFlow Lite model, which this command does not read; expected ")
 
 
 @pytest.mark.parametrize(

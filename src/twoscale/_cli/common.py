@@ -18,7 +18,7 @@ from rich.segment import Segment
 
 from twoscale import data
 from twoscale._cli.ending import say
-from twoscale._cli.filekinds import PROGRAM, foreign_kind
+from twoscale._cli.filekinds import PROGRAM, TFLITE, foreign_kind
 from twoscale._files import record_to_json
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.preprocessing import pixel_normalization
@@ -63,6 +63,7 @@ __all__ = [
     "print_line",
     "recorded",
     "require_file",
+    "require_integer_file",
     "require_weights",
     "verify_with",
 ]
@@ -176,8 +177,22 @@ def verify_with(network: Path, weights: Path, model: str | None, model_args: str
     return command(*words)
 
 
-def require_file(path: Path, what: str) -> Path:
+def require_integer_file(path: Path) -> Path:
+    """Return ``path`` if it is a file that may hold an integer network.
+
+    Raises:
+        ConfigurationError: it is not; says what was expected.
+    """
+    return require_file(path, "an integer network (.onnx or .tflite)", tflite=True)
+
+
+def require_file(path: Path, what: str, *, tflite: bool = False) -> Path:
     """Return ``path`` if it is a file.
+
+    Args:
+        path: any.
+        what: a description of what is expected.
+        tflite: whether a TensorFlow Lite file is.
 
     Raises:
         ConfigurationError: it is not; says what was expected.
@@ -185,19 +200,21 @@ def require_file(path: Path, what: str) -> Path:
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "is no ordinary file" if path.exists() else "does not exist"
         raise ConfigurationError(f"{path} {found}; expected {what}")
-    if (kind := foreign_kind(path)) is not None:
+    if (kind := foreign_kind(path)) is not None and not (tflite and kind == TFLITE):
+        if kind == TFLITE:
+            raise ConfigurationError(f"{path} is {kind}, which this command does not read; expected {what}")
         raise ConfigurationError(f"{path} is {kind}, which twoscale does not read; expected {what}")
     return path
 
 
-def require_weights(path: Path, what: str) -> None:
+def require_weights(path: Path, what: str, *, tflite: bool = False) -> None:
     """Check that ``path`` is a file of weights or of a program, or a folder with weights in it.
 
     Raises:
         ConfigurationError: it is neither; says what was expected.
     """
     if not (path / MODEL_FILE).is_file() and not (path.is_file() and foreign_kind(path) == PROGRAM):
-        require_file(path, what)
+        require_file(path, what, tflite=tflite)
 
 
 def at_least_one(option: str, value: int | None) -> None:
@@ -259,9 +276,13 @@ def load_float(
 
 
 def is_integer_file(path: Path) -> bool:
-    """Whether a file is to be read as an integer network: every .onnx file that is not a float network."""
+    """Whether a file is to be read as an integer network: .tflite files, and every .onnx file that is not a float
+    network."""
+    from twoscale._formats import is_tflite
     from twoscale._frontends.onnx_float import is_float
 
+    if is_tflite(path):
+        return True
     return path.suffix == ".onnx" and not is_float(path)
 
 

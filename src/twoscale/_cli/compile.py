@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from twoscale._cli.common import File, print_json, print_line, require_file
+from twoscale._cli.common import File, print_json, print_line, require_integer_file
 from twoscale._cli.export import require_on_grid
 from twoscale._codegen.targets import VECTOR_TARGETS
 from twoscale._progress import report
@@ -35,14 +35,14 @@ def compile_command(
     functions for C. Both files contain the network's fingerprint.
 
     Args:
-        network: Integer network (.onnx).
+        network: Integer network (.onnx or .tflite).
         out: Library to write; the header is written beside it.
         json: Print JSON.
     """
     from twoscale._formats import load
     from twoscale._runtimes.saving import save_compiled
 
-    loaded = load(require_file(network, "an integer network (.onnx)"))
+    loaded = load(require_integer_file(network))
     require_on_grid(loaded, network)
     report("compiling", 0, None)
     saved = save_compiled(loaded, out, target=target)

@@ -61,7 +61,7 @@ def eval_command(
     Integer networks run on the fastest executor available: compiled C, or torch without a C compiler.
 
     Args:
-        file: Weights (.safetensors, .pt, .pth, .pt2), or a float or integer network (.onnx).
+        file: Weights (.safetensors, .pt, .pth, .pt2), or a float or integer network (.onnx), or a .tflite file.
         data: Data set. Default: the one recorded in the file, or else digits.
         model: Model of the weights, where the file does not record it: a name such as resnet18, or FILE.py:CLASS for
             your own, whose code then runs.
@@ -78,7 +78,7 @@ def eval_command(
     if max_samples is not None and max_samples < 1:
         raise ConfigurationError(f"--max-samples is {max_samples}; expected at least 1")
     if "#" not in file.name:
-        require_weights(file, "weights (.safetensors, .pt, .pth, .pt2) or a network (.onnx)")
+        require_weights(file, "weights (.safetensors, .pt, .pth, .pt2) or a network (.onnx, .tflite)", tflite=True)
     integers = is_integer_file(file)
     if integers:
         if views != "one":

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from twoscale._cli.common import File, batches_of, command, console, dataset_for, print_json, recorded, require_file
+from twoscale._cli.common import (
+    File,
+    batches_of,
+    command,
+    console,
+    dataset_for,
+    print_json,
+    recorded,
+    require_integer_file,
+)
 from twoscale._codegen.targets import TARGETS
 from twoscale._formats import FORMS, Form
 from twoscale._progress import report
@@ -61,7 +70,7 @@ def export_command(
     that were quantized with "--scheme tflite".
 
     Args:
-        network: Integer network (.onnx).
+        network: Integer network (.onnx or .tflite).
         out: Folder to write to; for another form, the file.
         name: Prefix of files and public names; by default the network's own name.
         data: Data set whose first test images the self-test uses, instead of generated ones.
@@ -75,7 +84,7 @@ def export_command(
 
     if images < 1:
         raise ConfigurationError(f"--images is {images}; expected at least 1")
-    loaded = load(require_file(network, "an integer network (.onnx)"))
+    loaded = load(require_integer_file(network))
     if to in _WRITTEN:
         _save(loaded, network, out, _WRITTEN[to], io, json=json)
         return

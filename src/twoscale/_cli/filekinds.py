@@ -5,13 +5,16 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-__all__ = ["PROGRAM", "foreign_kind"]
+__all__ = ["PROGRAM", "TFLITE", "foreign_kind"]
 
 PROGRAM = "a program of torch.export"
 """A float network, for the verbs that take one."""
 
+TFLITE = "a TensorFlow Lite model"
+"""An integer network, for the verbs that take one."""
+
 _MAGIC = (
-    (4, b"TFL3", "a TensorFlow Lite model"),
+    (4, b"TFL3", TFLITE),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes"),
     (0, b"GGUF", "a GGUF file"),
     (0, b"\x93NUMPY", "a NumPy array"),

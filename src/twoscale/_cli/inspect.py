@@ -44,7 +44,7 @@ def inspect_command(
     For each tensor: mean, standard deviation, smallest and largest value, total range, mean ± 3 standard deviations.
 
     Args:
-        file: Weights (.safetensors, .pt, .pth, .pt2), or a float or integer network (.onnx).
+        file: Weights (.safetensors, .pt, .pth, .pt2), or a float or integer network (.onnx), or a .tflite file.
         activations: Also show the input and the output of every layer over training images.
         data: Data set of these images. Default: the one recorded in the file, or else digits.
         images: Number of training images.
@@ -57,7 +57,7 @@ def inspect_command(
         json: Print JSON with histograms instead of tables.
     """
     at_least_one("--images", images)
-    require_weights(file, "weights (.safetensors, .pt, .pth, .pt2) or a network (.onnx)")
+    require_weights(file, "weights (.safetensors, .pt, .pth, .pt2) or a network (.onnx, .tflite)", tflite=True)
     if is_integer_file(file):
         _integer(file, json)
         return

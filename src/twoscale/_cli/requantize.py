@@ -21,7 +21,7 @@ from twoscale._cli.common import (
     print_json,
     print_line,
     recorded,
-    require_file,
+    require_integer_file,
 )
 from twoscale.errors import ConfigurationError
 
@@ -67,7 +67,7 @@ def requantize_command(
     whole numbers of 65536ths, and odd zero points to even ones. It prints what that changes on the test images.
 
     Args:
-        file: Integer network (.onnx), ours or another tool's.
+        file: Integer network (.onnx or .tflite), ours or another tool's.
         out: The file to write.
         data: Data set to compare on. Default: the one recorded in the network, or else digits.
         mean: Mean of pixels / 255, for normalizing the images. Default: the mean recorded in the network, or else 0.5.
@@ -83,7 +83,7 @@ def requantize_command(
     if out.suffix != ".onnx":
         raise ConfigurationError(f"--out is {out}; expected a file name that ends in .onnx")
     at_least_one("--max-samples", max_samples)
-    network = load(require_file(file, "an integer network (.onnx)"))
+    network = load(require_integer_file(file))
     found = onto_grid(network)
     dataset = dataset_for(data, recorded(network), mean, std, pictures)
     result = None

@@ -121,6 +121,7 @@ VERBS = {
         (
             "twoscale requantize foreign.onnx -o net.onnx",
             "twoscale requantize foreign.onnx -o net.onnx --data cifar10",
+            "twoscale requantize model.tflite -o net.onnx --data cifar10",
         ),
     ),
     "sensitivity": Verb(

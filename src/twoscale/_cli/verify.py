@@ -26,6 +26,7 @@ from twoscale._cli.common import (
     print_line,
     recorded,
     require_file,
+    require_integer_file,
 )
 from twoscale._cli.ending import say
 from twoscale._files import read_record, write_record, write_text
@@ -64,14 +65,14 @@ def verify_command(
     scheme, executors may differ, and the number of differences is a measurement.
 
     Args:
-        file: Integer network (.onnx).
+        file: Integer network (.onnx or .tflite).
         executors: Executors to compare: reference (NumPy), torch, onnxruntime, c, litert. The others are compared with
             the first. Default: reference and torch; without torch, reference and another that can run here.
         checkpoint: Weights of the float network, or the network as float .onnx. Adds agreement, and the signal-to-noise
             ratio of every layer.
-        against: Another integer network (.onnx), compared layer by layer, or weights, as with --checkpoint.
-        original: File of another tool that FILE was read from. ONNX Runtime runs it as it is, and every layer is
-            compared with the tensor of its name. Default: FILE, where it is another tool's.
+        against: Another integer network (.onnx or .tflite), compared layer by layer, or weights, as with --checkpoint.
+        original: File of another tool that FILE was read from. ONNX Runtime, or LiteRT, runs it as it is, and every
+            layer is compared with its tensor. Default: FILE, where it is another tool's.
         model: Model of the weights, where their file does not record it: a name, or FILE.py:CLASS for your own, whose
             code then runs.
         model_args: Options of that model.
@@ -83,20 +84,22 @@ def verify_command(
         record: Compare FILE with this record and run nothing. Exits with 1 if it is of another network.
         json: Print JSON instead of tables.
     """
-    from twoscale._formats import load
+    from twoscale._formats import is_tflite, load
     from twoscale._verification import verify
     from twoscale._verification.record import ImagesHash, verification_record
 
     at_least_one("--max-samples", max_samples)
     if record is not None:
         return _compare(file, record, json=json)
-    network = load(require_file(file, "an integer network (.onnx)"))
+    if original is not None and not is_tflite(original):
+        require_file(original, "an ONNX or .tflite file of another tool")
+    network = load(require_integer_file(file))
     if checkpoint is not None and against is not None:
         raise ConfigurationError("--checkpoint and --against exclude each other; give one of them")
     weights = checkpoint or against
     other: Any = None
     if weights is not None and is_integer_file(weights):
-        other = load(require_file(weights, "a network (.onnx) or weights"))
+        other = load(weights)
     elif weights is not None:
         other = load_model(weights, model, model_args)
     dataset = dataset_for(data, recorded(network), mean, std, pictures)
@@ -108,7 +111,7 @@ def verify_command(
         CountedBatches(seen.passing(batches), batches.images),
         executors=None if executors is None else [name.strip() for name in executors.split(",") if name.strip()],
         against=other,
-        original=None if original is None else require_file(original, "an ONNX file of another tool"),
+        original=original,
     )
     steps = dataset.preprocessing
     written = _write(
@@ -160,7 +163,7 @@ def _compare(file: Path, record: Path, *, json: bool) -> int:
     found = read_record(record, VerificationRecord)
     if not file.is_file():
         raise ConfigurationError(f"{file} is no file; expected a network (.onnx), a compiled library, or exported C")
-    same = load(file).fingerprint == found.fingerprint if file.suffix == ".onnx" else is_of(found, file)
+    same = load(file).fingerprint == found.fingerprint if is_integer_file(file) else is_of(found, file)
     if json:
         print_json({"file": str(file), "fingerprint": found.fingerprint, "same": same})
         return 0 if same else 1

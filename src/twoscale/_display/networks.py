@@ -54,6 +54,8 @@ def _network(network: IntegerNetwork) -> Table:
         Column("Bound", "bits"),
     )
     grid = "the same integers everywhere" if network.on_grid else "off the grid, executors may differ"
+    if network.exact and not network.on_grid:
+        grid = "TensorFlow Lite's arithmetic, the same integers in every executor that has it"
     caption = f"{network.name}: scheme {network.scheme}, {grid}"
     return Table(caption, columns, tuple(tuple(Cell(text) for text in row) for row in rows))
 

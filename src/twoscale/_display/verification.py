@@ -127,6 +127,8 @@ def _outputs(result: VerifyResult) -> Table:
 
 def _summary(result: VerifyResult) -> list[str]:
     promise = "on the grid, 0 promised" if result.on_grid else "off the grid, measured"
+    if result.exact and not result.on_grid:
+        promise = "TensorFlow Lite's arithmetic, 0 promised"
     lines = [
         f"{result.network}, scheme {result.scheme}: {count(result.mismatches)} of {count(result.compared)} integers "
         f"differ ({promise}) between {', '.join(result.executors)} over {count(result.samples)} images"
@@ -148,7 +150,7 @@ def _summary(result: VerifyResult) -> list[str]:
     if result.same_weights is False:
         lines.append("the float weights are not those that the network was made from")
     if result.original_left_out is not None:
-        lines.append(f"not compared with ONNX Runtime on the file itself: {result.original_left_out}")
+        lines.append(f"not compared with the file itself: {result.original_left_out}")
     if result.uncompared:
         lines.append(f"without a counterpart there: {', '.join(result.uncompared)}")
     bounded = [layer for layer in result.layers if layer.accumulator_bound]

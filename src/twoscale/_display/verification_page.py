@@ -45,6 +45,10 @@ def _summary(record: VerificationRecord) -> Section:
         findings.append(f"That float network {has} the weights that the integer network was made from.")
     if record.on_grid:
         findings.append("The network is on the grid: every executor provably computes the same integers.")
+    elif record.exact:
+        findings.append(
+            "The network has TensorFlow Lite's arithmetic: executors that have it compute the same integers."
+        )
     else:
         findings.append("The network is off the grid: executors may differ.")
     rows = [(name, count(number)) for name, number in record.mismatches_by_executor.items()]

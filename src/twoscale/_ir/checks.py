@@ -15,12 +15,12 @@ import numpy as np
 
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, sum_is_exact
-from twoscale.errors import QuantizationError
+from twoscale.errors import ConfigurationError, QuantizationError
 
 if TYPE_CHECKING:
     from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["check", "in_fixed_point", "is_exact", "multipliers", "off_grid", "sum_bounds"]
+__all__ = ["check", "in_fixed_point", "is_exact", "multipliers", "off_grid", "refuse_fixed_point", "sum_bounds"]
 
 _LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "int32": (-(2**31), 2**31 - 1)}
 
@@ -86,6 +86,25 @@ def in_fixed_point(layer: n.Layer) -> bool:
     """Whether a layer has TensorFlow Lite's arithmetic, (18) to (21)."""
     exact = n.FixedPoint | n.WindowQuotient
     return isinstance(layer, n.FixedPointSoftmax) or any(isinstance(m, exact) for m in multipliers(layer))
+
+
+def refuse_fixed_point(network: IntegerNetwork, form: str) -> None:
+    """Refuse a network of TensorFlow Lite's arithmetic for a form that has no operators for it.
+
+    Args:
+        network: any.
+        form: name of the form.
+
+    Raises:
+        ConfigurationError: a layer has that arithmetic; names it, and what to do.
+    """
+    for layer in network.layers:
+        if in_fixed_point(layer):
+            raise ConfigurationError(
+                f"layer {layer.name} of {network.name} has TensorFlow Lite's arithmetic, which rounds twice and has no "
+                f"{form} form; export or compile it as C, or move it onto the grid first: network.requantize() or "
+                "twoscale requantize"
+            )
 
 
 def is_exact(network: IntegerNetwork) -> bool:

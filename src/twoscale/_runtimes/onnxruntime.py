@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from twoscale._environment import core_count
 from twoscale._formats import to_model
+from twoscale._ir.checks import refuse_fixed_point
 from twoscale._ir.execution import check_images, layers_to_keep
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale.errors import ExecutorError, UnknownNameError
@@ -50,6 +51,7 @@ class OnnxRuntimeExecutor:
         optimization: graph optimization level, one of ``LEVELS``; on the grid it cannot change an integer.
 
     Raises:
+        ConfigurationError: the network has TensorFlow Lite's arithmetic, which has no ONNX form.
         ExecutorError: onnxruntime is not installed.
         UnknownNameError: there is no such optimization level.
     """
@@ -59,6 +61,7 @@ class OnnxRuntimeExecutor:
     def __init__(self, network: IntegerNetwork, *, threads: int | None = None, optimization: str = "all") -> None:
         if optimization not in LEVELS:
             raise UnknownNameError("optimization level", optimization, LEVELS)
+        refuse_fixed_point(network, "ONNX")
         self.network = network
         runtime = require_runtime()
         self._options = runtime.SessionOptions()

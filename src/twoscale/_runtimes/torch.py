@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import NORM_BITS, NORM_RECIPROCAL_BITS, REQUANTIZE_SHIFT
 from twoscale._ir.execution import check_images, layers_to_keep
+from twoscale._ir.fixed_point import LEFT_SHIFT
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.interpreter import interpret
 from twoscale.errors import ExecutorError
@@ -72,7 +73,7 @@ class TorchExecutor:
         self._unfolds = self.device.type != "cpu"
         # Filled when a layer is first computed. Layers compare by identity.
         self._weights: dict[n.Accumulating, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._tables: dict[n.Table | n.Softmax | n.SoftmaxMatMul, torch.Tensor] = {}
+        self._tables: dict[n.Table | n.Softmax | n.SoftmaxMatMul | n.FixedPointSoftmax, torch.Tensor] = {}
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.array(array, order="C")).to(self.device)
@@ -132,9 +133,19 @@ class TorchExecutor:
         return (grouped @ columns).view(len(x), out, out_h, out_w) + bias.view(1, -1, 1, 1)
 
     def requantize(self, acc: torch.Tensor, multiplier: n.Multiplier, spec: n.TensorSpec) -> torch.Tensor:
-        """Return clamp(RNE(fl(fl(acc)·fl(m/2**16))) + z, lo, hi): equation (3), by (5)."""
+        """Return clamp(RNE(fl(fl(acc)·fl(m/2**16))) + z, lo, hi): equation (3), by (5); or equation (18)."""
+        if isinstance(multiplier, n.FixedPoint):
+            scaled = self.fixed_point(acc.long(), multiplier)
+            return (scaled + spec.zero_point).clamp_(spec.lo, spec.hi).float()
         product = acc.float() * self._factors(multiplier, acc.ndim)
         return _saturate(product, spec)
+
+    def fixed_point(self, acc: torch.Tensor, multiplier: n.FixedPoint) -> torch.Tensor:
+        """Return int64 accumulators times TensorFlow Lite's factors, rounded twice, equation (18)."""
+        shape = (1, -1) + (1,) * (acc.ndim - 2)
+        mantissas = self._tensor(multiplier.mantissas.astype(np.int64)).reshape(shape)
+        exponents = self._tensor(multiplier.exponents.astype(np.int64)).reshape(shape)
+        return _rounding_shift(_high_product(acc << exponents.clamp(min=0), mantissas), (-exponents).clamp(min=0))
 
     def _factors(self, multiplier: n.Multiplier, ndim: int) -> torch.Tensor:
         return self._tensor(multiplier.values).reshape((1, -1) + (1,) * (ndim - 2))
@@ -165,6 +176,17 @@ def _usable(device: str | torch.device) -> torch.device:
         raise ExecutorError(f"the torch executor cannot use device '{device}': {reason}; use device='cpu'") from error
 
 
+def _high_product(a: torch.Tensor, b: torch.Tensor | int) -> torch.Tensor:
+    """Return a · b / 2**31 rounded, ties up, of int64."""
+    return (a * b + (1 << 30)) >> 31
+
+
+def _rounding_shift(value: torch.Tensor, shift: torch.Tensor | int) -> torch.Tensor:
+    """Return value / 2**shift rounded, ties away from zero, of int64."""
+    half = (torch.ones_like(value) << shift) >> 1
+    return torch.sign(value) * ((value.abs() + half) >> shift)
+
+
 def _saturate(product: torch.Tensor, spec: n.TensorSpec) -> torch.Tensor:
     return product.round_().add_(spec.zero_point).clamp_(spec.lo, spec.hi)
 
@@ -184,6 +206,14 @@ def _accumulating(e: TorchExecutor, layer: n.Accumulating, x: list[torch.Tensor]
 
 
 def _add(e: TorchExecutor, layer: n.Add, x: list[torch.Tensor]) -> torch.Tensor:
+    if layer.in_fixed_point:
+        total = sum(
+            e.fixed_point(e.shifted(layer, x, i).long() << LEFT_SHIFT, multiplier)
+            for i, multiplier in enumerate(layer.multipliers[:2])
+            if isinstance(multiplier, n.FixedPoint)
+        )
+        assert isinstance(total, torch.Tensor)
+        return e.requantize(total, layer.multipliers[2], layer.output)
     a, b = (e.shifted(layer, x, i) * e._factors(layer.multipliers[i], x[i].ndim) for i in range(2))
     return _saturate(a + b, layer.output)
 
@@ -193,11 +223,23 @@ def _mul(e: TorchExecutor, layer: n.Mul, x: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _average_pool(e: TorchExecutor, layer: n.AveragePool2d, x: list[torch.Tensor]) -> torch.Tensor:
+    if isinstance(layer.multiplier, n.WindowQuotient):
+        return _window_quotients(layer, x[0])
     # divisor_override=1 gives the sum; integers below 2**24 keep it exact in float32.
     padded = _pad(e.shifted(layer, x), layer.padding, 0.0)
     exact = layer.kernel[0] * layer.kernel[1] * 255 < 2**24
     padded = padded if exact else padded.double()
     return e.finish(F.avg_pool2d(padded, layer.kernel, layer.stride, divisor_override=1), layer)
+
+
+def _window_quotients(layer: n.AveragePool2d, q: torch.Tensor) -> torch.Tensor:
+    """Equation (20). Sums of integers are exact in float64."""
+    values, inside = (_pad(part.double(), layer.padding, 0.0) for part in (q, torch.ones_like(q[:1, :1])))
+    total, count = (
+        F.avg_pool2d(part, layer.kernel, layer.stride, divisor_override=1).long() for part in (values, inside)
+    )
+    means = torch.sign(total) * torch.div(total.abs() + count // 2, count, rounding_mode="floor")
+    return means.clamp_(layer.output.lo, layer.output.hi).float()
 
 
 def _max_pool(e: TorchExecutor, layer: n.MaxPool2d, x: list[torch.Tensor]) -> torch.Tensor:
@@ -250,6 +292,23 @@ def _softmax(e: TorchExecutor, layer: n.Softmax, x: list[torch.Tensor]) -> torch
     return _saturate(ratio, layer.output).float()
 
 
+def _fixed_point_softmax(e: TorchExecutor, layer: n.FixedPointSoftmax, x: list[torch.Tensor]) -> torch.Tensor:
+    """Equation (21), in int64."""
+    axis = layer.axis + 1
+    if layer not in e._tables:
+        e._tables[layer] = e._tensor(layer.table.astype(np.int64))
+    entries = e._tables[layer][(x[0].amax(axis, keepdim=True) - x[0]).long()]
+    total = _rounding_shift(entries, 12).sum(axis, keepdim=True)
+    headroom = 32 - torch.frexp(total.double())[1].long()
+    half = (total << headroom) >> 1
+    inverse = 1515870810 + _high_product(half, -1010580540)
+    for _ in range(3):
+        inverse = inverse + (_high_product(inverse, (1 << 29) - _high_product(half, inverse)) << 2)
+    inverse = (inverse << 1).clamp(max=(1 << 31) - 1)
+    probability = _rounding_shift(_high_product(inverse, entries), 35 - headroom)
+    return (probability.clamp(0, 255) + layer.output.lo).float()
+
+
 def _softmax_matmul(e: TorchExecutor, layer: n.SoftmaxMatMul, x: list[torch.Tensor]) -> torch.Tensor:
     assert layer.multiplier is not None
     entries = _exponentials(e, layer, x[0], 3)
@@ -291,6 +350,7 @@ _RUN: dict[type[n.Layer], _Run] = {
     n.Table: _table,
     n.MatMul: _matmul,
     n.Softmax: _softmax,
+    n.FixedPointSoftmax: _fixed_point_softmax,
     n.SoftmaxMatMul: _softmax_matmul,
     n.Normalize: _normalize,
 }

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._extras import requires_extras
+from twoscale._formats import is_tflite
 from twoscale._ir import layers as n
 from twoscale._ir.execution import Executor, check_images
 from twoscale._ir.integer_network import IntegerNetwork
@@ -20,8 +21,9 @@ from twoscale._metrics import Batch, NetworkMetrics, SignalToNoise, labelled, nu
 from twoscale._progress import report
 from twoscale._runtimes import EXECUTORS, create, default_pair
 from twoscale._verification.original import OriginalFile
+from twoscale._verification.original_tflite import TfliteFile
 from twoscale._verification.results import LayerCheck, OutputCheck, VerifyResult
-from twoscale.errors import ConfigurationError, ExecutorError
+from twoscale.errors import ConfigurationError, ExecutorError, MissingPackageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,7 +93,8 @@ def verify(
 ) -> VerifyResult:
     """Run every executor over all images and compare each layer's integers with the first executor's.
 
-    A network that was read from another tool's file is also compared with that file in ONNX Runtime.
+    A network that was read from another tool's file is also compared with that file in ONNX Runtime, or in LiteRT's
+    reference kernels if it is a `.tflite` file.
 
     Args:
         network: what to verify.
@@ -217,6 +220,7 @@ def verify(
         uncompared=() if other is None else other.uncompared,
         original=None if file is None else file.path.name,
         original_left_out=left_out,
+        exact=network.exact,
     )
 
 
@@ -230,16 +234,20 @@ def _parts(batches: Iterable[Any], network: IntegerNetwork, size: int) -> Iterat
         yield from batch.parts(size)
 
 
-def _original(network: IntegerNetwork, path: str | Path | None) -> tuple[OriginalFile | None, str | None]:
+def _original(network: IntegerNetwork, path: str | Path | None) -> tuple[OriginalFile | TfliteFile | None, str | None]:
     """Return the file that a network was read from, or the reason why it cannot be run."""
     if path is not None:
-        return OriginalFile(Path(path), network), None
+        return _opened(Path(path), network), None
     if network.source is None:
         return None, "which file it was read from is not known" if network.scheme == "foreign" else None
     try:
-        return OriginalFile(network.source, network), None
-    except ExecutorError as error:
+        return _opened(network.source, network), None
+    except (ExecutorError, MissingPackageError) as error:
         return None, str(error)
+
+
+def _opened(path: Path, network: IntegerNetwork) -> OriginalFile | TfliteFile:
+    return TfliteFile(path, network) if is_tflite(path) else OriginalFile(path, network)
 
 
 def _has_same_weights(network: IntegerNetwork, model: Any) -> bool | None:

@@ -64,6 +64,8 @@ class VerificationRecord:
     """Results of each layer; older records have none."""
     outputs: tuple[OutputCheck, ...] = ()
     """One per output of the network."""
+    exact: bool = False
+    """Whether the network has TensorFlow Lite's arithmetic in every layer that computes, or is on the grid."""
 
 
 class ImagesHash:
@@ -116,6 +118,7 @@ def verification_record(
         scheme=network.scheme,
         fingerprint=network.fingerprint,
         on_grid=network.on_grid,
+        exact=network.exact,
         weights_sha256=weights if isinstance(weights, str) else None,
         same_weights=result.same_weights,
         data=data,

@@ -95,8 +95,8 @@ class VerifyResult:
     same_weights: bool | None = None
     """Whether the model has the weights that the network was made from; None if they are not recorded."""
     original: str | None = None
-    """Name of the other tool's file that the network was read from, if ONNX Runtime ran that file beside it; it counts
-    as an executor then."""
+    """Name of the other tool's file that the network was read from, if ONNX Runtime or LiteRT ran that file beside it;
+    it counts as an executor then."""
     original_left_out: str | None = None
     """Why that file was not run, if the network is from another tool."""
     rms_error: float | None = None
@@ -104,6 +104,8 @@ class VerifyResult:
     several outputs."""
     outputs: tuple[OutputCheck, ...] = ()
     """One per output of the network, in its order."""
+    exact: bool = False
+    """Whether 0 mismatches are guaranteed: on the grid, or in TensorFlow Lite's arithmetic."""
 
     @property
     def ok(self) -> bool:

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from twoscale._environment import VERSION
 from twoscale._ir import layers as n
+from twoscale._ir.checks import refuse_fixed_point
 from twoscale._ir.integer_network import IntegerNetwork
 
 __all__ = ["FORMAT", "FORMAT_OF_ONE_OUTPUT", "GraphBuilder", "is_narrow", "q", "window"]
@@ -40,6 +41,7 @@ class GraphBuilder:
     """Collects the nodes and initializers of one graph. The same calls give the same bytes."""
 
     def __init__(self, network: IntegerNetwork) -> None:
+        refuse_fixed_point(network, "ONNX")
         self.network = dataclasses.replace(network, layers=tuple(_python_numbers(layer) for layer in network))
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from twoscale._formats.tflite.graph_builder import GraphBuilder
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT, REQUANTIZE_SHIFT
+from twoscale._ir.checks import refuse_fixed_point
 from twoscale._ir.float_scales import adds_exactly, product_is_exact, weight_scales
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale.errors import ConfigurationError
@@ -72,6 +73,7 @@ def write(network: IntegerNetwork, *, io: str = "int8", outputs: Sequence[str] =
     Raises:
         ConfigurationError: a layer has no form with the same integers.
     """
+    refuse_fixed_point(network, ".tflite")
     writer = _Writer(network, io)
     for layer in network:
         _place(layer, writer)
