@@ -165,7 +165,7 @@ _MAX_POOL = VectorKernel(
     "max_pool",
     (_POOL,),
     has_params=False,
-    defines=("max_pool_images", "window_max"),
+    defines=("max_pool_images", "max_pool_row", "window_max"),
     is_shared=True,
 )
 _AVERAGE_POOL = VectorKernel("average_pool", (_POOL,), has_params=False, defines=("average_pool",))

@@ -24,16 +24,35 @@ INLINE v16b window_max(const pool_params *p, const uint8_t *x, int32_t top, int3
     return most;
 }
 
-/* Maxima over windows, equation (9). Bytes stored beyond a pixel's channels are overwritten by the next pixel. */
-INLINE void max_pool_images(const pool_params *p, const uint8_t *x, uint8_t *y, int32_t count, share part, int32_t height,
-                            int32_t width, int32_t inside)
+/* One row of results of at most 16 channels whose windows are inside the image. The last pixels have stores of their
+ * length, the others store 16 bytes, of which the next pixel overwrites what is beyond the channels. */
+INLINE void max_pool_row(const pool_params *p, const uint8_t *x, uint8_t *y, int32_t height, int32_t width)
 {
+    const int32_t channels = p->channels, step = p->stride_w * channels, out_w = p->out_w;
+    const int32_t whole = out_w - (16 + channels - 1) / channels + 1;
+    int32_t j = 0;
+
+    for (; j < whole; j++, x += step, y += channels)
+        store_b(y, window_max(p, x, 0, 0, height, width, 1), 16);
+    for (; j < out_w; j++, x += step, y += channels)
+        store_b(y, window_max(p, x, 0, 0, height, width, 1), (out_w - j) * channels);
+}
+
+/* Maxima over windows, equation (9). Bytes stored beyond a pixel's channels are overwritten by the next pixel. */
+INLINE void max_pool_images(const pool_params *params, const uint8_t *x, uint8_t *y, int32_t count, share part,
+                            int32_t height, int32_t width, int32_t inside)
+{
+    const pool_params own = *params, *const p = &own; /* stores of bytes could change what `params` points to */
     const int32_t first = start_of(p->out_h, part), end = start_of(p->out_h, next(part));
 
     for (int32_t n = 0; n < count; n++, x += IMAGE_BYTES, y += IMAGE_BYTES) {
         for (int32_t i = first; i < end; i++) {
             uint8_t *to = y + i * p->out_row;
 
+            if (inside && p->channels <= 16) {
+                max_pool_row(p, x + i * p->stride_h * p->in_row, to, height, width);
+                continue;
+            }
             for (int32_t j = 0; j < p->out_w; j++, to += p->channels) {
                 const int32_t top = i * p->stride_h - p->pad_top, left = j * p->stride_w - p->pad_left;
                 const int32_t rest = (p->out_w - j) * p->channels; /* bytes of the row */
