@@ -108,8 +108,8 @@ def test_inputs_without_second_moments_are_rounded_to_the_nearest() -> None:
 
 
 def test_wide_layers_are_rounded_in_parts() -> None:
-    assert blocks_of(4608) == [slice(0, 4608)]
+    assert blocks_of(1152) == [slice(0, 1152)]
     parts = blocks_of(25_088)
     assert (parts[0].start, parts[-1].stop) == (0, 25_088)
     assert all(a.stop == b.start for a, b in itertools.pairwise(parts))
-    assert max(part.stop - part.start for part in parts) <= 4608
+    assert max(part.stop - part.start for part in parts) <= 1152

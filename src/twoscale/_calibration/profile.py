@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale._calibration.memory import DEFAULT_MEMORY, images_within
+from twoscale._calibration.memory import DEFAULT_MEMORY, images_at_once, images_within
 from twoscale._calibration.statistics import StatisticsAccumulator, TensorStatistics, to_summary
 from twoscale._calibration.summaries import TensorSummary
 from twoscale._ir import float_graph as g
@@ -120,10 +120,10 @@ def profile(
     """
     import torch
 
-    from twoscale._ir.float_module import GraphModule
+    from twoscale._ir.float_module import GraphModule, channels_last
 
-    module, at_once = GraphModule(graph, device), images_within(graph, memory)
-    keep = min(KEEP_SAMPLES, max(_KEEP_AT_LEAST, at_once))
+    module, at_once = GraphModule(graph, device), images_at_once(graph, memory)
+    keep = min(KEEP_SAMPLES, max(_KEEP_AT_LEAST, images_within(graph, memory)))
     accumulators = {node.name: StatisticsAccumulator(node.name) for node in graph if not moves_values(node)}
     accumulators[graph.input.name] = StatisticsAccumulator(graph.input.name, bins=_IMAGE_BINS)
     kept: list[NDArray[np.float32]] = []
@@ -144,7 +144,7 @@ def profile(
             kept.append(batch[:missing].copy())
         images += len(batch)
         for part in torch.split(torch.from_numpy(batch), at_once):
-            module.run(part, visit)
+            module.run(channels_last(part), visit)
         report("calibrating", images, total)
     if not images:
         raise CalibrationError("calibration got no images; pass at least one batch (a few hundred images are good)")

@@ -189,8 +189,9 @@ class StatisticsAccumulator:
         if self._exponent is not None:
             narrow = self._exponent in _FLOAT32_EXPONENTS
             scaled = chunk * (np.float32 if narrow else np.float64)(math.ldexp(1.0, -self._exponent))
-            np.floor(scaled, out=scaled)
-            scaled += self._below  # whole numbers below 2**24, exact in float32 too
+            if self._below:  # else the conversion rounds down
+                np.floor(scaled, out=scaled)
+                scaled += self._below  # whole numbers below 2**24, exact in float32 too
             self._counts += np.bincount(scaled.astype(np.intp), minlength=self._counts.size)
             self._counts[self._below] -= zeros
         values = chunk.astype(np.float64)

@@ -18,7 +18,7 @@ _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 _RATIOS = np.concatenate([np.linspace(1.0, 0.5, 101), np.geomspace(0.5, 1 / 32, 60)[1:]])
 _COARSEST_STEP = float(max(_RATIOS[:-1] / _RATIOS[1:]))
 _FINE = 8
-_NEAR = 4  # candidates tried on each side of the expected best
+_NEAR = 2  # candidates tried on each side of the expected best
 _DENSE = 0.5  # ratios above are so close together that no finer ones are tried where _MANY_STEPS holds
 _BINS = 512  # of magnitudes, for the expected error
 # From this largest integer and this number of values per row on, the expected error is accurate enough to choose

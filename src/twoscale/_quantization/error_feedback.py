@@ -36,16 +36,20 @@ _DAMPING = 0.01
 """Added to the diagonal of the second moments, relative to its mean, so that a few images do not dominate."""
 
 _BLOCK = 64
-"""Weights whose errors are applied one by one. The errors of all later blocks come in one matrix product."""
+"""Inputs in a block. The errors of all later blocks come in one matrix product."""
 
-_WIDEST = 4608
-"""Largest number of inputs whose second moments are in memory at a time (81 MiB): 512·3·3 for large convolutions."""
+_STRIP = 8
+"""Inputs of a block whose errors are applied one by one. Those of the later strips come in one matrix product."""
+
+_WIDEST = 1152
+"""Largest number of inputs that are rounded together: 128·3·3. The work per weight grows with it, and more inputs
+hardly compensate for more; see docs/accuracy.md."""
 
 
 def blocks_of(size: int) -> list[slice]:
-    """Return the slices of a layer's inputs that are rounded together: all inputs, or equal parts of at most 4,608.
+    """Return the slices of a layer's inputs that are rounded together: all inputs, or equal parts of at most 1,152.
 
-    Errors are fed back only within a part, so that memory is bounded by one part's second moments.
+    Errors are fed back only within a part.
     """
     parts = -(-size // _WIDEST)
     edges = [size * part // parts for part in range(parts + 1)]
@@ -202,19 +206,24 @@ def feed_back(weights: Float32, steps: Float32, curvature: Curvature, limit: int
         if later is not None:
             reach += later[..., channels:]
         nearest += _squares(reach) - damping * _squares(plain)
-        for i in range(stop - start - 1, -1, -1):
-            pivot = within[:, i, i, None]
-            value = np.einsum("gk,gko->go", within[:, i, i + 1 :], mine[:, i + 1 :])
-            if later is not None:
-                value += later[:, i, :channels]
-            value /= pivot
-            value += wanted[:, i]
-            integers = _integers(value, limit)
-            np.subtract(wanted[:, i], integers, out=mine[:, i])
-            value -= integers
-            value *= pivot
-            fed_back += np.square(value, dtype=np.float64)
-        fed_back -= damping * _squares(mine)
+        pivots = np.diagonal(within, axis1=1, axis2=2)[:, :, None]
+        feedback = within / pivots
+        values = wanted.copy() if later is None else wanted + later[..., :channels] / pivots
+        for end in range(stop - start, 0, -_STRIP):
+            begin = max(end - _STRIP, 0)
+            for i in range(end - 1, begin - 1, -1):
+                value, error = values[:, i], mine[:, i]
+                if i + 1 < end:
+                    value += np.einsum("gk,gko->go", feedback[:, i, i + 1 : end], mine[:, i + 1 : end])
+                integers = np.rint(value)
+                np.maximum(integers, -limit, out=integers)  # less overhead than np.clip
+                np.minimum(integers, limit, out=integers)
+                np.subtract(wanted[:, i], integers, out=error)
+                value -= integers
+            if begin:
+                values[:, :begin] += _product(feedback[:, :begin, begin:end], mine[:, begin:end])
+        values *= pivots
+        fed_back += _squares(values) - damping * _squares(mine)
         wanted -= mine
         np.put_along_axis(rounded, where, np.rint(wanted, out=wanted).transpose(0, 2, 1).astype(np.int8), 2)
         curvature.add(start, stop, errors)
@@ -231,8 +240,7 @@ def _channels_worse(fed_back: Float64, nearest: Float64) -> Iterator[tuple[int, 
 
 def _integers(values: Float32, limit: int) -> Float32:
     rounded = np.rint(values)
-    np.maximum(rounded, -limit, out=rounded)  # less overhead than np.clip
-    return np.minimum(rounded, limit, out=rounded)
+    return np.clip(rounded, -limit, limit, out=rounded)
 
 
 def _product(a: Float32, b: Float32) -> Float32:

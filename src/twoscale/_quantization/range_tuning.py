@@ -28,7 +28,7 @@ from twoscale._calibration import RealRange, TensorStatistics, affine_parameters
 from twoscale._calibration.memory import DEFAULT_MEMORY, images_within
 from twoscale._calibration.profile import Profile
 from twoscale._ir import float_graph as g
-from twoscale._ir.float_module import GraphModule
+from twoscale._ir.float_module import GraphModule, channels_last
 from twoscale._ir.interpreter import interpret
 from twoscale._ir.layers import TensorSpec
 from twoscale._progress import report
@@ -42,7 +42,7 @@ _FACTORS = np.geomspace(0.6, 1.5, 17)
 """Scales tried, relative to the current one."""
 
 _PROJECTIONS = 4
-_FEW_PROJECTIONS = 2
+_FEW_PROJECTIONS = 1
 """Random vectors per image, for small and for large networks."""
 
 _BATCH = 32
@@ -123,7 +123,7 @@ def _errors(
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, len(images), batch):
         report("tuning ranges", start, len(images))
-        values = _values(module, torch.from_numpy(np.ascontiguousarray(images[start : start + batch])))
+        values = _values(module, channels_last(torch.from_numpy(np.ascontiguousarray(images[start : start + batch]))))
         sensitive = [name for name in candidates if values[name].requires_grad]  # not the constants
         outputs = [values[name] for name in graph.outputs if values[name].requires_grad]
         if not outputs:  # after a comparison nothing is known of the slopes
@@ -145,11 +145,13 @@ def _errors(
             )
             for rows, slope in zip(slopes, found, strict=True):
                 if slope is not None:
-                    rows.append(slope.flatten(1))
+                    rows.append(slope)
         with torch.no_grad():
             for name, rows in zip(sensitive, slopes, strict=True):
                 if rows:
-                    errors[name] += estimate(values[name].detach().flatten(1), torch.stack(rows, 1), candidates[name])
+                    x, *rows = _flat([values[name].detach(), *rows])
+                    stacked = torch.stack(rows, 1) if len(rows) > 1 else rows[0][:, None]
+                    errors[name] += estimate(x, stacked, candidates[name])
     return errors
 
 
@@ -172,6 +174,13 @@ def _values(module: GraphModule, images: torch.Tensor) -> dict[str, torch.Tensor
     return interpret(
         nodes, lambda node, x: module.compute(node, x) if x else images, keep=[node.name for node in nodes]
     )
+
+
+def _flat(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return tensors (N, ...) of one shape as (N, values), in an order of the values that copies the first least."""
+    if tensors[0].ndim == 4 and tensors[0].is_contiguous(memory_format=torch.channels_last):
+        tensors = [tensor.permute(0, 2, 3, 1) for tensor in tensors]
+    return [tensor.flatten(1) for tensor in tensors]
 
 
 def _sampled_errors(x: torch.Tensor, slopes: torch.Tensor, specs: list[TensorSpec]) -> NDArray[np.float64]:

@@ -115,14 +115,18 @@ class TorchExecutor:
             bound = int(layer.partial_bound(self.network.spec(layer.inputs[0])).max(initial=0))
             kind = torch.float32 if bound < 2**24 or not self.exact else torch.float64
             weight, bias = self._tensor(layer.weight).to(kind), self._tensor(layer.bias_o).to(kind)
-            if self.exact:  # for estimates, a network runs once
-                self._weights[layer] = weight, bias
+            if not self.exact:  # for estimates, a network runs once, layer by layer
+                self._weights.clear()
+            self._weights[layer] = weight, bias
         x = x.to(weight.dtype)
         if isinstance(layer, n.Conv2d):
             return self._convolve(layer, x, weight, bias)
         return F.linear(x, weight, bias)
 
     def _convolve(self, layer: n.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        top, left, bottom, right = layer.padding
+        if not self._unfolds and (top, left) == (bottom, right):
+            return F.conv2d(x, weight, bias, layer.stride, (top, left), layer.dilation, layer.groups)
         x = _pad(x, layer.padding, 0.0)
         if not self._unfolds:
             return F.conv2d(x, weight, bias, layer.stride, 0, layer.dilation, layer.groups)

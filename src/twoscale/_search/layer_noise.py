@@ -240,7 +240,7 @@ def _corrected(
                 found = correct_layer(mine, node, variant.plan.scheme, real, executor_of_variant, x_mine)
                 mine = found.layer
                 if is_read:
-                    own[place] = executor_of_variant.requantized(mine, found.accumulators, x_mine)
+                    own[place] = found.integers(executor_of_variant, x_mine).float()
             elif is_read:
                 own[place] = executor_of_variant.compute(mine, x_mine)
             corrected[place][layer.name] = mine

@@ -279,14 +279,15 @@ def _export_failure(model: nn.Module, example: torch.Tensor, error: Exception) -
 
 
 _LARGE = 1 << 16
-"""Values of an image beyond which the captured graph is compared on two images instead of four: convolutions in float64
-take seconds."""
+"""Values of an image beyond which the captured graph is compared on two images instead of four: convolutions take
+seconds."""
 
 
 def _check_captured(graph: FloatGraph, model: nn.Module, images: torch.Tensor, left_out: str | None) -> None:
     """Run the model and the graph on the user's images. A capture that computes something else must never be used.
 
-    The model runs in float64 if it can, so that rounding causes no difference.
+    Both run as they are first. If rounding may be the difference between them, they run in float64, which needs two
+    more copies of the weights, twice as large.
 
     Raises:
         CaptureError: they differ by more than rounding.
@@ -296,27 +297,45 @@ def _check_captured(graph: FloatGraph, model: nn.Module, images: torch.Tensor, l
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn((2, *images.shape[1:]), generator=generator)
         images = noise.to(images)
-    expected = _in_float64(model, images)
-    exact = expected is not None
-    if expected is None:
-        expected = pytree.tree_leaves(model(images))  # a tuple or a dict of a model with several outputs
+    expected = pytree.tree_leaves(model(images))  # a tuple or a dict of a model with several outputs
+    if not _differences(graph, expected, images.cpu().float(), left_out, _EXACT):
+        return
+    share = _EXACT
+    exact = _in_float64(model, images)
+    if exact is None:
+        share = 1e-2 if torch.finfo(images.dtype).bits >= 32 else 0.1  # rounding, also of TF32 and 16-bit models
+    differences = _differences(graph, expected if exact is None else exact, images.cpu().double(), left_out, share)
+    for name, error in differences.items():
+        what = "logits differ" if len(graph.outputs) == 1 else f"output {name} differs"
+        raise CaptureError(
+            f"the captured graph of {graph.name} does not compute what the model does ({what} by {error:.2g}); "
+            "look for randomness, for state, and for tensors changed in place while other views of them are in use"
+        )
+
+
+_EXACT = 1e-3
+"""Largest difference of an output, as a share of its largest value, where rounding is no excuse."""
+
+
+def _differences(
+    graph: FloatGraph, expected: list[torch.Tensor], images: torch.Tensor, left_out: str | None, share: float
+) -> dict[str, float]:
+    """Return the largest error of each output of the graph that differs from ``expected`` by more than ``share``.
+
+    Nothing differs if the model's values are too large for its type: calibration will name the layer.
+    """
     if not all(torch.isfinite(values).all() for values in expected):
-        return  # too large for float32; calibration will name the layer
-    computed = GraphModule(graph, dtype=torch.float64).run(images.cpu().double())
+        return {}
+    computed = GraphModule(graph, dtype=images.dtype).run(images)
+    found = {}
     for name, values in zip(graph.outputs, expected, strict=True):
-        found = computed[name]
+        output = computed[name]
         if left_out is not None:
-            found = found.log_softmax(1) if left_out == "log_softmax" else found.softmax(1)
-        error = (found - values.cpu().double()).abs().max()
-        # More than rounding (also of TF32 and 16-bit models), and less than an error.
-        share = 1e-3 if exact else 1e-2 if torch.finfo(images.dtype).bits >= 32 else 0.1
-        tolerance = share * float(values.abs().max())
-        if not error <= tolerance + 1e-6:
-            what = "logits differ" if len(expected) == 1 else f"output {name} differs"
-            raise CaptureError(
-                f"the captured graph of {graph.name} does not compute what the model does ({what} by {error:.2g}); "
-                "look for randomness, for state, and for tensors changed in place while other views of them are in use"
-            )
+            output = output.log_softmax(1) if left_out == "log_softmax" else output.softmax(1)
+        error = float((output.double() - values.cpu().double()).abs().max())
+        if not error <= share * float(values.abs().max()) + 1e-6:
+            found[name] = error
+    return found
 
 
 def _in_float64(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor] | None:
