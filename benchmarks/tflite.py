@@ -1,18 +1,24 @@
 """TensorFlow Lite files in LiteRT, on its default path and its reference kernels: integers that differ.
 
     python -m benchmarks.tflite resnet8=FILE resnet20=FILE net resnet18 mobilenetv2 [--images N] [--random N]
+    python -m benchmarks.tflite --read FILE.tflite
 
 Each argument is a model of the registry, and a file of its weights for CIFAR-10. Without one, its weights are random
 and its batch norms see 200 images first, which makes accuracy meaningless. A network is quantized with the scheme
 "tflite" and 400 training images. Every integer of every layer of every test image is compared with the torch
 executor's, and with the NumPy reference's for the first 100. ``--random`` compares random networks of every layer type.
 The result, in results/tflite.json, is rewritten after every network.
+
+``--read`` reads another tool's integer file for CIFAR-10 and runs it in twoscale's engine and in LiteRT's default path,
+in turn, one image at a time on one thread. It also counts the outputs that differ, since LiteRT's default path rounds
+in another way, and gives both accuracies. The result is results/tflite-read.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +26,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.common import write_result
+from benchmarks.common import Pair, paired, write_result
 from twoscale import data, models
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from twoscale._ir.execution import Executor
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
 
 BATCH = 100
 CALIBRATION_IMAGES = 400
+TIMED_RUNS = 200
 KERNELS = ("default", "reference")
 
 
@@ -140,6 +149,73 @@ def measure(name: str, path: Path | None, count: int) -> Row:
     )
 
 
+@dataclass(frozen=True)
+class ReadFile:
+    """Another tool's file in the engine (a) and in LiteRT's default path (b)."""
+
+    file: str
+    fingerprint: str
+    kernels: str
+    """The engine's instruction set."""
+    images: int
+    top1_engine: float
+    top1_litert: float
+    outputs_differing: int
+    outputs: int
+    microseconds: Pair
+    """For one image at a time, on one thread: a whole call of the engine, and LiteRT's ``invoke`` alone."""
+
+
+def measure_file(path: Path, count: int, repeats: int) -> ReadFile:
+    """Compare another tool's integer file in the engine and in LiteRT, over the first ``count`` test images.
+
+    Both get integers of the file's type and give its outputs; the engine gets them as float32, and quantizes.
+    """
+    from ai_edge_litert import interpreter
+
+    import twoscale
+    from twoscale._ir.operators.vectorized import quantize_input
+
+    network = twoscale.load(path)
+    spec, output = network.input.output, network.spec(network.output)
+    test = data.load("cifar10").test.head(count)
+    mean, std = network.metadata["mean"], network.metadata["std"]
+    images = data.normalize(test.images, mean, std)
+    stored = np.ascontiguousarray(quantize_input(images, spec).transpose(0, 2, 3, 1))
+    engine = network.compile(threads=1)
+    runtime = interpreter.Interpreter(str(path), num_threads=1)
+    runtime.allocate_tensors()
+    entry, result = (details[0]["index"] for details in (runtime.get_input_details(), runtime.get_output_details()))
+
+    def run_litert(i: int) -> Any:
+        runtime.set_tensor(entry, stored[i : i + 1])
+        runtime.invoke()
+        return runtime.get_tensor(result)[0]
+
+    found = [run_litert(i).copy() for i in range(count)]
+    theirs = ((np.array(found, np.float64) - output.zero_point) * output.scale).astype(np.float32)
+    ours = np.concatenate([engine(images[i : i + BATCH]) for i in range(0, count, BATCH)])
+    one = images[:1]
+
+    def timed(run: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        for _ in range(TIMED_RUNS):
+            run()
+        return (time.perf_counter() - start) / TIMED_RUNS * 1e6
+
+    return ReadFile(
+        file=path.name,
+        fingerprint=network.fingerprint,
+        kernels=engine.kernels,
+        images=count,
+        top1_engine=float((ours.argmax(1) == test.labels).mean()),
+        top1_litert=float((theirs.argmax(1) == test.labels).mean()),
+        outputs_differing=int((ours != theirs).sum()),
+        outputs=int(ours.size),
+        microseconds=paired(lambda: timed(lambda: engine(one)), lambda: timed(runtime.invoke), repeats),
+    )
+
+
 def random_networks(count: int) -> dict[str, int]:
     """Compare random networks, as the tests make them: networks, layers, integers compared and differing."""
     from tests.formats import test_tflite as made
@@ -171,8 +247,16 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", help="model, or model=weights")
     parser.add_argument("--images", type=int, default=10_000, help="test images")
     parser.add_argument("--random", type=int, default=0, help="random networks")
+    parser.add_argument("--read", type=Path, help="another tool's integer .tflite file for CIFAR-10")
+    parser.add_argument("--repeats", type=int, default=15, help="timings of each side, for --read")
     parser.add_argument("--no-record", action="store_true")
     options = parser.parse_args()
+    if options.read:
+        found = measure_file(options.read, options.images, options.repeats)
+        print(found)
+        if not options.no_record:
+            write_result("tflite-read", found, "ai-edge-litert")
+        return
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {"calibration_images": CALIBRATION_IMAGES, "rows": rows}
     if options.random:

@@ -260,6 +260,13 @@ def test_the_published_network_is_litert_s_up_to_its_linear_layer(published: Rea
     assert set(found) <= {layer.name for layer in network if isinstance(layer, n.Linear | n.FixedPointSoftmax)}
 
 
+def test_the_published_network_compiles(published: Read) -> None:
+    """In the engine's kernels for this machine, with AMX where it has that."""
+    network = published.network
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 3, 32, 32)).astype(np.float32)
+    assert (network.compile(threads=1)(pixels) == network(pixels)).all()
+
+
 def test_the_published_network_takes_pixels(published: Read) -> None:
     assert published.network.metadata["mean"] == [0.0] * 3
     assert published.network.metadata["std"] == [1 / 255] * 3

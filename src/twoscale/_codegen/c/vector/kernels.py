@@ -113,7 +113,7 @@ _LOOK_UP_ROWS = VectorKernel(
 )
 _MOVE = VectorKernel("move", portable=(NEXT_PLACE,), has_params=False, defines=("move", "move_runs"))
 _RESCALE_RUNS = VectorKernel("rescale_runs", defines=("rescale_runs",))
-FIXED_NUMBERS = VectorKernel("fixed_point", has_params=False, defines=("fixed_16", "fixed_numbers"))
+FIXED_NUMBERS = VectorKernel("fixed_point", has_params=False, defines=("fixed_16", "fixed_8", "fixed_by"))
 """Used by networks of TensorFlow Lite's arithmetic."""
 _CONV_ROWS = VectorKernel(
     "conv_rows", has_params=False, defines=("conv_part", "conv_row", "conv_rows_of", "conv_start")

@@ -34,7 +34,17 @@ INLINE v16f conv_requantize(const conv_end *e, v16i acc, const float *scale, con
 #define RESULT(i) (at->y[ROW(i)] + PIXEL(i) * e->out_pixel + (channel + 16 * VECTOR(i)) * (end == NUMBERS ? 4 : 1))
 #define RESIDUAL(i) \
     (end != JOINED || i >= used ? NULL : at->residual[ROW(i)] + PIXEL(i) * e->residual_pixel + channel + 16 * VECTOR(i))
+#ifdef FIXED_POINT
+/* In float32 only what clamping to a byte follows is rounded: numbers far beyond every byte. */
+#define REQUANTIZE_FIXED(acc, first) \
+    mul_add(to_f(fixed_16(acc, p->mantissa + (first), p->exponent + (first))), set_f(1.0f), e->zero)
+#define REQUANTIZE(i, acc) \
+    (end == FIXED ? REQUANTIZE_FIXED(acc, channel + 16 * VECTOR(i)) \
+                  : conv_requantize(e, acc, p->scale + channel + 16 * VECTOR(i), RESIDUAL(i)))
+#endif
+#ifndef FIXED_POINT
 #define REQUANTIZE(i, acc) conv_requantize(e, acc, p->scale + channel + 16 * VECTOR(i), RESIDUAL(i))
+#endif
 #define STORE_NUMBERS(i, acc) \
     if (i < used) \
         store_i(RESULT(i), acc, e->rest - 16 * VECTOR(i));
@@ -179,6 +189,9 @@ INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w
 #undef RESULT
 #undef RESIDUAL
 #undef REQUANTIZE
+#ifdef FIXED_POINT
+#undef REQUANTIZE_FIXED
+#endif
 #undef STORE_NUMBERS
 #undef STORE_QUARTER
 #undef STORE_FEW
@@ -396,8 +409,14 @@ INLINE void conv_finish(const conv_params *p, const conv_product *product, const
     const int32_t is_dense = p->row_pixels == p->out_w && p->out_row == p->out_w * p->out_pixel &&
                              (end != JOINED || p->residual_row == p->out_w * p->residual_pixel);
     const int32_t channel = product->channel, row_pixels = p->row_pixels, out_w = p->out_w;
+#ifdef FIXED_POINT
+    const v16f scale = end == NUMBERS ? set_f(0) : end == FIXED ? set_f(1.0f) : load_f(p->scale + channel, 16);
+    const v16f second = end == NUMBERS || end == FIXED || vectors == 1 ? scale : load_f(p->scale + channel + 16, 16);
+#endif
+#ifndef FIXED_POINT
     const v16f scale = end == NUMBERS ? set_f(0) : load_f(p->scale + channel, 16);
     const v16f second = end == NUMBERS || vectors == 1 ? scale : load_f(p->scale + channel + 16, 16);
+#endif
     const conv_end e = {set_f(p->zero), set_f(p->residual_scale), set_64(p->lo), set_64(p->hi),
                         p->out_c - channel, p->out_pixel, p->residual_pixel};
 
@@ -517,6 +536,16 @@ INLINE void conv_matrices(const conv_params *p, const uint8_t *x, const uint8_t 
                 else
                     conv_multiply(p, &product, w0, w0, &ahead, ahead_lines, step, stride, 0, 0);
                 store_sums(sums, product.two_a, product.two_b);
+#ifdef FIXED_POINT
+                for (int32_t t = 0; end == FIXED && t <= product.two_a; t++)
+                    for (int32_t i = 0; i < pixels; i++)
+                        for (int32_t h = 0; h <= product.two_b; h++) {
+                            int32_t *const sum = sums + 512 * t + 32 * i + 16 * h;
+                            const int32_t first = product.channel + 16 * h;
+
+                            store_i((uint8_t *)sum, fixed_16(load_i(sum), p->mantissa + first, p->exponent + first), 16);
+                        }
+#endif
                 if (product.two_b)
                     conv_finish(p, &product, sums, pixels, 2, end);
                 else
@@ -538,6 +567,9 @@ INLINE void conv_matrices(const conv_params *p, const uint8_t *x, const uint8_t 
 CONV_MATRICES(ISA(conv_to_numbers), NUMBERS)
 CONV_MATRICES(ISA(conv_to_bytes), BYTES)
 CONV_MATRICES(ISA(conv_to_joined), JOINED)
+#ifdef FIXED_POINT
+CONV_MATRICES(ISA(conv_to_fixed), FIXED)
+#endif
 #undef CONV_MATRICES
 
 #endif
@@ -553,6 +585,10 @@ INLINE int conv_by_matrices(const conv_params *p, const uint8_t *x, const uint8_
         ISA(conv_to_numbers)(p, x, residual, y, count, part, vectors, step);
     else if (end == BYTES)
         ISA(conv_to_bytes)(p, x, residual, y, count, part, vectors, step);
+#ifdef FIXED_POINT
+    else if (end == FIXED)
+        ISA(conv_to_fixed)(p, x, residual, y, count, part, vectors, step);
+#endif
     else
         ISA(conv_to_joined)(p, x, residual, y, count, part, vectors, step);
     return 1;

@@ -14,6 +14,9 @@ typedef struct {
     const int8_t *weight;                            /* [blocks][segments][words][channels of a block][4] */
     const int32_t *bias;
     const float *scale; /* m / 2^shift of each channel */
+#ifdef FIXED_POINT
+    const int32_t *mantissa, *exponent; /* of each channel, in TensorFlow Lite's arithmetic */
+#endif
     uint8_t lo, hi;
     float zero;         /* with a residual: minus its zero point times its scale */
     float residual_scale;
@@ -31,6 +34,9 @@ typedef struct {
 
 /* The form of the results. */
 enum { NUMBERS, BYTES, JOINED }; /* int32; bytes; bytes, after a residual is added */
+#ifdef FIXED_POINT
+enum { FIXED = JOINED + 1 }; /* bytes, by equation (18) */
+#endif
 
 enum { ARRANGEMENTS = 4 }; /* of the four bytes of a word; the last means that every arrangement could saturate */
 
