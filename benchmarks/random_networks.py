@@ -62,12 +62,14 @@ class Block:
 
 
 def network_of(seed: int) -> IntegerNetwork:
-    """Return a network; its type, size and operators depend on the seed."""
+    """Return a network; its type, size, operators and number of inputs (two of every tenth) depend on the seed."""
     rng = np.random.default_rng([seed, 17])
     dtype: ActivationType = ("uint8", "int8", "mixed")[seed % 3]
     some = [str(name) for name in rng.choice(EVERY_OPERATOR, 6, replace=False)]
     length = int(rng.integers(1, 11))
-    return random_network(rng, operators=EVERY_OPERATOR if seed % 2 else some, length=length, dtype=dtype)
+    inputs = 2 if seed % 10 == 4 else 1
+    operators = EVERY_OPERATOR if seed % 2 else some
+    return random_network(rng, operators=operators, length=length, dtype=dtype, more_inputs=inputs - 1)
 
 
 def executors(seed: int, plan: Plan) -> Iterator[str]:

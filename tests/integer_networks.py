@@ -77,6 +77,7 @@ def random_network(
     classes: int | None = None,
     widest: int = 6,
     more_outputs: int = 0,
+    more_inputs: int = 0,
     name: str = "random",
 ) -> IntegerNetwork:
     """Make a network.
@@ -94,20 +95,23 @@ def random_network(
         classes: number of outputs; None draws 2..10.
         widest: channels of a convolution; more than 6 also make larger windows and tensors.
         more_outputs: how many other layers, drawn at random, are outputs besides the last.
+        more_inputs: how many inputs of the same shape there are besides the first.
         name: of the network.
     """
     unknown = set(operators) - {*OPERATORS, *COMPOSED}
     if unknown:
         raise ValueError(f"no such operators: {sorted(unknown)}; there are {', '.join((*OPERATORS, *COMPOSED))}")
     maker = _Maker(rng, dtype or ("uint8", "int8")[rng.integers(2)], bits, on_grid, extreme, widest)
-    maker.quantize_input(image_shape or (_int(rng, 1, 4), _int(rng, 4, 8), _int(rng, 4, 8)))
+    shape = image_shape or (_int(rng, 1, 4), _int(rng, 4, 8), _int(rng, 4, 8))
+    for index in range(1 + more_inputs):
+        maker.quantize_input(shape, f"input{index + 1 if index else ''}")
     choices = sorted(operators)
     for _ in range(length):
         for operator in rng.permutation(choices):
             if _MAKE[operator](maker):
                 break
     final = maker.finish(classes or _int(rng, 2, 10), output, "conv" in operators)
-    others = [layer.name for layer in maker.layers[1:] if layer.name != final]
+    others = [layer.name for layer in maker.layers[1 + more_inputs :] if layer.name != final]
     drawn: list[str] = list(rng.permutation(others)[:more_outputs]) if more_outputs else []
     return IntegerNetwork(
         name=name,
@@ -119,8 +123,14 @@ def random_network(
 
 
 def random_images(rng: np.random.Generator, network: IntegerNetwork, count: int) -> NDArray[np.float32]:
-    """Make ``count`` images (N, C, H, W) that reach the whole input range and beyond, with many exact ties."""
-    spec = network.input.output
+    """Make ``count`` images (N, C, H, W) that reach the whole input range and beyond, with many exact ties.
+
+    Several inputs are in one array, see ``InputLayout``.
+    """
+    return network.input_layout.joined([_images_of(rng, layer.output, count) for layer in network.inputs])
+
+
+def _images_of(rng: np.random.Generator, spec: n.TensorSpec, count: int) -> NDArray[np.float32]:
     steps = rng.uniform(spec.lo - 8, spec.hi + 8, (count, *spec.shape)) - spec.zero_point
     kind = rng.random(steps.shape)
     steps = np.where(kind < 0.25, np.round(steps) + 0.5, steps)
@@ -262,8 +272,8 @@ class _Maker:
     def new_name(self, kind: str) -> str:
         return f"{kind}{len(self.layers)}"
 
-    def quantize_input(self, shape: Shape) -> None:
-        self.add_layer(n.QuantizeInput(name="input", inputs=(), output=self.spec(shape)))
+    def quantize_input(self, shape: Shape, name: str = "input") -> None:
+        self.add_layer(n.QuantizeInput(name=name, inputs=(), output=self.spec(shape)))
 
     def flat(self) -> n.Layer:
         """Return the newest tensor as a vector, flattened if need be."""

@@ -41,12 +41,14 @@ class ScalarExecutor:
 
     def run_one(self, image: NDArray[np.float32]) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
+        rest = image.ravel()  # several inputs follow one another
         for layer in self.network:
             out = np.empty(layer.output.shape, object)
             if isinstance(layer, n.QuantizeInput):
                 spec = layer.output
+                given, rest = rest[: out.size].reshape(spec.shape), rest[out.size :]
                 for index in np.ndindex(spec.shape):
-                    x = float(image[index])
+                    x = float(given[index])
                     out[index] = arithmetic.quantize_input(x, spec.scale, spec.zero_point, spec.lo, spec.hi)
             else:
                 specs = [self.network.spec(name) for name in layer.inputs]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from twoscale._ir.input_layout import InputLayout, parts_of
 from twoscale.errors import ConfigurationError
 
 __all__ = [
@@ -203,25 +204,28 @@ def predicted_classes(outputs: NDArray[Any]) -> NDArray[np.int64]:
     return largest
 
 
-def labelled(batches: Iterable[Any], outputs: int | None) -> Iterator[Batch]:
+def labelled(batches: Iterable[Any], outputs: int | None, layout: InputLayout | None = None) -> Iterator[Batch]:
     """Yield batches from tensors, arrays, or tuples (images, labels, …); empty batches are left out.
 
     Args:
-        batches: as above; or one tensor or array of images (N, C, H, W).
+        batches: as above; or one tensor or array of images (N, C, H, W). For several inputs tuples (a, b),
+            (a, b, labels, …) or ((a, b), labels, …).
         outputs: number of classes of the network. With one, labels are 0 and 1, of any type and also of shape (N, 1).
             None if no output is a vector of classes: labels and targets are then ignored.
+        layout: of the network's inputs; by default there is one.
 
     Raises:
-        ConfigurationError: images of uint8 pixels, or labels that are neither one class index per image nor real
-            targets (N, outputs).
+        ConfigurationError: fewer arrays than inputs, inputs of another shape, images of uint8 pixels, or labels that
+            are neither one class index per image nor real targets (N, outputs).
     """
     for index, batch in enumerate(in_batches(batches)):
-        images, *rest = batch if isinstance(batch, tuple | list) and len(batch) else (batch,)
-        images = _array(images)
-        if images.dtype == np.uint8:
+        inputs, rest = _inputs_of(batch, index, layout)
+        arrays = [_array(part) for part in inputs]
+        if any(array.dtype == np.uint8 for array in arrays):
             raise ConfigurationError(
                 f"batch {index} holds uint8 pixels; expected the normalized float images the network takes"
             )
+        images = _joined(arrays, index, layout)
         labels = None if not rest or rest[0] is None else _array(rest[0])
         if labels is None or outputs is None:
             found = Batch(images, None)
@@ -231,6 +235,29 @@ def labelled(batches: Iterable[Any], outputs: int | None) -> Iterator[Batch]:
             found = _several(images, labels, index, outputs)
         if images.shape[:1] != (0,):
             yield found
+
+
+def _inputs_of(batch: Any, index: int, layout: InputLayout | None) -> tuple[list[Any], list[Any]]:
+    """Return the inputs in a batch, and what comes after them."""
+    found = parts_of(batch, 1 if layout is None else len(layout.shapes))
+    if found is None:
+        assert layout is not None
+        raise ConfigurationError(
+            f"batch {index} is a tuple of {len(batch)}; expected the inputs {layout.text()}, and labels after them"
+        )
+    return found
+
+
+def _joined(arrays: list[NDArray[Any]], index: int, layout: InputLayout | None) -> NDArray[Any]:
+    """Return the inputs of a batch as one array."""
+    if layout is None or len(arrays) == 1:
+        return arrays[0]
+    fits = all(array.shape[1:] == shape for array, shape in zip(arrays, layout.shapes, strict=True))
+    if not fits or len({len(array) for array in arrays}) > 1:
+        raise ConfigurationError(
+            f"batch {index} has inputs {' and '.join(str(array.shape) for array in arrays)}; expected {layout.text()}"
+        )
+    return layout.joined(arrays)
 
 
 def _binary(images: NDArray[Any], labels: NDArray[Any], index: int) -> Batch:
@@ -296,9 +323,13 @@ def number_of_images(batches: Iterable[Any]) -> int | None:
         return len(batches)  # type: ignore[arg-type]
     if not isinstance(batches, list | tuple):
         return None
-    images = [batch[0] if isinstance(batch, tuple | list) and len(batch) else batch for batch in batches]
+    images = [_first(_first(batch)) for batch in batches]
     shapes = [tuple(getattr(part, "shape", ())) for part in images]
     return sum(shape[0] for shape in shapes) if all(shapes) else None
+
+
+def _first(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
 
 
 def _array(value: Any) -> NDArray[Any]:

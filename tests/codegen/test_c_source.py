@@ -71,7 +71,7 @@ def tiny(name: str = "tiny", layer: str = "head") -> IntegerNetwork:
 def entries_that_show(network: IntegerNetwork) -> list[int]:
     """Count, for each table, the entries that the self-test's images look up and that differ from their neighbour."""
     reference = ReferenceExecutor(network)
-    values: dict[str, NDArray[Any]] = {network.input.name: default_images(network)}
+    values: dict[str, NDArray[Any]] = {network.input.name: default_images(network)[0]}
     counts = []
     for layer in network.layers[1:]:
         inputs = [values[name] for name in layer.inputs]
@@ -499,7 +499,7 @@ def test_test_images_that_do_not_fit_are_refused(images: NDArray[Any], message: 
 
 def test_test_images_out_of_range_are_refused(tmp_path: Path) -> None:
     network = random_network(np.random.default_rng(0), dtype="uint8", bits=4)
-    images = default_images(network)
+    (images,) = default_images(network)
     images[0] = 255
     with pytest.raises(ConfigurationError, match=r"must be integers in \[\d+, \d+\], got \d+\.\.255"):
         export_c(network, tmp_path, inputs=images)
@@ -508,7 +508,7 @@ def test_test_images_out_of_range_are_refused(tmp_path: Path) -> None:
 def test_made_up_images_reach_both_ends_of_the_range() -> None:
     network = every_kernel("int8")
     spec = network.input.output
-    images = default_images(network, 5)
+    (images,) = default_images(network, 5)
     assert images.dtype == np.int8
     assert (images[-2] == spec.lo).all()
     assert (images[-1] == spec.hi).all()

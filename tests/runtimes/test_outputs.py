@@ -19,7 +19,7 @@ import twoscale
 from tests.codegen.compiling import NOT_INLINED, STRICT, build, need, run
 from tests.integer_networks import random_images, random_network
 from twoscale._codegen.c import export_c
-from twoscale._formats.onnx.graph_builder import FORMAT
+from twoscale._formats.onnx.graph_builder import FORMAT_OF_ONE_INPUT
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.reference import ReferenceExecutor
 from twoscale._runtimes.c import CExecutor
@@ -225,7 +225,7 @@ def test_networks_of_one_output_keep_format_and_fingerprint(tmp_path: Path) -> N
     one = dataclasses.replace(several, outputs=several.outputs[:1])
     other = dataclasses.replace(several, outputs=several.outputs[::-1])
     assert len({network.fingerprint for network in (several, one, other)}) == 3
-    for network, form in ((one, "1"), (several, str(FORMAT))):
+    for network, form in ((one, "1"), (several, str(FORMAT_OF_ONE_INPUT))):
         network.save(tmp_path / "net.onnx")
         model = onnx.load(tmp_path / "net.onnx")
         properties = {entry.key: entry.value for entry in model.metadata_props}

@@ -234,11 +234,13 @@ def test_what_cannot_be_saved(network: IntegerNetwork, tmp_path: Path, monkeypat
 def test_a_description_survives_its_note(made: SavedLibrary, network: IntegerNetwork) -> None:
     description = Description.from_note(sealed.read_note(Path(made.library)))
     found: dict[str, Any] = dataclasses.asdict(description)
-    assert (found["input"], *found["outputs"]) == tuple(
+    assert (*found["inputs"], *found["outputs"]) == tuple(
         dataclasses.asdict(network.spec(name)) for name in (network.input.name, network.output)
     )
     assert description.metadata == {"mean": list(MEAN), "std": list(STD)}
     assert description == Description.from_note(description.to_note())
+    several = dataclasses.replace(description, inputs=description.inputs * 2)
+    assert several == Description.from_note(several.to_note())
 
 
 def test_the_verb_writes_both_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

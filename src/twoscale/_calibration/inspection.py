@@ -46,10 +46,11 @@ def inspect(model: nn.Module, batches: Iterable[Any]) -> Inspection:
         CalibrationError: no images, or NaN or infinity among the values.
     """
     from twoscale._calibration.profile import calibration_images, profile, weight_summaries
-    from twoscale._frontends import float_graph
+    from twoscale._frontends import as_module, float_graph, input_count
     from twoscale._passes.fold import fold
 
-    first, images = calibration_images(batches, "inspect")
+    model = as_module(model)
+    first, images = calibration_images(batches, "inspect", input_count(model))
     graph = fold(float_graph(model, first))
     found = profile(graph, images)
     return Inspection(graph.name, weight_summaries(graph), found.summaries(), found.images)

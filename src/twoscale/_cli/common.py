@@ -324,6 +324,7 @@ def recorded(origin: ModelInfo | Published | IntegerNetwork | None) -> ImageOrig
 
     Raises:
         NetworkFileError: the metadata of an integer network has other types.
+        ConfigurationError: an integer network has several inputs, and a data set has one image per label.
     """
     if origin is None:
         return ImageOrigin()
@@ -331,6 +332,11 @@ def recorded(origin: ModelInfo | Published | IntegerNetwork | None) -> ImageOrig
         preprocessing = getattr(origin, "preprocessing", None)  # published weights have none
         classes = getattr(origin, "classes", None)
         return ImageOrigin(origin.data, tuple(origin.mean), tuple(origin.std), preprocessing, classes)
+    if len(origin.inputs) > 1:
+        raise ConfigurationError(
+            f"{origin.name} has {len(origin.inputs)} inputs, {origin.input_layout.text()}, and a data set has images "
+            "alone; use the library, e.g. twoscale.verify(network, batches of tuples)"
+        )
     try:
         found = msgspec.convert({key: origin.metadata.get(key) for key in ImageOrigin.__struct_fields__}, ImageOrigin)
     except msgspec.ValidationError as error:

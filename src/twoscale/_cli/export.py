@@ -96,7 +96,7 @@ def export_command(
     else:
         dataset = dataset_for(data, recorded(loaded))
         real, _ = next(iter(batches_of(dataset.test, dataset, batch_size=images, limit=images)))
-        inputs = quantize_input(real, loaded.input.output)
+        inputs = (quantize_input(real, loaded.input.output),)
     report("exporting", 0, None)
     result = export_c(loaded, out, target=target, name=name, inputs=inputs)
     if json:

@@ -88,7 +88,7 @@ def _facts(layer: n.Layer) -> Table:
 def _worked(layer: n.Accumulating) -> Table:
     """Return the steps from an accumulator to an output integer, for an image of zeros."""
     network, y = layer.owner, layer.output
-    one = worked_output(network, layer, np.zeros(network.input.output.shape, np.float32))
+    one = worked_output(network, layer, np.zeros(network.input_layout.shape, np.float32))
     rows = [
         ["Products of integers, summed", count(one.accumulator - one.bias)],
         ["Bias", count(one.bias)],

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from twoscale._formats.onnx.graph_builder import GraphBuilder, is_narrow, q, window
+from twoscale._formats.onnx.graph_builder import GraphBuilder, input_name, is_narrow, q, window
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import REQUANTIZE_SHIFT
 from twoscale._ir.integer_network import IntegerNetwork
@@ -216,7 +216,7 @@ def _factor(multiplier: n.Multiplier) -> float:
 
 
 _WRITE: dict[type[n.Layer], Callable[[QdqWriter, Any], object]] = {
-    n.QuantizeInput: lambda w, layer: w.finish(layer, "input"),
+    n.QuantizeInput: lambda w, layer: w.finish(layer, input_name(w.network, layer.name)),
     n.Conv2d: _conv2d,
     n.Linear: _linear,
     n.Add: _add,

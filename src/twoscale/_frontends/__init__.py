@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from twoscale._ir.float_graph import FloatGraph
     from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["as_module", "float_graph", "integer_network"]
+__all__ = ["as_module", "float_graph", "input_count", "integer_network"]
 
 
 def _is_of_torch(source: Any) -> bool:
@@ -52,7 +52,7 @@ def float_graph(source: Any, example_nchw: Any, *, name: str | None = None) -> F
 
     Args:
         source: an nn.Module, an ExportedProgram, or the path of a float .onnx file.
-        example_nchw: a batch of one image or more, an array or a tensor.
+        example_nchw: a batch of one image or more, an array or a tensor; for several inputs a tuple of them.
         name: of the graph; by default the model's own.
 
     Raises:
@@ -65,6 +65,17 @@ def float_graph(source: Any, example_nchw: Any, *, name: str | None = None) -> F
             graph: FloatGraph = getattr(importlib.import_module(module), function)(source, example_nchw, name=name)
             return graph
     raise CaptureError(f"expected a torch.nn.Module, got {type(source).__name__}; pass the model itself")
+
+
+def input_count(source: Any) -> int:
+    """Return how many inputs a float network takes: tensors that every call must pass."""
+    if _is_an_open_file(source):
+        return int(source.input_count)
+    if _is_of_torch(source):
+        from twoscale._frontends.torch_export.capture import input_count as of_torch
+
+        return of_torch(source)
+    return 1
 
 
 def as_module(source: Any) -> Any:

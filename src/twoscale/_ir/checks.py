@@ -51,8 +51,9 @@ def check(network: IntegerNetwork) -> None:
                 f"layer {layer.name}: the zero point is {layer.output.zero_point}; accumulators have the zero point 0"
             )
         seen[layer.name] = layer.output
-    if not network.layers or sum(layer.arity == 0 for layer in network.layers) != 1:
-        raise QuantizationError("expected one QuantizeInput, as the first layer")
+    count = sum(layer.arity == 0 for layer in network.layers)
+    if not count or any(layer.arity for layer in network.layers[:count]):
+        raise QuantizationError("expected a QuantizeInput for each input, as the first layers")
     if not isinstance(network.outputs, tuple) or not network.outputs:
         raise QuantizationError(f"the outputs are {network.outputs!r}; expected a tuple of names of layers")
     for name in network.outputs:

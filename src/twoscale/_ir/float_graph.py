@@ -11,7 +11,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
+from twoscale._ir.input_layout import InputLayout
 from twoscale._ir.operators.accumulating import ChannelAffineNode as ChannelAffine
 from twoscale._ir.operators.accumulating import Conv2dNode as Conv2d
 from twoscale._ir.operators.accumulating import LinearNode as Linear
@@ -94,7 +96,7 @@ NODES: tuple[type[Node], ...] = (
 
 @dataclass(frozen=True, eq=False)
 class FloatGraph:
-    """Nodes in an order in which every node comes after its inputs; the first is the Input."""
+    """Nodes in an order in which every node comes after its inputs; the first are the network's inputs."""
 
     name: str
     nodes: tuple[Node, ...]
@@ -120,8 +122,22 @@ class FloatGraph:
 
     @property
     def input(self) -> Node:
-        """The node of the images."""
+        """The node of the images, the first input."""
         return self.nodes[0]
+
+    @cached_property
+    def inputs(self) -> tuple[Input, ...]:
+        """The nodes of the network's inputs, in the order in which the network takes them: one for most networks."""
+        return tuple(node for node in self.nodes if isinstance(node, Input))
+
+    @cached_property
+    def input_layout(self) -> InputLayout:
+        """How a batch of all inputs is one array."""
+        return InputLayout(tuple(node.shape for node in self.inputs))
+
+    def given(self, batch: Any) -> dict[str, Any]:
+        """Return the inputs in a batch by their names; the batch is an array or tensor as of ``input_layout``."""
+        return dict(zip((x.name for x in self.inputs), self.input_layout.split(batch), strict=True))
 
     @cached_property
     def users(self) -> dict[str, tuple[Node, ...]]:

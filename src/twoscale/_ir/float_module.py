@@ -115,13 +115,15 @@ class GraphModule:
         """Compute every node and return the outputs, by their names.
 
         Args:
-            x_nchw: images, (N, C, H, W).
+            x_nchw: images, (N, C, H, W); several inputs are in one tensor, see ``InputLayout``.
             visit: called with each node and its output, in order.
             replace: returns the value to use instead of a node's output, such as its quantized values.
         """
 
+        given = self.graph.given(x_nchw)
+
         def compute(node: g.Node, inputs: list[torch.Tensor]) -> torch.Tensor:
-            value = self.compute(node, inputs) if inputs else x_nchw.to(self.device, self.dtype)
+            value = self.compute(node, inputs) if inputs else given[node.name].to(self.device, self.dtype)
             if replace is not None:
                 value = replace(node, value)
             if visit is not None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from twoscale import _delegates as delegates
 from twoscale._ir import checks
 from twoscale._ir import layers as n
+from twoscale._ir.input_layout import InputLayout
 from twoscale._text import printable
 from twoscale.errors import UnknownNameError
 
@@ -47,8 +48,9 @@ class IntegerNetwork:
     Called with images (N, C, H, W), NumPy or torch, it returns its output as float32, computed by the NumPy reference:
     the logits (N, classes) of a classifier, or an output of any other shape. A network with several outputs returns a
     tuple, in the order of ``outputs``. The images are float32, normalized as in calibration; or uint8 pixels, if its
-    metadata has the normalization. The first layer is QuantizeInput; an output is its layer's integers minus their
-    zero point, times their scale, equation (12).
+    metadata has the normalization. A network with several inputs is called with one array for each, in the order of
+    ``inputs``. The first layers are QuantizeInput, one per input; an output is its layer's integers minus their zero
+    point, times their scale, equation (12).
 
     Networks are equal if they compute the same bits (their fingerprints are equal) and have the same name, scheme and
     metadata. ``load`` returns a network equal to the one that was saved.
@@ -111,8 +113,22 @@ class IntegerNetwork:
 
     @property
     def input(self) -> n.Layer:
-        """The layer that quantizes the images."""
+        """The layer that quantizes the images, the first input."""
         return self.layers[0]
+
+    @cached_property
+    def inputs(self) -> tuple[n.Layer, ...]:
+        """The layers that quantize the inputs, in the order in which the network takes them. Most networks have one."""
+        return tuple(layer for layer in self.layers if isinstance(layer, n.QuantizeInput))
+
+    @cached_property
+    def input_layout(self) -> InputLayout:
+        """How a batch of all inputs is one array."""
+        return InputLayout(tuple(layer.output.shape for layer in self.inputs))
+
+    def given(self, batch: Any) -> dict[str, Any]:
+        """Return the inputs in a batch by their names; the batch is an array or tensor as of ``input_layout``."""
+        return dict(zip((x.name for x in self.inputs), self.input_layout.split(batch), strict=True))
 
     @property
     def output(self) -> str:
@@ -226,12 +242,16 @@ class IntegerNetwork:
         spec = self.spec(self.output if output is None else output)
         return ((integers.astype(np.float64) - spec.zero_point) * spec.scale).astype(np.float32)
 
-    def __call__(self, images_nchw: Any) -> Any:
-        """Return the output of float images, or a tuple of several, as the same kind of array (NumPy or torch)."""
+    def __call__(self, *inputs: Any) -> Any:
+        """Return the output of float images, or a tuple of several, as the same kind of array (NumPy or torch).
+
+        Args:
+            inputs: the images; of a network with several inputs one array for each, or a tuple of them.
+        """
         from twoscale._ir.execution import run_logits
         from twoscale._ir.reference import ReferenceExecutor
 
-        return run_logits(ReferenceExecutor(self), self, images_nchw)
+        return run_logits(ReferenceExecutor(self), self, inputs[0] if len(inputs) == 1 else inputs)
 
     def compile(self, *, threads: int | None = None, target: str = "native") -> CompiledClassifier:
         """Compile the network for this CPU: the same logits as calling it, much faster.

@@ -34,9 +34,10 @@ class ReferenceExecutor:
         """Compute a batch; see Executor.run."""
         wanted = layers_to_keep(self.network, keep)
         images = check_images(self.network, images_nchw)
+        given = self.network.given(images)
         return interpret(
             self.network.layers,
-            lambda layer, inputs: self.compute(layer, inputs if layer.inputs else [images]),
+            lambda layer, inputs: self.compute(layer, inputs if layer.inputs else [given[layer.name]]),
             wanted,
         )
 

@@ -67,7 +67,7 @@ def _noise(
     outputs = {node.name: SignalToNoise() for node in graph if isinstance(node, g.Conv2d | g.Linear)}
 
     def compute(node: g.Node, inputs: list[torch.Tensor]) -> torch.Tensor:
-        value = exact.compute(node, inputs) if inputs else images
+        value = exact.compute(node, inputs) if inputs else graph.given(images)[node.name]
         if node.name in outputs:
             outputs[node.name].update(value.numpy(), rounded.compute(rounded.graph[node.name], inputs).numpy())
         return value

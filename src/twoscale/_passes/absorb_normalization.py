@@ -31,9 +31,9 @@ def with_normalization(graph: g.FloatGraph, mean: Sequence[float], std: Sequence
         ConfigurationError: another number of means or deviations, a deviation that is not positive, or no images.
     """
     first = graph.input
-    if len(first.shape) != 3:
+    if len(graph.input_layout.shape) != 3:
         raise ConfigurationError(
-            f"{graph.name} takes (N, {', '.join(map(str, first.shape))}), and only images (N, C, H, W) have pixels to "
+            f"{graph.name} takes {graph.input_layout.text()}, and only images (N, C, H, W) have pixels to "
             "normalize; leave the normalization out"
         )
     if not len(mean) == len(std) == first.shape[0] or not all(value > 0 for value in std):

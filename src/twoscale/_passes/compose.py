@@ -106,7 +106,7 @@ def _steps_of(node: Elementwise, x: int, before: int) -> list[Step]:
 
 def _without_unread(graph: FloatGraph) -> FloatGraph:
     """Drop the nodes that no longer lead to an output."""
-    wanted = {*graph.outputs, graph.input.name}
+    wanted = {*graph.outputs, *(node.name for node in graph.inputs)}
     for node in reversed(graph.nodes):
         if node.name in wanted:
             wanted.update(node.inputs)

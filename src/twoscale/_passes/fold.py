@@ -104,7 +104,7 @@ def _with_reshapes_merged(graph: FloatGraph) -> FloatGraph:
             node = _reading(node, {node.inputs[0]: source.name})
         nodes[node.name] = node
     outputs = _outputs(graph, same)
-    needed = {*outputs, "input"}
+    needed = {*outputs, *(node.name for node in graph.inputs)}
     for node in reversed(nodes.values()):
         if node.name in needed:
             needed.update(node.inputs)

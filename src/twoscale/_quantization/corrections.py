@@ -100,13 +100,14 @@ def correct(
     module, executor = GraphModule(plan.graph), TorchExecutor(network, exact=False)
     count = max(_FEWEST_IMAGES, images_within(plan.graph, memory, networks=2))
     images = channels_last(torch.from_numpy(np.ascontiguousarray(samples_nchw[:count])))
+    given = network.given(images)
     corrected: dict[str, n.Layer] = {}
 
     def compute(layer: n.Layer, inputs: list[_Pair]) -> _Pair:
         report("correcting layers", len(corrected), len(network.layers))
         node = plan.graph[layer.name]
-        x_integer = [x.integer for x in inputs] or [images]
-        real = images
+        x_integer = [x.integer for x in inputs] or [given[layer.name]]
+        real = x_integer[0]
         if inputs:
             real = _in_parts(lambda x: module.compute(node, x), [x.real for x in inputs])
         if isinstance(layer, n.Accumulating) and isinstance(node, g.Conv2d | g.Linear):

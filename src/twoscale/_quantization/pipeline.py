@@ -17,8 +17,6 @@ from twoscale._ir.weights_hash import weights_metadata
 from twoscale._quantization.scheme import DEFAULT, Scheme, find_scheme
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import nn
 
     from twoscale._calibration.profile import Profile
@@ -48,9 +46,11 @@ def quantize(
 
     Args:
         model: maps float images (N, C, H, W), signals (N, C, L) or features (N, F) to logits (N, classes); it is not
-            changed. The network, its files and its C take inputs of the same shape.
+            changed. The network, its files and its C take inputs of the same shape. A model with several inputs takes
+            one tensor for each: as many as ``forward`` has parameters without a default.
         batches: calibration images as the model takes them (normalized): one tensor or array, or batches of them, or
-            tuples that begin with images. A few hundred are enough, any number is fine. Iterated once.
+            tuples that begin with images; for several inputs tuples that begin with one array for each, or with a tuple
+            of them. A few hundred are enough, any number is fine. Iterated once.
         scheme: how, or the name of a scheme ("default", "fast", "course").
         name: of the network; the model's class by default.
         normalization: (mean, std) of pixels / 255 in each channel, as the model's images are normalized. Then
@@ -65,9 +65,11 @@ def quantize(
         QuantizationError: integers would not fit.
     """
     from twoscale._calibration.profile import calibration_images, profile
+    from twoscale._frontends import as_module, input_count
 
     how = find_scheme(scheme) if isinstance(scheme, str) else scheme
-    first, images = calibration_images(batches)
+    model = as_module(model)
+    first, images = calibration_images(batches, inputs=input_count(model))
     graph = float_graph(model, first, how, name=name, normalization=normalization)
     found = profile(graph, images, memory=memory)
     network = quantize_graph(graph, found, how, memory=memory)
@@ -77,7 +79,7 @@ def quantize(
 
 def float_graph(
     model: nn.Module,
-    example_nchw: NDArray[np.float32],
+    example_nchw: Any,
     how: Scheme = DEFAULT,
     *,
     name: str | None = None,
@@ -88,7 +90,7 @@ def float_graph(
     Args:
         model: as for ``quantize``.
         example_nchw: images, float32 (N, C, H, W), over which ranges are compared where factors are moved between
-            layers: some tens.
+            layers: some tens. For several inputs a tuple of arrays.
         how: the scheme.
         name: of the network; the model's class by default.
         normalization: as for ``quantize``: the graph's images, and the example's, are pixels 0..255.
@@ -105,6 +107,7 @@ def float_graph(
     graph = frontends.float_graph(model, example_nchw, name=name)
     graph = graph if normalization is None else with_normalization(graph, *normalization)
     graph = fold(graph, join_residuals=how.join_residuals)
+    example_nchw = graph.input_layout.joined(example_nchw if graph.input_layout.several else [example_nchw])
     if how.per_channel and how.equalization == "none":
         return balance_concatenations(graph, example_nchw[:_BALANCING_IMAGES])
     return equalize(graph, how.equalization, example_nchw)

@@ -171,8 +171,9 @@ def _values(module: GraphModule, images: torch.Tensor) -> dict[str, torch.Tensor
     """Return the output of every node, with the gradients that lead to it."""
     images = images.requires_grad_()
     nodes = module.graph.nodes
+    given = module.graph.given(images)
     return interpret(
-        nodes, lambda node, x: module.compute(node, x) if x else images, keep=[node.name for node in nodes]
+        nodes, lambda node, x: module.compute(node, x) if x else given[node.name], keep=[node.name for node in nodes]
     )
 
 

@@ -156,7 +156,7 @@ def _activation_records(
         records.append(
             RangeRecord(
                 name=name,
-                kind="input" if name == graph.input.name else "activation",
+                kind="input" if isinstance(graph[name], g.Input) else "activation",
                 scales=(spec.scale,),
                 zero_point=spec.zero_point,
                 lo=spec.lo,

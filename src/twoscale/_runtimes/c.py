@@ -49,12 +49,12 @@ static void keep(void *context, int32_t layer, const void *data, size_t bytes)
         memcpy(keeping->kept[layer] + (size_t)keeping->image * bytes, data, bytes);
 }
 
-/* Real images in C order -> integers as the network wants them; order[i] is the element at place i. */
-void quantize_batch(int64_t count, const float *real, const int64_t *order, INPUT *images)
+/* Real inputs in C order -> integers as the network wants them; order[i] is the element at place i of an input. */
+void quantize_batch(int64_t count, const float *real, const int64_t *order, uint8_t *images)
 {
-    for (int64_t n = 0; n < count; n++)
-        for (int32_t i = 0; i < NETWORK_INPUT_COUNT; i++)
-            images[n * NETWORK_INPUT_COUNT + i] = network_quantize(real[n * NETWORK_INPUT_COUNT + order[i]]);
+    for (int64_t n = 0; n < count; n++, real += INPUT_BYTES, images += INPUT_BYTES) {
+QUANTIZE
+    }
 }
 
 size_t arena_bytes(void)
@@ -63,12 +63,13 @@ size_t arena_bytes(void)
 }
 
 /* kept: for each layer, where its bytes for all images go, or NULL. */
-void run_batch(int64_t count, const INPUT *images, uint8_t *arena, uint8_t *outputs, uint8_t *const *kept)
+void run_batch(int64_t count, const uint8_t *images, uint8_t *arena, uint8_t *outputs, uint8_t *const *kept)
 {
     for (int64_t n = 0; n < count; n++) {
         struct keeping keeping = {kept, n};
 
-        network_run(images + n * NETWORK_INPUT_COUNT, arena, (OUTPUT *)(outputs + n * OUTPUT_BYTES), keep, &keeping);
+        network_run((const INPUT *)(images + n * INPUT_BYTES), arena, (OUTPUT *)(outputs + n * OUTPUT_BYTES), keep,
+                    &keeping);
     }
 }
 """
@@ -132,7 +133,7 @@ class _Portable:
         """Compute a batch, and return the integers of the named layers."""
         images = np.ascontiguousarray(images_nchw)
         tensors = self._tensors
-        first = tensors[self.network.input.name]
+        order = np.concatenate([tensors[layer.name].order for layer in self.network.inputs])
         output_bytes = outputs_layout([self.network.spec(name) for name in self.network.outputs]).size
         count = len(images)
         kept = {
@@ -140,13 +141,11 @@ class _Portable:
             for name, tensor in tensors.items()
             if name in names
         }
-        quantized = np.empty((count, first.size), np.uint8)
+        quantized = np.empty((count, len(order)), np.uint8)
         outputs = np.empty((count, output_bytes), np.uint8)
         arena = np.empty(self._library.arena_bytes(), np.uint8)
         places = [kept[layer.name].ctypes.data if layer.name in kept else None for layer in self.network]
-        self._library.quantize_batch(
-            ctypes.c_int64(count), _address(images), _address(first.order), _address(quantized)
-        )
+        self._library.quantize_batch(ctypes.c_int64(count), _address(images), _address(order), _address(quantized))
         self._library.run_batch(
             ctypes.c_int64(count),
             _address(quantized),
@@ -163,6 +162,14 @@ def _address(array: NDArray[Any]) -> ctypes.c_void_p:
 
 def _sources(network: IntegerNetwork) -> compiler.Sources:
     source = source_of(network, _NAME, TARGETS["portable"], binary=True)
+    lines = []
+    for facts, offset in zip(source.inputs, network.input_layout.offsets, strict=True):
+        quantized = f"(uint8_t)network_quantize{facts.number}(real[{offset} + order[{offset} + i]])"
+        lines.append(
+            f"        for (int32_t i = 0; i < {facts.count}; i++)\n            images[{offset} + i] = {quantized};"
+        )
     batch = _BATCH_C.replace("INPUT *", f"{source.input_type} *").replace("OUTPUT *", f"{source.output_type} *")
     batch = batch.replace("OUTPUT_BYTES", str(source.program.outputs_layout.size))
+    batch = batch.replace("INPUT_BYTES", str(sum(facts.count for facts in source.inputs)))
+    batch = batch.replace("QUANTIZE", "\n".join(lines))
     return compiler.Sources({**source.texts(), source.data_file: source.data(), "batch.c": batch})

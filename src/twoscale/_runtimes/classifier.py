@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from twoscale._codegen.pixels import pixel_table
 from twoscale._environment import core_count
+from twoscale._ir.execution import as_images
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._runtimes.compiled import CompiledLibrary, CompiledNetwork
 from twoscale.errors import ConfigurationError
@@ -44,7 +45,8 @@ class CompiledClassifier:
 
     def __init__(self, compiled: CompiledLibrary) -> None:
         self._compiled = compiled
-        self._pixels = pixel_table(compiled.description.input, compiled.description.metadata)
+        inputs = compiled.description.inputs
+        self._pixels = pixel_table(inputs[0], compiled.description.metadata) if len(inputs) == 1 else None
 
     def __repr__(self) -> str:
         alone = ", one per image" if self.threads > 1 and not self.shares_images else ""
@@ -83,7 +85,7 @@ class CompiledClassifier:
         """The instruction set in use: one of the target's, or "generic" if this CPU supports none of them."""
         return self._compiled.kernels
 
-    def __call__(self, images_nchw: Any) -> Any:
+    def __call__(self, images_nchw: Any, *others: Any) -> Any:
         """Return the output of a batch, float32, as the same kind of array as the images.
 
         It is the logits (N, classes) of a classifier, or has another shape (N, ...). Several outputs are a tuple, in
@@ -93,10 +95,13 @@ class CompiledClassifier:
             images_nchw: NumPy array or torch tensor on the CPU, (N, C, H, W). Either float32, normalized as in
                 calibration, which is not copied if it is in C order; or uint8 pixels, if the network's metadata has the
                 normalization. N may be 0.
+            others: of a network with several inputs, the other inputs, (N, ...) each. A tuple of all is taken too.
 
         Raises:
             ConfigurationError: another shape, type or device, or NaN or infinity among the values.
         """
+        if others or isinstance(images_nchw, tuple):
+            return self._of_several((images_nchw, *others) if others else images_nchw)
         if isinstance(images_nchw, np.ndarray):
             logits = self._compiled.quick_logits(images_nchw)
             return self._outputs(images_nchw) if logits is None else logits
@@ -114,6 +119,19 @@ class CompiledClassifier:
         outputs = self((tensor.float() if tensor.is_floating_point() else tensor).numpy())
         return tuple(map(torch.from_numpy, outputs)) if isinstance(outputs, tuple) else torch.from_numpy(outputs)
 
+    def _of_several(self, inputs: tuple[Any, ...]) -> Any:
+        """Return the output of a batch of several inputs."""
+        description = self._compiled.description
+        joined = as_images(self.name, description.input_layout, inputs if len(description.inputs) > 1 else inputs[0])
+        if len(inputs) != len(description.inputs):
+            raise ConfigurationError(f"{self.name} takes one input, got {len(inputs)}")
+        outputs = self(joined)
+        if not hasattr(inputs[0], "detach"):
+            return outputs
+        import torch
+
+        return tuple(map(torch.from_numpy, outputs)) if isinstance(outputs, tuple) else torch.from_numpy(outputs)
+
     def _outputs(self, images: NDArray[Any]) -> NDArray[np.float32] | tuple[NDArray[np.float32], ...]:
         integers = self._compiled.outputs(self._integers(images) if images.dtype == np.uint8 else images)
         reals = [self._compiled.description.logits(output, place) for place, output in enumerate(integers)]
@@ -121,7 +139,7 @@ class CompiledClassifier:
 
     def _integers(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
         """Quantize pixels (N, C, H, W) to integers (N, H, W, C) in the type of the network's input."""
-        name, shape = self.name, self._compiled.description.input.shape
+        name, shape = self.name, self._compiled.description.inputs[0].shape
         if self._pixels is None:
             raise ConfigurationError(
                 f"the images are uint8 pixels, and {name} does not say how it normalizes; "

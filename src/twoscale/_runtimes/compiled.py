@@ -84,7 +84,7 @@ static void add_time(void *context, int32_t layer, int64_t first, int64_t count,
     timing->last = now;
 }
 
-/* seconds: for each layer, what it took is added. The input's is not measured. */
+/* seconds: for each layer, what it took is added. The first input's is not measured. */
 int run_timing(const void *images, int form, int64_t count, OUTPUT *outputs, void *arena, double *seconds)
 {
     struct timing timing = {seconds, {0, 0}};
@@ -128,7 +128,7 @@ def describe(source: VectorSource) -> Description:
         fingerprint=network.fingerprint,
         target=target.name,
         features=target.instruction_sets[0].features if one_set else (),
-        input=program.input.spec,
+        inputs=tuple(tensor.spec for tensor in program.inputs),
         outputs=tuple(output.spec for output in program.outputs),
         arena_bytes=program.arena_bytes,
         shares_images=source.shares_images,
@@ -164,7 +164,8 @@ class CompiledLibrary:
         run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p]
         new.restype = ctypes.c_void_p
         free.argtypes = [ctypes.c_void_p]
-        self._shape = description.input.shape
+        self._layout = description.input_layout
+        self._shape = self._layout.shape
         output = description.outputs[0]
         self._several = len(description.outputs) > 1
         """Whether the outputs of an image are the bytes of a struct."""
@@ -258,7 +259,7 @@ class CompiledLibrary:
 
     def _prepared(self, images: NDArray[Any]) -> tuple[NDArray[Any], int]:
         """Return images in the form that the C expects."""
-        spec = self.description.input
+        spec = self.description.inputs[0]
         if images.dtype == spec.dtype and len(self._shape) == 3:
             channels, *size = self._shape
             if images.shape[1:] == (*size, channels):
@@ -266,7 +267,7 @@ class CompiledLibrary:
         return np.ascontiguousarray(self._checked(images)), _FLOATS
 
     def _checked(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        return as_images(self.description.name, self._shape, images)
+        return as_images(self.description.name, self._layout, images)
 
     @staticmethod
     def _reordered(outputs: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
@@ -327,14 +328,14 @@ class CompiledNetwork(CompiledLibrary):
         return {name: tensors[name].from_memory(values) for name, values in kept.items()}
 
     def layer_times(self, images_nchw: NDArray[np.float32], repeats: int = 10) -> dict[str, float]:
-        """Return the median seconds that each layer but the input takes for the batch, on one thread."""
+        """Return the median seconds that each layer but the inputs takes for the batch, on one thread."""
         images = np.ascontiguousarray(images_nchw)
         seconds = np.zeros((repeats, len(self.network.layers)))
         arena = self._arena()
         for row in seconds:
             self._hooked("run_timing", images, arena, ctypes.c_void_p(row.ctypes.data))
         medians = np.median(seconds, axis=0)
-        return {layer.name: float(medians[i]) for i, layer in enumerate(self.network) if i}
+        return {layer.name: float(medians[i]) for i, layer in enumerate(self.network) if layer.inputs}
 
     def _arena(self) -> NDArray[np.uint8]:
         return np.zeros(self.description.arena_bytes, np.uint8)

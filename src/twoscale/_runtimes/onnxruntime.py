@@ -71,10 +71,13 @@ class OnnxRuntimeExecutor:
 
     def run(self, images_nchw: NDArray[np.float32], keep: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
         """Compute a batch; see Executor.run."""
+        from twoscale._formats.onnx.graph_builder import input_name  # which imports onnx
+
         wanted = layers_to_keep(self.network, keep)
         names = [layer.name for layer in self.network if layer.name in wanted]
-        images = np.ascontiguousarray(check_images(self.network, images_nchw))
-        results = self._session(names).run([f"{name}/q" for name in names], {"input": images})
+        given = self.network.given(check_images(self.network, images_nchw))
+        feeds = {input_name(self.network, name): np.ascontiguousarray(value) for name, value in given.items()}
+        results = self._session(names).run([f"{name}/q" for name in names], feeds)
         return dict(zip(names, results, strict=True))
 
     def _session(self, names: list[str]) -> Any:

@@ -90,10 +90,11 @@ class TorchExecutor:
     def run_tensors(self, images: torch.Tensor, keep: Collection[str] | None = None) -> dict[str, torch.Tensor]:
         """Compute a batch on the device; integers come back in float tensors (accumulators in float64)."""
         wanted = layers_to_keep(self.network, keep)
+        given = self.network.given(images)
         with exact_arithmetic(self.device):
             return interpret(
                 self.network.layers,
-                lambda layer, inputs: _RUN[type(layer)](self, layer, inputs if layer.inputs else [images]),
+                lambda layer, inputs: _RUN[type(layer)](self, layer, inputs if layer.inputs else [given[layer.name]]),
                 wanted,
             )
 

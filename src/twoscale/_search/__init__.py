@@ -61,10 +61,12 @@ def sensitivity(
         QuantizationError: integers would not fit.
     """
     from twoscale._calibration.profile import calibration_images, profile
+    from twoscale._frontends import as_module, input_count
     from twoscale._quantization import float_graph
 
     how = find_scheme(scheme) if isinstance(scheme, str) else scheme
-    first, images = calibration_images(batches)
+    model = as_module(model)
+    first, images = calibration_images(batches, inputs=input_count(model))
     graph = float_graph(model, first, how, normalization=normalization)
     return measure_sensitivity(
         graph,

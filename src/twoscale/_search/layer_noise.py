@@ -111,7 +111,7 @@ def measure_sensitivity(
     test_images = number_of_images(batches)
     total, *metrics = (NetworkMetrics(base.outputs, base.class_output) for _ in range(1 + len(variants)))
     samples = 0
-    for whole in labelled(batches, base.classes):
+    for whole in labelled(batches, base.classes, base.input_layout):
         for batch in whole.parts(_CHUNK):
             _evaluate(base, module, variants, batch, total, metrics)
             samples += len(batch.images)
@@ -223,18 +223,19 @@ def _corrected(
 
     graph, executor = module.graph, TorchExecutor(base)
     images = torch.from_numpy(np.ascontiguousarray(samples_nchw))
+    given = base.given(images)
     corrected: list[dict[str, Layer]] = [{} for _ in variants]
     done: list[str] = []
 
     def compute(layer: Layer, inputs: list[_Tensors]) -> _Tensors:
         node = graph[layer.name]
-        real = module.compute(node, [x.real for x in inputs]) if inputs else images
+        real = module.compute(node, [x.real for x in inputs]) if inputs else given[layer.name]
         own: dict[int, torch.Tensor] = {}
         for place, variant in enumerate(variants):
             if layer.name not in variant.changed:
                 continue
             executor_of_variant, mine = TorchExecutor(variant.network, exact=False), variant.network[layer.name]
-            x_mine = [x.own.get(place, x.base) for x in inputs] or [images]
+            x_mine = [x.own.get(place, x.base) for x in inputs] or [given[layer.name]]
             is_read = any(reader.name in variant.changed for reader in graph.users[layer.name])
             if isinstance(mine, Accumulating) and isinstance(node, g.Conv2d | g.Linear):
                 found = correct_layer(mine, node, variant.plan.scheme, real, executor_of_variant, x_mine)
@@ -244,7 +245,7 @@ def _corrected(
             elif is_read:
                 own[place] = executor_of_variant.compute(mine, x_mine)
             corrected[place][layer.name] = mine
-        result = _Tensors(real, executor.compute(layer, [x.base for x in inputs] or [images]), own)
+        result = _Tensors(real, executor.compute(layer, [x.base for x in inputs] or [given[layer.name]]), own)
         say(layer.name)
         done.append(layer.name)
         report("correcting networks", len(done), len(base.layers))
@@ -296,7 +297,8 @@ def _real(network: IntegerNetwork, values: Mapping[str, torch.Tensor]) -> dict[s
 
 
 def _on_images(executor: TorchExecutor, images: torch.Tensor) -> Callable[[Layer, list[torch.Tensor]], torch.Tensor]:
-    return lambda layer, inputs: executor.compute(layer, inputs or [images])
+    given = executor.network.given(images)
+    return lambda layer, inputs: executor.compute(layer, inputs or [given[layer.name]])
 
 
 def _affected(variant: _Variant) -> list[Layer]:

@@ -99,9 +99,9 @@ def verify(
     Args:
         network: what to verify.
         batches: float32 images (N, C, H, W), normalized, as a tensor or an array, or batches of them, or tuples
-            (images, labels). Iterated once. Labels are class indices (0 and 1 for a network with one output, which are
-            separated by its sign). Real targets, (N, outputs), mean that the outputs are not classes; top-1 and
-            agreement are then None.
+            (images, labels). Iterated once. Several inputs come in tuples (a, b), (a, b, labels) or ((a, b), labels).
+            Labels are class indices (0 and 1 for a network with one output, which are separated by its sign). Real
+            targets, (N, outputs), mean that the outputs are not classes; top-1 and agreement are then None.
         executors: names or executors. The first is the reference. By default "reference" and "torch";
             without torch, "reference" and the first of "onnxruntime" and "c" that can run here.
         model: the float model (or its FloatGraph) for agreement and SQNR; without it they are None.
@@ -230,7 +230,7 @@ def _images_at_once(network: IntegerNetwork) -> int:
 
 
 def _parts(batches: Iterable[Any], network: IntegerNetwork, size: int) -> Iterator[Batch]:
-    for batch in labelled(batches, network.classes):
+    for batch in labelled(batches, network.classes, network.input_layout):
         yield from batch.parts(size)
 
 
@@ -280,7 +280,7 @@ def accuracy(
     running = create(executor, network) if isinstance(executor, str) else executor
     correct = samples = 0
     total = number_of_images(batches)
-    for images, labels, targets in labelled(batches, network.classes):
+    for images, labels, targets in labelled(batches, network.classes, network.input_layout):
         if labels is None:
             given = "the batches hold real targets" if targets else "pass batches of (images, labels)"
             raise ConfigurationError(f"accuracy needs labels; {given}")
@@ -339,7 +339,8 @@ class _FloatSide:
         graph = model
         if not isinstance(graph, FloatGraph):
             joined = any(isinstance(layer, n.Conv2d) and len(layer.inputs) == 2 for layer in network)
-            graph = frontends.float_graph(graph, images[:1])
+            layout = network.input_layout
+            graph = frontends.float_graph(graph, tuple(layout.split(images[:1])) if layout.several else images[:1])
             if "normalization" in network.metadata:  # the network takes pixels, the model normalized images
                 graph = with_normalization(graph, **network.metadata["normalization"])
             graph = fold(graph, join_residuals=joined)
@@ -364,7 +365,7 @@ class _FloatSide:
         self._outputs = dict(zip(network.outputs, graph.outputs, strict=True))
         self._module = GraphModule(graph)
         # Channels of an equalized network are multiples of the model's, so only inputs and outputs can be compared.
-        ends = {network.input.name, *network.outputs}
+        ends = {*(layer.name for layer in network.inputs), *network.outputs}
         self._names = {name for name in nodes if not equalized or name in ends}
         self.uncompared = tuple(layer.name for layer in network if layer.name not in self._names)
 
@@ -388,7 +389,7 @@ class _IntegerSide:
 
     def __init__(self, network: IntegerNetwork, other: IntegerNetwork, executor: Executor) -> None:
         shapes = [
-            (side.input.output.shape, tuple(side.spec(name).shape for name in side.outputs))
+            (side.input_layout.shapes, tuple(side.spec(name).shape for name in side.outputs))
             for side in (network, other)
         ]
         if shapes[0] != shapes[1]:
@@ -404,7 +405,7 @@ class _IntegerSide:
         self._executor = create(executor.name if executor.name in EXECUTORS else "reference", other)
         form = {layer.name: (layer.inputs, layer.output.shape) for layer in other}
         alike = _equalization(network) == _equalization(other) and _factors(network) == _factors(other)
-        ends = {network.input.name, *network.outputs}
+        ends = {*(layer.name for layer in network.inputs), *network.outputs}
         self._names = [
             layer.name
             for layer in network

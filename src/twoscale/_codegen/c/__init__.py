@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.selftest import default_images, self_test
@@ -59,7 +61,7 @@ def export_c(
     *,
     target: str = "portable",
     name: str | None = None,
-    inputs: NDArray[Any] | None = None,
+    inputs: NDArray[Any] | Sequence[NDArray[Any]] | None = None,
 ) -> ExportResult:
     """Write a network as C.
 
@@ -74,7 +76,7 @@ def export_c(
         folder: where to write; created if it does not exist. Files of the same names are replaced, all of them or none.
         name: prefix of files and public names, turned into an identifier; by default the network's name.
         inputs: quantized images (N, C, H, W) of the network's input type for the self-test; by default four generated
-            ones. Only the self-test contains them.
+            ones. Only the self-test contains them. Of a network with several inputs one array for each.
 
     Returns:
         The files: NAME.h, NAME.c (and, if not portable, NAME_kernels.h), NAME_test.c, Makefile, NAME_sizes.txt and
@@ -87,7 +89,7 @@ def export_c(
     """
     if target not in TARGETS:
         raise UnknownNameError("target", target, TARGETS)
-    images = default_images(network) if inputs is None else inputs
+    images = default_images(network) if inputs is None else [inputs] if isinstance(inputs, np.ndarray) else inputs
     called = network.name if name is None else name
     source = _source_of(network, called, TARGETS[target])
     report = size_report(source.program, called, source.pixel_bytes)

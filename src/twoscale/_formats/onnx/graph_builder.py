@@ -1,6 +1,7 @@
 """Shared by every ONNX form of an integer network: names, versions, metadata, and the collection of nodes.
 
-Names: a graph's input is "input", its output "logits". Several outputs are "layer/output" each. Other tensors are
+Names: a graph's input is "input", its output "logits". Several inputs are "layer/input" each, several outputs
+"layer/output". Other tensors are
 "layer/part": the integers of a layer are "conv1/q", its weights "conv1/weight". A part has no slash, so no names of
 layers can collide. A constant that layers share has no slash at all.
 """
@@ -22,13 +23,16 @@ from twoscale._ir import layers as n
 from twoscale._ir.checks import refuse_fixed_point
 from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["FORMAT", "FORMAT_OF_ONE_OUTPUT", "GraphBuilder", "is_narrow", "q", "window"]
+__all__ = ["FORMAT", "FORMAT_OF_ONE_INPUT", "GraphBuilder", "input_name", "is_narrow", "q", "window"]
 
-FORMAT = 2
+FORMAT = 3
 """Version of the metadata and of the graph that belongs to it."""
 
+FORMAT_OF_ONE_INPUT = 2
+"""Version of a network with one input, which older versions of twoscale read."""
+
 FORMAT_OF_ONE_OUTPUT = 1
-"""Version of a network with one output, which older versions of twoscale read."""
+"""Version of a network with one input and one output, which still older versions read."""
 
 # Opset 18 is the oldest with everything needed, so that old runtimes read it. IR version 8 belongs to it.
 OPSET = 18
@@ -58,7 +62,12 @@ class GraphBuilder:
         graph = helper.make_graph(
             self._nodes,
             network.name or "network",
-            [helper.make_tensor_value_info("input", TensorProto.FLOAT, ("N", *network.input.output.shape))],
+            [
+                helper.make_tensor_value_info(
+                    input_name(network, layer.name), TensorProto.FLOAT, ("N", *layer.output.shape)
+                )
+                for layer in network.inputs
+            ],
             [
                 helper.make_tensor_value_info(
                     self.output_name(name), TensorProto.FLOAT, ("N", *network.spec(name).shape)
@@ -75,9 +84,9 @@ class GraphBuilder:
             ir_version=IR_VERSION,
             opset_imports=[helper.make_opsetid("", OPSET)],
         )
-        one = len(network.outputs) == 1
+        one_input, one = len(network.inputs) == 1, len(network.outputs) == 1
         properties = {
-            "format": str(FORMAT_OF_ONE_OUTPUT if one else FORMAT),
+            "format": str(FORMAT if not one_input else FORMAT_OF_ONE_OUTPUT if one else FORMAT_OF_ONE_INPUT),
             "form": form,
             "name": network.name,
             "scheme": network.scheme,
@@ -146,6 +155,11 @@ class GraphBuilder:
             index = self.node("Add", [index, offset], f"{layer.name}/index")
         table = self.constant(f"{layer.name}/table", layer.table, layer.output.dtype)
         self.node("Gather", [table, index], q(layer.name))
+
+
+def input_name(network: IntegerNetwork, layer: str) -> str:
+    """Return the name of an input's real values in the graph; ``layer`` quantizes them."""
+    return "input" if len(network.inputs) == 1 else f"{layer}/input"
 
 
 def q(layer: str) -> str:

@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from twoscale._formats.onnx.graph_builder import FORMAT, FORMAT_OF_ONE_OUTPUT
+from twoscale._formats.onnx.graph_builder import FORMAT
 from twoscale._formats.onnx.writing import FORM, to_model
 from twoscale._frontends import integer_network, onnx_model
 from twoscale._ir import layers as n
@@ -71,10 +71,10 @@ def _check_format(path: Path, text: str) -> None:
         return
     if text.isdecimal() and int(text) > FORMAT:
         raise NetworkFileError(
-            f"{path} has format {text}, this twoscale reads formats 1 and {FORMAT}: it was saved by a newer version; "
+            f"{path} has format {text}, this twoscale reads formats 1 to {FORMAT}: it was saved by a newer version; "
             "upgrade twoscale, or save it again with this one"
         )
-    raise NetworkFileError(f"{path} has format '{text}', this twoscale reads formats 1 and {FORMAT}; save it again")
+    raise NetworkFileError(f"{path} has format '{text}', this twoscale reads formats 1 to {FORMAT}; save it again")
 
 
 class _Shift(msgspec.Struct, forbid_unknown_fields=True):
@@ -98,7 +98,7 @@ def _network(properties: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) 
 
 
 def _outputs(properties: Mapping[str, str]) -> tuple[str, ...]:
-    if properties["twoscale.format"] == str(FORMAT_OF_ONE_OUTPUT):
+    if "twoscale.output" in properties:
         return (properties["twoscale.output"],)
     return msgspec.json.decode(properties["twoscale.outputs"], type=tuple[str, ...])
 

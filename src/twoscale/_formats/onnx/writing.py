@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from twoscale._formats.onnx.attention import unsigned, write_normalize, write_softmax, write_softmax_matmul
-from twoscale._formats.onnx.graph_builder import GraphBuilder, is_narrow, q, window
+from twoscale._formats.onnx.graph_builder import GraphBuilder, input_name, is_narrow, q, window
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 
@@ -137,7 +137,8 @@ class IntegerWriter(GraphBuilder):
 
 
 def _quantize_input(w: IntegerWriter, layer: n.QuantizeInput) -> None:
-    w.saturating(layer, "QuantizeLinear", ["input", w.scale(layer.name), w.zero_point(layer.name)])
+    real = input_name(w.network, layer.name)
+    w.saturating(layer, "QuantizeLinear", [real, w.scale(layer.name), w.zero_point(layer.name)])
 
 
 def _conv2d(w: IntegerWriter, layer: n.Conv2d) -> None:

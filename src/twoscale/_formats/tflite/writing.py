@@ -74,6 +74,10 @@ def write(network: IntegerNetwork, *, io: str = "int8", outputs: Sequence[str] =
         ConfigurationError: a layer has no form with the same integers.
     """
     refuse_fixed_point(network, ".tflite")
+    if len(network.inputs) > 1:
+        raise ConfigurationError(
+            f"{network.name} has {len(network.inputs)} inputs; .tflite files are written for one; use another form"
+        )
     writer = _Writer(network, io)
     for layer in network:
         _place(layer, writer)

@@ -27,7 +27,8 @@ def read(source: str | Path, example_nchw: Any, *, name: str | None = None) -> F
 
     Args:
         source: the file.
-        example_nchw: images as the network takes them; their shape fills in sizes that the file leaves open.
+        example_nchw: images as the network takes them; their shape fills in sizes that the file leaves open. For
+            several inputs a tuple of arrays.
         name: of the graph; the file's by default.
 
     Raises:
@@ -79,7 +80,8 @@ def graph_of(path: Path, model: onnx.ModelProto, example_nchw: Any, *, name: str
         CaptureError: it is no classifier of single images.
         UnsupportedOperatorError: an operator has no integer form; names the node.
     """
-    reader = Reader(path, model, tuple(np.shape(example_nchw)[1:]), name or path.stem)
+    examples = example_nchw if isinstance(example_nchw, tuple) else (example_nchw,)
+    reader = Reader(path, model, [tuple(np.shape(example)[1:]) for example in examples], name or path.stem)
     for node in model.graph.node:
         try:
             if reader.is_constant(node):

@@ -19,7 +19,7 @@ __all__ = ["OnnxModule", "graph"]
 
 
 class OnnxModule(nn.Module):
-    """A trained network in a float ONNX file: images (N, C, H, W) to its first output, on the CPU.
+    """A trained network in a float ONNX file: images (N, C, H, W), or several inputs, to its first output, on the CPU.
 
     Its constants are buffers, so that :func:`twoscale._ir.weights_hash.weights_hash` covers them.
 
@@ -43,19 +43,23 @@ class OnnxModule(nn.Module):
         ]
         for index, constant in enumerate(constants):
             self.register_buffer(f"constant_{index}", torch.from_numpy(np.array(numpy_helper.to_array(constant))))
-        self._runners: dict[tuple[int, ...], GraphModule] = {}
+        initialized = {constant.name for constant in self._model.graph.initializer}
+        self.input_count = sum(value.name not in initialized for value in self._model.graph.input)
+        """Number of inputs."""
+        self._runners: dict[tuple[tuple[int, ...], ...], GraphModule] = {}
         self.eval()
 
     def graph(self, example_nchw: Any, name: str | None = None) -> FloatGraph:
         """Return the graph for images of the example's shape; errors as of ``onnx_float.graph_of``."""
         return graph_of(self.path, self._model, example_nchw, name=name)
 
-    def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Compute the first output; of a classifier the logits."""
-        shape = tuple(x_nchw.shape[1:])
-        if shape not in self._runners:
-            self._runners[shape] = GraphModule(self.graph(x_nchw))
-        return self._runners[shape](x_nchw)
+        shapes = tuple(tuple(part.shape[1:]) for part in inputs)
+        if shapes not in self._runners:
+            self._runners[shapes] = GraphModule(self.graph(inputs if len(inputs) > 1 else inputs[0]))
+        runner = self._runners[shapes]
+        return runner(torch.cat([part.flatten(1) for part in inputs], 1) if len(inputs) > 1 else inputs[0])
 
     def train(self, mode: bool = True) -> OnnxModule:
         """Refuse to be trained.

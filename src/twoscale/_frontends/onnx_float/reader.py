@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Reader:
         batch: the number that stands for the batch size.
     """
 
-    def __init__(self, path: Path, model: onnx.ModelProto, image_shape: tuple[int, ...], name: str) -> None:
+    def __init__(self, path: Path, model: onnx.ModelProto, shapes: Sequence[tuple[int, ...]], name: str) -> None:
         self.path, self._model, self.nodes = path, model, list(model.graph.node)
         graph = model.graph
         self.opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
@@ -41,22 +42,29 @@ class Reader:
         self.tensors: dict[str, str] = {}
         self.builder = FloatGraphBuilder(name)
         inputs = [value for value in graph.input if value.name not in self.constants]
-        if len(inputs) != 1 or not graph.output:
+        if len(inputs) != len(shapes) or not inputs or not graph.output:
             raise NetworkFileError(
-                f"{path} has {len(inputs)} inputs and {len(graph.output)} outputs; expected one input and an output"
+                f"{path} has {len(inputs)} inputs and {len(graph.output)} outputs; expected an output, and one array "
+                f"for each input, got {len(shapes)}"
             )
-        kind = inputs[0].type.tensor_type
-        given = tuple(dimension.dim_value for dimension in kind.shape.dim)[1:]
-        fits = len(given) == len(image_shape) and all(a in (0, b) for a, b in zip(given, image_shape, strict=True))
-        if kind.elem_type != TensorProto.FLOAT or not fits or min(image_shape, default=0) < 1:
-            raise CaptureError(f"{path} takes images of shape {given}, got {image_shape} (0: any size)")
+        for value, shape in zip(inputs, shapes, strict=True):
+            kind = value.type.tensor_type
+            given = tuple(dimension.dim_value for dimension in kind.shape.dim)[1:]
+            fits = len(given) == len(shape) and all(a in (0, b) for a, b in zip(given, shape, strict=True))
+            if kind.elem_type != TensorProto.FLOAT or not fits or min(shape, default=0) < 1:
+                raise CaptureError(f"{path} takes images of shape {given}, got {shape} (0: any size)")
         used = {int(v) for c in self.constants.values() if c.dtype == np.int64 and c.size < 65_536 for v in c.flat}
         self.batch = next((prime for prime in _PRIMES if prime not in used), 0)
         if not self.batch:
             raise CaptureError(f"{path} uses every number that could stand for the batch size")
-        fixed = kind.shape.dim[0].dim_value
-        self.fixed_batch = fixed if fixed > 0 else None
-        self.tensors[inputs[0].name] = self.builder.input(image_shape)
+        fixed = {value.type.tensor_type.shape.dim[0].dim_value for value in inputs}
+        if len(fixed) > 1:
+            raise CaptureError(f"{path} takes inputs of different batch sizes; expected one batch size for all")
+        (batch,) = fixed
+        self.fixed_batch = batch if batch > 0 else None
+        for value, shape in zip(inputs, shapes, strict=True):
+            own = "input" if len(inputs) == 1 else f"input_{value.name}".strip("/").replace("/", ".")
+            self.tensors[value.name] = self.builder.input(shape, own)
         self.outputs = [value.name for value in graph.output]
 
     def graph(self) -> FloatGraph:

@@ -31,7 +31,7 @@ from twoscale._ir.float_graph import FloatGraph
 from twoscale._ir.float_module import GraphModule
 from twoscale.errors import CaptureError
 
-__all__ = ["capture", "supported_operators"]
+__all__ = ["capture", "input_count", "supported_operators"]
 
 
 def supported_operators() -> tuple[str, ...]:
@@ -99,62 +99,77 @@ def capture(
         model: maps float images (N, C, H, W), signals (N, C, L) or features (N, F) to (N, classes) logits; its mode
             and weights are left alone. An exported program with a dynamic batch is taken as it is. A softmax at the end
             is left out, with a warning.
-        example_nchw: a batch of one image or more, a tensor or an array, as the model takes them. The captured graph
-            is compared with the model on up to four of them.
+        example_nchw: a batch of one image or more, a tensor or an array, as the model takes them; for several inputs a
+            tuple of them. The captured graph is compared with the model on up to four of them.
         name: of the graph; the class's name by default.
 
     Raises:
         CaptureError: torch.export cannot follow the model, or it is no classifier of single images.
         UnsupportedOperatorError: an operator has no integer form; the message names it and the user's line.
     """
-    example_nchw = torch.as_tensor(example_nchw)
+    given = [torch.as_tensor(x) for x in (example_nchw if isinstance(example_nchw, tuple) else (example_nchw,))]
     if isinstance(model, torch.export.ExportedProgram):
-        return _of_program(model, example_nchw, name or "exported")
-    if example_nchw.ndim < 2 or example_nchw.shape[0] < 1:
-        raise CaptureError(
-            f"expected a batch of inputs, (N, C, H, W) or (N, ...) as the model takes them, got "
-            f"{tuple(example_nchw.shape)}; add the missing dimensions, e.g. images[None]"
-        )
+        return _of_program(model, given, name or "exported")
+    for array in given:
+        if array.ndim < 2 or array.shape[0] < 1:
+            raise CaptureError(
+                f"expected a batch of inputs, (N, C, H, W) or (N, ...) as the model takes them, got "
+                f"{tuple(array.shape)}; add the missing dimensions, e.g. images[None]"
+            )
     model = _unwrapped(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("the model is TorchScript, which cannot be captured; pass the module that it was made from")
     _check_modules(model)
     parameter = next((value for value in model.parameters() if value.is_floating_point()), None)
-    device = parameter.device if parameter is not None else example_nchw.device
+    device = parameter.device if parameter is not None else given[0].device
     dtype = parameter.dtype if parameter is not None else torch.float32
     # Two images: torch.export takes a dimension of size 1 for a constant.
-    example = example_nchw[:1].to(device).to(dtype).expand(2, *example_nchw.shape[1:]).contiguous()
+    example = tuple(x[:1].to(device).to(dtype).expand(2, *x.shape[1:]).contiguous() for x in given)
     _check_signature(model, example)
     name = name or type(model).__name__
     with _in_eval_mode(model), torch.no_grad(), _quietly():
         graph, left_out = _translated(_exported(model, example), name)
-        _check_captured(graph, model, example_nchw.to(device).to(dtype), left_out[0] if left_out else None)
+        _check_captured(graph, model, [x.to(device).to(dtype) for x in given], left_out[0] if left_out else None)
     _warn_of(left_out, name)
     return graph
 
 
-def _of_program(program: torch.export.ExportedProgram, example_nchw: torch.Tensor, name: str) -> FloatGraph:
+def input_count(model: nn.Module | torch.export.ExportedProgram) -> int:
+    """Return how many tensors a model takes: the parameters of ``forward`` that have no default, at least one."""
+    if isinstance(model, torch.export.ExportedProgram):
+        return max(1, len(model.graph_signature.user_inputs))
+    try:
+        parameters = inspect.signature(_unwrapped(model).forward).parameters.values()
+    except (TypeError, ValueError):  # TorchScript, or a callable without a signature
+        return 1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return max(1, sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters))
+
+
+def _of_program(program: torch.export.ExportedProgram, given: list[torch.Tensor], name: str) -> FloatGraph:
     """Translate a program that the user exported."""
     inputs = [
         node.meta["val"]
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
     ]
-    if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
-        raise CaptureError(f"the exported program takes {len(inputs)} inputs, expected images alone")
-    batch, *size = inputs[0].shape
-    if isinstance(batch, int):
-        raise CaptureError(
-            f"the exported program takes batches of {batch} only, expected any; export it with "
-            "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) and a batch of 2"
-        )
-    if tuple(size) != tuple(example_nchw.shape[1:]):
-        raise CaptureError(
-            f"the exported program takes images of shape {tuple(size)}, got {tuple(example_nchw.shape[1:])}"
-        )
+    if len(inputs) != len(given) or not all(isinstance(value, torch.Tensor) for value in inputs):
+        expected = "images alone" if len(given) == 1 else f"{len(given)} tensors"
+        raise CaptureError(f"the exported program takes {len(inputs)} inputs, expected {expected}")
+    for value, example in zip(inputs, given, strict=True):
+        batch, *size = value.shape
+        if isinstance(batch, int):
+            raise CaptureError(
+                f"the exported program takes batches of {batch} only, expected any; export it with "
+                "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) and a batch of 2"
+            )
+        if tuple(size) != tuple(example.shape[1:]):
+            raise CaptureError(
+                f"the exported program takes images of shape {tuple(size)}, got {tuple(example.shape[1:])}"
+            )
     with torch.no_grad(), _quietly():
         graph, left_out = _translated(program, name)
-        images = example_nchw.to(inputs[0].dtype)
+        images = [example.to(value.dtype) for value, example in zip(inputs, given, strict=True)]
         _check_captured(graph, program.module(), images, left_out[0] if left_out else None)
     _warn_of(left_out, name)
     return graph
@@ -228,26 +243,31 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def _check_signature(model: nn.Module, example: torch.Tensor) -> None:
+def _check_signature(model: nn.Module, example: tuple[torch.Tensor, ...]) -> None:
     signature = inspect.signature(model.forward)
     try:
-        signature.bind(example)
+        signature.bind(*example)
     except TypeError as error:
+        expected = "images alone" if len(example) == 1 else f"{len(example)} tensors"
         raise CaptureError(
-            f"{type(model).__name__}.forward takes {signature}, expected images alone; wrap the model in a module "
+            f"{type(model).__name__}.forward takes {signature}, expected {expected}; wrap the model in a module "
             "that fills in the rest"
         ) from error
 
 
-def _exported(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
+def _exported(model: nn.Module, example: tuple[torch.Tensor, ...]) -> torch.export.ExportedProgram:
     """Export with a dynamic batch size. If the model needs a number, use one that is no other size."""
+    batch: Any = torch.export.Dim.DYNAMIC if len(example) == 1 else torch.export.Dim("batch")  # one of all inputs
+    shapes = tuple({0: batch} for _ in example)
+    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in inspect.signature(model.forward).parameters.values()):
+        shapes = (shapes,)  # type: ignore[assignment]
     try:
-        return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        return torch.export.export(model, example, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises many unrelated types
         if not str(error).startswith("Constraints violated"):
             raise CaptureError(_export_failure(model, example, error)) from error
         try:
-            return torch.export.export(model, (example[:1].expand(_BATCH, *example.shape[1:]),))
+            return torch.export.export(model, tuple(x[:1].expand(_BATCH, *x.shape[1:]) for x in example))
         except Exception:
             raise CaptureError(_export_failure(model, example, error)) from error
 
@@ -256,7 +276,7 @@ _BATCH = 7919
 """A batch size that models do not use for anything else. No batch of this size is computed."""
 
 
-def _export_failure(model: nn.Module, example: torch.Tensor, error: Exception) -> str:
+def _export_failure(model: nn.Module, example: tuple[torch.Tensor, ...], error: Exception) -> str:
     """Say in one line what torch.export could not follow, and where."""
     reason = str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
     if reason.startswith("Constraints violated"):
@@ -266,8 +286,8 @@ def _export_failure(model: nn.Module, example: torch.Tensor, error: Exception) -
     elif "data-dependent" in reason:
         reason = "it depends on values that are not known before it runs (data-dependent)"
     hint = ""
-    if example.ndim == 3:
-        size = ", ".join(map(str, example.shape[1:]))
+    if example[0].ndim == 3:
+        size = ", ".join(map(str, example[0].shape[1:]))
         hint = f"; it was given inputs (N, {size}): if those are images, pass batches, not single images"
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f"{os.sep}torch{os.sep}" not in f.filename and f.filename != __file__]
@@ -283,7 +303,7 @@ _LARGE = 1 << 16
 seconds."""
 
 
-def _check_captured(graph: FloatGraph, model: nn.Module, images: torch.Tensor, left_out: str | None) -> None:
+def _check_captured(graph: FloatGraph, model: nn.Module, given: list[torch.Tensor], left_out: str | None) -> None:
     """Run the model and the graph on the user's images. A capture that computes something else must never be used.
 
     Both run as they are first. If rounding may be the difference between them, they run in float64, which needs two
@@ -292,19 +312,19 @@ def _check_captured(graph: FloatGraph, model: nn.Module, images: torch.Tensor, l
     Raises:
         CaptureError: they differ by more than rounding.
     """
-    images = images[: 4 if images[:1].numel() <= _LARGE else 2]
-    if len(images) < 2 or not images.std() > 0:  # an example that proves nothing
+    images = [x[: 4 if sum(y[:1].numel() for y in given) <= _LARGE else 2] for x in given]
+    if len(images[0]) < 2 or not all(x.std() > 0 for x in images):  # an example that proves nothing
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randn((2, *images.shape[1:]), generator=generator)
-        images = noise.to(images)
-    expected = pytree.tree_leaves(model(images))  # a tuple or a dict of a model with several outputs
-    if not _differences(graph, expected, images.cpu().float(), left_out, _EXACT):
+        images = [torch.randn((2, *x.shape[1:]), generator=generator).to(x) for x in images]
+    batch = torch.cat([x.flatten(1) for x in images], 1) if len(images) > 1 else images[0]
+    expected = pytree.tree_leaves(model(*images))  # a tuple or a dict of a model with several outputs
+    if not _differences(graph, expected, batch.cpu().float(), left_out, _EXACT):
         return
     share = _EXACT
     exact = _in_float64(model, images)
     if exact is None:
-        share = 1e-2 if torch.finfo(images.dtype).bits >= 32 else 0.1  # rounding, also of TF32 and 16-bit models
-    differences = _differences(graph, expected if exact is None else exact, images.cpu().double(), left_out, share)
+        share = 1e-2 if torch.finfo(batch.dtype).bits >= 32 else 0.1  # rounding, also of TF32 and 16-bit models
+    differences = _differences(graph, expected if exact is None else exact, batch.cpu().double(), left_out, share)
     for name, error in differences.items():
         what = "logits differ" if len(graph.outputs) == 1 else f"output {name} differs"
         raise CaptureError(
@@ -338,12 +358,12 @@ def _differences(
     return found
 
 
-def _in_float64(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor] | None:
+def _in_float64(model: nn.Module, images: list[torch.Tensor]) -> list[torch.Tensor] | None:
     """Return the model's outputs in float64; None if it cannot compute in float64."""
-    if images.device.type == "mps":
+    if images[0].device.type == "mps":
         return None
     try:
-        outputs = pytree.tree_leaves(copy.deepcopy(model).double()(images.double()))
+        outputs = pytree.tree_leaves(copy.deepcopy(model).double()(*(x.double() for x in images)))
     except Exception:  # a model can raise anything
         return None
     alike = all(isinstance(output, torch.Tensor) and output.dtype == torch.float64 for output in outputs)

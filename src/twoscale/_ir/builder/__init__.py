@@ -14,6 +14,7 @@ from twoscale._ir.builder.base import NodeList, Shape
 from twoscale._ir.builder.pools import PoolsPlace
 from twoscale._ir.builder.weights import WeightsPlace
 from twoscale._ir.float_graph import FloatGraph, Input
+from twoscale.errors import CaptureError
 
 __all__ = ["FloatGraphBuilder", "Place"]
 
@@ -33,10 +34,14 @@ class FloatGraphBuilder(NodeList):
         super().__init__()
         self.name = name
 
-    def input(self, shape: Shape) -> str:
-        """Append the node of the images; return its name."""
-        self._nodes["input"] = Input(name="input", inputs=(), shape=shape)
-        return "input"
+    def input(self, shape: Shape, name: str = "input") -> str:
+        """Append the node of an input; return its name. All inputs come before the other nodes.
+
+        Args:
+            shape: without the batch.
+            name: "input" if it is the only one.
+        """
+        return self.append_at(name, Input, inputs=(), shape=shape)
 
     def place(self, path: str, operator: str, source: str) -> Place:
         """Return where the nodes of one operator are appended.
@@ -49,11 +54,20 @@ class FloatGraphBuilder(NodeList):
         return Place(self, path, operator, source)
 
     def graph(self, *outputs: str) -> FloatGraph:
-        """Return the graph with these outputs: the nodes that they need, and the input."""
-        needed = {*outputs, "input"}
+        """Return the graph with these outputs: the nodes that they need, and the inputs.
+
+        Raises:
+            CaptureError: the outputs do not depend on one of several inputs.
+        """
+        needed = {*outputs}
         for node in reversed(self._nodes.values()):
             if node.name in needed:
                 needed.update(node.inputs)
+        inputs = [node.name for node in self._nodes.values() if isinstance(node, Input)]
+        unused = next((name for name in inputs if name not in needed), None)
+        if unused is not None and len(inputs) > 1:
+            raise CaptureError(f"{self.name} has {len(inputs)} inputs and does not use {unused}; leave it out")
+        needed.update(inputs)
         names = self.computing_names(needed)
         nodes = tuple(
             dataclasses.replace(

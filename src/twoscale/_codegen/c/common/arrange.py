@@ -186,7 +186,7 @@ class _Arranger:
             raise refusal(
                 self.network, layer, f"has an output of shape {layer.output.shape}", "tensors must fit 2**29 elements"
             )
-        if index == 0 and layer.name in self.network.outputs:
+        if not layer.inputs and layer.name in self.network.outputs:
             raise refusal(self.network, layer, "is an output of the network", "there is nothing to compute")
         self.tensors[layer.name] = Tensor(layer.name, layer.output, memory_order(layer.output.shape))
         handler = _ARRANGE.get(type(layer))
@@ -218,7 +218,7 @@ class _Arranger:
             return False
         root = self.roots[layer.inputs[0]]
         taken = {self.roots[name] for name in self.network.outputs if name in self.roots}
-        return root == self.network.input.name or root in taken
+        return root in taken or any(root == layer.name for layer in self.network.inputs)
 
     def order_is_free(self, name: str) -> bool:
         """Whether only linear layers read a tensor. Their weights can be stored for any order of elements."""

@@ -36,7 +36,7 @@ class _Group:
 def place(arrangement: Arrangement) -> Placement:
     """Decide which tensors share bytes, and lay out the arena, for kernels that compute whole tensors of one image.
 
-    The image and the outputs are in the caller's buffers. An int8 image is first converted to bytes in the arena.
+    The inputs and the outputs are in the caller's buffers. An int8 input is first converted to bytes in the arena.
     """
     network, tensors = arrangement.network, arrangement.tensors
     groups: dict[str, _Group] = {}
@@ -49,8 +49,9 @@ def place(arrangement: Arrangement) -> Placement:
         for used in (*step.layer.inputs, *(t.name for t in step.scratch)):
             group = groups.setdefault(used, _Group(tensors[used].size, step.index, step.index))
             group.last = step.index
-    if not tensors[network.input.name].shift:
-        groups[network.input.name].where = "image"
+    for entry, offset in zip(network.inputs, network.input_layout.offsets, strict=True):
+        if not tensors[entry.name].shift:
+            groups[entry.name].where, groups[entry.name].offset = "image", offset
     layout = outputs_layout([tensors[name].spec for name in network.outputs])
     for output, offset in zip(network.outputs, layout.offsets, strict=True):
         groups[output].where, groups[output].offset = "output", offset

@@ -74,9 +74,9 @@ class Lowered(ABC):
     """Bytes of the arena that each step needs."""
 
     @property
-    def input(self) -> Tensor:
-        """The quantized image."""
-        return self.tensors[self.network.input.name]
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The quantized inputs. All have one byte per value, and follow one another in the caller's memory."""
+        return tuple(self.tensors[layer.name] for layer in self.network.inputs)
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,34 +13,39 @@ from twoscale._codegen.c.common.names import printable
 from twoscale._codegen.c.common.source_base import SourceBase
 from twoscale._codegen.c.common.text import rows, structs
 from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.operators.base import TensorSpec
 from twoscale._ir.reference import ReferenceExecutor
 from twoscale.errors import ConfigurationError
 
 __all__ = ["default_images", "self_test"]
 
 
-def default_images(network: IntegerNetwork, count: int = 4) -> NDArray[Any]:
-    """Return quantized images (count, C, H, W). They are random; of three or more, the last two have only the lowest
-    and only the highest integer."""
-    spec = network.input.output
-    images = np.random.default_rng(0).integers(spec.lo, spec.hi, (count, *spec.shape), endpoint=True)
-    if count > 2:
-        images[-2], images[-1] = spec.lo, spec.hi
-    return images.astype(spec.dtype)
+def default_images(network: IntegerNetwork, count: int = 4) -> tuple[NDArray[Any], ...]:
+    """Return quantized images (count, C, H, W) of each input. They are random; of three or more, the last two have only
+    the lowest and only the highest integer."""
+    random = np.random.default_rng(0)
+    inputs = []
+    for layer in network.inputs:
+        spec = layer.output
+        images = random.integers(spec.lo, spec.hi, (count, *spec.shape), endpoint=True)
+        if count > 2:
+            images[-2], images[-1] = spec.lo, spec.hi
+        inputs.append(images.astype(spec.dtype))
+    return tuple(inputs)
 
 
-def self_test(source: SourceBase, images: NDArray[Any]) -> str:
-    """Return the text of the self-test for quantized ``images`` (N, C, H, W).
+def self_test(source: SourceBase, inputs: Sequence[NDArray[Any]]) -> str:
+    """Return the text of the self-test for quantized images (N, C, H, W) of each input.
 
     Raises:
-        ConfigurationError: images of another type, shape or range than the network's input.
+        ConfigurationError: another number of inputs, or images of another type, shape or range than the network's.
     """
     program = source.program
-    _check(program.network, images)
-    values = _all_layers(program.network, images)
+    _check(program.network, inputs)
+    values = _all_layers(program.network, inputs)
+    images = inputs[0]
     kept = {name: program.tensors[name].to_memory(value) for name, value in values.items()}
-    network_input = program.input
-    shown_input = kept[network_input.name].astype(np.int16) - network_input.shift
+    shown_inputs = [kept[tensor.name].astype(np.int16) - tensor.shift for tensor in program.inputs]
     shown = [kept[tensor.name].astype(np.int64) - tensor.shift for tensor in program.outputs]
     crc = [
         [
@@ -51,15 +57,24 @@ def self_test(source: SourceBase, images: NDArray[Any]) -> str:
     return source.render(
         source.self_test_template,
         count=len(images),
-        images=rows(list(shown_input)),
+        images=rows(list(shown_inputs[0])) if len(shown_inputs) == 1 else structs(shown_inputs),
         expected=rows(list(shown[0])) if len(shown) == 1 else structs(shown),
         crc=rows(crc),
         layer_names=[printable(layer.name) for layer in program.network],
     )
 
 
-def _check(network: IntegerNetwork, images: NDArray[Any]) -> None:
-    spec = network.input.output
+def _check(network: IntegerNetwork, inputs: Sequence[NDArray[Any]]) -> None:
+    if len(inputs) != len(network.inputs) or len({len(images) for images in inputs}) > 1:
+        raise ConfigurationError(
+            f"test images of {network.name} must be one array for each of {len(network.inputs)} inputs, as many images "
+            f"in each, got {len(inputs)}"
+        )
+    for layer, images in zip(network.inputs, inputs, strict=True):
+        _check_input(network, layer.output, images)
+
+
+def _check_input(network: IntegerNetwork, spec: TensorSpec, images: NDArray[Any]) -> None:
     if images.dtype != spec.dtype or images.ndim != 1 + len(spec.shape) or images.shape[1:] != spec.shape:
         raise ConfigurationError(
             f"test images of {network.name} must be {spec.dtype} of shape (N, {', '.join(map(str, spec.shape))}), "
@@ -74,9 +89,9 @@ def _check(network: IntegerNetwork, images: NDArray[Any]) -> None:
         )
 
 
-def _all_layers(network: IntegerNetwork, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
+def _all_layers(network: IntegerNetwork, inputs: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
     reference = ReferenceExecutor(network)
-    values = {network.input.name: images}
-    for layer in network.layers[1:]:
+    values = {layer.name: images for layer, images in zip(network.inputs, inputs, strict=True)}
+    for layer in network.layers[len(inputs) :]:
         values[layer.name] = reference.compute(layer, [values[name] for name in layer.inputs])
     return values

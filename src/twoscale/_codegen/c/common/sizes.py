@@ -92,7 +92,7 @@ def size_report(program: Lowered, name: str, pixels: int) -> SizeReport:
         unshared_bytes=sum(
             tensor.size for name, tensor in program.tensors.items() if program.places[name].where == "arena"
         ),
-        input_bytes=program.input.size,
+        input_bytes=sum(tensor.size for tensor in program.inputs),
         output_bytes=program.outputs_layout.size,
         layers=tuple(layers),
     )

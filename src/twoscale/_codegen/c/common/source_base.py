@@ -36,6 +36,25 @@ _ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
+class InputFacts:
+    """One input, for the templates."""
+
+    layer: str
+    member: str
+    """Of the struct, if there are several inputs."""
+    ctype: str
+    count: int
+    """Elements."""
+    layout: str
+    scale: str
+    zero_point: int
+    lo: int
+    hi: int
+    number: str
+    """Its number, in the names of macros and functions; empty if it is the only one."""
+
+
+@dataclass(frozen=True)
 class OutputFacts:
     """One output, for the templates."""
 
@@ -100,8 +119,30 @@ class SourceBase(ABC):
 
     @cached_property
     def input_type(self) -> str:
-        """C type of the image's elements."""
-        return ctype(self.program.input)
+        """C type of what the caller's inputs are an array of: the elements of the input, or structs of several."""
+        inputs = self.program.inputs
+        return ctype(inputs[0]) if len(inputs) == 1 else f"{self.prefix}_inputs"
+
+    @cached_property
+    def inputs(self) -> list[InputFacts]:
+        """The inputs."""
+        program = self.program
+        members = member_names(tensor.name for tensor in program.inputs)
+        return [
+            InputFacts(
+                layer=printable(tensor.name),
+                member=member,
+                ctype=ctype(tensor),
+                count=len(tensor.order),
+                layout=layout(tensor),
+                scale=f"{decimal(np.float32(tensor.spec.scale))}f",
+                zero_point=tensor.spec.zero_point,
+                lo=tensor.spec.lo,
+                hi=tensor.spec.hi,
+                number=str(index) if len(members) > 1 else "",
+            )
+            for index, (tensor, member) in enumerate(zip(program.inputs, members, strict=True))
+        ]
 
     @cached_property
     def output_type(self) -> str:
@@ -160,6 +201,7 @@ class SourceBase(ABC):
                 version=VERSION,
                 stamp=self.stamp,
                 input_type=self.input_type,
+                inputs=self.inputs,
                 output_type=self.output_type,
                 outputs=self.outputs,
                 outputs_bytes=self.program.outputs_layout.size,
@@ -171,10 +213,6 @@ class SourceBase(ABC):
         """Return the facts in every header: sizes, scales, the table of tensors."""
         program = self.program
         return {
-            "input": program.input,
-            "input_layout": layout(program.input),
-            "input_count": len(program.input.order),
-            "input_scale": f"{decimal(np.float32(program.input.spec.scale))}f",
             "arena_bytes": program.arena_bytes,
             "classes": [len(tensor.spec.shape) == 1 for tensor in program.outputs] == [True],
             "fingerprint": program.network.fingerprint,

@@ -49,7 +49,7 @@ def ctype(tensor: Tensor) -> str:
 
 def normalization(network: IntegerNetwork) -> str:
     """Return how a network's images are normalized, in words."""
-    found = pixel_normalization(network.metadata, network.input.output.shape[0])
+    found = pixel_normalization(network.metadata, network.input_layout.shape[0])
     assert found is not None  # there is a table of pixels
     mean, std = ([f"{value:.6g}" for value in values] for values in found)
     return f"mean {', '.join(mean)} and std {', '.join(std)}"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.arrange import ArrangedLayer, Arrangement, Copy, refusal
-from twoscale._codegen.c.common.calls import NULL, Call, Inline, Operand
+from twoscale._codegen.c.common.calls import NULL, Call, Inline, Name, Operand
 from twoscale._codegen.c.common.program import Constants, Step, step_of
 from twoscale._codegen.c.common.storage import memory_axes, memory_steps
 from twoscale._codegen.c.common.tensors import Tensor
@@ -236,7 +236,13 @@ def _folded(layer: n.Conv2d, zero: int) -> NDArray[np.int64]:
 
 def _quantize_input(p: PortableCalls, _: ArrangedLayer, layer: n.QuantizeInput) -> tuple[Call, ...]:
     y = p.tensor(layer)
-    return (k.FromInt8(k.IMAGE, Operand(layer.name), y.size),) if y.shift else ()
+    if not y.shift:
+        return ()
+    network = p.arrangement.network
+    names = [entry.name for entry in network.inputs]
+    offset = network.input_layout.offsets[names.index(layer.name)]
+    image = k.IMAGE if len(names) == 1 else Name(f"(const int8_t *)image + {offset}")
+    return (k.FromInt8(image, Operand(layer.name), y.size),)
 
 
 def _linear(p: PortableCalls, _: ArrangedLayer, layer: n.Linear) -> tuple[Call, ...]:

@@ -46,7 +46,9 @@ class Source(SourceBase):
     @cached_property
     def pixels(self) -> NDArray[Any] | None:
         """The integers of 8-bit pixels, (C, 256), if the network's metadata says how images are normalized."""
-        return None if self.binary else pixel_table(self.program.input.spec, self.program.network.metadata)
+        if self.binary or len(self.program.inputs) > 1:
+            return None
+        return pixel_table(self.program.inputs[0].spec, self.program.network.metadata)
 
     @property
     def pixel_bytes(self) -> int:
@@ -59,11 +61,11 @@ class Source(SourceBase):
 
     def header(self) -> str:
         """Return the text of the header."""
-        shape = self.program.input.spec.shape
+        shape = self.program.inputs[0].spec.shape
         return self.render(
             "network.h.jinja",
             **self.facts(),
-            input_chw=shape if len(shape) == 3 else None,
+            input_chw=shape if len(shape) == 3 and len(self.program.inputs) == 1 else None,
             row_by_row=self.row_by_row,
             normalization=None if self.pixels is None else normalization(self.program.network),
         )
@@ -87,7 +89,7 @@ class Source(SourceBase):
 
     def _block(self, step: Step, instances: Sequence[str]) -> dict[str, Any]:
         name = step.layer.name
-        pointer = "image" if self.program.places[name].where == "image" else self._pointer(Operand(name))
+        pointer = self._pointer(Operand(name))
         calls = [self._call(call, instance) for call, instance in zip(step.calls, instances, strict=True)]
         trace = f"TRACE({step.index}, {pointer}, {self.program.tensors[name].size});"
         return {"title": f"{step.index} {printable(name)}{self._note(step)}", "lines": [*calls, trace]}

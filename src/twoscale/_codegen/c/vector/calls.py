@@ -7,6 +7,7 @@ tensors without a border.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -197,7 +198,11 @@ class VectorCalls:
         channels, height, width = spec.shape if len(spec.shape) == 3 else (1, 1, len(x.order))
         has_inverse = 2.0**-100 < spec.scale < 2.0**100  # otherwise it could be subnormal or infinite
         lo, hi, zero = self.bounds(layer)
+        names = [entry.name for entry in self.network.inputs]
+        inputs = self.network.input_layout
         params = k.ReadImagesParams(
+            sample=math.prod(inputs.shape),
+            first=inputs.offsets[names.index(x.name)],
             in_h=height,
             in_w=width,
             in_c=channels,

@@ -259,6 +259,8 @@ class ReadImagesParams(Params):
     """Parameters of reading images."""
 
     struct: ClassVar = "read_images_params"
+    sample: int
+    first: int
     in_h: int
     in_w: int
     in_c: int

@@ -77,7 +77,7 @@ class VectorSource(SourceBase):
     def header(self) -> str:
         """Return the text of the header."""
         program = self.program
-        shape = program.input.spec.shape
+        shape = program.inputs[0].spec.shape
         return self.render(
             "vector.h.jinja",
             **self.facts(),

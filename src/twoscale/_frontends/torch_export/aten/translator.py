@@ -101,8 +101,12 @@ class Translator(Emitter):
 
     def _input(self, node: fx.Node) -> None:
         value = node.meta["val"]
+        several = len(self.exported.graph_signature.user_inputs) > 1
+        if self.tensors and str(value.shape[0]) != str(self.batch):
+            raise CaptureError(f"{self.name} takes inputs of different batch sizes; expected one batch size for all")
         self.batch, self.dtype, self.device = value.shape[0], value.dtype, value.device.type
-        self.tensors[node] = self.builder.input(tuple(int(n) for n in value.shape[1:]))
+        name = f"input_{node.name}" if several else "input"
+        self.tensors[node] = self.builder.input(tuple(int(n) for n in value.shape[1:]), name)
 
     def _outputs(self, node: fx.Node) -> list[str]:
         (results,) = node.args

@@ -61,17 +61,18 @@ static int read_images(const read_images_params *p, const block *b, uint8_t *y, 
 {
     const int32_t first_row = start_of(p->in_h, part), end_row = start_of(p->in_h, next(part));
     const int32_t plane = p->in_h * p->in_w, length = p->in_w * p->in_c;
-    const int64_t size = (int64_t)plane * p->in_c;
     int bad = 0;
 
     for (int64_t n = b->first; n < b->first + b->count; n++, y += IMAGE_BYTES) {
+        const int64_t start = n * p->sample + p->first;
+
         for (int32_t row = first_row; row < end_row; row++) {
             uint8_t *to = y + row * p->row_stride;
 
             if (b->form == FLOATS) {
-                bad |= quantize_row(p, (const float *)b->images + n * size + row * p->in_w, plane, to);
+                bad |= quantize_row(p, (const float *)b->images + start + row * p->in_w, plane, to);
             } else {
-                memcpy(to, (const uint8_t *)b->images + n * size + row * length, (size_t)length);
+                memcpy(to, (const uint8_t *)b->images + start + row * length, (size_t)length);
                 for (int32_t i = 0; p->shift != 0 && i < length; i++)
                     to[i] = (uint8_t)(to[i] + p->shift);
             }

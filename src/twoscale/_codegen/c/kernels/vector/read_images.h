@@ -1,5 +1,6 @@
 /* The input: images of in_h rows of in_w pixels of in_c channels. lo and hi are relative to the zero point. */
 typedef struct {
+    int32_t sample, first; /* numbers of all inputs together, and before this one */
     int32_t in_h, in_w, in_c;
     int32_t row_stride; /* bytes */
     float scale, lo, hi;
