@@ -34,7 +34,7 @@ def weights_hash(model: Any) -> str | None:
         if isinstance(value, torch.Tensor) and not value.is_meta:
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             values = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(values.numpy().tobytes())
+            digest.update(values.numpy().data)
     return digest.hexdigest()
 
 

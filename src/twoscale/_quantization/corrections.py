@@ -60,9 +60,7 @@ _LEAST_BETWEEN = 0.02
 converge."""
 
 _LEAST_COLUMNS = 1 << 13
-_COLUMNS_PER_WEIGHT = 4
-"""Number of columns (image positions) over which second moments are taken: at least this many, and this many per
-weight."""
+"""Columns (image positions) over which second moments are taken, at least: 7 per input of the widest part."""
 
 _FEW = 4
 """A linear layer has few samples if it has this many times as many inputs."""
@@ -324,8 +322,7 @@ def _second_moments(
         return [_mirrored(total).numpy() for total in totals]
     size = layer.weight[0].size
     positions = layer.output.shape[1] * layer.output.shape[2]
-    wanted = max(_LEAST_COLUMNS, _COLUMNS_PER_WEIGHT * (parts[0].stop - parts[0].start)) / len(x)
-    thin = max(1, int(math.sqrt(positions / wanted)))
+    thin = max(1, int(math.sqrt(positions * len(x) / _LEAST_COLUMNS)))
     stride = (layer.stride[0] * thin, layer.stride[1] * thin)
     values = max(math.prod(x.shape[1:]), groups * size * positions // thin**2)
     for index, images in enumerate(torch.split(x, max(1, min(_SAME_POSITIONS, _CHUNK // values)))):

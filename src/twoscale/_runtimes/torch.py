@@ -48,6 +48,9 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
             place.fp32_precision = precision
 
 
+_ROWS = 1 << 24
+"""Weights of a linear layer that are converted at a time for estimates."""
+
 _Run = Callable[["TorchExecutor", Any, list[torch.Tensor]], torch.Tensor]
 
 
@@ -110,6 +113,12 @@ class TorchExecutor:
 
     def accumulate(self, layer: n.Accumulating, x: torch.Tensor) -> torch.Tensor:
         """Return the accumulators of equation (2) from q − z, in float32 if exact, else float64."""
+        if isinstance(layer, n.Linear) and not self.exact:
+            rows = max(1, _ROWS // layer.weight.shape[1])
+            parts = (slice(start, start + rows) for start in range(0, len(layer.weight), rows))
+            x = x.float()
+            blocks = ((self._tensor(layer.weight[part]), self._tensor(layer.bias_o[part])) for part in parts)
+            return torch.cat([F.linear(x, weight.float(), bias.float()) for weight, bias in blocks], -1)
         if layer in self._weights:
             weight, bias = self._weights[layer]
         else:

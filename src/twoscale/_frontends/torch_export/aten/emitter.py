@@ -171,7 +171,10 @@ class Emitter:
         if argument is None:
             return None
         tensor = torch.as_tensor(self.constants[argument] if isinstance(argument, fx.Node) else argument)
-        array = tensor.detach().cpu().to(torch.float32).numpy().copy()
+        array = tensor.detach().cpu().to(torch.float32).numpy()
+        read_once = isinstance(argument, fx.Node) and argument.op == "placeholder" and len(argument.users) == 1
+        if not read_once:  # else the constant is a copy that nothing can change any more
+            array = array.copy()
         if not np.isfinite(array).all():
             count = int((~np.isfinite(array)).sum())
             name = self.paths.get(argument, argument.name) if isinstance(argument, fx.Node) else "a constant"
