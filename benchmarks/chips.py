@@ -1,15 +1,19 @@
-"""Count the instructions that exported C takes on microcontrollers, under QEMU: ``make bench-chips``.
+"""Count the instructions that exported C takes on microcontrollers and on AArch64, under QEMU: ``make bench-chips``.
 
 An instruction is counted when QEMU's emulated processor executes it; that says nothing of cycles, which depend on the
 core and its memory. A figure is a run of 1 + k images less a run of 1, divided by k, so that starting costs nothing.
-Programs are built as examples/cortex-m builds them. The records are in benchmarks/results/chips.json.
+Programs for microcontrollers are built as examples/cortex-m builds them. ``python -m benchmarks.chips aarch64`` counts
+AArch64 alone, and ``cortex-m`` the others; the rows of the rest are kept. The records are in
+benchmarks/results/chips.json.
 """
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +22,7 @@ import torch
 import twoscale
 from twoscale import models
 from twoscale._codegen.c import export_c
-from twoscale._files import write_record
+from twoscale._files import read_record, write_record
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parent / "examples" / "cortex-m"
@@ -37,6 +41,13 @@ OPTIONS = {
 SHAPES = {"dscnn": (1, 49, 10), "mobilenetv1": (3, 96, 96), "autoencoder": (640,)}
 """Of inputs that are not (3, 32, 32)."""
 TARGETS = ("portable", "small-ram")
+AARCH64_TOOLS = ("aarch64-linux-gnu-gcc", "qemu-aarch64", "cc")
+LEVELS = {"neon": "cortex-a72", "dotprod": "cortex-a76", "i8mm": "max"}
+"""From the targets for AArch64 to processors, as QEMU names them, on which native C chooses them."""
+AARCH64_COMPILERS = {"aarch64-linux-gnu-gcc": (), "clang-19": ("--target=aarch64-linux-gnu",)}
+"""With their options."""
+AARCH64_OPTIONS = {"resnet8": ("-O2", "-O3"), "resnet20": ("-O2",), "mobilenetv2": ("-O2",), "resnet18": ("-O2",)}
+"""Of each network."""
 _MORE_IMAGES = 2
 
 _MAIN = """
@@ -53,6 +64,25 @@ int main(void)
     for (int n = 0; n < IMAGES; n++)
         net_run(image, arena, output);
     return output[0] == 123 ? 1 : 0;
+}}
+"""
+
+_AARCH64_MAIN = """
+#include "net.h"
+
+#include <stdlib.h>
+
+static uint8_t arena[NET_ARENA_BYTES];
+static {input} image[NET_INPUT_COUNT];
+static {output} output[NET_OUTPUT_COUNT];
+
+int main(int count, char **arguments)
+{{
+    for (int i = 0; i < NET_INPUT_COUNT; i++)
+        image[i] = ({input})(i * 37 + i / 96);
+    for (int n = 0; n < atoi(arguments[count - 1]); n++)
+        net_run(image, NET_INTEGERS, 1, output, arena, NULL, NULL);
+    return 0;
 }}
 """
 
@@ -132,28 +162,93 @@ class Counter:
         )  # fmt: skip
         return int(count.read_text())
 
+    def count_aarch64(self, network: twoscale.IntegerNetwork, target: str, compiler: str, options: str) -> Row:
+        """Return the instructions of one image on AArch64, on the processor for ``target``."""
+        exported, cpu = self.folder / f"{network.name}-{target}", LEVELS[target]
+        result = export_c(network, exported, target=target, name="net")
+        types = {"input": f"{network.input.output.dtype}_t", "output": f"{network.spec(network.output).dtype}_t"}
+        (exported / "main.c").write_text(_AARCH64_MAIN.format(**types))
+        subprocess.run(
+            [compiler, *AARCH64_COMPILERS[compiler], *options.split(), "-std=gnu99", "-ffp-contract=off", "-pthread",
+             "-static", "-o", "program", "net.c", "main.c"],
+            cwd=exported, check=True,
+        )  # fmt: skip
+        counts = []
+        for images in (1, 1 + _MORE_IMAGES):
+            count = exported / "count.txt"
+            subprocess.run(
+                ["qemu-aarch64", "-cpu", cpu, "-plugin", f"{self.plugin},out={count}", "-d", "plugin", "./program",
+                 str(images)],
+                cwd=exported, check=True, stdin=subprocess.DEVNULL, timeout=600,
+            )  # fmt: skip
+            counts.append(int(count.read_text()))
+        instructions = round((counts[1] - counts[0]) / _MORE_IMAGES)
+        return Row(network.name, target, cpu, version_of(compiler), options, result.sizes.macs, instructions)
+
+
+def show(row: Row) -> None:
+    """Print a row."""
+    print(
+        f"{row.network:11} {row.target:9} {row.cpu:10} {row.options}  {row.instructions / 1e6:7.2f} M instructions, "
+        f"{row.instructions / row.macs:6.3f} per multiply-add  {row.compiler}",
+        flush=True,
+    )
+
+
+def require(tools: Sequence[str], packages: str) -> None:
+    """Exit if a tool is missing.
+
+    Raises:
+        SystemExit: names the tools and the packages of Debian.
+    """
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    if missing:
+        raise SystemExit(f"{', '.join(missing)} must be installed (Debian: {packages})")
+
+
+def count_microcontrollers(counter: Counter) -> list[Row]:
+    """Count what microcontrollers take."""
+    rows = []
+    for name in OPTIONS:
+        network = network_of(name)
+        for target in TARGETS:
+            for cpu in BOARDS:
+                for options in OPTIONS[name]:
+                    rows.append(counter.count(network, target, cpu, options))
+                    show(rows[-1])
+    return rows
+
+
+def count_all_aarch64(counter: Counter) -> list[Row]:
+    """Count what the levels of AArch64 take."""
+    rows = []
+    for name in AARCH64_OPTIONS:
+        network = network_of(name)
+        for target in LEVELS:
+            for compiler in AARCH64_COMPILERS:
+                for options in AARCH64_OPTIONS[name]:
+                    rows.append(counter.count_aarch64(network, target, compiler, options))
+                    show(rows[-1])
+    return rows
+
 
 def main() -> None:
-    """Count everything, print it and record it."""
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-    if missing:
-        raise SystemExit(f"{', '.join(missing)} must be installed (Debian: gcc-arm-none-eabi, qemu-system-arm)")
-    rows = []
+    """Count everything, or what the command line names, print it and record it."""
+    wanted = sys.argv[1:] or ["cortex-m", "aarch64"]
+    old = read_record(RESULTS, Results)
+    microcontrollers = [row for row in old.rows if row.target in TARGETS]
+    aarch64 = [row for row in old.rows if row.target in LEVELS]
     with tempfile.TemporaryDirectory() as folder:
-        counter = Counter(Path(folder))
-        for name in OPTIONS:
-            network = network_of(name)
-            for target in TARGETS:
-                for cpu in BOARDS:
-                    for options in OPTIONS[name]:
-                        row = counter.count(network, target, cpu, options)
-                        rows.append(row)
-                        print(
-                            f"{name:9} {target:9} {cpu:9} {options}  {row.instructions / 1e6:7.1f} M instructions, "
-                            f"{row.instructions / row.macs:5.2f} per multiply-add",
-                            flush=True,
-                        )
-    write_record(RESULTS, Results(version_of("qemu-system-arm"), tuple(rows)))
+        if "cortex-m" in wanted:
+            require(TOOLS, "gcc-arm-none-eabi, qemu-system-arm")
+            microcontrollers = count_microcontrollers(Counter(Path(folder)))
+        if "aarch64" in wanted:
+            require([*AARCH64_TOOLS, *AARCH64_COMPILERS], "gcc-aarch64-linux-gnu, clang-19, qemu-user")
+            aarch64 = count_all_aarch64(Counter(Path(folder)))
+    write_record(
+        RESULTS,
+        Results(version_of("qemu-system-arm") if "cortex-m" in wanted else old.qemu, (*microcontrollers, *aarch64)),
+    )
 
 
 if __name__ == "__main__":

@@ -153,6 +153,13 @@ def test_excess_precision_is_refused(folder: Path) -> None:
     assert "fast.c needs floats without excess precision" in done.stderr
 
 
+def test_windows_without_posix_threads_is_refused(folder: Path) -> None:
+    need("gcc")
+    done = compile_c("gcc", folder, ["-c", "fast.c"], "-std=gnu99", "-fsyntax-only", "-D_WIN32", out="windows.o")
+    assert done.returncode != 0
+    assert "fast.c needs POSIX threads; on Windows compile it with MinGW-w64" in done.stderr
+
+
 def convolutions(channels: int, size: int, layers: int = 3, deviation: float | None = None) -> IntegerNetwork:
     """Return 3×3 convolutions of one shape, in which every row needs rows of two threads.
 

@@ -1,4 +1,4 @@
-"""Instruction counts of exported C on microcontrollers equal those of the record, so a slower kernel is noticed."""
+"""Instruction counts of exported C equal those of the record, so a slower kernel is noticed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chips import RESULTS, TOOLS, Counter, Results, Row, network_of
+from benchmarks.chips import (
+    AARCH64_TOOLS,
+    LEVELS,
+    RESULTS,
+    TARGETS,
+    TOOLS,
+    Counter,
+    Results,
+    Row,
+    network_of,
+)
 from tests.codegen.compiling import need
 from twoscale._files import read_record
 from twoscale._ir.integer_network import IntegerNetwork
 
 RECORD = read_record(RESULTS, Results)
-ROWS = [row for row in RECORD.rows if row.network == "resnet8" and row.options == "-O2" and row.cpu != "cortex-m7"]
+RESNET8 = [row for row in RECORD.rows if row.network == "resnet8" and row.options == "-O2"]
+ROWS = [row for row in RESNET8 if row.target in TARGETS and row.cpu != "cortex-m7"]
+AARCH64 = [row for row in RESNET8 if row.target in LEVELS and "clang" not in row.compiler]
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +46,21 @@ def test_resnet8_takes_as_many_instructions_as_recorded(row: Row, network: Integ
         pytest.skip(f"the record is of {row.compiler}, and here is {found.compiler}")
     assert found.macs == row.macs
     assert found.instructions == pytest.approx(row.instructions, rel=0.03)
+
+
+@pytest.mark.sweep(1)
+@pytest.mark.parametrize("row", AARCH64, ids=lambda row: row.target)
+def test_resnet8_takes_as_many_instructions_on_aarch64(row: Row, network: IntegerNetwork, tmp_path: Path) -> None:
+    need(*AARCH64_TOOLS)
+    found = Counter(tmp_path).count_aarch64(network, row.target, "aarch64-linux-gnu-gcc", row.options)
+    if found.compiler != row.compiler:
+        pytest.skip(f"the record is of {row.compiler}, and here is {found.compiler}")
+    assert (found.macs, found.cpu) == (row.macs, row.cpu)
+    assert found.instructions == pytest.approx(row.instructions, rel=0.03)
+
+
+def test_the_record_holds_every_level_of_aarch64() -> None:
+    assert [row.target for row in AARCH64] == list(LEVELS)
 
 
 def test_the_record_holds_every_target_and_core() -> None:

@@ -91,7 +91,7 @@ ARM_FEATURES = """
 #if defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__APPLE__)
-#include <sys/sysctl.h>
+int sysctlbyname(const char *, void *, size_t *, void *, size_t); /* its header needs more than POSIX */
 #elif defined(_WIN32)
 #include <windows.h>
 #endif

@@ -81,8 +81,8 @@ class CExecutor:
     Args:
         network: what to run; on the grid.
         threads: how many images to compute at once; by default one per core.
-        target: "native", "amx", "avx512vnni", "avxvnni", "avx2" or "sse41" for the vector kernels, "portable" for the
-            C for microcontrollers.
+        target: "native", "amx", "avx512vnni", "avxvnni", "avx2", "sse41", "i8mm", "dotprod" or "neon" for the vector
+            kernels, "portable" for the C for microcontrollers.
 
     Raises:
         ConfigurationError: the network has free float multipliers (names the layer), or ``threads`` is below 1.

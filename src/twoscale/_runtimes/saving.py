@@ -45,7 +45,8 @@ def save_compiled(network: IntegerNetwork, path: str | Path, *, target: str = "n
         network: on the grid.
         path: of the library, ending in ".so". The header is written beside it. Both are replaced, or neither.
         target: "native" has every instruction set, chooses one at run time, and runs on any CPU of this architecture;
-            "amx", "avx512vnni", "avxvnni", "avx2" and "sse41" have one, and refuse to run on a CPU without it.
+            "amx", "avx512vnni", "avxvnni", "avx2" and "sse41" (x86) and "i8mm", "dotprod" and "neon" (AArch64) have
+            one, and refuse to run on a CPU without it.
 
     Raises:
         ConfigurationError: the network is off the grid (names the layer), or the path does not end in ".so".

@@ -31,24 +31,31 @@ INLINE int8x16_t channels_of(int8x16_t word, int8x16_t next_word, int32_t last)
     { \
         uint8x16_t two[PIXELS / 2]; \
         EACH_TWO two[n] = of_two(x[2 * n], x[2 * n + 1], last); \
-        EACH \
-        { \
-            const int8x16_t word = vld1q_s8(w + 16 * i), second = next_word; \
-            const int8x16_t first_two = channels_of(word, second, 0), last_two = channels_of(word, second, 1); \
+        UNROLL \
+        for (int32_t i = 0; i < 4; i += 2) { \
+            const int8x16_t word[2] = {vld1q_s8(w + 16 * i), vld1q_s8(w + 16 * i + 16)}; \
+            const int8x16_t second[2] = {next_word(i), next_word(i + 1)}; \
             IN_ORDER \
-            EACH_TWO \
-            { \
-                sum[n][2 * i] = vusmmlaq_s32(sum[n][2 * i], two[n], first_two); \
-                sum[n][2 * i + 1] = vusmmlaq_s32(sum[n][2 * i + 1], two[n], last_two); \
+            UNROLL \
+            for (int32_t k = 0; k < 2; k++) { \
+                const int8x16_t first_two = channels_of(word[k], second[k], 0); \
+                const int8x16_t last_two = channels_of(word[k], second[k], 1); \
+                EACH_TWO \
+                { \
+                    sum[n][2 * (i + k)] = vusmmlaq_s32(sum[n][2 * (i + k)], two[n], first_two); \
+                    sum[n][2 * (i + k) + 1] = vusmmlaq_s32(sum[n][2 * (i + k) + 1], two[n], last_two); \
+                } \
             } \
         } \
     }
+#define SECOND_WORD(i) vld1q_s8(w + at->stride + 16 * (i))
+#define NO_WORD(i) vdupq_n_s8(0)
 #define EACH_TWO UNROLL for (int32_t n = 0; n < PIXELS / 2; n++)
 #define ADD_TWO_WORDS(last) \
-    ADD_PRODUCTS(last, vld1q_s8(w + at->stride + 16 * i)) \
+    ADD_PRODUCTS(last, SECOND_WORD) \
     w += 2 * at->stride;
 #define ADD_LAST_WORD(last) \
-    ADD_PRODUCTS(last, vdupq_n_s8(0)) \
+    ADD_PRODUCTS(last, NO_WORD) \
     w += at->stride;
 
 /* Add the dot products of PIXELS windows with the weights of 16 channels. A sum holds two channels of two pixels. */
@@ -105,6 +112,8 @@ INLINE void add_many_windows(v16i *acc, const window *at, const uint8_t *const *
 
 #undef ADD_PRODUCTS
 #undef EACH_TWO
+#undef SECOND_WORD
+#undef NO_WORD
 #undef ADD_TWO_WORDS
 #undef ADD_LAST_WORD
 

@@ -39,14 +39,20 @@ INLINE int32x4_t add_words(int32x4_t acc, int8x16_t x, int8x16_t next_x, int8x16
             a[n] = LANE(x[n], lane); \
             b[n] = LANE(x[n], next_lane); \
         } \
-        EACH \
-        { \
-            const int8x16_t four = vld1q_s8(w + 16 * i), second = vld1q_s8(w + at->stride + 16 * i); \
+        UNROLL \
+        for (int32_t i = 0; i < 4; i += 2) { \
+            const int8_t *const next_w = w + at->stride; \
+            const int8x16_t four[2] = {vld1q_s8(w + 16 * i), vld1q_s8(w + 16 * i + 16)}; \
+            const int8x16_t second[2] = {vld1q_s8(next_w + 16 * i), vld1q_s8(next_w + 16 * i + 16)}; \
             IN_ORDER \
-            EACH_PIXEL \
-            { \
-                sum[n][2 * i] = add_words(sum[n][2 * i], a[n], b[n], four, second, 0); \
-                sum[n][2 * i + 1] = add_words(sum[n][2 * i + 1], a[n], b[n], four, second, 1); \
+            UNROLL \
+            for (int32_t k = 0; k < 2; k++) { \
+                EACH_PIXEL \
+                { \
+                    int32x4_t *const to = sum[n] + 2 * (i + k); \
+                    to[0] = add_words(to[0], a[n], b[n], four[k], second[k], 0); \
+                    to[1] = add_words(to[1], a[n], b[n], four[k], second[k], 1); \
+                } \
             } \
         } \
         w += 2 * at->stride; \
