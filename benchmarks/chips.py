@@ -40,6 +40,8 @@ OPTIONS = {
 """Of each network."""
 SHAPES = {"dscnn": (1, 49, 10), "mobilenetv1": (3, 96, 96), "autoencoder": (640,)}
 """Of inputs that are not (3, 32, 32)."""
+ADAPTED = ("mobilenetv2", "resnet18")
+"""Networks so deep that batch norms must take their statistics from the images, so that these reach the last layer."""
 TARGETS = ("portable", "small-ram")
 AARCH64_TOOLS = ("aarch64-linux-gnu-gcc", "qemu-aarch64", "cc")
 LEVELS = {"neon": "cortex-a72", "dotprod": "cortex-a76", "i8mm": "max"}
@@ -115,7 +117,14 @@ def network_of(name: str) -> twoscale.IntegerNetwork:
     """Return a model with random weights as an integer network: instructions hardly depend on the weights."""
     torch.manual_seed(0)
     images = torch.rand(8, *SHAPES.get(name, (3, 32, 32)))
-    return twoscale.quantize(models.create(name).eval(), [images], name=name)
+    model = models.create(name)
+    if name in ADAPTED:
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        with torch.no_grad():
+            model(images)
+    return twoscale.quantize(model.eval(), [images], name=name)
 
 
 def version_of(tool: str) -> str:
