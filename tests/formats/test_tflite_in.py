@@ -369,6 +369,22 @@ def test_a_float_network_is_refused() -> None:
         read(Path("float.tflite"), graph.to_bytes([x], [y]))
 
 
+def test_equal_names_take_no_time_and_operators_are_limited() -> None:
+    from twoscale._formats.tflite.graph_builder import GraphBuilder
+
+    def chain(count: int) -> bytes:
+        graph = GraphBuilder("long")
+        first = last = graph.tensor("x", (1, 2, 2, 1), "int8", 0.5)
+        for _ in range(count):
+            last = graph.operator("RELU", [last], graph.tensor("x", (1, 2, 2, 1), "int8", 0.5))
+        return graph.to_bytes([first], [last])
+
+    network = read(Path("long.tflite"), chain(300)).network
+    assert len({layer.name for layer in network}) == 301
+    with pytest.raises(NetworkFileError, match="it has more than 4096 operators"):
+        read(Path("long.tflite"), chain(4097))
+
+
 def test_unknown_operators_are_named() -> None:
     from twoscale._formats.tflite.graph_builder import GraphBuilder
 

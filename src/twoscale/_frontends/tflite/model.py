@@ -32,7 +32,7 @@ _TYPE_NAMES = {1: "float16", 5: "string", 6: "bool", 7: "int16", 17: "int4"}
 
 _MOST_VALUES = 1 << 28
 """Of one tensor."""
-_MOST_OPERATORS = 1 << 16
+_MOST_OPERATORS = 1 << 12
 _COPIES = 8
 """Constants may be used several times; all uses together read at most so many times the file."""
 
@@ -166,7 +166,9 @@ def _operators(graph: Table, codes: list[str], tensors: int) -> list[Operator]:
     found = []
     for number, table in enumerate(graph.tables(3)):
         code = table.number(0, "I")
-        if code >= len(codes) or number >= _MOST_OPERATORS:
+        if number >= _MOST_OPERATORS:
+            raise Damage(f"it has more than {_MOST_OPERATORS} operators")
+        if code >= len(codes):
             raise Damage(f"operator {number} has the code {code}, and the file has {len(codes)}")
         inputs, outputs = (_indices(table, field, tensors) for field in (1, 2))
         found.append(Operator(number, codes[code], inputs, outputs, table.table(4)))

@@ -67,6 +67,7 @@ class Reader:
         """For each layer that holds a whole tensor of the file, the tensor's index."""
         self._values: dict[int, Value] = {}
         self._names: set[str] = set()
+        self._times: dict[str, int] = {}
         self.operator = Operator(-1, "", (), (), None)
         self.entry = -1
         """The float32 input, until it is quantized."""
@@ -201,10 +202,12 @@ class Reader:
     def name(self, wanted: str) -> str:
         """Return a new layer's name; converters join those of merged layers with semicolons."""
         base = printable(wanted.split(";")[0], _LONGEST_NAME) or "tensor"
-        name, count = base, 1
+        count = self._times.get(base, 0) + 1
+        name = base if count == 1 else f"{base}/{count}"
         while name in self._names:
             count += 1
             name = f"{base}/{count}"
+        self._times[base] = count
         self._names.add(name)
         return name
 
