@@ -185,6 +185,8 @@ class NetworkMetrics:
     @property
     def sqnr_db(self) -> float | None:
         """SQNR of the output, or of all outputs together by ``power``, in dB; None without noise or without signal."""
+        if len(self.of) == 1:
+            return next(iter(self.of.values())).noise.db
         signal, noise = self.power
         return 10.0 * float(np.log10(signal / noise)) if signal and noise else None
 

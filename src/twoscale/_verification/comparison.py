@@ -389,7 +389,10 @@ class _IntegerSide:
 
     def __init__(self, network: IntegerNetwork, other: IntegerNetwork, executor: Executor) -> None:
         shapes = [
-            (side.input_layout.shapes, tuple(side.spec(name).shape for name in side.outputs))
+            (
+                side.input_layout.shapes if side.input_layout.several else side.input_layout.shape,
+                tuple(side.spec(name).shape for name in side.outputs),
+            )
             for side in (network, other)
         ]
         if shapes[0] != shapes[1]:
