@@ -6,9 +6,14 @@ import os
 import shutil
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests import sweep
+
+# Other programs decide how long an example takes.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 # Tests run in parallel, one process per core. With more threads than cores, OpenMP's waiting threads starve each
 # other.

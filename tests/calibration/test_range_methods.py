@@ -277,7 +277,7 @@ def by_integration(stats: TensorStatistics, scale: float, zero_point: int, lo: i
     return total / stats.count
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(KINDS),
     st.integers(4, 40),

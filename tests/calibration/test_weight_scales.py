@@ -85,7 +85,7 @@ def test_mse_of_many_rows_does_not_depend_on_its_neighbours() -> None:
     np.testing.assert_allclose(together[[0, 41, 89]], alone, rtol=1e-3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.sampled_from([1, 7, 127]), st.integers(1, 12), st.floats(1e-30, 1e30))
 def test_mse_is_never_worse_than_minmax(seed: int, hi: int, size: int, magnitude: float) -> None:
     row = np.random.default_rng(seed).normal(size=(1, size)).astype(np.float32) * np.float32(magnitude)

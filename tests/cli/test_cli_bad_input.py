@@ -89,7 +89,8 @@ def test_folder_in_place_of_a_file(refused: Refused, tmp_path: Path, words: tupl
 
 
 def test_device_in_place_of_a_file(refused: Refused) -> None:
-    assert refused("verify", os.devnull) == f"{os.devnull} is no ordinary file; expected an integer network (.onnx)"
+    said = refused("verify", os.devnull)
+    assert said == f"{os.devnull} is no ordinary file; expected an integer network (.onnx or .tflite)"
 
 
 def cut_off(content: bytes) -> bytes:

@@ -24,7 +24,7 @@ def rounded_once_a_step(x: int, mean: float, std: float) -> np.float32:
 
 
 @given(st.tuples(*[channel_number] * 3), st.tuples(*[channel_number] * 3))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_normalize_gives_the_same_bits_in_numpy_and_torch(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     by_numpy = data.normalize(every_value, mean, std)
     by_torch = data.normalize(torch.from_numpy(every_value.copy()), mean, std)
@@ -86,7 +86,7 @@ def test_normalize_refuses_what_it_cannot_do() -> None:
 
 
 @given(st.integers(0, 300), st.integers(0, 2**70), st.integers(0, 2**40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_epoch_order_is_a_permutation_that_repeats(n: int, seed: int, epoch: int) -> None:
     order = data.epoch_order(n, seed=seed, epoch=epoch)
     assert order.dtype == np.int64

@@ -41,7 +41,7 @@ def set_property(model: onnx.ModelProto, key: str, value: str) -> None:
 # What is written.
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(networks())
 def test_the_same_network_comes_back(tmp_path_factory: pytest.TempPathFactory, network: IntegerNetwork) -> None:
     path = tmp_path_factory.getbasetemp() / "network.onnx"
@@ -67,7 +67,7 @@ def test_the_same_network_comes_back(tmp_path_factory: pytest.TempPathFactory, n
     assert path.read_bytes() == before
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(networks(dtype="mixed"))
 def test_it_is_valid_onnx_of_standard_operators(network: IntegerNetwork) -> None:
     model = to_model(network)

@@ -16,7 +16,7 @@ from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(networks(dtype="mixed"))
 def test_it_is_valid_onnx_of_standard_operators(network: IntegerNetwork) -> None:
     model = to_model(network, "qdq")

@@ -54,7 +54,7 @@ def ranges() -> Iterator[Range]:
 RANGES = sorted(set(ranges()))
 RANGE = st.sampled_from(RANGES)
 
-examples = settings(deadline=None, max_examples=200)
+examples = settings(max_examples=200)
 
 
 def saturate(value: int, lo: int, hi: int) -> int:

@@ -225,7 +225,7 @@ def test_the_output_must_be_of_the_network() -> None:
     layers = sample()
     layers["again"] = dataclasses.replace(layers["input"], name="again")
     for wrong in ({}, layers):
-        with pytest.raises(QuantizationError, match="expected one QuantizeInput, as the first layer"):
+        with pytest.raises(QuantizationError, match="expected a QuantizeInput for each input, as the first layers"):
             network(wrong)
 
 

@@ -45,7 +45,7 @@ def count_mismatches(expected: dict[str, NDArray[Any]], found: dict[str, NDArray
     return sum(int((expected[name] != found[name]).sum()) for name in expected)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(networks(dtype=None), st.integers(0, 2**32 - 1))
 def test_reference_is_the_definition(network: IntegerNetwork, seed: int) -> None:
     images = random_images(np.random.default_rng(seed), network, 2)
@@ -53,7 +53,7 @@ def test_reference_is_the_definition(network: IntegerNetwork, seed: int) -> None
     assert_same(ScalarExecutor(network).run(images), found, network)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(networks(dtype="mixed", on_grid=False, longest=6), st.integers(0, 2**32 - 1))
 def test_reference_is_the_definition_off_the_grid(network: IntegerNetwork, seed: int) -> None:
     images = random_images(np.random.default_rng(seed), network, 1)

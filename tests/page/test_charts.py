@@ -5,7 +5,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from twoscale._page.charts import (
@@ -54,7 +54,6 @@ def test_a_logarithmic_axis_gives_each_decade_the_same_height() -> None:
     assert max(steps) - min(steps) < 0.3
 
 
-@settings(deadline=None)  # a busy machine is no fault
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=400))
 def test_merging_bins_loses_no_value(counts: list[int]) -> None:
     edges, heights = merged(counts, 0.0, 1.0)

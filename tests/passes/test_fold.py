@@ -250,7 +250,7 @@ def random_graph(seed: int, length: int) -> g.FloatGraph:
     return graph(*made) if made else graph(clamp("relu", "input"))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 14), st.booleans())
 def test_random_graphs_keep_their_function(seed: int, length: int, join: bool) -> None:
     original = random_graph(seed, length)

@@ -169,7 +169,7 @@ def test_multipliers_are_the_best_of_the_neighbours(method: str, spread: float, 
             assert errors[int(m)] <= min(errors.values()) * (1 + 1e-9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
     spread=st.sampled_from([1e-3, 0.2, 30.0]),

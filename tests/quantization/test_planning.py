@@ -63,7 +63,7 @@ def test_pixels_are_integers_as_they_are(method: str, brightest: int, unit: int)
     assert fewer.scale * 63 <= brightest / unit * (1 + 1e-6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     offset=st.floats(-5, 5),

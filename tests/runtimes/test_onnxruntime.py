@@ -34,7 +34,7 @@ def assert_equal(found: dict[str, NDArray[Any]], expected: dict[str, NDArray[Any
         assert np.array_equal(found[name], integers), name
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(networks(), st.sampled_from(sorted(LEVELS)), st.integers(0, 3))
 def test_every_integer_of_random_networks(network: IntegerNetwork, level: str, count: int) -> None:
     images = random_images(np.random.default_rng(1), network, count)
@@ -45,7 +45,7 @@ def test_every_integer_of_random_networks(network: IntegerNetwork, level: str, c
     assert_equal(executor.run(images), {network.output: expected[network.output]})
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(networks(operators=COMPOSED), st.integers(1, 3))
 def test_operators_that_are_composed_of_several_layers(network: IntegerNetwork, count: int) -> None:
     images = random_images(np.random.default_rng(1), network, count)
@@ -53,7 +53,7 @@ def test_operators_that_are_composed_of_several_layers(network: IntegerNetwork, 
     assert_equal(OnnxRuntimeExecutor(network, threads=1).run(images, list(expected)), expected)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(networks(dtype="mixed"), st.integers(1, 3))
 def test_tensors_of_mixed_types(network: IntegerNetwork, count: int) -> None:
     images = random_images(np.random.default_rng(2), network, count)
@@ -104,7 +104,7 @@ def convolutions(draw: st.DrawFn) -> IntegerNetwork:
     return IntegerNetwork("convolution", (x, y, flat), ("flat",))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(convolutions(), st.integers(0, 2), st.booleans(), st.sampled_from(["none", "all"]))
 def test_wide_convolutions_and_pools(network: IntegerNetwork, count: int, extreme: bool, level: str) -> None:
     rng = np.random.default_rng(3)

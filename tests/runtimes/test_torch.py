@@ -54,21 +54,21 @@ def sum_types(executor: TorchExecutor) -> set[torch.dtype]:
     return {weight.dtype for weight, _ in executor._weights.values()}
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(networks(longest=14), st.integers(0, 2**32 - 1), st.integers(0, 5))
 def test_torch_equals_the_reference(network: IntegerNetwork, seed: int, count: int) -> None:
     images = random_images(np.random.default_rng(seed), network, count)
     assert mismatches(network, TorchExecutor(network), images) == {}
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(networks(dtype="mixed"), st.integers(0, 2**32 - 1))
 def test_mixed_types_of_activations(network: IntegerNetwork, seed: int) -> None:
     images = random_images(np.random.default_rng(seed), network, 2)
     assert mismatches(network, TorchExecutor(network), images) == {}
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(networks(operators=CONVOLUTIONS), st.integers(0, 2**32 - 1))
 def test_sums_in_double_give_the_same(network: IntegerNetwork, seed: int) -> None:
     images = random_images(np.random.default_rng(seed), network, 2)
@@ -77,7 +77,7 @@ def test_sums_in_double_give_the_same(network: IntegerNetwork, seed: int) -> Non
     assert sum_types(executor) == {torch.float64}
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(networks(operators=CONVOLUTIONS), st.integers(0, 2**32 - 1))
 def test_unfolded_convolutions_give_the_same(network: IntegerNetwork, seed: int) -> None:
     """The form that a CUDA device runs, here on the CPU."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 
 from twoscale._codegen.targets import GENERIC, InstructionSet, Target
+from twoscale._environment import this_platform
 
 __all__ = ["features", "instruction_sets"]
 
@@ -33,7 +33,7 @@ def features() -> frozenset[str] | None:
 
 def _may_use_amx() -> bool:
     """Ask Linux for AMX's registers, as the C does. The answer holds for this process and its threads."""
-    if platform.machine() != "x86_64":
+    if this_platform() != "linux x86_64":
         return False
     arch_prctl, request_permission, tile_data = 158, 0x1023, 18  # numbers of the system call and its arguments
     return bool(ctypes.CDLL(None).syscall(arch_prctl, request_permission, ctypes.c_long(tile_data)) == 0)
