@@ -89,8 +89,10 @@ def test_missing_values_have_no_marker() -> None:
 
 
 def test_a_dot_plot_of_nothing_is_drawn() -> None:
-    ElementTree.fromstring(dot_plot("t", [], [], label="l", x_label="x").inline())
-    ElementTree.fromstring(line_plot("t", [("a", ())], label="l", x_label="x", y_label="y").inline())
+    dots = dot_plot("t", [], [], label="l", x_label="x").inline()
+    lines = line_plot("t", [("a", ())], label="l", x_label="x", y_label="y").inline()
+    for drawing in (dots, lines):
+        assert ElementTree.fromstring(drawing).tag.endswith("svg")
 
 
 def test_differences_that_mean_nothing_do_not_look_large() -> None:
