@@ -1,4 +1,4 @@
-"""nn.Module → FloatGraph, through torch.export in eval mode with a dynamic batch dimension.
+"""nn.Module → FloatGraph, through torch.export in eval mode.
 
 Every ATen operator that a FloatGraph can hold has one translation (in the package ``aten``), found by the operator's
 name. In-place forms (relu_, add_) share the translation of the plain form. After them, the name of the changed tensor
@@ -29,7 +29,7 @@ from twoscale._frontends.torch_export.aten.table import PLAIN_ONLY, TRANSLATIONS
 from twoscale._frontends.torch_export.aten.translator import Translator, UnknownOperator, ViewChanged
 from twoscale._ir.float_graph import FloatGraph
 from twoscale._ir.float_module import GraphModule
-from twoscale.errors import CaptureError
+from twoscale.errors import CaptureError, TwoscaleError
 
 __all__ = ["capture", "input_count", "supported_operators"]
 
@@ -127,9 +127,24 @@ def capture(
     example = tuple(x[:1].to(device).to(dtype).expand(2, *x.shape[1:]).contiguous() for x in given)
     _check_signature(model, example)
     name = name or type(model).__name__
+    images = [x.to(device).to(dtype) for x in given]
+
+    def captured(exported: torch.export.ExportedProgram) -> tuple[FloatGraph, tuple[str, str] | None]:
+        graph, left_out = _translated(exported, name)
+        _check_captured(graph, model, images, left_out[0] if left_out else None)
+        return graph, left_out
+
     with _in_eval_mode(model), torch.no_grad(), _quietly():
-        graph, left_out = _translated(_exported(model, example), name)
-        _check_captured(graph, model, [x.to(device).to(dtype) for x in given], left_out[0] if left_out else None)
+        try:
+            graph, left_out = captured(_exported_fixed(model, example))
+        except Exception as fixed:  # a dynamic batch size tells why, and some models can only be captured with one
+            try:
+                exported = _exported(model, example)
+            except _SomeBatches:
+                if isinstance(fixed, TwoscaleError):
+                    raise fixed from None
+                raise
+            graph, left_out = captured(exported)
     _warn_of(left_out, name)
     return graph
 
@@ -256,7 +271,7 @@ def _check_signature(model: nn.Module, example: tuple[torch.Tensor, ...]) -> Non
 
 
 def _exported(model: nn.Module, example: tuple[torch.Tensor, ...]) -> torch.export.ExportedProgram:
-    """Export with a dynamic batch size. If the model needs a number, use one that is no other size."""
+    """Export with a dynamic batch size."""
     batch: Any = torch.export.Dim.DYNAMIC if len(example) == 1 else torch.export.Dim("batch")  # one of all inputs
     shapes = tuple({0: batch} for _ in example)
     if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in inspect.signature(model.forward).parameters.values()):
@@ -264,12 +279,17 @@ def _exported(model: nn.Module, example: tuple[torch.Tensor, ...]) -> torch.expo
     try:
         return torch.export.export(model, example, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises many unrelated types
-        if not str(error).startswith("Constraints violated"):
-            raise CaptureError(_export_failure(model, example, error)) from error
-        try:
-            return torch.export.export(model, tuple(x[:1].expand(_BATCH, *x.shape[1:]) for x in example))
-        except Exception:
-            raise CaptureError(_export_failure(model, example, error)) from error
+        refusal = _SomeBatches if str(error).startswith("Constraints violated") else CaptureError
+        raise refusal(_export_failure(model, example, error)) from error
+
+
+class _SomeBatches(CaptureError):
+    """The model works only for some batch sizes, as far as torch.export can tell."""
+
+
+def _exported_fixed(model: nn.Module, example: tuple[torch.Tensor, ...]) -> torch.export.ExportedProgram:
+    """Export with one batch size, which takes half the time and suits models that compute with it as a number."""
+    return torch.export.export(model, tuple(x[:1].expand(_BATCH, *x.shape[1:]) for x in example))
 
 
 _BATCH = 7919
