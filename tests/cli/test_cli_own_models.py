@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 MODEL = """
 from torch import nn
@@ -45,6 +47,24 @@ def test_every_verb_takes_the_user_s_own_model(trained: Path, run: Callable[...,
         assert run(verb, "run", *OWN).code == 0
     assert run("sensitivity", "run", *OWN, "--max-samples", 50).code == 0
     assert run("export", "n.onnx", "--out", "c").code == 0
+
+
+def test_the_printed_command_leaves_damaged_pictures_out_too(trained: Path, run: Callable[..., Any]) -> None:
+    generator = np.random.default_rng(0)
+    for i in range(20):
+        file = trained / "pictures" / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (40, 32, 3), np.uint8)).save(file)
+    (trained / "pictures" / "a" / "cut.png").write_bytes(file.read_bytes()[:100])
+    own = (*OWN, "--data", "pictures", "--size", 32)
+    refused = run("quantize", "run", *own, "-o", "n.onnx")
+    assert refused.code == 2
+    assert "leave them out (--skip-damaged, " in refused.err
+    quantized = run("quantize", "run", *own, "--skip-damaged", "-o", "n.onnx")
+    assert quantized.code == 0, quantized.err
+    command = quantized.out.strip().splitlines()[-1].partition("Check it: twoscale ")[2]
+    assert command.endswith(" --skip-damaged")
+    assert run(*command.split()).code == 0
 
 
 def test_what_does_not_name_the_model_is_refused(trained: Path, refused: Callable[..., str]) -> None:

@@ -169,12 +169,14 @@ def command(*words: str | Path) -> str:
     return shlex.join(["twoscale", *map(str, words)])
 
 
-def verify_with(network: Path, weights: Path, model: str | None, model_args: str | None) -> str:
+def verify_with(
+    network: Path, weights: Path, model: str | None, model_args: str | None, pictures: PictureOptions
+) -> str:
     """Return the command that compares an integer network with the weights that it was made from."""
     words: list[str | Path] = ["verify", network, "--checkpoint", weights]
     for option, value in (("--model", model), ("--model-args", model_args)):
         words += [] if value is None else [option, value]
-    return command(*words)
+    return command(*words, *(["--skip-damaged"] if pictures.skip_damaged else []))
 
 
 def require_integer_file(path: Path) -> Path:

@@ -198,7 +198,7 @@ def quantize_command(
 
     console().print(network_table(network))
     print_line("")
-    print_line(f"Wrote {out}. Check it: {verify_with(out, file, model, model_args)}")
+    print_line(f"Wrote {out}. Check it: {verify_with(out, file, model, model_args, pictures)}")
 
 
 def _accuracy(

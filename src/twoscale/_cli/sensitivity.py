@@ -153,7 +153,7 @@ def sensitivity_command(
     for line in _summary(result, measured):
         print_line(line)
     if out is not None:
-        print_line(f"Wrote {out}. Check it: {verify_with(out, file, model, model_args)}")
+        print_line(f"Wrote {out}. Check it: {verify_with(out, file, model, model_args, pictures)}")
 
 
 def parse_size(option: str, text: str) -> float:

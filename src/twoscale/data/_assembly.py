@@ -187,7 +187,7 @@ def report(damaged: Sequence[str], total: int, options: Options) -> str:
         named = "; ".join([*damaged[:_NAMED], *more])
         raise DataError(
             f"{len(damaged)} of {total:,} pictures cannot be read: {named}; replace them, or leave them out "
-            "(skip_damaged)"
+            "(--skip-damaged, skip_damaged=True)"
         )
     if options.on_damaged is not None:
         for line in damaged:
