@@ -17,7 +17,7 @@ from twoscale._codegen.c.vector.convolutions import conv_windows, pack
 from twoscale._codegen.c.vector.kernels import HEADER_NAMES, TILE_NAMES, VectorKernel, text_of
 from twoscale._codegen.c.vector.kernels import KERNELS as KERNELS
 from twoscale._codegen.c.vector.source import source_of
-from twoscale._codegen.targets import GENERIC, INSTRUCTION_SETS, TARGETS, InstructionSet
+from twoscale._codegen.targets import GENERIC, INSTRUCTION_SETS, TARGETS, WASM_SETS, InstructionSet
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.reference import ReferenceExecutor
@@ -96,13 +96,13 @@ def test_a_kernel_declares_the_names_of_its_file(kernel: VectorKernel) -> None:
     """They get the instruction set's name as a suffix, so that one file can be compiled for several."""
     if kernel.defines:
         assert set(kernel.defines) == defined(text_of(f"{kernel.name}.c"))
-    if kernel.neon:
-        assert set(kernel.neon) == defined(text_of(f"{kernel.name}_neon.c"))
+    if kernel.narrow:
+        assert set(kernel.narrow) == defined(text_of(f"{kernel.name}_narrow.c"))
     if kernel.has_params:
         assert f"}} {kernel.name}_params;" in text_of(f"{kernel.name}.h")
 
 
-@pytest.mark.parametrize("isa", [*INSTRUCTION_SETS, GENERIC], ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", [*INSTRUCTION_SETS, *WASM_SETS, GENERIC], ids=lambda isa: isa.name)
 def test_an_instruction_set_declares_the_names_of_its_header(isa: InstructionSet) -> None:
     needed = {*HEADER_NAMES, *(TILE_NAMES if isa.tiles else ())}
     assert needed | set(isa.own_names) == defined("\n".join(text_of(f"{name}.h") for name in isa.headers))

@@ -15,6 +15,7 @@ from twoscale._cli.common import (
     console,
     dataset_for,
     print_json,
+    print_line,
     recorded,
     require_integer_file,
 )
@@ -24,6 +25,7 @@ from twoscale._progress import report
 from twoscale._text import printable
 from twoscale.errors import ConfigurationError
 
+_WASM = "wasm"
 _WRITTEN = {form.name: form for form in FORMS.values() if not form.is_read}
 """The forms that are only written: the network's own file is the one that is read back."""
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     To = str
     Io = str
 else:
-    TargetName = Literal[tuple(TARGETS)]
+    TargetName = Literal[(*TARGETS, _WASM)]
     To = Literal[("c", *_WRITTEN)]
     Io = Literal[tuple(dict.fromkeys(io for form in _WRITTEN.values() for io in form.io_types))]
 
@@ -44,7 +46,9 @@ if TYPE_CHECKING:
 __all__ = ["export_command", "require_on_grid"]
 
 _TO_HELP = "; ".join(['"c" for C', *(f'"{form.name}" for {form.promise}' for form in _WRITTEN.values())])
-_TARGET_HELP = "; ".join(f'"{target.name}" for {target.promise}' for target in TARGETS.values())
+_TARGET_HELP = "; ".join(
+    [*(f'"{target.name}" for {target.promise}' for target in TARGETS.values()), f'"{_WASM}" for browsers (needs clang)']
+)
 
 
 def export_command(
@@ -59,10 +63,11 @@ def export_command(
     json: bool = False,
 ) -> None:
     """Write an integer network as source code: C99 for any target, without heap, libm or floating point, or C for
-    big CPUs, with vector kernels and threads. Both compute the same integers.
+    big CPUs, with vector kernels and threads, or as WebAssembly for browsers. All compute the same integers.
 
     The folder gets NAME.h, NAME.c, a self-test with expected outputs and a checksum of every layer, a Makefile
-    ("make test", "make size") and a report of flash, RAM and multiply-adds.
+    ("make test", "make size") and a report of flash, RAM and multiply-adds. For "wasm" it gets NAME.wasm, an ES module
+    NAME.mjs with its types, and pages that classify a picture, a drawing or the camera.
 
     ONNX Runtime needs no export: it runs the network's own file. For runtimes that want floating-point operators
     between quantize and dequantize nodes (OpenVINO, TensorRT), "--to qdq" writes such a file. Each of them rounds in
@@ -91,6 +96,11 @@ def export_command(
     if io is not None:
         raise ConfigurationError("--io is the type of a .tflite file's input and output; expected --to tflite with it")
     require_on_grid(loaded, network)
+    if target == _WASM:
+        if data is not None:
+            raise ConfigurationError("--data is for self-tests in C; the one of --target wasm makes its own images")
+        _export_wasm(loaded, out, name, images, json=json)
+        return
     if data is None:
         inputs = default_images(loaded, images)
     else:
@@ -113,6 +123,26 @@ def export_command(
         markup=False,
         soft_wrap=True,
     )
+
+
+def _export_wasm(network: IntegerNetwork, out: Path, name: str | None, images: int, *, json: bool) -> None:
+    from twoscale._runtimes.wasm import export_wasm
+    from twoscale.data._registry import class_names
+
+    known = recorded(network) if len(network.inputs) == 1 else None
+    classes = None if known is None else known.classes or (class_names(known.data) if known.data else None)
+    spec = network[network.outputs[0]].output
+    report("compiling", 0, None)
+    fits = classes is not None and spec.shape == (len(classes),)
+    result = export_wasm(network, out, name=name, classes=classes if fits else None, images=images)
+    if json:
+        print_json(result)
+        return
+    sizes = ", ".join(f"{kind} {size:,}" for kind, size in result.module_bytes.items())
+    print_line(f"Wrote {result.folder}: {', '.join(result.files)}")
+    print_line(f"Modules: {sizes} bytes; a page loads one of them")
+    if "index.html" in result.files:
+        print_line(f"Try it: {shlex.join(['python', '-m', 'http.server', '-d', result.folder])}")
 
 
 def require_on_grid(network: IntegerNetwork, path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["INSTRUCTION_SETS", "TARGETS", "VECTOR_TARGETS", "Architecture", "InstructionSet", "Target"]
+__all__ = ["INSTRUCTION_SETS", "TARGETS", "VECTOR_TARGETS", "WASM_SETS", "Architecture", "InstructionSet", "Target"]
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class InstructionSet:
     own_names: tuple[str, ...] = ()
     """Functions and types that its headers define in addition to those of every instruction set."""
     tiles: bool = True
-    """Whether its header defines the vectors of conv.c, linear.c and depthwise.c, not NAME_neon.c in their place."""
+    """Whether its header defines the vectors of conv.c, linear.c and depthwise.c, not NAME_narrow.c in their place."""
     signed: bool = False
     """Whether activations are multiplied as signed bytes, which are less by 128."""
     adds_pairs: bool = False
@@ -155,6 +155,8 @@ class InstructionSet:
     """Whether it multiplies matrices of bytes."""
     shared: str = ""
     """Name of the header that it shares with others."""
+    own_header: bool = True
+    """Whether it has a header of its name."""
     compilers: str = ""
     """Preprocessor condition that is true if the compiler has its intrinsics; empty if all have."""
     clang_target: str = ""
@@ -163,7 +165,7 @@ class InstructionSet:
     @property
     def headers(self) -> tuple[str, ...]:
         """Names of its headers, in order."""
-        return tuple(filter(None, (self.shared, self.name)))
+        return tuple(filter(None, (self.shared, self.name if self.own_header else "")))
 
     @property
     def macro(self) -> str:
@@ -185,8 +187,8 @@ class InstructionSet:
 
 
 _ARM_NAMES = (
-    "activations", "activations_of", "add_taps", "add_windows", "load_table", "look_up", "saturated", "table256",
-    "window",
+    "activations", "activations_of", "add_taps", "add_windows", "clamp_b", "four_f", "four_i", "interleave",
+    "interleaved", "load_table", "look_up", "rounded_bytes", "saturated", "table256", "tap_weights", "window",
 )  # fmt: skip
 GENERIC = InstructionSet("generic", "any CPU", own_names=("lanes",))
 INSTRUCTION_SETS = (
@@ -295,6 +297,42 @@ INSTRUCTION_SETS = (
     ),
 )
 """The fastest first, for each architecture."""
+
+WASM = Architecture("defined(__wasm_simd128__)", "HAVE_WASM", ("wasm_simd128.h",), "1")
+
+_WASM_NAMES = (
+    "activations", "activations_of", "add_taps", "add_windows", "clamp_b", "four_f", "four_i", "interleave",
+    "interleaved", "rounded", "rounded_bytes", "saturated", "tap_weights", "window",
+)  # fmt: skip
+WASM_SETS = (
+    InstructionSet(
+        "relaxed",
+        "relaxed SIMD, unsigned",
+        WASM,
+        "simd128,relaxed-simd",
+        ("simd128", "relaxed-simd"),
+        _WASM_NAMES,
+        tiles=False,
+        shared="v128",
+        own_header=False,
+    ),
+    InstructionSet(
+        "relaxed_signed",
+        "relaxed SIMD, signed",
+        WASM,
+        "simd128,relaxed-simd",
+        ("simd128", "relaxed-simd"),
+        _WASM_NAMES,
+        tiles=False,
+        signed=True,
+        shared="v128",
+        own_header=False,
+    ),
+    InstructionSet(
+        "simd128", "SIMD128", WASM, "simd128", ("simd128",), _WASM_NAMES, tiles=False, shared="v128", own_header=False
+    ),
+)
+"""Those of WebAssembly. Each is a module of its own; the fastest first."""
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,13 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(("digits", *_FETCHABLE)))
 
 
+def class_names(name: str) -> tuple[str, ...] | None:
+    """Return the names of a data set's classes, which need not be on this machine; None if it is not a named one."""
+    if name == "digits":
+        return digits.CLASSES
+    return _FETCHABLE[name].classes if name in _FETCHABLE else None
+
+
 def _find(name: str) -> _Fetchable:
     if name not in _FETCHABLE:
         raise UnknownNameError("data set", name, names())

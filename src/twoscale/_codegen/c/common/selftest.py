@@ -17,7 +17,7 @@ from twoscale._ir.operators.base import TensorSpec
 from twoscale._ir.reference import ReferenceExecutor
 from twoscale.errors import ConfigurationError
 
-__all__ = ["default_images", "self_test"]
+__all__ = ["default_images", "layer_values", "self_test"]
 
 
 def default_images(network: IntegerNetwork, count: int = 4) -> tuple[NDArray[Any], ...]:
@@ -42,7 +42,7 @@ def self_test(source: SourceBase, inputs: Sequence[NDArray[Any]]) -> str:
     """
     program = source.program
     _check(program.network, inputs)
-    values = _all_layers(program.network, inputs)
+    values = layer_values(program.network, inputs)
     images = inputs[0]
     kept = {name: program.tensors[name].to_memory(value) for name, value in values.items()}
     shown_inputs = [kept[tensor.name].astype(np.int16) - tensor.shift for tensor in program.inputs]
@@ -89,7 +89,8 @@ def _check_input(network: IntegerNetwork, spec: TensorSpec, images: NDArray[Any]
         )
 
 
-def _all_layers(network: IntegerNetwork, inputs: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def layer_values(network: IntegerNetwork, inputs: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the integers of every layer, by the reference."""
     reference = ReferenceExecutor(network)
     values = {layer.name: images for layer, images in zip(network.inputs, inputs, strict=True)}
     for layer in network.layers[len(inputs) :]:

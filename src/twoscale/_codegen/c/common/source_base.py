@@ -225,7 +225,10 @@ class SourceBase(ABC):
         """Return a block for each layer with constants: a comment, its arrays, and the parameters of its calls."""
         steps = zip(self.program.steps, self.instances, strict=True)
         blocks = [self._constants(step, names) for step, names in steps if step.constants or any(names)]
-        return [self.render("binary_constants.c.jinja", data_file=self.data_file), *blocks] if self.binary else blocks
+        if not self.binary:
+            return blocks
+        size = sum(-(-constant.size // _ALIGNMENT) * _ALIGNMENT for constant in self._all_constants()) or _ALIGNMENT
+        return [self.render("binary_constants.c.jinja", data_file=self.data_file, data_bytes=size), *blocks]
 
     @property
     def data_file(self) -> str:

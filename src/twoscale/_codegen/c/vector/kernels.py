@@ -84,8 +84,9 @@ class VectorKernel(Kernel):
     """Whether it has a file with a struct of parameters."""
     defines: tuple[str, ...] = ()
     """The functions and types of its file; empty if it has none."""
-    neon: tuple[str, ...] = ()
-    """The functions and types of NAME_neon.c, which replaces NAME.c where NEON is defined; empty if there is none."""
+    narrow: tuple[str, ...] = ()
+    """The functions and types of NAME_narrow.c, which replaces NAME.c where NARROW is defined; empty if there is
+    none."""
     is_shared: bool = False
     """Whether threads can share it: the C function then takes a part as its last argument."""
 
@@ -143,7 +144,7 @@ _CONV = VectorKernel(
         "conv_store_pixels",
         "conv_tile",
     ),
-    neon=("conv_images", "conv_next", "conv_place", "conv_results", "conv_tile", "conv_tile_rows", "conv_window"),
+    narrow=("conv_images", "conv_next", "conv_place", "conv_results", "conv_tile", "conv_tile_rows", "conv_window"),
     is_shared=True,
 )
 _LINEAR = VectorKernel(
@@ -151,13 +152,13 @@ _LINEAR = VectorKernel(
     (_CONV,),
     has_params=False,
     defines=("linear_images",),
-    neon=("linear_images",),
+    narrow=("linear_images",),
     is_shared=True,
 )
 _DEPTHWISE = VectorKernel(
     "depthwise",
     defines=("depthwise_column", "depthwise_images"),
-    neon=("depthwise_column", "depthwise_images", "load_taps", "taps"),
+    narrow=("depthwise_column", "depthwise_images", "load_taps", "taps"),
     is_shared=True,
 )
 _POOL = VectorKernel("pool")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from twoscale._codegen.c.common.calls import Call, Kernel, Operand, with_needs
 from twoscale._codegen.c.common.names import printable
@@ -29,7 +29,7 @@ from twoscale._codegen.targets import Target
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["VectorSource", "source_of"]
+__all__ = ["VectorSource", "lowered", "source_of"]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -42,14 +42,22 @@ def source_of(network: IntegerNetwork, name: str, target: Target, *, binary: boo
     Raises:
         ConfigurationError: integers alone cannot compute it; names the layer and what to do.
     """
+    return VectorSource(lowered(network, target), name, target, binary)
+
+
+def lowered(network: IntegerNetwork, target: Target) -> VectorProgram:
+    """Return the calls for a target's instruction sets.
+
+    Raises:
+        ConfigurationError: integers alone cannot compute the network; names the layer and what to do.
+    """
     sets = target.instruction_sets
-    program = lower(
+    return lower(
         network,
         pairs=any(isa.adds_pairs for isa in sets),
         matrices=any(isa.multiplies_matrices for isa in sets),
         signed=any(isa.signed for isa in sets),
     )
-    return VectorSource(program, name, target, binary)
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class VectorSource(SourceBase):
 
     program: VectorProgram
 
+    source_template: ClassVar[str] = "vector.c.jinja"
     self_test_template = "vector_selftest.c.jinja"
     makefile_template = "vector_Makefile.jinja"
 
@@ -91,23 +100,26 @@ class VectorSource(SourceBase):
 
     def source(self) -> str:
         """Return the text of the source."""
+        return self.render(self.source_template, **self.source_facts())
+
+    def source_facts(self) -> Mapping[str, Any]:
+        """Return what the template of the source needs."""
         program = self.program
         isas = self.target.instruction_sets
-        return self.render(
-            "vector.c.jinja",
-            image_bytes=program.image_bytes,
-            parameters=[self._text(f"{kernel.name}.h") for kernel in self._used() if kernel.has_params],
-            portable=kernel_texts(self._portable(), fixed_point=self.program.network.in_fixed_point),
-            constants=self.constants(),
-            isas=isas,
-            shares_images=self.shares_images,
-            alone=len(phases_of(program.steps[: program.alone], self.instances[: program.alone])),
-            phases=[self._facts_of(phase) for phase in self.phases],
-            reaches_minus_128=any(
+        return {
+            "image_bytes": program.image_bytes,
+            "parameters": [self._text(f"{kernel.name}.h") for kernel in self._used() if kernel.has_params],
+            "portable": kernel_texts(self._portable(), fixed_point=self.program.network.in_fixed_point),
+            "constants": self.constants(),
+            "isas": isas,
+            "shares_images": self.shares_images,
+            "alone": len(phases_of(program.steps[: program.alone], self.instances[: program.alone])),
+            "phases": [self._facts_of(phase) for phase in self.phases],
+            "reaches_minus_128": any(
                 isinstance(layer, n.Accumulating) and (layer.weight == -128).any() for layer in program.network
             ),
-            architectures=list(dict.fromkeys(isa.architecture for isa in isas if isa.architecture)),
-        )
+            "architectures": list(dict.fromkeys(isa.architecture for isa in isas if isa.architecture)),
+        }
 
     def kernels(self) -> str:
         """Return the text of the kernels and of the network's layers."""
@@ -118,15 +130,18 @@ class VectorSource(SourceBase):
             for call in self._calls()
             if isinstance(call, BlockCall) and call.instance is not None
         }
-        neon = any(not isa.tiles for isa in isas)
+        narrow = any(not isa.tiles for isa in isas)
         names = {*HEADER_NAMES, *TILE_NAMES}.union(
-            *(isa.own_names for isa in isas), *(kernel.defines + kernel.neon for kernel in kernels)
+            *(isa.own_names for isa in isas), *(kernel.defines + kernel.narrow for kernel in kernels)
         )
         return self.render(
             "vector_kernels.h.jinja",
             vectors=[(isa.macro, "\n".join(text_of(f"{name}.h") for name in isa.headers)) for isa in isas],
             kernels=[
-                (self._text(f"{kernel.name}.c"), self._text(f"{kernel.name}_neon.c") if neon and kernel.neon else "")
+                (
+                    self._text(f"{kernel.name}.c"),
+                    self._text(f"{kernel.name}_narrow.c") if narrow and kernel.narrow else "",
+                )
                 for kernel in kernels
             ],
             instances=[

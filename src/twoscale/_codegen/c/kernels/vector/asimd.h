@@ -1,5 +1,5 @@
 /* Sixteen numbers at a time, in four quarters of 128 bits: what all AArch64 processors have. Products are in the headers of
- * the levels. Convolutions, linear layers and depthwise convolutions have kernels of their own (NAME_neon.c). */
+ * the levels. Convolutions, linear layers and depthwise convolutions have kernels of their own (NAME_narrow.c). */
 typedef struct {
     int32x4_t at[4];
 } v16i;
@@ -8,7 +8,7 @@ typedef struct {
 } v16f;
 typedef uint8x16_t v16b;
 
-#define NEON /* kernels of their own */
+#define NARROW /* kernels of their own */
 
 #define EACH UNROLL for (int32_t i = 0; i < 4; i++)
 
@@ -151,6 +151,48 @@ INLINE v16b max_b(v16b a, v16b b)
     return vmaxq_u8(a, b);
 }
 
+INLINE v16b clamp_b(v16b a, v16b lo, v16b hi)
+{
+    return vminq_u8(vmaxq_u8(a, lo), hi);
+}
+
+INLINE int32x4_t four_i(const int32_t *from)
+{
+    return vld1q_s32(from);
+}
+
+INLINE float32x4_t four_f(const float *from)
+{
+    return vld1q_f32(from);
+}
+
+/* Weights of four taps of four channels. */
+INLINE int8x16_t tap_weights(const int8_t *from)
+{
+    return vld1q_s8(from);
+}
+
+typedef struct {
+    v16b at[4];
+} interleaved;
+
+/* Sixteen bytes of each of four places, `step` bytes apart, side by side. */
+INLINE interleaved interleave(const uint8_t *from, int32_t step)
+{
+    const uint8x16_t a = vld1q_u8(from), b = vld1q_u8(from + step);
+    const uint8x16_t c = vld1q_u8(from + 2 * step), d = vld1q_u8(from + 3 * step);
+    const uint16x8_t ab_lo = vreinterpretq_u16_u8(vzip1q_u8(a, b)), ab_hi = vreinterpretq_u16_u8(vzip2q_u8(a, b));
+    const uint16x8_t cd_lo = vreinterpretq_u16_u8(vzip1q_u8(c, d)), cd_hi = vreinterpretq_u16_u8(vzip2q_u8(c, d));
+    const interleaved all = {{
+        vreinterpretq_u8_u16(vzip1q_u16(ab_lo, cd_lo)),
+        vreinterpretq_u8_u16(vzip2q_u16(ab_lo, cd_lo)),
+        vreinterpretq_u8_u16(vzip1q_u16(ab_hi, cd_hi)),
+        vreinterpretq_u8_u16(vzip2q_u16(ab_hi, cd_hi)),
+    }};
+
+    return all;
+}
+
 /* The first `count` of 16 bytes as numbers; the others are undefined. */
 INLINE v16i load_u8(const uint8_t *from, int32_t count)
 {
@@ -180,6 +222,12 @@ INLINE v16b saturated(v16i a)
     const int16x8_t hi = vqmovn_high_s32(vqmovn_s32(a.at[2]), a.at[3]);
 
     return vqmovun_high_s16(vqmovun_s16(lo), hi);
+}
+
+/* RNE of |numbers| < 2^31, clamped to 0..255. */
+INLINE v16b rounded_bytes(v16f a)
+{
+    return saturated(round_f(a));
 }
 
 /* The first `count` of 16 numbers in 0..255 as bytes. */

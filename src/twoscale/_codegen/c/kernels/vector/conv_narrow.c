@@ -38,7 +38,7 @@ INLINE void conv_results(const conv_params *p, const conv_tile_rows *at, const v
             const v16i whole = fixed_16(acc[n], p->mantissa + channel, p->exponent + channel);
             const v16f real = mul_add(to_f(whole), set_f(1.0f), zero);
 
-            store_b(at->y[n] + channel, vminq_u8(vmaxq_u8(saturated(round_f(real)), lo), hi), count);
+            store_b(at->y[n] + channel, clamp_b(rounded_bytes(real), lo, hi), count);
         }
         return;
     }
@@ -51,7 +51,7 @@ INLINE void conv_results(const conv_params *p, const conv_tile_rows *at, const v
         if (end == JOINED)
             real = mul_add(to_f(load_u8(at->residual[n] + channel, 16)), residual_scale, real);
         real = mul_add(to_f(acc[n]), scale, real);
-        store_b(at->y[n] + channel, vminq_u8(vmaxq_u8(saturated(round_f(real)), lo), hi), count);
+        store_b(at->y[n] + channel, clamp_b(rounded_bytes(real), lo, hi), count);
     }
 }
 

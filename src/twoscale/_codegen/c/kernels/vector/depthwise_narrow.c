@@ -8,20 +8,12 @@ typedef struct {
     activations at[4];
 } taps; /* four taps of 16 channels: four channels in each */
 
-/* Four taps, `step` bytes apart, side by side for each channel. */
 INLINE taps load_taps(const uint8_t *from, int32_t step)
 {
-    const uint8x16_t a = vld1q_u8(from), b = vld1q_u8(from + step);
-    const uint8x16_t c = vld1q_u8(from + 2 * step), d = vld1q_u8(from + 3 * step);
-    const uint16x8_t ab_lo = vreinterpretq_u16_u8(vzip1q_u8(a, b)), ab_hi = vreinterpretq_u16_u8(vzip2q_u8(a, b));
-    const uint16x8_t cd_lo = vreinterpretq_u16_u8(vzip1q_u8(c, d)), cd_hi = vreinterpretq_u16_u8(vzip2q_u8(c, d));
-    const taps t = {{
-        activations_of(vreinterpretq_u8_u16(vzip1q_u16(ab_lo, cd_lo))),
-        activations_of(vreinterpretq_u8_u16(vzip2q_u16(ab_lo, cd_lo))),
-        activations_of(vreinterpretq_u8_u16(vzip1q_u16(ab_hi, cd_hi))),
-        activations_of(vreinterpretq_u8_u16(vzip2q_u16(ab_hi, cd_hi))),
-    }};
+    const interleaved bytes = interleave(from, step);
+    taps t;
 
+    EACH t.at[i] = activations_of(bytes.at[i]);
     return t;
 }
 
@@ -45,7 +37,7 @@ INLINE void depthwise_column(const depthwise_params *p, const uint8_t *x, int32_
         v16i acc;
         v16f scale, real;
 
-        EACH acc.at[i] = vld1q_s32(p->BIAS + first + 16 * i);
+        EACH acc.at[i] = four_i(p->BIAS + first + 16 * i);
         if (slides) {
             seen[0] = seen[1];
             seen[1] = seen[2];
@@ -54,28 +46,28 @@ INLINE void depthwise_column(const depthwise_params *p, const uint8_t *x, int32_
             {
                 UNROLL
                 for (int32_t t = 0; t < 3; t++)
-                    acc.at[i] = add_taps(acc.at[i], seen[t].at[i], vld1q_s8(w + (4 * t + i) * 64));
+                    acc.at[i] = add_taps(acc.at[i], seen[t].at[i], tap_weights(w + (4 * t + i) * 64));
             }
         } else {
             for (int32_t t = 0; t < height * fours; t++) {
                 const taps four = load_taps(x + t / fours * p->tap_row + t % fours * 4 * p->tap_step, p->tap_step);
 
-                EACH acc.at[i] = add_taps(acc.at[i], four.at[i], vld1q_s8(w + (4 * t + i) * 64));
+                EACH acc.at[i] = add_taps(acc.at[i], four.at[i], tap_weights(w + (4 * t + i) * 64));
             }
         }
 #ifdef FIXED_POINT
         if (p->mantissa != NULL) {
             int32_t mantissa[16], exponent[16];
 
-            EACH vst1q_s32(mantissa + 4 * i, vld1q_s32(p->mantissa + first + 16 * i));
-            EACH vst1q_s32(exponent + 4 * i, vld1q_s32(p->exponent + first + 16 * i));
+            EACH memcpy(mantissa + 4 * i, p->mantissa + first + 16 * i, 16);
+            EACH memcpy(exponent + 4 * i, p->exponent + first + 16 * i, 16);
             acc = fixed_16(acc, mantissa, exponent);
             scale = set_f(1.0f);
         } else
 #endif
-        EACH scale.at[i] = vld1q_f32(p->scale + first + 16 * i);
+        EACH scale.at[i] = four_f(p->scale + first + 16 * i);
         real = mul_add(to_f(acc), scale, zero);
-        store_b(y, vminq_u8(vmaxq_u8(saturated(round_f(real)), lo), hi), bytes);
+        store_b(y, clamp_b(rounded_bytes(real), lo, hi), bytes);
     }
 }
 
