@@ -23,8 +23,8 @@ MODEL = """
 from torch import nn
 
 class Grey(nn.Sequential):
-    def __init__(self, classes: int = 10) -> None:
-        super().__init__(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, classes))
+    def __init__(self, classes: int = 10, width: int = 2) -> None:
+        super().__init__(nn.Conv2d(1, width, 3), nn.Flatten(), nn.Linear(36 * width, classes))
 """
 
 
@@ -46,9 +46,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_steps_train_on_pictures_of_the_user_s_own(here: Path) -> None:
     how = Preprocessing(size=8, channels=1)
-    workload = Workload("grey.py:Grey", "pictures", batch_size=12, preprocessing=how)
+    workload = Workload("grey.py:Grey", "pictures", batch_size=12, preprocessing=how, model_args="width=3")
     model: Any = create_model(workload)
-    assert model[2].out_features == 3
+    assert (model[2].in_features, model[2].out_features) == (108, 3)
     first, second = itertools.islice(batch_stream(workload, 0, 1), 2)
     training_step(workload, model)(first)
     train = data.load("pictures", preprocessing=how).train
@@ -68,13 +68,14 @@ def refused(*options: object) -> str:
 def test_what_a_study_does_not_take_is_refused_before_it_begins(here: Path) -> None:
     assert "give --channels and --size as the model takes them" in refused("--data", "pictures")
     assert "are for pictures of your own" in refused("--data", "digits", "--size", 8)
+    assert "unexpected keyword argument 'depth'" in refused("--model-args", "depth=3")
     assert "--skip-damaged is not for a study" in refused("--data", "pictures", "--skip-damaged")
 
 
 @pytest.mark.skipif(not sweep.whole(), reason="a launch, of all sweeps (--sweep all)")
 def test_a_study_of_pictures_of_the_user_s_own(here: Path) -> None:
     words = ("--data", "pictures", "--size", 8, "--channels", 1, "--sections", "wire,sampler,replicas")
-    outcome = run_command("scale", "grey.py:Grey", *words, "--out", "study", "--json")
+    outcome = run_command("scale", "grey.py:Grey", "--model-args", "width=3", *words, "--out", "study", "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.json["failures"] == []
     assert {"wire", "sampler", "replicas"} <= outcome.json["sentences"].keys()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from twoscale import data as datasets
-from twoscale._cli.common import AS_RECORDED, PictureOptions, Pictures, console, print_json
+from twoscale._cli.common import AS_RECORDED, ModelArgs, PictureOptions, Pictures, console, print_json
 from twoscale.data import Preprocessing
 from twoscale.errors import ConfigurationError
 
@@ -28,6 +28,7 @@ Numbers = Annotated[str | None, tyro.conf.arg(metavar="N,N,...")]
 
 def scale_command(
     model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None,
+    model_args: ModelArgs = None,
     data: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     pictures: Pictures = AS_RECORDED,
     batch_sizes: Numbers = None,
@@ -61,6 +62,7 @@ def scale_command(
     Args:
         model: Name of the model, or FILE.py:CLASS for your own, whose code then runs. Default: net on a processor,
             resnet18 on a GPU.
+        model_args: Options of the model, as name=value,name=value.
         data: Data set, or synthetic, or pictures of your own, which have to fit into memory. Default: digits on a
             processor, cifar10 on a GPU.
         pictures: How pictures of your own become pixels.
@@ -98,6 +100,7 @@ def scale_command(
     config = study_config(
         device,
         model=model,
+        model_args=model_args,
         data=data,
         preprocessing=_preprocessing(data, pictures),
         batch_sizes=_numbers("--batch-sizes", batch_sizes),

@@ -13,7 +13,7 @@ from twoscale.models import _references
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Published", "class_options", "create", "names", "normalization", "published"]
+__all__ = ["Published", "class_options", "create", "model_options", "names", "normalization", "published"]
 
 # To add a model: write its class in a file of this folder and name it here.
 _MODELS = {
@@ -86,6 +86,22 @@ def class_options(name: str, classes: int) -> dict[str, int]:
             "create the model with twoscale.models.create and train it in a loop of your own"
         )
     return _references.class_options(name, classes) if _references.is_reference(name) else {"classes": classes}
+
+
+def model_options(name: str, classes: int, model_args: str | None = None) -> dict[str, Any]:
+    """Return the options of :func:`create` for a model of ``classes`` classes, with those that the user wrote.
+
+    Args:
+        name: of the model.
+        classes: outputs that it needs.
+        model_args: name=value,name=value; these take precedence.
+
+    Raises:
+        ConfigurationError: model_args has another form, the model has no classes, or the user's file cannot be
+            imported.
+    """
+    given = {} if model_args is None else _references.options_of(model_args)
+    return {**class_options(name, classes), **given}
 
 
 @requires_extras("twoscale.models.create")

@@ -11,8 +11,6 @@ from torch import nn
 from twoscale import models
 from twoscale.data import Dataset
 from twoscale.errors import ConfigurationError
-from twoscale.models._references import options_of
-from twoscale.models._registry import class_options
 from twoscale.training._config import TrainConfig
 from twoscale.training._graphed import GraphedStep
 from twoscale.training._images import DeviceImages
@@ -23,7 +21,7 @@ from twoscale.training._ranks import Ranks
 from twoscale.training._schedule import warmup_updates
 from twoscale.training._step import Gradient, Step
 
-__all__ = ["AnyStep", "create_model", "create_step", "model_options"]
+__all__ = ["AnyStep", "create_model", "create_step"]
 
 AnyStep = Step | GraphedStep | ParallelStep
 
@@ -31,16 +29,6 @@ _WORTH_RECORDING = 10_000
 """Number of mini-batches from which on recording the step, which takes 1 to 2 s, pays off."""
 _WORTH_COMPILING = 250_000
 """Number of images from which on compiling the step for a GPU, which takes up to a minute, pays off."""
-
-
-def model_options(config: TrainConfig, classes: int) -> dict[str, Any]:
-    """Return the options with which the model that the configuration names is made.
-
-    Raises:
-        ConfigurationError: model_args has another form, or the user's file cannot be imported.
-    """
-    given = {} if config.model_args is None else options_of(config.model_args)
-    return {**class_options(config.model, classes), **given}
 
 
 def create_model(

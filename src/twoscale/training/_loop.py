@@ -28,11 +28,12 @@ from twoscale._launching.torchrun import launch, restarted
 from twoscale.data import Dataset, Split
 from twoscale.errors import ConfigurationError
 from twoscale.models._files import MODEL_FILE
+from twoscale.models._registry import model_options
 from twoscale.training._accuracy import check_takes, correct, picture_options
 from twoscale.training._batch_norm import alone, check_batches, synchronized
 from twoscale.training._checkpoint import Position, SavedState, begun_here, noted, read_state, write_state
 from twoscale.training._config import TrainConfig
-from twoscale.training._construction import create_model, create_step, model_options
+from twoscale.training._construction import create_model, create_step
 from twoscale.training._graphed import GraphedStep
 from twoscale.training._images import DeviceImages
 from twoscale.training._interrupts import TrainingInterrupted, deferred_interrupt
@@ -152,7 +153,9 @@ class _Run:
         ranks: Ranks,
     ) -> None:
         self.dataset, self.out, self.reporter, self.ranks = dataset, out, reporter, ranks
-        self.options = None if model is not None else model_options(config, len(dataset.classes))
+        self.options = (
+            None if model is not None else model_options(config.model, len(dataset.classes), config.model_args)
+        )
         """Of a model made here by its name."""
         self.model, self.device = create_model(config, dataset, model, self.options or {})
         self.config = config = dataclasses.replace(config, device="cuda" if self.device.type == "cuda" else "cpu")

@@ -185,7 +185,9 @@ def write_wire(task: WireTask) -> WireResult:
     """
     workloads = [task.workload]
     if not any(True for _ in create_model(task.workload).buffers()):
-        workloads.append(replace(task.workload, model=task.companion, data="synthetic", preprocessing=None))
+        workloads.append(
+            replace(task.workload, model=task.companion, model_args=None, data="synthetic", preprocessing=None)
+        )
     orders, shown = _orders(task) if "sampler" in task.parts else ((), ())
     return WireResult(
         ledgers=tuple(write_ledger(one) for one in workloads) if "wire" in task.parts else (),

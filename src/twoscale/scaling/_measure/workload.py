@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from twoscale import data, models
 from twoscale.data import Dataset, Preprocessing, Split
 from twoscale.errors import ConfigurationError, UnknownNameError
-from twoscale.models._registry import class_options
+from twoscale.models._registry import model_options
 from twoscale.scaling._measure.collectives import BucketClock
 from twoscale.scaling._measure.records import DdpOptions, Workload, is_own
 from twoscale.scaling._measure.waits import WaitClock
@@ -85,7 +85,7 @@ def create_model(workload: Workload, *, seed: int | None = None) -> nn.Module:
                 classes = len(load_images(workload.data, workload.preprocessing).classes)
             except UnknownNameError as error:
                 raise UnknownNameError("data set", workload.data, ["synthetic", *known]) from error
-    options = class_options(workload.model, classes)
+    options = model_options(workload.model, classes, workload.model_args)
     model = models.create(workload.model, seed=workload.seed if seed is None else seed, **options)
     model = model.to(device_of(workload)).train()
     return model.to(memory_format=torch.channels_last) if workload.channels_last else model  # type: ignore[call-overload]

@@ -103,7 +103,7 @@ def options_table(results: StudyResults) -> Table:
     peak = results.of(BatchAnswer).peak
     config, environment = results.config, results.environment
     values = {
-        "Model": config.model,
+        "Model": config.model + ("" if config.model_args is None else f" ({config.model_args})"),
         "Data": config.data,
         "Device": config.device,
         "Precision": config.precision + (", channels last" if config.channels_last else ""),

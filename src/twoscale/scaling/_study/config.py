@@ -88,6 +88,8 @@ class StudyConfig:
     """Another link than the measured one, to forecast steps over."""
     preprocessing: Preprocessing | None = None
     """From picture files to pixels, of pictures of your own."""
+    model_args: str | None = None
+    """Options of the model, as name=value,name=value."""
 
     def __post_init__(self) -> None:
         for name in ("repeats", "seeds", "epochs", "base_batch", "threads_per_rank"):

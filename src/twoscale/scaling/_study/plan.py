@@ -102,6 +102,7 @@ def _lanes(config: StudyConfig, runs: int) -> int:
 def _workload(config: StudyConfig, batch_size: int) -> Workload:
     return Workload(
         model=config.model,
+        model_args=config.model_args,
         data=config.data,
         batch_size=batch_size,
         device=config.device,
@@ -157,6 +158,7 @@ def _run(config: StudyConfig, way: Way, rate: float, *, seed: int, equal: Equal 
         options = {"crop": 4, "flip": "random", "weight_decay": 5e-4, "step": "cuda-graph"}
     return TrainConfig(
         model=config.model,
+        model_args=config.model_args,
         data=config.data,
         preprocessing=config.preprocessing,
         device=config.device,

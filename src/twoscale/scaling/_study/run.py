@@ -19,7 +19,7 @@ from twoscale._environment import current_environment, gpu_names, load_average
 from twoscale._files import held
 from twoscale.errors import ConfigurationError, TwoscaleError, UnknownNameError
 from twoscale.models._references import is_reference
-from twoscale.models._registry import class_options
+from twoscale.models._registry import model_options
 from twoscale.scaling._measure.capacity import find_largest_batch
 from twoscale.scaling._measure.launch import launch
 from twoscale.scaling._measure.records import CapacityRecord, Outcome, is_own
@@ -80,7 +80,9 @@ def measure(
     if minutes is not None and not minutes > 0:
         raise ConfigurationError(f"minutes is {minutes:g}; expected a positive number")
     if is_reference(config.model):
-        models.create(config.model, **class_options(config.model, 10))  # refused here, once, and not in every cell
+        models.create(
+            config.model, **model_options(config.model, 10, config.model_args)
+        )  # refused here, once, and not in every cell
     elif config.model not in models.names():
         raise UnknownNameError("model", config.model, models.names())
     if not resume and any(folder.glob("*.json")):
@@ -156,7 +158,7 @@ def _images(config: StudyConfig) -> int:
     if is_own(config.data):
         from twoscale.training._accuracy import check_takes, picture_options
 
-        model = models.create(config.model, **class_options(config.model, len(dataset.classes)))
+        model = models.create(config.model, **model_options(config.model, len(dataset.classes), config.model_args))
         check_takes(model, dataset.train, dataset.mean, dataset.std, hint=picture_options(dataset))
     return len(dataset.train)
 

@@ -129,6 +129,8 @@ class Workload:
     """How the data-parallel arms are wrapped."""
     preprocessing: Preprocessing | None = None
     """From picture files to pixels, of pictures of your own."""
+    model_args: str | None = None
+    """Options of the model, as name=value,name=value."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
