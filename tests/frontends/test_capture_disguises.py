@@ -16,6 +16,7 @@ import twoscale
 from tests import sweep
 from tests.frontends.test_capture import Forward, images, seeded
 from twoscale._frontends import float_graph as capture
+from twoscale._frontends.torch_export.aten.table import TRANSLATIONS
 from twoscale._ir.float_graph import Softmax
 from twoscale._ir.float_module import GraphModule
 from twoscale.errors import CaptureError, UnsupportedOperatorError
@@ -466,3 +467,40 @@ def test_the_check_compares_in_float64_if_in_doubt(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, lambda model, images: None)
     with pytest.raises(CaptureError, match="does not compute what the model does"):
         capture(model, x)
+
+
+class Chaotic(nn.Module):
+    """Amplifies the rounding of weights until even float64 shows it, as deep networks with random weights can."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32)) for _ in range(layers))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=4.0)
+            elif isinstance(module, nn.BatchNorm1d) and module.running_var is not None:
+                module.running_var.uniform_(0.5, 2.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.sin(layer(x))
+        return x
+
+
+def test_rounding_that_the_model_amplifies_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = Chaotic(4).eval(), torch.randn(4, 32)
+    graph = capture(model, x)
+    with torch.no_grad():
+        difference = GraphModule(graph, dtype=torch.float64)(x.double()) - copy.deepcopy(model).double()(x.double())
+    assert difference.abs().max() > 1e-3, "the rule is not needed"
+    # Planted: another function.
+    monkeypatch.setitem(TRANSLATIONS, "sin", lambda e, node, a: e.at(node).table(e.input(a["self"]), "tanh"))
+    with pytest.raises(CaptureError, match="does not compute what the model does"):
+        capture(model, x)
+
+
+def test_a_model_that_amplifies_everything_proves_nothing() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(CaptureError, match="does not compute what the model does"):
+        capture(Chaotic(5).eval(), torch.randn(4, 32))
