@@ -106,7 +106,7 @@ TFLITE = b"\x1c\x00\x00\x00TFL3" + bytes(64)
 HDF5 = b"\x89HDF\r\n\x1a\n" + bytes(64)
 
 
-READS_TFLITE = ("eval", "inspect", "verify", "export")
+READS_TFLITE = ("eval", "inspect", "verify", "export", "sensitivity", "quantize")
 VERBS = (["eval"], ["inspect"], ["verify"], ["sensitivity"], ["quantize", "-o", "x.onnx"], ["export", "-o", "c"])
 
 

@@ -125,7 +125,7 @@ Pictures = Annotated[PictureOptions, tyro.conf.arg(name="")]
 """The options of pictures, among a verb's own."""
 
 
-_WEIGHTS = "weights (.safetensors, .pt, .pth, .ckpt, .pt2 or float .onnx, or a folder with a model.safetensors)"
+_WEIGHTS = "weights (.safetensors, .pt, .pth, .ckpt, .pt2, float .onnx, .tflite, or a folder with a model.safetensors)"
 
 _UNLIMITED = 100_000
 """Columns of an output that is no terminal."""
@@ -261,8 +261,8 @@ def load_float(
     if not path.exists() and "#" in path.name:
         name, part = path.name.split("#", 1)
         path = path.with_name(name)
-    require_weights(path, _WEIGHTS)
-    if path.suffix == ".onnx":
+    require_weights(path, _WEIGHTS, tflite=True)
+    if path.suffix in (".onnx", ".tflite"):
         _refuse_integers(path)
         if model is not None:
             raise ConfigurationError(f"{path} is a whole network, which needs no model; leave out --model")
@@ -278,14 +278,13 @@ def load_float(
 
 
 def is_integer_file(path: Path) -> bool:
-    """Whether a file is to be read as an integer network: .tflite files, and every .onnx file that is not a float
-    network."""
+    """Whether a file is to be read as an integer network: every .onnx or .tflite file that is not a float network."""
     from twoscale._formats import is_tflite
-    from twoscale._frontends.onnx_float import is_float
+    from twoscale._frontends import onnx_float, tflite_float
 
     if is_tflite(path):
-        return True
-    return path.suffix == ".onnx" and not is_float(path)
+        return not tflite_float.is_float(path)
+    return path.suffix == ".onnx" and not onnx_float.is_float(path)
 
 
 def _refuse_integers(path: Path) -> None:
@@ -301,7 +300,7 @@ def _refuse_integers(path: Path) -> None:
         load(path)
         raise ConfigurationError(
             f"{path} is an integer network already; check it with twoscale verify, write its C with twoscale export, "
-            "or give the float network (.safetensors, .pt, .pth, .pt2 or float .onnx)"
+            "or give the float network (.safetensors, .pt, .pth, .pt2, float .onnx or .tflite)"
         )
 
 

@@ -61,7 +61,7 @@ def eval_command(
     Integer networks run on the fastest executor available: compiled C, or torch without a C compiler.
 
     Args:
-        file: Weights (.safetensors, .pt, .pth, .pt2), or a float or integer network (.onnx), or a .tflite file.
+        file: Weights (.safetensors, .pt, .pth, .pt2), or a float or integer network (.onnx, .tflite).
         data: Data set. Default: the one recorded in the file, or else digits.
         model: Model of the weights, where the file does not record it: a name such as resnet18, or FILE.py:CLASS for
             your own, whose code then runs.

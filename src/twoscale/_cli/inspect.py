@@ -44,7 +44,7 @@ def inspect_command(
     For each tensor: mean, standard deviation, smallest and largest value, total range, mean ± 3 standard deviations.
 
     Args:
-        file: Weights (.safetensors, .pt, .pth, .pt2), or a float or integer network (.onnx), or a .tflite file.
+        file: Weights (.safetensors, .pt, .pth, .pt2), or a float or integer network (.onnx, .tflite).
         activations: Also show the input and the output of every layer over training images.
         data: Data set of these images. Default: the one recorded in the file, or else digits.
         images: Number of training images.

@@ -104,7 +104,7 @@ def quantize_command(
     standard deviations; any number works), percentile-99.99 (any number works), mse (least squared error) or entropy.
 
     Args:
-        file: Weights: .safetensors, .pt, .pth, a program of torch.export (.pt2), or a float network (.onnx).
+        file: Weights: .safetensors, .pt, .pth, a program of torch.export (.pt2), or a float network (.onnx, .tflite).
         out: The file to write.
         data: Data set whose training images calibrate the activations. Default: the one recorded in the file, or else
             digits.

@@ -79,7 +79,7 @@ def sensitivity_command(
     quantizes and measures the chosen network.
 
     Args:
-        file: Weights: .safetensors, .pt, .pth, a program of torch.export (.pt2), or a float network (.onnx).
+        file: Weights: .safetensors, .pt, .pth, a program of torch.export (.pt2), or a float network (.onnx, .tflite).
         bits: Weight bits to try, each from 2 to 8.
         activation_bits: Output bits to try, each from 4 to 8; "none" for none.
         budget: Size of all weights, packed at their bits, with 4 bytes per bias: bytes (120000, 120k, 1.5M), or a

@@ -68,8 +68,8 @@ def verify_command(
         file: Integer network (.onnx or .tflite).
         executors: Executors to compare: reference (NumPy), torch, onnxruntime, c, litert. The others are compared with
             the first. Default: reference and torch; without torch, reference and another that can run here.
-        checkpoint: Weights of the float network, or the network as float .onnx. Adds agreement, and the signal-to-noise
-            ratio of every layer.
+        checkpoint: Weights of the float network, or the network as float .onnx or .tflite. Adds agreement, and
+            the signal-to-noise ratio of every layer.
         against: Another integer network (.onnx or .tflite), compared layer by layer, or weights, as with --checkpoint.
         original: File of another tool that FILE was read from. ONNX Runtime, or LiteRT, runs it as it is, and every
             layer is compared with its tensor. Default: FILE, where it is another tool's.

@@ -29,19 +29,24 @@ def _is_of_torch(source: Any) -> bool:
     return torch is not None and isinstance(source, torch.nn.Module | torch.export.ExportedProgram)
 
 
-def _is_a_file(source: Any) -> bool:
+def _is_onnx_file(source: Any) -> bool:
     return isinstance(source, str | Path) and Path(source).suffix == ".onnx"
 
 
+def _is_tflite_file(source: Any) -> bool:
+    return isinstance(source, str | Path) and Path(source).suffix == ".tflite"
+
+
 def _is_an_open_file(source: Any) -> bool:
-    """Whether an object is a float ONNX file as a module. If that class is not imported, it is not."""
-    module = sys.modules.get("twoscale._frontends.onnx_float.module")
-    return module is not None and isinstance(source, module.OnnxModule)
+    """Whether an object is a float network in a file as a module. If that class is not imported, it is not."""
+    module = sys.modules.get("twoscale._frontends.file_module")
+    return module is not None and isinstance(source, module.FileModule)
 
 
 _FLOAT: dict[str, Callable[[Any], bool]] = {
-    "twoscale._frontends.onnx_float.module:graph": _is_an_open_file,
-    "twoscale._frontends.onnx_float:read": _is_a_file,
+    "twoscale._frontends.file_module:graph": _is_an_open_file,
+    "twoscale._frontends.onnx_float:read": _is_onnx_file,
+    "twoscale._frontends.tflite_float:read": _is_tflite_file,
     "twoscale._frontends.torch_export.capture:capture": _is_of_torch,
 }
 """Functions that read float networks, each with a test whether it takes a source."""
@@ -51,7 +56,7 @@ def float_graph(source: Any, example_nchw: Any, *, name: str | None = None) -> F
     """Read a float network.
 
     Args:
-        source: an nn.Module, an ExportedProgram, or the path of a float .onnx file.
+        source: an nn.Module, an ExportedProgram, or the path of a float .onnx or .tflite file.
         example_nchw: a batch of one image or more, an array or a tensor; for several inputs a tuple of them.
         name: of the graph; by default the model's own.
 
@@ -79,16 +84,20 @@ def input_count(source: Any) -> int:
 
 
 def as_module(source: Any) -> Any:
-    """Return the path of a float .onnx file as an nn.Module, and anything else unchanged.
+    """Return the path of a float .onnx or .tflite file as an nn.Module, and anything else unchanged.
 
     Raises:
         NetworkFileError: it is missing, damaged, ambiguous or not a float network.
     """
-    if not _is_a_file(source):
-        return source
-    from twoscale._frontends.onnx_float.module import OnnxModule
+    if _is_onnx_file(source):
+        from twoscale._frontends.onnx_float.module import OnnxModule
 
-    return OnnxModule(Path(source))
+        return OnnxModule(Path(source))
+    if _is_tflite_file(source):
+        from twoscale._frontends.tflite_float.module import TfliteModule
+
+        return TfliteModule(Path(source))
+    return source
 
 
 def integer_network(path: Path, model: onnx.ModelProto) -> IntegerNetwork:

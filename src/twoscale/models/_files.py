@@ -169,20 +169,21 @@ def read_info(path: Path | str) -> ModelInfo | None:
 
 
 def program(path: Path | str) -> nn.Module | None:
-    """Return the model of a program of ``torch.export.save`` or of a float ``.onnx`` file, in evaluation mode.
+    """Return the model of a program of ``torch.export.save`` or of a float ``.onnx`` or ``.tflite`` file, in
+    evaluation mode.
 
     The file is never unpickled, and none of its expressions are evaluated. None if it is of another kind.
 
     Raises:
         CheckpointError: missing, damaged, or it has an operator without an integer form.
-        NetworkFileError: an ``.onnx`` file that is missing, damaged, or no float network.
+        NetworkFileError: an ``.onnx`` or ``.tflite`` file that is missing, damaged, or no float network.
     """
     from twoscale._frontends import as_module
     from twoscale.models._program import module_of
     from twoscale.models._tensorfile import read_tensors
 
     path = _weights(path)
-    if path.suffix == ".onnx":
+    if path.suffix in (".onnx", ".tflite"):
         module: nn.Module = as_module(path)
         return module
     found = read_tensors(path).program
@@ -200,8 +201,8 @@ def load(name: str | None, path: Path | str, *, part: str | None = None, **optio
     Args:
         name: as for :func:`twoscale.models.create`; None: the file names it (:func:`load_checkpoint`), or is a program.
         path: a safetensors file, one of ``torch.save`` that holds a state dict, a program of ``torch.export.save``, a
-            float ``.onnx`` file (``name`` is None for the last two), or a folder with a model.safetensors, as Hugging
-            Face's libraries write.
+            float ``.onnx`` or ``.tflite`` file (``name`` is None for these), or a folder with a model.safetensors, as
+            Hugging Face's libraries write.
         part: which weights of a file that holds several that fit: the keys that lead to them, joined by dots.
         options: the model's own, as for :func:`twoscale.models.create`. Default: those in the metadata of a file that
             :func:`save_model` wrote for this model; of a model of the user's own, the number of classes.

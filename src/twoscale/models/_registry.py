@@ -119,7 +119,7 @@ def create(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
         ConfigurationError: the model has no such option, or the user's own cannot be imported or created.
     """
     if not _references.is_reference(name) and name not in _MODELS:
-        if name.endswith((".onnx", ".pt2")):
+        if name.endswith((".onnx", ".pt2", ".tflite")):
             raise ConfigurationError(
                 f"{name} is a trained network, which is not trained further; expected a model's name, or FILE.py:CLASS"
             )

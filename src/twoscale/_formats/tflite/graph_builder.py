@@ -32,7 +32,7 @@ _VERSIONS = {
 }
 """The first version of each operator that takes int8; 1 for the others."""
 
-_TYPES = {"float32": "FLOAT32", "int8": "INT8", "int32": "INT32", "uint8": "UINT8"}
+_TYPES = {"float16": "FLOAT16", "float32": "FLOAT32", "int8": "INT8", "int32": "INT32", "uint8": "UINT8"}
 
 _FILE_ID = b"TFL3"
 _SCHEMA_VERSION = 3
@@ -78,7 +78,7 @@ class GraphBuilder:
         Args:
             name: of the tensor.
             shape: its sizes.
-            dtype: "int8", "uint8", "int32" or "float32".
+            dtype: "int8", "uint8", "int32", "float16" or "float32".
             scale: one number, or one for each index of ``axis``; none for plain integers.
             zero_point: of all scales.
             axis: of several scales.

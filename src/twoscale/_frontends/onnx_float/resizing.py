@@ -95,16 +95,7 @@ def resize(r: Reader, node: onnx.NodeProto) -> str:
         if part.size == part.result and part.scale == 1:
             continue
         if mode == "nearest":
-            indices = part.nearest(rounding)
-            factor = part.result // part.size
-            if (
-                indices == [i // factor for i in range(part.size * factor)]
-                and axis in (1, 2)
-                and len(r.shape(node)) == 3
-            ):
-                name = at.upsample(name, (factor, 1) if axis == 1 else (1, factor))
-            else:
-                name = at.gather(name, axis, indices)
+            name = at.copies(name, axis, part.nearest(rounding))
         else:
             a = float(r.attribute(node, "cubic_coeff_a", -0.75))
             weights = part.weights(mode, a, exclude_outside=bool(r.attribute(node, "exclude_outside", 0)))

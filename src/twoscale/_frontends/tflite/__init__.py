@@ -7,14 +7,13 @@ Images are (1, H, W, C). Operators that do not fit are refused, with their numbe
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twoscale._frontends.tflite.flatbuffer import Damage
-from twoscale._frontends.tflite.model import Model, Tensor, parse
+from twoscale._frontends.tflite.model import Model, Tensor
+from twoscale._frontends.tflite.opening import DAMAGE, one_line, parsed
 from twoscale._frontends.tflite.operators import OPERATORS
 from twoscale._frontends.tflite.reader import Reader, Value
 from twoscale._ir import layers as n
@@ -27,9 +26,6 @@ SUFFIX = ".tflite"
 
 FORM = "tflite"
 """In the metadata, as the form of the file that a network was read from."""
-
-_DAMAGE = (Damage, ValueError, IndexError, TypeError, ArithmeticError, KeyError, AttributeError, struct.error)
-"""What reading a damaged file raises."""
 
 _RANGES: tuple[tuple[float, float, float, float], ...] = (
     (0.0, 255.0, 0.0, 1 / 255),
@@ -58,10 +54,9 @@ def read(path: Path, data: bytes) -> Read:
     Raises:
         NetworkFileError: it is damaged, or an operator does not fit; names the operator and the reason.
     """
-    try:
-        model = parse(data)
-    except _DAMAGE as error:
-        raise NetworkFileError(f"{path} is no TensorFlow Lite file that can be read: {_one_line(error)}") from error
+    model = parsed(path, data)
+    if model.is_float:
+        raise NetworkFileError(f"{path} is a float network; twoscale.quantize makes an integer network of it")
     reader = Reader(path, model)
     _read_input(reader, model)
     for operator in model.operators:
@@ -70,8 +65,8 @@ def read(path: Path, data: bytes) -> Read:
             reader.refuse(f"it is not read; expected one of {', '.join(OPERATORS)}")
         try:
             OPERATORS[operator.name](reader)
-        except _DAMAGE as error:
-            reader.refuse(f"it cannot be read ({_one_line(error)})")
+        except DAMAGE as error:
+            reader.refuse(f"it cannot be read ({one_line(error)})")
     outputs = reader.outputs()
     if not reader.layers or not isinstance(reader.layers[0], n.QuantizeInput):
         reader.refuse("it quantizes no image")
@@ -113,7 +108,3 @@ def _normalization(spec: n.TensorSpec) -> dict[str, Any]:
         if abs(lowest - first) < near and abs(highest - last) < near and len(spec.shape) == 3:
             return {"mean": [mean] * spec.shape[0], "std": [std] * spec.shape[0]}
     return {}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -18,17 +18,24 @@ from twoscale._frontends.tflite.flatbuffer import Damage, Table, root
 __all__ = ["OPERATOR_NAMES", "Model", "Operator", "Tensor", "parse"]
 
 OPERATOR_NAMES: Mapping[int, str] = {
-    0: "ADD", 1: "AVERAGE_POOL_2D", 2: "CONCATENATION", 3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 6: "DEQUANTIZE",
-    9: "FULLY_CONNECTED", 14: "LOGISTIC", 17: "MAX_POOL_2D", 18: "MUL", 19: "RELU", 20: "RELU_N1_TO_1", 21: "RELU6",
-    22: "RESHAPE", 23: "RESIZE_BILINEAR", 25: "SOFTMAX", 28: "TANH", 32: "CUSTOM", 34: "PAD", 36: "GATHER",
-    39: "TRANSPOSE", 40: "MEAN", 41: "SUB", 42: "DIV", 43: "SQUEEZE", 45: "STRIDED_SLICE", 49: "SPLIT", 53: "CAST",
-    55: "MAXIMUM", 56: "ARG_MAX", 57: "MINIMUM", 60: "PADV2", 65: "SLICE", 67: "TRANSPOSE_CONV", 70: "EXPAND_DIMS",
-    74: "SUM", 77: "SHAPE", 83: "PACK", 97: "RESIZE_NEAREST_NEIGHBOR", 98: "LEAKY_RELU", 114: "QUANTIZE",
-    117: "HARD_SWISH", 126: "BATCH_MATMUL",
+    0: "ADD", 1: "AVERAGE_POOL_2D", 2: "CONCATENATION", 3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 5: "DEPTH_TO_SPACE",
+    6: "DEQUANTIZE", 9: "FULLY_CONNECTED", 14: "LOGISTIC", 17: "MAX_POOL_2D", 18: "MUL", 19: "RELU",
+    20: "RELU_N1_TO_1", 21: "RELU6", 22: "RESHAPE", 23: "RESIZE_BILINEAR", 25: "SOFTMAX", 26: "SPACE_TO_DEPTH",
+    28: "TANH", 32: "CUSTOM", 34: "PAD", 36: "GATHER", 39: "TRANSPOSE", 40: "MEAN", 41: "SUB", 42: "DIV",
+    43: "SQUEEZE", 45: "STRIDED_SLICE", 47: "EXP", 49: "SPLIT", 53: "CAST", 54: "PRELU", 55: "MAXIMUM", 56: "ARG_MAX",
+    57: "MINIMUM", 59: "NEG", 60: "PADV2", 65: "SLICE", 67: "TRANSPOSE_CONV", 70: "EXPAND_DIMS", 74: "SUM",
+    75: "SQRT", 76: "RSQRT", 77: "SHAPE", 82: "REDUCE_MAX", 83: "PACK", 92: "SQUARE", 97: "RESIZE_NEAREST_NEIGHBOR",
+    98: "LEAKY_RELU", 100: "MIRROR_PAD", 101: "ABS", 111: "ELU", 114: "QUANTIZE", 117: "HARD_SWISH", 124: "DENSIFY",
+    126: "BATCH_MATMUL", 150: "GELU",
+    7: "EMBEDDING_LOOKUP", 8: "FLOOR", 11: "L2_NORMALIZATION", 16: "LSTM", 37: "BATCH_TO_SPACE_ND",
+    38: "SPACE_TO_BATCH_ND", 44: "UNIDIRECTIONAL_SEQUENCE_LSTM", 48: "TOPK_V2", 50: "LOG_SOFTMAX", 66: "SIN",
+    69: "TILE", 73: "LOG", 78: "POW", 81: "REDUCE_PROD", 88: "UNPACK", 94: "FILL", 96: "RANGE",
+    99: "SQUARED_DIFFERENCE", 102: "SPLIT_V", 105: "REVERSE_V2", 108: "COS", 118: "IF", 119: "WHILE",
+    123: "SELECT_V2",
 }  # fmt: skip
 
-_TYPES = {0: "float32", 2: "int32", 3: "uint8", 4: "int64", 9: "int8"}
-_TYPE_NAMES = {1: "float16", 5: "string", 6: "bool", 7: "int16", 17: "int4"}
+_TYPES = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 9: "int8"}
+_TYPE_NAMES = {5: "string", 6: "bool", 7: "int16", 17: "int4"}
 
 _MOST_VALUES = 1 << 28
 """Of one tensor."""
@@ -45,7 +52,7 @@ class Tensor:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    """float32, int8, uint8, int32 or int64."""
+    """float32, float16, int8, uint8, int32 or int64."""
     scales: NDArray[np.float32]
     """Empty if it is not quantized."""
     zero_points: NDArray[np.int64]
@@ -86,6 +93,13 @@ class Model:
         self.outputs = outputs
         self.description = description
         self._left = _COPIES * size
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the inputs and what the operators compute are real numbers."""
+        computed = [index for operator in self.operators for index in operator.outputs]
+        kinds = {self.tensors[index].dtype for index in (*self.inputs, *computed) if index >= 0}
+        return bool(self.inputs) and "float32" in kinds and not kinds & {"int8", "uint8"}
 
     def array(self, tensor: Tensor) -> NDArray[Any]:
         """Return a constant's values.
@@ -136,7 +150,8 @@ def _tensor(index: int, table: Table, buffers: list[memoryview]) -> Tensor:
         raise Damage(f"tensor {index} has the shape {shape}")
     kind, buffer = table.number(1, "b"), table.number(2, "I")
     if kind not in _TYPES:
-        raise Damage(f"tensor {index} is {_TYPE_NAMES.get(kind, f'of type {kind}')}; expected int8 or uint8")
+        found = _TYPE_NAMES.get(kind, f"of type {kind}")
+        raise Damage(f"tensor {index} is {found}; expected float32, float16, int8 or uint8")
     if buffer >= max(1, len(buffers)):
         raise Damage(f"tensor {index} has the buffer {buffer}, and the file has {len(buffers)}")
     if table.table(6) is not None:

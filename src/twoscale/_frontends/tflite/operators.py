@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale._frontends.tflite.reader import Reader, layer_axis
+from twoscale._frontends.tflite.file_reader import Cut, layer_axis, mixes
+from twoscale._frontends.tflite.reader import Reader
 from twoscale._ir import fixed_point
 from twoscale._ir import layers as n
 
@@ -90,26 +91,6 @@ def _factors(r: Reader, x: n.Layer, scales: NDArray[np.float32], axis: int, alon
     return r.multiplier(products / s_y)
 
 
-def _same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    """Return TensorFlow's SAME padding of one dimension."""
-    total = max((-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
-    return total // 2, total - total // 2
-
-
-def _padding(
-    r: Reader, x: n.Layer, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int] = (1, 1)
-) -> n.Padding:
-    kind = r.options.number(0, "b")
-    if kind not in (0, 1):
-        r.refuse(f"its padding has the number {kind}; expected SAME or VALID")
-    if kind == 1:
-        return 0, 0, 0, 0
-    (top, bottom), (left, right) = (
-        _same_padding(x.output.shape[1 + i], kernel[i], stride[i], dilation[i]) for i in (0, 1)
-    )
-    return top, left, bottom, right
-
-
 def _image(r: Reader, index: int = 0) -> n.Layer:
     x = r.value(index)
     if len(x.output.shape) != 3:
@@ -120,23 +101,12 @@ def _image(r: Reader, index: int = 0) -> n.Layer:
 def _conv2d(r: Reader) -> None:
     x = _image(r)
     weight, scales, axis = _weights(r, x)
-    depthwise = r.operator.name == "DEPTHWISE_CONV_2D"
-    channels_in = x.output.shape[0]
-    fused, wide, high = (4, 5, 6) if depthwise else (3, 4, 5)
-    if weight.ndim != 4 or (depthwise and (len(weight) != 1 or weight.shape[3] % channels_in)):
-        r.refuse(f"it has weights {weight.shape} for {channels_in} channels")
-    if depthwise:
-        weight, along, groups = weight.transpose(3, 0, 1, 2), 3, channels_in
-    else:
-        weight, along = weight.transpose(0, 3, 1, 2), 0
-        if channels_in % weight.shape[1]:
-            r.refuse(f"it has weights for {weight.shape[1]} channels, and its input has {channels_in}")
-        groups = channels_in // weight.shape[1]
+    stride, dilation = r.strides_and_dilations()
+    weight, groups = r.oihw(weight, x.output.shape[0])
     channels, _, *kernel = weight.shape
-    stride = r.factor(2), r.factor(1)
-    dilation = r.factor(high, default=1), r.factor(wide, default=1)
+    along, fused = (3, 4) if r.is_depthwise else (0, 3)
     spec = r.activated(fused)
-    padding = _padding(r, x, (kernel[0], kernel[1]), stride, dilation)
+    padding = r.padding(x.output.shape[1:], kernel, stride, dilation)
     multiplier = _factors(r, x, scales, axis, along, channels)
     x, weight = _within_int8(r, x, weight, groups)
     int8, bias = np.ascontiguousarray(weight.astype(np.int8)), _bias(r, channels)
@@ -309,15 +279,10 @@ def _clamped(r: Reader, x: n.Layer, spec: n.TensorSpec) -> n.Layer:
 # ---------------------------------------------------------------- pools and means
 
 
-def _pool_window(r: Reader, x: n.Layer) -> tuple[tuple[int, int], tuple[int, int], n.Padding]:
-    kernel, stride = (r.factor(4), r.factor(3)), (r.factor(2), r.factor(1))
-    return kernel, stride, _padding(r, x, kernel, stride)
-
-
 def _average_pool(r: Reader) -> None:
     x, spec = _image(r), r.activated(5)
     r.require_same(x)
-    kernel, stride, padding = _pool_window(r, x)
+    kernel, stride, padding = r.pool_window(x.output.shape[1:])
     multiplier = n.WindowQuotient.of(kernel[0] * kernel[1])
     r.compute(
         lambda name: n.AveragePool2d(
@@ -335,7 +300,7 @@ def _average_pool(r: Reader) -> None:
 def _max_pool(r: Reader) -> None:
     x, spec = _image(r), r.activated(5)
     r.require_same(x)
-    kernel, stride, padding = _pool_window(r, x)
+    kernel, stride, padding = r.pool_window(x.output.shape[1:])
     inner = dataclasses.replace(spec, lo=x.output.lo, hi=x.output.hi)
     narrower = spec.lo > inner.lo or spec.hi < inner.hi
     pool = r.append(
@@ -350,9 +315,9 @@ def _max_pool(r: Reader) -> None:
 def _mean(r: Reader) -> None:
     x, spec = r.value(0), r.spec()
     rank = len(r.tensor(0).shape)
-    axes = sorted({int(axis) % rank for axis in r.constant(1).ravel()[:8]})
-    if rank != 4 or axes != [1, 2]:
-        r.refuse(f"it averages over the dimensions {axes} of {rank}; expected height and width")
+    axes = r.axes(1, rank)
+    if rank != 4 or axes != [0, 1]:
+        r.refuse(f"it averages over the dimensions {[axis + 1 for axis in axes]} of {rank}; expected height and width")
     height, width = x.output.shape[1:]
     if x.output.dtype != spec.dtype:
         r.refuse("its input and output have different types")
@@ -383,96 +348,52 @@ def _reshape(r: Reader) -> None:
     if np.prod(shape) != np.prod(value.spec.shape):
         r.refuse(f"it makes {shape} of {value.spec.shape}")
     x = value.layer
-    if len(shape) == 1 and (value.flattened is not None or (len(x.output.shape) == 3 and _mixes(x.output.shape))):
+    if len(shape) == 1 and (value.flattened is not None or (len(x.output.shape) == 3 and mixes(x.output.shape))):
         r.give(r.reshaped(x, shape), x if value.flattened is None else value.flattened)
         return
     x = r.in_order(value)
-    if len(x.output.shape) == 3 and _mixes(x.output.shape):
+    if len(x.output.shape) == 3 and mixes(x.output.shape):
         x = r.permuted(x, (1, 2, 0))
-    if len(shape) == 3 and _mixes(shape):
+    if len(shape) == 3 and mixes(shape):
         x = r.reshaped(x, (shape[1], shape[2], shape[0]))
         r.give(r.permuted(x, (2, 0, 1), tensor))
         return
     r.give(r.reshaped(x, shape, tensor))
 
 
-def _mixes(shape: tuple[int, ...]) -> bool:
-    """Whether the values of (C, H, W) have another order as (H, W, C)."""
-    return shape[0] > 1 and shape[1] * shape[2] > 1
-
-
 def _transpose(r: Reader) -> None:
     x, rank = r.value(0), len(r.tensor(0).shape)
     r.require_same(x)
-    order = [int(axis) for axis in r.constant(1).ravel()]
-    if sorted(order) != list(range(rank)) or order[0] != 0:
-        r.refuse(f"it has the order {order[:9]}; expected the batch first")
-    axes = [0] * (rank - 1)
-    for place, source in enumerate(order[1:]):
-        axes[layer_axis(place, rank - 1)] = layer_axis(source - 1, rank - 1)
-    r.give(r.permuted(x, axes, r.result))
+    r.give(r.permuted(x, r.permutation(rank), r.result))
 
 
 def _pad(r: Reader) -> None:
     x = r.value(0)
     r.require_same(x)
-    widths = r.constant(1)
-    rank = len(r.tensor(0).shape)
-    if widths.shape != (rank, 2) or widths.min() < 0 or widths.max() > 1 << 16 or widths[0].any():
-        r.refuse(f"it has the widths {widths.ravel()[:8].tolist()}; expected two for each dimension, and no batch")
+    widths = r.widths(len(r.tensor(0).shape))
     if r.operator.name == "PADV2" and r.has(2) and int(r.constant(2).ravel()[0]) != x.output.zero_point:
         r.refuse("it pads with another value than 0")
-    ordered = [(0, 0)] * (rank - 1)
-    for place in range(rank - 1):
-        before, after = widths[place + 1]
-        ordered[layer_axis(place, rank - 1)] = (int(before), int(after))
     spec = dataclasses.replace(x.output, shape=r.spec().shape)
-    r.compute(lambda name: n.Pad(name=name, inputs=(x.name,), output=spec, widths=tuple(ordered)))
-
-
-def _strided_slice(r: Reader) -> None:
-    x, shape = r.value(0), r.tensor(0).shape
-    r.require_same(x)
-    begin, end, step = (r.constant(index).ravel() for index in (1, 2, 3))
-    masks = [r.options.number(field, "i") for field in range(5)]
-    if any(masks[2:]) or not len(begin) == len(end) == len(step) <= len(shape) or (step < 1).any():
-        r.refuse("it has masks or steps that are not supported")
-    for axis, (first, last, by) in enumerate(zip(begin.tolist(), end.tolist(), step.tolist(), strict=True)):
-        start, stop, stride = slice(
-            None if masks[0] >> axis & 1 else first, None if masks[1] >> axis & 1 else last, by
-        ).indices(shape[axis])
-        x = _sliced(r, x, axis, len(shape), start, stop, stride)
-    r.give(r.reshaped(x, r.spec().shape))
+    r.compute(lambda name: n.Pad(name=name, inputs=(x.name,), output=spec, widths=widths))
 
 
 def _slice(r: Reader) -> None:
-    x, shape = r.value(0), r.tensor(0).shape
+    x = r.value(0)
     r.require_same(x)
-    begin, size = (r.constant(index).ravel().tolist() for index in (1, 2))
-    if not len(begin) == len(size) == len(shape):
-        r.refuse("it has another number of starts than dimensions")
-    for axis, (start, count) in enumerate(zip(begin, size, strict=True)):
-        x = _sliced(r, x, axis, len(shape), start, shape[axis] if count == -1 else start + count, 1)
-    r.give(x)
+    for cut in r.cuts():
+        x = _sliced(r, x, cut)
+    r.give(r.reshaped(x, r.spec().shape))
 
 
-def _sliced(r: Reader, x: n.Layer, axis: int, rank: int, start: int, stop: int, step: int) -> n.Layer:
-    """Return part of a tensor along one dimension of the file."""
-    if axis == 0:
-        if (start, step) != (0, 1) or stop < 1:
-            r.refuse("it takes part of the batch")
-        return x
-    place = layer_axis(axis - 1, rank - 1)
-    size = x.output.shape[place]
-    if not 0 <= start < stop <= size:
-        r.refuse(f"it takes {start} to {stop} of {size} values")
-    if (start, stop, step) == (0, size, 1):
-        return x
+def _sliced(r: Reader, x: n.Layer, cut: Cut) -> n.Layer:
+    """Return part of a tensor along one dimension."""
     shape = list(x.output.shape)
-    shape[place] = -(-(stop - start) // step)
+    shape[cut.axis] = len(range(cut.start, cut.stop, cut.step))
     spec = dataclasses.replace(x.output, shape=tuple(shape))
     return r.append(
-        lambda name: n.Slice(name=name, inputs=(x.name,), output=spec, axis=place, start=start, stop=stop, step=step)
+        lambda name: n.Slice(
+            name=name, inputs=(x.name,), output=spec, axis=cut.axis, start=cut.start, stop=cut.stop, step=cut.step
+        )
     )
 
 
@@ -576,7 +497,7 @@ OPERATORS: Mapping[str, Callable[[Reader], None]] = {
     "SLICE": _slice,
     "SOFTMAX": _softmax,
     "SQUEEZE": _reshape,
-    "STRIDED_SLICE": _strided_slice,
+    "STRIDED_SLICE": _slice,
     "TANH": _tanh,
     "TRANSPOSE": _transpose,
 }

@@ -7,23 +7,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale._frontends.tflite.flatbuffer import Table
+from twoscale._frontends.tflite.file_reader import FileReader, layer_shape
 from twoscale._frontends.tflite.model import Model, Operator, Tensor
 from twoscale._ir import fixed_point
 from twoscale._ir import layers as n
 from twoscale._text import printable
-from twoscale.errors import NetworkFileError
 
-__all__ = ["Reader", "Value", "layer_axis", "layer_shape"]
+__all__ = ["Reader", "Value"]
 
 _LONGEST_NAME = 60
-_EMPTY = Table(bytes([4, 0, 4, 0, 4, 0, 0, 0]), 4)
-"""Options that are left out: every field has its default."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +37,7 @@ class Value:
         return self.layer.output
 
 
-def layer_axis(axis: int, rank: int) -> int:
-    """Return the layer's dimension for one of the file, both without the batch."""
-    return (1, 2, 0)[axis] if rank == 3 else axis
-
-
-def layer_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return a shape of the file, with the batch, as the layer has it."""
-    return (shape[3], shape[1], shape[2]) if len(shape) == 4 else tuple(shape[1:])
-
-
-class Reader:
+class Reader(FileReader):
     """Turns operators into layers, one after another.
 
     Args:
@@ -60,59 +46,17 @@ class Reader:
     """
 
     def __init__(self, path: Path, model: Model) -> None:
-        self.path = path
-        self.model = model
+        super().__init__(path, model)
         self.layers: list[n.Layer] = []
         self.tensors: dict[str, int] = {}
         """For each layer that holds a whole tensor of the file, the tensor's index."""
         self._values: dict[int, Value] = {}
         self._names: set[str] = set()
         self._times: dict[str, int] = {}
-        self.operator = Operator(-1, "", (), (), None)
         self.entry = -1
         """The float32 input, until it is quantized."""
 
-    # ------------------------------------------------------------ errors
-
-    def refuse(self, reason: str) -> NoReturn:
-        """Raise the error with the reason why the operator cannot be read."""
-        what = f"operator {self.operator.number} ({self.operator.name}): " if self.operator.name else ""
-        raise NetworkFileError(f"{self.path}: {what}{printable(reason, 300)}")
-
     # ------------------------------------------------------------ access
-
-    @property
-    def options(self) -> Table:
-        """The operator's options."""
-        return self.operator.options or _EMPTY
-
-    def tensor(self, index: int) -> Tensor:
-        """Return an input of the operator.
-
-        Raises:
-            NetworkFileError: it is left out.
-        """
-        if index >= len(self.operator.inputs) or self.operator.inputs[index] < 0:
-            self.refuse(f"its input {index} is missing")
-        return self.model.tensors[self.operator.inputs[index]]
-
-    def has(self, index: int) -> bool:
-        """Whether the operator has an input."""
-        return index < len(self.operator.inputs) and self.operator.inputs[index] >= 0
-
-    @property
-    def result(self) -> Tensor:
-        """The operator's only output."""
-        if len(self.operator.outputs) != 1 or self.operator.outputs[0] < 0:
-            self.refuse(f"it has {len(self.operator.outputs)} outputs; expected one")
-        return self.model.tensors[self.operator.outputs[0]]
-
-    def constant(self, index: int) -> NDArray[Any]:
-        """Return the values of an input that must be a constant."""
-        tensor = self.tensor(index)
-        if not tensor.is_constant:
-            self.refuse(f"its input {index} depends on the image; expected a constant")
-        return self.model.array(tensor)
 
     def flattened(self, index: int) -> Value:
         """Return an input's integers; a flattened vector may be in the order C, H, W."""
@@ -132,13 +76,6 @@ class Reader:
             return value.layer
         moved = self.permuted(value.flattened, (1, 2, 0))
         return self.reshaped(moved, value.spec.shape)
-
-    def factor(self, field: int, kind: str = "i", default: int = 0, least: int = 1, most: int = 1 << 16) -> int:
-        """Return a number of the options within bounds."""
-        value = self.options.number(field, kind, default)
-        if not least <= value <= most:
-            self.refuse(f"its option {field} is {value}; expected {least} to {most}")
-        return value
 
     # ------------------------------------------------------------ quantization
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from twoscale._ir.builder.base import Shape, resized
 from twoscale._ir.builder.values import ValuesPlace
-from twoscale._ir.float_graph import Concat, Pad
+from twoscale._ir.float_graph import Concat, Pad, Permute
 
 __all__ = ["JoiningPlace"]
 
@@ -53,11 +53,17 @@ class JoiningPlace(ValuesPlace):
     def pad(self, name: str, widths: Sequence[tuple[int, int]], value: float = 0.0) -> str:
         """Pad with one value, (before, after) for each dimension. Negative widths crop.
 
+        It is moved before a permutation, so that permutations meet.
+
         Args:
             name: the tensor.
             widths: of each dimension.
             value: finite, or −∞ before a max pool.
         """
+        source = self.nodes[name]
+        if isinstance(source, Permute):
+            inner = [widths[source.axes.index(axis)] for axis in range(len(widths))]
+            return self.permute(self.pad(source.inputs[0], inner, value), source.axes)
         size = self.shape(name)
         for axis, (before, after) in enumerate(widths):
             if before < 0 or after < 0:

@@ -90,6 +90,15 @@ class MovingPlace(BasePlace):
             return parts[0]
         return self.append(Concat, resized(shape, axis, len(indices)), *parts, axis=axis)
 
+    def copies(self, name: str, axis: int, indices: Sequence[int]) -> str:
+        """Append the entries ``indices`` along ``axis``: nearest neighbours, upsampled if each occurs equally often."""
+        size = self.shape(name)[axis]
+        factor = len(indices) // size
+        whole = list(indices) == [i // factor for i in range(size * factor)]
+        if whole and factor > 1 and axis in (1, 2) and len(self.shape(name)) == 3:
+            return self.upsample(name, (factor, 1) if axis == 1 else (1, factor))
+        return self.gather(name, axis, indices)
+
     def pad_with_values(self, name: str, widths: Sequence[tuple[int, int]], mode: str) -> str:
         """Pad with values of the tensor itself.
 
