@@ -1,19 +1,22 @@
 """Published architectures at their own image sizes: captured, quantized and verified, each in a fresh process.
 
-    python -m benchmarks.architectures [--only TEXT,...] [--jobs 1] [--capture-only] [--nncf] [--fresh] [--no-record]
+    python -m benchmarks.architectures [--only TEXT,...] [--minutes M] [--jobs 1] [--capture-only] [--nncf] [--fresh]
+        [--no-record]
     python -m benchmarks.architectures --table      # the recorded rows as a table
 
 It needs timm, which installs without torchvision (``pip install --no-deps timm``, and huggingface_hub, pyyaml,
 safetensors). Weights are random (``architecture_models``), since none are downloaded: SQNR says how close the integer
 network is to its own float network, not how a trained one would fare. Each process has limits of time and memory. Its
-row is kept in build/architectures, so an interrupted run continues where it stopped. With ``--nncf``, NNCF quantizes
-the same network with the same images, and OpenVINO runs it.
+row is kept in build/architectures, so an interrupted run continues where it stopped. One architecture of each module of
+timm comes first; with --minutes, those that are not begun in time are left out, and the record names them. With
+``--nncf``, NNCF quantizes the same network with the same images, and OpenVINO runs it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import os
 import resource
@@ -21,6 +24,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +89,8 @@ class Results:
     verified_images: int
     sqnr_images: int
     executors: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    """Names for which there was no time."""
     load_average_at_end: tuple[float, ...] | None = None
     environment: Environment | None = None
 
@@ -169,13 +175,15 @@ def reason(error: BaseException) -> str:
     return text.replace(f"{Path(sys.prefix)}{os.sep}", "")[:400]
 
 
-def run(name: str, arguments: argparse.Namespace) -> Row:
-    """Return a finished row, or run the architecture in a fresh process."""
+def run(name: str, arguments: argparse.Namespace, end: float) -> Row | None:
+    """Return a finished row, or run the architecture in a fresh process; None if ``end`` has passed."""
     kept = WORK / f"{name}.json"
     if kept.exists() and not arguments.fresh:
         row = msgspec.json.decode(kept.read_bytes(), type=Row)
         if arguments.capture_only or (row.status != "captured" and not (arguments.retry and row.status != "verified")):
             return row
+    if time.monotonic() > end:
+        return None
     options = [option for option in ("--capture-only", "--nncf") if getattr(arguments, option[2:].replace("-", "_"))]
     limit = arguments.gib << 30
 
@@ -257,9 +265,25 @@ def summary(rows: tuple[Row, ...]) -> str:
     )
 
 
+def each_module_first(names: Sequence[str]) -> list[str]:
+    """Return the names with one of each of timm's modules first, and otherwise in their order."""
+    from benchmarks.architecture_models import import_timm
+
+    import_timm()
+    registry = importlib.import_module("timm.models._registry")
+    seen: set[str] = set()
+    first, more = [], []
+    for name in names:
+        module = registry._model_to_module.get(name, name)
+        (more if module in seen else first).append(name)
+        seen.add(module)
+    return first + more
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="only names that contain one of these, separated by commas")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no architecture later than this")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--seconds", type=int, default=900, help="limit of each process")
     parser.add_argument("--gib", type=int, default=10, help="limit of each process's memory")
@@ -286,15 +310,26 @@ def main() -> None:
 
     WORK.mkdir(parents=True, exist_ok=True)
     parts = arguments.only.split(",")
-    chosen = [name for name in NAMES if any(part in name for part in parts)]
+    chosen = each_module_first([name for name in NAMES if any(part in name for part in parts)])
     rows: list[Row] = []
+    end = time.monotonic() + 60 * arguments.minutes
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for row in pool.map(lambda name: run(name, arguments), chosen):
-            rows.append(row)
-            print(show(row), flush=True)
+        for row in pool.map(lambda name: run(name, arguments, end), chosen):
+            if row is not None:
+                rows.append(row)
+                print(show(row), flush=True)
     print(summary(tuple(rows)))
     if not arguments.no_record and not arguments.only and not arguments.capture_only:
-        results = Results(tuple(rows), CALIBRATION, VERIFIED, COMPARED, EXECUTORS, load_average())
+        found = {row.name for row in rows}
+        results = Results(
+            tuple(rows),
+            CALIBRATION,
+            VERIFIED,
+            COMPARED,
+            EXECUTORS,
+            tuple(name for name in chosen if name not in found),
+            load_average(),
+        )
         path = write_result("architectures", results, "timm", "nncf", "openvino")
         print(f"written to {path}")
 
