@@ -272,7 +272,8 @@ def each_module_first(names: Sequence[str]) -> list[str]:
     import_timm()
     registry = importlib.import_module("timm.models._registry")
     seen: set[str] = set()
-    first, more = [], []
+    first: list[str] = []
+    more: list[str] = []
     for name in names:
         module = registry._model_to_module.get(name, name)
         (more if module in seen else first).append(name)
@@ -314,20 +315,20 @@ def main() -> None:
     rows: list[Row] = []
     end = time.monotonic() + 60 * arguments.minutes
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for row in pool.map(lambda name: run(name, arguments, end), chosen):
-            if row is not None:
-                rows.append(row)
-                print(show(row), flush=True)
+        for found in pool.map(lambda name: run(name, arguments, end), chosen):
+            if found is not None:
+                rows.append(found)
+                print(show(found), flush=True)
     print(summary(tuple(rows)))
     if not arguments.no_record and not arguments.only and not arguments.capture_only:
-        found = {row.name for row in rows}
+        done = {row.name for row in rows}
         results = Results(
             tuple(rows),
             CALIBRATION,
             VERIFIED,
             COMPARED,
             EXECUTORS,
-            tuple(name for name in chosen if name not in found),
+            tuple(name for name in chosen if name not in done),
             load_average(),
         )
         path = write_result("architectures", results, "timm", "nncf", "openvino")
