@@ -1,10 +1,14 @@
-"""Float ONNX files that packages ship, through the float front-end: ``python -m benchmarks.published_onnx --folder F``.
+"""Float ONNX files that packages ship, through the float front-end.
+
+    python -m benchmarks.published_onnx --folder F [--only TEXT] [--fresh]
+    python -m benchmarks.published_onnx --table      # the recorded rows as a table
 
 Every ``.onnx`` file below the folder is read. Each activation of the graph is compared with the tensor of that name in
 ONNX Runtime on the file itself, in float32. Then the network is quantized, and verified in torch and ONNX
 Runtime, with the float network beside it. The inputs are random numbers, so the SQNR says little about real pictures;
 the integers must be equal all the same. A file that is refused is recorded with the reason. Networks need not be
-classifiers. The files are not part of this project. The result is results/published_onnx.json.
+classifiers. The files are not part of this project. A file's row is kept in build/published_onnx, so an interrupted run
+continues where it stopped. The result is results/published_onnx.json.
 """
 
 from __future__ import annotations
@@ -14,11 +18,12 @@ import dataclasses
 import hashlib
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -26,11 +31,14 @@ import torch
 from numpy.typing import NDArray
 
 import twoscale
-from benchmarks.common import write_result
+from benchmarks.common import RESULTS, write_result
+from twoscale._environment import Environment
+from twoscale._files import read_record
 from twoscale._frontends import float_graph
 from twoscale._ir.float_module import GraphModule
 from twoscale.errors import TwoscaleError
 
+WORK = Path(__file__).parents[1] / "build" / "published_onnx"
 SIZE = 64
 """Of each dimension of an input that the file leaves open, but for channels."""
 CALIBRATION, TEST = 4, 1
@@ -148,8 +156,9 @@ def measure(path: Path, name: str, size: int) -> Row:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a softmax that is left out
-            errors = list(deviations(path, images[-TEST:]))
             source: Any = path
+            float_graph(path, images[-TEST:])  # a refusal names the file, not the one that ``deviations`` writes
+            errors = list(deviations(path, images[-TEST:]))
             network = twoscale.quantize(source, [images[:CALIBRATION]])
             result = twoscale.verify(network, [images[-TEST:]], executors=["torch", "onnxruntime"], model=source)
     except _runtime_errors() as error:
@@ -169,18 +178,66 @@ def measure(path: Path, name: str, size: int) -> Row:
     )
 
 
+@dataclass(frozen=True)
+class Results:
+    """benchmarks/results/published_onnx.json."""
+
+    size: int
+    rows: tuple[Row, ...]
+    load_average_at_end: tuple[float, ...] | None = None
+    environment: Environment | None = None
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return the table for docs/onnx.md: first the files that are verified, then the rest with the reason."""
+
+    def number(value: float | None, form: str) -> str:
+        return "–" if value is None else format(value, form)
+
+    lines = ["| file | input | parameters | largest float error | integers compared | differing | SQNR, dB |"]
+    lines.append("|---|---|--:|--:|--:|--:|--:|")
+    for row in rows:
+        if row.refused is None:
+            lines.append(
+                f"| {row.file} | {'×'.join(map(str, row.input))} | {row.parameters / 1e6:.1f} M | "
+                f"{number(row.deviation, '.0e')} | {row.compared:,} | {row.mismatches} | {number(row.sqnr_db, '.1f')} |"
+            )
+    lines += ["", "| file | refused because |", "|---|---|"]
+    lines += [f"| {row.file} | {row.refused.replace('|', '/')} |" for row in rows if row.refused is not None]
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure every file of a folder, print and record the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="with .onnx files, in folders of its own or not")
+    parser.add_argument("--folder", type=Path, help="with .onnx files, in folders of its own or not")
     parser.add_argument("--size", type=int, default=SIZE, help="of dimensions that a file leaves open")
+    parser.add_argument("--only", default="", help="only files whose name contains this; nothing is recorded")
+    parser.add_argument("--fresh", action="store_true", help="measure files again that an interrupted run has finished")
+    parser.add_argument("--table", action="store_true", help="print the recorded rows, and measure nothing")
     options = parser.parse_args()
+    if options.table:
+        print(markdown(read_record(RESULTS / "published_onnx.json", Results).rows))
+        return
+    if options.folder is None:
+        parser.error("--folder is missing")
+    WORK.mkdir(parents=True, exist_ok=True)
     rows = []
     for path in sorted(options.folder.rglob("*.onnx")):
-        row = measure(path, str(path.relative_to(options.folder)), options.size)
+        name = path.relative_to(options.folder).as_posix()
+        if options.only not in name:
+            continue
+        kept = WORK / f"{name.replace('/', '_')}-{options.size}.json"
+        if kept.exists() and not options.fresh:
+            row = msgspec.json.decode(kept.read_bytes(), type=Row)
+        else:
+            row = measure(path, name, options.size)
+            kept.write_bytes(msgspec.json.encode(row))
         print(row, flush=True)
         rows.append(row)
-    write_result("published_onnx", {"size": options.size, "rows": [dataclasses.asdict(row) for row in rows]})
+    print(markdown(rows))
+    if not options.only:
+        write_result("published_onnx", Results(options.size, tuple(rows)), "onnx", "onnxruntime")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def softmax(r: Reader, node: onnx.NodeProto) -> str:
 def layer_norm(r: Reader, node: onnx.NodeProto) -> str:
     """A norm over the last dimensions, centered or not."""
     at, shape = r.at(node), r.shape(node)
-    if len([name for name in node.output if name]) > 1:
+    if r.reads_more_than_the_first(node):
         raise at.unsupported("the statistics of a norm as outputs", "use the first output alone")
     first = r.axis(node, int(r.attribute(node, "axis", -1)), 1 + len(shape))
     gain, bias = (

@@ -10,9 +10,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from twoscale._frontends.onnx_float import attention
+from twoscale._frontends.onnx_float import attention, decomposed
 from twoscale._frontends.onnx_float.reader import Reader
 from twoscale._frontends.onnx_float.resizing import resize
+from twoscale._ir.builder import Place
 from twoscale._ir.float_graph import AveragePool2d, MaxPool2d, Padding
 
 __all__ = ["OPERATORS"]
@@ -67,6 +68,43 @@ def _conv(r: Reader, node: onnx.NodeProto) -> str:
     bias = None if r.constant(node, 2) is None else r.weights(node, 2)
     return at.convolution(
         r.input(node), shape, weight, bias, stride=strides, padding=pads, dilation=dilations, groups=groups
+    )
+
+
+def _conv_transpose(r: Reader, node: onnx.NodeProto) -> str:
+    at, (channels, *size), weight = r.at(node), r.shape(node), r.weights(node, 1)
+    rank, auto = len(size), r.attribute(node, "auto_pad", "NOTSET")
+    if rank not in (1, 2) or weight.ndim != rank + 2:
+        raise at.unsupported(f"a transposed convolution of {rank} dimensions", "use one or two")
+    groups = int(r.attribute(node, "group", 1))
+    if len(weight) != channels or groups < 1 or channels % groups:
+        raise at.wrong(f"has weights {weight.shape} in {groups} groups for {channels} channels")
+    strides, dilations = (list(r.attribute(node, key, [1] * rank)) for key in ("strides", "dilations"))
+    extra, pads = r.attribute(node, "output_padding", [0] * rank), r.attribute(node, "pads", [0] * 2 * rank)
+    wanted = r.attribute(node, "output_shape", None)
+    if wanted is None and auto in ("SAME_UPPER", "SAME_LOWER"):
+        wanted = [n * s for n, s in zip(size, strides, strict=True)]
+    out, left_out = [], []
+    for i, (n, k, s, d) in enumerate(zip(size, weight.shape[2:], strides, dilations, strict=True)):
+        whole = s * (n - 1) + int(extra[i]) + d * (k - 1) + 1
+        before, after = (0, 0) if auto == "VALID" else (int(pads[i]), int(pads[i + rank]))
+        if wanted is not None:
+            total = whole - int(wanted[i])
+            before = total // 2 if auto == "SAME_UPPER" else total - total // 2
+            after = total - before
+        out.append(whole - before - after)
+        left_out.append(before)
+    if min(out) < 1:
+        raise at.wrong(f"has a result of size {out}")
+    return at.transposed_convolution(
+        r.input(node),
+        (weight.shape[1] * groups, *out),
+        weight,
+        None if r.constant(node, 2) is None else r.weights(node, 2),
+        stride=strides,
+        padding=left_out,
+        dilation=dilations,
+        groups=groups,
     )
 
 
@@ -150,23 +188,32 @@ def _sum_of_all(r: Reader, node: onnx.NodeProto) -> str:
 def _mul(r: Reader, node: onnx.NodeProto) -> str:
     at, shape = r.at(node), _result(r, node)
     if r.is_activation(node, 0) and r.is_activation(node, 1):
+        for values, factor in (node.input, reversed(node.input)):
+            inverse = r.made_by(factor, "Reciprocal")
+            if inverse and (name := decomposed.norm(r, node, values, inverse.input[0])):
+                return name
         return at.mul(r.input(node), r.input(node, 1), shape)
     x, constant = (0, 1) if r.is_activation(node, 0) else (1, 0)
     return at.affine_map(r.input(node, x), at.constant_operand(r.input(node, x), r.weights(node, constant), shape), 0.0)
 
 
 def _div(r: Reader, node: onnx.NodeProto) -> str:
-    at = r.at(node)
+    at, shape = r.at(node), _result(r, node)
     if r.is_activation(node, 1):
-        raise at.unsupported("a quotient of activations", "divide by a constant")
-    divisor = at.constant_operand(r.input(node), r.weights(node, 1), _result(r, node))
+        if r.is_activation(node, 0) and (name := decomposed.norm(r, node, *node.input)):
+            return name
+        inverse = at.table(r.input(node, 1), "reciprocal")
+        if r.is_activation(node, 0):
+            return at.mul(r.input(node), inverse, shape)
+        return at.affine_map(inverse, at.constant_operand(inverse, r.weights(node, 0), shape), 0.0)
+    divisor = at.constant_operand(r.input(node), r.weights(node, 1), shape)
     if not divisor.all():
         raise at.wrong("divides by zero")
     return at.affine_map(r.input(node), 1.0 / divisor, 0.0)
 
 
 def _max_pool(r: Reader, node: onnx.NodeProto) -> str:
-    if len([name for name in node.output if name]) > 1:
+    if r.reads_more_than_the_first(node):
         raise r.at(node).unsupported("the index of a maximum", "use its value")
     pool = _pool(r, node)
     ceil_mode = bool(r.attribute(node, "ceil_mode", 0))
@@ -236,7 +283,11 @@ def _global_pool(kind: type[AveragePool2d | MaxPool2d]) -> Operator:
     return read
 
 
-def _reduce(kind: type[AveragePool2d | MaxPool2d] | None) -> Operator:
+def _reduce(
+    kind: type[AveragePool2d | MaxPool2d] | None, first: Callable[[Place, str], str] = lambda at, name: name
+) -> Callable[[Reader, onnx.NodeProto], str]:
+    """A mean, a maximum or a sum (None) of what ``first`` makes of the values."""
+
     def read(r: Reader, node: onnx.NodeProto) -> str:
         shape = r.shape(node)
         given = r.integers(node, 1, "axes", None)
@@ -245,11 +296,24 @@ def _reduce(kind: type[AveragePool2d | MaxPool2d] | None) -> Operator:
         axes = sorted(r.axis(node, axis, len(shape) + 1) for axis in given)
         keep = bool(r.attribute(node, "keepdims", 1))
         result = tuple(1 if i in axes else size for i, size in enumerate(shape) if keep or i not in axes)
+        values = first(r.at(node), r.input(node))
         if kind is None:
-            return r.at(node).total(r.input(node), axes, result)
-        return r.at(node).reduce(r.input(node), axes, kind, result)
+            return r.at(node).total(values, axes, result)
+        return r.at(node).reduce(values, axes, kind, result)
 
     return read
+
+
+def _least(r: Reader, node: onnx.NodeProto) -> str:
+    return r.at(node).affine(_reduce(MaxPool2d, lambda at, name: at.affine(name, -1.0))(r, node), -1.0)
+
+
+def _root_of_squares(r: Reader, node: onnx.NodeProto) -> str:
+    return r.at(node).table(_reduce(None, _squared)(r, node), "power", 0.5)
+
+
+def _squared(at: Place, name: str) -> str:
+    return at.mul(name, name, at.shape(name))
 
 
 def _table(function: str, **parameters: float) -> Operator:
@@ -286,11 +350,49 @@ def _hard_sigmoid(r: Reader, node: onnx.NodeProto) -> str:
     return r.at(node).table(r.input(node), "hardsigmoid")
 
 
+def _selu(r: Reader, node: onnx.NodeProto) -> str:
+    alpha, gamma = (float(r.attribute(node, key, default)) for key, default in (("alpha", _ALPHA), ("gamma", _GAMMA)))
+    if not (math.isclose(alpha, _ALPHA, rel_tol=1e-5) and math.isclose(gamma, _GAMMA, rel_tol=1e-5)):
+        return r.at(node).affine(r.at(node).table(r.input(node), "elu", alpha), gamma)
+    return r.at(node).table(r.input(node), "selu")
+
+
+_ALPHA, _GAMMA = 1.6732632423543772, 1.0507009873554805  # Klambauer et al. 2017
+
+
+def _thresholded_relu(r: Reader, node: onnx.NodeProto) -> str:
+    return r.at(node).table(r.input(node), "threshold", float(r.attribute(node, "alpha", 1.0)), 0.0)
+
+
+def _shrink(r: Reader, node: onnx.NodeProto) -> str:
+    limit, bias = float(r.attribute(node, "lambd", 0.5)), float(r.attribute(node, "bias", 0.0))
+    if bias not in (0.0, limit) or limit < 0:
+        raise r.at(node).unsupported(f"bias = {bias:g} with lambd = {limit:g}", "use 0 or the same number")
+    return r.at(node).table(r.input(node), "softshrink" if bias else "hardshrink", limit)
+
+
+def _copies(r: Reader, node: onnx.NodeProto) -> str:
+    """Tile and Expand: copies along dimensions, but for the batch."""
+    at, given, shape = r.at(node), [int(v) for v in r.weights_of_int(node, 1)], (1, *r.shape(node))
+    if node.op_type == "Expand":  # to a shape that may have fewer dimensions, or 1 where the tensor has more
+        given = [1] * (len(shape) - len(given)) + given
+        if given[0] in (r.batch, r.fixed_batch):
+            given[0] = 1
+        given = given[: len(given) - len(shape)] + [
+            wanted if size == 1 else 1 for size, wanted in zip(shape, given[-len(shape) :], strict=True)
+        ]
+    if len(given) != len(shape) or given[0] != 1 or min(given) < 1:
+        raise at.wrong("repeats the images of a batch; expected the first dimension to stay the batch")
+    return at.tile(r.input(node), tuple(size * n for size, n in zip(shape[1:], given[1:], strict=True)))
+
+
 def _prelu(r: Reader, node: onnx.NodeProto) -> str:
-    slopes, shape = r.weights(node, 1), r.shape(node)
-    if slopes.size not in (1, shape[0]) or (slopes.size > 1 and slopes.shape[-len(shape) :][0] != shape[0]):
-        raise r.at(node).unsupported(f"slopes of shape {slopes.shape}", "use one per channel")
-    return r.at(node).prelu(r.input(node), slopes.reshape(-1))
+    at, name = r.at(node), r.input(node)
+    slopes = at.constant_operand(name, r.weights(node, 1), r.shape(node))
+    if slopes.size in (1, slopes.shape[0]):
+        return at.prelu(name, slopes.reshape(-1))
+    positive, negative = at.clamp(name, (0.0, math.inf)), at.clamp(name, (-math.inf, 0.0))
+    return at.add(positive, at.affine_map(negative, slopes, 0.0), r.shape(node))
 
 
 def _gelu(r: Reader, node: onnx.NodeProto) -> str:
@@ -300,12 +402,36 @@ def _gelu(r: Reader, node: onnx.NodeProto) -> str:
 
 
 def _power(r: Reader, node: onnx.NodeProto) -> str:
-    exponent = r.weights(node, 1)
-    if exponent.size != 1 or float(exponent.reshape(())) <= 0 or r.is_activation(node, 1):
-        raise r.at(node).unsupported("a power that is not one positive number", "multiply instead")
-    value = float(exponent.reshape(()))
+    at = r.at(node)
+    if r.is_activation(node, 1) or r.weights(node, 1).size != 1:
+        raise at.unsupported("a power that is not one number", "multiply instead")
+    exponent = float(r.weights(node, 1).reshape(()))
+    if not exponent or exponent < -16:
+        raise at.unsupported(f"the power {exponent:g}", "use a number from -16 on, other than 0")
     name = r.input(node)
-    return r.at(node).mul(name, name, r.shape(node)) if value == 2 else r.at(node).table(name, "power", value)
+    if exponent == 2:
+        return at.mul(name, name, r.shape(node))
+    return at.table(name, "power", exponent)
+
+
+def _local_response_norm(r: Reader, node: onnx.NodeProto) -> str:
+    """x · (bias + alpha · m)^-beta, where m is the mean of the squares of neighbouring channels, zeros included."""
+    at, name, shape = r.at(node), r.input(node), r.shape(node)
+    size, bias = int(r.attribute(node, "size", 1)), float(r.attribute(node, "bias", 1.0))
+    alpha, beta = float(r.attribute(node, "alpha", 1e-4)), float(r.attribute(node, "beta", 0.75))
+    if size < 1 or bias <= 0 or alpha < 0 or not 0 < beta <= 16:
+        raise at.wrong(f"has size {size}, bias {bias:g}, alpha {alpha:g} and beta {beta:g}; expected positive numbers")
+    image, before = (1, shape[0], math.prod(shape[1:])), (size - 1) // 2
+    mean = at.average_pool(
+        at.reshape(at.mul(name, name, shape), image),
+        image,
+        (size, 1),
+        (1, 1),
+        (before, 0, size - 1 - before, 0),
+        counts_padding=True,
+    )
+    factor = at.table(at.affine(mean, alpha, bias), "power", -beta)
+    return at.mul(name, at.reshape(factor, shape), shape)
 
 
 def _sqrt(r: Reader, node: onnx.NodeProto) -> str:
@@ -495,21 +621,21 @@ def _depth_to_space(r: Reader, node: onnx.NodeProto) -> str:
 
 
 def _extreme(largest: bool) -> Operator:
-    """The larger or smaller of two tensors, or of one and a number."""
+    """The largest or smallest of any number of tensors and constants."""
 
     def read(r: Reader, node: onnx.NodeProto) -> str:
-        if len(node.input) != 2:
-            raise r.at(node).unsupported(f"{node.op_type} of {len(node.input)} tensors", "use two")
-        at = r.at(node)
-        if r.is_activation(node, 0) and r.is_activation(node, 1):
-            join = at.maximum if largest else at.minimum
-            return join(r.input(node), r.input(node, 1), _result(r, node))
-        x, constant = (0, 1) if r.is_activation(node, 0) else (1, 0)
-        bound, bounds = r.weights(node, constant), (0.0, math.inf) if largest else (-math.inf, 0.0)
-        if bound.size > 1:
-            return at.bounded(r.input(node, x), at.constant_operand(r.input(node, x), bound, _result(r, node)), bounds)
-        value = float(bound.reshape(()))
-        return at.clamp(r.input(node, x), (value, math.inf) if largest else (-math.inf, value))
+        at, shape, bounds = r.at(node), _result(r, node), (0.0, math.inf) if largest else (-math.inf, 0.0)
+        places = range(len(node.input))
+        name, *others = [r.input(node, index) for index in places if r.is_activation(node, index)]
+        for other in others:
+            name = at.maximum(name, other, shape) if largest else at.minimum(name, other, shape)
+        for bound in (r.weights(node, index) for index in places if not r.is_activation(node, index)):
+            if bound.size > 1:
+                name = at.bounded(name, at.constant_operand(name, bound, shape), bounds)
+            else:
+                value = float(bound.reshape(()))
+                name = at.clamp(name, (value, math.inf) if largest else (-math.inf, value))
+        return name
 
     return read
 
@@ -517,19 +643,27 @@ def _extreme(largest: bool) -> Operator:
 OPERATORS: dict[str, Operator] = {
     "Abs": _table("abs"),
     "Add": _sum(1, 1),
+    "Atan": _table("atan"),
+    "Asinh": _table("asinh"),
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
+    "Ceil": _table("ceil"),
     "Celu": _celu,
     "Clip": _clip,
     "Concat": _concat,
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Cos": _table("cos"),
+    "Cosh": _table("cosh"),
     "DepthToSpace": _depth_to_space,
     "Div": _div,
     "Dropout": _dropout,
     "Elu": _table("elu", alpha=1.0),
     "Erf": _table("erf"),
     "Exp": _table("exp"),
+    "Expand": _copies,
     "Flatten": _flatten,
+    "Floor": _table("floor"),
     "Gather": _gather,
     "Gelu": _gelu,
     "Gemm": _gemm,
@@ -538,7 +672,9 @@ OPERATORS: dict[str, Operator] = {
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _table("hardswish"),
     "Identity": _identity,
+    "LRN": _local_response_norm,
     "LeakyRelu": _table("leaky_relu", alpha=0.01),
+    "Log": _table("log"),
     "LogSoftmax": _softmax,
     "MatMul": _matmul,
     "LayerNormalization": attention.layer_norm,
@@ -554,14 +690,24 @@ OPERATORS: dict[str, Operator] = {
     "PRelu": _prelu,
     "Pad": _pad,
     "Pow": _power,
+    "Reciprocal": _table("reciprocal"),
+    "ReduceL1": _reduce(None, lambda at, name: at.table(name, "abs")),
+    "ReduceL2": _root_of_squares,
     "ReduceMax": _reduce(MaxPool2d),
     "ReduceMean": _reduce(AveragePool2d),
+    "ReduceMin": _least,
     "ReduceSum": _reduce(None),
+    "ReduceSumSquare": _reduce(None, _squared),
     "Relu": _relu,
     "Reshape": _reshape,
     "Resize": resize,
+    "Round": _table("round"),
+    "Selu": _selu,
+    "Shrink": _shrink,
     "Sigmoid": _table("sigmoid"),
     "Sign": _table("sign"),
+    "Sin": _table("sin"),
+    "Sinh": _table("sinh"),
     "Slice": _slice,
     "Softmax": _softmax,
     "Softplus": _table("softplus"),
@@ -572,6 +718,8 @@ OPERATORS: dict[str, Operator] = {
     "Sub": _sum(1, -1),
     "Sum": _sum_of_all,
     "Tanh": _table("tanh"),
+    "ThresholdedRelu": _thresholded_relu,
+    "Tile": _copies,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
     "Upsample": resize,

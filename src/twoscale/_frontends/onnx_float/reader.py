@@ -34,6 +34,8 @@ class Reader:
 
     def __init__(self, path: Path, model: onnx.ModelProto, shapes: Sequence[tuple[int, ...]], name: str) -> None:
         self.path, self._model, self.nodes = path, model, list(model.graph.node)
+        self._makers = {name: node for node in self.nodes for name in node.output if name}
+        self._read = {name for node in self.nodes for name in node.input} | {value.name for value in model.graph.output}
         graph = model.graph
         self.opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
         self.constants: dict[str, NDArray[Any]] = {
@@ -80,6 +82,16 @@ class Reader:
         """Return where the nodes for a node of the file are appended."""
         name = (node.name or next(iter(node.output), "") or node.op_type).strip("/").replace("/", ".")
         return self.builder.place(name, node.op_type, f"{self.path}: node {node.name or next(iter(node.output), '')}")
+
+    def made_by(self, name: str, operator: str) -> onnx.NodeProto | None:
+        """Return the node that makes a tensor, if it is of this operator of ONNX and depends on the images."""
+        node = self._makers.get(name)
+        fits = node is not None and node.op_type == operator and node.domain in ("", "ai.onnx")
+        return node if fits and name in self.tensors else None
+
+    def reads_more_than_the_first(self, node: onnx.NodeProto) -> bool:
+        """Whether something reads another output of a node than its first."""
+        return not self._read.isdisjoint(name for name in node.output[1:] if name)
 
     # Constants.
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from twoscale._ir.builder.base import Shape
 from twoscale._ir.builder.moving import MovingPlace
-from twoscale._ir.float_graph import Add, Bounds, ChannelAffine, Clamp, Elementwise, Mul, Node, Permute
+from twoscale._ir.float_graph import Add, Bounds, ChannelAffine, Clamp, Elementwise, Mul, Node, Normalize, Permute
 
 __all__ = ["ValuesPlace"]
 
@@ -34,6 +34,8 @@ class ValuesPlace(MovingPlace):
         shape = self.shape(name)
         maps = [np.asarray(value, np.float64).reshape(np.shape(value) or (1,) * len(shape)) for value in (scale, shift)]
         varying = [axis for axis in range(len(shape)) if any(value.shape[axis] != 1 for value in maps)]
+        if (norm := self._scaled_norm(name, maps[0], maps[1], varying)) is not None:
+            return norm
         if len(varying) > 1:  # one value per pixel: channels of one pixel
             pixels = [np.broadcast_to(value, shape).reshape(-1) for value in maps]
             return self.reshape(self.affine(self.reshape(name, (math.prod(shape), 1, 1)), *pixels), shape)
@@ -42,6 +44,31 @@ class ValuesPlace(MovingPlace):
             axes = (varying[0], *(axis for axis in axes if axis != varying[0]))
         name = self.affine(self.permute(name, axes), *(value.reshape(-1) for value in maps))
         return self.permute(name, tuple(int(axis) for axis in np.argsort(axes)))
+
+    def _scaled_norm(self, name: str, scale: Float64, shift: Float64, varying: list[int]) -> str | None:
+        """Return a norm with another gain and bias, where a norm is what is scaled and shifted."""
+        order = tuple(range(len(self.shape(name))))
+        node = self.nodes[name]
+        if isinstance(node, Permute):
+            order, node = node.axes, self.nodes[node.inputs[0]]
+        if not isinstance(node, Normalize) or not {order[axis] for axis in varying} <= set(node.axes):
+            return None
+        back = tuple(int(axis) for axis in np.argsort(order))
+        scale, shift = scale.transpose(back), shift.transpose(back)
+        both = node.gain * scale, node.bias * scale + shift
+        size = np.broadcast_shapes(*(values.shape for values in both))
+        gain, bias = (np.array(np.broadcast_to(values, size), np.float32, order="C") for values in both)
+        made = self.append(
+            Normalize,
+            node.shape,
+            *node.inputs,
+            axes=node.axes,
+            eps=node.eps,
+            gain=gain,
+            bias=bias,
+            centered=node.centered,
+        )
+        return made if order == tuple(range(len(order))) else self.append(Permute, self.shape(name), made, axes=order)
 
     def scaled(self, name: str, factor: float) -> str:
         """Return factor · x."""

@@ -46,6 +46,26 @@ def avg_pool2d(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     return at.reshape(pooled, e.shape(node))
 
 
+def avg_pool3d(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
+    """A mean over windows along the first of three dimensions, as ``local_response_norm`` takes it of channels."""
+    at, given, shape = e.at(node), e.input_shape(a["self"]), e.shape(node)
+    kernel, padding = ([int(v) for v in a[key]] * (3 if len(a[key]) == 1 else 1) for key in ("kernel_size", "padding"))
+    stride = [int(v) for v in a["stride"] or kernel] * (3 if len(a["stride"] or kernel) == 1 else 1)
+    if kernel[1:] != [1, 1] or stride[1:] != [1, 1] or padding[1:] != [0, 0]:
+        raise at.unsupported("a mean over windows of three dimensions", "use one or two")
+    channels, pixels = math.prod(given[:-3]), math.prod(given[-2:])
+    pooled = at.average_pool(
+        at.reshape(e.input(a["self"]), (channels, given[-3], pixels)),
+        (channels, shape[-3], pixels),
+        (kernel[0], 1),
+        (stride[0], 1),
+        (padding[0], 0, padding[0], 0),
+        counts_padding=bool(a["count_include_pad"]),
+        divisor=int(a["divisor_override"]) if a["divisor_override"] else None,
+    )
+    return at.reshape(pooled, shape)
+
+
 def adaptive_avg_pool2d(e: Emitter, node: fx.Node, a: dict[str, Any]) -> str:
     """A mean over windows whose sizes follow from the size of the result."""
     at, name, shape = _channels(e, node, a)

@@ -36,6 +36,7 @@ TRANSLATIONS: dict[str, Translation] = {
     "max_pool2d_with_indices": pooling.max_pool2d,
     "adaptive_max_pool2d": pooling.adaptive_max_pool2d,
     "avg_pool2d": pooling.avg_pool2d,
+    "avg_pool3d": pooling.avg_pool3d,
     "adaptive_avg_pool2d": pooling.adaptive_avg_pool2d,
     "_adaptive_avg_pool2d": pooling.adaptive_avg_pool2d,
     "mean": pooling.mean,
