@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -104,6 +105,70 @@ class QdqDraft(Draft):
     def end(self, value: str) -> None:
         self.node("QuantizeLinear", [value, "s", "z"], "q")
         self.finish("q")
+
+
+def written_as_nncf_does(per_channel: bool = False, per_class: bool = False) -> QdqDraft:
+    """Biases in float32, moves between DequantizeLinear and an operator, bounds from Constant nodes, real logits.
+
+    NNCF 3.4 writes this for a convolution, a depthwise one behind it, a mean and a linear layer, and so does torch's
+    exporter for modules that torchao prepared. By default NNCF gives the depthwise convolution's input one scale for
+    each channel (``per_channel``), and the logits one for each class (``per_class``).
+    """
+    draft = QdqDraft()
+    rng = np.random.default_rng(0)
+    for name, size in (("b1", 6), ("b2", 6), ("b3", 5)):
+        draft.constant(name, rng.normal(0, 0.5, size))
+    draft.constant("z0", 0, np.uint8)
+    scales = np.linspace(0.2, 0.3, 6) if per_channel else 0.25
+    zeros = np.zeros(np.shape(scales))
+    draft.constant("s1", scales)
+    draft.constant("z1", zeros, np.uint8)
+    more: dict[str, Any] = {"axis": 1} if per_channel else {}
+    conv = draft.node("Conv", [draft.real("x"), draft.weight("w1", (6, 2, 3, 3), 0), "b1"], "c1", pads=[1, 1, 1, 1])
+    draft.node("Relu", [conv], "r1")
+    draft.node("QuantizeLinear", ["r1", "s1", "z1"], "q1", **more)
+    real = draft.node("DequantizeLinear", ["q1", "s1", "z1"], "d1", **more)
+    depthwise = draft.node("Conv", [real, draft.weight("w2", (6, 1, 3, 3), 0), "b2"], "c2", group=6, pads=[1, 1, 1, 1])
+    for name, value in (("lo", 0.0), ("hi", 100.0)):
+        tensor = numpy_helper.from_array(np.array(value, np.float32), name)
+        draft.nodes.append(onnx.helper.make_node("Constant", [], [name], value=tensor))
+    draft.node("Clip", [depthwise, "lo", "hi"], "r2")
+    draft.constant("s2", 0.2)
+    draft.node("QuantizeLinear", ["r2", "s2", "z0"], "q2")
+    draft.node("GlobalAveragePool", [draft.real("q2", "s2", "z0")], "a")
+    draft.constant("s3", 0.1)
+    draft.node("QuantizeLinear", ["a", "s3", "z0"], "q3")
+    draft.node("MaxPool", [draft.real("q3", "s3", "z0")], "largest", kernel_shape=[1, 1])
+    draft.node("Flatten", ["largest"], "flat")
+    weight = draft.weight("w3", (5, 6), -2 if per_class else None)
+    draft.node("Gemm", ["flat", weight, "b3"], "logits", transB=1)
+    return draft
+
+
+def test_what_nncf_writes_is_read(tmp_path: Path) -> None:
+    """Biases are rounded to steps of the sums, as ONNX Runtime does; but not that of real logits."""
+    path = written_as_nncf_does().save(tmp_path / "a.onnx")
+    network = twoscale.load(path)
+    images = np.random.default_rng(3).normal(0, 40, (40, 2, 4, 4)).astype(np.float32)
+    result = twoscale.verify(network, images, executors=["reference", "onnxruntime"])
+    assert result.mismatches_by_executor["onnxruntime"] == 0
+    divergence = result.divergence_by_executor["onnxruntime on a.onnx"]
+    assert divergence is None or divergence.startswith("layer logits ")  # the layers before it are the same
+    (logits,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"images": images})
+    assert np.abs(network(images) - logits).max() < 0.51 * 0.1 * 0.01
+    assert [layer.op for layer in network if layer.op in ("Conv2d", "Linear")] == ["Conv2d", "Conv2d", "Linear"]
+    assert network.spec(network.output).dtype == "int32"
+    assert network.requantize().on_grid
+    for option, message in (
+        ("per_channel", "it quantizes an activation with 6 scales, expected one"),
+        ("per_class", "it has real outputs of several scales"),
+    ):
+        with pytest.raises(NetworkFileError, match=message):
+            twoscale.load(written_as_nncf_does(**{option: True}).save(tmp_path / f"{option}.onnx"))
+    draft = written_as_nncf_does()
+    draft.constant("b2", np.full(6, np.nan))
+    with pytest.raises(NetworkFileError, match=r"the_c2 \(Conv\): not an operator on integers"):
+        twoscale.load(draft.save(tmp_path / "nan.onnx"))
 
 
 def test_operators_between_quantizations(tmp_path: Path) -> None:

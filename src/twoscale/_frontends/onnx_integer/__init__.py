@@ -15,6 +15,7 @@ the reason.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +64,8 @@ def read(path: Path, model: onnx.ModelProto) -> IntegerNetwork:
     onnx_model.check(path, model)
     reader = Reader(path, model, OPERATORS)
     nodes = [node for node in model.graph.node if not _try(reader, node, _read_constant)]
+    for node in nodes:
+        _refuse_scales_per_channel(reader, node)
     try:
         steps = fused(nodes, reader.constants, [value.name for value in model.graph.output], reader.opset)
     except _DAMAGE as error:
@@ -89,6 +92,17 @@ def read(path: Path, model: onnx.ModelProto) -> IntegerNetwork:
         )
     except QuantizationError as error:
         raise NetworkFileError(f"{path} does not make an integer network: {error}") from error
+
+
+def _refuse_scales_per_channel(reader: Reader, node: onnx.NodeProto) -> None:
+    """Refuse an activation with several scales. NNCF gives them to the inputs of depthwise convolutions."""
+    scale = reader.constants.get(node.input[1]) if node.op_type == "QuantizeLinear" and len(node.input) > 1 else None
+    if scale is not None and math.prod(scale.dims) > 1:
+        reader.refuse(
+            node,
+            f"it quantizes an activation with {math.prod(scale.dims)} scales, expected one; quantize activations per "
+            "tensor (NNCF: QuantizationParameters(per_channel=False) for activations)",
+        )
 
 
 def _try(reader: Reader, node: onnx.NodeProto, read_node: Callable[[Reader, onnx.NodeProto], bool]) -> bool:

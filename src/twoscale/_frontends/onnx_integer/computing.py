@@ -152,7 +152,11 @@ def _linear(
         spec = n.TensorSpec((channels,), "int32", float(scales[0]))
         reader.real.add(node.output[0])
     else:
-        reader.refuse(node, "it has real outputs of several scales; accumulators that leave need one for all classes")
+        reader.refuse(
+            node,
+            "it has real outputs of several scales; accumulators that leave need one for all classes: quantize this "
+            "layer's weights per tensor, or its result",
+        )
     layer = n.Linear(
         name=node.output[0],
         inputs=(x.name,),

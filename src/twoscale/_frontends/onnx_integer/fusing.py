@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,13 @@ _FUNCTIONS = frozenset({
 })  # fmt: skip
 _BINARY = {"Add": "QLinearAdd", "Mul": "QLinearMul"}
 _POOLS = {"AveragePool": "QLinearAveragePool", "GlobalAveragePool": "QLinearGlobalAveragePool"}
+_MOVING = frozenset({"Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+"""Operators that do the same to integers as to the real values that these stand for."""
 _BOUNDS = {"Relu", "Clip"}
 """Operators that ONNX Runtime drops before a QuantizeLinear whose range is within their bounds."""
+
+
+_TAKING_OPERANDS = frozenset({"Conv", "Gemm", "MatMul", "Concat", *_BINARY, *_POOLS})
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Step:
 
 
 def fused(
-    nodes: Sequence[onnx.NodeProto], constants: Mapping[str, onnx.TensorProto], outputs: Collection[str], opset: int
+    nodes: Sequence[onnx.NodeProto], constants: dict[str, onnx.TensorProto], outputs: Collection[str], opset: int
 ) -> list[Step]:
     """Return the nodes with QDQ groups replaced by operators on integers.
 
@@ -51,7 +56,7 @@ def fused(
 
     Args:
         nodes: those that depend on the images.
-        constants: by name.
+        constants: by name. The integers of biases that the file holds as real numbers are added.
         outputs: names of the model's outputs.
         opset: version of the standard operators.
     """
@@ -62,13 +67,15 @@ class _Fuser:
     def __init__(
         self,
         nodes: Sequence[onnx.NodeProto],
-        constants: Mapping[str, onnx.TensorProto],
+        constants: dict[str, onnx.TensorProto],
         outputs: Collection[str],
         opset: int,
     ) -> None:
         self.nodes, self.constants, self.outputs, self.opset = nodes, constants, outputs, opset
         self.producers = {name: node for node in nodes for name in node.output}
-        self.readers = Counter(name for node in nodes for name in node.input)
+        self.nodes = self._moved_before_dequantizing()
+        self.producers = {name: node for node in self.nodes for name in node.output}
+        self.readers = Counter(name for node in self.nodes for name in node.input)
 
     def steps(self) -> list[Step]:
         replaced: dict[int, Step] = {}
@@ -91,6 +98,42 @@ class _Fuser:
             if id(node) not in dropped and node.op_type == "Gemm" and (single := self._real_gemm(node)) is not None:
                 replaced[id(node)] = Step(single)
         return [replaced.get(id(node), Step(node)) for node in self.nodes if id(node) not in dropped]
+
+    def _moved_before_dequantizing(self) -> list[onnx.NodeProto]:
+        """Return the nodes, in which what only moves values comes before DequantizeLinear if operands are behind it.
+
+        NNCF writes one pair of QuantizeLinear and DequantizeLinear before a max pool or a flattening, and none behind.
+        """
+        by_input: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.input):
+                by_input.setdefault(name, []).append(node)
+        operand: set[str] = set()  # tensors that only operators with operands read, at most through moves
+        for node in reversed(self.nodes):
+            for name in node.output:
+                readers = by_input.get(name, [])
+                reads = [
+                    reader.op_type in _TAKING_OPERANDS
+                    or (reader.op_type in _MOVING and reader.input[0] == name and reader.output[0] in operand)
+                    for reader in readers
+                ]
+                if reads and all(reads) and name not in self.outputs:
+                    operand.add(name)
+        made: list[onnx.NodeProto] = []
+        for node in self.nodes:
+            source = self._dequantized(node.input[0]) if node.op_type in _MOVING and node.input else None
+            scale = None if source is None else self._scale(source)
+            if source is None or scale is None or scale.size != 1 or node.output[0] not in operand:
+                made.append(node)
+                continue
+            integers = f"{node.output[0]} before dequantizing"
+            moved = _renamed(node, [source.input[0], *node.input[1:]], integers)
+            dequantized = helper.make_node(
+                "DequantizeLinear", [integers, *source.input[1:]], [node.output[0]], name=node.name
+            )
+            made += [moved, dequantized]
+            self.producers[node.output[0]] = dequantized
+        return made
 
     def _is_read_once(self, node: onnx.NodeProto) -> bool:
         name = node.output[0] if len(node.output) == 1 else ""
@@ -176,18 +219,36 @@ class _Fuser:
         """Return the name of the int32 bias, an empty list where there is none, or None where it does not fit."""
         if len(operator.input) < 3 or not operator.input[2]:
             return []
-        bias = self._dequantized(operator.input[2])
         x_scale = self._scale(x)
-        if bias is None or x_scale is None or bias.input[0] not in self.constants:
+        if x_scale is None or x_scale.size != 1:
+            return None
+        alpha = next((np.float32(a.f) for a in operator.attribute if a.name == "alpha"), np.float32(1))
+        expected = alpha * x_scale.reshape(-1) * w_scale.reshape(-1)
+        real = self._value(operator.input[2])
+        if real is not None:
+            return self._quantized_bias(operator, real, expected)
+        bias = self._dequantized(operator.input[2])
+        if bias is None or bias.input[0] not in self.constants:
             return None
         scale, zero = self._scale(bias), self._value(bias.input[2]) if len(bias.input) > 2 and bias.input[2] else None
         if scale is None or (zero is not None and zero.any()):
             return None
-        alpha = next((np.float32(a.f) for a in operator.attribute if a.name == "alpha"), np.float32(1))
-        expected = alpha * x_scale.reshape(-1) * w_scale.reshape(-1)
         if expected.shape[0] != scale.size or not np.allclose(scale.reshape(-1), expected, rtol=1e-6, atol=0):
             return None
         return [bias.input[0]]
+
+    def _quantized_bias(
+        self, operator: onnx.NodeProto, real: NDArray[Any], scale: NDArray[np.float32]
+    ) -> list[str] | None:
+        """Return the name of a bias that the file holds in float32, as NNCF's and torch's do, in steps of the sums."""
+        if real.dtype != np.float32 or real.ndim != 1 or scale.size not in (1, real.size) or not (scale > 0).all():
+            return None
+        steps = np.rint(real / scale)
+        if not (np.abs(steps) < 2.0**31).all():  # nor NaN
+            return None
+        name = f"{operator.input[2]} of {operator.output[0]} in steps"
+        self.constants[name] = numpy_helper.from_array(steps.astype(np.int32), name)
+        return [name]
 
     def _bounds_nothing(self, node: onnx.NodeProto, q: onnx.NodeProto) -> bool:
         """Whether every real number that ``q`` can hold is within the bounds of a Relu or Clip before it."""
