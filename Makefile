@@ -26,7 +26,7 @@ OLDEST_INSTALL = $(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-
 DOCS_VENV ?= build/docs
 DOCS_INSTALL = $(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: fuzz lab test test-all test-oldest docs release bench-engine bench-engine-large bench-large bench-chips clean
+.PHONY: fuzz lab test test-all test-oldest docs release bench-browser bench-engine bench-engine-large bench-large bench-chips clean
 
 lab: $(VENV)/installed
 	$(VENV)/bin/twoscale lab --out $(OUT)
@@ -96,6 +96,10 @@ bench-engine: $(BENCH_VENV)/installed
 # ResNet-50 and MobileNetV2 at 224×224: a few minutes, after the networks are prepared once.
 bench-engine-large: $(BENCH_VENV)/installed
 	$(BENCH_VENV)/bin/python -m benchmarks.engine --cases large $(BENCH)
+
+# In headless Chromium, which needs clang with wasm-ld, Chromium and npm: minutes.
+bench-browser: $(BENCH_VENV)/installed
+	$(BENCH_VENV)/bin/python -m benchmarks.browser $(BENCH)
 
 # Quantizing networks for 224×224 images, beside NNCF and ONNX Runtime: a quarter of an hour; an interrupted run goes on.
 bench-large: $(BENCH_VENV)/installed

@@ -301,8 +301,8 @@ INSTRUCTION_SETS = (
 WASM = Architecture("defined(__wasm_simd128__)", "HAVE_WASM", ("wasm_simd128.h",), "1")
 
 _WASM_NAMES = (
-    "activations", "activations_of", "add_taps", "add_windows", "clamp_b", "four_f", "four_i", "interleave",
-    "interleaved", "rounded", "rounded_bytes", "saturated", "tap_weights", "window",
+    "activations", "activations_of", "add_half", "add_taps", "add_windows", "clamp_b", "four_f", "four_i",
+    "interleave", "interleaved", "rounded", "rounded_bytes", "saturated", "tap_weights", "window",
 )  # fmt: skip
 WASM_SETS = (
     InstructionSet(

@@ -291,7 +291,7 @@ typedef struct {
 #ifdef FOR_SIMD128
 #define PIXELS 2 /* of a tile */
 #else
-#define PIXELS 3 /* of a tile: 12 accumulators of 16 registers */
+#define PIXELS 6 /* of a tile, whose channels are computed in halves: 12 accumulators of 16 registers */
 #endif
 
 typedef v128_t activations;
@@ -349,15 +349,15 @@ INLINE v128_t add_taps(v128_t acc, activations x, v128_t w)
 #define RELAXED_DOT wasm_i32x4_relaxed_dot_i8x16_i7x16_add
 #endif
 
-/* Add the products of one word, `place` bytes after `offset`. */
+/* Add the products of one word, `place` bytes after `offset`, to half of the channels. */
 #define ADD_WORD(place) \
     { \
-        v128_t four[4]; \
-        EACH four[i] = wasm_v128_load(w + 16 * i); \
+        const v128_t w0 = wasm_v128_load(w), w1 = wasm_v128_load(w + 16); \
         EACH_PIXEL \
         { \
             const activations x = activations_of(wasm_v128_load32_splat(from[n] + offset + place)); \
-            EACH acc[n].at[i] = RELAXED_DOT(four[i], x, acc[n].at[i]); \
+            acc[n].at[half] = RELAXED_DOT(w0, x, acc[n].at[half]); \
+            acc[n].at[half + 1] = RELAXED_DOT(w1, x, acc[n].at[half + 1]); \
         } \
         w += at->stride; \
     }
@@ -370,9 +370,10 @@ INLINE v128_t add_taps(v128_t acc, activations x, v128_t w)
 
 #endif
 
-/* Add the dot products of 1 or PIXELS windows with the weights of 16 channels. */
-INLINE void add_windows(v16i *acc, const window *at, const uint8_t *const *from, const int8_t *w, int32_t pixels)
+/* Add the products of 1 or PIXELS windows with the weights of 16 channels, or of half of them. */
+INLINE void add_half(v16i *acc, const window *at, const uint8_t *const *from, const int8_t *w, int32_t pixels, int32_t half)
 {
+    (void)half;
     for (int32_t run = 0; run < at->runs; run++) {
         ptrdiff_t offset = at->start[run * at->step];
         int32_t words = at->words;
@@ -384,4 +385,12 @@ INLINE void add_windows(v16i *acc, const window *at, const uint8_t *const *from,
         if (words > 0)
             ADD_WORD(0)
     }
+}
+
+INLINE void add_windows(v16i *acc, const window *at, const uint8_t *const *from, const int8_t *w, int32_t pixels)
+{
+    add_half(acc, at, from, w, pixels, 0);
+#ifndef FOR_SIMD128
+    add_half(acc, at, from, w + 32, pixels, 2);
+#endif
 }
