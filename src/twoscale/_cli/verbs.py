@@ -167,6 +167,17 @@ VERBS = {
         ("twoscale export net.onnx --out net-c", "twoscale export net.onnx --to qdq --out net-qdq.onnx"),
         shows_progress=True,
     ),
+    "explain": Verb(
+        "Step by step",
+        "explain FILE",
+        "write a page that follows the integers of one picture",
+        "twoscale._cli.explain:explain_command",
+        (
+            "twoscale explain net.onnx --image cat.png -o cat.html",
+            "twoscale explain net.onnx --image cat.png -o cat.html --float model.safetensors",
+        ),
+        shows_progress=True,
+    ),
     "completion": Verb(
         "Setup",
         "completion SHELL",

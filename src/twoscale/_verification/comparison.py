@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from twoscale._ir.float_graph import FloatGraph
 
-__all__ = ["accuracy", "verify"]
+__all__ = ["accuracy", "float_values", "verify"]
 
 _MEMORY = 1 << 28
 """Bytes for the tensors of the images that are compared at a time."""
@@ -321,6 +321,19 @@ def _balanced(graph: FloatGraph, network: IntegerNetwork) -> FloatGraph:
         ) from None
 
 
+def float_values(
+    network: IntegerNetwork, model: nn.Module | FloatGraph, images: NDArray[np.float32]
+) -> dict[str, NDArray[np.float32]]:
+    """Return the values of the float network's layers for a batch, by the integer layers' names, (N, ...).
+
+    Layers that cannot be compared are left out: those of an equalized network, and those that the model does not have.
+
+    Raises:
+        ConfigurationError: the model is not the one that the network was made from.
+    """
+    return _FloatSide(network, model, images).values(images)
+
+
 class _FloatSide:
     """The float network in its folded form, in which nodes have the names of the integer layers."""
 
@@ -368,6 +381,19 @@ class _FloatSide:
         ends = {*(layer.name for layer in network.inputs), *network.outputs}
         self._names = {name for name in nodes if not equalized or name in ends}
         self.uncompared = tuple(layer.name for layer in network if layer.name not in self._names)
+
+    def values(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Return the values of the nodes that can be compared."""
+        import torch
+
+        found: dict[str, NDArray[np.float32]] = {}
+
+        def visit(node: Any, value: Any) -> None:
+            if node.name in self._names:
+                found[node.name] = value.numpy().copy()
+
+        outputs = self._module.run(torch.from_numpy(np.ascontiguousarray(images)), visit)
+        return found | {name: outputs[node].numpy() for name, node in self._outputs.items()}
 
     def compare(
         self, images: NDArray[np.float32], integers: dict[str, NDArray[Any]], tallies: dict[str, _LayerTally]

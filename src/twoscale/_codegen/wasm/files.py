@@ -6,7 +6,7 @@ import base64
 import html
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.names import printable
 from twoscale._codegen.c.common.selftest import layer_values
+from twoscale._codegen.c.common.storage import memory_order
 from twoscale._codegen.c.common.tensors import Tensor
 from twoscale._codegen.pixels import pixel_table
 from twoscale._codegen.wasm.source import WasmSource
@@ -25,7 +26,7 @@ from twoscale._ir.preprocessing import picture_steps
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["about", "files", "inlined", "test_images"]
+__all__ = ["about", "es_module", "files", "inlined", "test_images"]
 
 _PROBE = "AGFzbQEAAAABBwFgAn9/AX8DAgEABwUBAXAAAAokASIAIAD9DyAB/Q/9DAAAAAAAAAAAAAAAAAAAAAD9kwL9GwAL"
 """(module (func (export "p") (param i32 i32) (result i32) (i32x4.extract_lane 0 (i32x4.relaxed_dot_i8x16_i7x16_add_s
@@ -46,6 +47,16 @@ class _TensorFacts:
 def _facts(tensor: Tensor) -> dict[str, Any]:
     spec = tensor.spec
     return asdict(_TensorFacts(tensor.name, spec.shape, spec.dtype, float(spec.scale), spec.zero_point))
+
+
+def _memory_order(tensor: Tensor, tensors: Iterable[Tensor]) -> dict[str, Any]:
+    """Return the shape whose elements lie in memory as the tensor's do: for a flattened image that of the image. If
+    there is none, also return the order."""
+    alike = [each.spec.shape for each in tensors if len(each.order) == len(tensor.order)]
+    for shape in (tensor.spec.shape, *alike):
+        if np.array_equal(tensor.order, memory_order(shape)):
+            return {"memoryShape": shape}
+    return {"memoryShape": tensor.spec.shape, "order": tensor.order.tolist()}
 
 
 def test_images(inputs: tuple[Tensor, ...], count: int) -> tuple[NDArray[Any], ...]:
@@ -94,6 +105,7 @@ def about(source: WasmSource, modules: Mapping[str, str], classes: tuple[str, ..
                 "op": layer.op,
                 "inputs": layer.inputs,
                 "bytes": program.tensors[layer.name].size,
+                **_memory_order(program.tensors[layer.name], program.tensors.values()),
             }
             for layer in network
         ],
@@ -134,8 +146,10 @@ def files(
 def es_module(source: WasmSource, facts: Mapping[str, Any], images: int) -> str:
     """Return the text of the ES module."""
     program = source.program
-    values = layer_values(program.network, test_images(tuple(program.inputs), images))
-    kept = {name: program.tensors[name].to_memory(value) for name, value in values.items()}
+    kept = {}
+    if images:
+        values = layer_values(program.network, test_images(tuple(program.inputs), images))
+        kept = {name: program.tensors[name].to_memory(value) for name, value in values.items()}
     expected = [
         [
             zlib.crc32(kept[layer.name][i].astype(kept[layer.name].dtype.newbyteorder("<")).tobytes())
