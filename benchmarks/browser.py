@@ -3,6 +3,7 @@
     make bench-browser                 # in the environment of make bench-engine
     python -m benchmarks.browser [--models DIR] [--networks resnet8,mobilenetv2] [--rounds 15] [--slice 60]
                                  [--no-record]
+    python -m benchmarks.browser --table   # the recorded figures as a table
 
 Needs clang and wasm-ld, Chromium, and npm, which installs the other runtimes in build/browser the first time. All
 of them run in one page on one thread, without a GPU. In each round each runs in turn for a moment; a figure is the
@@ -30,10 +31,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks import chromium, engine
-from benchmarks.common import write_result
+from benchmarks.common import RESULTS, write_result
 from benchmarks.peers.build import Files, make_images, make_model
 from twoscale._codegen.c.common.selftest import layer_values
-from twoscale._environment import load_average
+from twoscale._environment import Environment, load_average
+from twoscale._files import read_record
 from twoscale._formats import load
 from twoscale._ir.operators.vectorized import quantize_input
 from twoscale._quantization import quantize
@@ -95,6 +97,8 @@ class Results:
     slice_milliseconds: int
     networks: tuple[NetworkResult, ...]
     load_average_at_start: tuple[float, ...] | None
+    load_average_at_end: tuple[float, ...] | None = None
+    environment: Environment | None = None
 
 
 def peers() -> Path:
@@ -194,6 +198,20 @@ def show(result: NetworkResult) -> None:
         print(f"  {side.name:30} {side.microseconds:9.1f} µs  {side.ratio:6.2f}  ({low:.2f} to {high:.2f})")
 
 
+def table(results: Results) -> str:
+    """Return the figures as a Markdown table: microseconds, and in brackets the ratios to twoscale."""
+    names = [side.name for side in results.networks[0].sides]
+    lines = ["| | " + " | ".join(result.network for result in results.networks) + " |"]
+    lines.append("|---|" + "--:|" * len(results.networks))
+    for name in names:
+        cells = []
+        for result in results.networks:
+            found = next(side for side in result.sides if side.name == name)
+            cells.append(f"{found.microseconds:,.0f} µs ({found.ratio:.2f})")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     models = os.environ.get("TWOSCALE_BENCH_MODELS")
@@ -202,7 +220,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--slice", type=int, default=60, help="milliseconds of each runtime in each round")
     parser.add_argument("--no-record", action="store_true")
+    parser.add_argument("--table", action="store_true", help="print the recorded figures")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table(read_record(RESULTS / "browser.json", Results)))
+        return
     browser = chromium.command()
     if browser is None or shutil.which("npm") is None:
         raise SystemExit("benchmarks.browser needs Chromium and npm (Debian: apt install chromium npm)")
