@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 import subprocess
@@ -20,6 +21,7 @@ from tests import sweep
 from tests.codegen.compiling import need
 from tests.integer_networks import random_network
 from twoscale._display.explanation import explanation_page, layer_integers, normalized
+from twoscale._formats import load
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale.data import Preprocessing
@@ -132,6 +134,27 @@ def test_worked_sums_equal_a_scalar_oracle_and_the_reference(seed: int, tmp_path
             lines = {what: number for what, number, _ in found[2]}
             assert int(lines["rounded"]) == round(real)  # Fraction rounds ties to even
             assert int(lines["clamped"]) == found[1]
+
+
+PUBLISHED = Path(__file__).parents[3] / "shared" / "models" / "resnet8-cifar10-int8.tflite"
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published model is not on this machine")
+@pytest.mark.skipif(not sweep.whole(), reason="runs ResNet-8 by the reference; with --sweep all")
+def test_worked_sums_of_tensorflow_lite_s_arithmetic_equal_the_reference(tmp_path: Path) -> None:
+    network = load(PUBLISHED)
+    network = dataclasses.replace(network, metadata={"mean": [0.0] * 3, "std": [1 / 255] * 3})
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (3, 32, 32)).astype(np.uint8)
+    integers = layer_integers(network, normalized(network, pixels))
+    places = [
+        (layer.name, int(place))
+        for layer in network
+        if isinstance(layer, n.Conv2d | n.Linear | n.Add | n.AveragePool2d)
+        for place in random.integers(0, integers[layer.name].size, 10)
+    ]
+    found = worked(explanation_page(network, pixels, modules=None), integers, places, tmp_path)
+    assert [output for _, output, _ in found] == [integers[name].reshape(-1)[place] for name, place in places]
 
 
 def test_a_page_without_modules_has_the_integers_of_its_picture() -> None:

@@ -144,12 +144,33 @@ function work(net, values, layer, place) {
       lines.push(["largest", `${output}`, `of ${terms.length} integers`]);
       return { input, terms, accumulator: null, lines, output };
     }
-    if (layer.multiplier?.kind === "quotient") return null;
+    if (layer.multiplier?.kind === "quotient") {
+      const [sum, count] = [terms.reduce((total, { q }) => total + q, 0), terms.length];
+      const mean = Math.sign(sum) * Math.floor((Math.abs(sum) + Math.floor(count / 2)) / count);
+      const output = clampTo(layer, BigInt(mean));
+      lines.push(["sum", `${sum}`, `of ${count} integers`]);
+      lines.push(["mean", `${mean}`, `/ ${count}, ties away from zero`]);
+      lines.push(["clamped", `${output}`, `to [${layer.lo}, ${layer.hi}]`]);
+      return { input, terms, accumulator: null, lines, output };
+    }
     const accumulator = BigInt(terms.reduce((total, { q }) => total + q - input.zeroPoint, 0));
     lines.push(["accumulator", `${accumulator}`, `Σ (q − ${input.zeroPoint}) of ${terms.length} integers`]);
     return { input, terms, accumulator, lines, output: requantized(layer, channel, accumulator, lines) };
   }
-  if (layer.op === "Add" && layer.multipliers.length === 2) {
+  if (layer.op === "Add" && layer.multipliers[0].kind === "fixed") {
+    const operands = layer.inputs.map((name) => layerNamed(net, name));
+    const parts = operands.map((operand, i) => {
+      const [q, m, e] = [values[operand.name][place], layer.multipliers[i].mantissas[0], layer.multipliers[i].exponents[0]];
+      const { value } = fixedPoint(BigInt(q - operand.zeroPoint) << 20n, m, e);
+      lines.push([operand.name, `${value}`, `(${q} − ${operand.zeroPoint}) · 2^20 · ${m} · 2^${e - 31}, rounded twice`]);
+      return value;
+    });
+    const sum = parts[0] + parts[1];
+    lines.push(["sum", `${sum}`, ""]);
+    const output = requantized({ ...layer, multiplier: layer.multipliers[2] }, 0, sum, lines);
+    return { input: operands[0], terms: [], accumulator: null, lines, output };
+  }
+  if (layer.op === "Add") {
     const operands = layer.inputs.map((name) => layerNamed(net, name));
     const numbers = operands.map((operand) => values[operand.name][place]);
     const parts = operands.map((operand, i) => BigInt(numbers[i] - operand.zeroPoint) * BigInt(layer.multipliers[i].integers[0]));
