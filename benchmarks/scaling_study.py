@@ -71,7 +71,7 @@ def generated(study: StudyResults, resnet: StudyResults) -> dict[str, str]:
         ),
         "wire-table": markdown(wire_table(communication.arms), (0, 1, 2, 3, 4, 5, 6, 7)),
         "what-if-table": markdown(
-            what_if_table(what_ifs(communication.arms, verdict.world_size, verdict.batch_size, verdict.link)),
+            what_if_table(what_ifs(communication.arms, verdict.group, verdict.batch_size, verdict.link)),
             (0, 1, 2, 3),
         ),
         "epochs-table": markdown(accuracy_table(study, "epochs"), (0, 1, 3, 4, 6, 7)),

@@ -139,7 +139,7 @@ def test_nothing_outlives_an_interrupted_or_killed_launcher(number: signal.Signa
         ("twoscale.scaling.nowhere:run", "no function 'twoscale.scaling.nowhere:run' .*expected 'module:function'"),
         ("twoscale.scaling._measure.launch:nothing", "has no attribute 'nothing'"),
         ("twoscale.scaling._measure.launch", "expected 'module:function'"),
-        ("twoscale.scaling._measure.launch:JOB", "is no function"),
+        ("twoscale.scaling._measure.agents:JOB", "is no function"),
     ],
 )
 def test_targets_that_are_no_functions(target: str, message: str) -> None:

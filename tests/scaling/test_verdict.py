@@ -11,6 +11,7 @@ from twoscale.scaling._measure.records import (
     Bucket,
     CollectiveTime,
     EpochTime,
+    RankGroup,
     Summary,
     Workload,
 )
@@ -239,7 +240,7 @@ def test_a_known_link_is_named_and_what_it_would_bring() -> None:
     assert "probably" not in link_line(dataclasses.replace(link, fixed=8 / 700e6))
     arms = _arms(exposed=20.7, size=247_080, alone=(20.7,), ready=(9,))
     verdict = decide(_rounds(10, 10, 30.7), arms, dataclasses.replace(link, latency=0.0), 64)
-    rows = {row.what: row for row in what_ifs([ArmsAt(64, arms)], 2, 64, verdict.link)}
+    rows = {row.what: row for row in what_ifs([ArmsAt(64, arms)], RankGroup(2), 64, verdict.link)}
     sent = 247_080 * 8 / 95.6e6
     assert rows["a link ten times as fast"].step == pytest.approx(30.7 * MS - 0.9 * sent)
     assert rows["gradients sent as bf16"].step == pytest.approx(30.7 * MS - 0.5 * sent)

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import tyro
 
 from twoscale import data as datasets
 from twoscale._cli.common import AS_RECORDED, ModelArgs, PictureOptions, Pictures, console, print_json
+from twoscale._cli.ending import INTERRUPTED, write_error
+from twoscale._environment import gpu_names
+from twoscale._launching.hosts import find_place
+from twoscale._launching.processes import die_with_parent
 from twoscale.data import Preprocessing
 from twoscale.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from twoscale._launching.hosts import Place
     from twoscale.scaling import GivenLink
+    from twoscale.scaling._measure.hosts import Team
 
 __all__ = ["scale_command"]
 
@@ -50,14 +57,21 @@ def scale_command(
     timeout: float | None = None,
     seed: int = 0,
     resume: bool = False,
+    hosts: int | None = None,
+    host: int | None = None,
+    address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS:PORT")] = None,
     json: bool = False,
 ) -> None:
-    """Measure how training scales over processes or GPUs of this machine, and say why it stops where it does.
+    """Measure how training scales over processes or GPUs of one or several machines, and say why it stops where it
+    does.
 
     Answers eight questions: epoch time by batch size; speed-up by ranks; computing against communication; accuracy at
     large batch; the epoch in the sampler; what crosses the wire; whether gradients alone would do; what more devices
     would bring. Writes DIR/report.html (open it in a browser), DIR/study.json, and a file for each cell in DIR/cells. A
     cell that fails is a result like any other. After Ctrl-C or a crash, the same command with --resume continues.
+
+    On several machines, start the same command on each: with torchrun --nproc-per-node=1 -m twoscale scale, with srun
+    --ntasks-per-node=1, or with --hosts, --host and --address. Host 0 leads and writes the study; the others serve it.
 
     Args:
         model: Name of the model, or FILE.py:CLASS for your own, whose code then runs. Default: net on a processor,
@@ -67,7 +81,8 @@ def scale_command(
             processor, cifar10 on a GPU.
         pictures: How pictures of your own become pixels.
         batch_sizes: Batch sizes on one device, ascending. Default: 32,128,512, on a GPU 32 to 8192 by doubling.
-        world_sizes: Numbers of ranks; 1 is always among them. Default: 1,2, on GPUs as many of 1,2,4 as there are.
+        world_sizes: Numbers of ranks on one host; 1 is always among them. On several hosts, so many run on each.
+            Default: 1,2, on GPUs as many of 1,2,4 as there are.
         out: Folder of the study; it is made.
         device: Default: cuda where there is a GPU.
         sections: Questions to answer: batch, speedup, communication, accuracy, sampler, wire, replicas, forecast, or
@@ -88,14 +103,21 @@ def scale_command(
         timeout: Seconds after which a launch is ended and recorded as such. Default: 900.
         seed: Decides initial weights and the order of the cells.
         resume: Continue the study in the folder.
+        hosts: Number of hosts. Default: what torchrun or srun says, else 1. Measured are 1, 2, 4, ... and all of them.
+        host: Index of this host, from 0.
+        address: Of host 0, as the others reach it, with a free port, such as 10.0.0.1:29400.
         json: Print the answers as JSON instead of sentences.
     """
+    from twoscale.scaling._measure.hosts import Team
     from twoscale.scaling._questions.answers import plain
     from twoscale.scaling._questions.registry import SECTIONS, VERDICT
     from twoscale.scaling._questions.verdict import VerdictAnswer, link_line
     from twoscale.scaling._run import CELLS, REPORT, run_study, study_config
     from twoscale.scaling._study.progress import study_progress
 
+    place = find_place(hosts, host, address)
+    if place is not None and place.host > 0:
+        _serve(place, device)
     bases = _numbers("--base-batch", base_batch)
     config = study_config(
         device,
@@ -120,10 +142,11 @@ def scale_command(
         timeout=timeout,
         seed=seed,
         link=None if link is None else _link(link),
+        hosts=None if place is None else _host_counts(place.hosts),
     )
     try:
-        with _interrupted_by_sigterm():
-            results = run_study(config, out, resume=resume, minutes=minutes, progress=study_progress())
+        with _interrupted_by_sigterm(), contextlib.nullcontext(Team()) if place is None else _led(place) as team:
+            results = run_study(config, out, resume=resume, minutes=minutes, progress=study_progress(), team=team)
     except KeyboardInterrupt as error:
         words = [word for word in sys.argv[1:] if word != "--resume"]
         again = shlex.join(["twoscale", *words, "--resume"]) if words[:1] == ["scale"] else "the same with --resume"
@@ -146,6 +169,49 @@ def scale_command(
     for line in lines:
         printer.print(line, markup=False)
     printer.print(f"Everything, with pictures: {out / REPORT}", soft_wrap=True, markup=False)
+
+
+def _host_counts(hosts: int) -> tuple[int, ...]:
+    """Return the numbers of hosts that a study measures: 1, 2, 4, ..., and all."""
+    return tuple(sorted({hosts, *(1 << i for i in range(hosts.bit_length()))}))
+
+
+def _led(place: Place) -> contextlib.AbstractContextManager[Team]:
+    """Gather the hosts of a study that this one leads."""
+    from twoscale.scaling._measure.hosts import lead
+
+    others = "host 1" if place.hosts == 2 else f"hosts 1 to {place.hosts - 1}"
+    port = f":{place.port}" if place.port else ""
+    write_error(f"twoscale: host 0 of {place.hosts} waits for {others} at {place.address}{port}")
+    return lead(place)
+
+
+def _serve(place: Place, device: Literal["cpu", "cuda"] | None) -> NoReturn:
+    """Serve the study of host 0 until its end, and exit as it does."""
+    import msgspec
+
+    from twoscale._launching.hosts import ConnectionLost
+    from twoscale.scaling._measure.hosts import join_study, serve
+    from twoscale.scaling._study.machine import Machine
+
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()  # torchrun may be killed
+    about = msgspec.json.encode(Machine.here(device or ("cuda" if gpu_names() else "cpu")))
+    with _interrupted_by_sigterm():
+        connection = join_study(place, about)
+        title = f"host {place.host} of {place.hosts}"
+        write_error(f"twoscale: {title} serves the study of host 0 at {place.address}:{place.port}")
+        try:
+            code = serve(connection)
+        except ConnectionLost as error:
+            write_error(f"twoscale: error: {title} lost host 0 before the end of the study: {error}")
+            code = 1
+        except KeyboardInterrupt:
+            write_error(f"twoscale: {title} was interrupted, and takes no more part in the study")
+            code = INTERRUPTED
+        finally:
+            connection.close()
+    sys.exit(code)
 
 
 def _preprocessing(name: str | None, pictures: PictureOptions) -> Preprocessing | None:

@@ -3,7 +3,9 @@
     processes    ending with the parent, leaving at once, cores of one's own
     rendezvous   where the processes of a launch meet
     agent        torchrun as a process of this library
+    interfaces   the network interface that leads to another machine
+    hosts        several machines that share one command
     torchrun     its command, its environment, its end
 
-Only ``rendezvous`` imports torch.
+Importing any of them but ``rendezvous`` does not import torch.
 """

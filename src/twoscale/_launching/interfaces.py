@@ -12,7 +12,7 @@ from pathlib import Path
 
 from twoscale.errors import ConfigurationError
 
-__all__ = ["INTERFACE", "choose_interface", "interface_of", "route_to"]
+__all__ = ["INTERFACE", "choose_interface", "interface_of", "reachable", "route_to"]
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
 """Environment variable with the name of gloo's network interface."""
@@ -30,16 +30,24 @@ def choose_interface() -> None:
     """
     if os.environ.get("GROUP_WORLD_SIZE", "1") == "1" or INTERFACE in os.environ:
         return
-    first = os.environ.get("MASTER_ADDR", "")
+    name = interface_of(reachable(os.environ.get("MASTER_ADDR", "")))
+    if name is not None:
+        os.environ[INTERFACE] = name
+
+
+def reachable(first: str) -> str:
+    """Return this machine's own address on the way to the first machine of a launch on several.
+
+    Raises:
+        ConfigurationError: the first machine cannot be found, or only by a loopback address.
+    """
     address = route_to(first)
     if ipaddress.ip_address(address).is_loopback:
         raise ConfigurationError(
             f"MASTER_ADDR is {first!r}, on this machine a loopback address ({address}), which the other machines do "
             f"not reach; give torchrun's --master-addr an address of the network, or set {INTERFACE} to its interface"
         )
-    name = interface_of(address)
-    if name is not None:
-        os.environ[INTERFACE] = name
+    return address
 
 
 def route_to(host: str) -> str:

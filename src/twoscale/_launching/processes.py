@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from twoscale._environment import available_cores
 
-__all__ = ["PARENT", "die_with_parent", "leave", "pin", "wait_until"]
+__all__ = ["PARENT", "die_with_parent", "leave", "pin", "wait_for_group", "wait_until"]
 
 PARENT = "TWOSCALE_PARENT"
 """Environment variable with the id of the process that started this one."""
@@ -21,6 +21,8 @@ PARENT = "TWOSCALE_PARENT"
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _PATIENCE = 60.0
 """Seconds that a finished process waits for the others of its group."""
+_DONE = "twoscale: done"
+"""Key of a process group's count of processes that are done."""
 
 
 def pin(index: int, count: int, threads: int) -> tuple[int, ...] | None:
@@ -65,6 +67,21 @@ def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _PATIENCE
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def wait_for_group(size: int) -> None:
+    """Wait until all processes of the default process group have come here. Its store is used, which needs no
+    connection between them.
+
+    Args:
+        size: of the group.
+    """
+    import torch.distributed as dist
+
+    store = dist.distributed_c10d._get_default_store()
+    with contextlib.suppress(RuntimeError):  # the process that held the store is done and has left
+        store.add(_DONE, 1)
+        wait_until(lambda: int(store.add(_DONE, 0)) >= size)
 
 
 def leave(code: int) -> NoReturn:

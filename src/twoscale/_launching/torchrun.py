@@ -19,7 +19,9 @@ __all__ = ["RENDEZVOUS", "command", "end", "environment", "launch", "leads", "me
 RENDEZVOUS = "twoscale"
 """The name under which torchrun finds :mod:`twoscale._launching.rendezvous`."""
 
-_OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_BY_TORCHRUN = ("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_", "TORCHELASTIC_", "PET_")
+"""Beginnings of more variables that torchrun sets, or reads as defaults of its options."""
 _GRACE = 40.0
 """Seconds after Ctrl-C in which ranks may save their work. torchrun itself gives them 30."""
 
@@ -60,16 +62,17 @@ def environment(threads: int | None = None, interface: str | None = None) -> dic
 
     Args:
         threads: of each rank. Default: the ranks choose, instead of torchrun's 1.
-        interface: network interface that gloo and NCCL use. Default: the loopback interface.
+        interface: network interface that gloo and NCCL use; "" lets them choose. Default: the loopback interface.
     """
-    interface = interface or _loopback()
+    interface = _loopback() if interface is None else interface
     added = {"PYTHONUNBUFFERED": "1", PARENT: str(os.getpid())}
     added["PYTHONSAFEPATH"] = "1"  # a torch.py in the current folder must not be imported instead of PyTorch
     if threads is not None:
         added |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if interface:
         added |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
-    return {name: value for name, value in os.environ.items() if name not in _OF_A_RANK} | added
+    kept = {name: value for name, value in os.environ.items() if name not in _OF_A_RANK}
+    return {name: value for name, value in kept.items() if not name.startswith(_BY_TORCHRUN)} | added
 
 
 def end(agents: Sequence[subprocess.Popen[bytes]], grace: float) -> None:

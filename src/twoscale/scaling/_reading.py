@@ -13,7 +13,7 @@ from twoscale._page.tables import Table
 from twoscale.errors import UnknownNameError
 from twoscale.scaling._questions.answers import read_results
 from twoscale.scaling._questions.communication import CommunicationAnswer
-from twoscale.scaling._questions.forecast import link_of, measured_steps
+from twoscale.scaling._questions.forecast import link_of, measured_steps, over
 from twoscale.scaling._questions.link_model import Forecast, Link, forecast
 from twoscale.scaling._questions.registry import ANSWERED, VERDICT
 from twoscale.scaling._questions.report import study_sections
@@ -109,14 +109,15 @@ class Study:
         Args:
             world_size: ranks, at least 1.
             batch_size: images per rank; measured, or between two that were. Default: the study's base batch.
-            link: Default: the one that the study's ranks used.
+            link: Default: the one that the study's ranks on one host used.
 
         Raises:
             ForecastError: no measurement covers it.
         """
         config, found = self.results.config, self.results.of(CommunicationAnswer)
-        steps = measured_steps(config, found.arms, found.bandwidth)
-        return forecast(steps, world_size, batch_size or config.base_batch, link or link_of(config))
+        link = link or link_of(config)
+        steps = over(measured_steps(config, found.arms, found.bandwidth), link)
+        return forecast(steps, world_size, batch_size or config.base_batch, link)
 
 
 def load_study(path: Path | str) -> Study:

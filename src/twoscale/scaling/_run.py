@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from twoscale._environment import require_posix
 from twoscale._files import write_record, write_text
+from twoscale.scaling._measure.hosts import Team
 from twoscale.scaling._questions.answers import answered, plain
 from twoscale.scaling._questions.registry import SECTIONS, check_sections, needs_of
 from twoscale.scaling._questions.report import render_study
@@ -56,6 +57,7 @@ def run_study(
     resume: bool = False,
     minutes: float | None = None,
     progress: StudyProgress | None = None,
+    team: Team = Team(),  # noqa: B008
 ) -> StudyResults:
     """Run the cells that are not measured yet, and write the results and the page.
 
@@ -65,9 +67,11 @@ def run_study(
         resume: go on in a folder that holds cells.
         minutes: start no cell that is expected to end later than this. Default: run all.
         progress: reports each cell. Default: nothing does.
+        team: the hosts of a study on several. Default: this machine alone.
 
     Raises:
-        ConfigurationError: the folder holds cells and ``resume`` is not asked for, or ``minutes`` is not positive.
+        ConfigurationError: the folder holds cells and ``resume`` is not asked for, ``minutes`` is not positive, or
+            there are fewer hosts than the study needs.
         UnknownNameError: no such section, model or data set.
         DataError: the data set cannot be loaded.
         TwoscaleError: the folder holds cells of other options, of another machine or PyTorch, or damaged ones, another
@@ -75,7 +79,7 @@ def run_study(
     """
     require_posix("measuring how training scales")
     needs = needs_of(check_sections(config.sections))
-    measured = measure(config, needs, out / CELLS, resume=resume, minutes=minutes, progress=progress)
+    measured = measure(config, needs, out / CELLS, resume=resume, minutes=minutes, progress=progress, team=team)
     results = answered(measured)
     write_record(out / STUDY, plain(results))
     write_text(out / REPORT, render_study(results))

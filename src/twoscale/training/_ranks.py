@@ -22,7 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from twoscale import errors
 from twoscale._environment import gpu_count
 from twoscale._launching.interfaces import choose_interface
-from twoscale._launching.processes import die_with_parent, wait_until
+from twoscale._launching.processes import die_with_parent, wait_for_group
 from twoscale.errors import ConfigurationError, TwoscaleError
 
 __all__ = ["Ranks", "process_group", "share_of"]
@@ -31,8 +31,6 @@ T = TypeVar("T")
 
 _LOST = 3.0
 """Seconds that a process that lost another waits to be ended before it reports the loss itself."""
-_DONE = "twoscale: done"
-"""Key of the store's count of processes that are done."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ def process_group(device: str) -> Iterator[Ranks]:
     try:
         yield Ranks(dist.get_rank(), size, dist.get_backend())
         # Only after success: to the others, a process that leaves looks like one that failed.
-        _wait_for_others(size)
+        wait_for_group(size)
         dist.destroy_process_group()
     except (TwoscaleError, KeyboardInterrupt):  # which all processes raise together
         dist.destroy_process_group()
@@ -166,14 +164,6 @@ def process_group(device: str) -> Iterator[Ranks]:
             # Another process is gone. The launcher ends this one in a moment, and reports which process it was.
             time.sleep(_LOST)
         raise
-
-
-def _wait_for_others(size: int) -> None:
-    """Wait until all processes have come here. The store is used, which needs no connection between them."""
-    store = dist.distributed_c10d._get_default_store()
-    with contextlib.suppress(RuntimeError):  # the process that held the store is done and has left
-        store.add(_DONE, 1)
-        wait_until(lambda: int(store.add(_DONE, 0)) >= size)
 
 
 def _number(name: str, default: int) -> int:

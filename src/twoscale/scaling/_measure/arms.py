@@ -298,4 +298,5 @@ def measure_arms(
         bare_free=summarize(free["bare"]),
         jitter=summarize([p.jitter for p in taken["bare"]]),
         slow_steps=summarize([p.slow_steps for p in taken["ddp"]]),
+        hosts=ranks.hosts,
     )

@@ -116,6 +116,7 @@ def measure_bandwidth(
         backend="nccl" if device.type == "cuda" else "gloo",
         rows=tuple(sorted(rows, key=lambda row: (list(ops).index(row.op), row.bytes))),
         left_out=tuple(left_out),
+        hosts=ranks.hosts,
     )
 
 

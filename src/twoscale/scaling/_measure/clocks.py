@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -54,6 +55,7 @@ class RankClock:
         self.device = device
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
+        self.hosts = int(os.environ.get("GROUP_WORLD_SIZE", "1"))  # set by torchrun
         self._token = torch.zeros(1)
 
     def synchronize(self) -> None:
@@ -229,7 +231,8 @@ def peak_memory(device: torch.device) -> int:
 def _cores_of(ranks: RankClock) -> tuple[tuple[int, ...], ...]:
     """Return the numbers of the cores that each rank may run on."""
     mine = available_cores()
-    table = ranks.table([float(core in mine) for core in range(max(mine[-1] + 1, machine_core_count()))])
+    count = int(ranks.table([max(mine[-1] + 1, machine_core_count())]).max())  # hosts may differ
+    table = ranks.table([float(core in mine) for core in range(count)])
     return tuple(tuple(int(core) for core in np.flatnonzero(row)) for row in table)
 
 
@@ -312,4 +315,5 @@ class Loop:
             rank_cores=_cores_of(ranks) if workload.device == "cpu" else (),
             rank_waits=middle.rank_waits,
             least_wait=middle.least_wait,
+            hosts=ranks.hosts,
         )

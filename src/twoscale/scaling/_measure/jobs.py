@@ -26,10 +26,10 @@ from twoscale import training
 from twoscale._files import write_bytes
 from twoscale.data import Dataset, Split
 from twoscale.errors import ConfigurationError
+from twoscale.scaling._measure.agents import AT_WORK, FOLDER
 from twoscale.scaling._measure.arms import measure_arms
 from twoscale.scaling._measure.bandwidth import measure_bandwidth
 from twoscale.scaling._measure.clocks import Loop
-from twoscale.scaling._measure.launch import AT_WORK, FOLDER
 from twoscale.scaling._measure.ledger import write_ledger
 from twoscale.scaling._measure.peak import Precision, measure_peak
 from twoscale.scaling._measure.records import EpochTime, OrderRow, SamplerRecord, Workload

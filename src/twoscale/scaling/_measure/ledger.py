@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -352,6 +353,33 @@ def gloo_sent(entry: LedgerEntry, rank: int, world_size: int) -> tuple[int, int]
     return sum(sent), 2 * len(sent) + len(received)
 
 
+def gloo_crossing(entry: LedgerEntry, host: int, hosts: int, world_size: int) -> int:
+    """Return the payload bytes of :func:`gloo_sent` that one host's ranks send to other hosts.
+
+    Rings send between neighbours, so that one rank of each host sends to another host.
+
+    Args:
+        entry: of a ledger.
+        host: 0..hosts - 1.
+        hosts: with an equal number of ranks on each, in order.
+        world_size: of all hosts together.
+    """
+    each = world_size // hosts
+    mine = range(host * each, (host + 1) * each)
+    if hosts == 1:
+        return 0
+    if entry.op == "broadcast":
+        sends = [
+            (rank, rank + (1 << k))
+            for rank in mine
+            for k in range(world_size.bit_length())
+            if rank < 1 << k and rank + (1 << k) < world_size
+        ]
+        return sum(to not in mine for _, to in sends) * entry.bytes
+    # An all-reduce's ring runs downwards, an all-gather's too: each rank gets what the one above has.
+    return gloo_sent(entry, mine[0], world_size)[0]
+
+
 # ---------------------------------------------------------------- the whole
 
 
@@ -368,6 +396,7 @@ def write_ledger(
     """
     model = create_model(workload)
     world_size, rank = dist.get_world_size(), dist.get_rank()
+    hosts = int(os.environ.get("GROUP_WORLD_SIZE", "1"))  # set by torchrun
     shape = training_images(workload)[0].images.shape[1:]
     settings: dict[str, Any] = {
         "mini_batches": mini_batches,
@@ -394,6 +423,10 @@ def write_ledger(
         observed=seen,
         differences=() if seen is None else reconcile(predicted, seen),
         sent_bytes=tuple(sum(gloo_sent(e, r, world_size)[0] for e in predicted) for r in range(world_size))
+        if backend == "gloo"
+        else None,
+        hosts=hosts,
+        crossing_bytes=tuple(sum(gloo_crossing(e, h, hosts, world_size) for e in predicted) for h in range(hosts))
         if backend == "gloo"
         else None,
     )

@@ -22,9 +22,9 @@ from typing import Any, Literal
 import msgspec
 
 from twoscale._files import write_bytes
-from twoscale._launching.processes import die_with_parent, leave, pin, wait_until
+from twoscale._launching.processes import die_with_parent, leave, pin, wait_for_group, wait_until
 from twoscale.errors import TwoscaleError
-from twoscale.scaling._measure.launch import DONE, FAILURE, FOLDER, JOB, PID, RESULT, Failure, Job, function_of
+from twoscale.scaling._measure.agents import DONE, FAILURE, FOLDER, JOB, PID, RESULT, Failure, Job, function_of
 from twoscale.scaling._measure.records import decode
 
 _OUT_OF_MEMORY = (
@@ -90,7 +90,7 @@ def main() -> None:
     (folder / PID.format(rank)).write_text(str(os.getpid()))
     job = msgspec.json.decode((folder / JOB).read_bytes(), type=Job)
     if job.pin:
-        pin(rank, world_size, job.threads_per_rank)
+        pin(rank - job.first_rank, job.ranks, job.threads_per_rank)
     try:
         result = _run(job)
         if rank == 0:
@@ -102,7 +102,9 @@ def main() -> None:
         write_bytes(folder / FAILURE.format(rank), msgspec.json.encode(failure))
         leave(1)  # a rank whose peers are gone may wait for them in destructors
     (folder / DONE.format(rank)).touch()
-    wait_until(lambda: len(list(folder.glob(DONE.format("*")))) >= world_size)
+    wait_until(lambda: len(list(folder.glob(DONE.format("*")))) >= job.ranks)
+    if job.ranks < world_size:
+        wait_for_group(world_size)
     leave(0)
 
 

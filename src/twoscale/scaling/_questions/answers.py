@@ -13,6 +13,7 @@ from twoscale.scaling._questions.registry import ANSWERED, question
 from twoscale.scaling._questions.results import CellFailure, StudyResults
 from twoscale.scaling._study.cells import Measured
 from twoscale.scaling._study.config import StudyConfig
+from twoscale.scaling._study.machine import StudyHost
 
 __all__ = ["answered", "plain", "read_results", "sentences"]
 
@@ -31,6 +32,7 @@ def answered(measured: Measured) -> StudyResults:
         seconds=sum(record.outcome.seconds for record in measured.records),
         loads=(min(loads), max(loads)) if loads else None,
         gpus=measured.gpus,
+        hosts=measured.hosts,
     )
     return replace(results, sentences=sentences(results))
 
@@ -63,6 +65,7 @@ class _Head:
     seconds: float
     loads: tuple[float, float] | None
     gpus: tuple[str, ...] = ()
+    hosts: tuple[StudyHost, ...] = ()
 
 
 def plain(results: StudyResults) -> Mapping[str, object]:

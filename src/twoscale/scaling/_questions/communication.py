@@ -10,10 +10,10 @@ from twoscale._page.charts import Drawing, Reference, Series, dot_plot, line_plo
 from twoscale._page.document import Group
 from twoscale._page.numbers import count, fixed, joined, percent
 from twoscale._page.tables import Cell, Column, Table, table, text_column
-from twoscale.scaling._measure.records import ArmsRecord, BandwidthRecord
+from twoscale.scaling._measure.records import ArmsRecord, BandwidthRecord, RankGroup
 from twoscale.scaling._questions.question import Content, Question
 from twoscale.scaling._questions.results import StudyResults
-from twoscale.scaling._questions.shown import figures, milliseconds, number, plural, rounds
+from twoscale.scaling._questions.shown import figures, milliseconds, number, rounds
 from twoscale.scaling._study.cells import ARMS, RANKS, Measured
 
 __all__ = ["QUESTION", "ArmsAt", "CommunicationAnswer", "arms_table", "most_ranks"]
@@ -41,7 +41,7 @@ class CommunicationAnswer:
 
 
 def _answer(measured: Measured) -> CommunicationAnswer:
-    launches = sorted(measured.of(ARMS), key=lambda record: record.cell.world_size)
+    launches = sorted(measured.of(ARMS), key=lambda record: RankGroup(record.cell.world_size, record.cell.hosts))
     arms = [
         ArmsAt(size, record)
         for launch in launches
@@ -55,7 +55,7 @@ def _answer(measured: Measured) -> CommunicationAnswer:
 def most_ranks(results: StudyResults) -> ArmsAt | None:
     """Return the arms at the most ranks, at the base batch."""
     found = [at for at in results.of(CommunicationAnswer).arms if at.batch_size == results.config.base_batch]
-    return max(found, key=lambda at: at.record.world_size, default=None)
+    return max(found, key=lambda at: at.record.group, default=None)
 
 
 def _sentence(results: StudyResults) -> str | None:
@@ -76,17 +76,17 @@ def _sentence(results: StudyResults) -> str | None:
     if exposed.median_interval.low <= 0:
         if seen is None or seen.median_interval.low <= 0:
             return (
-                f"At {record.world_size} ranks a step of {step} does not measurably wait for communication, which "
+                f"At {record.group} a step of {step} does not measurably wait for communication, which "
                 f"takes {alone} alone."
             )
         low, high = (milliseconds(value) for value in (exposed.median_interval.low, exposed.median_interval.high))
         return (
-            f"At {record.world_size} ranks a clock inside the step sees it wait {milliseconds(seen.median)} of "
+            f"At {record.group} a clock inside the step sees it wait {milliseconds(seen.median)} of "
             f"{step} for communication, which takes {alone} alone; the difference of the arms, {low} to {high}, is too "
             "uncertain to confirm that."
         )
     text = (
-        f"At {record.world_size} ranks a step of {step} waits {milliseconds(exposed.median)} for communication "
+        f"At {record.group} a step of {step} waits {milliseconds(exposed.median)} for communication "
         f"that takes {alone} alone: "
     )
     if exposed.median_interval.low > record.isolated.median_interval.high:
@@ -115,7 +115,7 @@ def _hidden(record: ArmsRecord) -> float | None:
 
 
 def _cell_name(at: ArmsAt) -> str:
-    return f"{plural(at.record.world_size, 'rank')}, batch {at.batch_size}"
+    return f"{at.record.group}, batch {at.batch_size}"
 
 
 def arms_table(arms: Sequence[ArmsAt]) -> Table:
@@ -244,20 +244,35 @@ _SAME = 1.5
 
 def rates_sentence(arms: Sequence[ArmsAt]) -> str | None:
     """Return whether the rate depends on the batch, at the most ranks; None where one batch was measured."""
-    most = max((at.record.world_size for at in arms), default=1)
-    rates = [found[0][1] for at in arms if at.record.world_size == most and (found := _rates(at.record)) is not None]
+    most = max((at.record.group for at in arms), default=RankGroup(1))
+    rates = [found[0][1] for at in arms if at.record.group == most and (found := _rates(at.record)) is not None]
     if len(rates) < 2:
         return None
     low, high = (number(rate / 1e6) for rate in (min(rates), max(rates)))
     if max(rates) <= _SAME * min(rates):
         return (
-            f"At {most} ranks the all-reduces alone run at {low} to {high} MB/s at every batch: the same bytes pass "
+            f"At {most} the all-reduces alone run at {low} to {high} MB/s at every batch: the same bytes pass "
             "over the same link, and the batch does not change its rate."
         )
     return (
-        f"At {most} ranks the all-reduces alone ran at {low} to {high} MB/s. The batch cannot change the rate of a "
+        f"At {most} the all-reduces alone ran at {low} to {high} MB/s. The batch cannot change the rate of a "
         "link: something disturbed these measurements."
     )
+
+
+def links_sentence(bandwidth: Sequence[BandwidthRecord]) -> str | None:
+    """Return the bandwidth within a host and between hosts, each at the fewest ranks; None where one was measured."""
+    best = []
+    for several in (False, True):
+        found = [record for record in bandwidth if (record.hosts > 1) == several and record.rows]
+        if not found:
+            return None
+        record = min(found, key=lambda one: one.group)
+        row = max(record.rows, key=lambda one: one.busbw or 0.0)
+        rate = number(None if row.busbw is None else row.busbw / 1e6)
+        where = f"{record.group}{'' if several else ' on one host'}"
+        best.append(f"{rate} MB/s between {where} (at {count(row.bytes)} bytes)")
+    return f"All-reduces alone reach {best[0]}, and {best[1]}."
 
 
 def loop_sentence(at: ArmsAt) -> str | None:
@@ -318,7 +333,7 @@ def bandwidth_table(record: BandwidthRecord) -> Table:
         Column("busbw", "MB/s"),
     ]
     left = f"; not reached: {', '.join(map(count, record.left_out))} bytes" if record.left_out else ""
-    return table(f"All-reduce alone, {record.world_size} ranks, {record.backend}{left}", columns, rows)
+    return table(f"All-reduce alone, {record.group}, {record.backend}{left}", columns, rows)
 
 
 def buckets_table(at: ArmsAt) -> Table:
@@ -350,7 +365,7 @@ def buckets_table(at: ArmsAt) -> Table:
         Column("busbw alone", "MB/s"),
         Column("busbw inside", "MB/s"),
     ]
-    return table(f"Gradient buckets, {record.world_size} ranks, batch {at.batch_size}", columns, rows)
+    return table(f"Gradient buckets, {record.group}, batch {at.batch_size}", columns, rows)
 
 
 def parts_plot(arms: Sequence[ArmsAt], base_batch: int) -> Drawing | None:
@@ -364,11 +379,9 @@ def parts_plot(arms: Sequence[ArmsAt], base_batch: int) -> Drawing | None:
         total = None if record.isolated is None else 1000 * record.isolated.median
         return (*(1000 * part.median for part in parts), total)
 
-    series = [Series(plural(r.world_size, "rank"), values(r)) for r in found]
+    series = [Series(str(r.group), values(r)) for r in found]
     spoken = "; ".join(
-        f"{plural(r.world_size, 'rank')}: compute {milliseconds(r.compute.median)}, "
-        f"exposed {milliseconds(r.exposed.median)}"
-        for r in found
+        f"{r.group}: compute {milliseconds(r.compute.median)}, exposed {milliseconds(r.exposed.median)}" for r in found
     )
     return dot_plot(
         "Where a step's time goes",
@@ -398,7 +411,7 @@ def bandwidth_plot(record: BandwidthRecord, in_situ: ArmsRecord | None) -> Drawi
         lines,
         label=f"Bus bandwidth of all-reduces by size, at most {fixed(best, 0)} MB/s",
         x_label="bytes, log axis",
-        y_label=f"busbw, MB/s, {record.world_size} ranks",
+        y_label=f"busbw, MB/s, {record.group}",
         x_ticks=ticks,
         y_from=0.0,
         dots=True,
@@ -416,7 +429,7 @@ def _content(results: StudyResults) -> Content:
     answer = results.of(CommunicationAnswer)
     at = most_ranks(results)
     notes = [
-        f"{one.record.world_size} ranks, batch {one.batch_size}: {one.record.disagreement}."
+        f"{one.record.group}, batch {one.batch_size}: {one.record.disagreement}."
         for one in answer.arms
         if one.record.disagreement
     ]
@@ -430,14 +443,18 @@ def _content(results: StudyResults) -> Content:
             listed.append(epochs_table(answer.arms, answer.epoch_samples))
         if any(_rates(one.record) for one in answer.arms):
             listed.append(wire_table(answer.arms))
-    for sentence in (None if at is None else loop_sentence(at), rates_sentence(answer.arms)):
+    for sentence in (
+        None if at is None else loop_sentence(at),
+        rates_sentence(answer.arms),
+        links_sentence(answer.bandwidth),
+    ):
         if sentence is not None:
             notes.append(sentence)
     if at is not None and at.record.collectives_in_situ:
         listed.append(buckets_table(at))
     for record in answer.bandwidth:
         listed.append(bandwidth_table(record))
-        if at is not None and record.world_size == at.record.world_size:
+        if at is not None and record.group == at.record.group:
             drawn += figures(bandwidth=bandwidth_plot(record, at.record))
     return Content(
         (

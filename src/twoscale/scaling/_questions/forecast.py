@@ -11,7 +11,7 @@ from twoscale._page.document import Group
 from twoscale._page.numbers import fixed, percent, signed
 from twoscale._page.tables import Column, Table, table, text_column
 from twoscale.errors import ForecastError
-from twoscale.scaling._measure.records import BandwidthRecord
+from twoscale.scaling._measure.records import BandwidthRecord, RankGroup
 from twoscale.scaling._questions import communication
 from twoscale.scaling._questions.communication import ArmsAt, CommunicationAnswer
 from twoscale.scaling._questions.link_model import (
@@ -26,11 +26,11 @@ from twoscale.scaling._questions.link_model import (
 )
 from twoscale.scaling._questions.question import Content, Question
 from twoscale.scaling._questions.results import StudyResults
-from twoscale.scaling._questions.shown import figures, milliseconds, number, plural
+from twoscale.scaling._questions.shown import figures, milliseconds, number
 from twoscale.scaling._study.cells import Measured
 from twoscale.scaling._study.config import StudyConfig
 
-__all__ = ["QUESTION", "TRUSTED", "ForecastAnswer", "forecast_table", "link_of", "measured_steps"]
+__all__ = ["QUESTION", "TRUSTED", "ForecastAnswer", "forecast_table", "link_of", "measured_steps", "over"]
 
 TRUSTED = 0.3
 """Largest error on held-out steps, and on what they wait, with which more ranks are still forecast."""
@@ -56,8 +56,11 @@ class ForecastAnswer:
     """Forecasts that no measurement covers, and why."""
 
 
-def link_of(config: StudyConfig) -> Link:
-    """Return the link between the ranks of a study."""
+def link_of(config: StudyConfig, group: RankGroup = RankGroup(1)) -> Link:  # noqa: B008
+    """Return the link between ranks of a study."""
+    if group.hosts > 1:
+        each = group.ranks_per_host
+        return Link("between hosts" + (f", {each} ranks on each" if each > 1 else ""), ranks_per_host=each)
     return Link("between this machine's GPUs" if config.device == "cuda" else "this machine's loopback")
 
 
@@ -71,14 +74,25 @@ def measured_steps(
         more = [
             CollectiveSample(row.op, row.bytes, row.seconds.median)
             for record in bandwidth
-            if record.world_size == at.record.world_size
+            if record.group == at.record.group
             for row in record.rows
             if sizes and min(sizes) / _NEAR <= row.bytes <= max(sizes) * _NEAR
         ]
-        cells.append(measured_step(at.record, at.batch_size, link_of(config), more))
+        cells.append(measured_step(at.record, at.batch_size, link_of(config, at.record.group), more))
     # One rank broadcasts nothing, but its step shows what more ranks compute: they broadcast what others do.
     broadcasts = next((cell.broadcasts for cell in cells if cell.broadcasts), ())
     return [replace(cell, broadcasts=broadcasts) for cell in cells]
+
+
+def over(steps: Sequence[MeasuredStep], link: Link) -> list[MeasuredStep]:
+    """Return the steps from which those over a link are forecast.
+
+    Over a link between hosts these are the steps with as many ranks on each host, those on one host too, since ranks
+    that share a host slow each other's computing; else all steps on one host.
+    """
+    if link.ranks_per_host is None:
+        return [step for step in steps if step.link.ranks_per_host is None]
+    return [step for step in steps if (step.link.ranks_per_host or step.world_size) == link.ranks_per_host]
 
 
 def _answer(measured: Measured) -> ForecastAnswer:
@@ -86,17 +100,29 @@ def _answer(measured: Measured) -> ForecastAnswer:
         return ForecastAnswer()
     found = communication.QUESTION.answer(measured)
     steps = measured_steps(measured.config, found.arms, found.bandwidth)
-    return _forecasts(measured.config, steps) if steps else ForecastAnswer()
+    links = dict.fromkeys(step.link for step in steps)
+    # What more hosts bring comes first where there are several.
+    parts = [
+        _forecasts(measured.config, over(steps, link), link)
+        for link in sorted(links, key=lambda one: (one.ranks_per_host is None, one.ranks_per_host or 0))
+    ]
+    return ForecastAnswer(
+        tuple(one for part in parts for one in part.held_out),
+        tuple(one for part in parts for one in part.forecasts),
+        tuple(one for part in parts for one in part.given_link),
+        tuple(one for part in parts for one in part.refused),
+    )
 
 
-def _forecasts(config: StudyConfig, steps: Sequence[MeasuredStep]) -> ForecastAnswer:
-    held, refused = held_out(steps)
+def _forecasts(config: StudyConfig, steps: Sequence[MeasuredStep], link: Link | None = None) -> ForecastAnswer:
+    link = link or link_of(config)
+    held, refused = held_out(steps, link=link.name)
     lines = list(refused)
-    link, most = link_of(config), max(step.world_size for step in steps)
+    most = max(step.world_size for step in steps)
     errors, waits = [abs(one.error) for one in held if one.error is not None], _wait_errors(held)
     found = []
     for factor in _BEYOND:
-        asked = f"{factor * most} ranks, batch {config.base_batch}, {link.name}"
+        asked = f"{link.group(factor * most)}, batch {config.base_batch}, {link.name}"
         if not errors:
             lines.append(f"{asked}: no cell could be held out to check a forecast on; measure 2 ranks or more")
         elif max(errors) > TRUSTED:
@@ -111,7 +137,8 @@ def _forecasts(config: StudyConfig, steps: Sequence[MeasuredStep]) -> ForecastAn
             )
         else:
             found.append(forecast(steps, factor * most, config.base_batch, link))
-    return ForecastAnswer(held, tuple(found), _over_given_link(config, steps, most), tuple(lines))
+    given = () if link.ranks_per_host else _over_given_link(config, steps, most)
+    return ForecastAnswer(held, tuple(found), given, tuple(lines))
 
 
 def _wait_errors(held: Sequence[Forecast]) -> list[float]:
@@ -152,7 +179,7 @@ def _sentence(results: StudyResults) -> str | None:
     if ahead := answer.forecasts[:1]:
         share = ahead[0].exposed / ahead[0].step
         text += (
-            f"; {ahead[0].world_size} ranks that compute as fast as these would wait for communication "
+            f"; {ahead[0].link.group(ahead[0].world_size)} that compute as fast as these would wait for communication "
             f"{percent(share, 0)} % of a step"
         )
     return text + (f"; {lines}." if lines else ".")
@@ -162,7 +189,7 @@ def forecast_table(forecasts: Sequence[Forecast], caption: str) -> Table:
     """Return one row per forecast."""
     rows = [
         [
-            f"{plural(f.world_size, 'rank')}, batch {f.batch_size}",
+            f"{f.link.group(f.world_size)}, batch {f.batch_size}",
             number(f.compute * 1e3),
             number(f.communication * 1e3),
             number(f.exposed * 1e3),

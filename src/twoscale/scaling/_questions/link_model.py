@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoscale.errors import ForecastError
-from twoscale.scaling._measure.records import ArmsRecord, Bucket, Op
+from twoscale.scaling._measure.records import ArmsRecord, Bucket, Op, RankGroup
 
 __all__ = [
     "BucketTime",
@@ -61,6 +61,12 @@ class Link:
     """E.g. "loopback" or "nvlink". A forecast never crosses from one name to another."""
     bytes_per_second: float | None = None
     """Nominal rate of each direction, where it is known."""
+    ranks_per_host: int | None = None
+    """Of a link between hosts; None: all ranks are on one host."""
+
+    def group(self, world_size: int) -> RankGroup:
+        """Return so many ranks over this link, and their hosts."""
+        return RankGroup(world_size, world_size // self.ranks_per_host if self.ranks_per_host else 1)
 
 
 @dataclass(frozen=True)
@@ -524,9 +530,14 @@ def forecast(
 
 
 def held_out(
-    cells: Sequence[MeasuredStep], algorithm: Algorithm | None = None
+    cells: Sequence[MeasuredStep], algorithm: Algorithm | None = None, *, link: str | None = None
 ) -> tuple[tuple[Forecast, ...], tuple[str, ...]]:
     """Forecast each cell of more than one rank from all the others, and compute the error.
+
+    Args:
+        cells: measured, of one model and one device.
+        algorithm: of all-reduces. Default: the one that fits the cells better.
+        link: name of the link whose cells are forecast. Default: each.
 
     Returns:
         The forecasts, with the measured step and the relative error, and one line for each cell that the others
@@ -534,13 +545,13 @@ def held_out(
     """
     forecasts, refused = [], []
     for i, cell in enumerate(cells):
-        if cell.world_size == 1:
+        if cell.world_size == 1 or link not in (None, cell.link.name):
             continue
         others = [*cells[:i], *cells[i + 1 :]]
         try:
             found = forecast(others, cell.world_size, cell.batch_size, cell.link, algorithm)
         except ForecastError as error:
-            refused.append(f"{cell.world_size} ranks, batch {cell.batch_size}, {cell.link.name}: {error}")
+            refused.append(f"{cell.link.group(cell.world_size)}, batch {cell.batch_size}, {cell.link.name}: {error}")
             continue
         waited = max(0.0, cell.waits)
         off = found.step / cell.step - 1

@@ -19,9 +19,10 @@ def render_study(results: StudyResults) -> str:
     kinds = [f"{results.gpus.count(kind)} × {kind}" for kind in dict.fromkeys(results.gpus)]
     where = ", ".join(kinds) or ("GPUs" if config.device == "cuda" else "processor")
     sizes = ", ".join(map(str, config.world_sizes))
+    hosts = f" on each of {', '.join(map(str, config.hosts))} hosts" if config.hosts[-1] > 1 else ""
     return render_page(
         f"twoscale scale: {config.model} on {config.data}",
-        f"Ranks: {sizes}; {where}; {results.environment.machine}, {results.environment.cores} cores",
+        f"Ranks: {sizes}{hosts}; {where}; {results.environment.machine}, {results.environment.cores} cores",
         study_sections(results),
         results.environment,
         "study.json",
@@ -55,6 +56,11 @@ def _summary(results: StudyResults) -> Section:
             f"The GPUs are of different kinds ({', '.join(results.gpus)}): all are compared with the first, and "
             "what others are slower counts as shared cores."
         )
+    findings += [
+        f"Host {number} ({one.name}) differs from host 0 ({different}); every step waits for the slowest rank."
+        for number, one in enumerate(results.hosts)
+        if (different := results.hosts[0].machine.differences(one.machine, "there"))
+    ]
     if results.failures:
         failed = len(results.failures)
         findings.append(
@@ -116,6 +122,10 @@ def options_table(results: StudyResults) -> Table:
         "Threads per rank": count(config.threads_per_rank),
         "Cores": count(config.cores),
         "Processor": environment.machine,
+        **{
+            f"Host {number}": f"{one.name}: {one.machine.processor}, {one.machine.cores} cores"
+            for number, one in enumerate(results.hosts)
+        },
         "Python": environment.python,
         **environment.versions,
         "All cells together": f"{fixed(results.seconds, 0)} s",

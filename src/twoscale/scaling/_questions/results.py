@@ -8,6 +8,7 @@ from typing import TypeVar
 from twoscale._environment import Environment
 from twoscale.scaling._measure.records import Status
 from twoscale.scaling._study.config import StudyConfig
+from twoscale.scaling._study.machine import StudyHost
 
 __all__ = ["CellFailure", "StudyResults"]
 
@@ -46,6 +47,8 @@ class StudyResults:
     """Smallest and largest load of the machine as cells began."""
     gpus: tuple[str, ...] = ()
     """Names of those that ranks ran on, rank 0's first; empty on a processor."""
+    hosts: tuple[StudyHost, ...] = ()
+    """Of a study on several, in order; empty on one."""
 
     def of(self, kind: type[Answer]) -> Answer:
         """Return the answer of a type."""

@@ -6,15 +6,20 @@ from twoscale._page.charts import Drawing
 from twoscale._page.document import Figure
 from twoscale._page.numbers import MISSING, fixed, signed
 from twoscale._page.tables import Cell
-from twoscale.scaling._measure.records import Summary
+from twoscale.scaling._measure.records import RankGroup, Summary
 
-__all__ = ["figures", "milliseconds", "number", "plural", "rounds", "seconds_text", "with_interval"]
+__all__ = ["figures", "milliseconds", "number", "plural", "ranks_cell", "rounds", "seconds_text", "with_interval"]
 
 
 def milliseconds(seconds: float) -> str:
     """Return a time in milliseconds with three digits."""
     value = 1000 * seconds
     return f"{fixed(value, 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2)} ms"
+
+
+def ranks_cell(group: RankGroup) -> Cell:
+    """Return a number of ranks, with the hosts under it where there are several."""
+    return Cell(str(group.world_size), f"on {group.hosts} hosts" if group.hosts > 1 else "")
 
 
 def seconds_text(seconds: float) -> str:

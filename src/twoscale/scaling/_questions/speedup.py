@@ -10,13 +10,13 @@ from twoscale._page.charts import Drawing, line_plot
 from twoscale._page.document import Group
 from twoscale._page.numbers import MISSING, count, fixed, joined, percent
 from twoscale._page.tables import Cell, Column, Table, table, text_column
-from twoscale.scaling._measure.records import EpochTime, Summary
+from twoscale.scaling._measure.records import EpochTime, RankGroup, Summary
 from twoscale.scaling._measure.statistics import summarize
 from twoscale.scaling._measure.tasks import Arm
 from twoscale.scaling._questions.batch import BatchAnswer
 from twoscale.scaling._questions.question import Content, Question
 from twoscale.scaling._questions.results import StudyResults
-from twoscale.scaling._questions.shown import figures, number, with_interval
+from twoscale.scaling._questions.shown import figures, number, ranks_cell, with_interval
 from twoscale.scaling._study.cells import RANKS, Measured
 from twoscale.scaling._study.config import StudyConfig
 from twoscale.scaling._study.plan import strong_batch
@@ -33,7 +33,7 @@ __all__ = [
     "times_of",
 ]
 
-Launches = Mapping[tuple[Arm, int, int], Mapping[int, EpochTime]]
+Launches = Mapping[tuple[Arm, RankGroup, int], Mapping[int, EpochTime]]
 """(arm, ranks, batch per rank) to what each round's launch measured."""
 Points = list[tuple[float, float]]
 Scaling = Literal["bare", "ddp-alone", "apart", "weak", "strong"]
@@ -58,6 +58,12 @@ class SpeedRow:
     """T₁ / Tₙ of epochs, launches of a round paired; None for T₁ itself."""
     efficiency: Summary | None
     """Speed-up / ranks."""
+    hosts: int = 1
+
+    @property
+    def group(self) -> RankGroup:
+        """The ranks and their hosts."""
+        return RankGroup(self.world_size, self.hosts)
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,12 @@ class GridRow:
     """Against one rank at the same batch per rank, in images per second, launches of a round paired; None for one."""
     efficiency: Summary | None
     """Speed-up / ranks."""
+    hosts: int = 1
+
+    @property
+    def group(self) -> RankGroup:
+        """The ranks and their hosts."""
+        return RankGroup(self.world_size, self.hosts)
 
 
 @dataclass(frozen=True)
@@ -86,10 +98,10 @@ class SpeedupAnswer:
 
 def times_of(measured: Measured) -> Launches:
     """Return the steps that were timed at each number of ranks."""
-    found: dict[tuple[Arm, int, int], dict[int, EpochTime]] = {}
+    found: dict[tuple[Arm, RankGroup, int], dict[int, EpochTime]] = {}
     for record in measured.of(RANKS):
         for time in record.result:
-            key = (time.arm, time.world_size, time.workload.batch_size)
+            key = (time.arm, time.group, time.workload.batch_size)
             found.setdefault(key, {})[record.cell.repeat] = time
     return found
 
@@ -104,23 +116,24 @@ def _answer(measured: Measured) -> SpeedupAnswer:
 def _grid(config: StudyConfig, found: Launches) -> tuple[GridRow, ...]:
     rows = []
     for size in config.rank_batches:
-        alone = found.get(("bare", 1, size), {})
-        for n in config.world_sizes:
-            launches = alone if n == 1 else found.get(("ddp", n, size), {})
+        alone = found.get(("bare", RankGroup(1), size), {})
+        for n in config.groups:
+            launches = alone if n == RankGroup(1) else found.get(("ddp", n, size), {})
             if not launches:
                 continue
             speedups = [
                 time.samples_per_second / alone[repeat].samples_per_second
                 for repeat, time in launches.items()
-                if n > 1 and repeat in alone
+                if n.world_size > 1 and repeat in alone
             ]
             rows.append(
                 GridRow(
                     batch_size=size,
-                    world_size=n,
+                    world_size=n.world_size,
+                    hosts=n.hosts,
                     epoch=summarize([time.epoch_seconds for time in launches.values()]),
                     speedup=summarize(speedups) if speedups else None,
-                    efficiency=summarize([value / n for value in speedups]) if speedups else None,
+                    efficiency=summarize([value / n.world_size for value in speedups]) if speedups else None,
                 )
             )
     return tuple(rows)
@@ -128,10 +141,10 @@ def _grid(config: StudyConfig, found: Launches) -> tuple[GridRow, ...]:
 
 def _speed(config: StudyConfig, found: Launches) -> tuple[SpeedRow, ...]:
     """Return the rows in order; ratios are taken within a round of launches."""
-    base = found.get(("bare", 1, config.base_batch), {})
+    base = found.get(("bare", RankGroup(1), config.base_batch), {})
     rows: list[SpeedRow] = []
 
-    def add(scaling: Scaling, arm: Arm, n: int, batch: int) -> None:
+    def add(scaling: Scaling, arm: Arm, n: RankGroup, batch: int) -> None:
         launches = found.get((arm, n, batch))
         if not launches:
             return
@@ -145,25 +158,26 @@ def _speed(config: StudyConfig, found: Launches) -> tuple[SpeedRow, ...]:
         rows.append(
             SpeedRow(
                 scaling=scaling,
-                world_size=n,
+                world_size=n.world_size,
+                hosts=n.hosts,
                 batch_size=batch,
                 threads_per_rank=next(iter(launches.values())).threads_per_rank,
                 step=summarize([time.step.median for time in launches.values()]),
                 epoch=summarize([time.epoch_seconds for time in launches.values()]),
                 speedup=summarize(speedups) if compared else None,
-                efficiency=summarize([value / n for value in speedups]) if compared else None,
+                efficiency=summarize([value / n.world_size for value in speedups]) if compared else None,
             )
         )
 
-    add("bare", "bare", 1, config.base_batch)
-    add("ddp-alone", "ddp", 1, config.base_batch)
-    more = [n for n in config.world_sizes if n > 1]
+    add("bare", "bare", RankGroup(1), config.base_batch)
+    add("ddp-alone", "ddp", RankGroup(1), config.base_batch)
+    more = [n for n in config.groups if n.world_size > 1]
     for n in more:
         add("apart", "bare", n, config.base_batch)
     for n in more:
         add("weak", "ddp", n, config.base_batch)
     for n in more:
-        add("strong", "ddp", n, strong_batch(config, n))
+        add("strong", "ddp", n, strong_batch(config, n.world_size))
     return tuple(rows)
 
 
@@ -171,7 +185,7 @@ def _sentence(results: StudyResults) -> str | None:
     speed = results.of(SpeedupAnswer).speed
 
     def last(scaling: str) -> SpeedRow | None:
-        return max((r for r in speed if r.scaling == scaling), key=lambda r: r.world_size, default=None)
+        return max((r for r in speed if r.scaling == scaling), key=lambda r: r.group, default=None)
 
     weak, strong, alone = last("weak"), last("strong"), last("ddp-alone")
     parts = [
@@ -180,7 +194,7 @@ def _sentence(results: StudyResults) -> str | None:
         if row is not None and row.speedup is not None and row.efficiency is not None
     ]
     if parts and weak is not None:
-        return f"Compared with the bare module on one rank, {weak.world_size} ranks train {joined(parts)}."
+        return f"Compared with the bare module on one rank, {weak.group} train {joined(parts)}."
     if alone is not None and alone.efficiency is not None:
         why = "one rank was asked for" if results.config.world_sizes[-1] == 1 else "more ranks gave no result"
         return (
@@ -223,7 +237,7 @@ def speed_table(results: StudyResults) -> Table:
     rows: list[list[str | Cell]] = [
         [
             _SCALINGS[row.scaling],
-            count(row.world_size),
+            ranks_cell(row.group),
             count(row.batch_size),
             count(row.batch_size * row.world_size),
             count(row.threads_per_rank),
@@ -265,7 +279,7 @@ def grid_table(grid: Sequence[GridRow]) -> Table:
     rows: list[list[str | Cell]] = [
         [
             count(row.batch_size),
-            count(row.world_size),
+            ranks_cell(row.group),
             with_interval(row.epoch),
             with_interval(row.speedup, 1.0, 2),
             with_interval(row.efficiency, 100.0, 0),
@@ -284,15 +298,15 @@ def grid_table(grid: Sequence[GridRow]) -> Table:
 
 def grid_sentence(grid: Sequence[GridRow]) -> str | None:
     """Return whether a larger batch per rank scales better, at the most ranks; None where that was not measured."""
-    most = max((row.world_size for row in grid), default=1)
-    rows = [(row.batch_size, row.efficiency) for row in grid if row.world_size == most and row.efficiency is not None]
-    if most == 1 or len(rows) < 2:
+    most = max((row.group for row in grid), default=RankGroup(1))
+    rows = [(row.batch_size, row.efficiency) for row in grid if row.group == most and row.efficiency is not None]
+    if most == RankGroup(1) or len(rows) < 2:
         return None
     (small, first), (large, last) = rows[0], rows[-1]
     assert first is not None
     assert last is not None
     ends = (
-        f"At {most} ranks the efficiency is {percent(first.mean, 0)} % at batch {count(small)} and "
+        f"At {most} the efficiency is {percent(first.mean, 0)} % at batch {count(small)} and "
         f"{percent(last.mean, 0)} % at batch {count(large)}"
     )
     one, other = first.mean_interval, last.mean_interval
@@ -310,8 +324,12 @@ def speedup_plot(results: StudyResults) -> Drawing | None:
     speed = results.of(SpeedupAnswer).speed
     lines: list[tuple[str, Points]] = []
     for scaling in ("weak", "strong"):
-        rows = [row for row in speed if row.scaling == scaling and row.speedup is not None]
-        lines.append((scaling, [(1.0, 1.0), *((float(r.world_size), r.speedup.mean) for r in rows if r.speedup)]))
+        for several in (False, True):
+            rows = [r for r in speed if r.scaling == scaling and r.speedup is not None and (r.hosts > 1) == several]
+            name = f"{scaling}, several hosts" if several else scaling
+            if rows or not several:
+                points = ((float(r.world_size), r.speedup.mean) for r in rows if r.speedup)
+                lines.append((name, sorted([(1.0, 1.0), *points])))
     most = max((row.world_size for row in speed), default=1)
     if most == 1:
         return None

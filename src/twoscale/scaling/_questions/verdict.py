@@ -16,7 +16,7 @@ from twoscale._page.document import Group
 from twoscale._page.numbers import MISSING, count, fixed, percent
 from twoscale._page.tables import Column, Table, table, text_column
 from twoscale.errors import ForecastError
-from twoscale.scaling._measure.records import ArmsRecord, Summary
+from twoscale.scaling._measure.records import ArmsRecord, RankGroup, Summary
 from twoscale.scaling._questions import communication
 from twoscale.scaling._questions.causes import Cause, CauseName, Division, divide
 from twoscale.scaling._questions.communication import ArmsAt, CommunicationAnswer
@@ -82,6 +82,12 @@ class Verdict:
     """Rounds that were left out, each with its load."""
     link: LinkModel | None = None
     """The line that was fitted to all-reduces alone."""
+    hosts: int = 1
+
+    @property
+    def group(self) -> RankGroup:
+        """The ranks and their hosts."""
+        return RankGroup(self.world_size, self.hosts)
 
 
 @dataclass(frozen=True)
@@ -92,18 +98,18 @@ class VerdictAnswer:
     """None: not everything that it needs was measured."""
 
 
-def _conclusion(n: int, found: Division) -> str:
+def _conclusion(n: RankGroup, found: Division) -> str:
     """Return the verdict in a sentence."""
     efficiency, loss, first, unexplained = found.efficiency, found.loss, found.causes[0], found.unexplained
     total = loss.mean - unexplained
     if efficiency > 2 - _SCALES:
         return (
-            f"At {n} ranks a step was faster than on one, {efficiency:.0%} of its speed, which no scaling explains; "
+            f"At {n} a step was faster than on one, {efficiency:.0%} of its speed, which no scaling explains; "
             "measure again on a quieter machine, or more launches."
         )
     if efficiency >= _SCALES:
-        return f"Scaling does not stop at {n} ranks: a step keeps {efficiency:.0%} of its speed."
-    keeps = f"At {n} ranks a step keeps {efficiency:.0%} of its speed"
+        return f"Scaling does not stop at {n}: a step keeps {efficiency:.0%} of its speed."
+    keeps = f"At {n} a step keeps {efficiency:.0%} of its speed"
     if loss.min <= 0:
         return (
             f"{keeps}, but not in every round of launches: there is no cause to name; measure again on a quieter "
@@ -139,12 +145,13 @@ def decide(
     found = divide(rounds, many, model)
     return Verdict(
         world_size=many.world_size,
+        hosts=many.hosts,
         batch_size=batch_size,
         loss=found.loss,
         efficiency=found.efficiency,
         causes=found.causes,
         unexplained=found.unexplained,
-        sentence=_conclusion(many.world_size, found) + busy_warning(rounds, cores),
+        sentence=_conclusion(many.group, found) + busy_warning(rounds, cores),
         straggler=found.straggler,
         left_out=left_out,
         link=model,
@@ -166,10 +173,10 @@ def _verdict(
     steps: Sequence[MeasuredStep],
 ) -> Verdict | None:
     base = config.base_batch
-    alone = times.get(("bare", 1, base), {})
+    alone = times.get(("bare", RankGroup(1), base), {})
     # At the most ranks that everything is known of: a cell that failed there leaves fewer to be judged.
-    for n in reversed([n for n in config.world_sizes if n > 1]):
-        record = next((at.record for at in arms if at.record.world_size == n and at.batch_size == base), None)
+    for n in reversed([n for n in config.groups if n.world_size > 1]):
+        record = next((at.record for at in arms if at.record.group == n and at.batch_size == base), None)
         apart, ddp = times.get(("bare", n, base), {}), times.get(("ddp", n, base), {})
         silent = times.get(("silent", n, base), {})
         rounds = [
@@ -178,7 +185,7 @@ def _verdict(
             if r in apart and r in ddp
         ]
         if record is not None and rounds:
-            return decide(rounds, record, _model(steps, link_of(config)), base, cores=config.cores)
+            return decide(rounds, record, _model(steps, link_of(config, n)), base, cores=config.cores)
     return None
 
 
@@ -201,7 +208,7 @@ def _sentence(results: StudyResults) -> str:
     verdict = results.of(VerdictAnswer).verdict
     if verdict is not None:
         return verdict.sentence
-    if results.config.world_sizes[-1] == 1:
+    if results.config.groups[-1] == RankGroup(1):
         why = "one rank has nothing to scale to; measure more with --world-sizes 1,2"
     elif {"communication", "forecast"}.isdisjoint(results.config.sections):
         why = "it needs the arms, which the sections communication and forecast measure"
@@ -226,7 +233,7 @@ def causes_table(verdict: Verdict) -> Table:
     loss = verdict.loss
     spread = f"{number(loss.min * 1e3)} to {number(loss.max * 1e3)} ms in {loss.n} rounds" if loss.n > 1 else "1 round"
     return table(
-        f"A step on {verdict.world_size} ranks is {number(loss.mean * 1e3)} ms longer than one on one ({spread})",
+        f"A step on {verdict.group} is {number(loss.mean * 1e3)} ms longer than one on one ({spread})",
         columns,
         rows,
     )
@@ -245,7 +252,7 @@ def verdict_plot(results: StudyResults) -> Drawing | None:
         [Series("", tuple(1000 * seconds for _, seconds in parts))],
         label="Milliseconds of a step by cause: "
         + ", ".join(f"{name} {milliseconds(seconds)}" for name, seconds in parts),
-        note=f"{verdict.world_size} ranks",
+        note=str(verdict.group),
         x_label="milliseconds per step",
         limits=(min(0.0, 1000 * verdict.unexplained), math.inf),
         least_span=0.1,
@@ -274,7 +281,7 @@ def _content(results: StudyResults) -> Content:
     if verdict.link is not None:
         findings.append(link_line(verdict.link))
     tables = [causes_table(verdict)]
-    if rows := what_ifs(results.of(CommunicationAnswer).arms, verdict.world_size, verdict.batch_size, verdict.link):
+    if rows := what_ifs(results.of(CommunicationAnswer).arms, verdict.group, verdict.batch_size, verdict.link):
         tables.append(what_if_table(rows))
     return Content(
         (

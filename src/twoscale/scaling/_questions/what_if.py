@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from twoscale._page.numbers import signed
 from twoscale._page.tables import Column, Table, table, text_column
+from twoscale.scaling._measure.records import RankGroup
 from twoscale.scaling._questions.communication import ArmsAt
 from twoscale.scaling._questions.link_model import LinkModel, collective_seconds, replay
 from twoscale.scaling._questions.shown import number
@@ -27,16 +28,16 @@ class WhatIf:
     """Increase in images per second, as a share of the present rate."""
 
 
-def what_ifs(arms: Sequence[ArmsAt], world_size: int, batch_size: int, model: LinkModel | None) -> list[WhatIf]:
+def what_ifs(arms: Sequence[ArmsAt], group: RankGroup, batch_size: int, model: LinkModel | None) -> list[WhatIf]:
     """Return the step after each change, by the fitted line and the arms.
 
     Args:
         arms: of a study.
-        world_size: ranks of the step.
+        group: ranks of the step.
         batch_size: per rank.
         model: the link, fitted. None: only larger batches are compared.
     """
-    found = {at.batch_size: at.record for at in arms if at.record.world_size == world_size}
+    found = {at.batch_size: at.record for at in arms if at.record.group == group}
     record = found.get(batch_size)
     if record is None:
         return []

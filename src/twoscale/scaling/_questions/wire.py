@@ -26,7 +26,8 @@ class WireAnswer:
 
 
 def _answer(measured: Measured) -> WireAnswer:
-    return WireAnswer(next((record.result.ledgers for record in measured.of(WIRE)), ()))
+    records = sorted(measured.of(WIRE), key=lambda record: record.cell.hosts)
+    return WireAnswer(tuple(ledger for record in records for ledger in record.result.ledgers))
 
 
 def _sentence(results: StudyResults) -> str | None:
@@ -60,6 +61,13 @@ def _buckets(ledger: LedgerRecord) -> int:
     return sum(e.phase == _last_backward(ledger) and e.what == "gradients" for e in ledger.predicted)
 
 
+def _crossing(ledger: LedgerRecord) -> str:
+    if ledger.hosts == 1 or ledger.crossing_bytes is None:
+        return ""
+    sent = ", ".join(f"host {host} {count(size)}" for host, size in enumerate(ledger.crossing_bytes))
+    return f"; bytes sent to other hosts in all: {sent}"
+
+
 def ledger_table(ledger: LedgerRecord) -> Table:
     """Return every collective, predicted and observed, equal ones of a phase in one row."""
     rows: list[list[str]] = []
@@ -77,7 +85,7 @@ def ledger_table(ledger: LedgerRecord) -> Table:
     ]  # fmt: skip
     return table(
         f"{ledger.model}: {count(ledger.parameters)} parameters in {ledger.parameter_tensors} tensors, "
-        f"{count(ledger.buffer_bytes)} bytes of buffers; {ledger.world_size} ranks",
+        f"{count(ledger.buffer_bytes)} bytes of buffers; {ledger.group}{_crossing(ledger)}",
         columns,
         rows,
     )
@@ -103,10 +111,14 @@ def ledger_plot(ledger: LedgerRecord) -> Drawing:
     )
 
 
+def _heading(ledger: LedgerRecord) -> str:
+    return ledger.model if ledger.hosts == 1 else f"{ledger.model}, {ledger.group}"
+
+
 def _content(results: StudyResults) -> Content:
     groups = [
         Group(
-            one.model if len(results.of(WireAnswer).ledgers) > 1 else "",
+            _heading(one) if len(results.of(WireAnswer).ledgers) > 1 else "",
             findings=list(one.differences),
             figures=figures(ledger=ledger_plot(one)),
             tables=[ledger_table(one)],

@@ -11,7 +11,7 @@ import msgspec
 from twoscale._environment import Environment
 from twoscale._files import read_record, write_record
 from twoscale.errors import TwoscaleError
-from twoscale.scaling._measure.records import CapacityRecord, EpochTime, Outcome
+from twoscale.scaling._measure.records import CapacityRecord, EpochTime, Outcome, RankGroup
 from twoscale.scaling._measure.tasks import (
     ArmsResult,
     ArmsTask,
@@ -25,7 +25,7 @@ from twoscale.scaling._measure.tasks import (
     WireTask,
 )
 from twoscale.scaling._study.config import StudyConfig
-from twoscale.scaling._study.machine import Machine
+from twoscale.scaling._study.machine import Machine, StudyHost
 
 __all__ = [
     "ACCURACY",
@@ -100,19 +100,22 @@ class StudyCell(Generic[Task]):
     """What the launch is given."""
     part: str = ""
     """Tells apart cells of one kind, number of ranks and repeat."""
+    hosts: int = 1
+    """That the ranks run on, an equal number on each."""
 
     @property
     def name(self) -> str:
         """Name of its file."""
         part = f"-{self.part}" if self.part else ""
-        return f"{self.kind}{part}-{self.world_size}-{self.repeat}"
+        hosts = f"on{self.hosts}" if self.hosts > 1 else ""
+        return f"{self.kind}{part}-{self.world_size}{hosts}-{self.repeat}"
 
     @property
     def title(self) -> str:
         """The cell in words."""
         kind = KINDS[self.kind]
         part = f" ({self.part})" if self.part else ""
-        ranks = f", {self.world_size} rank{'s' * (self.world_size > 1)}" if kind.shows_ranks else ""
+        ranks = f", {RankGroup(self.world_size, self.hosts)}" if kind.shows_ranks else ""
         repeat = f", launch {self.repeat + 1}" if kind.shows_repeat else ""
         return f"{kind.title}{part}{ranks}{repeat}"
 
@@ -129,6 +132,8 @@ class CellRecord(Generic[Task, Result]):
     """Processes that wanted a core in the minute before it began; None where the system does not count them."""
     machine: Machine | None = None
     """Where it was measured; None in files of earlier versions."""
+    other_machines: tuple[Machine, ...] = ()
+    """Those of the other hosts, in order."""
 
     @property
     def task(self) -> Task:
@@ -190,6 +195,8 @@ class Measured:
     """Of the machine."""
     gpus: tuple[str, ...] = ()
     """Names of those that ranks ran on, rank 0's first; empty on a processor."""
+    hosts: tuple[StudyHost, ...] = ()
+    """Of a study on several, in order; empty on one."""
 
     def of(self, kind: CellKind[Task, Result]) -> list[CellRecord[Task, Result]]:
         """Return the cells of a kind that have a result."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from twoscale._environment import core_count, gpu_names
 from twoscale.data import Preprocessing
 from twoscale.errors import ConfigurationError
+from twoscale.scaling._measure.records import RankGroup
 
 __all__ = ["GivenLink", "StudyConfig"]
 
@@ -53,7 +54,7 @@ class StudyConfig:
     base_batch: int
     """Images per device and step where numbers of ranks are compared and the verdict is given."""
     world_sizes: tuple[int, ...]
-    """Ranks, ascending; the first is 1, which all others are compared with."""
+    """Ranks on one host, ascending; the first is 1, which all others are compared with."""
     epochs: int
     """Of the runs whose accuracy is compared."""
     accuracy_batches: tuple[int, int]
@@ -90,12 +91,14 @@ class StudyConfig:
     """From picture files to pixels, of pictures of your own."""
     model_args: str | None = None
     """Options of the model, as name=value,name=value."""
+    hosts: tuple[int, ...] = (1,)
+    """Numbers of hosts, ascending; the first is 1. Each number of ranks runs on each host of each number."""
 
     def __post_init__(self) -> None:
         for name in ("repeats", "seeds", "epochs", "base_batch", "threads_per_rank"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("batch_sizes", "world_sizes", "accuracy_batches"):
+        for name in ("batch_sizes", "world_sizes", "accuracy_batches", "hosts"):
             value = getattr(self, name)
             if not value or min(value) < 1 or list(value) != sorted(set(value)):
                 shown = ", ".join(map(str, value)) or "empty"
@@ -111,6 +114,8 @@ class StudyConfig:
             raise ConfigurationError(f"accuracy_batches has {len(self.accuracy_batches)} numbers; expected 2")
         if self.world_sizes[0] != 1:
             raise ConfigurationError(f"world_sizes begins with {self.world_sizes[0]}; expected 1, to compare with")
+        if self.hosts[0] != 1:
+            raise ConfigurationError(f"hosts begins with {self.hosts[0]}; expected 1, to compare with")
         if self.world_sizes[-1] > _RANKS_PER_CORE * self.cores:
             raise ConfigurationError(
                 f"{self.world_sizes[-1]} ranks on {self.cores} core(s); expected at most {_RANKS_PER_CORE} per core"
@@ -126,6 +131,11 @@ class StudyConfig:
     def rank_batches(self) -> tuple[int, ...]:
         """Batches per device at which numbers of ranks are compared, ascending."""
         return tuple(sorted({self.base_batch, *self.grid_batches}))
+
+    @property
+    def groups(self) -> tuple[RankGroup, ...]:
+        """All numbers of ranks, on one host and on several, ascending."""
+        return tuple(sorted({RankGroup(n * hosts, hosts) for n in self.world_sizes for hosts in self.hosts}))
 
     @classmethod
     def for_this_machine(

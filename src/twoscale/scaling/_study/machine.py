@@ -7,7 +7,7 @@ from typing import Literal
 
 from twoscale._environment import current_environment, gpu_names
 
-__all__ = ["Machine"]
+__all__ = ["Machine", "StudyHost"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,20 @@ class Machine:
         gpus = tuple(dict.fromkeys(gpu_names())) if device == "cuda" else ()
         return cls(environment.machine, environment.cores, gpus, environment.versions.get("torch", ""))
 
-    def differences(self, now: Machine) -> str:
-        """Describe what has changed; empty if nothing has."""
-        pairs = ((field.name, getattr(self, field.name), getattr(now, field.name)) for field in fields(self))
+    def differences(self, other: Machine, word: str = "now") -> str:
+        """Describe how another machine differs, with a word for the other; empty if it does not."""
+        pairs = ((field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
         return "; ".join(
-            f"{name} {_words(before)}, now {_words(after)}" for name, before, after in pairs if before != after
+            f"{name} {_words(before)}, {word} {_words(after)}" for name, before, after in pairs if before != after
         )
+
+
+@dataclass(frozen=True)
+class StudyHost:
+    """A host of a study on several."""
+
+    name: str
+    machine: Machine
 
 
 def _words(value: object) -> str:

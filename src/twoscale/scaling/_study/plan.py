@@ -225,7 +225,8 @@ def _timed(config: StudyConfig, needs: Collection[Need], largest: int | None, re
             part = f"b{group[0]}" if config.separate else ""
             cells.append(StudyCell("batches", 1, repeat, config.cores, config.device, task, part))
     if "ranks" in needs:
-        for n in config.world_sizes:
+        for ranks in config.groups:
+            n = ranks.world_size
             runs: list[tuple[Arm, int]] = [("bare", config.base_batch)]
             runs += [("ddp", size) for size in dict.fromkeys((config.base_batch, strong_batch(config, n)))]
             if n > 1:
@@ -233,7 +234,9 @@ def _timed(config: StudyConfig, needs: Collection[Need], largest: int | None, re
             for size in config.grid_batches:
                 runs += [(arm, size) for arm in (("bare", "ddp") if n == 1 else ("ddp",)) if (arm, size) not in runs]
             steps = RanksTask(_workload(config, 1), tuple(runs), config.seed + repeat, config.steps)
-            cells.append(StudyCell("ranks", n, repeat, config.threads_per_rank, config.device, steps))
+            cells.append(
+                StudyCell("ranks", n, repeat, config.threads_per_rank, config.device, steps, hosts=ranks.hosts)
+            )
     return cells
 
 
@@ -244,9 +247,9 @@ def _arms(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[Any]]:
     sizes = tuple(sorted({*config.rank_batches, 2 * config.base_batch}))
     turn = None if config.steps is None else min(config.steps, _ARM_STEPS)
     return [
-        StudyCell("arms", n, 0, config.threads_per_rank, config.device,
-                  ArmsTask(_workload(config, 1), sizes, bandwidth=n > 1, steps=turn))
-        for n in config.world_sizes
+        StudyCell("arms", n.world_size, 0, config.threads_per_rank, config.device,
+                  ArmsTask(_workload(config, 1), sizes, bandwidth=n.world_size > 1, steps=turn), hosts=n.hosts)
+        for n in config.groups
     ]  # fmt: skip
 
 
@@ -261,7 +264,13 @@ def _wire(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[Any]]:
     workload = replace(_workload(config, 4), device=device, precision="fp32", channels_last=False)
     if not is_own(config.data):  # a model of the user's own pictures takes those alone
         workload = replace(workload, data="synthetic")
-    return [StudyCell("wire", world_size, 0, 1, device, WireTask(workload, COMPANION, parts, config.data))]
+    cells = [StudyCell("wire", world_size, 0, 1, device, WireTask(workload, COMPANION, parts, config.data))]
+    if config.hosts[-1] > 1 and "wire" in parts:
+        # What crosses between hosts; replicas and the sampler do not depend on where ranks run.
+        task = WireTask(replace(workload, device=config.device), COMPANION, ("wire",), config.data)
+        hosts = config.hosts[-1]
+        cells.append(StudyCell("wire", hosts, 0, 1, config.device, task, hosts=hosts))
+    return cells
 
 
 def _rates(config: StudyConfig, first: Outcomes) -> dict[tuple[str, Equal], float]:

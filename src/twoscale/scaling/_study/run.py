@@ -11,8 +11,11 @@ import shutil
 import statistics
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from twoscale import data, models
 from twoscale._environment import current_environment, gpu_names, load_average
@@ -21,7 +24,8 @@ from twoscale.errors import ConfigurationError, TwoscaleError, UnknownNameError
 from twoscale.models._references import is_reference
 from twoscale.models._registry import model_options
 from twoscale.scaling._measure.capacity import find_largest_batch
-from twoscale.scaling._measure.launch import launch
+from twoscale.scaling._measure.hosts import Follower, Team
+from twoscale.scaling._measure.launch import Host, launch
 from twoscale.scaling._measure.records import CapacityRecord, Outcome, is_own
 from twoscale.scaling._measure.tasks import CapacityTask, TrainingTask
 from twoscale.scaling._study.cells import (
@@ -35,7 +39,7 @@ from twoscale.scaling._study.cells import (
     write_cell,
 )
 from twoscale.scaling._study.config import StudyConfig
-from twoscale.scaling._study.machine import Machine
+from twoscale.scaling._study.machine import Machine, StudyHost
 from twoscale.scaling._study.plan import Need, first_cells, later_cells, verdict_cells
 from twoscale.scaling._study.progress import NoProgress, StudyProgress
 
@@ -59,6 +63,7 @@ def measure(
     resume: bool = False,
     minutes: float | None = None,
     progress: StudyProgress | None = None,
+    team: Team = Team(),  # noqa: B008
 ) -> Measured:
     """Measure the cells that are not measured yet.
 
@@ -69,9 +74,11 @@ def measure(
         resume: go on in a folder that holds cells.
         minutes: start no cell that is expected to end later than this. Default: run all.
         progress: reports each cell. Default: nothing does.
+        team: the hosts, as many as the study is of. Default: this machine alone.
 
     Raises:
-        ConfigurationError: the folder holds cells and ``resume`` is not asked for, or ``minutes`` is not positive.
+        ConfigurationError: the folder holds cells and ``resume`` is not asked for, ``minutes`` is not positive, or
+            there are fewer hosts than the study needs.
         UnknownNameError: no such model or data set.
         DataError: the data set cannot be loaded.
         TwoscaleError: the folder holds cells of other options, of another machine or PyTorch, or damaged ones, another
@@ -79,6 +86,10 @@ def measure(
     """
     if minutes is not None and not minutes > 0:
         raise ConfigurationError(f"minutes is {minutes:g}; expected a positive number")
+    if config.hosts[-1] > 1 + len(team.followers):
+        raise ConfigurationError(
+            f"the study needs {config.hosts[-1]} hosts and has {1 + len(team.followers)}; start it on each of them"
+        )
     if is_reference(config.model):
         models.create(
             config.model, **model_options(config.model, 10, config.model_args)
@@ -92,13 +103,14 @@ def measure(
     images = _images(config)
     with held(folder, "measuring"):  # two would disturb each other's times, and share cells
         here = Machine.here(config.device)
+        hosts = (StudyHost(team.name, here), *(_introduced(one, config.device) for one in team.followers))
         kept = []
         for file in sorted(folder.glob("*.json")):  # all, before any time is spent
             kept.append(read_cell(file))
-            _check_machine(kept[-1], here, file)
+            _check_machine(kept[-1], [one.machine for one in hosts], file)
         shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
         (folder / _SCRATCH).mkdir()
-        runner = _Runner(config, folder, images, minutes, progress or NoProgress(), here)
+        runner = _Runner(config, folder, images, minutes, progress or NoProgress(), here, team, hosts[1:])
         try:
             first = first_cells(config, needs)
             runner.remember(kept)
@@ -124,20 +136,37 @@ def measure(
         tuple(runner.left_out),
         environment=current_environment(),
         gpus=gpu_names()[: config.world_sizes[-1]] if config.device == "cuda" else (),
+        hosts=hosts if team.followers else (),
     )
 
 
-def _check_machine(record: CellRecord[Any, Any], here: Machine, file: Path) -> None:
+def _introduced(follower: Follower, device: Literal["cpu", "cuda"]) -> StudyHost:
+    """Return a host that joined; its machine has no GPUs in a study of processors.
+
+    Raises:
+        ConfigurationError: it says something else than what it is.
+    """
+    try:
+        machine = msgspec.json.decode(follower.about, type=Machine)
+    except msgspec.MsgspecError as error:
+        raise ConfigurationError(f"{follower.title} does not say what machine it is ({error})") from error
+    return StudyHost(follower.name, machine if device == "cuda" else replace(machine, gpus=()))
+
+
+def _check_machine(record: CellRecord[Any, Any], now: Sequence[Machine], file: Path) -> None:
     """Check that a cell was measured where a study goes on: its times are compared with those that follow.
 
     Raises:
         TwoscaleError: it was measured elsewhere, or with another PyTorch.
     """
-    if record.machine is not None and (different := record.machine.differences(here)):
-        raise TwoscaleError(
-            f"{file} was measured elsewhere ({different}), and the times cannot be compared; continue there, or "
-            "choose another --out"
-        )
+    if record.machine is None:
+        return
+    for before, here in zip((record.machine, *record.other_machines), now, strict=False):
+        if different := before.differences(here):
+            raise TwoscaleError(
+                f"{file} was measured elsewhere ({different}), and the times cannot be compared; continue there, or "
+                "choose another --out"
+            )
 
 
 def _epochs(cell: StudyCell[TrainingTask]) -> int:
@@ -174,8 +203,11 @@ class _Runner:
         minutes: float | None,
         progress: StudyProgress,
         here: Machine,
+        team: Team = Team(),  # noqa: B008
+        others: Sequence[StudyHost] = (),
     ) -> None:
-        self.config, self.folder, self.images, self.progress, self.here = config, folder, images, progress, here
+        self.config, self.folder, self.images, self.progress = config, folder, images, progress
+        self.team, self.machines = team, (here, *(one.machine for one in others))
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
         # Here, where the next run finds and removes what a killed one left, and not in the system's folder.
         self.scratch = folder / _SCRATCH
@@ -217,13 +249,26 @@ class _Runner:
             self.left_out.append(cell)
             self.progress.left_out(cell)
             return None
+        if missing := self.team.missing(cell.hosts):
+            # Not written: the study goes on there once the host is back.
+            failed = Outcome[Any]("crash", 0.0, cell.world_size, cell.threads_per_rank, None, missing)
+            record = self._record(cell, failed, started=datetime.datetime.now(datetime.UTC), load=None)
+            self.records.append(record)
+            self.progress.end(record, self.left(), again=False)
+            return record
         self.progress.begin(cell, self.left())
-        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        started = datetime.datetime.now(datetime.UTC)
         load = load_average()
-        record = CellRecord(cell, self._measure(cell), started, load[0] if load else None, self.here)
+        record = self._record(cell, self._measure(cell), started=started, load=load[0] if load else None)
         write_cell(file, record)
         self._keep(record, again=False)
         return record
+
+    def _record(
+        self, cell: StudyCell[Any], outcome: Outcome[Any], *, started: datetime.datetime, load: float | None
+    ) -> CellRecord[Any, Any]:
+        first, *others = self.machines[: cell.hosts]
+        return CellRecord(cell, outcome, started.isoformat(timespec="seconds"), load, first, tuple(others))
 
     def _keep(self, record: CellRecord[Any, Any], *, again: bool) -> None:
         self.records.append(record)
@@ -264,6 +309,8 @@ class _Runner:
             device=cell.device,
             threads_per_rank=cell.threads_per_rank,
             timeout=self.config.timeout,
+            hosts=(self.team.first if cell.hosts > 1 else Host(),),
+            followers=self.team.others(cell.hosts),
             scratch=self.scratch,
             watch=lambda what: self.progress.within(cell, what),
         ).decoded(kind.result)

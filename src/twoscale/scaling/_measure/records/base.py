@@ -12,7 +12,7 @@ from twoscale import data
 from twoscale.data import Preprocessing
 from twoscale.errors import ConfigurationError, TwoscaleError
 
-__all__ = ["DdpOptions", "Interval", "Op", "Outcome", "Status", "Summary", "Workload", "decode", "is_own"]
+__all__ = ["DdpOptions", "Interval", "Op", "Outcome", "RankGroup", "Status", "Summary", "Workload", "decode", "is_own"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -40,6 +40,23 @@ Status = Literal["ok", "out-of-memory", "crash", "time-out"]
 def is_own(name: str) -> bool:
     """Whether ``name`` says where pictures of the user's own are, instead of naming a data set."""
     return name != "synthetic" and name not in data.names()
+
+
+@dataclass(frozen=True, order=True)
+class RankGroup:
+    """A number of ranks on a number of hosts, equally many on each."""
+
+    world_size: int
+    hosts: int = 1
+
+    @property
+    def ranks_per_host(self) -> int:
+        """Ranks on each host."""
+        return self.world_size // self.hosts
+
+    def __str__(self) -> str:
+        ranks = f"{self.world_size} rank{'' if self.world_size == 1 else 's'}"
+        return ranks if self.hosts == 1 else f"{ranks} on {self.hosts} hosts"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from twoscale.scaling._measure.records.base import Op, Status, Summary, Workload
+from twoscale.scaling._measure.records.base import Op, RankGroup, Status, Summary, Workload
 
 __all__ = [
     "ArmsRecord",
@@ -62,6 +62,13 @@ class EpochTime:
     least_wait: float | None = None
     """The same on the rank that waits least, which arrives last and waits for no other rank: the mean over the steps of
     that run. None for the bare module and in earlier records."""
+    hosts: int = 1
+    """That the ranks run on, an equal number on each."""
+
+    @property
+    def group(self) -> RankGroup:
+        """The ranks and their hosts."""
+        return RankGroup(self.world_size, self.hosts)
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,13 @@ class ArmsRecord:
     slow_steps: Summary | None = None
     """Arm A: the mean over a round's steps less their median, which steps that take far longer do not change; None in
     earlier records."""
+    hosts: int = 1
+    """That the ranks run on, an equal number on each."""
+
+    @property
+    def group(self) -> RankGroup:
+        """The ranks and their hosts."""
+        return RankGroup(self.world_size, self.hosts)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from twoscale.scaling._measure.records.base import DdpOptions, Op, Summary
+from twoscale.scaling._measure.records.base import DdpOptions, Op, RankGroup, Summary
 
 __all__ = [
     "BandwidthRecord",
@@ -53,6 +53,15 @@ class LedgerRecord:
     """One line for each entry that is not as predicted."""
     sent_bytes: tuple[int, ...] | None
     """Per rank: payload that gloo's algorithms send to other ranks for all of it; None for other backends."""
+    hosts: int = 1
+    """That the ranks run on, an equal number on each."""
+    crossing_bytes: tuple[int, ...] | None = None
+    """Per host: the part of it that goes to other hosts; None for other backends and in earlier records."""
+
+    @property
+    def group(self) -> RankGroup:
+        """The ranks and their hosts."""
+        return RankGroup(self.world_size, self.hosts)
 
     @property
     def ok(self) -> bool:
@@ -90,6 +99,13 @@ class BandwidthRecord:
     rows: tuple[BandwidthRow, ...]
     left_out: tuple[int, ...]
     """Sizes, all operations, that the time budget did not reach."""
+    hosts: int = 1
+    """That the ranks run on, an equal number on each."""
+
+    @property
+    def group(self) -> RankGroup:
+        """The ranks and their hosts."""
+        return RankGroup(self.world_size, self.hosts)
 
 
 @dataclass(frozen=True)
