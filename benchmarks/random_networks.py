@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,14 @@ import msgspec
 import numpy as np
 
 from benchmarks.common import write_result
-from tests.integer_networks import COMPOSED, OPERATORS, ActivationType, random_images, random_network
+from tests.integer_networks import (
+    COMPOSED,
+    OF_TFLITE,
+    OPERATORS,
+    ActivationType,
+    random_images,
+    random_network,
+)
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.reference import ReferenceExecutor
 
@@ -34,6 +41,8 @@ WORK = ROOT / "build" / "random_networks.jsonl"
 BLOCK = 250
 IMAGES = 5
 EVERY_OPERATOR = (*OPERATORS, *COMPOSED)
+EVERY_TFLITE = 7
+"""Networks of this many of which one may have the operators of .tflite files. They do not run in ONNX Runtime."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +77,16 @@ def network_of(seed: int) -> IntegerNetwork:
     some = [str(name) for name in rng.choice(EVERY_OPERATOR, 6, replace=False)]
     length = int(rng.integers(1, 11))
     inputs = 2 if seed % 10 == 4 else 1
-    operators = EVERY_OPERATOR if seed % 2 else some
+    operators: Collection[str] = EVERY_OPERATOR if seed % 2 else some
+    if seed % EVERY_TFLITE == 3:
+        operators = [*operators, *OF_TFLITE]
     return random_network(rng, operators=operators, length=length, dtype=dtype, more_inputs=inputs - 1)
 
 
 def executors(seed: int, plan: Plan) -> Iterator[str]:
     """Yield the executors that run a network besides the reference."""
     yield "torch"
-    if seed % plan.every_onnx == 0:
+    if seed % plan.every_onnx == 0 and seed % EVERY_TFLITE != 3:
         yield "onnxruntime"
     if seed % plan.every_c == 0:
         yield from ("c portable", "c native")

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
+from twoscale._ir.fixed_point import exponential_table, quantize_multiplier
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.operators.attention import exponentials, largest_exponential
 
-__all__ = ["COMPOSED", "OF_ATTENTION", "OPERATORS", "networks", "random_images", "random_network"]
+__all__ = ["COMPOSED", "OF_ATTENTION", "OF_TFLITE", "OPERATORS", "networks", "random_images", "random_network"]
 
 OPERATORS = (
     "add",
@@ -52,6 +53,9 @@ OPERATORS = (
 
 COMPOSED = ("flip", "pool_1d", "prelu", "roll", "shuffle", "split", "stack", "upsample")
 """More possible values: operators that front-ends compose of several layers, some on tensors of rank 4 and 5."""
+
+OF_TFLITE = ("fixed_point_softmax",)
+"""More possible values: operators of .tflite files alone, which have no ONNX form."""
 
 OF_ATTENTION = ("matmul", "normalize", "softmax", "softmax_matmul")
 """Those of networks with attention, equations (14) to (17)."""
@@ -84,7 +88,7 @@ def random_network(
 
     Args:
         rng: determines everything that the other arguments leave open.
-        operators: those that the network may have, from OPERATORS and COMPOSED.
+        operators: those that the network may have, from OPERATORS, COMPOSED and OF_TFLITE.
         length: how many operators to draw; a few more layers result.
         dtype: of the activations; None draws "uint8" or "int8" for the whole network, "mixed" for each tensor.
         bits: of every activation's range, 2..8; None draws 4..8 for each, mostly 8.
@@ -98,9 +102,9 @@ def random_network(
         more_inputs: how many inputs of the same shape there are besides the first.
         name: of the network.
     """
-    unknown = set(operators) - {*OPERATORS, *COMPOSED}
+    unknown = set(operators) - set(_MAKE)
     if unknown:
-        raise ValueError(f"no such operators: {sorted(unknown)}; there are {', '.join((*OPERATORS, *COMPOSED))}")
+        raise ValueError(f"no such operators: {sorted(unknown)}; there are {', '.join(sorted(_MAKE))}")
     maker = _Maker(rng, dtype or ("uint8", "int8")[rng.integers(2)], bits, on_grid, extreme, widest)
     shape = image_shape or (_int(rng, 1, 4), _int(rng, 4, 8), _int(rng, 4, 8))
     for index in range(1 + more_inputs):
@@ -648,6 +652,21 @@ class _Maker:
             n.Softmax(name=self.new_name("softmax"), inputs=(x.name,), output=spec, axis=axis, table=table)
         )
 
+    def fixed_point_softmax(self) -> bool:
+        x = self.tensor()
+        assert x is not None
+        dtype = self.spec(x.output.shape).dtype
+        lo, hi = (0, 255) if dtype == "uint8" else (-128, 127)
+        spec = n.TensorSpec(x.output.shape, dtype, 2.0**-8, lo, lo, hi)
+        factor = self.score_scale(x.output) * (1 << 26)
+        table = np.array(exponential_table(*quantize_multiplier(factor)), np.int32)
+        axis = _int(self.rng, 0, len(spec.shape) - 1)
+        return self.add_layer(
+            n.FixedPointSoftmax(
+                name=self.new_name("fixed_point_softmax"), inputs=(x.name,), output=spec, axis=axis, table=table
+            )
+        )
+
     def softmax_matmul(self) -> bool:
         scores = self.image()
         if scores is None:
@@ -862,7 +881,7 @@ class _Maker:
 
 
 _MAKE: dict[str, Callable[[_Maker], bool]] = {
-    **{name: getattr(_Maker, name) for name in (*OPERATORS, *COMPOSED) if name != "depthwise"},
+    **{name: getattr(_Maker, name) for name in (*OPERATORS, *COMPOSED, *OF_TFLITE) if name != "depthwise"},
     "depthwise": lambda maker: maker.conv(depthwise=True),
 }
 
