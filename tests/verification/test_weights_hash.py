@@ -41,3 +41,9 @@ def test_the_hash_is_of_the_weights_alone() -> None:
     assert weights_hash(copy.deepcopy(model).half()) != weights_hash(model)
     assert weights_hash(copy.deepcopy(model).bfloat16()) is not None
     assert weights_hash(np.zeros(3)) is None
+
+
+def test_a_single_value_may_have_any_stride() -> None:
+    one = torch.ones(3).expand(3)[:1]
+    spread = torch.as_strided(one, (1,), (0,))
+    assert weights_hash({"a": spread}) == weights_hash({"a": torch.ones(1)})

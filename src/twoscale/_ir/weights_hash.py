@@ -33,8 +33,9 @@ def weights_hash(model: Any) -> str | None:
     for name, value in sorted(((_unwrapped(name), value) for name, value in state.items()), key=lambda pair: pair[0]):
         if isinstance(value, torch.Tensor) and not value.is_meta:
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            values = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(values.numpy().data)
+            values = value.detach().cpu().contiguous()
+            flat = values.as_strided((values.numel(),), (1,))  # a single value may have the stride 0, also contiguous
+            digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

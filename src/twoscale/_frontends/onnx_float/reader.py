@@ -53,7 +53,10 @@ class Reader:
             kind = value.type.tensor_type
             given = tuple(dimension.dim_value for dimension in kind.shape.dim)[1:]
             fits = len(given) == len(shape) and all(a in (0, b) for a, b in zip(given, shape, strict=True))
-            if kind.elem_type != TensorProto.FLOAT or not fits or min(shape, default=0) < 1:
+            if kind.elem_type != TensorProto.FLOAT:
+                found = TensorProto.DataType.Name(kind.elem_type).lower()
+                raise CaptureError(f"{path}: its input {value.name} is {found}; expected float32")
+            if not fits or min(shape, default=0) < 1:
                 raise CaptureError(f"{path} takes images of shape {given}, got {shape} (0: any size)")
         used = {int(v) for c in self.constants.values() if c.dtype == np.int64 and c.size < 65_536 for v in c.flat}
         self.batch = next((prime for prime in _PRIMES if prime not in used), 0)
