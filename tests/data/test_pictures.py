@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import gc
 import io
+import pickle
 import random
+import signal
 import struct
+import termios
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +27,7 @@ from twoscale import data
 from twoscale.data import Preprocessing
 from twoscale.data import _assembly as assembly
 from twoscale.data import _pictures as pictures
+from twoscale.data._worker import Request, Worker
 from twoscale.errors import ConfigurationError, DataError
 
 ORIENTATION = 0x0112
@@ -371,6 +378,48 @@ def test_a_damaged_picture_is_reported_when_it_is_reached(tmp_path: Path, stream
     assert "; 1 damaged pictures left out)" in found.source
     for split in (found.train, found.test):
         assert len(np.asarray(split.images)) == len(split)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the state of a process in /proc")
+def test_a_worker_that_is_stopped_and_continued_sends_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A system call that writes into a full pipe then returns early."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    worker = Worker()
+    try:
+        process = worker._process
+
+        def wait_for(state: str) -> None:
+            while psutil.Process(process.pid).status() != state:
+                time.sleep(0.001)
+
+        def full() -> bool:
+            assert process.stdout is not None
+            waiting = array.array("i", [0])
+            fcntl.ioctl(process.stdout, termios.FIONREAD, waiting)
+            return waiting[0] >= 1 << 15
+
+        def stop_and_continue() -> None:
+            while not full():
+                time.sleep(0.001)
+            wait_for(psutil.STATUS_SLEEPING)
+            process.send_signal(signal.SIGSTOP)
+            wait_for(psutil.STATUS_STOPPED)
+            process.send_signal(signal.SIGCONT)
+
+        request = pickle.dumps(Request((str(tmp_path / "large.png"),), Preprocessing((300, 400), resize="none")))
+        assert process.stdin is not None
+        process.stdin.write(len(request).to_bytes(8, "little") + request)
+        process.stdin.flush()
+        stop_and_continue()
+        process.stdin.close()  # it ends, and so does what it has sent
+        assert process.stdout is not None
+        assert process.stdout.read() == b"\0" + pixels.transpose(2, 0, 1).tobytes()
+    finally:
+        worker.close()
 
 
 def test_workers_end_with_the_images(tmp_path: Path) -> None:

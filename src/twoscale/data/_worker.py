@@ -128,5 +128,6 @@ def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
 
 def serve() -> None:
     """Answer requests until there are no more."""
-    with quiet_pillow(), contextlib.suppress(BrokenPipeError, EOFError):
-        _serve(sys.stdin.buffer, sys.stdout.buffer)
+    # Not sys.stdout.buffer: with PYTHONUNBUFFERED it writes only a part if the process is stopped and continued then.
+    with quiet_pillow(), contextlib.suppress(BrokenPipeError, EOFError), open(1, "wb", closefd=False) as replies:
+        _serve(sys.stdin.buffer, replies)
