@@ -11,6 +11,8 @@ page once, sampled 20 times a second. 100,000 pictures take minutes per side and
 
 The step "commands" runs the command line on the same folder and records its peak memory: one epoch of a small network,
 calibration with as many pictures, and evaluation of the integer network.
+
+What is not measured again stays in the record, so that the steps can be run one by one.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 from PIL import Image
 
-from benchmarks.common import write_result
-from twoscale._environment import core_count
+from benchmarks.common import RESULTS, write_result
+from twoscale._environment import Environment, core_count
+from twoscale._files import read_record
 
 SIZE = 224
 BATCH = 64
@@ -62,6 +65,17 @@ class Run:
     pictures_per_second: float
     peak_bytes: int
     """Of the process and its children together."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """benchmarks/results/pictures.json."""
+
+    size: int
+    batch: int
+    runs: tuple[Run, ...]
+    load_average_at_end: tuple[float, ...] | None = None
+    environment: Environment | None = None
 
 
 def generate(folder: Path, count: int) -> None:
@@ -222,8 +236,13 @@ def main() -> None:
     runs: list[Run] = []
 
     def record() -> None:
-        if not chosen.no_record:
-            print(write_result("pictures", {"size": SIZE, "batch": BATCH, "runs": runs}, "pillow", "datasets"))
+        if chosen.no_record:
+            return
+        again = {(run.side, run.pictures) for run in runs}
+        path = RESULTS / "pictures.json"
+        earlier = read_record(path, Results).runs if path.exists() else ()
+        kept = tuple(run for run in earlier if (run.side, run.pictures) not in again)
+        print(write_result("pictures", Results(SIZE, BATCH, (*kept, *runs)), "pillow", "datasets"))
 
     with tempfile.TemporaryDirectory() as temporary:
         for count in map(int, chosen.counts.split(",")):
