@@ -504,3 +504,24 @@ def test_a_model_that_amplifies_everything_proves_nothing() -> None:
     torch.manual_seed(0)
     with pytest.raises(CaptureError, match="does not compute what the model does"):
         capture(Chaotic(5).eval(), torch.randn(4, 32))
+
+
+class Positions(nn.Module):
+    """Computes a bias from fixed coordinates by a small network with dropout, as relative positions are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 4))
+        self.register_buffer("coordinates", torch.randn(5, 2))
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x) + self.mlp(self.coordinates).mean(0)
+
+
+def test_dropout_of_constants_is_off() -> None:
+    torch.manual_seed(0)
+    model, x = Positions(), torch.randn(4, 6)
+    graph = capture(model, x)
+    with torch.no_grad():
+        assert torch.allclose(GraphModule(graph)(x), model.eval()(x), atol=1e-6)
