@@ -22,6 +22,7 @@ PAGES = {
     "SECURITY.md": "security.md",
     "examples/quantize.ipynb": "examples/quantize.md",
     "examples/scaling.ipynb": "examples/scaling.md",
+    "examples/tflite.ipynb": "examples/tflite.md",
     "examples/to_c.ipynb": "examples/to_c.md",
     "examples/own_model/README.md": "examples/own_model.md",
     "examples/service/README.md": "examples/service.md",
