@@ -5,8 +5,8 @@
 
 Each argument is a model of the registry, and a file of its weights for CIFAR-10. Without one, its weights are random
 and its batch norms see 200 images first, which makes accuracy meaningless. A network is quantized with the scheme
-"tflite" and 400 training images. Every integer of every layer of every test image is compared with the torch
-executor's, and with the NumPy reference's for the first 100. LiteRT's slower reference kernels get 200 images.
+"tflite" and 400 training images. Every integer of every layer of every test image is compared with the compiled C's,
+and for the first 100 images with the NumPy reference's. LiteRT's slower reference kernels get 200 images.
 ``--random`` compares random networks of every layer type.
 The result, in results/tflite.json, is rewritten after every network.
 
@@ -92,51 +92,61 @@ def quantized(name: str, path: Path | None, images: NDArray[Any], scheme: str) -
     return (model, norm), twoscale.quantize(model, batches, scheme=scheme, normalization=norm)
 
 
-def accuracy(network: IntegerNetwork, model: Any, dataset: Any, count: int) -> tuple[float, float]:
-    """Return top-1 and the SQNR of the logits over the first test images."""
+def float_logits(model: Any, dataset: Any, count: int) -> NDArray[np.float64]:
+    """Return the float model's logits for the first test images."""
     import torch
 
-    from twoscale._runtimes.torch import TorchExecutor
+    module, norm = model
+    found = []
+    with torch.inference_mode():
+        for start in range(0, count, BATCH):
+            pixels = dataset.images[start : min(start + BATCH, count)]
+            found.append(module(torch.from_numpy(data.normalize(pixels, *norm))).numpy().astype(np.float64))
+    return np.concatenate(found)
 
-    executor, (module, norm) = TorchExecutor(network), model
-    signal = noise = hits = 0.0
+
+def accuracy(network: IntegerNetwork, real: NDArray[np.float64], dataset: Any) -> tuple[float, float]:
+    """Return top-1 over the first test images, and the SQNR of the logits beside the float model's."""
+    from twoscale._runtimes.c import CExecutor
+
+    executor, count = CExecutor(network), len(real)
+    noise = hits = 0.0
     for start in range(0, count, BATCH):
         pixels, labels = (part[start : min(start + BATCH, count)] for part in (dataset.images, dataset.labels))
         integer = network.logits(executor.run(pixels.astype(np.float32))[network.output]).astype(np.float64)
-        with torch.inference_mode():
-            real = module(torch.from_numpy(data.normalize(pixels, *norm))).numpy().astype(np.float64)
-        signal, noise = signal + (real**2).sum(), noise + ((real - integer) ** 2).sum()
+        noise += ((real[start : start + len(pixels)] - integer) ** 2).sum()
         hits += int((integer.argmax(1) == labels).sum())
-    return hits / count, float(10 * np.log10(signal / noise))
+    return hits / count, float(10 * np.log10((real**2).sum() / noise))
 
 
 def measure(name: str, path: Path | None, count: int) -> Row:
     """Quantize a model and compare every layer over the first ``count`` test images."""
     from twoscale._formats.tflite import to_bytes
     from twoscale._ir.reference import ReferenceExecutor
+    from twoscale._runtimes.c import CExecutor
     from twoscale._runtimes.litert import LiteRtExecutor
-    from twoscale._runtimes.torch import TorchExecutor
 
     dataset = data.load("cifar10")
     images = dataset.train.images[:CALIBRATION_IMAGES]
-    plain_model, plain = quantized(name, path, images, "default")
+    _, plain = quantized(name, path, images, "default")
     model, network = quantized(name, path, images, "tflite")
     keep = [layer.name for layer in network]
-    expected: dict[str, Executor] = {"torch": TorchExecutor(network), "reference": ReferenceExecutor(network)}
+    expected: dict[str, Executor] = {"c": CExecutor(network), "reference": ReferenceExecutor(network)}
     found = {kernels: LiteRtExecutor(network, kernels=kernels) for kernels in KERNELS}
     differing: Counter[str] = Counter()
     compared: Counter[str] = Counter()
     for start in range(0, count, BATCH):
         pixels = dataset.test.images[start : min(start + BATCH, count)].astype(np.float32)
-        wanted = expected["torch" if start else "reference"].run(pixels, keep)
+        wanted = expected["c" if start else "reference"].run(pixels, keep)
         for kernels, executor in found.items():
             if kernels == "reference" and start >= REFERENCE_IMAGES:
                 continue
             compared[kernels] += sum(values.size for values in wanted.values())
             got = executor.run(pixels, keep)
             differing[kernels] += sum(int((got[layer] != wanted[layer]).sum()) for layer in keep)
-    top1, sqnr = accuracy(network, model, dataset.test, count)
-    top1_plain, sqnr_plain = accuracy(plain, plain_model, dataset.test, count)
+    real = float_logits(model, dataset.test, count)
+    top1, sqnr = accuracy(network, real, dataset.test)
+    top1_plain, sqnr_plain = accuracy(plain, real, dataset.test)
     return Row(
         name,
         "random" if path is None else path.name,
