@@ -3,8 +3,8 @@
 An instruction is counted when QEMU's emulated processor executes it; that says nothing of cycles, which depend on the
 core and its memory. A figure is a run of 1 + k images less a run of 1, divided by k, so that starting costs nothing.
 Programs for microcontrollers are built as examples/cortex-m builds them. ``python -m benchmarks.chips aarch64`` counts
-AArch64 alone, and ``cortex-m`` the others; the rows of the rest are kept. The records are in
-benchmarks/results/chips.json.
+AArch64 alone, and ``cortex-m`` the others; names of targets for microcontrollers and of networks, such as ``cortex-m4
+resnet8``, count only these. The rows of the rest are kept. The records are in benchmarks/results/chips.json.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,13 @@ SHAPES = {"dscnn": (1, 49, 10), "mobilenetv1": (3, 96, 96), "autoencoder": (640,
 """Of inputs that are not (3, 32, 32)."""
 ADAPTED = ("mobilenetv2", "resnet18")
 """Networks so deep that batch norms must take their statistics from the images, so that these reach the last layer."""
-TARGETS = ("portable", "small-ram")
+TARGETS = {
+    "portable": tuple(BOARDS),
+    "small-ram": tuple(BOARDS),
+    "cortex-m4": ("cortex-m4", "cortex-m7"),
+    "cortex-m4-small-ram": ("cortex-m4", "cortex-m7"),
+}
+"""From targets for microcontrollers to the cores that they are counted on."""
 AARCH64_TOOLS = ("aarch64-linux-gnu-gcc", "qemu-aarch64", "cc")
 LEVELS = {"neon": "cortex-a72", "dotprod": "cortex-a76", "i8mm": "max"}
 """From the targets for AArch64 to processors, as QEMU names them, on which native C chooses them."""
@@ -198,7 +204,7 @@ class Counter:
 def show(row: Row) -> None:
     """Print a row."""
     print(
-        f"{row.network:11} {row.target:9} {row.cpu:10} {row.options}  {row.instructions / 1e6:7.2f} M instructions, "
+        f"{row.network:11} {row.target:19} {row.cpu:10} {row.options}  {row.instructions / 1e6:7.2f} M instructions, "
         f"{row.instructions / row.macs:6.3f} per multiply-add  {row.compiler}",
         flush=True,
     )
@@ -215,13 +221,15 @@ def require(tools: Sequence[str], packages: str) -> None:
         raise SystemExit(f"{', '.join(missing)} must be installed (Debian: {packages})")
 
 
-def count_microcontrollers(counter: Counter) -> list[Row]:
+def count_microcontrollers(counter: Counter, targets: Collection[str], networks: Collection[str]) -> list[Row]:
     """Count what microcontrollers take."""
     rows = []
-    for name in OPTIONS:
+    for name in networks:
         network = network_of(name)
-        for target in TARGETS:
-            for cpu in BOARDS:
+        for target, cpus in TARGETS.items():
+            if target not in targets:
+                continue
+            for cpu in cpus:
                 for options in OPTIONS[name]:
                     rows.append(counter.count(network, target, cpu, options))
                     show(rows[-1])
@@ -241,22 +249,43 @@ def count_all_aarch64(counter: Counter) -> list[Row]:
     return rows
 
 
+def place_of(row: Row) -> tuple[str, str, str, str]:
+    """Return what a figure is of."""
+    return row.network, row.target, row.cpu, row.options
+
+
 def main() -> None:
     """Count everything, or what the command line names, print it and record it."""
     wanted = sys.argv[1:] or ["cortex-m", "aarch64"]
+    unknown = set(wanted) - {"cortex-m", "aarch64", *TARGETS, *OPTIONS}
+    if unknown:
+        raise SystemExit(f"{sorted(unknown)[0]} is no target or network that is counted")
     old = read_record(RESULTS, Results)
     microcontrollers = [row for row in old.rows if row.target in TARGETS]
     aarch64 = [row for row in old.rows if row.target in LEVELS]
+    targets = [name for name in wanted if name in TARGETS] or list(TARGETS)
+    networks = [name for name in wanted if name in OPTIONS] or list(OPTIONS)
+    on_cores = wanted != ["aarch64"]
     with tempfile.TemporaryDirectory() as folder:
-        if "cortex-m" in wanted:
+        if on_cores:
             require(TOOLS, "gcc-arm-none-eabi, qemu-system-arm")
-            microcontrollers = count_microcontrollers(Counter(Path(folder)))
+            new = count_microcontrollers(Counter(Path(folder)), targets, networks)
+            known = {place_of(row): row for row in (*microcontrollers, *new)}
+            microcontrollers = sorted(
+                known.values(),
+                key=lambda row: (
+                    list(OPTIONS).index(row.network),
+                    list(TARGETS).index(row.target),
+                    list(BOARDS).index(row.cpu),
+                    row.options,
+                ),
+            )
         if "aarch64" in wanted:
             require([*AARCH64_TOOLS, *AARCH64_COMPILERS], "gcc-aarch64-linux-gnu, clang-19, qemu-user")
             aarch64 = count_all_aarch64(Counter(Path(folder)))
     write_record(
         RESULTS,
-        Results(version_of("qemu-system-arm") if "cortex-m" in wanted else old.qemu, (*microcontrollers, *aarch64)),
+        Results(version_of("qemu-system-arm") if on_cores else old.qemu, (*microcontrollers, *aarch64)),
     )
 
 

@@ -86,13 +86,36 @@ def test_the_test_networks_hold_every_kernel() -> None:
     for dtype in DTYPES:
         program = lower(every_kernel(dtype))
         used = {call.kernel.name for step in program.steps for call in step.calls}
-        assert used >= {"conv2d", "conv2d_tiles", "linear", "add", "multiply", "average_pool2d", "max_pool2d", "copy",
-                        "rescale", "clamp", "look_up", "memset", "memcpy"}  # fmt: skip
+        assert used >= {"conv2d", "conv2d_tiles", "linear", "add_narrow", "multiply", "average_pool2d", "max_pool2d",
+                        "copy", "rescale", "clamp", "look_up", "memset", "memcpy"}  # fmt: skip
         assert any(isinstance(layer, n.Conv2d) and layer.residual_multiplier is not None for layer in program.network)
         assert any(step.in_place_of and program.places[step.layer.name] == program.places[step.in_place_of[0]]
                    for step in program.steps)  # fmt: skip
         assert max(entries_that_show(program.network)) >= 30
     assert Source(lower(every_kernel("int8")), "x", TARGETS["portable"]).output_type == "int8_t"
+
+
+@pytest.mark.parametrize(("multiplier", "kernel"), [(2**22 - 17, "add_narrow"), (2**23, "add")])
+def test_sums_of_large_products(multiplier: int, kernel: str, tmp_path: Path) -> None:
+    """Sums are computed in 32 bits where that is enough."""
+    need("gcc")
+    spec = n.TensorSpec((2, 3, 4), "uint8", 0.5, 128, 0, 255)
+    network = IntegerNetwork(
+        "sum",
+        (
+            n.QuantizeInput(name="image", inputs=(), output=spec),
+            n.Table(name="table", inputs=("image",), output=spec, table=np.arange(255, -1, -1, dtype=np.int16)),
+            n.Add(
+                name="sum", inputs=("image", "table"), output=spec,
+                multipliers=(n.Multiplier.on_grid(np.array([multiplier]), 14),) * 2,
+            ),
+        ),
+        ("sum",),
+    )  # fmt: skip
+    assert [call.kernel.name for call in lower(network).steps[2].calls] == [kernel]
+    export_c(network, tmp_path)
+    done = run(build("gcc", tmp_path, ["sum_test.c", "sum.c"], "-DSUM_TRACE", *SANITIZED))
+    assert done.stdout == "sum: 4 images, all layers and outputs as expected\n"
 
 
 @pytest.mark.sweep

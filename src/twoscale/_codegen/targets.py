@@ -340,11 +340,13 @@ class Target:
     """A target of the C export."""
 
     name: str
-    back_end: Literal["portable", "small-ram", "vector"]
+    back_end: Literal["cortex-m", "portable", "small-ram", "vector"]
     promise: str
     """Intended use, as part of a sentence."""
     cflags: str
     """Optimization flags of its Makefile."""
+    little_ram: bool = False
+    """Whether layers compute row by row where that saves memory; of the back end "cortex-m"."""
     instruction_sets: tuple[InstructionSet, ...] = ()
     """Instruction sets that the C chooses from at run time; the last is for CPUs with none of the others."""
 
@@ -357,7 +359,9 @@ def _all_targets() -> tuple[Target, ...]:
     return (
         Target("portable", "portable", "microcontrollers", "-O2"),
         Target("small-ram", "small-ram", "microcontrollers with little memory", "-O2"),
-        *(Target(name, "vector", promise, "-O3", (*isas, GENERIC)) for name, promise, isas in vector),
+        Target("cortex-m4", "cortex-m", "Cortex-M4, M7 and M33 with the DSP extension", "-O2"),
+        Target("cortex-m4-small-ram", "cortex-m", "the same with little memory", "-O2", little_ram=True),
+        *(Target(name, "vector", promise, "-O3", instruction_sets=(*isas, GENERIC)) for name, promise, isas in vector),
     )
 
 

@@ -24,7 +24,7 @@ __all__ = ["ExportResult", "LayerSize", "SizeReport", "default_images", "export_
 _MAKEFILE = "Makefile"
 
 
-_BACK_ENDS = ("portable", "small_ram", "vector")
+_BACK_ENDS = ("cortex_m", "portable", "small_ram", "vector")
 """Packages with a function ``source_of``; ``Target.back_end`` is the name of one, with a hyphen. Each is imported when
 it writes C: programs that run a compiled library import this package without them."""
 
@@ -71,7 +71,8 @@ def export_c(
 
     Args:
         network: on the grid (any scheme but those with free float multipliers).
-        target: "portable" or "small-ram" for microcontrollers; "native" for this and other big CPUs, with the
+        target: "portable" or "small-ram" for microcontrollers, "cortex-m4" or "cortex-m4-small-ram" for those with the
+            DSP extension; "native" for this and other big CPUs, with the
             instruction set chosen at run time; "amx", "avx512vnni", "avxvnni", "avx2" or "sse41" (x86) or
             "i8mm", "dotprod" or "neon" (AArch64) for one.
         folder: where to write; created if it does not exist. Files of the same names are replaced, all of them or none.

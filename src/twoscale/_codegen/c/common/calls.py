@@ -37,6 +37,10 @@ class Kernel:
     """Name of the function, and of the file with its text."""
     needs: tuple[Kernel, ...] = ()
     """Other kernels that it calls."""
+    fixed_point: bool = False
+    """Whether its text has parts for TensorFlow Lite's arithmetic that call the kernel for it."""
+    folder: str = "portable"
+    """Folder of its text."""
 
 
 K = TypeVar("K", bound=Kernel)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from twoscale._codegen.c.portable.attention import (
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT
 
-__all__ = ["PortableCalls", "copy_call", "fixed_sum", "window"]
+__all__ = ["Faster", "PortableCalls", "copy_call", "fixed_sum", "folded_biases", "window"]
 
 _LARGEST_EDGE = 3072
 """Most bytes of the stack for two windows at an edge."""
@@ -48,6 +48,16 @@ def window(layer: n.MaxPool2d | n.AveragePool2d, shape: tuple[int, ...]) -> k.Wi
     )  # fmt: skip
 
 
+class Faster(Protocol):
+    """Kernels of some processors that take the place of portable ones."""
+
+    def whole(self, calls: PortableCalls, layer: n.Layer) -> tuple[Call, ...] | None:
+        """Return the calls that compute a layer's whole output; None if the portable kernels compute it."""
+
+    def row(self, calls: PortableCalls, layer: n.Layer) -> tuple[Call, ...] | None:
+        """Return the calls that compute one row of a layer; None if the portable kernels compute it."""
+
+
 class PortableCalls:
     """Makes the calls that compute layers one image at a time.
 
@@ -55,12 +65,16 @@ class PortableCalls:
         arrangement: of the tensors.
         constants: collects the layers' arrays.
         tiles: whether convolutions may compute in tiles. The C must then define the tile sizes.
+        faster: kernels that take the place of portable ones.
     """
 
-    def __init__(self, arrangement: Arrangement, constants: Constants, *, tiles: bool = True) -> None:
+    def __init__(
+        self, arrangement: Arrangement, constants: Constants, *, tiles: bool = True, faster: Faster | None = None
+    ) -> None:
         self.arrangement = arrangement
         self.constants = constants
         self.tiles = tiles
+        self.faster = faster
 
     def step(self, arranged: ArrangedLayer, calls: Callable[[ArrangedLayer], Iterable[Call]] | None = None) -> Step:
         """Return a layer with the calls that ``calls`` makes; by default those for the whole tensor."""
@@ -70,7 +84,8 @@ class PortableCalls:
 
     def of(self, arranged: ArrangedLayer) -> tuple[Call, ...]:
         """Return the calls that compute a layer's whole output; empty if no bytes change."""
-        return _CALLS[type(arranged.layer)](self, arranged, arranged.layer)
+        made = self.faster.whole(self, arranged.layer) if self.faster else None
+        return _CALLS[type(arranged.layer)](self, arranged, arranged.layer) if made is None else made
 
     def tensor(self, layer: n.Layer) -> Tensor:
         """Return a layer's output."""
@@ -119,7 +134,7 @@ class PortableCalls:
         channels, *_ = x.spec.shape
         kernel_h, kernel_w = layer.weight.shape[2:]
         sums = np.abs(layer.weight.astype(np.int64)).sum((1, 2, 3))
-        biases = _folded(layer, x.zero)
+        biases = folded_biases(layer, x.zero)
         return (
             self.tiles
             and layer.groups == 1
@@ -139,7 +154,7 @@ class PortableCalls:
         out_c, out_h, out_w = layer.output.shape
         weight_ohwi = layer.weight.transpose(0, 2, 3, 1)
         residual = layer.residual_multiplier
-        bias = _folded(layer, x.zero).astype(np.int32) if self.in_tiles(layer) else layer.bias_o
+        bias = folded_biases(layer, x.zero).astype(np.int32) if self.in_tiles(layer) else layer.bias_o
         bound = int(layer.partial_bound(x.spec).max(initial=0))
         added = 255 * int(residual.integers[0]) if residual is not None else 0
         params = k.Conv2dParams(
@@ -203,7 +218,9 @@ class PortableCalls:
             b_multiplier=int(layer.multipliers[1].integers[0]),
             to=k.Requantization(shift=ADD_SHIFT, zero=y.zero, lo=y.lo, hi=y.hi),
         )
-        return k.Add(params, Operand(first.name), Operand(second.name), Operand(layer.name))
+        reach = 255 * (params.a_multiplier + params.b_multiplier) + (1 << (ADD_SHIFT - 1))
+        call = k.AddNarrow if reach < 2**31 else k.Add
+        return call(params, Operand(first.name), Operand(second.name), Operand(layer.name))
 
     def clamp(self, layer: n.Clamp, count: int) -> k.Clamp:
         """Return the call that clamps ``count`` bytes."""
@@ -227,10 +244,10 @@ def fixed_sum(layer: n.Add, a: Tensor, b: Tensor) -> dict[str, int]:
     return found
 
 
-def _folded(layer: n.Conv2d, zero: int) -> NDArray[np.int64]:
+def folded_biases(layer: n.Conv2d | n.Linear, zero: int) -> NDArray[np.int64]:
     """Return biases minus the zero point times the sum of the weights, for kernels that do not subtract the zero
     point."""
-    sums: NDArray[np.int64] = layer.weight.astype(np.int64).sum((1, 2, 3))
+    sums: NDArray[np.int64] = layer.weight.astype(np.int64).reshape(len(layer.weight), -1).sum(1)
     return layer.bias_o.astype(np.int64) - zero * sums
 
 

@@ -5,7 +5,7 @@ The texts are in the folder kernels/portable, one file for each kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import ClassVar
@@ -15,12 +15,19 @@ from twoscale._codegen.c.common.calls import Call, Constant, Inline, Kernel, Nam
 __all__ = [
     "FIXED_POINT",
     "IMAGE",
+    "KERNELS",
+    "MAX_POOL2D_PARAMS",
+    "MULTIPLIER_OF",
     "NEXT_PLACE",
+    "PORTABLE",
+    "REQUANTIZE",
     "ROWS",
+    "STORE",
     "TO_INT8",
     "Add",
     "AddFixed",
     "AddFixedParams",
+    "AddNarrow",
     "AddParams",
     "AveragePool2d",
     "AveragePool2dParams",
@@ -34,6 +41,7 @@ __all__ = [
     "CopyParams",
     "CopyRuns",
     "FromInt8",
+    "Library",
     "Linear",
     "LinearParams",
     "LookUp",
@@ -62,52 +70,56 @@ __all__ = [
     "WindowParams",
     "chosen_parts",
     "kernel_texts",
+    "tile_definitions",
     "tile_sizes",
 ]
 
 IMAGE = Name("image")
 
-_REQUANTIZE = Kernel("requantize")
-_REQUANTIZE_NARROW = Kernel("requantize_narrow", (_REQUANTIZE,))
-_MULTIPLIER_OF = Kernel("multiplier_of", (_REQUANTIZE,))
-FIXED_POINT = Kernel("fixed_point", (_REQUANTIZE,))
+REQUANTIZE = Kernel("requantize")
+_REQUANTIZE_NARROW = Kernel("requantize_narrow", (REQUANTIZE,))
+MULTIPLIER_OF = Kernel("multiplier_of", (REQUANTIZE,))
+FIXED_POINT = Kernel("fixed_point", (REQUANTIZE,))
 """Used by networks of TensorFlow Lite's arithmetic. Without it, the parts of other kernels for it are left out."""
-_STORE = Kernel("store", (_REQUANTIZE, _REQUANTIZE_NARROW, _MULTIPLIER_OF))
+STORE = Kernel("store", (REQUANTIZE, _REQUANTIZE_NARROW, MULTIPLIER_OF), fixed_point=True)
 _DOT = Kernel("dot")
 ROWS = Kernel("rows")
 _CONV2D_PARAMS = Kernel("conv2d_params")
-_CONV2D_ROW = Kernel("conv2d_row", (_STORE, _DOT, ROWS, _CONV2D_PARAMS))
+_CONV2D_ROW = Kernel("conv2d_row", (STORE, _DOT, ROWS, _CONV2D_PARAMS))
 _CONV2D = Kernel("conv2d", (_CONV2D_ROW,))
-_CONV2D_TILES_ROW = Kernel("conv2d_tiles_row", (_REQUANTIZE, _MULTIPLIER_OF, ROWS, _CONV2D_PARAMS))
+_CONV2D_TILES_ROW = Kernel("conv2d_tiles_row", (REQUANTIZE, MULTIPLIER_OF, ROWS, _CONV2D_PARAMS), fixed_point=True)
 _CONV2D_TILES = Kernel("conv2d_tiles", (_CONV2D_TILES_ROW,))
-_LINEAR = Kernel("linear", (_STORE, _DOT))
-_ADD = Kernel("add", (_REQUANTIZE,))
-_MULTIPLY = Kernel("multiply", (_STORE,))
-_AVERAGE_POOL2D_ROW = Kernel("average_pool2d_row", (_STORE, ROWS))
+_LINEAR = Kernel("linear", (STORE, _DOT))
+_ADD_PARAMS = Kernel("add_params", (REQUANTIZE,))
+_ADD = Kernel("add", (_ADD_PARAMS,))
+_ADD_NARROW = Kernel("add_narrow", (_ADD_PARAMS, _REQUANTIZE_NARROW))
+_MULTIPLY = Kernel("multiply", (STORE,))
+_AVERAGE_POOL2D_ROW = Kernel("average_pool2d_row", (STORE, ROWS))
 _AVERAGE_POOL2D = Kernel("average_pool2d", (_AVERAGE_POOL2D_ROW,))
-_MAX_POOL2D_ROW = Kernel("max_pool2d_row", (ROWS,))
+MAX_POOL2D_PARAMS = Kernel("max_pool2d_params")
+_MAX_POOL2D_ROW = Kernel("max_pool2d_row", (ROWS, MAX_POOL2D_PARAMS))
 _MAX_POOL2D = Kernel("max_pool2d", (_MAX_POOL2D_ROW,))
 NEXT_PLACE = Kernel("next_place")
 _COPY = Kernel("copy", (NEXT_PLACE,))
-_RESCALE = Kernel("rescale", (_STORE,))
+_RESCALE = Kernel("rescale", (STORE,))
 _CLAMP = Kernel("clamp")
 _LOOK_UP = Kernel("look_up")
-_MATMUL = Kernel("matmul", (_STORE,))
+_MATMUL = Kernel("matmul", (STORE,))
 _ADD_FIXED = Kernel("add_fixed", (FIXED_POINT,))
 _SOFTMAX_FIXED = Kernel("softmax_fixed")
 _SOFTMAX = Kernel("softmax")
 _RNE_RATIO = Kernel("rne_ratio")
 _SOFTMAX_MATMUL = Kernel("softmax_matmul", (_RNE_RATIO,))
-_NORMALIZE = Kernel("normalize", (_REQUANTIZE,))
+_NORMALIZE = Kernel("normalize", (REQUANTIZE,))
 _FROM_INT8 = Kernel("from_int8")
 TO_INT8 = Kernel("to_int8")
 
-_KERNELS = (
-    _REQUANTIZE,
+KERNELS = (
+    REQUANTIZE,
     _REQUANTIZE_NARROW,
-    _MULTIPLIER_OF,
+    MULTIPLIER_OF,
     FIXED_POINT,
-    _STORE,
+    STORE,
     _DOT,
     ROWS,
     _CONV2D_PARAMS,
@@ -116,11 +128,14 @@ _KERNELS = (
     _CONV2D_TILES_ROW,
     _CONV2D_TILES,
     _LINEAR,
+    _ADD_PARAMS,
     _ADD,
+    _ADD_NARROW,
     _ADD_FIXED,
     _MULTIPLY,
     _AVERAGE_POOL2D_ROW,
     _AVERAGE_POOL2D,
+    MAX_POOL2D_PARAMS,
     _MAX_POOL2D_ROW,
     _MAX_POOL2D,
     NEXT_PLACE,
@@ -140,18 +155,19 @@ _KERNELS = (
 """In the order of the C file: each kernel comes after those that it calls."""
 
 
-def kernel_texts(used: Iterable[Kernel], *, fixed_point: bool = False) -> list[str]:
-    """Return the texts of the portable kernels among ``used``, and of those that they call.
+def kernel_texts(used: Iterable[Kernel], *, fixed_point: bool = False, order: Sequence[Kernel] = KERNELS) -> list[str]:
+    """Return the texts of the kernels of ``order`` that are among ``used``, and of those that they call.
 
     Args:
         used: kernels.
         fixed_point: whether the network has TensorFlow Lite's arithmetic.
+        order: all kernels, each after those that it calls.
     """
-    folder = resources.files("twoscale._codegen.c") / "kernels" / "portable"
-    needed = with_needs(used, _KERNELS)
-    if fixed_point and {_STORE, _CONV2D_TILES_ROW}.intersection(needed):
-        needed = with_needs([*needed, FIXED_POINT], _KERNELS)
-    return [chosen_parts((folder / f"{kernel.name}.c").read_text(), fixed_point) for kernel in needed]
+    folder = resources.files("twoscale._codegen.c") / "kernels"
+    needed = with_needs(used, order)
+    if fixed_point and any(kernel.fixed_point for kernel in needed):
+        needed = with_needs([*needed, FIXED_POINT], order)
+    return [chosen_parts((folder / kernel.folder / f"{kernel.name}.c").read_text(), fixed_point) for kernel in needed]
 
 
 def chosen_parts(text: str, fixed_point: bool) -> str:
@@ -179,6 +195,30 @@ class TileSizes:
     """The largest number of rows of a window."""
     edge_bytes: int
     """The largest number of bytes of two windows at an edge."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """The kernels that a back end chooses from."""
+
+    kernels: tuple[Kernel, ...]
+    """In the order of the C file: each kernel comes after those that it calls."""
+    definitions: Callable[[Sequence[Call]], list[str]]
+    """Returns the lines before the kernels that the calls of a program need."""
+
+
+def tile_definitions(calls: Sequence[Call]) -> list[str]:
+    """Return the macros of the tile kernels; none if no call computes in tiles."""
+    sizes = tile_sizes(calls)
+    if sizes is None:
+        return []
+    return [
+        f"#define TILE_ROWS {sizes.rows} /* the largest number of rows of a window that is computed in tiles */",
+        f"#define TILE_BYTES {sizes.edge_bytes} /* stack space for two windows at the edge of an image */",
+    ]
+
+
+PORTABLE = Library(KERNELS, tile_definitions)
 
 
 def tile_sizes(calls: Iterable[Call]) -> TileSizes | None:
@@ -304,6 +344,13 @@ class Add(Call):
     a: Operand
     b: Operand
     y: Operand
+
+
+@dataclass(frozen=True)
+class AddNarrow(Add):
+    """The sum of two tensors whose products with multipliers fit 32 bits."""
+
+    kernel: ClassVar = _ADD_NARROW
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from twoscale._codegen.c.common.names import printable
 from twoscale._codegen.c.common.program import Step
 from twoscale._codegen.c.common.source_base import SourceBase
 from twoscale._codegen.c.common.text import normalization, rows, value_text
-from twoscale._codegen.c.portable.kernels import TO_INT8, kernel_texts, tile_sizes
+from twoscale._codegen.c.portable.kernels import PORTABLE, TO_INT8, Library, kernel_texts
 from twoscale._codegen.c.portable.lowering import Program, lower
 from twoscale._codegen.pixels import pixel_table
 from twoscale._codegen.targets import Target
@@ -34,9 +34,10 @@ def source_of(network: IntegerNetwork, name: str, target: Target, *, binary: boo
 
 @dataclass(frozen=True)
 class Source(SourceBase):
-    """The C of a program for any target."""
+    """The C of a program that computes one image."""
 
     program: Program
+    library: Library = PORTABLE
 
     self_test_template = "selftest.c.jinja"
     makefile_template = "Makefile.jinja"
@@ -74,8 +75,10 @@ class Source(SourceBase):
         """Return the text of the source."""
         return self.render(
             "network.c.jinja",
-            tiles=tile_sizes(call for step in self.program.steps for call in step.calls),
-            kernels=kernel_texts(self._used(), fixed_point=self.program.network.in_fixed_point),
+            definitions=self.library.definitions([call for step in self.program.steps for call in step.calls]),
+            kernels=kernel_texts(
+                self._used(), fixed_point=self.program.network.in_fixed_point, order=self.library.kernels
+            ),
             constants=self.constants(),
             steps=self._blocks(self.instances),
             last=len(self.program.steps) - 1,

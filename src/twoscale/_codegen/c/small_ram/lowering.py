@@ -15,7 +15,7 @@ from twoscale._codegen.c.common.program import Constants
 from twoscale._codegen.c.common.storage import Move, memory_order, memory_steps
 from twoscale._codegen.c.common.tensors import Place, Tensor
 from twoscale._codegen.c.portable import kernels as k
-from twoscale._codegen.c.portable.calls import PortableCalls, copy_call
+from twoscale._codegen.c.portable.calls import Faster, PortableCalls, copy_call
 from twoscale._codegen.c.portable.lowering import Program
 from twoscale._codegen.c.small_ram.segments import Segment, plan_segments
 from twoscale._ir import layers as n
@@ -51,8 +51,12 @@ class RowProgram(Program):
         return rows * row_bytes
 
 
-def lower(network: IntegerNetwork) -> RowProgram:
+def lower(network: IntegerNetwork, faster: Faster | None = None) -> RowProgram:
     """Turn a network into calls that need little RAM.
+
+    Args:
+        network: on the grid.
+        faster: kernels that take the place of portable ones.
 
     Raises:
         ConfigurationError: integers alone cannot compute it; names the layer and what to do.
@@ -68,7 +72,7 @@ def lower(network: IntegerNetwork) -> RowProgram:
         segments, kept = tuple(Segment(i, i) for i in range(len(arrangement.layers))), {}
         places, plan, live = dict(whole.places), whole.plan, whole.live_bytes
     streamed = {index for segment in segments for index in segment.order}
-    rows = _RowCalls(arrangement, Constants())
+    rows = _RowCalls(arrangement, Constants(), faster=faster)
     steps = tuple(rows.step(layer, rows.of_a_row if layer.index in streamed else None) for layer in arrangement.layers)
     return RowProgram(network, arrangement.tensors, steps, places, plan, live, segments, kept)
 
@@ -78,7 +82,8 @@ class _RowCalls(PortableCalls):
 
     def of_a_row(self, arranged: ArrangedLayer) -> tuple[Call, ...]:
         """Return the calls that compute one row of a layer."""
-        return _ROW[type(arranged.layer)](self, arranged.layer)
+        made = self.faster.row(self, arranged.layer) if self.faster else None
+        return _ROW[type(arranged.layer)](self, arranged.layer) if made is None else made
 
     def conv2d_row(self, layer: n.Conv2d) -> Call:
         """Return the call of one row of a convolution."""

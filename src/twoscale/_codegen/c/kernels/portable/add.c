@@ -1,11 +1,4 @@
 /* Sum of two tensors, equation (7). The result may take the place of either. */
-typedef struct {
-    int32_t count;
-    int32_t a_zero, a_multiplier;
-    int32_t b_zero, b_multiplier;
-    requantization to;
-} add_params;
-
 static void add(const add_params *p, const uint8_t *a, const uint8_t *b, uint8_t *y)
 {
     for (int32_t i = 0; i < p->count; i++)

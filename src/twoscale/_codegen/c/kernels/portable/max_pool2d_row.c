@@ -1,13 +1,4 @@
 /* One row of maxima over windows, equation (9); taps outside the image are ignored. */
-typedef struct {
-    int32_t in_h, in_w, channels;
-    int32_t out_h, out_w;
-    int32_t kernel_h, kernel_w;
-    int32_t stride_h, stride_w;
-    int32_t dilation_h, dilation_w;
-    int32_t pad_top, pad_left;
-} max_pool2d_params;
-
 static void max_pool2d_row(const max_pool2d_params *p, const kept_rows *x, uint8_t *y, int32_t row)
 {
     int32_t index = 0;

@@ -1,0 +1,1 @@
+"""C for Cortex-M cores with the DSP extension or Helium."""
