@@ -28,8 +28,16 @@ HERE = Path(__file__).parent
 EXAMPLE = HERE.parent / "examples" / "cortex-m"
 RESULTS = HERE / "results" / "chips.json"
 TOOLS = ("arm-none-eabi-gcc", "qemu-system-arm", "cc")
-BOARDS = {"cortex-m0": "mps2-an385", "cortex-m3": "mps2-an385", "cortex-m4": "mps2-an386", "cortex-m7": "mps2-an500"}
+BOARDS = {
+    "cortex-m0": "mps2-an385",
+    "cortex-m3": "mps2-an385",
+    "cortex-m4": "mps2-an386",
+    "cortex-m7": "mps2-an500",
+    "cortex-m55": "mps3-an547",
+}
 """A Cortex-M3 executes all instructions of a Cortex-M0, and counts the same."""
+PLACES = {"mps3-an547": {"flash_at": 0x10000000, "flash_bytes": 2**19, "ram_at": 0x30000000, "ram_bytes": 2**19}}
+"""Memory of boards that differ from an MPS2, for the linker script."""
 OPTIONS = {
     "resnet8": ("-Os", "-O2", "-O3"),
     "resnet20": ("-O2",),
@@ -43,10 +51,12 @@ SHAPES = {"dscnn": (1, 49, 10), "mobilenetv1": (3, 96, 96), "autoencoder": (640,
 ADAPTED = ("mobilenetv2", "resnet18")
 """Networks so deep that batch norms must take their statistics from the images, so that these reach the last layer."""
 TARGETS = {
-    "portable": tuple(BOARDS),
-    "small-ram": tuple(BOARDS),
+    "portable": ("cortex-m0", "cortex-m3", "cortex-m4", "cortex-m7"),
+    "small-ram": ("cortex-m0", "cortex-m3", "cortex-m4", "cortex-m7"),
     "cortex-m4": ("cortex-m4", "cortex-m7"),
     "cortex-m4-small-ram": ("cortex-m4", "cortex-m7"),
+    "cortex-m55": ("cortex-m55",),
+    "cortex-m55-small-ram": ("cortex-m55",),
 }
 """From targets for microcontrollers to the cores that they are counted on."""
 AARCH64_TOOLS = ("aarch64-linux-gnu-gcc", "qemu-aarch64", "cc")
@@ -161,9 +171,11 @@ class Counter:
 
     def _run(self, exported: Path, cpu: str, options: str, images: int) -> int:
         program, count = exported / "program.elf", exported / "count.txt"
+        places = PLACES.get(BOARDS[cpu], {}).items()
         subprocess.run(
-            ["arm-none-eabi-gcc", f"-mcpu={cpu}", "-mthumb", "-mfloat-abi=soft", *options.split(), "-std=c99",
-             "-ffunction-sections", "-fdata-sections", f"-DIMAGES={images}", "-T", str(EXAMPLE / "mps2.ld"),
+            ["arm-none-eabi-gcc", f"-mcpu={cpu}", "-mthumb", f"-mfloat-abi={'hard' if cpu == 'cortex-m55' else 'soft'}",
+             *options.split(), "-std=c99", *(f"-Wl,--defsym={name}={at}" for name, at in places), "-ffunction-sections",
+             "-fdata-sections", f"-DIMAGES={images}", "-T", str(EXAMPLE / "mps2.ld"),
              "-nostartfiles", "--specs=rdimon.specs", "-Wl,--gc-sections", "-o", str(program), "net.c", "main.c",
              str(EXAMPLE / "startup.c")],
             cwd=exported, check=True,

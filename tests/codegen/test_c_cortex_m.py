@@ -15,12 +15,13 @@ from tests.integer_networks import ActivationType, random_network
 from tests.tflite_files import random_file
 from twoscale._codegen.c import export_c
 from twoscale._codegen.c.cortex_m.dsp import FasterWithDsp
+from twoscale._codegen.c.cortex_m.helium import FasterWithHelium
 from twoscale._codegen.c.portable.lowering import lower
 from twoscale._frontends.tflite import read
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 
-TARGETS = ("cortex-m4", "cortex-m4-small-ram")
+TARGETS = ("cortex-m4", "cortex-m55", "cortex-m4-small-ram", "cortex-m55-small-ram")
 PASSED = "net: 4 images, all layers and outputs as expected\n"
 FAST = {"add", "average_pool", "clamp", "conv", "depthwise", "max_pool", "pad", "residual", "slice", "table", "linear"}
 
@@ -72,8 +73,11 @@ def test_the_networks_have_every_kernel() -> None:
 
 
 @pytest.mark.skipif(not sweep.whole(), reason="runs QEMU: --sweep all")
-@pytest.mark.parametrize("cpu", ["cortex-m4", "cortex-m7"])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("cpu", "target"),
+    [(cpu, target) for cpu in ("cortex-m4", "cortex-m7", "cortex-m33") for target in TARGETS if "m4" in target]
+    + [("cortex-m55", target) for target in (*TARGETS, "portable")],
+)
 @pytest.mark.parametrize("seed", range(6))
 def test_many_networks_on_the_cores(seed: int, cpu: str, target: str, tmp_path: Path) -> None:
     need(*TOOLS)
@@ -90,6 +94,28 @@ def test_networks_of_tensorflow_lite(tmp_path: Path) -> None:
     assert network.in_fixed_point
     assert kernels_of(network) >= {"conv2d_halves", "depthwise_halves"}
     assert self_test(network, tmp_path, *STRICT, "-Wno-overlength-strings") == PASSED
+
+
+def test_helium_computes_the_same_on_its_core(tmp_path: Path) -> None:
+    """With windows at edges, an odd number of channels and rows that are no multiple of 16 bytes."""
+    need(*TOOLS)
+    weight = np.random.default_rng(0).integers(-128, 128, (5, 7, 3, 3))
+    network = one_layer(weight, (7, 6, 8))
+    assert {type(call).__name__ for call in lower(network, FasterWithHelium(network)).steps[1].calls} == {
+        "Conv2dHelium"
+    }
+    export_c(network, tmp_path, target="cortex-m55", name="net")
+    done = make("run", tmp_path / "net", "cortex-m55")
+    assert (done.stdout, done.stderr, done.returncode) == (PASSED, "", 0)
+
+
+@pytest.mark.skipif(not sweep.whole(), reason="runs QEMU: --sweep all")
+@pytest.mark.parametrize("cpu", ["cortex-m0", "cortex-m33"])
+def test_portable_c_on_other_boards(cpu: str, tmp_path: Path) -> None:
+    need(*TOOLS)
+    export_c(one_layer(np.arange(-54, 54).reshape(4, 3, 3, 3), (3, 6, 8)), tmp_path, target="small-ram", name="net")
+    done = make("run", tmp_path / "net", cpu)
+    assert (done.stdout, done.stderr, done.returncode) == (PASSED, "", 0)
 
 
 FAULTS = {

@@ -345,10 +345,12 @@ class Target:
     """Intended use, as part of a sentence."""
     cflags: str
     """Optimization flags of its Makefile."""
-    little_ram: bool = False
-    """Whether layers compute row by row where that saves memory; of the back end "cortex-m"."""
     instruction_sets: tuple[InstructionSet, ...] = ()
     """Instruction sets that the C chooses from at run time; the last is for CPUs with none of the others."""
+    little_ram: bool = False
+    """Whether layers compute row by row where that saves memory; of the back end "cortex-m"."""
+    helium: bool = False
+    """Whether kernels use Helium; of the back end "cortex-m"."""
 
 
 def _all_targets() -> tuple[Target, ...]:
@@ -360,7 +362,11 @@ def _all_targets() -> tuple[Target, ...]:
         Target("portable", "portable", "microcontrollers", "-O2"),
         Target("small-ram", "small-ram", "microcontrollers with little memory", "-O2"),
         Target("cortex-m4", "cortex-m", "Cortex-M4, M7 and M33 with the DSP extension", "-O2"),
-        Target("cortex-m4-small-ram", "cortex-m", "the same with little memory", "-O2", little_ram=True),
+        Target("cortex-m4-small-ram", "cortex-m", "the same cores with little memory", "-O2", little_ram=True),
+        Target("cortex-m55", "cortex-m", "Cortex-M55 and M85 with Helium", "-O2", helium=True),
+        Target(
+            "cortex-m55-small-ram", "cortex-m", "these cores with little memory", "-O2", little_ram=True, helium=True
+        ),
         *(Target(name, "vector", promise, "-O3", instruction_sets=(*isas, GENERIC)) for name, promise, isas in vector),
     )
 

@@ -15,7 +15,7 @@ from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT, REQUANTIZE_SHIFT
 from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["FasterWithDsp"]
+__all__ = ["FasterWithDsp", "sums_clamp"]
 
 _LARGEST_WINDOWS = 9216
 """Most bytes of the stack for the widened bytes of four windows."""
@@ -86,11 +86,12 @@ def _clamp_bits(network: IntegerNetwork) -> int:
     """Return the number of bits to which sums of most convolutions' outputs may be clamped."""
     convolutions = [layer for layer in network if isinstance(layer, n.Conv2d)]
     return max(
-        range(8, 31), key=lambda bits: sum(math.prod(x.output.shape) for x in convolutions if _clamps(network, x, bits))
+        range(8, 31),
+        key=lambda bits: sum(math.prod(x.output.shape) for x in convolutions if sums_clamp(network, x, bits)),
     )
 
 
-def _clamps(network: IntegerNetwork, layer: n.Conv2d, bits: int) -> bool:
+def sums_clamp(network: IntegerNetwork, layer: n.Conv2d, bits: int) -> bool:
     """Whether sums may be clamped to ``bits``: products then fit 32 bits, and sums beyond give lo or hi in any case."""
     multiplier, residual = layer.multiplier, layer.residual_multiplier
     if multiplier is None or multiplier.shift not in (ADD_SHIFT, REQUANTIZE_SHIFT):
@@ -191,7 +192,7 @@ class FasterWithDsp:
             bias=calls.constants.add("bias", "int32_t", halves.biases, halves.biases.shape),
             residual_zero=None if residual is None else others[0].zero,
             residual_multiplier=None if residual is None else int(residual.integers[0]),
-            clamp_bits=self.clamp_bits if _clamps(self.network, layer, self.clamp_bits) else None,
+            clamp_bits=self.clamp_bits if sums_clamp(self.network, layer, self.clamp_bits) else None,
             to=calls.requantization(layer, layer.multiplier, bound, added),
         )
         joins = None if residual is None else Operand(others[0].name)
@@ -234,7 +235,7 @@ class FasterWithDsp:
             in_zero=x.zero,
             weight=calls.constants.add("weight", "int32_t", words, words.shape),
             bias=calls.constants.add("bias", "int32_t", even, even.shape),
-            clamp_bits=self.clamp_bits if _clamps(self.network, layer, self.clamp_bits) else None,
+            clamp_bits=self.clamp_bits if sums_clamp(self.network, layer, self.clamp_bits) else None,
             to=calls.requantization(layer, layer.multiplier, bound),
         )
         return params, Operand(x.name), Operand(layer.name)

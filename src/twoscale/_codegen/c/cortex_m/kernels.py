@@ -23,9 +23,13 @@ from twoscale._codegen.c.portable.kernels import (
 
 __all__ = [
     "DSP",
+    "HELIUM",
     "Conv2dHalves",
     "Conv2dHalvesParams",
     "Conv2dHalvesRow",
+    "Conv2dHelium",
+    "Conv2dHeliumParams",
+    "Conv2dHeliumRow",
     "DepthwiseHalves",
     "DepthwiseHalvesParams",
     "DepthwiseHalvesRow",
@@ -48,6 +52,11 @@ _CONV2D_HALVES_ROW = Kernel(
     folder=_FOLDER,
 )
 _CONV2D_HALVES = Kernel("conv2d_halves", (_CONV2D_HALVES_ROW,), folder=_FOLDER)
+_HELIUM_TILE = Kernel("helium_tile", folder=_FOLDER)
+_CONV2D_HELIUM_ROW = Kernel(
+    "conv2d_helium_row", (_HELIUM_TILE, REQUANTIZE, MULTIPLIER_OF, ROWS), fixed_point=True, folder=_FOLDER
+)
+_CONV2D_HELIUM = Kernel("conv2d_helium", (_CONV2D_HELIUM_ROW,), folder=_FOLDER)
 _DEPTHWISE_HALVES_ROW = Kernel("depthwise_halves_row", (_REGISTERS, _HALVES_ROUND, STORE, ROWS), folder=_FOLDER)
 _DEPTHWISE_HALVES = Kernel("depthwise_halves", (_DEPTHWISE_HALVES_ROW,), folder=_FOLDER)
 _BYTES = Kernel("bytes", (_HALVES,), folder=_FOLDER)
@@ -102,6 +111,56 @@ class Conv2dHalvesRow(RowCall):
 
     kernel: ClassVar = _CONV2D_HALVES_ROW
     parameters: Conv2dHalvesParams
+    x: Operand
+    residual: Operand | None
+    y: Operand
+
+
+@dataclass(frozen=True)
+class Conv2dHeliumParams(Params):
+    """Parameters of a convolution with Helium."""
+
+    struct: ClassVar = "conv2d_helium_params"
+    in_h: int
+    in_w: int
+    in_c: int
+    out_h: int
+    out_w: int
+    out_c: int
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    dilation_h: int
+    pad_top: int
+    pad_left: int
+    in_zero: int
+    sixteens: int
+    weight: Constant
+    bias: Constant
+    residual_zero: int | None
+    residual_multiplier: int | None
+    clamp_bits: int | None
+    to: Requantization
+
+
+@dataclass(frozen=True)
+class Conv2dHelium(Call):
+    """A convolution, with or without a residual."""
+
+    kernel: ClassVar = _CONV2D_HELIUM
+    parameters: Conv2dHeliumParams
+    x: Operand
+    residual: Operand | None
+    y: Operand
+
+
+@dataclass(frozen=True)
+class Conv2dHeliumRow(RowCall):
+    """One row of a convolution."""
+
+    kernel: ClassVar = _CONV2D_HELIUM_ROW
+    parameters: Conv2dHeliumParams
     x: Operand
     residual: Operand | None
     y: Operand
@@ -240,3 +299,23 @@ DSP = Library(
     _halves_definitions,
 )
 """For Cortex-M4, M7 and M33."""
+
+
+def _helium_definitions(calls: Sequence[Call]) -> list[str]:
+    """Return the macros of the kernels with Helium, which are sizes of arrays on the stack."""
+    convolutions = [call.parameters for call in calls if isinstance(call, Conv2dHelium | Conv2dHeliumRow)]
+    lines = _halves_definitions(calls)
+    if convolutions:
+        edge = max(p.kernel_h * (p.kernel_w + 2 * p.stride_w) * p.in_c for p in convolutions)
+        rows, channels = max(p.kernel_h for p in convolutions), max(p.out_c for p in convolutions)
+        lines.append(f"#define HELIUM_ROWS {rows} /* the largest number of rows of a window */")
+        lines.append(
+            f"#define HELIUM_BYTES {48 * max(p.sixteens for p in convolutions)} /* the same of three windows */"
+        )
+        lines.append(f"#define HELIUM_EDGE_BYTES {edge} /* the same of three windows at an edge */")
+        lines.append(f"#define HELIUM_CHANNELS {channels + channels % 2} /* the same of channels */")
+    return lines
+
+
+HELIUM = Library((*DSP.kernels, _HELIUM_TILE, _CONV2D_HELIUM_ROW, _CONV2D_HELIUM), _helium_definitions)
+"""For Cortex-M55 and M85, which also have the DSP extension."""

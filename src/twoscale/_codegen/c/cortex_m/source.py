@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from twoscale._codegen.c.cortex_m.dsp import FasterWithDsp
-from twoscale._codegen.c.cortex_m.kernels import DSP
+from twoscale._codegen.c.cortex_m.helium import FasterWithHelium
+from twoscale._codegen.c.cortex_m.kernels import DSP, HELIUM
 from twoscale._codegen.c.portable.lowering import lower
 from twoscale._codegen.c.portable.source import Source
 from twoscale._codegen.c.small_ram.lowering import lower as lower_rows
@@ -20,6 +21,7 @@ def source_of(network: IntegerNetwork, name: str, target: Target, *, binary: boo
     Raises:
         ConfigurationError: integers alone cannot compute it; names the layer and what to do.
     """
+    faster, library = (FasterWithHelium(network), HELIUM) if target.helium else (FasterWithDsp(network), DSP)
     if target.little_ram:
-        return RowSource(lower_rows(network, FasterWithDsp(network)), name, target, binary, DSP)
-    return Source(lower(network, FasterWithDsp(network)), name, target, binary, DSP)
+        return RowSource(lower_rows(network, faster), name, target, binary, library)
+    return Source(lower(network, faster), name, target, binary, library)
