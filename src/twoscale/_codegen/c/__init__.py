@@ -72,9 +72,9 @@ def export_c(
     Args:
         network: on the grid (any scheme but those with free float multipliers).
         target: "portable" or "small-ram" for microcontrollers, "cortex-m4" or "cortex-m4-small-ram" for those with the
-            DSP extension; "native" for this and other big CPUs, with the
-            instruction set chosen at run time; "amx", "avx512vnni", "avxvnni", "avx2" or "sse41" (x86) or
-            "i8mm", "dotprod" or "neon" (AArch64) for one.
+            DSP extension, "cortex-m55" or "cortex-m55-small-ram" for those with Helium; "native" for this
+            and other big CPUs, with the instruction set chosen at run time; "amx", "avx512vnni",
+            "avxvnni", "avx2" or "sse41" (x86) or "i8mm", "dotprod" or "neon" (AArch64) for one.
         folder: where to write; created if it does not exist. Files of the same names are replaced, all of them or none.
         name: prefix of files and public names, turned into an identifier; by default the network's name.
         inputs: quantized images (N, C, H, W) of the network's input type for the self-test; by default four generated

@@ -17,7 +17,7 @@ typedef struct {
 } conv2d_helium_params;
 
 /* Write the sums of all channels of one window. A residual, if any, is at the same index. */
-static void helium_store(const conv2d_helium_params *p, uint8_t *y, const uint8_t *joins, const int32_t *sums)
+static WITH_HELIUM void helium_store(const conv2d_helium_params *p, uint8_t *y, const uint8_t *joins, const int32_t *sums)
 {
     for (int32_t i = 0; i < p->out_c; i++) {
         if (p->to.multiplier == NULL) {
@@ -37,29 +37,30 @@ static void helium_store(const conv2d_helium_params *p, uint8_t *y, const uint8_
 
 /* The same where sums may be clamped: larger ones give lo or hi in any case, and products of those that are left fit 32
  * bits. */
-static void helium_store_clamped(const conv2d_helium_params *p, uint8_t *y, const uint8_t *joins, const int32_t *sums)
+static WITH_HELIUM void helium_store_clamped(const conv2d_helium_params *p, uint8_t *y, const uint8_t *joins, const int32_t *sums)
 {
     const int32_t limit = (int32_t)1 << (p->clamp_bits - 1), shift = p->to.shift;
     const int32_t almost_half = ((int32_t)1 << (shift - 1)) - 1, shared = -p->residual_zero * p->residual_multiplier;
+    int32_t i = 0;
 
 #if HAVE_HELIUM
-    for (int32_t i = 0; i < p->out_c; i += 4) {
-        const mve_pred16_t inside = vctp32q((uint32_t)(p->out_c - i));
-        const int32x4_t multiplier = p->to.per_channel ? vldrwq_z_s32(p->to.multiplier + i, inside)
-                                                       : vdupq_n_s32(p->to.multiplier[0]);
-        int32x4_t value = vminq_s32(vmaxq_s32(vldrwq_z_s32(sums + i, inside), vdupq_n_s32(-limit)), vdupq_n_s32(limit - 1));
+    const int32x4_t lowest = vdupq_n_s32(-limit), highest = vdupq_n_s32(limit - 1), one = vdupq_n_s32(1);
+    const int32x4_t lo = vdupq_n_s32(p->to.lo), hi = vdupq_n_s32(p->to.hi);
+    const int32_t step = p->to.per_channel, zero = p->to.zero, residual = p->residual_multiplier;
+    const int32_t *const multiplier = p->to.multiplier;
 
-        value = vmulq_s32(value, multiplier);
+    for (; i + 4 <= p->out_c; i += 4) {
+        int32x4_t value = vminq_s32(vmaxq_s32(vldrwq_s32(sums + i), lowest), highest);
+
+        value = step ? vmulq_s32(value, vldrwq_s32(multiplier + i)) : vmulq_n_s32(value, *multiplier);
         if (joins != NULL)
-            value = vaddq_n_s32(
-                vmlaq_n_s32(value, vreinterpretq_s32_u32(vldrbq_z_u32(joins + i, inside)), p->residual_multiplier), shared);
-        value = vaddq_s32(value, vandq_s32(vshlq_r_s32(value, -shift), vdupq_n_s32(1)));
-        value = vaddq_n_s32(vshlq_r_s32(vaddq_n_s32(value, almost_half), -shift), p->to.zero);
-        value = vminq_s32(vmaxq_s32(value, vdupq_n_s32(p->to.lo)), vdupq_n_s32(p->to.hi));
-        vstrbq_p_u32(y + i, vreinterpretq_u32_s32(value), inside);
+            value = vaddq_n_s32(vmlaq_n_s32(value, vreinterpretq_s32_u32(vldrbq_u32(joins + i)), residual), shared);
+        value = vaddq_s32(value, vandq_s32(vshlq_r_s32(value, -shift), one));
+        value = vaddq_n_s32(vshlq_r_s32(vaddq_n_s32(value, almost_half), -shift), zero);
+        vstrbq_u32(y + i, vreinterpretq_u32_s32(vminq_s32(vmaxq_s32(value, lo), hi)));
     }
-#else
-    for (int32_t i = 0; i < p->out_c; i++) {
+#endif
+    for (; i < p->out_c; i++) {
         int32_t value = (sums[i] < -limit ? -limit : sums[i] > limit - 1 ? limit - 1 : sums[i]) * multiplier_of(&p->to, i);
 
         if (joins != NULL)
@@ -67,7 +68,6 @@ static void helium_store_clamped(const conv2d_helium_params *p, uint8_t *y, cons
         value = p->to.zero + ((value + ((value >> shift) & 1) + almost_half) >> shift);
         y[i] = (uint8_t)(value < p->to.lo ? p->to.lo : value > p->to.hi ? p->to.hi : value);
     }
-#endif
 }
 
 static void conv2d_helium_row(const conv2d_helium_params *p, const kept_rows *x, const kept_rows *residual, uint8_t *y,

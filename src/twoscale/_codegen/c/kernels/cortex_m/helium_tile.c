@@ -61,19 +61,23 @@ static void helium_tile(const int8_t *x, const int8_t *w, int32_t count, const i
 }
 #endif
 
-/* Subtract 128 from `count` bytes and write them 16 at a time, `apart` bytes apart, the rest of the last 16 as zeros; returns
- * the place after them. */
-static int8_t *helium_bytes(const uint8_t *x, int32_t count, int8_t *to, int32_t apart)
+/* Subtract 128 from `count` bytes and write them 16 at a time, `apart` bytes apart, the rest of the last 16 with weights of zero;
+ * returns the place after them. */
+static inline int8_t *helium_bytes(const uint8_t *x, int32_t count, int8_t *to, int32_t apart)
 {
-    for (; count > 0; count -= 16, x += 16, to += apart) {
 #if HAVE_HELIUM
-        const mve_pred16_t inside = vctp8q((uint32_t)count);
+    const uint8x16_t sign = vdupq_n_u8(128);
 
-        vstrbq_s8(to, vreinterpretq_s8_u8(veorq_u8(vldrbq_z_u8(x, inside), vdupq_n_u8(128))));
+    for (int32_t n = count >> 4; n > 0; n--, x += 16, to += apart)
+        vstrbq_s8(to, vreinterpretq_s8_u8(veorq_u8(vldrbq_u8(x), sign)));
+    if ((count & 15) > 0) {
+        vstrbq_s8(to, vreinterpretq_s8_u8(veorq_u8(vldrbq_z_u8(x, vctp8q((uint32_t)count & 15)), sign)));
+        to += apart;
+    }
 #else
+    for (; count > 0; count -= 16, x += 16, to += apart)
         for (int32_t i = 0; i < 16; i++)
             to[i] = (int8_t)(i < count ? x[i] - 128 : 0);
 #endif
-    }
     return to;
 }
