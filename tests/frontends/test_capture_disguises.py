@@ -516,7 +516,8 @@ class Positions(nn.Module):
         self.fc = nn.Linear(6, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(x) + self.mlp(self.coordinates).mean(0)
+        found: torch.Tensor = self.fc(x) + self.mlp(self.coordinates).mean(0)
+        return found
 
 
 def test_dropout_of_constants_is_off() -> None:
