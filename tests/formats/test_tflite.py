@@ -131,6 +131,16 @@ def test_random_networks_have_the_same_integers_in_every_layer(start: int) -> No
     assert {"Conv2d", "Linear", "Table", "Concat", "AveragePool2d", "MaxPool2d"} <= set(compared)
 
 
+def test_a_single_window_that_leaves_a_part_of_its_input_out() -> None:
+    rng = np.random.default_rng(1_000_293)
+    network = for_litert(random_network(rng, operators=OPERATORS, output="tensor", length=6))
+    pool = network["average_pool6"]
+    assert isinstance(pool, n.AveragePool2d)
+    assert (pool.output.shape[1:], pool.kernel, pool.padding) == ((1, 1), (1, 3), (0, 0, 0, 1))
+    assert network.spec("table5").shape == (2, 1, 4)  # 5 columns with the padding
+    assert not any(differing(network, random_images(rng, network, 2)).values())
+
+
 class Block(nn.Module):
     """A residual block with a depthwise convolution, a squeeze and a table."""
 

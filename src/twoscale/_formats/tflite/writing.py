@@ -236,8 +236,6 @@ class _Writer:
         """Append a convolution of every channel with ones: Σ (q − z), requantized by ``multiplier``."""
         g, options = self.graph, self.graph.schema
         channels = shape[-1]
-        if tuple(shape[:2]) == (1, 1):
-            stride = (1, 1)  # of a single window; compilers for accelerators refuse large ones
         scales = self.scales(layer, multiplier, x, channels)
         ones = g.constant(self.unique(layer), np.ones((1, *kernel, channels), np.int8), scales, axis=3)
         bias = g.constant(self.unique(layer), np.zeros(channels, np.int32), np.float32(x.scale) * scales)
@@ -385,7 +383,10 @@ def _(layer: n.AveragePool2d, w: _Writer) -> None:
     top, left, bottom, right = layer.padding
     tensor = w.padded(layer, w.read(layer), stored(x.shape), [(top, bottom), (left, right), (0, 0)])
     shape = stored(layer.output.shape)
-    w.place(layer, w.depthwise_ones(layer, tensor, x, layer.multiplier, layer.kernel, layer.stride, shape))
+    stride = layer.stride
+    if layer.kernel == (x.shape[1] + top + bottom, x.shape[2] + left + right):
+        stride = (1, 1)  # of a single window; compilers for accelerators refuse large ones
+    w.place(layer, w.depthwise_ones(layer, tensor, x, layer.multiplier, layer.kernel, stride, shape))
 
 
 @_place.register
