@@ -44,7 +44,7 @@ def nearest(integers: Any, shift: int, x: n.TensorSpec, y: n.TensorSpec) -> Any:
         if found.all():
             return tried
         integers = np.where(found, tried - step, integers)
-    raise AssertionError
+    raise QuantizationError("there are no such weight scales near these multipliers")
 
 
 def for_litert(network: IntegerNetwork) -> IntegerNetwork:
