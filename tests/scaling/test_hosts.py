@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -29,6 +30,8 @@ from twoscale.scaling._measure.hosts import End, Follower, Part, Stop, Team, ser
 from twoscale.scaling._measure.ledger import gloo_crossing, gloo_sent
 from twoscale.scaling._measure.records import BandwidthRecord, BandwidthRow, LedgerEntry, Op, RankGroup
 from twoscale.scaling._measure.statistics import summarize
+from twoscale.scaling._measure.tasks import WireResult
+from twoscale.scaling._questions import replicas, sampler
 from twoscale.scaling._questions.communication import links_sentence
 from twoscale.scaling._questions.forecast import link_of, over
 from twoscale.scaling._questions.link_model import MeasuredStep
@@ -259,6 +262,17 @@ def test_a_forecast_between_hosts_takes_steps_with_as_many_ranks_on_each() -> No
     assert over(steps, steps[2].link) == [steps[0], steps[2], steps[4]]
     assert over(steps, steps[3].link) == [steps[1], steps[3]]
     assert str(steps[3].link.group(8)) == "8 ranks on 4 hosts"
+
+
+def test_orders_and_replicas_are_those_of_one_host() -> None:
+    """The other hosts' ranks write none, whichever cell ran first."""
+
+    def record(hosts: int, *found: str) -> Any:
+        return SimpleNamespace(cell=SimpleNamespace(hosts=hosts), result=WireResult((), found, found, ()))  # type: ignore[arg-type]
+
+    measured: Any = SimpleNamespace(of=lambda kind: [record(2), record(1, "found")])
+    assert sampler.QUESTION.answer(measured).orders == ("found",)
+    assert replicas.QUESTION.answer(measured).replicas == ("found",)
 
 
 def test_links_within_and_between_hosts_are_told_apart() -> None:

@@ -26,7 +26,8 @@ class ReplicasAnswer:
 
 
 def _answer(measured: Measured) -> ReplicasAnswer:
-    return ReplicasAnswer(next((record.result.replicas for record in measured.of(WIRE)), ()))
+    # Ranks of several hosts write ledgers only.
+    return ReplicasAnswer(next((record.result.replicas for record in measured.of(WIRE) if record.cell.hosts == 1), ()))
 
 
 def _sentence(results: StudyResults) -> str | None:
