@@ -141,6 +141,15 @@ def test_a_single_window_that_leaves_a_part_of_its_input_out() -> None:
     assert not any(differing(network, random_images(rng, network, 2)).values())
 
 
+@pytest.mark.parametrize("seed", [1_000_177, 1_000_502])
+def test_a_square_is_a_product(seed: int) -> None:
+    """LiteRT would compute it by a table of its own."""
+    rng = np.random.default_rng(seed)
+    network = for_litert(random_network(rng, operators=OPERATORS, output="tensor", length=6))
+    assert any(isinstance(layer, n.Mul) and layer.inputs[0] == layer.inputs[1] for layer in network)
+    assert not any(differing(network, random_images(rng, network, 2)).values())
+
+
 class Block(nn.Module):
     """A residual block with a depthwise convolution, a squeeze and a table."""
 

@@ -217,8 +217,11 @@ class _Writer:
     def of_two(self, layer: n.Layer, operator: str, options: str) -> None:
         """Append an operator of two tensors with a fused ReLU, and place the layer's output."""
         shape, activation = stored(layer.output.shape), self.activation(layer.output)
+        first, second = self.read(layer), self.read(layer, 1)
+        if first == second:  # LiteRT would look the square of x up in a table, which rounds ties by chance
+            second = self.reshaped(layer, second, shape, self.spec(layer))
         result = self.graph.operator(
-            operator, [self.read(layer), self.read(layer, 1)], self.like(layer, shape), options,
+            operator, [first, second], self.like(layer, shape), options,
             fusedActivationFunction=activation,
         )  # fmt: skip
         self.place(layer, self.saturated(layer, result, shape, done=activation != 0))
