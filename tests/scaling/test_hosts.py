@@ -271,8 +271,9 @@ def test_orders_and_replicas_are_those_of_one_host() -> None:
         return SimpleNamespace(cell=SimpleNamespace(hosts=hosts), result=WireResult((), found, found, ()))  # type: ignore[arg-type]
 
     measured: Any = SimpleNamespace(of=lambda kind: [record(2), record(1, "found")])
-    assert sampler.QUESTION.answer(measured).orders == ("found",)
-    assert replicas.QUESTION.answer(measured).replicas == ("found",)
+    found: Any = ("found",)
+    assert sampler.QUESTION.answer(measured).orders == found
+    assert replicas.QUESTION.answer(measured).replicas == found
 
 
 def test_links_within_and_between_hosts_are_told_apart() -> None:
