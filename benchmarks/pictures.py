@@ -10,7 +10,8 @@ alternate. Peak memory is that of the process and its children together, in prop
 page once, sampled 20 times a second. 100,000 pictures take minutes per side and command: run the steps one by one.
 
 The step "commands" runs the command line on the same folder and records its peak memory: one epoch of a small network,
-calibration with as many pictures, and evaluation of the integer network.
+calibration, both with the four fifths of the pictures that are for training, and evaluation of the integer network on
+the rest.
 
 What is not measured again stays in the record, so that the steps can be run one by one.
 """
@@ -199,17 +200,19 @@ def run_commands(folder: Path, count: int) -> list[Run]:
         model, run, network = Path(name, "mymodel.py"), Path(name, "run"), Path(name, "net.onnx")
         model.write_text(MODEL)
         own = ["--model", f"{model}:Net"]
+        train = count - count // 5
         commands = {
             "train": [
                 *("train", f"{model}:Net", "--data", str(folder), "--size", str(SIZE)),
                 *("--epochs", "1", "--batch-size", str(BATCH), "--out", str(run)),
             ],
-            "quantize": ["quantize", str(run), *own, "-o", str(network), "--calibration-images", str(count)],
+            "quantize": ["quantize", str(run), *own, "-o", str(network), "--calibration-images", str(train)],
             "eval": ["eval", str(network)],
         }
         for side, words in commands.items():
             _, seconds, peak = measured([sys.executable, "-m", "twoscale", *words])
-            runs.append(Run(f"twoscale {side}", count, seconds, count / seconds, peak))
+            pictures = count - train if side == "eval" else train
+            runs.append(Run(f"twoscale {side}", pictures, seconds, pictures / seconds, peak))
     return runs
 
 
