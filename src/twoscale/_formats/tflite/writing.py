@@ -218,7 +218,9 @@ class _Writer:
         """Append an operator of two tensors with a fused ReLU, and place the layer's output."""
         shape, activation = stored(layer.output.shape), self.activation(layer.output)
         first, second = self.read(layer), self.read(layer, 1)
-        if first == second:  # LiteRT would look the square of x up in a table, which rounds ties by chance
+        if (
+            operator == "MUL" and first == second
+        ):  # LiteRT would look the square of x up in a table, which rounds ties by chance
             second = self.reshaped(layer, second, shape, self.spec(layer))
         result = self.graph.operator(
             operator, [first, second], self.like(layer, shape), options,
