@@ -133,21 +133,41 @@ def test_layers_that_floats_cannot_requantize_run_the_portable_kernel(tmp_path: 
         ("gcc", "-ffast-math"),
         ("gcc", "-Ofast"),
         ("gcc", "-funsafe-math-optimizations"),
+        ("gcc", "-ffinite-math-only"),
         ("clang", "-ffast-math"),
         ("clang", "-Ofast"),
+        ("clang", "-ffinite-math-only"),
     ],
 )
 def test_floats_that_are_not_computed_as_written_are_refused(compiler: str, flag: str, folder: Path) -> None:
     need(compiler)
-    done = compile_c(compiler, folder, ["-c", "fast.c"], "-std=gnu99", "-pthread", flag, out="fast-math.o")
+    flags = ("-std=gnu99", "-pthread", "-Wfatal-errors", flag)
+    done = compile_c(compiler, folder, ["-c", "fast.c"], *flags, out="fast-math.o")
     assert done.returncode != 0
     assert "fast.c must be compiled without -ffast-math, -Ofast" in done.stderr
+
+
+@pytest.mark.parametrize("fault", ["none", "no pragma"])
+def test_clang_keeps_the_order_of_sums(fault: str, tmp_path: Path) -> None:
+    """It defines no macro for -fassociative-math, which folds (a + c) - c into a."""
+    need("clang")
+    rng = np.random.default_rng(1)
+    network = random_network(rng, operators={"average_pool"}, length=1, image_shape=(3, 6, 6), name="fast")
+    export_c(network, tmp_path, target="sse41", name="fast")
+    source, pragma = tmp_path / "fast.c", "#pragma clang fp reassociate(off)\n"
+    text = source.read_text()
+    assert pragma in text
+    if fault == "no pragma":
+        source.write_text(text.replace(pragma, ""))
+    flags = ("-std=gnu99", "-pthread", "-O1", "-DFAST_GENERIC", "-funsafe-math-optimizations")
+    done = run(build("clang", tmp_path, SOURCES, *flags))
+    assert (done.returncode == 0) == (fault == "none")
 
 
 def test_excess_precision_is_refused(folder: Path) -> None:
     """Like the x87 unit of 32-bit processors."""
     need("gcc")
-    flags = ("-std=gnu99", "-pthread", "-U__FLT_EVAL_METHOD__", "-D__FLT_EVAL_METHOD__=2")
+    flags = ("-std=gnu99", "-pthread", "-Wfatal-errors", "-U__FLT_EVAL_METHOD__", "-D__FLT_EVAL_METHOD__=2")
     done = compile_c("gcc", folder, ["-c", "fast.c"], *flags, out="x87.o")
     assert done.returncode != 0
     assert "fast.c needs floats without excess precision" in done.stderr
