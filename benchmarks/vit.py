@@ -3,10 +3,9 @@
     python -m benchmarks.vit train FILE --minutes 20
     python -m benchmarks.vit measure FILE
 
-Training takes as many epochs as fit the time, on one core. Measuring quantizes the network with twoscale, verifies the
-integers in every executor, and compares the logits with those of the float network: signal to noise, top-1 accuracy
-and agreement. If NNCF or ONNX Runtime's quantizer is installed, they quantize the same network and are measured on the
-same images.
+Training takes as many steps as fit the processor time, on one thread. Measuring quantizes the network with twoscale,
+verifies the integers in every executor, and compares the logits with those of the float network: signal to noise, top-1
+accuracy and agreement. NNCF and ONNX Runtime's quantizer quantize the same network and are measured on the same images.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import copy
 import math
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.common import write_result
 from twoscale import data
+from twoscale._environment import Environment
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TOOLS = ("twoscale", "nncf", "onnxruntime")
+CALIBRATION = 400
+"""Images to quantize with."""
 
 
 class Block(nn.Module):
@@ -77,15 +80,15 @@ class SmallViT(nn.Module):
 
 
 def train(path: Path, minutes: float) -> None:
-    """Train for about ``minutes`` on one thread, and save the weights."""
+    """Train for about ``minutes`` of processor time on one thread, and save the weights."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     dataset = data.load("cifar10")
     model = SmallViT()
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.05)
-    batch, begin, limit, step = 128, time.monotonic(), 60 * minutes, 0
+    batch, begin, limit, step = 128, time.process_time(), 60 * minutes, 0
     images, labels = (torch.from_numpy(part) for part in (dataset.train.images, dataset.train.labels))
-    while (share := (time.monotonic() - begin) / limit) < 1:
+    while (share := (time.process_time() - begin) / limit) < 1:
         for group in optimizer.param_groups:  # a warm-up, then half a cosine over the time
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * share))
         chosen = torch.randint(len(images), (batch,))
@@ -99,7 +102,10 @@ def train(path: Path, minutes: float) -> None:
         optimizer.step()
         step += 1
         if step % 200 == 0:
-            print(f"{step} steps, {time.monotonic() - begin:.0f} s, loss {loss.item():.3f}", flush=True)
+            print(
+                f"{step} steps, {time.process_time() - begin:.0f} s of processor time, loss {loss.item():.3f}",
+                flush=True,
+            )
             torch.save(model.state_dict(), path)
     torch.save(model.state_dict(), path)
 
@@ -114,26 +120,48 @@ def normalized(pixels: torch.Tensor) -> torch.Tensor:
 class Quality:
     """Logits of an integer network, or another tool's, beside those of the float network."""
 
+    tool: str
     sqnr_db: float
     top1: float
     agreement: float
     """Share of images with the same class as the float network's."""
+    cpu_seconds: float
+    """To quantize, verify and run the images."""
 
 
-def quality(logits: NDArray[np.float32], expected: NDArray[np.float32], labels: NDArray[Any]) -> Quality:
+@dataclass(frozen=True)
+class Results:
+    """benchmarks/results/vit.json."""
+
+    images: int
+    calibration_images: int
+    float_top1: float
+    rows: tuple[Quality, ...]
+    differing: dict[str, int]
+    """By executor, the integers that differ from the reference's, over 20 images and every layer."""
+    compared: int
+    """Integers of those images."""
+    load_average_at_end: tuple[float, ...] | None = None
+    environment: Environment | None = None
+
+
+def quality(
+    tool: str, logits: NDArray[np.float32], expected: NDArray[np.float32], labels: NDArray[Any], seconds: float
+) -> Quality:
     noise = float(np.square(logits - expected).sum() / np.square(expected).sum())
     chosen = logits.argmax(1)
-    return Quality(
-        -10 * math.log10(noise), float((chosen == labels).mean()), float((chosen == expected.argmax(1)).mean())
-    )
+    same = float((chosen == expected.argmax(1)).mean())
+    return Quality(tool, -10 * math.log10(noise), float((chosen == labels).mean()), same, seconds)
 
 
 def batched(run: Callable[[torch.Tensor], Any], images: torch.Tensor) -> NDArray[np.float32]:
     return np.concatenate([np.asarray(run(images[i : i + 100])) for i in range(0, len(images), 100)])
 
 
-def ours(model: nn.Module, samples: torch.Tensor, images: torch.Tensor) -> tuple[NDArray[np.float32], dict[str, int]]:
-    """Return twoscale's logits, and how many integers of 20 images differ from the reference in other executors."""
+def ours(
+    model: nn.Module, samples: torch.Tensor, images: torch.Tensor
+) -> tuple[NDArray[np.float32], dict[str, int], int]:
+    """Return twoscale's logits, how many integers of 20 images differ in each executor, and how many there are."""
     import twoscale
     from twoscale._runtimes import create
 
@@ -147,7 +175,8 @@ def ours(model: nn.Module, samples: torch.Tensor, images: torch.Tensor) -> tuple
         differing[executor] = sum(int((expected[name] != found[name]).sum()) for name in names)
     runner = create("torch", network)
     (output,) = network.outputs
-    return network.logits(batched(lambda x: runner.run(x.numpy())[output], images)), differing
+    logits = network.logits(batched(lambda x: runner.run(x.numpy())[output], images))
+    return logits, differing, sum(value.size for value in expected.values())
 
 
 def nncf_logits(model: nn.Module, samples: torch.Tensor, images: torch.Tensor) -> NDArray[np.float32]:
@@ -188,30 +217,35 @@ def onnxruntime_logits(model: nn.Module, samples: torch.Tensor, images: torch.Te
         return batched(lambda x: session.run(None, {"x": x.numpy()})[0], images)
 
 
-def measure(path: Path, count: int, tools: Collection[str]) -> None:
-    """Print how close each tool's network is to the float network."""
+def measure(path: Path, count: int) -> None:
+    """Print and record how close each tool's network is to the float network."""
+    torch.set_num_threads(1)
     dataset = data.load("cifar10")
     model = SmallViT().eval()
     model.load_state_dict(torch.load(path, weights_only=True))
-    samples = normalized(torch.from_numpy(dataset.train.images[:400]))
+    samples = normalized(torch.from_numpy(dataset.train.images[:CALIBRATION]))
     images = normalized(torch.from_numpy(dataset.test.images[:count]))
     labels = dataset.test.labels[:count]
     with torch.no_grad():
         expected = batched(lambda x: model(x).numpy(), images)
-    print(f"float: top-1 {(expected.argmax(1) == labels).mean():.2%} of {count} images", flush=True)
-    for tool in tools:
-        begin = time.monotonic()
+    float_top1 = float((expected.argmax(1) == labels).mean())
+    print(f"float: top-1 {float_top1:.2%} of {count} images", flush=True)
+    rows = []
+    for tool in TOOLS:
+        begin = time.process_time()
         if tool == "twoscale":
-            logits, differing = ours(model, samples, images)
-            print(f"integers of 20 images that differ from the reference: {differing}")
+            logits, differing, compared = ours(model, samples, images)
+            print(f"of {compared:,} integers of 20 images differ from the reference: {differing}")
         else:
             logits = {"nncf": nncf_logits, "onnxruntime": onnxruntime_logits}[tool](model, samples, images)
-        found = quality(logits, expected, labels)
+        rows.append(found := quality(tool, logits, expected, labels, time.process_time() - begin))
         print(
             f"{tool}: SQNR {found.sqnr_db:.1f} dB, top-1 {found.top1:.2%}, agreement {found.agreement:.2%}, "
-            f"{time.monotonic() - begin:.0f} s",
+            f"{found.cpu_seconds:.0f} s of processor time",
             flush=True,
         )
+    results = Results(count, CALIBRATION, float_top1, tuple(rows), differing, compared)
+    print(f"written to {write_result('vit', results, 'nncf', 'onnxruntime')}")
 
 
 def main() -> None:
@@ -223,13 +257,12 @@ def main() -> None:
         if name == "train":
             command.add_argument("--minutes", type=float, default=20)
         else:
-            command.add_argument("--images", type=int, default=2000)
-            command.add_argument("--tools", nargs="+", choices=TOOLS, default=TOOLS)
+            command.add_argument("--images", type=int, default=10_000)
     arguments = parser.parse_args()
     if arguments.command == "train":
         train(arguments.file, arguments.minutes)
     else:
-        measure(arguments.file, arguments.images, arguments.tools)
+        measure(arguments.file, arguments.images)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from twoscale._ir import float_graph as g
 from twoscale._ir.interpreter import interpret
 
-__all__ = ["GraphModule", "channels_last"]
+__all__ = ["GraphModule", "channels_last", "scales_elements"]
 
 _Run = Callable[[Any, "GraphModule", list[torch.Tensor]], torch.Tensor]
 
@@ -157,13 +157,22 @@ def _zero_pad(x: torch.Tensor, padding: g.Padding, value: float = 0.0) -> torch.
     return F.pad(x, (left, right, top, bottom), value=value) if any(padding) else x
 
 
+def scales_elements(weight_oihw: torch.Tensor, groups: int, stride: tuple[int, int], padding: g.Padding) -> bool:
+    """Whether a convolution only multiplies each channel by a number. torch's own takes microseconds per channel."""
+    return weight_oihw.shape == (groups, 1, 1, 1) and stride == (1, 1) and not any(padding)
+
+
 def _conv2d(node: g.Conv2d, m: GraphModule, x: list[torch.Tensor]) -> torch.Tensor:
+    weight, bias = m.weight(node, "weight_oihw"), m.weight(node, "bias_o")
+    if scales_elements(weight, node.groups, node.stride, node.padding):
+        out = x[0] * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)
+        return out + x[1] if len(x) == 2 else out
     top, left, bottom, right = node.padding
     symmetric = top == bottom and left == right
     out = F.conv2d(
         x[0] if symmetric else _zero_pad(x[0], node.padding),
-        m.weight(node, "weight_oihw"),
-        m.weight(node, "bias_o"),
+        weight,
+        bias,
         node.stride,
         (top, left) if symmetric else (0, 0),
         node.dilation,

@@ -22,6 +22,7 @@ from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import NORM_BITS, NORM_RECIPROCAL_BITS, REQUANTIZE_SHIFT
 from twoscale._ir.execution import check_images, layers_to_keep
 from twoscale._ir.fixed_point import LEFT_SHIFT
+from twoscale._ir.float_module import scales_elements
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.interpreter import interpret
 from twoscale.errors import ExecutorError
@@ -134,6 +135,8 @@ class TorchExecutor:
         return F.linear(x, weight, bias)
 
     def _convolve(self, layer: n.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        if scales_elements(weight, layer.groups, layer.stride, layer.padding):
+            return x * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)
         top, left, bottom, right = layer.padding
         if not self._unfolds and (top, left) == (bottom, right):
             return F.conv2d(x, weight, bias, layer.stride, (top, left), layer.dilation, layer.groups)
