@@ -13,7 +13,7 @@ import pytest
 import twoscale
 from tests.quantization.small_models import images, small_cnn
 from twoscale._cli import progress
-from twoscale._cli.quantize import parse_memory
+from twoscale._cli.common import parse_memory
 from twoscale._metrics import CountedBatches, number_of_images
 from twoscale._progress import listening, report
 from twoscale.errors import ConfigurationError

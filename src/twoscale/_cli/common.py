@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ from twoscale.models._references import options_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from twoscale._codegen.c import Budget
     from twoscale.models import ModelInfo, Published
 
 __all__ = [
@@ -46,9 +48,11 @@ __all__ = [
     "ModelName",
     "PictureOptions",
     "Pictures",
+    "Size",
     "as_pixels",
     "at_least_one",
     "batches_of",
+    "budget_of",
     "check_takes_pictures",
     "command",
     "console",
@@ -59,6 +63,7 @@ __all__ = [
     "load_model",
     "origin_of",
     "parse_bits",
+    "parse_memory",
     "print_json",
     "print_line",
     "recorded",
@@ -79,6 +84,9 @@ ModelName = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
 
 ModelArgs = Annotated[str | None, tyro.conf.arg(metavar="NAME=VALUE,...")]
 """Options of the model."""
+
+Size = Annotated[str | None, tyro.conf.arg(metavar="SIZE")]
+"""Bytes, such as 512M."""
 
 Channels = Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="R G B")]
 """One number per channel of the images."""
@@ -227,6 +235,33 @@ def at_least_one(option: str, value: int | None) -> None:
     """
     if value is not None and value < 1:
         raise ConfigurationError(f"{option} is {value}; expected at least 1")
+
+
+def parse_memory(option: str, text: str) -> int:
+    """Return bytes from "512M", "2G", "1.5G", "800K" or "1000000"; units are powers of 1,024.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([kKmMgG]?)(?:i?[bB])?", text.strip())
+    size = float(match[1]) * 1024 ** " KMG".index(match[2].upper() or " ") if match else 0.0
+    if not 1 <= size < 2**63:
+        raise ConfigurationError(f"{option} is {text}; expected a size such as 512M or 2G")
+    return int(size)
+
+
+def budget_of(max_ram: str | None, max_flash: str | None) -> Budget:
+    """Return the bytes of --max-ram and --max-flash.
+
+    Raises:
+        ConfigurationError: one of them is no size.
+    """
+    from twoscale._codegen.c import Budget
+
+    return Budget(
+        None if max_ram is None else parse_memory("--max-ram", max_ram),
+        None if max_flash is None else parse_memory("--max-flash", max_flash),
+    )
 
 
 def parse_bits(option: str, text: str, least: int) -> tuple[int, ...]:

@@ -10,7 +10,9 @@ import tyro
 
 from twoscale._cli.common import (
     File,
+    Size,
     batches_of,
+    budget_of,
     command,
     console,
     dataset_for,
@@ -60,6 +62,8 @@ def export_command(
     name: str | None = None,
     data: str | None = None,
     images: int = 4,
+    max_ram: Size = None,
+    max_flash: Size = None,
     json: bool = False,
 ) -> None:
     """Write an integer network as source code: C99 for any target, without heap, libm or floating point, or C for
@@ -80,16 +84,22 @@ def export_command(
         name: Prefix of files and public names; by default the network's own name.
         data: Data set whose first test images the self-test uses, instead of generated ones.
         images: Number of images of the self-test.
+        max_ram: Most RAM on a microcontroller, e.g. 64K: arena, image, output and stack. If the network takes more,
+            nothing is written, and the message says what is over and which target fits.
+        max_flash: The same for flash: constants and code.
         io: Type of the input and output of a .tflite file. Default: int8.
         json: Print JSON instead of a table.
     """
-    from twoscale._codegen.c import default_images, export_c
+    from twoscale._codegen.c import Budget, default_images, export_c
     from twoscale._formats import load
     from twoscale._ir.operators.vectorized import quantize_input
 
     if images < 1:
         raise ConfigurationError(f"--images is {images}; expected at least 1")
+    budget = budget_of(max_ram, max_flash)
     loaded = load(require_integer_file(network))
+    if budget != Budget() and (to in _WRITTEN or target == _WASM):
+        raise ConfigurationError("--max-ram and --max-flash are for C on microcontrollers, not for another form")
     if to in _WRITTEN:
         _save(loaded, network, out, _WRITTEN[to], io, json=json)
         return
@@ -108,7 +118,7 @@ def export_command(
         real, _ = next(iter(batches_of(dataset.test, dataset, batch_size=images, limit=images)))
         inputs = (quantize_input(real, loaded.input.output),)
     report("exporting", 0, None)
-    result = export_c(loaded, out, target=target, name=name, inputs=inputs)
+    result = export_c(loaded, out, target=target, name=name, inputs=inputs, max_ram=budget.ram, max_flash=budget.flash)
     if json:
         print_json(result)
         return
@@ -203,8 +213,11 @@ def _table(sizes: SizeReport) -> Table:
 
 
 def _totals(sizes: SizeReport) -> str:
+    code = sizes.footprint
+    most = f" (at most {code.code_bytes:,}; make size)" if code else " (make size)"
+    stack = f", stack at most {code.stack_bytes:,}" if code else ""
     return (
-        f"Flash: {sizes.constant_bytes:,} bytes of constants, and the code (make size).\n"
+        f"Flash: {sizes.constant_bytes:,} bytes of constants, and the code{most}.\n"
         f"RAM:   {sizes.arena_bytes:,} bytes of arena (the largest layer alone needs {sizes.arena_bound_bytes:,}; "
-        f"without sharing {sizes.unshared_bytes:,}), image {sizes.input_bytes:,}, output {sizes.output_bytes:,}."
+        f"without sharing {sizes.unshared_bytes:,}), image {sizes.input_bytes:,}, output {sizes.output_bytes:,}{stack}."
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,19 +17,23 @@ from twoscale._cli.common import (
     ModelArgs,
     ModelName,
     Pictures,
+    Size,
     as_pixels,
     at_least_one,
     batches_of,
+    budget_of,
     check_takes_pictures,
     console,
     dataset_for,
     load_float,
     origin_of,
+    parse_memory,
     print_json,
     print_line,
     recorded,
     verify_with,
 )
+from twoscale._cli.export import require_on_grid
 from twoscale.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -46,7 +49,6 @@ _TEST_IMAGES = 1000
 """Most test images over which accuracy is measured."""
 
 LayerBits = Annotated[str | None, tyro.conf.arg(metavar="LAYER=BITS,...")]
-Size = Annotated[str | None, tyro.conf.arg(metavar="SIZE")]
 Method = Annotated[str | None, tyro.conf.arg(metavar="METHOD")]
 
 
@@ -68,6 +70,8 @@ class QuantizeRecord:
     """For each layer: layer, bits of its weights (None without), bits of its output."""
     bounds: tuple[Any, ...]
     """For each layer with weights: layer, bound, float32_exact, pair_saturation_safe."""
+    target: str | None
+    """Target of export that fits into --max-ram and --max-flash; None without them."""
     accuracy: RecordedAccuracy | None
     """On test images; None where the data set has none, or other classes than the network."""
 
@@ -94,6 +98,8 @@ def quantize_command(
     layer_activation_bits: LayerBits = None,
     equalization: Literal["none", "weights", "activations"] | None = None,
     memory: Size = None,
+    max_ram: Size = None,
+    max_flash: Size = None,
     json: bool = False,
 ) -> None:
     """Turn a trained network into an integer-only one, and save it as ONNX.
@@ -135,6 +141,9 @@ def quantize_command(
         memory: Memory for the tensors between layers, e.g. 512M or 2G. Weights and the first calibration images need
             more. With less memory, biases and weights are corrected over fewer images. Default: a quarter of the memory
             that is free at the start, at most 1G, so that the integers are the same on every machine with 4G free.
+        max_ram: Most RAM of the network's C on a microcontroller, e.g. 64K: arena, image, output and stack. If no
+            target of plain C fits, nothing is written, and the message says what is over.
+        max_flash: The same for flash: constants and code.
         json: Print JSON instead of a table.
     """
     from twoscale import _quantization as quantization
@@ -145,6 +154,7 @@ def quantize_command(
         raise ConfigurationError(f"--out is {out}; expected a file name that ends in .onnx")
     at_least_one("--calibration-images", calibration_images)
     budget = _default_memory() if memory is None else parse_memory("--memory", memory)
+    limits = budget_of(max_ram, max_flash)
     chosen = {
         "activations": activations,
         "weight_range": weight_range,
@@ -171,6 +181,12 @@ def quantize_command(
         normalization=normalization,
         memory=budget,
     )
+    target = None
+    if max_ram is not None or max_flash is not None:
+        from twoscale._codegen.c import fitting_target
+
+        require_on_grid(network, out)
+        target = fitting_target(network, limits)
     samples = min(calibration_images, len(dataset.train))
     origin = {**origin_of(inputs), "options": given}
     network = replace(network, metadata={**network.metadata, **origin, "calibration_samples": samples})
@@ -190,6 +206,7 @@ def quantize_command(
                 calibration_samples=samples,
                 bits=tuple(map(bit_widths, network)),
                 bounds=network.bounds,
+                target=target,
                 accuracy=accuracy,
             )
         )
@@ -198,6 +215,8 @@ def quantize_command(
 
     console().print(network_table(network))
     print_line("")
+    if target is not None:
+        print_line(f"It fits with twoscale export --target {target}")
     print_line(f"Wrote {out}. Check it: {verify_with(out, file, model, model_args, pictures)}")
 
 
@@ -231,19 +250,6 @@ def _default_memory() -> int:
 
     free = available_memory_bytes()
     return DEFAULT_MEMORY if free is None else min(DEFAULT_MEMORY, free // 4)
-
-
-def parse_memory(option: str, text: str) -> int:
-    """Return bytes from "512M", "2G", "1.5G", "800K" or "1000000"; units are powers of 1,024.
-
-    Raises:
-        ConfigurationError: it is none of these.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([kKmMgG]?)(?:i?[bB])?", text.strip())
-    size = float(match[1]) * 1024 ** " KMG".index(match[2].upper() or " ") if match else 0.0
-    if not 1 <= size < 2**63:
-        raise ConfigurationError(f"{option} is {text}; expected a size such as 512M or 2G")
-    return int(size)
 
 
 def _layer_bits(option: str, text: str | None) -> tuple[tuple[str, int], ...] | None:

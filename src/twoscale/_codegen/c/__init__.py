@@ -11,15 +11,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twoscale._codegen.c.budget import ALTERNATIVES, Budget, first_that_fits, require_fit
 from twoscale._codegen.c.common.selftest import default_images, self_test
 from twoscale._codegen.c.common.sizes import LayerSize, SizeReport, size_report, size_table
 from twoscale._codegen.c.common.source_base import SourceBase
 from twoscale._codegen.targets import TARGETS, Target
 from twoscale._files import record_to_json, write_files
 from twoscale._ir.integer_network import IntegerNetwork
-from twoscale.errors import UnknownNameError
+from twoscale.errors import ConfigurationError, UnknownNameError
 
-__all__ = ["ExportResult", "LayerSize", "SizeReport", "default_images", "export_c"]
+__all__ = [
+    "Budget",
+    "ExportResult",
+    "LayerSize",
+    "SizeReport",
+    "default_images",
+    "export_c",
+    "fitting_target",
+    "require_budget",
+    "sizes_of",
+]
 
 _MAKEFILE = "Makefile"
 
@@ -36,6 +47,46 @@ def _source_of(network: IntegerNetwork, name: str, target: Target) -> SourceBase
     module = importlib.import_module(f"twoscale._codegen.c.{back_end}.source")
     source: SourceBase = module.source_of(network, name, target)
     return source
+
+
+def _sizes_of(source: SourceBase) -> SizeReport:
+    return size_report(source.program, source.name, source.pixel_bytes, source.footprint)
+
+
+def sizes_of(network: IntegerNetwork, target: str, name: str | None = None) -> SizeReport:
+    """Return the sizes of a network's C without writing it.
+
+    Raises:
+        ConfigurationError: integers alone cannot compute the network; names the layer.
+    """
+    return _sizes_of(_source_of(network, network.name if name is None else name, TARGETS[target]))
+
+
+def require_budget(network: IntegerNetwork, target: str, budget: Budget, *, name: str | None = None) -> None:
+    """Check that a network fits.
+
+    Raises:
+        ConfigurationError: it does not, or the target is not for microcontrollers.
+    """
+    if budget == Budget():
+        return
+    if target not in ALTERNATIVES:
+        raise ConfigurationError(
+            f"max_ram and max_flash are for microcontrollers; expected target {', '.join(ALTERNATIVES)}, got {target}"
+        )
+    require_fit(target, budget, lambda chosen: sizes_of(network, chosen, name))
+
+
+def fitting_target(network: IntegerNetwork, budget: Budget) -> str:
+    """Return the target of plain C with which a network fits.
+
+    Raises:
+        ConfigurationError: it fits with none; says what is over and by how much.
+    """
+    target = first_that_fits("portable", budget, lambda chosen: sizes_of(network, chosen))
+    if target is None:
+        require_budget(network, "small-ram", budget)
+    return target or "small-ram"
 
 
 @dataclass(frozen=True)
@@ -62,6 +113,8 @@ def export_c(
     target: str = "portable",
     name: str | None = None,
     inputs: NDArray[Any] | Sequence[NDArray[Any]] | None = None,
+    max_ram: int | None = None,
+    max_flash: int | None = None,
 ) -> ExportResult:
     """Write a network as C.
 
@@ -79,13 +132,17 @@ def export_c(
         name: prefix of files and public names, turned into an identifier; by default the network's name.
         inputs: quantized images (N, C, H, W) of the network's input type for the self-test; by default four generated
             ones. Only the self-test contains them. Of a network with several inputs one array for each.
+        max_ram: most bytes of RAM for arena, input, output and stack. Nothing is written if the network takes more.
+            Of a target for microcontrollers, as is the next.
+        max_flash: most bytes of flash for constants and code.
 
     Returns:
         The files: NAME.h, NAME.c (and, if not portable, NAME_kernels.h), NAME_test.c, Makefile, NAME_sizes.txt and
         NAME_sizes.json.
 
     Raises:
-        ConfigurationError: integers alone cannot compute the network (names the layer), or the inputs do not fit it.
+        ConfigurationError: integers alone cannot compute the network (names the layer), the inputs do not fit it, or
+            it takes more than ``max_ram`` or ``max_flash`` (names the target that would fit, if one does).
         UnknownNameError: there is no such target.
         TwoscaleError: the folder cannot be written.
     """
@@ -93,8 +150,9 @@ def export_c(
         raise UnknownNameError("target", target, TARGETS)
     images = default_images(network) if inputs is None else [inputs] if isinstance(inputs, np.ndarray) else inputs
     called = network.name if name is None else name
+    require_budget(network, target, Budget(max_ram, max_flash), name=called)
     source = _source_of(network, called, TARGETS[target])
-    report = size_report(source.program, called, source.pixel_bytes)
+    report = _sizes_of(source)
     texts = source.texts() | {
         f"{source.prefix}_test.c": self_test(source, images),
         _MAKEFILE: source.makefile(),

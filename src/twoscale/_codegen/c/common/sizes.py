@@ -8,7 +8,7 @@ from twoscale._codegen.c.common.names import printable
 from twoscale._codegen.c.common.program import Lowered
 from twoscale._codegen.c.common.storage import memory_axes
 
-__all__ = ["LayerSize", "SizeReport", "size_report", "size_table"]
+__all__ = ["Footprint", "LayerSize", "SizeReport", "size_report", "size_table"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,15 @@ class LayerSize:
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """What the code takes: upper bounds for Arm's GCC at ``-O2`` on any Cortex-M."""
+
+    code_bytes: int
+    """Flash for functions, structs of parameters and lists of rows."""
+    stack_bytes: int
+
+
+@dataclass(frozen=True)
 class SizeReport:
     """The sizes of an exported network on the target."""
 
@@ -54,15 +63,29 @@ class SizeReport:
     input_bytes: int
     output_bytes: int
     layers: tuple[LayerSize, ...]
+    footprint: Footprint | None = None
+    """None for targets with vector kernels."""
+
+    @property
+    def flash_bytes(self) -> int:
+        """Flash for constants and code, at most."""
+        return self.constant_bytes + (self.footprint.code_bytes if self.footprint else 0)
+
+    @property
+    def ram_bytes(self) -> int:
+        """RAM for arena, input, output and stack, at most."""
+        stack = self.footprint.stack_bytes if self.footprint else 0
+        return self.arena_bytes + self.input_bytes + self.output_bytes + stack
 
 
-def size_report(program: Lowered, name: str, pixels: int) -> SizeReport:
+def size_report(program: Lowered, name: str, pixels: int, footprint: Footprint | None = None) -> SizeReport:
     """Return the sizes of a program.
 
     Args:
         program: the network as calls.
         name: name of the export.
         pixels: bytes of the table of pixels.
+        footprint: of the code.
     """
     layers = []
     for step, live in zip(program.steps, program.live_bytes, strict=True):
@@ -95,6 +118,7 @@ def size_report(program: Lowered, name: str, pixels: int) -> SizeReport:
         input_bytes=sum(tensor.size for tensor in program.inputs),
         output_bytes=program.outputs_layout.size,
         layers=tuple(layers),
+        footprint=footprint,
     )
 
 
@@ -137,16 +161,19 @@ def size_table(report: SizeReport) -> str:
         ).rstrip()
         for row in rows
     ]
+    code = report.footprint
     return "\n".join(
         [
             f"{printable(report.name)}: {report.parameters:,} parameters, {report.macs:,} multiply-adds per image",
             "",
             f"flash, constants  {report.constant_bytes:>12,} bytes (weights, biases, multipliers, tables; the code: "
             "make size)",
+            *([] if code is None else [f"flash, code       {code.code_bytes:>12,} bytes at most (Arm's GCC, -O2)"]),
             f"RAM, arena        {report.arena_bytes:>12,} bytes (the largest layer needs "
             f"{report.arena_bound_bytes:,}; without sharing: {report.unshared_bytes:,})",
             f"RAM, image        {report.input_bytes:>12,} bytes (only read)",
             f"RAM, output       {report.output_bytes:>12,} bytes",
+            *([] if code is None else [f"RAM, stack        {code.stack_bytes:>12,} bytes at most"]),
             "",
             *lines,
             "",

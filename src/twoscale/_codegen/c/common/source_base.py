@@ -14,6 +14,7 @@ import numpy as np
 from twoscale._codegen.c.common.calls import Constant
 from twoscale._codegen.c.common.names import member_names, network_identifier, printable
 from twoscale._codegen.c.common.program import Lowered, Step
+from twoscale._codegen.c.common.sizes import Footprint
 from twoscale._codegen.c.common.text import (
     about,
     array,
@@ -106,6 +107,11 @@ class SourceBase(ABC):
     def pixel_bytes(self) -> int:
         """Size of the table from pixels to integers, in bytes; 0 if there is none."""
         return 0
+
+    @property
+    def footprint(self) -> Footprint | None:
+        """Flash of the code, and stack; None if they are not known."""
+        return None
 
     @cached_property
     def prefix(self) -> str:

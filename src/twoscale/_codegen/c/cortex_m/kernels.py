@@ -15,6 +15,7 @@ from twoscale._codegen.c.portable.kernels import (
     ROWS,
     STORE,
     Library,
+    Macro,
     MaxPool2dParams,
     Requantization,
     RowCall,
@@ -255,28 +256,28 @@ class LinearHalves(Call):
     y: Operand
 
 
-def _halves_definitions(calls: Sequence[Call]) -> list[str]:
+def _halves_definitions(calls: Sequence[Call]) -> list[Macro]:
     """Return the macros of the kernels with the DSP extension, which are sizes of arrays on the stack."""
     convolutions = [call.parameters for call in calls if isinstance(call, Conv2dHalves | Conv2dHalvesRow)]
     linear = [call.parameters for call in calls if isinstance(call, LinearHalves)]
     depthwise = [call.parameters for call in calls if isinstance(call, DepthwiseHalves | DepthwiseHalvesRow)]
-    lines = tile_definitions(calls)
+    macros = tile_definitions(calls)
     words = [4 * p.words for p in convolutions] + [p.words for p in linear]
     if words:
-        lines.append(f"#define HALVES_WORDS {max(words)} /* the largest number of words of four windows */")
+        macros.append(Macro("HALVES_WORDS", max(words), "the largest number of words of four windows"))
     clamping = [p.clamp_bits for p in convolutions] + [p.clamp_bits for p in depthwise]
     if clamping:
         bits = max((bits for bits in clamping if bits is not None), default=31)
-        lines.append(f"#define HALVES_BITS {bits} /* to which sums may be clamped */")
+        macros.append(Macro("HALVES_BITS", bits, "to which sums may be clamped"))
     if convolutions:
         edge = max(p.kernel_h * (p.kernel_w + 3 * p.stride_w) * p.in_c for p in convolutions)
-        lines.append(f"#define HALVES_ROWS {max(p.kernel_h for p in convolutions)} /* the same of rows of a window */")
-        lines.append(f"#define HALVES_EDGE_BYTES {edge} /* the same of bytes of four windows at an edge */")
+        macros.append(Macro("HALVES_ROWS", max(p.kernel_h for p in convolutions), "the same of rows of a window"))
+        macros.append(Macro("HALVES_EDGE_BYTES", edge, "the same of bytes of four windows at an edge"))
     if depthwise:
         taps = max(p.kernel_h * p.kernel_w for p in depthwise)
-        lines.append(f"#define HALVES_TAPS {taps} /* the largest number of taps of a depthwise convolution */")
-        lines.append(f"#define HALVES_CHANNELS {max(p.channels for p in depthwise)} /* the same of its channels */")
-    return lines
+        macros.append(Macro("HALVES_TAPS", taps, "the largest number of taps of a depthwise convolution"))
+        macros.append(Macro("HALVES_CHANNELS", max(p.channels for p in depthwise), "the same of its channels"))
+    return macros
 
 
 DSP = Library(
@@ -301,20 +302,18 @@ DSP = Library(
 """For Cortex-M4, M7 and M33."""
 
 
-def _helium_definitions(calls: Sequence[Call]) -> list[str]:
+def _helium_definitions(calls: Sequence[Call]) -> list[Macro]:
     """Return the macros of the kernels with Helium, which are sizes of arrays on the stack."""
     convolutions = [call.parameters for call in calls if isinstance(call, Conv2dHelium | Conv2dHeliumRow)]
-    lines = _halves_definitions(calls)
+    macros = _halves_definitions(calls)
     if convolutions:
         edge = max(p.kernel_h * (p.kernel_w + 2 * p.stride_w) * p.in_c for p in convolutions)
         rows, channels = max(p.kernel_h for p in convolutions), max(p.out_c for p in convolutions)
-        lines.append(f"#define HELIUM_ROWS {rows} /* the largest number of rows of a window */")
-        lines.append(
-            f"#define HELIUM_BYTES {48 * max(p.sixteens for p in convolutions)} /* the same of three windows */"
-        )
-        lines.append(f"#define HELIUM_EDGE_BYTES {edge} /* the same of three windows at an edge */")
-        lines.append(f"#define HELIUM_CHANNELS {channels + channels % 2} /* the same of channels */")
-    return lines
+        macros.append(Macro("HELIUM_ROWS", rows, "the largest number of rows of a window"))
+        macros.append(Macro("HELIUM_BYTES", 48 * max(p.sixteens for p in convolutions), "the same of three windows"))
+        macros.append(Macro("HELIUM_EDGE_BYTES", edge, "the same of three windows at an edge"))
+        macros.append(Macro("HELIUM_CHANNELS", channels + channels % 2, "the same of channels"))
+    return macros
 
 
 HELIUM = Library((*DSP.kernels, _HELIUM_TILE, _CONV2D_HELIUM_ROW, _CONV2D_HELIUM), _helium_definitions)

@@ -45,6 +45,7 @@ __all__ = [
     "Linear",
     "LinearParams",
     "LookUp",
+    "Macro",
     "MatMul",
     "MatMulParams",
     "MaxPool2d",
@@ -203,18 +204,32 @@ class Library:
 
     kernels: tuple[Kernel, ...]
     """In the order of the C file: each kernel comes after those that it calls."""
-    definitions: Callable[[Sequence[Call]], list[str]]
-    """Returns the lines before the kernels that the calls of a program need."""
+    definitions: Callable[[Sequence[Call]], list[Macro]]
+    """Returns the macros that the kernels of a program's calls need."""
 
 
-def tile_definitions(calls: Sequence[Call]) -> list[str]:
+@dataclass(frozen=True)
+class Macro:
+    """A number that kernels need when they are compiled."""
+
+    name: str
+    value: int
+    about: str
+
+    @property
+    def text(self) -> str:
+        """Its definition in C."""
+        return f"#define {self.name} {self.value} /* {self.about} */"
+
+
+def tile_definitions(calls: Sequence[Call]) -> list[Macro]:
     """Return the macros of the tile kernels; none if no call computes in tiles."""
     sizes = tile_sizes(calls)
     if sizes is None:
         return []
     return [
-        f"#define TILE_ROWS {sizes.rows} /* the largest number of rows of a window that is computed in tiles */",
-        f"#define TILE_BYTES {sizes.edge_bytes} /* stack space for two windows at the edge of an image */",
+        Macro("TILE_ROWS", sizes.rows, "the largest number of rows of a window that is computed in tiles"),
+        Macro("TILE_BYTES", sizes.edge_bytes, "stack space for two windows at the edge of an image"),
     ]
 
 

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from twoscale._codegen.c.common.calls import Argument, Call, Kernel, Operand
 from twoscale._codegen.c.common.names import printable
 from twoscale._codegen.c.common.program import Step
+from twoscale._codegen.c.common.sizes import Footprint
 from twoscale._codegen.c.common.source_base import SourceBase
 from twoscale._codegen.c.common.text import normalization, rows, value_text
+from twoscale._codegen.c.portable.footprint import footprint
 from twoscale._codegen.c.portable.kernels import PORTABLE, TO_INT8, Library, kernel_texts
 from twoscale._codegen.c.portable.lowering import Program, lower
 from twoscale._codegen.pixels import pixel_table
@@ -56,6 +58,26 @@ class Source(SourceBase):
         """Size of the table of pixels, in bytes."""
         return 0 if self.pixels is None else self.pixels.size
 
+    @property
+    def calls(self) -> list[Call]:
+        """All calls, in order."""
+        return [call for step in self.program.steps for call in step.calls]
+
+    @property
+    def footprint(self) -> Footprint:
+        """Flash of the code, and stack."""
+        return self._footprint(rows=0, loops=0)
+
+    def _footprint(self, rows: int, loops: int) -> Footprint:
+        return footprint(
+            self.calls,
+            self._used(),
+            self.library,
+            fixed_point=self.program.network.in_fixed_point,
+            rows=rows,
+            loops=loops,
+        )
+
     def texts(self) -> dict[str, str]:
         """Return file names and their texts."""
         return {f"{self.prefix}.h": self.header(), f"{self.prefix}.c": self.source()}
@@ -75,7 +97,7 @@ class Source(SourceBase):
         """Return the text of the source."""
         return self.render(
             "network.c.jinja",
-            definitions=self.library.definitions([call for step in self.program.steps for call in step.calls]),
+            definitions=self.library.definitions(self.calls),
             kernels=kernel_texts(
                 self._used(), fixed_point=self.program.network.in_fixed_point, order=self.library.kernels
             ),
@@ -103,7 +125,7 @@ class Source(SourceBase):
         return b"" if self.pixels is None else self.pixels.tobytes()
 
     def _used(self) -> set[Kernel]:
-        used = {call.kernel for step in self.program.steps for call in step.calls}
+        used = {call.kernel for call in self.calls}
         return used | {TO_INT8} if any(output.ctype == "int8_t" for output in self.outputs) else used
 
     def _pointer(self, operand: Operand) -> str:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from twoscale._codegen.c.common.calls import Call, Kernel, Operand
 from twoscale._codegen.c.common.names import printable
 from twoscale._codegen.c.common.program import Step
+from twoscale._codegen.c.common.sizes import Footprint
 from twoscale._codegen.c.common.text import number_lines
 from twoscale._codegen.c.portable.kernels import ROWS, RowCall
 from twoscale._codegen.c.portable.source import Source
@@ -36,6 +37,14 @@ class RowSource(Source):
 
     program: RowProgram
     row_by_row: ClassVar[bool] = True
+
+    @property
+    def footprint(self) -> Footprint:
+        """Flash of the code, and stack."""
+        listed = [segment for segment in self.program.segments if segment.order]
+        layers = {index for segment in listed for index in segment.order}
+        calls = sum(len(step.calls) for step in self.program.steps if step.index in layers)
+        return self._footprint(rows=sum(len(segment.order) for segment in listed), loops=calls)
 
     def _used(self) -> set[Kernel]:
         streamed = any(segment.order for segment in self.program.segments)
