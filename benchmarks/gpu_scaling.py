@@ -22,7 +22,7 @@ from benchmarks.common import write_result
 from twoscale import data
 from twoscale.errors import TwoscaleError
 from twoscale.scaling._questions.answers import plain
-from twoscale.scaling._questions.registry import SECTIONS
+from twoscale.scaling._questions.registry import DEFAULT_SECTIONS
 from twoscale.scaling._run import run_study, study_config
 from twoscale.scaling._study.progress import study_progress
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1, help="launches of each timed cell")
     parser.add_argument("--epochs", type=int, default=2, help="of the training runs")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--sections", default=",".join(SECTIONS))
+    parser.add_argument("--sections", default=",".join(DEFAULT_SECTIONS))
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--tiny", action="store_true")

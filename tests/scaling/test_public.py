@@ -17,7 +17,7 @@ from twoscale.scaling._questions import forecast
 from twoscale.scaling._questions.answers import plain
 from twoscale.scaling._questions.communication import CommunicationAnswer
 from twoscale.scaling._questions.forecast import measured_steps
-from twoscale.scaling._questions.registry import ANSWERED, SECTIONS
+from twoscale.scaling._questions.registry import ANSWERED, DEFAULT_SECTIONS, SECTIONS
 from twoscale.scaling._questions.results import StudyResults
 
 RECORD = Path(__file__).parents[2] / "docs" / "scaling-study.json"
@@ -70,7 +70,10 @@ def test_no_two_questions_share_a_field(study: Study) -> None:
 
 def test_the_help_names_every_question_in_order() -> None:
     text = " ".join((scale_command.__doc__ or "").split())
-    assert f"Questions to answer: {', '.join(SECTIONS)}, or their numbers 1 to {len(SECTIONS)}." in text
+    assert (
+        f"Questions to answer: {', '.join(SECTIONS)}, or their numbers 1 to {len(SECTIONS)}. "
+        f"Default: 1 to {len(DEFAULT_SECTIONS)}."
+    ) in text
 
 
 @pytest.mark.parametrize(

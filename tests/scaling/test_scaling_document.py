@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.scaling_study import DOCUMENT, NOTEBOOK, RECORD, RESNET, executed, generated, renewed
 from twoscale.scaling._questions.answers import read_results, sentences
-from twoscale.scaling._questions.registry import SECTIONS
+from twoscale.scaling._questions.registry import DEFAULT_SECTIONS
 from twoscale.scaling._questions.verdict import VerdictAnswer
 from twoscale.scaling._questions.wire import WireAnswer
 
@@ -20,7 +20,7 @@ def test_the_documents_tables_are_the_records() -> None:
 
 def test_the_records_are_whole() -> None:
     study, resnet = (read_results(file) for file in (RECORD, RESNET))
-    assert study.config.sections == SECTIONS
+    assert study.config.sections == DEFAULT_SECTIONS
     assert study.complete
     assert not study.failures
     assert study.config.repeats >= 3

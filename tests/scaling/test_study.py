@@ -28,7 +28,7 @@ from twoscale.scaling._questions.answers import answered, read_results
 from twoscale.scaling._questions.batch import BatchAnswer
 from twoscale.scaling._questions.communication import CommunicationAnswer
 from twoscale.scaling._questions.forecast import ForecastAnswer
-from twoscale.scaling._questions.registry import SECTIONS, needs_of
+from twoscale.scaling._questions.registry import DEFAULT_SECTIONS, needs_of
 from twoscale.scaling._questions.report import render_study
 from twoscale.scaling._questions.speedup import SpeedupAnswer
 from twoscale.scaling._questions.verdict import VerdictAnswer
@@ -117,7 +117,7 @@ def test_every_section_of_a_real_study(done: Path) -> None:
     results = read_results(done / STUDY)
     assert results.complete
     assert results.failures == ()
-    assert list(results.sentences) == list(SECTIONS)
+    assert list(results.sentences) == list(DEFAULT_SECTIONS)
     assert not any("Nothing was measured" in sentence for sentence in results.sentences.values())
     assert [row.batch_size for row in results.of(BatchAnswer).batches] == [16, 32, 1437]
     assert all(row.of_peak and 0 < row.of_peak < 1.5 for row in results.of(BatchAnswer).batches)
@@ -176,7 +176,7 @@ def test_the_page_says_what_the_record_says(done: Path) -> None:
     for sentence in results.sentences.values():
         assert sentence.split(";")[0][:40].replace("'", "&#39;") in page
     assert not re.search(r"(src|href)=\"https?:", page)
-    assert page.count("<section") == len(SECTIONS) + 2
+    assert page.count("<section") == len(DEFAULT_SECTIONS) + 2
     assert page.count("<figure>") >= 12
 
 
@@ -213,6 +213,7 @@ def test_a_section_alone_needs_only_its_cells() -> None:
         return {cell.kind for cell in (*first_cells(config), *later_cells(config, {}))}
 
     assert kinds("sampler") == kinds("wire") == kinds("replicas") == {"wire"}
+    assert kinds("strategies") == {"strategies"}
     assert kinds("accuracy") == {"tune", "accuracy"}
     assert kinds("batch") == {"capacity", "batches"}
     assert kinds("speedup") == {"batches", "ranks"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import re
@@ -34,6 +35,7 @@ from twoscale.scaling._measure.ledger import GLOO_MESSAGE, gloo_sent, observe, p
 from twoscale.scaling._measure.peak import measure_peak
 from twoscale.scaling._measure.records import DdpOptions, EpochTime, LedgerEntry, Summary, Workload
 from twoscale.scaling._measure.replicas import hash_replicas
+from twoscale.scaling._measure.strategies import STRATEGIES, Strategy, compare
 from twoscale.scaling._measure.tasks import Arm, ArmsResult, ArmsTask, BatchesResult, BatchesTask, RanksTask
 from twoscale.scaling._measure.workload import Batch, batch_stream, create_model, wrap
 from twoscale.scaling._questions.link_model import CollectiveSample, Link, measured_step
@@ -370,10 +372,53 @@ def _loop(
     return loop.time(flops=flops)
 
 
+def _planted_strategies() -> list[Strategy]:
+    """A strategy that sends a number nobody predicted, and one whose prediction is a byte short."""
+    flat, zero = (next(one for one in STRATEGIES if name in one.name) for name in ("flat", "ZeRO"))
+
+    def share(model: nn.Module, workload: Workload, log: Any) -> Any:
+        shared = flat.share(model, workload, log)
+        token = torch.zeros(1)
+
+        def after_update(step: int) -> None:
+            if step == 2:
+                dist.all_reduce(token)
+
+        shared.after_update = after_update
+        return shared
+
+    def short(case: Any) -> list[LedgerEntry]:
+        entries = list(zero.predict(case))
+        entries[-1] = dataclasses.replace(entries[-1], bytes=entries[-1].bytes - 1)
+        return entries
+
+    return [
+        dataclasses.replace(flat, name="one more", share=share),
+        dataclasses.replace(zero, name="a byte short", predict=short),
+    ]
+
+
+def _strategies() -> dict[str, Any]:
+    """Every strategy once, and those with planted faults."""
+    fast = {"DDP", "DDP, fp16 gradients", "DDP, PowerSGD of rank 2", "ZeRO-1", "FSDP2"}
+    chosen = [one for one in STRATEGIES if sweep.whole() or one.name in fast]
+    brief: dict[str, Any] = {"rounds": 1, "steps": 1}
+    return {
+        "strategies": compare(
+            Workload(batch_size=4, data="digits"), strategies=chosen, trained_steps=4, seeds=2, **brief
+        ),
+        "strategies with buffers": compare(Workload("resnet20", batch_size=2), strategies=STRATEGIES, **brief)
+        if sweep.whole()
+        else (),
+        "planted strategies": compare(Workload(batch_size=2), strategies=_planted_strategies(), **brief),
+    }
+
+
 def core(_: dict[str, Any]) -> dict[str, Any]:
     """Each measurement once, small."""
     small = Workload(batch_size=4, data="digits")
     return {
+        **_strategies(),
         "bare": _loop(small, "bare", steps=4),
         "ddp": _loop(small, "ddp", steps=4),
         "arms": measure_arms(Workload(model="resnet20", batch_size=2), rounds=2, steps=2),

@@ -42,7 +42,8 @@ def scale_command(
     world_sizes: Numbers = None,
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="DIR")] = Path("scale"),
     device: Literal["cpu", "cuda"] | None = None,
-    sections: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME,...")] = None,
+    sections: Annotated[str | None, tyro.conf.arg(aliases=("--questions",), metavar="NAME,NAME,...")] = None,
+    full: bool = False,
     base_batch: Numbers = None,
     steps: int | None = None,
     repeats: int | None = None,
@@ -67,8 +68,9 @@ def scale_command(
 
     Answers eight questions: epoch time by batch size; speed-up by ranks; computing against communication; accuracy at
     large batch; the epoch in the sampler; what crosses the wire; whether gradients alone would do; what more devices
-    would bring. Writes DIR/report.html (open it in a browser), DIR/study.json, and a file for each cell in DIR/cells. A
-    cell that fails is a result like any other. After Ctrl-C or a crash, the same command with --resume continues.
+    would bring. With --full it answers the others too: DDP's options, communication hooks and sharding. Writes
+    DIR/report.html (open it in a browser), DIR/study.json, and a file for each cell in DIR/cells. A cell that fails is
+    a result like any other. After Ctrl-C or a crash, the same command with --resume continues.
 
     On several machines, start the same command on each: with torchrun --nproc-per-node=1 -m twoscale scale, with srun
     --ntasks-per-node=1, or with --hosts, --host and --address. Host 0 leads and writes the study; the others serve it.
@@ -85,15 +87,16 @@ def scale_command(
             Default: 1,2, on GPUs as many of 1,2,4 as there are.
         out: Folder of the study; it is made.
         device: Default: cuda where there is a GPU.
-        sections: Questions to answer: batch, speedup, communication, accuracy, sampler, wire, replicas, forecast, or
-            their numbers 1 to 8. Default: all.
+        sections: Questions to answer: batch, speedup, communication, accuracy, sampler, wire, replicas, forecast,
+            strategies, or their numbers 1 to 9. Default: 1 to 8.
+        full: Answer all of them.
         base_batch: Batches of a rank at which numbers of ranks are compared; the verdict is given for the first.
             Default: 64,32,128, on a GPU 128,32,512.
         steps: Steps of a timed run; fewer take less time. Default: as many as the batch size asks for.
         repeats: Launches of each timed cell. Default: 3.
         seeds: Runs of each way to train at a large batch. Default: 5, on a GPU 3.
         epochs: Epochs of these runs. Default: 3, on a GPU 8.
-        accuracy_batches: The small and the large batch of these runs. Default: 16,64, on a GPU 128,1024.
+        accuracy_batches: The small and the large batch of these runs. Default: 16 and 64, on a GPU 128 and 1024.
         untuned: Take the first learning rate of each way instead of the best of several.
         precision: Default: fp32, on a GPU bf16.
         separate: Give every batch size, and every training run, a launch of its own.
@@ -127,7 +130,7 @@ def scale_command(
         preprocessing=_preprocessing(data, pictures),
         batch_sizes=_numbers("--batch-sizes", batch_sizes),
         world_sizes=_numbers("--world-sizes", world_sizes),
-        sections=_sections(sections, SECTIONS),
+        sections=_sections(sections, full, SECTIONS),
         base_batch=bases[0] if bases else None,
         grid_batches=bases[1:] if bases else None,
         steps=steps,
@@ -265,8 +268,10 @@ def _link(text: str) -> GivenLink:
     return GivenLink(float(found[1]) * _SECONDS[found[2].lower()], float(found[3]) * _BITS[found[4].lower()] / 8)
 
 
-def _sections(text: str | None, known: tuple[str, ...]) -> tuple[str, ...] | None:
+def _sections(text: str | None, full: bool, known: tuple[str, ...]) -> tuple[str, ...] | None:
     if text is None:
-        return None
+        return known if full else None
+    if full:
+        raise ConfigurationError("--full answers all questions, and --sections chooses some; give one of them")
     named = [word.strip() for word in text.split(",")]
     return tuple(known[int(word) - 1] if word.isdecimal() and 1 <= int(word) <= len(known) else word for word in named)

@@ -14,7 +14,7 @@ from twoscale._environment import require_posix
 from twoscale._files import write_record, write_text
 from twoscale.scaling._measure.hosts import Team
 from twoscale.scaling._questions.answers import answered, plain
-from twoscale.scaling._questions.registry import SECTIONS, check_sections, needs_of
+from twoscale.scaling._questions.registry import DEFAULT_SECTIONS, check_sections, needs_of
 from twoscale.scaling._questions.report import render_study
 from twoscale.scaling._questions.results import StudyResults
 from twoscale.scaling._study.config import StudyConfig
@@ -39,14 +39,14 @@ def study_config(
 
     Args:
         device: Default: cuda where there is a GPU.
-        sections: names of the questions that are asked. Default: all.
+        sections: names of the questions that are asked. Default: those that take minutes together.
         given: other fields of the configuration; None is as if not given.
 
     Raises:
         ConfigurationError: a GPU is asked for where there is none, more ranks than GPUs, or a number outside its range.
         UnknownNameError: there is no such section.
     """
-    asked = check_sections(SECTIONS if sections is None else sections)
+    asked = check_sections(DEFAULT_SECTIONS if sections is None else sections)
     return StudyConfig.for_this_machine(device, sections=asked, **given)
 
 

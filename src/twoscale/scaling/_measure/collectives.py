@@ -8,11 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import GradBucket  # type: ignore[attr-defined]
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from twoscale.scaling._measure.marks import Mark, mark, seconds_between
 from twoscale.scaling._measure.records import Op
 
-__all__ = ["BucketClock", "collective"]
+__all__ = ["BucketClock", "average_at_once", "average_in_bf16", "collective"]
 
 
 def collective(
@@ -53,6 +54,15 @@ def collective(
 
 def _ignore(_: object) -> None:
     pass
+
+
+def average_at_once(group: dist.ProcessGroup | None, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """DDP communication hook that averages a bucket before the backward pass goes on: nothing overlaps."""
+    tensor = bucket.buffer().div_(dist.get_world_size(group))
+    dist.all_reduce(tensor, group=group)
+    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    done.set_result(tensor)
+    return done
 
 
 @dataclass
@@ -135,3 +145,10 @@ class BucketClock:
                 size, start, end = buckets[i]
                 buckets[i] = size, max(start, buckets[i - 1][2]), end
         return forward, buckets
+
+
+def average_in_bf16(group: dist.ProcessGroup | None, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """PyTorch's hook of that kind; DDP refuses it by its name where the backend is gloo, which can do it."""
+    assert group is None  # type: ignore[unreachable, unused-ignore]
+    averaged: torch.futures.Future[torch.Tensor] = bf16_compress_hook(group, bucket)  # type: ignore[arg-type]
+    return averaged

@@ -34,6 +34,7 @@ from twoscale.scaling._measure.ledger import write_ledger
 from twoscale.scaling._measure.peak import Precision, measure_peak
 from twoscale.scaling._measure.records import EpochTime, OrderRow, SamplerRecord, Workload
 from twoscale.scaling._measure.replicas import hash_replicas, sampler_orders
+from twoscale.scaling._measure.strategies import compare
 from twoscale.scaling._measure.tasks import (
     Arm,
     ArmsResult,
@@ -43,6 +44,8 @@ from twoscale.scaling._measure.tasks import (
     BatchTrial,
     CurvePoint,
     RanksTask,
+    StrategiesResult,
+    StrategiesTask,
     TrainedRun,
     TrainingRun,
     TrainingTask,
@@ -51,7 +54,7 @@ from twoscale.scaling._measure.tasks import (
 )
 from twoscale.scaling._measure.workload import create_model, device_of, load_images, training_images
 
-__all__ = ["run_arms", "search_rates", "time_batches", "time_ranks", "train_runs", "write_wire"]
+__all__ = ["compare_strategies", "run_arms", "search_rates", "time_batches", "time_ranks", "train_runs", "write_wire"]
 
 T = TypeVar("T")
 
@@ -176,6 +179,11 @@ def run_arms(task: ArmsTask) -> ArmsResult:
         _clear(device)
         bandwidth = measure_bandwidth(device, repeats=10, budget_seconds=5.0)
     return ArmsResult(tuple(found), bandwidth)
+
+
+def compare_strategies(task: StrategiesTask) -> StrategiesResult:
+    """Compare ways to share a step among the ranks of this launch."""
+    return compare(task.workload, steps=task.steps or _ARM_STEPS, seeds=task.seeds, watch=_at_work)
 
 
 def write_wire(task: WireTask) -> WireResult:

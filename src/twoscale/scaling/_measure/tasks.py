@@ -18,6 +18,7 @@ from twoscale.scaling._measure.records import (
     PeakRecord,
     ReplicasRecord,
     SamplerRecord,
+    StrategyRecord,
     Workload,
 )
 from twoscale.training import TrainConfig
@@ -36,6 +37,8 @@ __all__ = [
     "FitResult",
     "FitTask",
     "RanksTask",
+    "StrategiesResult",
+    "StrategiesTask",
     "TrainedRun",
     "TrainingRun",
     "TrainingTask",
@@ -151,6 +154,20 @@ class BandwidthTask:
     budget_seconds: float
     ops: tuple[Op, ...] = ("all_reduce",)
     device: Literal["cpu", "cuda"] = "cpu"
+
+
+@dataclass(frozen=True)
+class StrategiesTask:
+    """Compare ways to share a step among ranks."""
+
+    workload: Workload
+    steps: int | None = None
+    """Timed in each turn of a strategy. Default: 5."""
+    seeds: int = 3
+    """Training runs of DDP, and of each strategy whose update is not DDP's."""
+
+
+StrategiesResult = tuple[StrategyRecord, ...]
 
 
 @dataclass(frozen=True)

@@ -40,3 +40,5 @@ class Question(Generic[Answer]):
     sentence: Callable[[StudyResults], str | None]
     """The answer in a plain sentence; None where nothing was measured."""
     content: Callable[[StudyResults], Content]
+    by_default: bool = True
+    """Whether a study asks it when no questions are named."""

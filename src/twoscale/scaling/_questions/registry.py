@@ -14,13 +14,24 @@ from twoscale.scaling._questions import (
     replicas,
     sampler,
     speedup,
+    strategies,
     verdict,
     wire,
 )
 from twoscale.scaling._questions.question import Question
 from twoscale.scaling._study.plan import Need
 
-__all__ = ["ANSWERED", "QUESTIONS", "SECTIONS", "VERDICT", "check_sections", "needs_of", "numbered_title", "question"]
+__all__ = [
+    "ANSWERED",
+    "DEFAULT_SECTIONS",
+    "QUESTIONS",
+    "SECTIONS",
+    "VERDICT",
+    "check_sections",
+    "needs_of",
+    "numbered_title",
+    "question",
+]
 
 QUESTIONS: tuple[Question[Any], ...] = (
     batch.QUESTION,
@@ -31,12 +42,15 @@ QUESTIONS: tuple[Question[Any], ...] = (
     wire.QUESTION,
     replicas.QUESTION,
     forecast.QUESTION,
+    strategies.QUESTION,
 )
 VERDICT = verdict.QUESTION
 """Answered from what the others need measured; its answer is the page's summary."""
 ANSWERED: tuple[Question[Any], ...] = (VERDICT, *QUESTIONS)
 SECTIONS = tuple(one.name for one in QUESTIONS)
 """Names of the questions, which are the sections of the page."""
+DEFAULT_SECTIONS = tuple(one.name for one in QUESTIONS if one.by_default)
+"""Those of a study that names none: together they take two minutes on two cores."""
 
 
 def question(name: str) -> Question[Any]:

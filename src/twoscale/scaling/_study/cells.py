@@ -19,6 +19,8 @@ from twoscale.scaling._measure.tasks import (
     BatchesTask,
     CapacityTask,
     RanksTask,
+    StrategiesResult,
+    StrategiesTask,
     TrainedRun,
     TrainingTask,
     WireResult,
@@ -34,6 +36,7 @@ __all__ = [
     "CAPACITY",
     "KINDS",
     "RANKS",
+    "STRATEGIES",
     "TUNE",
     "WIRE",
     "CellKind",
@@ -49,7 +52,7 @@ __all__ = [
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-CellName = Literal["capacity", "tune", "batches", "ranks", "arms", "wire", "accuracy"]
+CellName = Literal["capacity", "tune", "batches", "ranks", "arms", "wire", "strategies", "accuracy"]
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,15 @@ RANKS = CellKind(
 )
 ARMS = CellKind("arms", "arms and bandwidth", ArmsTask, ArmsResult, f"{_JOBS}:run_arms", shows_ranks=True)
 WIRE = CellKind("wire", "wire, replicas, sampler", WireTask, WireResult, f"{_JOBS}:write_wire", shows_ranks=True)
+STRATEGIES = CellKind(
+    "strategies", "strategies", StrategiesTask, StrategiesResult, f"{_JOBS}:compare_strategies", shows_ranks=True
+)
 ACCURACY = CellKind(
     "accuracy", "accuracy", TrainingTask, tuple[TrainedRun, ...], f"{_JOBS}:train_runs", shows_repeat=True
 )
 
 KINDS: dict[str, CellKind[Any, Any]] = {
-    kind.name: kind for kind in (CAPACITY, TUNE, BATCHES, RANKS, ARMS, WIRE, ACCURACY)
+    kind.name: kind for kind in (CAPACITY, TUNE, BATCHES, RANKS, ARMS, WIRE, STRATEGIES, ACCURACY)
 }
 
 

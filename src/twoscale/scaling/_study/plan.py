@@ -7,6 +7,7 @@
                and strong scaling
     arms       compute, communication and overlap at a number of ranks; bandwidth
     wire       ledger, replicas, sampler: nothing in it is timed
+    strategies ways to share a step among the most ranks of one host
     accuracy   training runs at a small and a large batch
 
 The first two decide what others do, and run first. The others run in rounds: every cell once in an order drawn by the
@@ -29,6 +30,7 @@ from twoscale.scaling._measure.tasks import (
     CapacityTask,
     Equal,
     RanksTask,
+    StrategiesTask,
     TrainedRun,
     TrainingRun,
     TrainingTask,
@@ -40,7 +42,9 @@ from twoscale.training import TrainConfig
 
 __all__ = ["COMPANION", "Need", "Way", "first_cells", "later_cells", "strong_batch", "verdict_cells", "ways"]
 
-Need = Literal["capacity", "batches", "one device", "ranks", "arms", "sampler", "wire", "replicas", "accuracy"]
+Need = Literal[
+    "capacity", "batches", "one device", "ranks", "arms", "sampler", "wire", "replicas", "strategies", "accuracy"
+]
 """What a question needs measured: a kind of cell, or a part of one."""
 
 _ARM_STEPS = 5
@@ -187,7 +191,7 @@ def later_cells(config: StudyConfig, needs: Collection[Need], first: Outcomes) -
     for repeat in range(config.repeats):
         cells = _timed(config, needs, _largest(first), repeat)
         if repeat == 0:
-            cells += [*_arms(config, needs), *_wire(config, needs)]
+            cells += [*_arms(config, needs), *_wire(config, needs), *_strategies(config, needs)]
         generator.shuffle(cells)
         ordered += cells
     return (*ordered, *_accuracy(config, needs, _rates(config, first)))
@@ -251,6 +255,14 @@ def _arms(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[Any]]:
                   ArmsTask(_workload(config, 1), sizes, bandwidth=n.world_size > 1, steps=turn), hosts=n.hosts)
         for n in config.groups
     ]  # fmt: skip
+
+
+def _strategies(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[Any]]:
+    if "strategies" not in needs or config.world_sizes[-1] == 1:
+        return []
+    turn = None if config.steps is None else min(config.steps, _ARM_STEPS)
+    task = StrategiesTask(_workload(config, config.base_batch), turn, config.seeds)
+    return [StudyCell("strategies", config.world_sizes[-1], 0, config.threads_per_rank, config.device, task)]
 
 
 def _wire(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[Any]]:

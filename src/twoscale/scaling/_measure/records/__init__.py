@@ -6,6 +6,7 @@ unit. ``None`` means "not applicable" or "not measured", never zero.
     base        workloads and their options, what became of a launch, summaries of measured values
     times       steps, collectives, matrix products; how large a batch fits
     wire        ledger, bandwidth, replicas, the sampler's orders
+    strategies  ways to share a step among ranks
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from twoscale.scaling._measure.records.base import (
     decode,
     is_own,
 )
+from twoscale.scaling._measure.records.strategies import HeldMemory, StrategyRecord
 from twoscale.scaling._measure.records.times import (
     ArmsRecord,
     Bucket,
@@ -54,6 +56,7 @@ __all__ = [
     "CollectiveTime",
     "DdpOptions",
     "EpochTime",
+    "HeldMemory",
     "Interval",
     "LedgerEntry",
     "LedgerRecord",
@@ -68,6 +71,7 @@ __all__ = [
     "ReplicasRecord",
     "SamplerRecord",
     "Status",
+    "StrategyRecord",
     "Summary",
     "Workload",
     "decode",

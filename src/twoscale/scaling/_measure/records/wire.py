@@ -21,16 +21,22 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One collective that DDP starts."""
+    """One collective of a training step."""
 
     phase: str
-    """"construction", "forward 1", "backward 1", ..., counted in mini-batches."""
+    """"construction", "forward 1", "backward 1", "update 1", ..., counted in mini-batches."""
     op: Op
     what: str
     """E.g. "parameters and buffers", "gradients", "bucket indices"."""
     dtype: str
     bytes: int
     """Of the tensor that each rank puts in."""
+
+    @property
+    def step(self) -> int:
+        """The mini-batch, from 1; 0 at construction."""
+        last = self.phase.rpartition(" ")[2]
+        return int(last) if last.isdecimal() else 0
 
 
 @dataclass(frozen=True)
