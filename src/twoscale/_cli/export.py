@@ -64,6 +64,7 @@ def export_command(
     images: int = 4,
     max_ram: Size = None,
     max_flash: Size = None,
+    link: bool = False,
     json: bool = False,
 ) -> None:
     """Write an integer network as source code: C99 for any target, without heap, libm or floating point, or C for
@@ -87,6 +88,7 @@ def export_command(
         max_ram: Most RAM on a microcontroller, e.g. 64K: arena, image, output and stack. If the network takes more,
             nothing is written, and the message says what is over and which target fits.
         max_flash: The same for flash: constants and code.
+        link: Also write NAME_link.c, with which a board runs the network for twoscale verify.
         io: Type of the input and output of a .tflite file. Default: int8.
         json: Print JSON instead of a table.
     """
@@ -98,6 +100,8 @@ def export_command(
         raise ConfigurationError(f"--images is {images}; expected at least 1")
     budget = budget_of(max_ram, max_flash)
     loaded = load(require_integer_file(network))
+    if link and (to in _WRITTEN or target == _WASM):
+        raise ConfigurationError("--link is for C on microcontrollers, not for another form")
     if budget != Budget() and (to in _WRITTEN or target == _WASM):
         raise ConfigurationError("--max-ram and --max-flash are for C on microcontrollers, not for another form")
     if to in _WRITTEN:
@@ -118,7 +122,9 @@ def export_command(
         real, _ = next(iter(batches_of(dataset.test, dataset, batch_size=images, limit=images)))
         inputs = (quantize_input(real, loaded.input.output),)
     report("exporting", 0, None)
-    result = export_c(loaded, out, target=target, name=name, inputs=inputs, max_ram=budget.ram, max_flash=budget.flash)
+    result = export_c(
+        loaded, out, target=target, name=name, inputs=inputs, max_ram=budget.ram, max_flash=budget.flash, link=link
+    )
     if json:
         print_json(result)
         return

@@ -66,8 +66,10 @@ def verify_command(
 
     Args:
         file: Integer network (.onnx or .tflite).
-        executors: Executors to compare: reference (NumPy), torch, onnxruntime, c, litert. The others are compared with
-            the first. Default: reference and torch; without torch, reference and another that can run here.
+        executors: Executors to compare: reference (NumPy), torch, onnxruntime, c, litert, and remote:ADDRESS for a
+            board that runs what "export --link" writes, with HOST:PORT or a serial port such as /dev/ttyACM0@115200 for
+            ADDRESS. The others are compared with the first. Default: reference and torch; without torch, reference and
+            another that can run here.
         checkpoint: Weights of the float network, or the network as float .onnx or .tflite. Adds agreement, and
             the signal-to-noise ratio of every layer.
         against: Another integer network (.onnx or .tflite), compared layer by layer, or weights, as with --checkpoint.

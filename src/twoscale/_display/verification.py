@@ -134,6 +134,7 @@ def _summary(result: VerifyResult) -> list[str]:
         f"differ ({promise}) between {', '.join(result.executors)} over {count(result.samples)} images"
     ]
     lines += [f"first difference of {name}: {where}" for name, where in result.divergence_by_executor.items()]
+    lines += [f"{name}: {count(cycles)} cycles per image" for name, cycles in result.cycles_by_executor.items()]
     parts = []
     if result.top1 is not None:
         parts.append(f"top-1 {percent(result.top1)} %")

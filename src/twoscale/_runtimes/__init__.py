@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from twoscale._extras import requires_extras
 from twoscale._ir.execution import Executor
 from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._runtimes.ports import PREFIX
 from twoscale.errors import ConfigurationError, ExecutorError, UnknownNameError
 
 __all__ = ["EXECUTORS", "create", "default_pair", "fastest"]
@@ -28,13 +29,17 @@ EXECUTORS = {
 
 
 def create(name: str, network: IntegerNetwork) -> Executor:
-    """Make the executor of that name.
+    """Make the executor of that name, or the one on a board for "remote:ADDRESS".
 
     Raises:
         UnknownNameError: there is no such executor.
         ExecutorError: it cannot run here.
         MissingPackageError: its package is not installed.
     """
+    if name.startswith(PREFIX):
+        from twoscale._runtimes.remote import RemoteExecutor
+
+        return RemoteExecutor(network, name.removeprefix(PREFIX))
     if name not in EXECUTORS:
         raise UnknownNameError("executor", name, EXECUTORS)
     module, attribute = EXECUTORS[name].split(":")

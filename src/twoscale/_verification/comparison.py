@@ -20,6 +20,7 @@ from twoscale._ir.weights_hash import has_same_weights
 from twoscale._metrics import Batch, NetworkMetrics, SignalToNoise, labelled, number_of_images, predicted_classes
 from twoscale._progress import report
 from twoscale._runtimes import EXECUTORS, create, default_pair
+from twoscale._runtimes.remote import RemoteExecutor
 from twoscale._verification.original import OriginalFile
 from twoscale._verification.original_tflite import TfliteFile
 from twoscale._verification.results import LayerCheck, OutputCheck, VerifyResult
@@ -221,6 +222,11 @@ def verify(
         original=None if file is None else file.path.name,
         original_left_out=left_out,
         exact=network.exact,
+        cycles_by_executor={
+            executor.name: executor.cycles_per_image
+            for executor in made
+            if isinstance(executor, RemoteExecutor) and executor.cycles_per_image is not None
+        },
     )
 
 

@@ -106,6 +106,8 @@ class VerifyResult:
     """One per output of the network, in its order."""
     exact: bool = False
     """Whether 0 mismatches are guaranteed: on the grid, or in TensorFlow Lite's arithmetic."""
+    cycles_by_executor: dict[str, int] = field(default_factory=dict)
+    """Processor cycles of one image, on average, on each board that counts them."""
 
     @property
     def ok(self) -> bool:

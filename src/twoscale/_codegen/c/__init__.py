@@ -115,6 +115,7 @@ def export_c(
     inputs: NDArray[Any] | Sequence[NDArray[Any]] | None = None,
     max_ram: int | None = None,
     max_flash: int | None = None,
+    link: bool = False,
 ) -> ExportResult:
     """Write a network as C.
 
@@ -135,6 +136,8 @@ def export_c(
         max_ram: most bytes of RAM for arena, input, output and stack. Nothing is written if the network takes more.
             Of a target for microcontrollers, as is the next.
         max_flash: most bytes of flash for constants and code.
+        link: whether to write NAME_link.h and NAME_link.c too, with which a board runs the network for ``verify``. Of a
+            target for microcontrollers.
 
     Returns:
         The files: NAME.h, NAME.c (and, if not portable, NAME_kernels.h), NAME_test.c, Makefile, NAME_sizes.txt and
@@ -153,11 +156,17 @@ def export_c(
     require_budget(network, target, Budget(max_ram, max_flash), name=called)
     source = _source_of(network, called, TARGETS[target])
     report = _sizes_of(source)
+    if link and target not in ALTERNATIVES:
+        raise ConfigurationError(
+            f"link is for microcontrollers; expected target {', '.join(ALTERNATIVES)}, got {target}"
+        )
     texts = source.texts() | {
         f"{source.prefix}_test.c": self_test(source, images),
         _MAKEFILE: source.makefile(),
         f"{source.prefix}_sizes.txt": size_table(report),
         f"{source.prefix}_sizes.json": record_to_json(report),
     }
+    if link:
+        texts |= source.link()
     write_files(Path(folder), texts)
     return ExportResult(str(folder), tuple(texts), source.prefix, report)

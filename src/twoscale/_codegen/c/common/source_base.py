@@ -103,6 +103,10 @@ class SourceBase(ABC):
         """Return the text of the Makefile."""
         return self.render(self.makefile_template, cflags=self.target.cflags)
 
+    def link(self) -> dict[str, str]:
+        """Return the names and texts of the files that run the network on a board for ``verify``; none by default."""
+        return {}
+
     @property
     def pixel_bytes(self) -> int:
         """Size of the table from pixels to integers, in bytes; 0 if there is none."""

@@ -14,7 +14,7 @@ from twoscale._codegen.c.common.names import printable
 from twoscale._codegen.c.common.program import Step
 from twoscale._codegen.c.common.sizes import Footprint
 from twoscale._codegen.c.common.source_base import SourceBase
-from twoscale._codegen.c.common.text import normalization, rows, value_text
+from twoscale._codegen.c.common.text import normalization, number_lines, rows, value_text
 from twoscale._codegen.c.portable.footprint import footprint
 from twoscale._codegen.c.portable.kernels import PORTABLE, TO_INT8, Library, kernel_texts
 from twoscale._codegen.c.portable.lowering import Program, lower
@@ -81,6 +81,18 @@ class Source(SourceBase):
     def texts(self) -> dict[str, str]:
         """Return file names and their texts."""
         return {f"{self.prefix}.h": self.header(), f"{self.prefix}.c": self.source()}
+
+    def link(self) -> dict[str, str]:
+        """Return the names and texts of the files that run the network on a board for ``verify``."""
+        tensors = [self.program.tensors[layer.name] for layer in self.program.network]
+        return {
+            f"{self.prefix}_link.h": self.render("link.h.jinja"),
+            f"{self.prefix}_link.c": self.render(
+                "link.c.jinja",
+                items=number_lines([tensor.item for tensor in tensors]),
+                answer_bytes=sum(tensor.size for tensor in self.program.outputs),
+            ),
+        }
 
     def header(self) -> str:
         """Return the text of the header."""
