@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import hypothesis
 import pytest
 
 from tests import sweep
+from twoscale._environment import collect_seldom
 
 # Other programs decide how long an example takes.
 hypothesis.settings.register_profile("no deadline", deadline=None)
@@ -36,7 +38,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let test modules know before they are imported."""
+    collect_seldom()
     os.environ[sweep.VARIABLE] = config.getoption("--sweep")
+
+
+def pytest_collection_finish() -> None:
+    """Leave out what lives until the end, torch and the tests, when Python looks for unreachable cycles."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

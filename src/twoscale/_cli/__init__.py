@@ -10,6 +10,7 @@ from typing import Any
 from twoscale._cli.ending import BROKEN_PIPE, INTERRUPTED, KEPT, drop_output, fail, open_standard_streams, say
 from twoscale._cli.usage import indented, usage
 from twoscale._cli.verbs import VERBS, Verb
+from twoscale._environment import collect_seldom
 
 __all__ = ["main"]
 
@@ -22,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             error explains it), 130 after Ctrl-C, 141 if the reader of the output closed it. Returns on success.
     """
     open_standard_streams()
+    if arguments is None:
+        collect_seldom()
     words = list(sys.argv[1:] if arguments is None else arguments)
     from twoscale.errors import TwoscaleError
 

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 
+from twoscale._environment import collect_seldom
 from twoscale._launching.processes import PARENT, die_with_parent
 
 _EXPLAINED = (2, 130)
@@ -67,6 +68,7 @@ def _take_log(restarts: int) -> None:
 def main() -> None:
     """Run PyTorch's launcher."""
     die_with_parent()
+    collect_seldom()
     os.environ[PARENT] = str(os.getpid())  # for the ranks
     quiet, arguments = sys.argv[1] == "quiet", sys.argv[2:]
     from torch.distributed.elastic.multiprocessing import SignalException

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from twoscale._environment import collect_seldom
 from twoscale._files import write_bytes
 from twoscale._launching.processes import die_with_parent, leave, pin, wait_for_group, wait_until
 from twoscale.errors import TwoscaleError
@@ -82,6 +83,7 @@ def _run(job: Job) -> object:
 def main() -> None:
     """Do the job in the folder named by the only argument."""
     die_with_parent()
+    collect_seldom()
     faulthandler.enable(all_threads=False)  # where a crash came from is in the log, and so in the record
     folder = Path(sys.argv[1])
     os.environ[FOLDER] = str(folder)
