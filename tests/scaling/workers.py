@@ -414,10 +414,18 @@ def _strategies() -> dict[str, Any]:
     }
 
 
+OWN = Path(__file__).with_name("own_steps.py")
+
+
+def _own(name: str) -> Workload:
+    return Workload(model=f"{OWN}:{name}", data="its loader", batch_size=5, own_step=True)
+
+
 def core(_: dict[str, Any]) -> dict[str, Any]:
     """Each measurement once, small."""
     small = Workload(batch_size=4, data="digits")
     return {
+        "own step": write_ledger(_own("make")),
         **_strategies(),
         "bare": _loop(small, "bare", steps=4),
         "ddp": _loop(small, "ddp", steps=4),
@@ -450,6 +458,7 @@ def alone(_: dict[str, Any]) -> dict[str, Any]:
         "arms": measure_arms(Workload(batch_size=2), rounds=1, steps=1),
         "bandwidth": measure_bandwidth(CPU, sizes=(1024,), repeats=3),
         "ledger": write_ledger(Workload(batch_size=2)),
+        "own": {name: _loop(_own(name), "bare", steps=3, repeats=1) for name in ("make", "slow")},
     }
 
 

@@ -76,8 +76,9 @@ def scale_command(
     --ntasks-per-node=1, or with --hosts, --host and --address. Host 0 leads and writes the study; the others serve it.
 
     Args:
-        model: Name of the model, or FILE.py:CLASS for your own, whose code then runs. Default: net on a processor,
-            resnet18 on a GPU.
+        model: Name of the model, or FILE.py:CLASS for your own, whose code then runs; or FILE.py:FUNCTION for a
+            training step of your own, a function that returns (module, loss, optimizer, loader). Default: net on a
+            processor, resnet18 on a GPU.
         model_args: Options of the model, as name=value,name=value.
         data: Data set, or synthetic, or pictures of your own, which have to fit into memory. Default: digits on a
             processor, cifar10 on a GPU.

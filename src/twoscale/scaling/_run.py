@@ -7,14 +7,17 @@ DIR/report.html       the same as a page
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from twoscale._environment import require_posix
 from twoscale._files import write_record, write_text
+from twoscale.errors import ConfigurationError
+from twoscale.models._references import is_reference
 from twoscale.scaling._measure.hosts import Team
 from twoscale.scaling._questions.answers import answered, plain
-from twoscale.scaling._questions.registry import DEFAULT_SECTIONS, check_sections, needs_of
+from twoscale.scaling._questions.registry import DEFAULT_SECTIONS, QUESTIONS, SECTIONS, check_sections, needs_of
 from twoscale.scaling._questions.report import render_study
 from twoscale.scaling._questions.results import StudyResults
 from twoscale.scaling._study.config import StudyConfig
@@ -46,8 +49,58 @@ def study_config(
         ConfigurationError: a GPU is asked for where there is none, more ranks than GPUs, or a number outside its range.
         UnknownNameError: there is no such section.
     """
+    step = _own_step(given)
+    if step:
+        sections = _step_sections(sections)
+        given = {**given, **step}
     asked = check_sections(DEFAULT_SECTIONS if sections is None else sections)
     return StudyConfig.for_this_machine(device, sections=asked, **given)
+
+
+def _own_step(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a study of a step of the user's own is about; nothing if the model is no such step.
+
+    Raises:
+        ConfigurationError: options that such a study does not have, or the file cannot be imported.
+        UnknownNameError: the file has no such function.
+    """
+    model = given.get("model")
+    if model is None or not is_reference(model):
+        return {}
+    from twoscale.scaling._measure.own_step import batch_length, find_step
+
+    step = find_step(model, given.get("model_args"))
+    if step is None:
+        return {}
+    for name in ("data", "preprocessing", "batch_sizes", "base_batch", "grid_batches", "precision"):
+        if given.get(name):
+            option = "--base-batch" if name == "grid_batches" else f"--{name.replace('_', '-')}"
+            raise ConfigurationError(f"{model} is a step with a loader of its own; leave {option} out")
+    batch = next(iter(step.loader), None)
+    if batch is None:
+        raise ConfigurationError(f"the loader of {model} gives no batch; expected at least one")
+    size = batch_length(batch)
+    return {
+        "data": "its loader",
+        "own_step": True,
+        "batch_sizes": (size,),
+        "base_batch": size,
+        "precision": "fp32",
+        "channels_last": False,
+    }
+
+
+def _step_sections(sections: tuple[str, ...] | None) -> tuple[str, ...]:
+    possible = tuple(one.name for one in QUESTIONS if one.of_step)
+    if sections is None:
+        return tuple(name for name in possible if name in DEFAULT_SECTIONS)
+    if sections == SECTIONS:
+        return possible
+    if other := [name for name in check_sections(sections) if name not in possible]:
+        raise ConfigurationError(
+            f"{other[0]} cannot be asked about a step of your own; expected some of {', '.join(possible)}"
+        )
+    return sections
 
 
 def run_study(

@@ -32,8 +32,8 @@ from twoscale.scaling._measure.workload import (
     batch_stream,
     create_model,
     device_of,
+    epoch_samples,
     silent_ddp,
-    training_images,
     training_step,
     wrap,
 )
@@ -282,8 +282,8 @@ class Loop:
         """
         workload, ranks, runs = self._workload, self._ranks, self._runs
         peak = int(ranks.table([peak_memory(ranks.device)]).max()) if memory else None
-        split, _, _ = training_images(workload)
-        steps_per_epoch = math.ceil(len(split) / (workload.batch_size * ranks.size))
+        samples = epoch_samples(workload, ranks.size)
+        steps_per_epoch = math.ceil(samples / (workload.batch_size * ranks.size))
         median = statistics.median(run.step for run in runs)
         # One run, not a median of each: its parts add up to its step.
         middle = sorted(runs, key=lambda run: run.step)[(len(runs) - 1) // 2]
@@ -293,8 +293,12 @@ class Loop:
 
             # Proportional to the images: of a few, since another model beside this one may not fit at the whole batch.
             few = min(2, workload.batch_size)
-            images, labels = next(self._source)
-            operations = step_flops(create_model(workload), (images[:few], labels[:few])) * workload.batch_size // few
+            batch = next(self._source)
+            if workload.own_step:
+                operations = step_flops(create_model(workload), batch)
+            else:
+                part = batch[0][:few], batch[1][:few]
+                operations = step_flops(create_model(workload), part) * workload.batch_size // few
         return EpochTime(
             arm=self._arm,
             workload=workload,
@@ -305,7 +309,7 @@ class Loop:
             step=summarize([run.step for run in runs]),
             data_wait=summarize([run.data_wait for run in runs]),
             samples_per_second=workload.batch_size * ranks.size / median,
-            epoch_samples=len(split),
+            epoch_samples=samples,
             steps_per_epoch=steps_per_epoch,
             epoch_seconds=steps_per_epoch * median,
             peak_memory_bytes=peak,

@@ -194,7 +194,14 @@ def write_wire(task: WireTask) -> WireResult:
     workloads = [task.workload]
     if not any(True for _ in create_model(task.workload).buffers()):
         workloads.append(
-            replace(task.workload, model=task.companion, model_args=None, data="synthetic", preprocessing=None)
+            replace(
+                task.workload,
+                model=task.companion,
+                model_args=None,
+                data="synthetic",
+                preprocessing=None,
+                own_step=False,
+            )
         )
     orders, shown = _orders(task) if "sampler" in task.parts else ((), ())
     return WireResult(

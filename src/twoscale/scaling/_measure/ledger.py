@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from twoscale.errors import ConfigurationError
+from twoscale.scaling._measure.own_step import OwnStep, batch_length
 from twoscale.scaling._measure.records import DdpOptions, LedgerEntry, LedgerRecord, Op, Workload
-from twoscale.scaling._measure.workload import create_model, device_of, training_images, wrap
+from twoscale.scaling._measure.workload import batch_stream, create_model, device_of, loss_of, training_images, wrap
 
 __all__ = [
     "CollectiveLog",
@@ -90,12 +90,12 @@ def buffer_broadcasts(model: nn.Module) -> tuple[int, ...]:
     return tuple(size for _, size in _flattened(model.buffers()))
 
 
-def ready_order(model: nn.Module, images_nchw: torch.Tensor) -> list[nn.Parameter]:
+def ready_order(model: nn.Module, images_nchw: Any) -> list[nn.Parameter]:
     """Return the parameters of ``model`` in the order in which a backward pass finishes their gradients.
 
     Args:
         model: left as it is; a copy is run.
-        images_nchw: a batch that it takes.
+        images_nchw: a batch, or whatever it takes.
     """
     trial = copy.deepcopy(model)
     names: list[str] = []
@@ -126,7 +126,7 @@ def predict(
     *,
     mini_batches: int = 3,
     accumulation: int = 1,
-    images_nchw: torch.Tensor | None = None,
+    images_nchw: Any = None,
 ) -> tuple[LedgerEntry, ...]:
     """Predict the collectives of DDP; they are the same on every rank, at any number of ranks.
 
@@ -135,7 +135,8 @@ def predict(
         options: how it will be wrapped.
         mini_batches: forward and backward passes after construction.
         accumulation: mini-batches of an optimizer step; all but the last of them run under ``no_sync``.
-        images_nchw: a batch that the model takes, for the order of its gradients. Default: two black 32×32 images.
+        images_nchw: images, or whatever the model takes, for the order of its gradients. Default: two black 32×32
+            images.
 
     Raises:
         ConfigurationError: fewer mini-batches or less accumulation than 1, or accumulation with a static graph.
@@ -235,7 +236,7 @@ def observe(
     *,
     mini_batches: int = 3,
     accumulation: int = 1,
-    images_nchw: torch.Tensor | None = None,
+    images_nchw: Any = None,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[LedgerEntry, ...]:
     """Wrap ``model``, train it a few steps, and return the collectives that were really started.
@@ -245,12 +246,12 @@ def observe(
         options: as for :func:`predict`.
         mini_batches: as for :func:`predict`.
         accumulation: as for :func:`predict`.
-        images_nchw: a batch that the model takes. Default: two black 32×32 images.
+        images_nchw: as for :func:`predict`.
         group: whose ranks take part. Default: all.
     """
     _check(options, mini_batches, accumulation)
     images = _example(model) if images_nchw is None else images_nchw
-    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    labels = torch.zeros(batch_length(images), dtype=torch.int64, device=next(model.parameters()).device)
     log = CollectiveLog()
     with log:
         log.phase = "construction"
@@ -259,7 +260,8 @@ def observe(
         for i in range(1, mini_batches + 1):
             ddp.require_backward_grad_sync = i % accumulation == 0  # what no_sync() sets
             log.phase = f"forward {i}"
-            loss = F.cross_entropy(ddp(images), labels)
+            batch: Any = images if isinstance(model, OwnStep) else (images, labels)
+            loss = loss_of(ddp, batch)
             log.phase = f"backward {i}"
             loss.backward()  # type: ignore[no-untyped-call]
             if i % accumulation == 0:
@@ -383,6 +385,14 @@ def gloo_crossing(entry: LedgerEntry, host: int, hosts: int, world_size: int) ->
 # ---------------------------------------------------------------- the whole
 
 
+def _example_of(workload: Workload, rank: int, world_size: int) -> Any:
+    """Return a batch that the workload's model takes."""
+    if workload.own_step:
+        return next(batch_stream(workload, rank, world_size))
+    shape = training_images(workload)[0].images.shape[1:]
+    return torch.zeros(2, *shape, device=device_of(workload))
+
+
 def write_ledger(
     workload: Workload, *, mini_batches: int = 3, accumulation: int = 1, observed: bool = True
 ) -> LedgerRecord:
@@ -397,11 +407,10 @@ def write_ledger(
     model = create_model(workload)
     world_size, rank = dist.get_world_size(), dist.get_rank()
     hosts = int(os.environ.get("GROUP_WORLD_SIZE", "1"))  # set by torchrun
-    shape = training_images(workload)[0].images.shape[1:]
     settings: dict[str, Any] = {
         "mini_batches": mini_batches,
         "accumulation": accumulation,
-        "images_nchw": torch.zeros(2, *shape, device=device_of(workload)),
+        "images_nchw": _example_of(workload, rank, world_size),
     }
     predicted = predict(model, workload.ddp, **settings)
     parameters = list(model.parameters())

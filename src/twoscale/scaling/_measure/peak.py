@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,7 +19,7 @@ from twoscale._environment import gpu_name, processor_name
 from twoscale.errors import ConfigurationError
 from twoscale.scaling._measure.records import PeakRecord, PeakRow
 from twoscale.scaling._measure.statistics import summarize
-from twoscale.scaling._measure.workload import Batch
+from twoscale.scaling._measure.workload import Batch, loss_of
 
 Precision = Literal["fp32", "tf32", "bf16"]
 
@@ -39,9 +38,8 @@ def step_flops(model: nn.Module, batch: Batch) -> int:
         model: run once, in training mode; its buffers are updated, its gradients dropped.
         batch: that it takes.
     """
-    images, labels = batch
     with FlopCounterMode(display=False) as counter:
-        F.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+        loss_of(model, batch).backward()  # type: ignore[no-untyped-call]
     model.zero_grad(set_to_none=True)
     return int(counter.get_total_flops())
 

@@ -27,6 +27,7 @@ from twoscale.data import Dataset, Preprocessing, Split
 from twoscale.errors import ConfigurationError, UnknownNameError
 from twoscale.models._registry import model_options
 from twoscale.scaling._measure.collectives import BucketClock
+from twoscale.scaling._measure.own_step import OwnStep, endless, make_step
 from twoscale.scaling._measure.records import DdpOptions, Workload, is_own
 from twoscale.scaling._measure.waits import WaitClock
 
@@ -36,7 +37,9 @@ __all__ = [
     "batch_stream",
     "create_model",
     "device_of",
+    "epoch_samples",
     "load_images",
+    "loss_of",
     "silent_ddp",
     "training_images",
     "training_step",
@@ -75,6 +78,8 @@ def create_model(workload: Workload, *, seed: int | None = None) -> nn.Module:
     Raises:
         UnknownNameError: there is no such model, or no such data set.
     """
+    if workload.own_step:
+        return make_step(workload.model, workload.model_args, device_of(workload))
     classes = 10
     if workload.data != "synthetic":
         known = {description.name: description.classes for description in data.describe()}
@@ -145,25 +150,39 @@ def silent_ddp(
     return wrapped
 
 
+def loss_of(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the loss of a batch: the mean cross-entropy, or that of the user's own step."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    if isinstance(inner, OwnStep):
+        loss: torch.Tensor = model(batch)
+        return loss
+    images, labels = batch
+    return F.cross_entropy(model(images), labels)
+
+
 def training_step(workload: Workload, model: nn.Module, waits: WaitClock | None = None) -> Step:
-    """Return one step of SGD with momentum on the mean cross-entropy of a batch.
+    """Return one step of SGD with momentum on the mean cross-entropy of a batch; or the user's own step.
 
     Args:
         workload: gives learning rate, momentum and precision.
         model: bare or wrapped.
         waits: notes what each step waits for inside DDP. Default: nothing does.
     """
-    optimizer = torch.optim.SGD(model.parameters(), lr=workload.lr, momentum=workload.momentum)
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    optimizer = (
+        inner.optimizer
+        if isinstance(inner, OwnStep)
+        else torch.optim.SGD(model.parameters(), lr=workload.lr, momentum=workload.momentum)
+    )
     precision = (
         torch.autocast(workload.device, torch.bfloat16) if workload.precision == "bf16" else contextlib.nullcontext()
     )
 
     def step(batch: Batch) -> None:
-        images, labels = batch
         if waits is not None:
             waits.begin()
         with precision:
-            loss = F.cross_entropy(model(images), labels)
+            loss = loss_of(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         if waits is not None:
             waits.end()
@@ -197,18 +216,32 @@ def training_images(workload: Workload) -> tuple[Split, tuple[float, ...], tuple
     return dataset.train, dataset.mean, dataset.std
 
 
+def epoch_samples(workload: Workload, world_size: int) -> int:
+    """Return the training images of an epoch of all ranks; of the user's own step, as its loader says."""
+    if not workload.own_step:
+        return len(training_images(workload)[0])
+    loader: Any = make_step(workload.model, workload.model_args, device_of(workload)).loader
+    if hasattr(loader, "dataset") and hasattr(loader.dataset, "__len__"):
+        return len(loader.dataset)
+    return len(loader) * workload.batch_size * world_size if hasattr(loader, "__len__") else 0
+
+
 def batch_stream(workload: Workload, rank: int, world_size: int) -> Iterator[Batch]:
     """Give full batches without end: rank's share of the images, reshuffled every epoch, from memory.
 
     The images stay on the device as uint8; each batch is gathered and normalized when it is asked for.
+
+    Of the user's own step, they are what its loader gives in this rank.
 
     Args:
         workload: names the data.
         rank: 0..world_size - 1.
         world_size: shares an epoch's order is dealt into.
     """
-    split, mean, std = training_images(workload)
     device = device_of(workload)
+    if workload.own_step:
+        yield from endless(make_step(workload.model, workload.model_args, device).loader, device)
+    split, mean, std = training_images(workload)
     images = torch.from_numpy(np.asarray(split.images)).to(device)
     labels = torch.from_numpy(split.labels.astype(np.int64)).to(device)
     layout = torch.channels_last if workload.channels_last else torch.contiguous_format

@@ -480,4 +480,5 @@ QUESTION = Question(
     _answer,
     _sentence,
     _content,
+    of_step=True,
 )

@@ -272,5 +272,5 @@ def _content(results: StudyResults) -> Content:
 
 
 QUESTION = Question(
-    "forecast", "More devices", frozenset(("ranks", "arms")), ForecastAnswer, _answer, _sentence, _content
+    "forecast", "More devices", frozenset(("ranks", "arms")), ForecastAnswer, _answer, _sentence, _content, of_step=True
 )

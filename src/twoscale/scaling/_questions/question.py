@@ -40,5 +40,7 @@ class Question(Generic[Answer]):
     sentence: Callable[[StudyResults], str | None]
     """The answer in a plain sentence; None where nothing was measured."""
     content: Callable[[StudyResults], Content]
+    of_step: bool = False
+    """Whether it can be asked about a step of the user's own, with a loss, an optimizer and a loader of its own."""
     by_default: bool = True
     """Whether a study asks it when no questions are named."""

@@ -370,5 +370,5 @@ def _content(results: StudyResults) -> Content:
 
 
 QUESTION = Question(
-    "speedup", "Speed-up", frozenset(("one device", "ranks")), SpeedupAnswer, _answer, _sentence, _content
+    "speedup", "Speed-up", frozenset(("one device", "ranks")), SpeedupAnswer, _answer, _sentence, _content, of_step=True
 )

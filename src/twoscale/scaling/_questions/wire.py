@@ -135,4 +135,6 @@ def _content(results: StudyResults) -> Content:
     )
 
 
-QUESTION = Question("wire", "What crosses the wire", frozenset(("wire",)), WireAnswer, _answer, _sentence, _content)
+QUESTION = Question(
+    "wire", "What crosses the wire", frozenset(("wire",)), WireAnswer, _answer, _sentence, _content, of_step=True
+)

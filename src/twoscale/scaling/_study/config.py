@@ -91,6 +91,8 @@ class StudyConfig:
     """From picture files to pixels, of pictures of your own."""
     model_args: str | None = None
     """Options of the model, as name=value,name=value."""
+    own_step: bool = False
+    """Whether the model is a step of the user's own; the base batch is then its loader's."""
     hosts: tuple[int, ...] = (1,)
     """Numbers of hosts, ascending; the first is 1. Each number of ranks runs on each host of each number."""
 

@@ -114,6 +114,7 @@ def _workload(config: StudyConfig, batch_size: int) -> Workload:
         channels_last=config.channels_last,
         seed=config.seed,
         preprocessing=config.preprocessing,
+        own_step=config.own_step,
     )
 
 
@@ -232,7 +233,9 @@ def _timed(config: StudyConfig, needs: Collection[Need], largest: int | None, re
         for ranks in config.groups:
             n = ranks.world_size
             runs: list[tuple[Arm, int]] = [("bare", config.base_batch)]
-            runs += [("ddp", size) for size in dict.fromkeys((config.base_batch, strong_batch(config, n)))]
+            # The batch of a step of the user's own is its loader's.
+            sizes_of_ddp = (config.base_batch, *(() if config.own_step else (strong_batch(config, n),)))
+            runs += [("ddp", size) for size in dict.fromkeys(sizes_of_ddp)]
             if n > 1:
                 runs.append(("silent", config.base_batch))
             for size in config.grid_batches:
@@ -248,7 +251,7 @@ def _arms(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[Any]]:
     if "arms" not in needs:
         return []
     # At least two batch sizes at each number of ranks: a forecast of one can then be made from the others.
-    sizes = tuple(sorted({*config.rank_batches, 2 * config.base_batch}))
+    sizes = tuple(sorted({*config.rank_batches, *(() if config.own_step else (2 * config.base_batch,))}))
     turn = None if config.steps is None else min(config.steps, _ARM_STEPS)
     return [
         StudyCell("arms", n.world_size, 0, config.threads_per_rank, config.device,
@@ -274,7 +277,7 @@ def _wire(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[Any]]:
     world_size = max(2, config.world_sizes[-1]) if on_gpus else 2
     device: Literal["cpu", "cuda"] = "cuda" if on_gpus else "cpu"
     workload = replace(_workload(config, 4), device=device, precision="fp32", channels_last=False)
-    if not is_own(config.data):  # a model of the user's own pictures takes those alone
+    if not config.own_step and not is_own(config.data):  # a model of the user's own pictures takes those alone
         workload = replace(workload, data="synthetic")
     cells = [StudyCell("wire", world_size, 0, 1, device, WireTask(workload, COMPANION, parts, config.data))]
     if config.hosts[-1] > 1 and "wire" in parts:

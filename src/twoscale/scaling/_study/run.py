@@ -90,7 +90,9 @@ def measure(
         raise ConfigurationError(
             f"the study needs {config.hosts[-1]} hosts and has {1 + len(team.followers)}; start it on each of them"
         )
-    if is_reference(config.model):
+    if config.own_step:
+        pass  # it was made once, for its batch
+    elif is_reference(config.model):
         models.create(
             config.model, **model_options(config.model, 10, config.model_args)
         )  # refused here, once, and not in every cell
@@ -181,7 +183,7 @@ def _images(config: StudyConfig) -> int:
         UnknownNameError: there is no such data set.
         DataError: it cannot be loaded, or the model does not take the user's own pictures.
     """
-    if config.data == "synthetic":
+    if config.data == "synthetic" or config.own_step:
         return _SYNTHETIC
     dataset = data.load(config.data, preprocessing=config.preprocessing)
     if is_own(config.data):

@@ -148,6 +148,8 @@ class Workload:
     """From picture files to pixels, of pictures of your own."""
     model_args: str | None = None
     """Options of the model, as name=value,name=value."""
+    own_step: bool = False
+    """Whether the model is a step of the user's own, with its loss, optimizer and loader."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
