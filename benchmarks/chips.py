@@ -3,8 +3,8 @@
 An instruction is counted when QEMU's emulated processor executes it; that says nothing of cycles, which depend on the
 core and its memory. A figure is a run of 1 + k images less a run of 1, divided by k, so that starting costs nothing.
 Programs for microcontrollers are built as examples/cortex-m builds them. ``python -m benchmarks.chips aarch64`` counts
-AArch64 alone, and ``cortex-m`` the others; names of targets for microcontrollers and of networks, such as ``cortex-m4
-resnet8``, count only these. The rows of the rest are kept. The records are in benchmarks/results/chips.json.
+AArch64 alone, and ``cortex-m`` the others; names of targets and of networks, such as ``cortex-m4 resnet8`` or ``aarch64
+resnet18``, count only these. The rows of the rest are kept. The records are in benchmarks/results/chips.json.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ TARGETS = {
 }
 """From targets for microcontrollers to the cores that they are counted on."""
 AARCH64_TOOLS = ("aarch64-linux-gnu-gcc", "qemu-aarch64", "cc")
-LEVELS = {"neon": "cortex-a72", "dotprod": "cortex-a76", "i8mm": "max"}
-"""From the targets for AArch64 to processors, as QEMU names them, on which native C chooses them."""
+LEVELS = {"neon": "cortex-a72", "dotprod": "cortex-a76", "i8mm": "max", "generic": "cortex-a72"}
+"""From the targets for AArch64, and the plain C for any processor, to processors, as QEMU names them."""
 AARCH64_COMPILERS = {"aarch64-linux-gnu-gcc": (), "clang-19": ("--target=aarch64-linux-gnu",)}
 """With their options."""
 AARCH64_OPTIONS = {"resnet8": ("-O2", "-O3"), "resnet20": ("-O2",), "mobilenetv2": ("-O2",), "resnet18": ("-O2",)}
@@ -192,12 +192,13 @@ class Counter:
     def count_aarch64(self, network: twoscale.IntegerNetwork, target: str, compiler: str, options: str) -> Row:
         """Return the instructions of one image on AArch64, on the processor for ``target``."""
         exported, cpu = self.folder / f"{network.name}-{target}", LEVELS[target]
-        result = export_c(network, exported, target=target, name="net")
+        result = export_c(network, exported, target="native" if target == "generic" else target, name="net")
         types = {"input": f"{network.input.output.dtype}_t", "output": f"{network.spec(network.output).dtype}_t"}
         (exported / "main.c").write_text(_AARCH64_MAIN.format(**types))
+        defines = ["-DNET_GENERIC"] if target == "generic" else []
         subprocess.run(
             [compiler, *AARCH64_COMPILERS[compiler], *options.split(), "-std=gnu99", "-ffp-contract=off", "-pthread",
-             "-static", "-o", "program", "net.c", "main.c"],
+             *defines, "-static", "-o", "program", "net.c", "main.c"],
             cwd=exported, check=True,
         )  # fmt: skip
         counts = []
@@ -248,12 +249,12 @@ def count_microcontrollers(counter: Counter, targets: Collection[str], networks:
     return rows
 
 
-def count_all_aarch64(counter: Counter) -> list[Row]:
+def count_aarch64(counter: Counter, targets: Collection[str], networks: Collection[str]) -> list[Row]:
     """Count what the levels of AArch64 take."""
     rows = []
-    for name in AARCH64_OPTIONS:
+    for name in networks:
         network = network_of(name)
-        for target in LEVELS:
+        for target in targets:
             for compiler in AARCH64_COMPILERS:
                 for options in AARCH64_OPTIONS[name]:
                     rows.append(counter.count_aarch64(network, target, compiler, options))
@@ -261,44 +262,56 @@ def count_all_aarch64(counter: Counter) -> list[Row]:
     return rows
 
 
-def place_of(row: Row) -> tuple[str, str, str, str]:
-    """Return what a figure is of."""
-    return row.network, row.target, row.cpu, row.options
+def updated(old: Sequence[Row], new: Sequence[Row], networks: Sequence[str], targets: Sequence[str]) -> list[Row]:
+    """Return the rows of ``targets`` in order, with new figures in the place of old ones."""
+    known = {
+        (row.network, row.target, row.cpu, row.options, "clang" in row.compiler): row
+        for row in (*old, *new)
+        if row.target in targets
+    }
+    cpus = [*BOARDS, *LEVELS.values()]
+    return sorted(
+        known.values(),
+        key=lambda row: (
+            networks.index(row.network), targets.index(row.target), cpus.index(row.cpu), "clang" in row.compiler,
+            row.options,
+        ),
+    )  # fmt: skip
+
+
+def chosen(wanted: Collection[str], known: Collection[str], others: Collection[str]) -> list[str]:
+    """Return those of ``known`` that the command line names, or all if it names none and none of ``others``."""
+    if {*known, *others}.isdisjoint(wanted):
+        return list(known)
+    return [name for name in known if name in wanted]
 
 
 def main() -> None:
     """Count everything, or what the command line names, print it and record it."""
     wanted = sys.argv[1:] or ["cortex-m", "aarch64"]
-    unknown = set(wanted) - {"cortex-m", "aarch64", *TARGETS, *OPTIONS}
+    unknown = set(wanted) - {"cortex-m", "aarch64", *TARGETS, *LEVELS, *OPTIONS, *AARCH64_OPTIONS}
     if unknown:
         raise SystemExit(f"{sorted(unknown)[0]} is no target or network that is counted")
     old = read_record(RESULTS, Results)
-    microcontrollers = [row for row in old.rows if row.target in TARGETS]
-    aarch64 = [row for row in old.rows if row.target in LEVELS]
-    targets = [name for name in wanted if name in TARGETS] or list(TARGETS)
-    networks = [name for name in wanted if name in OPTIONS] or list(OPTIONS)
-    on_cores = wanted != ["aarch64"]
+    on_aarch64 = not {"aarch64", *LEVELS}.isdisjoint(wanted)
+    on_cores = not on_aarch64 or not {"cortex-m", *TARGETS}.isdisjoint(wanted)
+    cores, aarch64 = [], []
     with tempfile.TemporaryDirectory() as folder:
         if on_cores:
             require(TOOLS, "gcc-arm-none-eabi, qemu-system-arm")
-            new = count_microcontrollers(Counter(Path(folder)), targets, networks)
-            known = {place_of(row): row for row in (*microcontrollers, *new)}
-            microcontrollers = sorted(
-                known.values(),
-                key=lambda row: (
-                    list(OPTIONS).index(row.network),
-                    list(TARGETS).index(row.target),
-                    list(BOARDS).index(row.cpu),
-                    row.options,
-                ),
+            cores = count_microcontrollers(
+                Counter(Path(folder)), chosen(wanted, TARGETS, LEVELS), chosen(wanted, OPTIONS, AARCH64_OPTIONS)
             )
-        if "aarch64" in wanted:
+        if on_aarch64:
             require([*AARCH64_TOOLS, *AARCH64_COMPILERS], "gcc-aarch64-linux-gnu, clang-19, qemu-user")
-            aarch64 = count_all_aarch64(Counter(Path(folder)))
-    write_record(
-        RESULTS,
-        Results(version_of("qemu-system-arm") if on_cores else old.qemu, (*microcontrollers, *aarch64)),
+            aarch64 = count_aarch64(
+                Counter(Path(folder)), chosen(wanted, LEVELS, TARGETS), chosen(wanted, AARCH64_OPTIONS, OPTIONS)
+            )
+    rows = (
+        *updated(old.rows, cores, list(OPTIONS), list(TARGETS)),
+        *updated(old.rows, aarch64, list(AARCH64_OPTIONS), list(LEVELS)),
     )
+    write_record(RESULTS, Results(version_of("qemu-system-arm") if on_cores else old.qemu, rows))
 
 
 if __name__ == "__main__":

@@ -68,9 +68,11 @@ FAULTS = {
     "i8mm: a wrong lane": ("last ? vzip2q_u64(one, other)", "last ? vzip1q_u64(one, other)"),
     "i8mm: saturation": ("vqmovn_high_s32(vqmovn_s32(a.at[0])", "vmovn_high_s32(vmovn_s32(a.at[0])"),
     "i8mm: signed and unsigned": (
-        "vusmmlaq_s32(sum[n][2 * (i + k)], two[n],",
-        "vmmlaq_s32(sum[n][2 * (i + k)], vreinterpretq_s8_u8(two[n]),",
+        "vusmmlaq_s32(sum[n][i + k], two[n],",
+        "vmmlaq_s32(sum[n][i + k], vreinterpretq_s8_u8(two[n]),",
     ),
+    "i8mm: weights in the wrong place": ("vst1q_s8(to + 16,", "vst1q_s8(to + 15,"),
+    "i8mm: no zeros after the last word": ("words > 1 ? vld1q_s8(", "words > 0 ? vld1q_s8("),
 }
 """From name to (text, text with the fault) of one level."""
 

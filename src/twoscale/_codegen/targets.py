@@ -268,7 +268,7 @@ INSTRUCTION_SETS = (
         ARM,
         "arch=armv8.2-a+dotprod+i8mm",
         ("asimd", "asimddp", "i8mm"),
-        (*_ARM_NAMES, "add_many_windows", "channels_of", "of_two"),
+        (*_ARM_NAMES, "add_many_windows", "arrange", "channels_of", "of_two"),
         clang_target="dotprod,i8mm",
         tiles=False,
         shared="asimd",

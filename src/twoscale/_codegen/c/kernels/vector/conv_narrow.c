@@ -7,7 +7,7 @@ typedef struct {
 INLINE window conv_window(const conv_params *p, int32_t vectors)
 {
     const int32_t words = p->segments * p->words;
-    const window at = {words / p->run_words, p->run_words, p->segment, p->run_words / p->words, 64 * vectors};
+    const window at = {words / p->run_words, p->run_words, p->segment, p->run_words / p->words, 64 * vectors, NULL};
 
     return at;
 }
@@ -98,18 +98,24 @@ INLINE void conv_next(const conv_params *p, conv_place *at, const uint8_t *x, co
 INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count,
                         share part, int32_t vectors, int32_t step, int32_t end)
 {
-    const window at = conv_window(p, vectors);
+    window at = conv_window(p, vectors);
     const int32_t block_bytes = at.stride * p->segments * p->words;
     const int32_t groups = (p->out_c + 15) / 16;
     const share whole = {0, 1}, of_rows = p->by_channels ? whole : part, of_groups = p->by_channels ? part : whole;
     const conv_part mine = conv_rows_of(p, count, of_rows, 1);
     const int32_t last = start_of(groups, next(of_groups));
+#ifdef ARRANGED_BYTES
+    int8_t arranged[ARRANGED_BYTES];
+#endif
 
     for (int32_t group = start_of(groups, of_groups); group < last && mine.first < mine.end; group++) {
         const int8_t *w = p->weight + group / vectors * block_bytes + group % vectors * 64;
         conv_place here = {conv_row(p, x, residual, y, mine.first, end), mine.first, 0, mine.end};
         int32_t left = (mine.end - mine.first) * p->out_w;
 
+#ifdef ARRANGED_BYTES
+        at.arranged = arrange(arranged, &at, w);
+#endif
         for (; left >= PIXELS; left -= PIXELS) {
             conv_tile_rows rows;
 

@@ -17,7 +17,7 @@ typedef struct {
 
 #define ACCUMULATORS 1 /* of a tile */
 
-#define EACH for (int32_t i = 0; i < 16; i++)
+#define EACH ROLLED for (int32_t i = 0; i < 16; i++)
 
 INLINE v16i set_i(int32_t value)
 {

@@ -26,7 +26,31 @@ INLINE int8x16_t channels_of(int8x16_t word, int8x16_t next_word, int32_t last)
     return vreinterpretq_s8_s32(last ? vzip2q_s32(a, b) : vzip1q_s32(a, b));
 }
 
-/* Add the products of two words, or of one. */
+/* Bytes for the weights of 16 channels in the order in which they are multiplied. Larger windows keep the order of all sets. */
+#define ARRANGED_BYTES 40960
+
+/* Arrange the weights of 16 channels: two words of two channels side by side. A word left over is followed by zeros. */
+INLINE const int8_t *arrange(int8_t *to, const window *at, const int8_t *w)
+{
+    const int8_t *const arranged = to;
+
+    if (at->runs * ((at->words + 1) / 2) * 128 > ARRANGED_BYTES)
+        return NULL;
+    for (int32_t run = 0; run < at->runs; run++)
+        for (int32_t words = at->words; words > 0; w += (words > 1 ? 2 : 1) * at->stride, words -= 2)
+            for (int32_t i = 0; i < 4; i++, to += 32) {
+                const int8x16_t word = vld1q_s8(w + 16 * i);
+                const int8x16_t second = words > 1 ? vld1q_s8(w + at->stride + 16 * i) : vdupq_n_s8(0);
+
+                vst1q_s8(to, channels_of(word, second, 0));
+                vst1q_s8(to + 16, channels_of(word, second, 1));
+            }
+    return arranged;
+}
+
+#define EACH_TWO UNROLL for (int32_t n = 0; n < PIXELS / 2; n++)
+
+/* Add the products of two words, or of one, whose second weights are `next_word`. */
 #define ADD_PRODUCTS(last, next_word) \
     { \
         uint8x16_t two[PIXELS / 2]; \
@@ -50,13 +74,33 @@ INLINE int8x16_t channels_of(int8x16_t word, int8x16_t next_word, int32_t last)
     }
 #define SECOND_WORD(i) vld1q_s8(w + at->stride + 16 * (i))
 #define NO_WORD(i) vdupq_n_s8(0)
-#define EACH_TWO UNROLL for (int32_t n = 0; n < PIXELS / 2; n++)
 #define ADD_TWO_WORDS(last) \
     ADD_PRODUCTS(last, SECOND_WORD) \
     w += 2 * at->stride;
 #define ADD_LAST_WORD(last) \
     ADD_PRODUCTS(last, NO_WORD) \
     w += at->stride;
+
+/* The same with arranged weights. */
+#define ADD_ARRANGED(last) \
+    { \
+        uint8x16_t two[PIXELS / 2]; \
+        EACH_TWO two[n] = of_two(x[2 * n], x[2 * n + 1], last); \
+        UNROLL \
+        for (int32_t i = 0; i < 8; i += 2) { \
+            const int8x16_t channels[2] = {vld1q_s8(w + 16 * i), vld1q_s8(w + 16 * i + 16)}; \
+            IN_ORDER \
+            UNROLL \
+            for (int32_t k = 0; k < 2; k++) \
+                EACH_TWO sum[n][i + k] = vusmmlaq_s32(sum[n][i + k], two[n], channels[k]); \
+        } \
+        w += 128; \
+    }
+
+#define LOAD_PIXELS \
+    UNROLL \
+    for (int32_t n = 0; n < PIXELS; n++) \
+        x[n] = activations_of(vld1q_u8(from[n] + offset));
 
 /* Add the dot products of PIXELS windows with the weights of 16 channels. A sum holds two channels of two pixels. */
 INLINE void add_many_windows(v16i *acc, const window *at, const uint8_t *const *from, const int8_t *w)
@@ -71,32 +115,44 @@ INLINE void add_many_windows(v16i *acc, const window *at, const uint8_t *const *
             sum[n][2 * i] = vreinterpretq_s32_s64(vzip1q_s64(one, other));
             sum[n][2 * i + 1] = vreinterpretq_s32_s64(vzip2q_s64(one, other));
         }
-    for (int32_t run = 0; run < at->runs; run++) {
-        ptrdiff_t offset = at->start[run * at->step];
-        int32_t words = at->words;
-
-        for (; words >= 4; words -= 4, offset += 16) {
+    if (at->arranged != NULL) {
+        w = at->arranged;
+        for (int32_t run = 0; run < at->runs; run++) {
+            ptrdiff_t offset = at->start[run * at->step];
+            int32_t words = at->words;
             activations x[PIXELS];
 
-            UNROLL
-            for (int32_t n = 0; n < PIXELS; n++)
-                x[n] = activations_of(vld1q_u8(from[n] + offset));
-            ADD_TWO_WORDS(0)
-            ADD_TWO_WORDS(1)
-        }
-        if (words > 0) {
-            activations x[PIXELS];
-
-            UNROLL
-            for (int32_t n = 0; n < PIXELS; n++)
-                x[n] = activations_of(vld1q_u8(from[n] + offset));
-            if (words == 1) {
-                ADD_LAST_WORD(0)
-            } else {
-                ADD_TWO_WORDS(0)
+            for (; words >= 3; words -= 4, offset += 16) {
+                LOAD_PIXELS
+                ADD_ARRANGED(0)
+                ADD_ARRANGED(1)
             }
-            if (words == 3) {
-                ADD_LAST_WORD(1)
+            if (words > 0) {
+                LOAD_PIXELS
+                ADD_ARRANGED(0)
+            }
+        }
+    } else {
+        for (int32_t run = 0; run < at->runs; run++) {
+            ptrdiff_t offset = at->start[run * at->step];
+            int32_t words = at->words;
+            activations x[PIXELS];
+
+            for (; words >= 4; words -= 4, offset += 16) {
+                LOAD_PIXELS
+                ADD_TWO_WORDS(0)
+                ADD_TWO_WORDS(1)
+            }
+            if (words > 0) {
+                LOAD_PIXELS
+                if (words == 1) {
+                    ADD_LAST_WORD(0)
+                } else {
+                    ADD_TWO_WORDS(0)
+                }
+                if (words == 3) {
+                    ADD_LAST_WORD(1)
+                }
             }
         }
     }
@@ -116,6 +172,8 @@ INLINE void add_many_windows(v16i *acc, const window *at, const uint8_t *const *
 #undef NO_WORD
 #undef ADD_TWO_WORDS
 #undef ADD_LAST_WORD
+#undef ADD_ARRANGED
+#undef LOAD_PIXELS
 
 /* Add the products of one word, whose activations are in a lane of x. */
 #define ADD_WORD(lane) \

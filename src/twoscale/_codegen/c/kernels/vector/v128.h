@@ -283,6 +283,7 @@ typedef struct {
     const int32_t *start; /* of every `step`-th run or word, in bytes after the window's first */
     int32_t step;
     int32_t stride; /* bytes between the weights of two words */
+    const int8_t *arranged; /* weights in the order of the instruction set; NULL if they have no other order */
 } window;
 
 /* The number is a constant before functions are inlined, so that all compilers unroll the loop. */
