@@ -69,12 +69,18 @@ class Environment:
 
 
 def pip(environment: Environment, *arguments: object) -> None:
-    """Run pip, and skip the test if nothing can be downloaded."""
-    done = environment.run("python", "-m", "pip", "--disable-pip-version-check", *arguments)
-    if done.returncode:
-        probe = environment.run(
-            "python", "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--dest", "probe", "iniconfig"
+    """Run this environment's pip for another, and skip the test if nothing can be downloaded."""
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        python = environment.scripts / "python"
+        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python, *words]
+        return subprocess.run(
+            [*map(str, command)], cwd=environment.folder, capture_output=True, text=True, timeout=300, check=False
         )
+
+    done = run(*arguments)
+    if done.returncode:
+        probe = run("download", "--no-deps", "--no-cache-dir", "--dest", "probe", "iniconfig")
         if probe.returncode:
             pytest.skip("pip reaches no package index")
         pytest.fail(done.stderr)
@@ -91,11 +97,11 @@ def in_folder(folder: Path) -> Environment:
 
 
 def installed(folder: Path) -> Path:
-    venv.create(folder / "environment", with_pip=True, symlinks=os.name != "nt")
+    venv.create(folder / "environment", with_pip=False, symlinks=os.name != "nt")
     environment = in_folder(folder)
     pip(environment, "wheel", "--no-deps", "--wheel-dir", "wheels", ROOT)
     [wheel] = (folder / "wheels").glob("twoscale-*.whl")
-    pip(environment, "install", "--constraint", ROOT / "constraints.txt", wheel)
+    pip(environment, "install", "--no-compile", "--constraint", ROOT / "constraints.txt", wheel)
     digits = data.load("digits")
     images = data.normalize(digits.train.images[:64], digits.mean, digits.std)
     network = twoscale.quantize(models.create("net", seed=1), [torch.from_numpy(images)])

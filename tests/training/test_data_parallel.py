@@ -186,23 +186,28 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
-def test_ctrl_c_and_a_killed_process_end_in_the_same_weights(shares: Any, tmp_path: Path, start: Any) -> None:
-    out = tmp_path / "run"
-    # Ctrl-C: a checkpoint, one line, no process left.
-    process = start(out)
-    wait_for(lambda: done(out) >= 5, process)
-    ranks = ranks_of(out)
-    assert sorted(ranks) == [0, 1]
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 130, err
-    [said] = [line for line in err.splitlines() if line.startswith("twoscale:")]
-    assert said.startswith("twoscale: interrupted: saved after mini-batch ")
-    assert said.endswith(" of 290; continue with the same command and --resume")
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.sweep(1)
+def test_ctrl_c_and_a_killed_process_end_in_the_same_weights(
+    shares: Any, tmp_path: Path, start: Any, interrupted: bool
+) -> None:
+    out, words = tmp_path / "run", ["--max-restarts", "1"]
+    if interrupted:  # Ctrl-C: a checkpoint, one line, no process left.
+        process = start(out)
+        wait_for(lambda: done(out) >= 5, process)
+        ranks = ranks_of(out)
+        assert sorted(ranks) == [0, 1]
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=600)
+        assert process.returncode == 130, err
+        [said] = [line for line in err.splitlines() if line.startswith("twoscale:")]
+        assert said.startswith("twoscale: interrupted: saved after mini-batch ")
+        assert said.endswith(" of 290; continue with the same command and --resume")
+        assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
+        words.append("--resume")
     # kill -9 of a rank: torchrun starts both again, and they go on from the last checkpoint.
     before = done(out)
-    process = start(out, "--resume", "--max-restarts", "1")
+    process = start(out, *words)
     wait_for(lambda: done(out) >= before + 10, process)
     killed = ranks_of(out)
     os.kill(killed[1], signal.SIGKILL)
@@ -222,12 +227,16 @@ def test_ctrl_c_and_a_killed_process_end_in_the_same_weights(shares: Any, tmp_pa
     assert again in record.notes
 
 
-def test_wrong_input_is_one_line_and_starts_nothing_again(tmp_path: Path, start: Any) -> None:
+@pytest.mark.skipif(not sweep.whole(), reason="the next test starts nothing again either; --sweep all")
+def test_wrong_input_is_one_line(tmp_path: Path, start: Any) -> None:
     process = start(tmp_path / "run", "--momentum", "2")
     out, err = process.communicate(timeout=600)
     assert (process.returncode, out) == (2, "")
     assert err == "twoscale: error: momentum is 2.0; expected at least 0 and less than 1\n"
-    # What only training shows: every process says the same, and so it would after another start.
+
+
+def test_wrong_input_that_only_training_shows_starts_nothing_again(tmp_path: Path, start: Any) -> None:
+    """Every process says the same, and so it would after another start."""
     process = start(tmp_path / "run", "--lr", "1e30", "--max-restarts", "2")
     out, err = process.communicate(timeout=600)
     assert (process.returncode, out) == (2, "")
