@@ -390,8 +390,8 @@ def test_unknown_operators_are_named() -> None:
 
     graph = GraphBuilder("custom")
     x, y = (graph.tensor(name, (1, 4, 4, 3), "int8", 0.5) for name in ("x", "y"))
-    graph.operator("SUB", [x, x], y, "SubOptions")
-    with pytest.raises(NetworkFileError, match=r"operator 0 \(SUB\): it is not read; expected one of ADD"):
+    graph.operator("L2_NORMALIZATION", [x], y, "L2NormOptions")
+    with pytest.raises(NetworkFileError, match=r"operator 0 \(L2_NORMALIZATION\): it is not read; expected one of ABS"):
         read(Path("sub.tflite"), graph.to_bytes([x], [y]))
 
 

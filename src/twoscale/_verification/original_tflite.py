@@ -1,11 +1,14 @@
 """Runs a `.tflite` file in LiteRT's reference kernels, to compare with the network read from it.
 
 The network computes what TensorFlow Lite for Microcontrollers does. LiteRT's reference kernels do the same, except that
-FULLY_CONNECTED rounds once, and LOGISTIC and TANH are tables of float numbers. Layers from these on are not compared.
+FULLY_CONNECTED rounds once, and LOGISTIC and TANH are tables of float numbers. These layers are compared with what they
+compute in LiteRT's arithmetic. Layers after them are computed from the tensors of the file, so that they are compared
+on the same operands.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,9 +64,9 @@ class TfliteFile:
             )
             self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
-            raise ExecutorError(f"LiteRT does not run {path}: {str(error).splitlines()[0]}") from error
-        beyond = _beyond(network)
-        self._tensors = {name: index for name, index in found.tensors.items() if name not in beyond}
+            raise ExecutorError(f"LiteRT does not run {path}: {_first_line(error)}") from error
+        self._in_litert = found.in_litert
+        self._tensors = found.tensors
         self.uncompared = tuple(layer.name for layer in network if layer.name not in self._tensors)
         self._left = _MOST_IMAGES
 
@@ -78,29 +81,52 @@ class TfliteFile:
         self._left -= count
         if not count:
             return
-        q = quantize_input(images[:count], self._network.input.output)
-        runs = [self._run(image) for image in q]
-        for name in self._tensors:
-            found = np.array([run[name] for run in runs])
-            found = found.transpose(0, 3, 1, 2) if found.ndim == 4 else found
-            yield LayerComparison(self._network[name], integers[name][:count], found)
+        runs = [self._run(image) for image in quantize_input(images[:count], self._network.input.output)]
+        operands: dict[str, NDArray[Any]] = {}
+        differing: set[str] = set()
+        """Layers that LiteRT computes in another way, and those that depend on them."""
+        for layer in self._network:
+            expected = integers[layer.name][:count]
+            if isinstance(layer, n.Linear) or layer.name in self._in_litert or differing.intersection(layer.inputs):
+                differing.add(layer.name)
+                expected = self._computed(layer, [operands[name] for name in layer.inputs])
+            operands[layer.name] = expected
+            if layer.name in self._tensors:
+                found = np.array([run[layer.name] for run in runs])
+                found = found.transpose(0, 3, 1, 2) if found.ndim == 4 else found
+                operands[layer.name] = found
+                yield LayerComparison(layer, expected, found)
+
+    def _computed(self, layer: n.Layer, operands: list[NDArray[Any]]) -> NDArray[Any]:
+        """Return what a layer computes in LiteRT's arithmetic."""
+        layer = self._in_litert.get(layer.name, layer)
+        specs = [self._network.spec(name) for name in layer.inputs]
+        return _rounded_once(layer, specs, operands) if isinstance(layer, n.Linear) else layer.compute(specs, operands)
 
     def _run(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return the tensors for one image of integers (C, H, W)."""
-        entry = self._interpreter.get_input_details()[0]["index"]
+        entry = self._interpreter.get_input_details()[0]
         stored = image.transpose(1, 2, 0) if image.ndim == 3 else image
+        if entry["dtype"] == np.float32:  # the file quantizes these numbers to the same integers
+            spec = self._network.input.output
+            stored = (stored.astype(np.float32) - np.float32(spec.zero_point)) * np.float32(spec.scale)
         try:
-            self._interpreter.set_tensor(entry, np.ascontiguousarray(stored[None]))
+            self._interpreter.set_tensor(entry["index"], np.ascontiguousarray(stored[None]))
             self._interpreter.invoke()
         except (RuntimeError, ValueError) as error:
-            raise ExecutorError(f"LiteRT does not run {self.path}: {str(error).splitlines()[0]}") from error
+            raise ExecutorError(f"LiteRT does not run {self.path}: {_first_line(error)}") from error
         return {name: self._interpreter.get_tensor(index)[0].copy() for name, index in self._tensors.items()}
 
 
-def _beyond(network: IntegerNetwork) -> set[str]:
-    """Return the layers that LiteRT's kernels round in another way, and those that depend on them."""
-    found: set[str] = set()
-    for layer in network:
-        if isinstance(layer, n.Linear | n.Table) or found.intersection(layer.inputs):
-            found.add(layer.name)
-    return found
+def _rounded_once(layer: n.Linear, specs: list[n.TensorSpec], operands: list[NDArray[Any]]) -> NDArray[Any]:
+    """Return FULLY_CONNECTED as LiteRT computes it: product and shift are rounded together, half a step up."""
+    multiplier = layer.multiplier
+    assert isinstance(multiplier, n.FixedPoint)
+    acc = dataclasses.replace(layer, multiplier=None).compute(specs, operands).astype(np.int64)
+    shift = 31 - multiplier.exponents.astype(np.int64)
+    rounded = (acc * multiplier.mantissas.astype(np.int64) + (1 << (shift - 1))) >> shift
+    return np.asarray(np.clip(rounded + layer.output.zero_point, layer.output.lo, layer.output.hi))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from twoscale._frontends.tflite.functions import REAL_FUNCTIONS, real_function
 from twoscale._frontends.tflite.model import Model, Tensor
 from twoscale._frontends.tflite.opening import DAMAGE, one_line, parsed
 from twoscale._frontends.tflite.operators import OPERATORS
@@ -42,6 +43,8 @@ class Read:
     network: IntegerNetwork
     tensors: Mapping[str, int]
     """For each layer that holds a whole tensor of the file, the tensor's index. (H, W, C) there is (C, H, W) here."""
+    in_litert: Mapping[str, n.Layer]
+    """Layers that LiteRT's reference kernels compute in another way, as they do. FULLY_CONNECTED is not among them."""
 
 
 def read(path: Path, data: bytes) -> Read:
@@ -61,10 +64,8 @@ def read(path: Path, data: bytes) -> Read:
     _read_input(reader, model)
     for operator in model.operators:
         reader.operator = operator
-        if operator.name not in OPERATORS:
-            reader.refuse(f"it is not read; expected one of {', '.join(OPERATORS)}")
         try:
-            OPERATORS[operator.name](reader)
+            _read_operator(reader)
         except DAMAGE as error:
             reader.refuse(f"it cannot be read ({one_line(error)})")
     outputs = reader.outputs()
@@ -86,7 +87,20 @@ def read(path: Path, data: bytes) -> Read:
         )
     except QuantizationError as error:
         raise NetworkFileError(f"{path} does not make an integer network: {error}") from error
-    return Read(network, reader.tensors)
+    return Read(network, reader.tensors, reader.in_litert)
+
+
+def _read_operator(reader: Reader) -> None:
+    operator, tensors = reader.operator, reader.model.tensors
+    results = [tensors[index] for index in operator.outputs if index >= 0]
+    if reader.only_shapes(operator):
+        return
+    if operator.name in REAL_FUNCTIONS and all(tensor.dtype == "float32" for tensor in results):
+        real_function(reader)
+        return
+    if operator.name not in OPERATORS:
+        reader.refuse(f"it is not read; expected one of {', '.join(sorted(OPERATORS))}")
+    OPERATORS[operator.name](reader)
 
 
 def _read_input(reader: Reader, model: Model) -> None:

@@ -13,16 +13,13 @@ from typing import Any, NoReturn
 
 from numpy.typing import NDArray
 
-from twoscale._frontends.tflite.flatbuffer import Table
+from twoscale._frontends.tflite.flatbuffer import EMPTY, Table
 from twoscale._frontends.tflite.model import Model, Operator, Tensor
 from twoscale._ir.operators.base import Padding
 from twoscale._text import printable
 from twoscale.errors import NetworkFileError
 
 __all__ = ["Cut", "FileReader", "layer_axis", "layer_shape", "mixes"]
-
-_EMPTY = Table(bytes([4, 0, 4, 0, 4, 0, 0, 0]), 4)
-"""Options that are left out: every field has its default."""
 
 
 def layer_axis(axis: int, rank: int) -> int:
@@ -113,12 +110,21 @@ class FileReader:
             self.refuse(f"it is along the dimensions {given} of {rank}; expected some of 1 to {rank - 1}")
         return [axis - 1 for axis in given]
 
+    def depends_on_images(self, index: int) -> bool:
+        """Whether a tensor was computed from the images; of readers."""
+        raise NotImplementedError
+
+    def only_shapes(self, operator: Operator) -> bool:
+        """Whether an operator computes shapes, which the file has: integers that do not depend on the images."""
+        kinds = {self.model.tensors[index].dtype for index in operator.outputs if index >= 0}
+        return kinds <= {"int32", "int64"} and not any(self.depends_on_images(index) for index in operator.inputs)
+
     # ------------------------------------------------------------ options
 
     @property
     def options(self) -> Table:
         """The operator's options."""
-        return self.operator.options or _EMPTY
+        return self.operator.options or EMPTY
 
     def factor(self, field: int, kind: str = "i", default: int = 0, least: int = 1, most: int = 1 << 16) -> int:
         """Return a number of the options within bounds."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Damage", "Table", "root"]
+__all__ = ["EMPTY", "Damage", "Table", "root"]
 
 _SIZES = {"b": 1, "B": 1, "h": 2, "H": 2, "i": 4, "I": 4, "q": 8, "Q": 8, "f": 4}
 
@@ -104,3 +104,7 @@ class Table:
         start, count = self._vector(field, 4)
         for at in range(start, start + 4 * count, 4):
             yield Table(self._data, at + _number(self._data, at, "I"))
+
+
+EMPTY = Table(bytes([4, 0, 4, 0, 4, 0, 0, 0]), 4)
+"""Options that are left out: every field has its default."""

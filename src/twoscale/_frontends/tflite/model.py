@@ -5,6 +5,7 @@ Source: ``tensorflow/compiler/mlir/lite/schema/schema.fbs``, whose field and ope
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from twoscale._frontends.tflite.flatbuffer import Damage, Table, root
 
-__all__ = ["OPERATOR_NAMES", "Model", "Operator", "Tensor", "parse"]
+__all__ = ["MOST_VALUES", "OPERATOR_NAMES", "Model", "Operator", "Tensor", "parse"]
 
 OPERATOR_NAMES: Mapping[int, str] = {
     0: "ADD", 1: "AVERAGE_POOL_2D", 2: "CONCATENATION", 3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 5: "DEPTH_TO_SPACE",
@@ -37,7 +38,7 @@ OPERATOR_NAMES: Mapping[int, str] = {
 _TYPES = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 9: "int8"}
 _TYPE_NAMES = {5: "string", 6: "bool", 7: "int16", 17: "int4"}
 
-_MOST_VALUES = 1 << 28
+MOST_VALUES = 1 << 28
 """Of one tensor."""
 _MOST_OPERATORS = 1 << 12
 _COPIES = 8
@@ -94,6 +95,12 @@ class Model:
         self.description = description
         self._left = _COPIES * size
 
+    def replaced(self, tensors: tuple[Tensor, ...], operators: tuple[Operator, ...]) -> Model:
+        """Return the model with other tensors and operators."""
+        made = copy.copy(self)
+        made.tensors, made.operators = tensors, operators
+        return made
+
     @property
     def is_float(self) -> bool:
         """Whether the inputs and what the operators compute are real numbers."""
@@ -146,7 +153,7 @@ def _operator_name(code: Table) -> str:
 def _tensor(index: int, table: Table, buffers: list[memoryview]) -> Tensor:
     name = table.text(3)[:200]
     shape = tuple(int(size) for size in table.array(0, "i"))
-    if any(size < 1 for size in shape) or math.prod(shape) > _MOST_VALUES:
+    if any(size < 1 for size in shape) or math.prod(shape) > MOST_VALUES:
         raise Damage(f"tensor {index} has the shape {shape}")
     kind, buffer = table.number(1, "b"), table.number(2, "I")
     if kind not in _TYPES:

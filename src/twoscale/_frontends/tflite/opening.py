@@ -7,6 +7,7 @@ from pathlib import Path
 
 from twoscale._frontends.tflite.flatbuffer import Damage
 from twoscale._frontends.tflite.model import Model, parse
+from twoscale._frontends.tflite.shapes import with_shapes
 from twoscale.errors import NetworkFileError
 
 __all__ = ["DAMAGE", "one_line", "parsed", "read_bytes"]
@@ -35,13 +36,13 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parsed(path: Path, data: bytes) -> Model:
-    """Return the model in the bytes of a file.
+    """Return the model in the bytes of a file, with its shape arithmetic computed.
 
     Raises:
         NetworkFileError: they are no TensorFlow Lite file, or a damaged one.
     """
     try:
-        return parse(data)
+        return with_shapes(parse(data))
     except DAMAGE as error:
         raise NetworkFileError(f"{path} is no TensorFlow Lite file that can be read: {one_line(error)}") from error
 

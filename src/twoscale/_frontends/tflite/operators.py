@@ -6,50 +6,23 @@ Which quotients are float32 and which float64 follows TensorFlow Lite for Microc
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from twoscale._frontends.tflite.file_reader import Cut, layer_axis, mixes
-from twoscale._frontends.tflite.reader import Reader
+from twoscale._frontends.tflite.channels import within_int8
+from twoscale._frontends.tflite.file_reader import layer_axis
+from twoscale._frontends.tflite.functions import FUNCTIONS, clamped, pair
+from twoscale._frontends.tflite.joining import JOINING
+from twoscale._frontends.tflite.model import Tensor
+from twoscale._frontends.tflite.moving import MOVING
+from twoscale._frontends.tflite.reader import Apart, Reader
 from twoscale._ir import fixed_point
 from twoscale._ir import layers as n
 
 __all__ = ["OPERATORS"]
-
-
-def _quantize(r: Reader) -> None:
-    x = r.tensor(0)
-    spec = r.spec()
-    if x.index == r.entry:
-        r.entry = -1
-        r.compute(lambda name: n.QuantizeInput(name=name, inputs=(), output=spec))
-        return
-    value = r.value(0)
-    if dataclasses.astuple(spec) == dataclasses.astuple(value.output):
-        r.give(value)
-        return
-    _rescaled(r, value, spec, float(value.output.scale) / float(spec.scale))
-
-
-def _rescaled(r: Reader, x: n.Layer, spec: n.TensorSpec, factor: float) -> None:
-    """Append a table of integers times a factor."""
-    multiplier = r.multiplier([factor])
-    m, e = int(multiplier.mantissas[0]), int(multiplier.exponents[0])
-    _require_no_overflow(r, e)
-    r.give(r.table(x, spec, lambda q: spec.zero_point + fixed_point.scaled(q, m, e)))
-
-
-def _require_no_overflow(r: Reader, exponent: int) -> None:
-    if exponent > 22:
-        r.refuse(f"its scales have a quotient of about 2**{exponent}, with which int32 overflows")
-
-
-def _dequantize(r: Reader) -> None:
-    if r.result.dtype != "float32":
-        r.refuse(f"its output is {r.result.dtype}; expected float32")
-    r.set(r.result, r.flattened(0))
 
 
 # ---------------------------------------------------------------- layers with weights
@@ -71,10 +44,10 @@ def _weights(r: Reader, x: n.Layer) -> tuple[NDArray[np.int16], NDArray[np.float
     return weight.astype(np.int16) - np.int16(zero_point), tensor.scales, tensor.axis
 
 
-def _bias(r: Reader, channels: int) -> NDArray[np.int32]:
-    if not r.has(2):
+def _bias(r: Reader, channels: int, index: int = 2) -> NDArray[np.int32]:
+    if not r.has(index):
         return np.zeros(channels, np.int32)
-    bias = r.constant(2)
+    bias = r.constant(index)
     if bias.dtype != np.int32 or bias.shape != (channels,):
         r.refuse(f"its biases are {bias.dtype} {bias.shape}; expected int32 ({channels},)")
     return np.asarray(bias, np.int32)
@@ -98,19 +71,42 @@ def _image(r: Reader, index: int = 0) -> n.Layer:
     return x
 
 
+_FUSED = {False: 3, True: 4}
+"""The field of the fused activation, by whether the convolution is depthwise."""
+
+
 def _conv2d(r: Reader) -> None:
+    apart = r.apart.get(r.tensor(0).index)
+    if apart is not None:
+        _dilated(r, apart)
+        return
     x = _image(r)
-    weight, scales, axis = _weights(r, x)
     stride, dilation = r.strides_and_dilations()
+    weight, groups, multiplier = _oihw(r, x)
+    padding = r.padding(x.output.shape[1:], weight.shape[2:], stride, dilation)
+    r.give(
+        _convolved(
+            r, x, weight, multiplier, _bias(r, len(weight)), r.activated(_FUSED[r.is_depthwise]), stride=stride,
+            padding=padding, dilation=dilation, groups=groups, tensor=r.result,
+        )
+    )  # fmt: skip
+
+
+def _oihw(r: Reader, x: n.Layer) -> tuple[NDArray[np.int16], int, n.FixedPoint]:
+    """Return a convolution's weights in the order O, I/groups, H, W, its groups and its multipliers."""
+    weight, scales, axis = _weights(r, x)
     weight, groups = r.oihw(weight, x.output.shape[0])
-    channels, _, *kernel = weight.shape
-    along, fused = (3, 4) if r.is_depthwise else (0, 3)
-    spec = r.activated(fused)
-    padding = r.padding(x.output.shape[1:], kernel, stride, dilation)
-    multiplier = _factors(r, x, scales, axis, along, channels)
-    x, weight = _within_int8(r, x, weight, groups)
-    int8, bias = np.ascontiguousarray(weight.astype(np.int8)), _bias(r, channels)
-    r.compute(
+    return weight, groups, _factors(r, x, scales, axis, 3 if r.is_depthwise else 0, len(weight))
+
+
+def _convolved(
+    r: Reader, x: n.Layer, weight: NDArray[np.int16], multiplier: n.FixedPoint, bias: NDArray[np.int32],
+    spec: n.TensorSpec, *, stride: tuple[int, int], padding: n.Padding, dilation: tuple[int, int], groups: int,
+    tensor: Tensor,
+) -> n.Layer:  # fmt: skip
+    """Append a convolution, whose weights may be beyond int8."""
+    x, int8 = within_int8(r, x, weight, groups)
+    return r.append(
         lambda name: n.Conv2d(
             name=name,
             inputs=(x.name,),
@@ -122,28 +118,113 @@ def _conv2d(r: Reader) -> None:
             padding=padding,
             dilation=dilation,
             groups=groups,
-        )
+        ),
+        tensor,
     )
 
 
-def _within_int8(r: Reader, x: n.Layer, weight: NDArray[np.int16], groups: int) -> tuple[n.Layer, NDArray[np.int16]]:
-    """Return weights of int8 for an input with every channel twice, where weights less their zero point are beyond it.
+# ---------------------------------------------------------------- dilated convolutions
 
-    A weight is the sum of two, so every accumulator stays what it is.
-    """
-    limits = np.iinfo(np.int8)
-    if weight.min() >= limits.min and weight.max() <= limits.max:
-        return x, weight
-    first = np.clip(weight, limits.min, limits.max)
-    shape, spec = x.output.shape, x.output
-    apart = r.reshaped(x, (groups, shape[0] // groups, *shape[1:]))
-    twice = dataclasses.replace(spec, shape=(groups, 2 * shape[0] // groups, *shape[1:]))
-    both = r.append(
-        lambda name: n.Concat(
-            name=name, inputs=(apart.name, apart.name), output=twice, axis=1, multipliers=(None, None)
+
+def _space_to_batch(r: Reader) -> None:
+    """Remember what SPACE_TO_BATCH_ND, CONV_2D and BATCH_TO_SPACE_ND do together: a dilated convolution."""
+    x, block, pads = _image(r), r.constant(1).ravel(), r.constant(2)
+    r.require_same(x, dataclasses.replace(r.result, shape=(1, *r.result.shape[1:])))
+    if (
+        len(block) != 2
+        or pads.shape != (2, 2)
+        or block.min() < 1
+        or pads.min() < 0
+        or max(block.max(), pads.max()) > 999
+    ):
+        r.refuse("it has blocks or widths that are not supported; expected two dimensions")
+    (top, bottom), (left, right) = ((int(before), int(after)) for before, after in pads)
+    r.apart[r.result.index] = Apart(x, (int(block[0]), int(block[1])), (top, left, bottom, right))
+
+
+def _dilated(r: Reader, apart: Apart) -> None:
+    stride, dilation = r.strides_and_dilations()
+    weight, groups, multiplier = _oihw(r, apart.layer)
+    if apart.append is not None or (stride, dilation) != ((1, 1), (1, 1)) or r.options.number(0, "b") != 1:
+        r.refuse(
+            "it is between SPACE_TO_BATCH_ND and BATCH_TO_SPACE_ND; expected one convolution without padding there"
         )
+    result = r.result
+    spec = r.bounded(
+        r.spec(dataclasses.replace(result, shape=(1, *result.shape[1:]))),
+        r.options.number(_FUSED[r.is_depthwise], "b"),
     )
-    return r.reshaped(both, (2 * shape[0], *shape[1:])), np.concatenate([first, weight - first], 1)
+    bias = _bias(r, len(weight))
+
+    def append(padding: n.Padding, tensor: Tensor) -> n.Layer:
+        size = apart.layer.output.shape[1:]
+        shape = tuple(
+            size[i] + padding[i] + padding[i + 2] - apart.block[i] * (weight.shape[2 + i] - 1) for i in (0, 1)
+        )
+        return _convolved(
+            r, apart.layer, weight, multiplier, bias, dataclasses.replace(spec, shape=(len(weight), *shape)),
+            stride=(1, 1), padding=padding, dilation=apart.block, groups=groups, tensor=tensor,
+        )  # fmt: skip
+
+    r.apart[result.index] = dataclasses.replace(apart, append=append)
+
+
+def _batch_to_space(r: Reader) -> None:
+    apart = r.apart.get(r.tensor(0).index)
+    block, crops = tuple(int(size) for size in r.constant(1).ravel()), r.constant(2)
+    if apart is None or apart.append is None or block != apart.block or crops.shape != (2, 2):
+        r.refuse("it does not follow SPACE_TO_BATCH_ND and a convolution; convert the model for dilated convolutions")
+    (top, bottom), (left, right) = ((int(before), int(after)) for before, after in crops)
+    cropped = (top, left, bottom, right)
+    padding = tuple(width - crop for width, crop in zip(apart.padding, cropped, strict=True))
+    if min(padding) < 0:
+        r.refuse(f"it crops {cropped} where {apart.padding} were added; expected no more")
+    layer = apart.append((padding[0], padding[1], padding[2], padding[3]), r.result)
+    r.require_same(layer)
+    r.give(layer)
+
+
+# ---------------------------------------------------------------- transposed convolutions
+
+
+def _transposed_conv(r: Reader) -> None:
+    """Append a convolution of the tensor with stride - 1 zeros after every value."""
+    x, spec = _image(r, 2), r.activated(3)
+    weight, scales, axis = _weights(r, x)
+    channels, *size = x.output.shape
+    stride, out = (r.factor(2), r.factor(1)), spec.shape[1:]
+    if weight.ndim != 4 or weight.shape[3] != channels or len(weight) != spec.shape[0]:
+        r.refuse(f"it has weights {weight.shape} for {channels} channels, and makes {spec.shape[0]}")
+    kernel = weight.shape[1:3]
+    top, left, _, _ = r.padding(out, kernel, stride)
+    windows = [
+        -(-out[i] // stride[i]) if r.options.number(0, "b") == 0 else (out[i] - kernel[i]) // stride[i] + 1
+        for i in (0, 1)
+    ]
+    if windows != size:
+        r.refuse(f"it makes {spec.shape} of {x.output.shape}")
+    multiplier = _factors(r, x, scales, axis, 0, len(weight))
+    flipped = np.ascontiguousarray(weight[:, ::-1, ::-1].transpose(0, 3, 1, 2))
+    bias = _bias(r, len(weight), 3)
+    if max(stride) > 1:
+        x = r.reshaped(x, (channels, size[0], 1, size[1], 1))
+        x = r.padded(x, ((0, 0), (0, 0), (0, stride[0] - 1), (0, 0), (0, stride[1] - 1)))
+        x = r.reshaped(x, (channels, size[0] * stride[0], size[1] * stride[1]))
+    before = [kernel[i] - 1 - (top, left)[i] for i in (0, 1)]
+    after = [out[i] + kernel[i] - 1 - before[i] - x.output.shape[1 + i] for i in (0, 1)]
+    for i in (0, 1):  # a convolution cannot have negative padding
+        whole = x.output.shape[1 + i]
+        x = r.part(x, 1 + i, max(0, -before[i]), whole - max(0, -after[i]))
+    padding = (max(0, before[0]), max(0, before[1]), max(0, after[0]), max(0, after[1]))
+    r.give(
+        _convolved(
+            r, x, flipped, multiplier, bias, spec, stride=(1, 1), padding=padding, dilation=(1, 1), groups=1,
+            tensor=r.result,
+        )
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- linear layers
 
 
 def _fully_connected(r: Reader) -> None:
@@ -165,7 +246,7 @@ def _fully_connected(r: Reader) -> None:
         weight = weight.reshape(-1, height, width, channels).transpose(0, 3, 1, 2).reshape(weight.shape)
     multiplier = _factors(r, x, scales, axis, 0, len(weight))
     spec = r.activated(0)
-    x, weight = _within_int8(r, x, weight, 1)
+    x, int8 = within_int8(r, x, weight, 1)
     bias = _bias(r, len(weight))
     flat = dataclasses.replace(spec, shape=(len(weight),))
     whole = spec.shape == flat.shape
@@ -175,7 +256,7 @@ def _fully_connected(r: Reader) -> None:
             inputs=(x.name,),
             output=flat,
             multiplier=multiplier,
-            weight=np.ascontiguousarray(weight.astype(np.int8)),
+            weight=int8,
             bias_o=bias,
         ),
         r.result if whole else None,
@@ -183,97 +264,6 @@ def _fully_connected(r: Reader) -> None:
     if not whole and len(spec.shape) == 3:
         r.refuse(f"its output has the shape {spec.shape}; expected a vector")
     r.give(r.reshaped(layer, spec.shape, None if whole else r.result))
-
-
-# ---------------------------------------------------------------- two tensors
-
-
-def _add(r: Reader) -> None:
-    a, b, spec = r.value(0), r.value(1), r.activated(0)
-    if not a.output.shape == b.output.shape == spec.shape:
-        r.refuse(f"it adds tensors of the shapes {a.output.shape} and {b.output.shape}; expected the same")
-    _require_types(r, a, b, spec)
-    s_a, s_b, s_y = float(a.output.scale), float(b.output.scale), float(spec.scale)
-    twice = 2 * max(s_a, s_b)
-    factors = (s_a / twice, s_b / twice, twice / ((1 << fixed_point.LEFT_SHIFT) * s_y))
-    if factors[2] >= 1:
-        r.refuse("its operands' scales are beyond 2**19 times its output's")
-    multipliers = tuple(r.multiplier([factor]) for factor in factors)
-    r.compute(lambda name: n.Add(name=name, inputs=(a.name, b.name), output=spec, multipliers=multipliers))
-
-
-def _require_types(r: Reader, a: n.Layer, b: n.Layer, spec: n.TensorSpec) -> None:
-    if not a.output.dtype == b.output.dtype == spec.dtype:
-        r.refuse(f"its tensors are {a.output.dtype}, {b.output.dtype} and {spec.dtype}; expected the same type")
-
-
-def _mul(r: Reader) -> None:
-    a, b, spec = r.value(0), r.value(1), r.activated(0)
-    _require_types(r, a, b, spec)
-    rank = len(spec.shape)
-    a, b = (_broadcastable(r, x, rank) for x in (a, b))
-    factor = float(a.output.scale) * float(b.output.scale) / float(spec.scale)
-    if spec.dtype == "uint8":
-        factor = float(np.float32(a.output.scale) * np.float32(b.output.scale) / np.float32(spec.scale))
-    multiplier = r.multiplier([factor])
-    r.compute(lambda name: n.Mul(name=name, inputs=(a.name, b.name), output=spec, multiplier=multiplier))
-
-
-def _broadcastable(r: Reader, x: n.Layer, rank: int) -> n.Layer:
-    """Return an operand with the output's number of dimensions."""
-    if len(x.output.shape) == 1 and rank == 3:
-        return r.reshaped(x, (*x.output.shape, 1, 1))
-    if len(x.output.shape) != rank:
-        r.refuse(f"an operand has {len(x.output.shape)} dimensions without the batch, its output {rank}")
-    return x
-
-
-def _concatenation(r: Reader) -> None:
-    spec, rank = r.activated(1), len(r.result.shape)
-    axis = r.options.number(0, "i")
-    axis += rank if axis < 0 else 0
-    if not 1 <= axis < rank:
-        r.refuse(f"it concatenates along dimension {axis}; expected 1 to {rank - 1}")
-    parts = []
-    for index in range(len(r.operator.inputs)):
-        x = r.value(index)
-        if x.output.dtype != spec.dtype or len(x.output.shape) != len(spec.shape):
-            r.refuse("its operands have other types or numbers of dimensions than its output")
-        if (x.output.scale, x.output.zero_point) != (spec.scale, spec.zero_point):
-            x = _concatenated(r, x, spec)
-        parts.append(x)
-    if not parts:
-        r.refuse("it has no inputs")
-    whole = dataclasses.replace(spec, lo=int(np.iinfo(spec.dtype).min), hi=int(np.iinfo(spec.dtype).max))
-    names = tuple(x.name for x in parts)
-    layer_dimension = layer_axis(axis - 1, rank - 1)
-    joined = r.append(
-        lambda name: n.Concat(
-            name=name, inputs=names, output=whole, axis=layer_dimension, multipliers=(None,) * len(names)
-        ),
-        r.result if whole == spec else None,
-    )
-    r.give(_clamped(r, joined, spec))
-
-
-def _concatenated(r: Reader, x: n.Layer, spec: n.TensorSpec) -> n.Layer:
-    """Return an operand in the output's scale: ConcatenationWithScaling, in float32."""
-    if spec.dtype != "uint8":
-        r.refuse("its int8 operands have other scales than its output, which TensorFlow Lite refuses too")
-    scale = np.float32(x.output.scale) * (np.float32(1) / np.float32(spec.scale))
-    bias = np.float32(-x.output.zero_point) * scale
-    steps = (np.arange(256, dtype=np.float32) * scale + bias).astype(np.float64)
-    rounded = (np.sign(steps) * np.floor(np.abs(steps) + 0.5)).clip(-1e6, 1e6).astype(np.int64) + spec.zero_point
-    zero_point = x.output.zero_point
-    operand = dataclasses.replace(spec, shape=x.output.shape, lo=0, hi=255)
-    return r.table(x, operand, lambda q: int(rounded[q + zero_point]), whole=False)
-
-
-def _clamped(r: Reader, x: n.Layer, spec: n.TensorSpec) -> n.Layer:
-    """Return a layer's integers within a fused activation's bounds."""
-    if x.output.lo >= spec.lo and x.output.hi <= spec.hi:
-        return x
-    return r.append(lambda name: n.Clamp(name=name, inputs=(x.name,), output=spec), r.result)
 
 
 # ---------------------------------------------------------------- pools and means
@@ -309,196 +299,90 @@ def _max_pool(r: Reader) -> None:
         ),
         None if narrower else r.result,
     )
-    r.give(_clamped(r, pool, spec))
+    r.give(clamped(r, pool, spec))
 
 
-def _mean(r: Reader) -> None:
-    x, spec = r.value(0), r.spec()
-    rank = len(r.tensor(0).shape)
-    axes = r.axes(1, rank)
-    if rank != 4 or axes != [0, 1]:
-        r.refuse(f"it averages over the dimensions {[axis + 1 for axis in axes]} of {rank}; expected height and width")
-    height, width = x.output.shape[1:]
-    if x.output.dtype != spec.dtype:
-        r.refuse("its input and output have different types")
-    whole = r.multiplier([float(x.output.scale) / float(spec.scale)])
-    m, e = fixed_point.mean_multiplier(int(whole.mantissas[0]), int(whole.exponents[0]), height * width)
-    if m < 1:
-        r.refuse("its multiplier is 0")
-    image = dataclasses.replace(spec, shape=(x.output.shape[0], 1, 1))
-    layer = r.append(
-        lambda name: n.AveragePool2d(
-            name=name, inputs=(x.name,), output=image, multiplier=n.FixedPoint.of(m, e), kernel=(height, width),
-            stride=(height, width),
-        ),
-        r.result if image.shape == spec.shape else None,
-    )  # fmt: skip
+def _reduced(r: Reader) -> tuple[n.Layer, n.TensorSpec, tuple[int, int, int]]:
+    """Return an operand of MEAN or REDUCE_MAX as images of which each is reduced to one value, and their shape.
+
+    The values that stay are the channels, in the order of the layer.
+    """
+    x, tensor, spec = r.value(0), r.tensor(0), r.spec()
+    rank = len(tensor.shape)
+    axes = sorted(layer_axis(axis, rank - 1) for axis in r.axes(1, rank))
+    shape = x.output.shape
+    if rank == 4 and axes == [1, 2]:
+        return x, spec, (shape[0], shape[1], shape[2])
+    stay = [axis for axis in range(rank - 1) if axis not in axes]
+    if [*stay, *axes] != list(range(rank - 1)):
+        x = r.permuted(x, (*stay, *axes))
+    count = math.prod(shape[axis] for axis in stay)
+    whole = (count, math.prod(shape[axis] for axis in axes), 1)
+    return r.reshaped(x, whole), spec, whole
+
+
+def _given_back(r: Reader, image: n.TensorSpec, append: Callable[[Tensor | None], n.Layer]) -> None:
+    """Append what reduces images to one value each, and give the values the shape of the output."""
+    spec, rank = r.spec(), len(r.tensor(0).shape)
+    stay = [axis for axis in range(rank - 1) if axis not in r.axes(1, rank)]
+    if spec.shape == image.shape:
+        r.give(append(r.result))
+        return
+    layer = append(None)
+    if len(spec.shape) == 3 and len(stay) > 1:  # the order of the file, (H, W, C), to that of the layer
+        r.refuse("it keeps several dimensions of an image; expected one, or a reduction over height and width")
     r.give(r.reshaped(layer, spec.shape, r.result))
 
 
-# ---------------------------------------------------------------- moving
+def _mean(r: Reader) -> None:
+    x, spec, (channels, height, width) = _reduced(r)
+    if x.output.dtype != spec.dtype:
+        r.refuse("its input and output have different types")
+    whole = r.multiplier([float(x.output.scale) / float(spec.scale)])
+    m, e = fixed_point.mean_multiplier(*pair(whole), height * width)
+    if m < 1:
+        r.refuse("its multiplier is 0")
+    image = dataclasses.replace(spec, shape=(channels, 1, 1))
+    _given_back(
+        r, image,
+        lambda tensor: r.append(
+            lambda name: n.AveragePool2d(
+                name=name, inputs=(x.name,), output=image, multiplier=n.FixedPoint.of(m, e), kernel=(height, width),
+                stride=(height, width),
+            ),
+            tensor,
+        ),
+    )  # fmt: skip
 
 
-def _reshape(r: Reader) -> None:
-    value, tensor = r.flattened(0), r.result
-    if tensor.dtype == "float32":
-        r.refuse("it reshapes real numbers; expected integers")
-    r.require_same(value.layer)
-    shape = r.spec().shape
-    if np.prod(shape) != np.prod(value.spec.shape):
-        r.refuse(f"it makes {shape} of {value.spec.shape}")
-    x = value.layer
-    if len(shape) == 1 and (value.flattened is not None or (len(x.output.shape) == 3 and mixes(x.output.shape))):
-        r.give(r.reshaped(x, shape), x if value.flattened is None else value.flattened)
-        return
-    x = r.in_order(value)
-    if len(x.output.shape) == 3 and mixes(x.output.shape):
-        x = r.permuted(x, (1, 2, 0))
-    if len(shape) == 3 and mixes(shape):
-        x = r.reshaped(x, (shape[1], shape[2], shape[0]))
-        r.give(r.permuted(x, (2, 0, 1), tensor))
-        return
-    r.give(r.reshaped(x, shape, tensor))
-
-
-def _transpose(r: Reader) -> None:
-    x, rank = r.value(0), len(r.tensor(0).shape)
+def _reduce_max(r: Reader) -> None:
+    x, _, (channels, height, width) = _reduced(r)
     r.require_same(x)
-    r.give(r.permuted(x, r.permutation(rank), r.result))
-
-
-def _pad(r: Reader) -> None:
-    x = r.value(0)
-    r.require_same(x)
-    widths = r.widths(len(r.tensor(0).shape))
-    if r.operator.name == "PADV2" and r.has(2) and int(r.constant(2).ravel()[0]) != x.output.zero_point:
-        r.refuse("it pads with another value than 0")
-    spec = dataclasses.replace(x.output, shape=r.spec().shape)
-    r.compute(lambda name: n.Pad(name=name, inputs=(x.name,), output=spec, widths=widths))
-
-
-def _slice(r: Reader) -> None:
-    x = r.value(0)
-    r.require_same(x)
-    for cut in r.cuts():
-        x = _sliced(r, x, cut)
-    r.give(r.reshaped(x, r.spec().shape))
-
-
-def _sliced(r: Reader, x: n.Layer, cut: Cut) -> n.Layer:
-    """Return part of a tensor along one dimension."""
-    shape = list(x.output.shape)
-    shape[cut.axis] = len(range(cut.start, cut.stop, cut.step))
-    spec = dataclasses.replace(x.output, shape=tuple(shape))
-    return r.append(
-        lambda name: n.Slice(
-            name=name, inputs=(x.name,), output=spec, axis=cut.axis, start=cut.start, stop=cut.stop, step=cut.step
-        )
-    )
-
-
-# ---------------------------------------------------------------- functions of one value
-
-
-def _relu(r: Reader) -> None:
-    x = r.value(0)
-    spec = r.bounded(r.spec(), {"RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}[r.operator.name])
-    same = (x.output.dtype, x.output.scale, x.output.zero_point) == (spec.dtype, spec.scale, spec.zero_point)
-    if same:
-        r.compute(lambda name: n.Clamp(name=name, inputs=(x.name,), output=spec))
-    elif r.operator.name == "RELU":
-        _rescaled(r, x, spec, float(np.float32(x.output.scale) / np.float32(spec.scale)))
-    else:
-        r.refuse("its output has another scale than its input")
-
-
-def _leaky_relu(r: Reader) -> None:
-    x, spec = r.value(0), r.spec()
-    alpha = np.float32(r.options.real(0))
-    s_x, s_y = np.float32(x.output.scale), np.float32(spec.scale)
-    if not 0 < alpha < 1 << 16:
-        r.refuse(f"it has the slope {alpha:g}; expected a positive one")
-    factors = r.multiplier([float(s_x / s_y)]), r.multiplier([float(s_x * alpha / s_y)])
-    pairs = [(int(m.mantissas[0]), int(m.exponents[0])) for m in factors]
-    for _, exponent in pairs:
-        _require_no_overflow(r, exponent)
-    r.give(r.table(x, spec, lambda q: spec.zero_point + fixed_point.scaled(q, *pairs[q < 0])))
-
-
-def _hard_swish(r: Reader) -> None:
-    x, spec = r.value(0), r.spec()
-    fine = np.float32(x.output.scale) * np.float32(1 / 128)
-    to_output = fixed_point.quantize_multiplier(float(fine / np.float32(spec.scale)))
-    to_relu = fixed_point.quantize_multiplier(float(fine / np.float32(3.0 / 32768.0)))
-    if not (to_output[0] and to_output[1] <= 0 and to_relu[0] and to_relu[1] <= 30):
-        r.refuse("its scales are too far apart")
-    r.give(r.table(x, spec, lambda q: spec.zero_point + fixed_point.hard_swish(q, to_output, to_relu)))
-
-
-def _logistic(r: Reader) -> None:
-    x, spec = r.value(0), r.spec()
-    if (spec.dtype, spec.scale, spec.zero_point, x.output.dtype) != ("int8", 2.0**-8, -128, "int8"):
-        r.refuse("its output must be int8 with the scale 1/256 and the zero point -128")
-    _require_input_scale(r, x)
-    r.give(r.table(x, spec, lambda q: fixed_point.logistic(q, x.output.scale) - 128))
-
-
-def _tanh(r: Reader) -> None:
-    x, spec = r.value(0), r.spec()
-    if (spec.dtype, spec.scale, spec.zero_point, x.output.dtype) != ("int8", 2.0**-7, 0, "int8"):
-        r.refuse("its output must be int8 with the scale 1/128 and the zero point 0")
-    _require_input_scale(r, x)
-    r.give(r.table(x, spec, lambda q: fixed_point.tanh(q, x.output.scale)))
-
-
-def _require_input_scale(r: Reader, x: n.Layer) -> None:
-    if not 2.0**-24 < x.output.scale < 16:
-        r.refuse(f"its input has the scale {x.output.scale:g}")
-
-
-def _softmax(r: Reader) -> None:
-    x, spec = r.value(0), r.spec()
-    if x.output.dtype != spec.dtype or (spec.scale, spec.zero_point) != (2.0**-8, spec.lo):
-        r.refuse(f"its output must have the scale 1/256 and the zero point {spec.lo}")
-    beta = r.options.real(0)
-    if not 0 < beta < 1 << 16:
-        r.refuse(f"it has the factor beta = {beta:g}; expected a positive one")
-    factor = min(beta * float(x.output.scale) * (1 << 26), (1 << 31) - 1.0)
-    mantissa, exponent = fixed_point.quantize_multiplier(factor)
-    if exponent < 0:
-        r.refuse("its input has a scale that is too small")
-    table = np.array(fixed_point.exponential_table(mantissa, exponent), np.int32)
-    axis = layer_axis(len(spec.shape) - 1, len(spec.shape))
-    r.compute(lambda name: n.FixedPointSoftmax(name=name, inputs=(x.name,), output=spec, axis=axis, table=table))
+    image = dataclasses.replace(x.output, shape=(channels, 1, 1))
+    _given_back(
+        r, image,
+        lambda tensor: r.append(
+            lambda name: n.MaxPool2d(
+                name=name, inputs=(x.name,), output=image, kernel=(height, width), stride=(height, width)
+            ),
+            tensor,
+        ),
+    )  # fmt: skip
 
 
 OPERATORS: Mapping[str, Callable[[Reader], None]] = {
-    "ADD": _add,
+    **FUNCTIONS,
+    **JOINING,
+    **MOVING,
     "AVERAGE_POOL_2D": _average_pool,
-    "CONCATENATION": _concatenation,
+    "BATCH_TO_SPACE_ND": _batch_to_space,
     "CONV_2D": _conv2d,
     "DEPTHWISE_CONV_2D": _conv2d,
-    "DEQUANTIZE": _dequantize,
-    "EXPAND_DIMS": _reshape,
     "FULLY_CONNECTED": _fully_connected,
-    "HARD_SWISH": _hard_swish,
-    "LEAKY_RELU": _leaky_relu,
-    "LOGISTIC": _logistic,
     "MAX_POOL_2D": _max_pool,
     "MEAN": _mean,
-    "MUL": _mul,
-    "PAD": _pad,
-    "PADV2": _pad,
-    "QUANTIZE": _quantize,
-    "RELU": _relu,
-    "RELU6": _relu,
-    "RELU_N1_TO_1": _relu,
-    "RESHAPE": _reshape,
-    "SLICE": _slice,
-    "SOFTMAX": _softmax,
-    "SQUEEZE": _reshape,
-    "STRIDED_SLICE": _slice,
-    "TANH": _tanh,
-    "TRANSPOSE": _transpose,
+    "REDUCE_MAX": _reduce_max,
+    "SPACE_TO_BATCH_ND": _space_to_batch,
+    "TRANSPOSE_CONV": _transposed_conv,
 }
 """What is read."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from twoscale._ir import fixed_point
 from twoscale._ir import layers as n
 from twoscale._text import printable
 
-__all__ = ["Reader", "Value"]
+__all__ = ["Apart", "Reader", "Value"]
 
 _LONGEST_NAME = 60
 
@@ -30,11 +31,27 @@ class Value:
     """Its integers. (H, W, C) in the file is (C, H, W) here."""
     flattened: n.Layer | None = None
     """The layer (C, H, W) of which this is the flattened vector, if the file has its values in the order H, W, C."""
+    real: NDArray[np.float32] | None = None
+    """The real number that each of the 256 integers stands for, if a function was applied after DEQUANTIZE."""
 
     @property
     def spec(self) -> n.TensorSpec:
         """The layer's output."""
         return self.layer.output
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A tensor between SPACE_TO_BATCH_ND and BATCH_TO_SPACE_ND."""
+
+    layer: n.Layer
+    """The images before."""
+    block: tuple[int, int]
+    """The dilation of a convolution in between."""
+    padding: n.Padding
+    """What SPACE_TO_BATCH_ND added."""
+    append: Callable[[n.Padding, Tensor], n.Layer] | None = None
+    """Appends the dilated convolution, once it is there, with a padding; it computes the tensor."""
 
 
 class Reader(FileReader):
@@ -53,10 +70,17 @@ class Reader(FileReader):
         self._values: dict[int, Value] = {}
         self._names: set[str] = set()
         self._times: dict[str, int] = {}
+        self.in_litert: dict[str, n.Layer] = {}
+        """Layers that LiteRT's reference kernels compute in another way, as they do."""
+        self.apart: dict[int, Apart] = {}
         self.entry = -1
         """The float32 input, until it is quantized."""
 
     # ------------------------------------------------------------ access
+
+    def depends_on_images(self, index: int) -> bool:
+        """Whether a tensor was computed from the images."""
+        return index in self._values or index in self.apart
 
     def flattened(self, index: int) -> Value:
         """Return an input's integers; a flattened vector may be in the order C, H, W."""
@@ -170,6 +194,12 @@ class Reader(FileReader):
         """Make a layer the operator's output."""
         self.set(self.result, Value(layer, flattened))
 
+    def whole(self, layer: n.Layer) -> n.Layer:
+        """Note that the last layer computes the operator's output, and return it."""
+        if self.layers[-1] is layer:
+            self.tensors[layer.name] = self.result.index
+        return layer
+
     def set(self, tensor: Tensor, value: Value) -> None:
         """Remember where a tensor's integers are."""
         if tensor.index in self._values or tensor.is_constant:
@@ -205,11 +235,51 @@ class Reader(FileReader):
             whole: whether the result is the operator's output.
         """
         lowest, zero_point = int(np.iinfo(layer.output.dtype).min), layer.output.zero_point
-        found = [min(max(function(q + lowest - zero_point), spec.lo), spec.hi) for q in range(256)]
+        return self.entries(layer, spec, np.array([function(q + lowest - zero_point) for q in range(256)]), whole)
+
+    def entries(self, layer: n.Layer, spec: n.TensorSpec, found: NDArray[Any], whole: bool = True) -> n.Layer:
+        """Append a table of 256 integers, which are clamped; other arguments as of ``table``."""
+        table = np.clip(found, spec.lo, spec.hi).astype(np.int16)
+        output = dataclasses.replace(spec, shape=layer.output.shape)
         return self.append(
-            lambda name: n.Table(name=name, inputs=(layer.name,), output=spec, table=np.array(found, np.int16)),
-            self.result if whole else None,
+            lambda name: n.Table(name=name, inputs=(layer.name,), output=output, table=table),
+            self.result if whole and output == spec else None,
         )
+
+    def padded(self, layer: n.Layer, widths: Sequence[tuple[int, int]]) -> n.Layer:
+        """Append a padding with zeros, (before, after) each dimension."""
+        shape = tuple(size + sum(pair) for size, pair in zip(layer.output.shape, widths, strict=True))
+        spec = dataclasses.replace(layer.output, shape=shape)
+        return self.append(lambda name: n.Pad(name=name, inputs=(layer.name,), output=spec, widths=tuple(widths)))
+
+    def part(
+        self, layer: n.Layer, axis: int, start: int, stop: int, step: int = 1, tensor: Tensor | None = None
+    ) -> n.Layer:
+        """Append a part along one dimension, unless it is everything."""
+        shape = list(layer.output.shape)
+        if (start, stop, step) == (0, shape[axis], 1):
+            return layer
+        shape[axis] = len(range(start, stop, step))
+        spec = dataclasses.replace(layer.output, shape=tuple(shape))
+        return self.append(
+            lambda name: n.Slice(
+                name=name, inputs=(layer.name,), output=spec, axis=axis, start=start, stop=stop, step=step
+            ),
+            tensor,
+        )
+
+    def concatenated(self, layers: Sequence[n.Layer], axis: int) -> n.Layer:
+        """Append a concatenation of layers with the same quantization."""
+        shape = list(layers[0].output.shape)
+        shape[axis] = sum(layer.output.shape[axis] for layer in layers)
+        spec, names = dataclasses.replace(layers[0].output, shape=tuple(shape)), tuple(x.name for x in layers)
+        return self.append(
+            lambda name: n.Concat(name=name, inputs=names, output=spec, axis=axis, multipliers=(None,) * len(names))
+        )
+
+    def repeated(self, layer: n.Layer, axis: int, count: int) -> n.Layer:
+        """Append copies along one dimension."""
+        return self.concatenated([layer] * count, axis)
 
     def require_same(self, layer: n.Layer, tensor: Tensor | None = None) -> None:
         """Check that a tensor has a layer's scale and zero point."""
@@ -227,7 +297,10 @@ class Reader(FileReader):
         for index in self.model.outputs:
             if index not in self._values:
                 self.refuse(f"no operator computes the output {index}")
-            found.append(self.in_order(self._values[index]).name)
+            value = self._values[index]
+            if value.real is not None:
+                self.refuse(f"the output {index} is a function of real numbers; expected integers, or DEQUANTIZE")
+            found.append(self.in_order(value).name)
         if not found:
             self.refuse("it has no outputs")
         return tuple(dict.fromkeys(found))

@@ -105,15 +105,15 @@ def graph_of(path: Path, data: bytes, example_nchw: Any, *, name: str | None = N
 
 
 def _read_operator(reader: Reader) -> None:
-    operator, tensors = reader.operator, reader.model.tensors
+    operator = reader.operator
     if not any(index in reader.tensors for index in operator.inputs):
         if operator.name == "DEQUANTIZE":
             reader.constants[reader.result.index] = reader.real(reader.tensor(0))
             return
         if operator.name == "DENSIFY":
             raise reader.at.unsupported("a file with sparse weights", "convert the model without them")
-    if all(tensors[index].dtype in ("int32", "int64") for index in operator.outputs if index >= 0):
-        return  # shape arithmetic, which nothing here reads
+    if reader.only_shapes(operator):
+        return
     if operator.name not in OPERATORS:
         raise UnsupportedOperatorError(
             f"{operator.name} at {reader.path}: operator {operator.number} has no integer form here; it reads "

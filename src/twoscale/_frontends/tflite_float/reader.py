@@ -85,6 +85,10 @@ class Reader(FileReader):
             raise self.at.unsupported(f"input {index} that is a constant", "exchange the operands")
         return self.tensors[tensor.index]
 
+    def depends_on_images(self, index: int) -> bool:
+        """Whether a tensor was computed from the images."""
+        return index in self.tensors
+
     def is_activation(self, index: int) -> bool:
         """Whether an input depends on the images."""
         return self.has(index) and self.operator.inputs[index] in self.tensors

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from twoscale._frontends.tflite.resizing import distance, nearest_places
 from twoscale._ir.builder import Place
 
 __all__ = ["resize_bilinear", "resize_nearest"]
@@ -33,7 +34,7 @@ def resize_bilinear(
         half_pixel_centers: whether values stand for the middles of pixels.
     """
     _require_bounded(at, size, result)
-    scale = _scale(size, result, align_corners)
+    scale = distance(size, result, align_corners)
     if size == result:
         return name
     matrix = np.zeros((result, size), np.float32)
@@ -53,23 +54,10 @@ def resize_nearest(
 ) -> str:
     """Append copies of the nearest values along one dimension; arguments as of ``resize_bilinear``."""
     _require_bounded(at, size, result)
-    scale = _scale(size, result, align_corners)
-    offset = np.float32(0.5 if half_pixel_centers else 0)
-    places = []
-    for index in range(result):
-        position = float((np.float32(index) + offset) * scale)
-        nearest = math.floor(position + 0.5) if align_corners else math.floor(position)
-        places.append(min(max(nearest, 0), size - 1))
+    places = nearest_places(size, result, align_corners=align_corners, half_pixel_centers=half_pixel_centers)
     return at.copies(name, axis, places)
 
 
 def _require_bounded(at: Place, size: int, result: int) -> None:
     if max(size, result) > _MOST:
         raise at.unsupported(f"resizing {size} values to {result}", f"use at most {_MOST} along each dimension")
-
-
-def _scale(size: int, result: int, align_corners: bool) -> np.float32:
-    """Return the distance in the input between neighbours in the result."""
-    if align_corners and result > 1:
-        return np.float32(size - 1) / np.float32(result - 1)
-    return np.float32(size) / np.float32(result)
