@@ -11,7 +11,7 @@ import numpy as np
 
 from twoscale._formats.tflite.graph_builder import GraphBuilder
 
-__all__ = ["OPERATORS", "UINT8_OPERATORS", "random_file"]
+__all__ = ["KERAS_OPERATORS", "OPERATORS", "UINT8_OPERATORS", "random_file"]
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,182 @@ class Maker:
         inputs = [x.index, *(self.constant(values) for values in (begin, list(x.shape), step))]
         self.operator("STRIDED_SLICE", inputs, self.same(x, shape), "StridedSliceOptions", beginMask=1, endMask=1)
 
+    # ------------------------------------------------------------ of Keras models
 
+    def operand(self, x: Activation, scale: float) -> int:
+        """Append a constant that broadcasts to a tensor: one value, or one per channel."""
+        channels = x.shape[-1]
+        shape = [(), (1,), (channels,), (1,) * (len(x.shape) - 1) + (channels,)][self.number(0, 3)]
+        q = self.rng.integers(-128, 128, shape, dtype=np.int8)
+        return self.graph.constant(self.name("k"), np.asarray(q, np.int8), scale, self.number(-128, 127))
+
+    def sum_of(self, name: str, operands: list[int], x: Activation, scale: float) -> None:
+        y = self.activation(x.shape, float(np.float32(scale * self.rng.uniform(0.4, 1.0))))
+        fused = self.activation_function()
+        self.operator(name, operands, y, f"{name.title()}Options", fusedActivationFunction=fused)
+
+    def add_constant(self) -> None:
+        x, scale = self.last, self.scale()
+        operands = [x.index, self.operand(x, scale)]
+        self.sum_of("ADD", operands[:: self.rng.choice([1, -1])], x, x.scale + scale)
+
+    def sub_constant(self) -> None:
+        """The subtrahend has the larger scale, with which no value is halfway between two steps."""
+        x = self.last
+        if self.rng.random() < 0.5:
+            self.sum_of("SUB", [x.index, self.operand(x, x.scale * 1.5)], x, x.scale * 2)
+        else:
+            self.sum_of("SUB", [self.operand(x, x.scale * 0.7), x.index], x, x.scale * 2)
+
+    def sub(self) -> None:
+        a = self.last
+        a, b = sorted((a, self.partner(a)), key=lambda x: x.scale)
+        self.sum_of("SUB", [a.index, b.index], a, a.scale + b.scale)
+
+    def mul_constant(self) -> None:
+        x, scale = self.last, self.scale()
+        y = self.activation(x.shape, float(np.float32(x.scale * scale * self.rng.uniform(20, 120))))
+        operands = [x.index, self.operand(x, scale)]
+        fused = self.activation_function()
+        self.operator("MUL", operands[:: self.rng.choice([1, -1])], y, "MulOptions", fusedActivationFunction=fused)
+
+    def function(self, name: str, options: str = "", scale: float = 1.0, **fields: Any) -> None:
+        x = self.last
+        y = self.activation(x.shape, float(np.float32(x.scale * scale * self.rng.uniform(0.5, 1.5))))
+        self.operator(name, [x.index], y, options, **fields)
+
+    def abs(self) -> None:
+        self.function("ABS", "AbsOptions")
+
+    def gelu(self) -> None:
+        self.function("GELU", "GeluOptions", approximate=bool(self.rng.random() < 0.5))
+
+    def prelu(self) -> None:
+        x = self.image()
+        channels = x.shape[3]
+        q = self.rng.integers(-128, 128, (1, 1, channels), dtype=np.int8)
+        q = np.full_like(q, 77) if self.rng.random() < 0.3 else q
+        slopes = self.graph.constant(self.name("k"), q, 0.003, self.number(-128, 127))
+        y = self.activation(x.shape, float(np.float32(x.scale * self.rng.uniform(0.5, 1.5))))
+        self.operator("PRELU", [x.index, slopes], y)
+
+    def transpose_conv(self) -> None:
+        x = self.image()
+        padding, stride = self.number(0, 1), [self.number(1, 3), self.number(1, 2)]
+        kernel, channels = [self.number(1, 4), self.number(1, 3)], self.number(1, 5)
+        size = [
+            length * step if padding == 0 else (length - 1) * step + max(k, step)
+            for length, step, k in zip(x.shape[1:3], stride, kernel, strict=True)
+        ]
+        if padding == 0:
+            kernel = [max(k, step) for k, step in zip(kernel, stride, strict=True)]
+        weight, bias, scale = self.weights((channels, *kernel, x.shape[3]), 0, x, "up")
+        shape = [1, *size, channels]
+        self.operator(
+            "TRANSPOSE_CONV", [self.constant(shape), weight, x.index, bias], self.activation(shape, scale),
+            "TransposeConvOptions", padding=padding, strideH=stride[0], strideW=stride[1],
+        )  # fmt: skip
+
+    def dilated_conv(self) -> None:
+        """A dilated convolution as Keras writes it, with the shapes that it writes: a batch of 1 throughout."""
+        x = self.image()
+        block, kernel, channels = [2, self.number(1, 3)], 3, self.number(1, 5)
+        total = [block[i] * (kernel - 1) for i in (0, 1)]
+        crops = [-(x.shape[1 + i] + total[i]) % block[i] for i in (0, 1)]
+        widths = [[total[i] // 2, total[i] - total[i] // 2 + crops[i]] for i in (0, 1)]
+        inner = [(x.shape[1 + i] + sum(widths[i])) // block[i] for i in (0, 1)]
+        apart = self.same(x, (1, *inner, x.shape[3]))
+        self.operator(
+            "SPACE_TO_BATCH_ND", [x.index, self.constant(block), self.constant(widths)], apart,
+            "SpaceToBatchNDOptions",
+        )  # fmt: skip
+        weight, bias, scale = self.weights((channels, kernel, kernel, x.shape[3]), 0, x, "dilated")
+        conv = self.activation((1, *(size - kernel + 1 for size in inner), channels), scale)
+        fused = self.activation_function()
+        self.operator(
+            "CONV_2D", [apart.index, weight, bias], conv, "Conv2DOptions", padding=1, strideH=1, strideW=1,
+            dilationHFactor=1, dilationWFactor=1, fusedActivationFunction=fused,
+        )  # fmt: skip
+        y = self.same(conv, (1, *x.shape[1:3], channels))
+        del self.made[-2:]  # they are several images each
+        self.operator(
+            "BATCH_TO_SPACE_ND", [conv.index, self.constant(block), self.constant([[0, crops[0]], [0, crops[1]]])], y,
+            "BatchToSpaceNDOptions",
+        )  # fmt: skip
+
+    def reduce(self) -> None:
+        """A mean or a maximum over any dimensions, of which one stays at most."""
+        x = self.last if self.rng.random() < 0.5 else self.image()
+        rank = len(x.shape)
+        stays = self.number(1, rank - 1) if rank > 2 else rank
+        axes = [axis for axis in range(1, rank) if axis != stays]
+        keep = bool(self.rng.random() < 0.5)
+        shape = [1 if axis in axes else size for axis, size in enumerate(x.shape) if keep or axis not in axes]
+        if len(shape) < 2:
+            return
+        if self.rng.random() < 0.5:
+            y = self.same(x, shape)
+            self.operator("REDUCE_MAX", [x.index, self.constant(axes)], y, "ReducerOptions", keepDims=keep)
+        else:
+            y = self.activation(shape, float(np.float32(x.scale * self.rng.uniform(0.3, 1.5))))
+            self.operator("MEAN", [x.index, self.constant(axes)], y, "ReducerOptions", keepDims=keep)
+
+    def flatten(self) -> None:
+        """A reshape whose shape is computed while the network runs, with a result that states another shape."""
+        x = self.image()
+        shape, first, size = (
+            self.graph.tensor(self.name("s"), sizes, "int32", batch=False) for sizes in ((4,), (), (2,))
+        )
+        self.graph.operator("SHAPE", [x.index], shape, "ShapeOptions", outType=2)
+        places = [self.constant([place]) for place in (0, 1, 1)]
+        self.graph.operator("STRIDED_SLICE", [shape, *places], first, "StridedSliceOptions", shrinkAxisMask=1)
+        count = math.prod(x.shape)
+        self.graph.operator("PACK", [first, self.constant(count)], size, "PackOptions", valuesCount=2)
+        y = self.same(x, (1, count))
+        self.operator("RESHAPE", [x.index, size], y, "ReshapeOptions")
+
+    def tile(self) -> None:
+        x = self.image()
+        counts = [1, self.number(1, 2), self.number(1, 3), self.number(1, 2)]
+        shape = [size * count for size, count in zip(x.shape, counts, strict=True)]
+        self.operator("TILE", [x.index, self.constant(counts)], self.same(x, shape), "TileOptions")
+
+    def resize_nearest(self) -> None:
+        x = self.image()
+        size = [self.number(1, 9), x.shape[2] * self.number(1, 3)]
+        self.operator(
+            "RESIZE_NEAREST_NEIGHBOR", [x.index, self.constant(size)], self.same(x, (1, *size, x.shape[3])),
+            "ResizeNearestNeighborOptions", halfPixelCenters=bool(self.rng.random() < 0.5),
+        )  # fmt: skip
+
+    def split(self) -> None:
+        x = self.image()
+        axis = next((axis for axis in (3, 2, 1) if x.shape[axis] % 2 == 0), 0)
+        if not axis:
+            return
+        shape = [size // 2 if place == axis else size for place, size in enumerate(x.shape)]
+        first, second = self.same(x, shape), self.same(x, shape)
+        self.graph.operator(
+            "SPLIT", [self.constant(axis), x.index], first.index, "SplitOptions", further=[second.index], numSplits=2
+        )
+        self.made += [first, second]
+        self.last = second
+
+    def depth_to_space(self) -> None:
+        x = self.image()
+        if x.shape[3] % 4 == 0:
+            shape = (1, 2 * x.shape[1], 2 * x.shape[2], x.shape[3] // 4)
+            self.operator("DEPTH_TO_SPACE", [x.index], self.same(x, shape), "DepthToSpaceOptions", blockSize=2)
+        elif x.shape[1] % 2 == x.shape[2] % 2 == 0:
+            shape = (1, x.shape[1] // 2, x.shape[2] // 2, 4 * x.shape[3])
+            self.operator("SPACE_TO_DEPTH", [x.index], self.same(x, shape), "SpaceToDepthOptions", blockSize=2)
+
+
+KERAS_OPERATORS = (
+    "abs", "add_constant", "depth_to_space", "dilated_conv", "flatten", "gelu", "mul_constant", "prelu", "reduce",
+    "resize_nearest", "split", "sub", "sub_constant", "tile", "transpose_conv",
+)  # fmt: skip
+"""That files of Keras models have besides ``OPERATORS``."""
 OPERATORS = (
     "add", "average_pool", "concat", "conv", "depthwise", "fully_connected", "hard_swish", "leaky_relu", "logistic",
     "max_pool", "mean", "mul", "pad", "relu", "rescale", "reshape", "softmax", "strided_slice", "tanh", "transpose",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import twoscale
 from tests import sweep
 from tests.scalar_executor import ScalarExecutor
-from tests.tflite_files import OPERATORS, UINT8_OPERATORS, random_file
+from tests.tflite_files import KERAS_OPERATORS, OPERATORS, UINT8_OPERATORS, random_file
 from twoscale import data
 from twoscale._frontends.tflite import Read, read
 from twoscale._frontends.tflite.model import parse
@@ -82,6 +82,7 @@ def differing(found: dict[str, NDArray[Any]], expected: dict[str, NDArray[Any]])
 CASES = [
     *((operator, "int8") for operator in OPERATORS if operator not in LITERT_DIFFERS),
     *((operator, "uint8") for operator in UINT8_OPERATORS if operator not in LITERT_DIFFERS),
+    *((operator, "int8") for operator in KERAS_OPERATORS),
 ]
 
 
@@ -187,6 +188,98 @@ def test_verify_compares_with_the_file_itself(tmp_path: Path) -> None:
     assert result.compared_by_executor[result.executors[-1]] > 0
     path.write_bytes(made(9, ["conv", "depthwise", "add"], 4)[0])
     assert "is not the file that net was read from" in str(twoscale.verify(network, images).original_left_out)
+
+
+KERAS = {
+    "conv1d-float-io": "Conv1D, pools and a mean over one dimension; float32 in and out",
+    "conv1d-uint8-io": "the same; uint8 in and out, int8 inside",
+    "dilated-int8": "padding, a dilated convolution, ELU in float32, GELU, swish",
+    "upsampling-int8": "a transposed convolution, UpSampling2D, LeakyReLU, PReLU",
+}
+"""Files that TensorFlow 2.21 made of Keras models with random weights."""
+
+
+@pytest.mark.parametrize("name", list(KERAS))
+def test_files_of_keras_models(name: str) -> None:
+    path = Path(__file__).parent / "keras" / f"{name}.tflite"
+    network = twoscale.load(path)
+    images = np.random.default_rng(0).normal(0, 1, (2, *network.input.output.shape)).astype(np.float32)
+    result = twoscale.verify(network, images, executors=["reference", "torch"])
+    assert result.mismatches == 0
+    if name.startswith("conv1d"):
+        assert result.compared_by_executor[f"litert's reference kernels on {path.name}"] > 10_000
+    else:
+        assert "Didn't find op for builtin opcode" in str(result.original_left_out)
+
+
+@pytest.mark.parametrize("name", ["dilated-int8", "upsampling-int8"])
+def test_tables_and_copies_of_keras_models_are_those_of_litert(name: str) -> None:
+    """Reference kernels do not run these files; the others round convolutions once and share everything else."""
+    path = Path(__file__).parent / "keras" / f"{name}.tflite"
+    found = read(path, path.read_bytes())
+    network = found.network
+    runtime = litert.Interpreter(
+        model_path=str(path),
+        experimental_op_resolver_type=litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        experimental_preserve_all_tensors=True,
+    )
+    runtime.allocate_tensors()
+    spec = network.input.output
+    integers = np.random.default_rng(0).integers(spec.lo, spec.hi + 1, (1, *spec.shape)).astype(np.int8)
+    runtime.set_tensor(runtime.get_input_details()[0]["index"], integers.transpose(0, 2, 3, 1))
+    runtime.invoke()
+    values: dict[str, NDArray[Any]] = {}
+    compared = 0
+    for layer in network:
+        operands = [values[one] for one in layer.inputs]
+        specs = [network.spec(one) for one in layer.inputs]
+        computing = found.in_litert.get(layer.name, layer)
+        values[layer.name] = computing.compute(specs, operands) if operands else integers
+        if layer.name in found.tensors:
+            tensor = runtime.get_tensor(found.tensors[layer.name])
+            tensor = tensor.transpose(0, 3, 1, 2) if tensor.ndim == 4 else tensor
+            far = np.abs(tensor.astype(int) - values[layer.name]).max()
+            assert far <= (1 if isinstance(layer, n.Conv2d | n.Linear) else 0), layer.name
+            values[layer.name] = tensor
+            compared += 1
+    assert compared >= 10
+
+
+def test_tables_of_our_own_files_are_read() -> None:
+    from twoscale._formats.tflite.graph_builder import GraphBuilder
+
+    graph = GraphBuilder("table")
+    x, y = (graph.tensor(name, (1, 4, 4, 3), "int8", 0.5) for name in ("x", "y"))
+    wide, index = (graph.tensor(name, (1, 4, 4, 3), "int32") for name in ("wide", "index"))
+    values = np.random.default_rng(0).integers(-128, 128, 256).astype(np.int8)
+    graph.operator("CAST", [x], wide, "CastOptions", inDataType=9, outDataType=2)
+    graph.operator("ADD", [wide, graph.constant("c", np.array(128, np.int32))], index, "AddOptions")
+    graph.operator("GATHER", [graph.constant("t", values, 0.5), index], y, "GatherOptions", axis=0)
+    content = graph.to_bytes([x], [y])
+    found = read(Path("table.tflite"), content)
+    integers = np.random.default_rng(1).integers(-128, 128, (2, 3, 4, 4)).astype(np.int8)
+    computed = ReferenceExecutor(found.network).run(real(found.network, integers), names(found.network))
+    assert differing(computed, run_litert(content, found, integers)) == {}
+    assert (computed[found.network.output] == values[integers.astype(int) + 128]).all()
+
+
+def test_int16_activations_are_refused() -> None:
+    from ai_edge_litert import schema_py_generated as schema
+
+    from twoscale._formats.tflite.graph_builder import GraphBuilder
+
+    graph = GraphBuilder("wide")
+    x, y = (graph.tensor(name, (1, 4, 4, 3), "int8", 0.5) for name in ("x", "y"))
+    graph.operator("RELU", [x], y)
+    model = schema.ModelT.InitFromPackedBuf(graph.to_bytes([x], [y]), 0)
+    for tensor in model.subgraphs[0].tensors:
+        tensor.type = schema.TensorType.INT16
+    import flatbuffers
+
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    with pytest.raises(NetworkFileError, match=r"wide\.tflite has int16 activations; expected int8 or uint8"):
+        read(Path("wide.tflite"), bytes(builder.Output()))
 
 
 @pytest.mark.parametrize("target", ["portable", "sse41", "native"])

@@ -104,12 +104,21 @@ class GraphBuilder:
         """Append a constant and return its index."""
         return self.tensor(name, data.shape, str(data.dtype), scale, zero_point, axis=axis, batch=False, data=data)
 
-    def operator(self, name: str, inputs: Sequence[int], output: int, options: str = "", **fields: Any) -> int:
-        """Append an operator with the options' fields, and return its output."""
+    def operator(
+        self,
+        name: str,
+        inputs: Sequence[int],
+        output: int,
+        options: str = "",
+        *,
+        further: Sequence[int] = (),
+        **fields: Any,
+    ) -> int:
+        """Append an operator with the options' fields, and return its output, the first if there are further ones."""
         s = self.schema
         operator = s.OperatorT()
         operator.opcodeIndex = self._code(name)
-        operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
+        operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array([output, *further], np.int32)
         if options:
             operator.builtinOptionsType = getattr(s.BuiltinOptions, options)
             operator.builtinOptions = made = getattr(s, f"{options}T")()

@@ -1,4 +1,4 @@
-"""Integer `.tflite` files → IntegerNetwork, with TensorFlow Lite's own arithmetic: equations (18) to (21).
+"""Integer `.tflite` files → IntegerNetwork, with TensorFlow Lite's own arithmetic: equations (18) to (24).
 
 Networks compute what TensorFlow Lite for Microcontrollers does, and LiteRT's reference kernels, integer by integer.
 Activations are int8 with weights of one scale per channel, or uint8 with one scale per tensor, as in files before 2020.
@@ -60,6 +60,11 @@ def read(path: Path, data: bytes) -> Read:
     model = parsed(path, data)
     if model.is_float:
         raise NetworkFileError(f"{path} is a float network; twoscale.quantize makes an integer network of it")
+    if model.has_int16:
+        raise NetworkFileError(
+            f"{path} has int16 activations; expected int8 or uint8: convert the model with int8 activations, or give "
+            "the float model to twoscale.quantize"
+        )
     reader = Reader(path, model)
     _read_input(reader, model)
     for operator in model.operators:

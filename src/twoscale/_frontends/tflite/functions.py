@@ -41,7 +41,7 @@ def _quantize(r: Reader) -> None:
         r.entry = -1
         r.compute(lambda name: n.QuantizeInput(name=name, inputs=(), output=spec))
         return
-    value = r.flattened(0)
+    value = r.flattened(0, ("int8", "uint8", "float32"))
     if tensor.dtype == "float32":
         quantized = _rounded(_real(value) / np.float32(spec.scale)) + spec.zero_point
         r.give(r.entries(value.layer, spec, quantized), value.flattened)
@@ -96,7 +96,7 @@ def _applied(function: str, parameters: tuple[float, ...], real: Float32) -> Flo
 
 def real_function(r: Reader) -> None:
     """Apply a function to real numbers, of which QUANTIZE makes integers again."""
-    value = r.flattened(0)
+    value = r.flattened(0, ("float32",))
     function, parameters = REAL_FUNCTIONS[r.operator.name](r)
     r.set(r.result, dataclasses.replace(value, real=_applied(function, parameters, _real(value))))
 
@@ -128,6 +128,30 @@ REAL_FUNCTIONS: Mapping[str, Callable[[Reader], tuple[str, tuple[float, ...]]]] 
     "TANH": lambda r: ("tanh", ()),
 }
 """Functions and parameters by operator, named as in ``twoscale._ir.functions``."""
+
+
+# ---------------------------------------------------------------- tables in the file
+
+
+def _cast(r: Reader) -> None:
+    if r.result.dtype != "int32":
+        r.refuse(f"its output is {r.result.dtype}; expected int32, the index of a table")
+    r.set(r.result, dataclasses.replace(r.flattened(0), offset=0))
+
+
+def _gather(r: Reader) -> None:
+    """Append the table from which GATHER takes an entry for every integer."""
+    tensor, table, spec = r.tensor(0), r.constant(0), r.spec()
+    value = r.flattened(1, ("int32",))
+    x = r.in_order(value)
+    first = int(np.iinfo(x.output.dtype).min) + (value.offset or 0)
+    if table.ndim != 1 or r.options.number(0, "i") or r.options.number(1, "i") or not 0 <= first <= len(table) - 256:
+        r.refuse(f"it gathers {first} to {first + 255} of a table {table.shape}; expected entries of one dimension")
+    if (tensor.dtype, tensor.scales.tolist(), tensor.zero_points.tolist()) != (
+        spec.dtype, [spec.scale], [spec.zero_point],
+    ):  # fmt: skip
+        r.refuse("its table has another type, scale or zero point than its output")
+    r.give(r.entries(x, spec, table[first : first + 256].astype(np.int64)))
 
 
 # ---------------------------------------------------------------- integers
@@ -251,9 +275,11 @@ def _softmax(r: Reader) -> None:
 
 FUNCTIONS: Mapping[str, Callable[[Reader], None]] = {
     "ABS": _abs,
+    "CAST": _cast,
     "DEQUANTIZE": _dequantize,
     "ELU": _in_float32,
     "EXP": _in_float32,
+    "GATHER": _gather,
     "GELU": _in_float32,
     "HARD_SWISH": _hard_swish,
     "LEAKY_RELU": _leaky_relu,

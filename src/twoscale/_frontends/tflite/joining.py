@@ -77,6 +77,9 @@ def _sum(sign: int) -> Callable[[Reader], None]:
     """Return the reader of ADD (1) or SUB (-1), equation (19)."""
 
     def read(r: Reader) -> None:
+        if r.result.dtype == "int32":
+            _shifted_index(r, sign)
+            return
         a, b = _operands(r)
         spec = r.activated(0)
         _require_types(r, _spec(a), _spec(b), spec)
@@ -98,6 +101,15 @@ def _sum(sign: int) -> Callable[[Reader], None]:
             r.compute(lambda name: n.Add(name=name, inputs=names, output=spec, multipliers=multipliers))
 
     return read
+
+
+def _shifted_index(r: Reader, sign: int) -> None:
+    """Add a constant to the indices of a table."""
+    x, constant = (1, 0) if r.tensor(0).is_constant and sign == 1 else (0, 1)
+    value, shift = r.flattened(x, ("int32",)), r.constant(constant)
+    if shift.size != 1 or value.offset is None:
+        r.refuse(f"it adds {shift.size} int32 values; expected one, to the indices of a table")
+    r.set(r.result, dataclasses.replace(value, offset=value.offset + sign * int(shift.ravel()[0])))
 
 
 def _plus_constant(

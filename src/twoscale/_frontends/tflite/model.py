@@ -35,8 +35,8 @@ OPERATOR_NAMES: Mapping[int, str] = {
     123: "SELECT_V2",
 }  # fmt: skip
 
-_TYPES = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 9: "int8"}
-_TYPE_NAMES = {5: "string", 6: "bool", 7: "int16", 17: "int4"}
+_TYPES = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 7: "int16", 9: "int8"}
+_TYPE_NAMES = {5: "string", 6: "bool", 17: "int4"}
 
 MOST_VALUES = 1 << 28
 """Of one tensor."""
@@ -53,7 +53,7 @@ class Tensor:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    """float32, float16, int8, uint8, int32 or int64."""
+    """float32, float16, int8, uint8, int16, int32 or int64."""
     scales: NDArray[np.float32]
     """Empty if it is not quantized."""
     zero_points: NDArray[np.int64]
@@ -104,9 +104,19 @@ class Model:
     @property
     def is_float(self) -> bool:
         """Whether the inputs and what the operators compute are real numbers."""
+        kinds = self._kinds
+        return bool(self.inputs) and "float32" in kinds and not kinds & {"int8", "uint8", "int16"}
+
+    @property
+    def has_int16(self) -> bool:
+        """Whether any activation is int16."""
+        return "int16" in self._kinds
+
+    @property
+    def _kinds(self) -> set[str]:
+        """The types of the inputs and of what the operators compute."""
         computed = [index for operator in self.operators for index in operator.outputs]
-        kinds = {self.tensors[index].dtype for index in (*self.inputs, *computed) if index >= 0}
-        return bool(self.inputs) and "float32" in kinds and not kinds & {"int8", "uint8"}
+        return {self.tensors[index].dtype for index in (*self.inputs, *computed) if index >= 0}
 
     def array(self, tensor: Tensor) -> NDArray[Any]:
         """Return a constant's values.

@@ -33,6 +33,8 @@ class Value:
     """The layer (C, H, W) of which this is the flattened vector, if the file has its values in the order H, W, C."""
     real: NDArray[np.float32] | None = None
     """The real number that each of the 256 integers stands for, if a function was applied after DEQUANTIZE."""
+    offset: int | None = None
+    """What is added to the integers in int32, if they are indices of a table."""
 
     @property
     def spec(self) -> n.TensorSpec:
@@ -82,9 +84,11 @@ class Reader(FileReader):
         """Whether a tensor was computed from the images."""
         return index in self._values or index in self.apart
 
-    def flattened(self, index: int) -> Value:
-        """Return an input's integers; a flattened vector may be in the order C, H, W."""
+    def flattened(self, index: int, dtypes: Sequence[str] = ("int8", "uint8")) -> Value:
+        """Return an input of one of the types; a flattened vector may be in the order C, H, W."""
         tensor = self.tensor(index)
+        if tensor.dtype not in dtypes:
+            self.refuse(f"its input {index} is {tensor.dtype}; expected {' or '.join(dtypes)}")
         if tensor.index not in self._values:
             kind = "a constant" if tensor.is_constant else "made by no earlier operator"
             self.refuse(f"its input {index} is {kind}; expected integers that depend on the image")
