@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 SLEEP = 0.004
 """Seconds per sample."""
 BATCH = 5
+PAUSE = 0.1
+"""Seconds."""
 
 
 class Numbers(Dataset[dict[str, torch.Tensor]]):
@@ -52,6 +54,50 @@ def slow() -> tuple[Any, ...]:
 def slow_shared() -> tuple[Any, ...]:
     """The same with a loader that is slow only where ranks share it."""
     return make(SLEEP if dist.is_initialized() and dist.get_world_size() > 1 else 0.0)
+
+
+class _Pause(torch.autograd.Function):
+    """The identity, which takes some seconds forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, forward: float, backward: float) -> torch.Tensor:
+        ctx.seconds = backward
+        time.sleep(forward)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        time.sleep(ctx.seconds)
+        return gradient, None, None
+
+
+class Pause(nn.Module):
+    """A layer that takes some seconds."""
+
+    def __init__(self, forward: float, backward: float) -> None:
+        super().__init__()
+        self.seconds = forward, backward
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        paused: torch.Tensor = _Pause.apply(x, *self.seconds)  # type: ignore[no-untyped-call]
+        return paused
+
+
+class SlowSGD(torch.optim.SGD):
+    """SGD that takes some seconds."""
+
+    def step(self, closure: Any = None) -> Any:
+        time.sleep(PAUSE)
+        return super().step(closure)
+
+
+def sleepy(part: str) -> tuple[Any, ...]:
+    """A step that sleeps in one of its parts."""
+    torch.manual_seed(0)
+    pause = Pause(PAUSE if "forward" in part else 0.0, PAUSE if "backward" in part else 0.0)
+    module = nn.Sequential(nn.Linear(16, 8), pause, nn.Linear(8, 1))
+    optimizer = (SlowSGD if part == "update" else torch.optim.SGD)(module.parameters(), lr=0.1)
+    return module, _loss, optimizer, DataLoader(Numbers(PAUSE / BATCH if part == "data" else 0.0), BATCH)
 
 
 def wrong() -> tuple[Any, ...]:

@@ -23,16 +23,19 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from tests import sweep
+from tests.scaling.slow_decoder import SlowPreprocessing
 from twoscale import models
-from twoscale.scaling._measure import arms, clocks, jobs
+from twoscale.scaling._measure import arms, breakdown, clocks, jobs
 from twoscale.scaling._measure.arms import measure_arms
 from twoscale.scaling._measure.bandwidth import measure_bandwidth
+from twoscale.scaling._measure.breakdown import break_down
 from twoscale.scaling._measure.clocks import Loop, RankClock
 from twoscale.scaling._measure.collectives import collective
 from twoscale.scaling._measure.jobs import _at_work
 from twoscale.scaling._measure.launch import _LOOK
 from twoscale.scaling._measure.ledger import GLOO_MESSAGE, gloo_sent, observe, predict, reconcile, write_ledger
-from twoscale.scaling._measure.peak import measure_peak
+from twoscale.scaling._measure.loading import measure_loading
+from twoscale.scaling._measure.peak import measure_memory, measure_peak
 from twoscale.scaling._measure.records import DdpOptions, EpochTime, LedgerEntry, Summary, Workload
 from twoscale.scaling._measure.replicas import hash_replicas
 from twoscale.scaling._measure.strategies import STRATEGIES, Strategy, compare
@@ -426,6 +429,7 @@ def core(_: dict[str, Any]) -> dict[str, Any]:
     small = Workload(batch_size=4, data="digits")
     return {
         "own step": write_ledger(_own("make")),
+        "parts": break_down(small, steps=3, warmup=2),
         **_strategies(),
         "bare": _loop(small, "bare", steps=4),
         "ddp": _loop(small, "ddp", steps=4),
@@ -452,12 +456,39 @@ def core(_: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _brief_layers() -> dict[str, Any]:
+    """Layers of the small CNN, and of a step that sleeps in a layer; with less time for the roofline."""
+    with (
+        mock.patch.object(breakdown, "measure_peak", lambda device, **_: measure_peak(device, sizes=(64,), repeats=3)),
+        mock.patch.object(breakdown, "measure_memory", functools.partial(measure_memory, size=1 << 16)),
+    ):
+        slow = dataclasses.replace(_own("sleepy"), model_args="part=forward and backward")
+        return {
+            "layers": break_down(Workload(batch_size=4, data="digits"), steps=2, warmup=2),
+            "sleepy layer": break_down(slow, steps=1, warmup=2),
+        }
+
+
 def alone(_: dict[str, Any]) -> dict[str, Any]:
     """What there is to measure at one rank."""
     return {
         "arms": measure_arms(Workload(batch_size=2), rounds=1, steps=1),
         "bandwidth": measure_bandwidth(CPU, sizes=(1024,), repeats=3),
         "ledger": write_ledger(Workload(batch_size=2)),
+        "parts": {
+            part: break_down(
+                dataclasses.replace(_own("sleepy"), model_args=f"part={part}"), steps=2, warmup=2, layers=False
+            )
+            for part in ("nowhere", "data", "forward", "backward", "update")
+        },
+        **_brief_layers(),
+        "loading": measure_loading(
+            Workload(batch_size=8, data="digits"),
+            workers=(0, 2),
+            steps=3,
+            rounds=2,
+            preprocessing=SlowPreprocessing(size=(32, 32), resize="stretch"),
+        ),
         "own": {name: _loop(_own(name), "bare", steps=3, repeats=1) for name in ("make", "slow")},
     }
 

@@ -8,6 +8,7 @@ import os
 import queue
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast, overload
 
 import numpy as np
@@ -37,15 +38,19 @@ class StreamedImages:
     Args:
         paths: of the files.
         preprocessing: from file to pixels.
+        workers: processes that decode ahead; with 0, the process that asks for a batch decodes it then. Default: one
+            per core, of several processes of a host a share each.
     """
 
     ndim = 4
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, paths: Sequence[str] | NDArray[Any], preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, paths: Sequence[str] | NDArray[Any], preprocessing: Preprocessing, *, workers: int | None = None
+    ) -> None:
         self._paths: NDArray[Any] = np.array(paths, object)
         self._how = preprocessing
-        self._workers = _Workers(preprocessing)
+        self._workers = _Workers(preprocessing, workers)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -87,7 +92,11 @@ class StreamedImages:
         waiting: collections.deque[_Batch] = collections.deque()
         try:
             for places in batches:
-                waiting.append(self._workers.decode(self._paths[places].tolist()))
+                paths = self._paths[places].tolist()
+                if self._workers.count == 0:
+                    yield np.stack([self._how.read(Path(path)) for path in paths])
+                    continue
+                waiting.append(self._workers.decode(paths))
                 if len(waiting) > 1 and sum(batch.pixels.nbytes for batch in waiting) > _AHEAD_BYTES:
                     yield waiting.popleft().finished()
             while waiting:
@@ -133,8 +142,9 @@ class _Batch:
 class _Workers:
     """Processes that decode pictures, started when first needed."""
 
-    def __init__(self, how: Preprocessing) -> None:
+    def __init__(self, how: Preprocessing, count: int | None = None) -> None:
         self._how = how
+        self.count = count
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self._threads: concurrent.futures.ThreadPoolExecutor | None = None
         self._owner = os.getpid()
@@ -142,7 +152,8 @@ class _Workers:
     def _started(self) -> concurrent.futures.ThreadPoolExecutor:
         """Return one thread per worker, which waits for its replies."""
         if self._threads is None or self._owner != os.getpid():  # a forked process has no threads of its parent's
-            count = max(1, min(_MOST_WORKERS, core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+            share = core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            count = max(1, min(_MOST_WORKERS, share if self.count is None else self.count))
             self._idle, self._owner = queue.SimpleQueue(), os.getpid()
             workers = [Worker() for _ in range(count)]
             for worker in workers:

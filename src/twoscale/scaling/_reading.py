@@ -52,8 +52,7 @@ class Chart:
 class Study:
     """A scaling study.
 
-    Sections are named as the command line names them: batch, speedup, communication, accuracy, sampler, wire,
-    replicas, forecast; "summary" holds the verdict.
+    Sections have the names of the questions on the command line, such as batch or wire; "summary" holds the verdict.
     """
 
     results: StudyResults

@@ -3,6 +3,7 @@
 DIR/cells/NAME.json   a cell's task and its outcome
 DIR/study.json        the answers
 DIR/report.html       the same as a page
+DIR/traces/*.json     a step on a time axis, for Perfetto
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from twoscale._environment import require_posix
-from twoscale._files import write_record, write_text
+from twoscale._files import write_bytes, write_record, write_text
 from twoscale.errors import ConfigurationError
 from twoscale.models._references import is_reference
 from twoscale.scaling._measure.hosts import Team
+from twoscale.scaling._measure.records import Span
+from twoscale.scaling._measure.traces import chrome_trace
 from twoscale.scaling._questions.answers import answered, plain
 from twoscale.scaling._questions.registry import DEFAULT_SECTIONS, QUESTIONS, SECTIONS, check_sections, needs_of
 from twoscale.scaling._questions.report import render_study
 from twoscale.scaling._questions.results import StudyResults
+from twoscale.scaling._study.cells import BREAKDOWN, Measured
 from twoscale.scaling._study.config import StudyConfig
 from twoscale.scaling._study.progress import StudyProgress
 from twoscale.scaling._study.run import measure
@@ -30,6 +34,7 @@ __all__ = ["CELLS", "REPORT", "STUDY", "run_study", "study_config"]
 CELLS = "cells"
 STUDY = "study.json"
 REPORT = "report.html"
+TRACES = "traces"
 
 
 def study_config(
@@ -136,4 +141,14 @@ def run_study(
     results = answered(measured)
     write_record(out / STUDY, plain(results))
     write_text(out / REPORT, render_study(results))
+    for name, spans in _traces(measured).items():
+        (out / TRACES).mkdir(exist_ok=True)
+        write_bytes(out / TRACES / f"{name}.json", chrome_trace(spans))
     return results
+
+
+def _traces(measured: Measured) -> dict[str, tuple[Span, ...]]:
+    """Return the steps that were measured, by the names of their files."""
+    records = sorted((record.result for record in measured.of(BREAKDOWN)), key=lambda one: one.world_size)
+    found = {"timeline": records[-1].timeline, "profile": records[0].profile} if records else {}
+    return {name: spans for name, spans in found.items() if spans}

@@ -12,12 +12,14 @@ from twoscale._page.charts.dots import Reference, Series, dot_plot
 from twoscale._page.charts.drawing import Drawing, side_by_side
 from twoscale._page.charts.histograms import Bracket, histogram
 from twoscale._page.charts.lines import line_plot
+from twoscale._page.charts.spans import Bar, span_plot
 from twoscale._page.charts.style import DARK, LIGHT, WIDTH, palette_variables, style_rules
 
 __all__ = [
     "DARK",
     "LIGHT",
     "WIDTH",
+    "Bar",
     "Bracket",
     "Drawing",
     "Reference",
@@ -28,5 +30,6 @@ __all__ = [
     "line_plot",
     "palette_variables",
     "side_by_side",
+    "span_plot",
     "style_rules",
 ]

@@ -29,10 +29,19 @@ from twoscale.errors import ConfigurationError
 from twoscale.scaling._measure.agents import AT_WORK, FOLDER
 from twoscale.scaling._measure.arms import measure_arms
 from twoscale.scaling._measure.bandwidth import measure_bandwidth
+from twoscale.scaling._measure.breakdown import break_down
 from twoscale.scaling._measure.clocks import Loop
 from twoscale.scaling._measure.ledger import write_ledger
+from twoscale.scaling._measure.loading import measure_loading
 from twoscale.scaling._measure.peak import Precision, measure_peak
-from twoscale.scaling._measure.records import EpochTime, OrderRow, SamplerRecord, Workload
+from twoscale.scaling._measure.records import (
+    BreakdownRecord,
+    EpochTime,
+    LoadingRecord,
+    OrderRow,
+    SamplerRecord,
+    Workload,
+)
 from twoscale.scaling._measure.replicas import hash_replicas, sampler_orders
 from twoscale.scaling._measure.strategies import compare
 from twoscale.scaling._measure.tasks import (
@@ -42,7 +51,9 @@ from twoscale.scaling._measure.tasks import (
     BatchesResult,
     BatchesTask,
     BatchTrial,
+    BreakdownTask,
     CurvePoint,
+    LoadingTask,
     RanksTask,
     StrategiesResult,
     StrategiesTask,
@@ -54,7 +65,17 @@ from twoscale.scaling._measure.tasks import (
 )
 from twoscale.scaling._measure.workload import create_model, device_of, load_images, training_images
 
-__all__ = ["compare_strategies", "run_arms", "search_rates", "time_batches", "time_ranks", "train_runs", "write_wire"]
+__all__ = [
+    "compare_strategies",
+    "run_arms",
+    "search_rates",
+    "time_batches",
+    "time_loading",
+    "time_parts",
+    "time_ranks",
+    "train_runs",
+    "write_wire",
+]
 
 T = TypeVar("T")
 
@@ -66,6 +87,8 @@ _LEAST_WARMUP = 2
 """DDP's first step sends everything at once, and its buckets are made anew before the second."""
 _ARM_STEPS = 5
 """Steps in each turn of an arm."""
+_LOADING_STEPS = 10
+_BREAKDOWN_STEPS = 12
 _VALIDATION = 10
 """One training image in this many is held out to choose learning rates."""
 _SHOWN = 12
@@ -184,6 +207,16 @@ def run_arms(task: ArmsTask) -> ArmsResult:
 def compare_strategies(task: StrategiesTask) -> StrategiesResult:
     """Compare ways to share a step among the ranks of this launch."""
     return compare(task.workload, steps=task.steps or _ARM_STEPS, seeds=task.seeds, watch=_at_work)
+
+
+def time_loading(task: LoadingTask) -> LoadingRecord:
+    """Time a training loop by the number of workers that decode its batches."""
+    return measure_loading(task.workload, workers=task.workers, steps=task.steps or _LOADING_STEPS, watch=_at_work)
+
+
+def time_parts(task: BreakdownTask) -> BreakdownRecord:
+    """Time the parts of a step."""
+    return break_down(task.workload, steps=task.steps or _BREAKDOWN_STEPS, watch=_at_work)
 
 
 def write_wire(task: WireTask) -> WireResult:

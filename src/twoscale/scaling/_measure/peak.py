@@ -23,9 +23,11 @@ from twoscale.scaling._measure.workload import Batch, loss_of
 
 Precision = Literal["fp32", "tf32", "bf16"]
 
-__all__ = ["Precision", "measure_peak", "step_flops"]
+__all__ = ["Precision", "measure_memory", "measure_peak", "step_flops"]
 
 _CPU_SIZES = (512, 1024, 2048)
+_MEMORY_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+"""Of each of three arrays: more than caches hold."""
 _GPU_SIZES = (2048, 4096, 8192, 16384)
 
 
@@ -113,3 +115,27 @@ def measure_peak(
         rows=tuple(rows),
         flops_per_second=max(row.flops_per_second for row in rows),
     )
+
+
+def measure_memory(device: torch.device, *, size: int | None = None, repeats: int = 7) -> float:
+    """Return the bytes per second of sums of two arrays into a third, reads and writes, the median of repeats.
+
+    As the kernel "add" of STREAM (McCalpin 1995).
+
+    Args:
+        device: to measure.
+        size: bytes of each array. Default: 64 MiB on a CPU, 1 GiB on a GPU.
+        repeats: at least 1, after one that is not timed.
+    """
+    elements = max(1, (size or _MEMORY_BYTES[device.type]) // 4)
+    a, b, out = (torch.ones(elements, device=device) for _ in range(3))
+    times = []
+    for _ in range(repeats + 1):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        torch.add(a, b, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return 3 * 4 * elements / summarize(times[1:]).median

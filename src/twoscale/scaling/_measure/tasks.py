@@ -31,11 +31,13 @@ __all__ = [
     "BatchTrial",
     "BatchesResult",
     "BatchesTask",
+    "BreakdownTask",
     "CapacityTask",
     "CurvePoint",
     "Equal",
     "FitResult",
     "FitTask",
+    "LoadingTask",
     "RanksTask",
     "StrategiesResult",
     "StrategiesTask",
@@ -165,6 +167,25 @@ class StrategiesTask:
     """Timed in each turn of a strategy. Default: 5."""
     seeds: int = 3
     """Training runs of DDP, and of each strategy whose update is not DDP's."""
+
+
+@dataclass(frozen=True)
+class LoadingTask:
+    """Time a training loop by the number of workers that decode its batches."""
+
+    workload: Workload
+    workers: tuple[int, ...]
+    steps: int | None = None
+    """Of a run. Default: 10."""
+
+
+@dataclass(frozen=True)
+class BreakdownTask:
+    """Time the parts of a step; on one rank, its layers and operators too."""
+
+    workload: Workload
+    steps: int | None = None
+    """Default: 12."""
 
 
 StrategiesResult = tuple[StrategyRecord, ...]

@@ -160,13 +160,20 @@ def loss_of(model: nn.Module, batch: Batch) -> torch.Tensor:
     return F.cross_entropy(model(images), labels)
 
 
-def training_step(workload: Workload, model: nn.Module, waits: WaitClock | None = None) -> Step:
+def training_step(
+    workload: Workload,
+    model: nn.Module,
+    waits: WaitClock | None = None,
+    *,
+    at: Callable[[str], None] | None = None,
+) -> Step:
     """Return one step of SGD with momentum on the mean cross-entropy of a batch; or the user's own step.
 
     Args:
         workload: gives learning rate, momentum and precision.
         model: bare or wrapped.
         waits: notes what each step waits for inside DDP. Default: nothing does.
+        at: is called as "forward", "backward" and "update" begin.
     """
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     optimizer = (
@@ -181,11 +188,17 @@ def training_step(workload: Workload, model: nn.Module, waits: WaitClock | None 
     def step(batch: Batch) -> None:
         if waits is not None:
             waits.begin()
+        if at is not None:
+            at("forward")
         with precision:
             loss = loss_of(model, batch)
+        if at is not None:
+            at("backward")
         loss.backward()  # type: ignore[no-untyped-call]
         if waits is not None:
             waits.end()
+        if at is not None:
+            at("update")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -9,8 +9,10 @@ from twoscale.errors import ConfigurationError, UnknownNameError
 from twoscale.scaling._questions import (
     accuracy,
     batch,
+    breakdown,
     communication,
     forecast,
+    loading,
     replicas,
     sampler,
     speedup,
@@ -43,6 +45,8 @@ QUESTIONS: tuple[Question[Any], ...] = (
     replicas.QUESTION,
     forecast.QUESTION,
     strategies.QUESTION,
+    loading.QUESTION,
+    breakdown.QUESTION,
 )
 VERDICT = verdict.QUESTION
 """Answered from what the others need measured; its answer is the page's summary."""

@@ -11,13 +11,22 @@ import msgspec
 from twoscale._environment import Environment
 from twoscale._files import read_record, write_record
 from twoscale.errors import TwoscaleError
-from twoscale.scaling._measure.records import CapacityRecord, EpochTime, Outcome, RankGroup
+from twoscale.scaling._measure.records import (
+    BreakdownRecord,
+    CapacityRecord,
+    EpochTime,
+    LoadingRecord,
+    Outcome,
+    RankGroup,
+)
 from twoscale.scaling._measure.tasks import (
     ArmsResult,
     ArmsTask,
     BatchesResult,
     BatchesTask,
+    BreakdownTask,
     CapacityTask,
+    LoadingTask,
     RanksTask,
     StrategiesResult,
     StrategiesTask,
@@ -33,8 +42,10 @@ __all__ = [
     "ACCURACY",
     "ARMS",
     "BATCHES",
+    "BREAKDOWN",
     "CAPACITY",
     "KINDS",
+    "LOADING",
     "RANKS",
     "STRATEGIES",
     "TUNE",
@@ -52,7 +63,9 @@ __all__ = [
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-CellName = Literal["capacity", "tune", "batches", "ranks", "arms", "wire", "strategies", "accuracy"]
+CellName = Literal[
+    "capacity", "tune", "batches", "ranks", "arms", "wire", "strategies", "loading", "breakdown", "accuracy"
+]
 
 
 @dataclass(frozen=True)
@@ -84,12 +97,16 @@ WIRE = CellKind("wire", "wire, replicas, sampler", WireTask, WireResult, f"{_JOB
 STRATEGIES = CellKind(
     "strategies", "strategies", StrategiesTask, StrategiesResult, f"{_JOBS}:compare_strategies", shows_ranks=True
 )
+LOADING = CellKind("loading", "data loading", LoadingTask, LoadingRecord, f"{_JOBS}:time_loading")
+BREAKDOWN = CellKind(
+    "breakdown", "parts of a step", BreakdownTask, BreakdownRecord, f"{_JOBS}:time_parts", shows_ranks=True
+)
 ACCURACY = CellKind(
     "accuracy", "accuracy", TrainingTask, tuple[TrainedRun, ...], f"{_JOBS}:train_runs", shows_repeat=True
 )
 
 KINDS: dict[str, CellKind[Any, Any]] = {
-    kind.name: kind for kind in (CAPACITY, TUNE, BATCHES, RANKS, ARMS, WIRE, STRATEGIES, ACCURACY)
+    kind.name: kind for kind in (CAPACITY, TUNE, BATCHES, RANKS, ARMS, WIRE, STRATEGIES, LOADING, BREAKDOWN, ACCURACY)
 }
 
 

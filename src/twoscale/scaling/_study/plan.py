@@ -8,6 +8,8 @@
     arms       compute, communication and overlap at a number of ranks; bandwidth
     wire       ledger, replicas, sampler: nothing in it is timed
     strategies ways to share a step among the most ranks of one host
+    loading    a training loop by the number of workers that decode its batches
+    breakdown  the parts of a step on one rank and on the most of one host
     accuracy   training runs at a small and a large batch
 
 The first two decide what others do, and run first. The others run in rounds: every cell once in an order drawn by the
@@ -27,8 +29,10 @@ from twoscale.scaling._measure.tasks import (
     Arm,
     ArmsTask,
     BatchesTask,
+    BreakdownTask,
     CapacityTask,
     Equal,
+    LoadingTask,
     RanksTask,
     StrategiesTask,
     TrainedRun,
@@ -43,10 +47,23 @@ from twoscale.training import TrainConfig
 __all__ = ["COMPANION", "Need", "Way", "first_cells", "later_cells", "strong_batch", "verdict_cells", "ways"]
 
 Need = Literal[
-    "capacity", "batches", "one device", "ranks", "arms", "sampler", "wire", "replicas", "strategies", "accuracy"
+    "capacity",
+    "batches",
+    "one device",
+    "ranks",
+    "arms",
+    "sampler",
+    "wire",
+    "replicas",
+    "strategies",
+    "loading",
+    "breakdown",
+    "accuracy",
 ]
 """What a question needs measured: a kind of cell, or a part of one."""
 
+_WORKERS = (0, 1, 2, 4)
+"""That decode pictures; more where there are more cores."""
 _ARM_STEPS = 5
 """Most steps in each turn of an arm: rounds, not steps, make their intervals narrow."""
 COMPANION = "resnet20"
@@ -192,7 +209,7 @@ def later_cells(config: StudyConfig, needs: Collection[Need], first: Outcomes) -
     for repeat in range(config.repeats):
         cells = _timed(config, needs, _largest(first), repeat)
         if repeat == 0:
-            cells += [*_arms(config, needs), *_wire(config, needs), *_strategies(config, needs)]
+            cells += [*_arms(config, needs), *_wire(config, needs), *_strategies(config, needs), *_parts(config, needs)]
         generator.shuffle(cells)
         ordered += cells
     return (*ordered, *_accuracy(config, needs, _rates(config, first)))
@@ -266,6 +283,22 @@ def _strategies(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[
     turn = None if config.steps is None else min(config.steps, _ARM_STEPS)
     task = StrategiesTask(_workload(config, config.base_batch), turn, config.seeds)
     return [StudyCell("strategies", config.world_sizes[-1], 0, config.threads_per_rank, config.device, task)]
+
+
+def _parts(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[Any]]:
+    """Return the cells about what a step consists of and what it waits for."""
+    cells: list[StudyCell[Any]] = []
+    workload = _workload(config, config.base_batch)
+    if "loading" in needs:
+        cores = config.cores
+        workers = tuple(sorted({*_WORKERS, *(1 << i for i in range(cores.bit_length()) if 1 << i <= min(cores, 32))}))
+        loading = LoadingTask(workload, workers, config.steps)
+        cells.append(StudyCell("loading", 1, 0, config.cores, config.device, loading))
+    if "breakdown" in needs:
+        for ranks in dict.fromkeys((1, config.world_sizes[-1])):
+            task = BreakdownTask(workload, config.steps)
+            cells.append(StudyCell("breakdown", ranks, 0, config.threads_per_rank, config.device, task))
+    return cells
 
 
 def _wire(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[Any]]:

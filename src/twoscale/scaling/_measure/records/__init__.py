@@ -7,6 +7,8 @@ unit. ``None`` means "not applicable" or "not measured", never zero.
     times       steps, collectives, matrix products; how large a batch fits
     wire        ledger, bandwidth, replicas, the sampler's orders
     strategies  ways to share a step among ranks
+    loading     what a step waits for its batch
+    breakdown   the parts, layers and operators of a step
 """
 
 from __future__ import annotations
@@ -23,6 +25,15 @@ from twoscale.scaling._measure.records.base import (
     decode,
     is_own,
 )
+from twoscale.scaling._measure.records.breakdown import (
+    BreakdownRecord,
+    LayerTime,
+    OperatorTime,
+    Roofline,
+    Span,
+    StepPart,
+)
+from twoscale.scaling._measure.records.loading import LoadingRecord, LoadingRow
 from twoscale.scaling._measure.records.strategies import HeldMemory, StrategyRecord
 from twoscale.scaling._measure.records.times import (
     ArmsRecord,
@@ -50,6 +61,7 @@ __all__ = [
     "ArmsRecord",
     "BandwidthRecord",
     "BandwidthRow",
+    "BreakdownRecord",
     "Bucket",
     "CapacityRecord",
     "CapacityTrial",
@@ -58,9 +70,13 @@ __all__ = [
     "EpochTime",
     "HeldMemory",
     "Interval",
+    "LayerTime",
     "LedgerEntry",
     "LedgerRecord",
+    "LoadingRecord",
+    "LoadingRow",
     "Op",
+    "OperatorTime",
     "OrderRow",
     "Outcome",
     "PeakRecord",
@@ -69,8 +85,11 @@ __all__ = [
     "ReplicaCase",
     "ReplicaStep",
     "ReplicasRecord",
+    "Roofline",
     "SamplerRecord",
+    "Span",
     "Status",
+    "StepPart",
     "StrategyRecord",
     "Summary",
     "Workload",
