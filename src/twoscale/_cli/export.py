@@ -21,7 +21,7 @@ from twoscale._cli.common import (
     recorded,
     require_integer_file,
 )
-from twoscale._codegen.targets import TARGETS
+from twoscale._codegen.targets import PACKAGE_NAMES, TARGETS
 from twoscale._formats import FORMS, Form
 from twoscale._progress import report
 from twoscale._text import printable
@@ -32,10 +32,12 @@ _WRITTEN = {form.name: form for form in FORMS.values() if not form.is_read}
 """The forms that are only written: the network's own file is the one that is read back."""
 
 if TYPE_CHECKING:
+    PackageName = str
     TargetName = str
     To = str
     Io = str
 else:
+    PackageName = Literal[tuple(PACKAGE_NAMES)]
     TargetName = Literal[(*TARGETS, _WASM)]
     To = Literal[("c", *_WRITTEN)]
     Io = Literal[tuple(dict.fromkeys(io for form in _WRITTEN.values() for io in form.io_types))]
@@ -65,6 +67,7 @@ def export_command(
     max_ram: Size = None,
     max_flash: Size = None,
     link: bool = False,
+    package: PackageName | None = None,
     json: bool = False,
 ) -> None:
     """Write an integer network as source code: C99 for any target, without heap, libm or floating point, or C for
@@ -88,6 +91,7 @@ def export_command(
         max_ram: Most RAM on a microcontroller, e.g. 64K: arena, image, output and stack. If the network takes more,
             nothing is written, and the message says what is over and which target fits.
         max_flash: The same for flash: constants and code.
+        package: Write a library of this form, with the self-test as its example.
         link: Also write NAME_link.c, with which a board runs the network for twoscale verify.
         io: Type of the input and output of a .tflite file. Default: int8.
         json: Print JSON instead of a table.
@@ -100,8 +104,8 @@ def export_command(
         raise ConfigurationError(f"--images is {images}; expected at least 1")
     budget = budget_of(max_ram, max_flash)
     loaded = load(require_integer_file(network))
-    if link and (to in _WRITTEN or target == _WASM):
-        raise ConfigurationError("--link is for C on microcontrollers, not for another form")
+    if (link or package is not None) and (to in _WRITTEN or target == _WASM):
+        raise ConfigurationError("--link and --package are for C on microcontrollers, not for another form")
     if budget != Budget() and (to in _WRITTEN or target == _WASM):
         raise ConfigurationError("--max-ram and --max-flash are for C on microcontrollers, not for another form")
     if to in _WRITTEN:
@@ -123,7 +127,15 @@ def export_command(
         inputs = (quantize_input(real, loaded.input.output),)
     report("exporting", 0, None)
     result = export_c(
-        loaded, out, target=target, name=name, inputs=inputs, max_ram=budget.ram, max_flash=budget.flash, link=link
+        loaded,
+        out,
+        target=target,
+        name=name,
+        inputs=inputs,
+        max_ram=budget.ram,
+        max_flash=budget.flash,
+        link=link,
+        package=package,
     )
     if json:
         print_json(result)
@@ -133,9 +145,9 @@ def export_command(
     printer = console()
     printer.print(rich_table(_table(result.sizes)))
     printer.print(_totals(result.sizes), markup=False, soft_wrap=True)
-    check = shlex.join(["make", "-C", str(result.folder), "test"])
+    check = "" if package else "\nCheck it: " + shlex.join(["make", "-C", str(result.folder), "test"])
     printer.print(
-        f"\nWrote {result.folder}: {', '.join(result.files)}\nCheck it: {check}",
+        f"\nWrote {result.folder}: {', '.join(result.files)}{check}",
         markup=False,
         soft_wrap=True,
     )

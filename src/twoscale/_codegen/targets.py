@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["INSTRUCTION_SETS", "TARGETS", "VECTOR_TARGETS", "WASM_SETS", "Architecture", "InstructionSet", "Target"]
+__all__ = [
+    "INSTRUCTION_SETS",
+    "PACKAGE_NAMES",
+    "TARGETS",
+    "VECTOR_TARGETS",
+    "WASM_SETS",
+    "Architecture",
+    "InstructionSet",
+    "Target",
+]
 
 
 @dataclass(frozen=True)
@@ -375,3 +384,5 @@ TARGETS = {target.name: target for target in _all_targets()}
 """By name."""
 VECTOR_TARGETS = {target.name: target for target in TARGETS.values() if target.instruction_sets}
 """Targets that compute batches with vector kernels and threads."""
+PACKAGE_NAMES = ("arduino", "platformio", "zephyr", "esp-idf", "cmsis-pack")
+"""Forms of libraries for microcontrollers."""

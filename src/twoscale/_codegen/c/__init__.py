@@ -15,6 +15,8 @@ from twoscale._codegen.c.budget import ALTERNATIVES, Budget, first_that_fits, re
 from twoscale._codegen.c.common.selftest import default_images, self_test
 from twoscale._codegen.c.common.sizes import LayerSize, SizeReport, size_report, size_table
 from twoscale._codegen.c.common.source_base import SourceBase
+from twoscale._codegen.c.packages import PACKAGES
+from twoscale._codegen.c.packages import package as package_files
 from twoscale._codegen.targets import TARGETS, Target
 from twoscale._files import record_to_json, write_files
 from twoscale._ir.integer_network import IntegerNetwork
@@ -116,6 +118,7 @@ def export_c(
     max_ram: int | None = None,
     max_flash: int | None = None,
     link: bool = False,
+    package: str | None = None,
 ) -> ExportResult:
     """Write a network as C.
 
@@ -138,6 +141,8 @@ def export_c(
         max_flash: most bytes of flash for constants and code.
         link: whether to write NAME_link.h and NAME_link.c too, with which a board runs the network for ``verify``. Of a
             target for microcontrollers.
+        package: "arduino", "platformio", "zephyr", "esp-idf" or "cmsis-pack" for a library of that form, with the
+            self-test as an example. Of a target for microcontrollers.
 
     Returns:
         The files: NAME.h, NAME.c (and, if not portable, NAME_kernels.h), NAME_test.c, Makefile, NAME_sizes.txt and
@@ -146,7 +151,7 @@ def export_c(
     Raises:
         ConfigurationError: integers alone cannot compute the network (names the layer), the inputs do not fit it, or
             it takes more than ``max_ram`` or ``max_flash`` (names the target that would fit, if one does).
-        UnknownNameError: there is no such target.
+        UnknownNameError: there is no such target or package.
         TwoscaleError: the folder cannot be written.
     """
     if target not in TARGETS:
@@ -160,13 +165,20 @@ def export_c(
         raise ConfigurationError(
             f"link is for microcontrollers; expected target {', '.join(ALTERNATIVES)}, got {target}"
         )
-    texts = source.texts() | {
-        f"{source.prefix}_test.c": self_test(source, images),
-        _MAKEFILE: source.makefile(),
+    code = source.texts() | (source.link() if link else {})
+    if package is None:
+        texts = code | {f"{source.prefix}_test.c": self_test(source, images), _MAKEFILE: source.makefile()}
+    elif package not in PACKAGES:
+        raise UnknownNameError("package", package, PACKAGES)
+    elif target not in ALTERNATIVES:
+        raise ConfigurationError(
+            f"packages are for microcontrollers; expected target {', '.join(ALTERNATIVES)}, got {target}"
+        )
+    else:
+        texts = package_files(package, source, code, self_test(source, images, has_main=False))
+    texts |= {
         f"{source.prefix}_sizes.txt": size_table(report),
         f"{source.prefix}_sizes.json": record_to_json(report),
     }
-    if link:
-        texts |= source.link()
     write_files(Path(folder), texts)
     return ExportResult(str(folder), tuple(texts), source.prefix, report)

@@ -34,8 +34,10 @@ def default_images(network: IntegerNetwork, count: int = 4) -> tuple[NDArray[Any
     return tuple(inputs)
 
 
-def self_test(source: SourceBase, inputs: Sequence[NDArray[Any]]) -> str:
+def self_test(source: SourceBase, inputs: Sequence[NDArray[Any]], *, has_main: bool = True) -> str:
     """Return the text of the self-test for quantized images (N, C, H, W) of each input.
+
+    It is a program, or without ``main`` a function NAME_selftest.
 
     Raises:
         ConfigurationError: another number of inputs, or images of another type, shape or range than the network's.
@@ -57,6 +59,7 @@ def self_test(source: SourceBase, inputs: Sequence[NDArray[Any]]) -> str:
     return source.render(
         source.self_test_template,
         count=len(images),
+        has_main=has_main,
         images=rows(list(shown_inputs[0])) if len(shown_inputs) == 1 else structs(shown_inputs),
         expected=rows(list(shown[0])) if len(shown) == 1 else structs(shown),
         crc=rows(crc),
