@@ -74,7 +74,7 @@ class SmallViT(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1) + self.positions
+        x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], 1) + self.positions
         logits: torch.Tensor = self.head(self.norm(self.blocks(x)[:, 0]))
         return logits
 

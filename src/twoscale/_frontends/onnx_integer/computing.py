@@ -97,13 +97,21 @@ def _qlinear_conv(reader: Reader, node: onnx.NodeProto) -> None:
     spec = reader.spec(node, 6, shape, x.output.dtype)
     factors = np.float32(x.output.scale) * reader.weight_scales(node, 4, channels) / np.float32(spec.scale)
     reader.usual(node, factors, "multiplier")
+    inputs, multiplier, residual_multiplier = [x.name], _multiplier(factors), None
+    if reader.has(node, 9):  # of a float sum that was fused
+        residual = reader.operand(node, 9)
+        factor = np.float32(residual.output.scale) / np.float32(spec.scale)
+        reader.usual(node, np.asarray(factor), "multiplier of the residual")
+        inputs.append(residual.name)
+        multiplier, residual_multiplier = _joint_multipliers(factors, factor)
     reader.append(
         node,
         n.Conv2d(
             name=node.output[0],
-            inputs=(x.name,),
+            inputs=tuple(inputs),
             output=spec,
-            multiplier=_multiplier(factors),
+            multiplier=multiplier,
+            residual_multiplier=residual_multiplier,
             weight=weight,
             bias_o=reader.bias(node, 8, channels),
             stride=pair(attributes["strides"]),
@@ -543,6 +551,14 @@ def _multiplier(factors: NDArray[np.float32] | np.float32, shift: int = REQUANTI
     integers = np.ldexp(values.astype(np.float64), shift)
     whole = (integers == np.rint(integers)) & (integers > 0) & (integers < MULTIPLIER_LIMIT)
     return n.Multiplier(values, shift if whole.all() else None)
+
+
+def _joint_multipliers(factors: NDArray[np.float32], residual: np.float32) -> tuple[n.Multiplier, n.Multiplier]:
+    """Return the multipliers of a convolution and its residual: both on the grid of equation (7b), or both free."""
+    found = _multiplier(factors, ADD_SHIFT), _multiplier(residual, ADD_SHIFT)
+    if any(each.shift is None for each in found):
+        found = n.Multiplier(found[0].values, None), n.Multiplier(found[1].values, None)
+    return found
 
 
 def read_function(reader: Reader, node: onnx.NodeProto) -> None:

@@ -74,6 +74,11 @@ class _Fuser:
         self.nodes, self.constants, self.outputs, self.opset = nodes, constants, outputs, opset
         self.producers = {name: node for node in nodes for name in node.output}
         self.nodes = self._moved_before_dequantizing()
+        self._count()
+        self.nodes = self._quantized_before_moving()
+        self._count()
+
+    def _count(self) -> None:
         self.producers = {name: node for node in self.nodes for name in node.output}
         self.readers = Counter(name for node in self.nodes for name in node.input)
 
@@ -91,9 +96,14 @@ class _Fuser:
             if operator is None or not all(self._is_read_once(each) for each in (operator, *bounds)):
                 continue
             single = self._integer_operator(operator, node)
+            convolution = None
+            if single is None and (summed := self._convolution_of_sum(operator)) is not None:
+                convolution, residual = summed
+                if (alone := self._integer_operator(convolution, node)) is not None:
+                    single = _with_residual(alone, residual)
             if single is not None:
-                replaced[id(node)] = Step(single, operator)
-                dropped |= {id(each) for each in (operator, *bounds)}
+                replaced[id(node)] = Step(single, convolution or operator)
+                dropped |= {id(each) for each in (operator, convolution, *bounds) if each is not None}
         for node in self.nodes:
             if id(node) not in dropped and node.op_type == "Gemm" and (single := self._real_gemm(node)) is not None:
                 replaced[id(node)] = Step(single)
@@ -134,6 +144,48 @@ class _Fuser:
             made += [moved, dequantized]
             self.producers[node.output[0]] = dequantized
         return made
+
+    def _quantized_before_moving(self) -> list[onnx.NodeProto]:
+        """Return the nodes, in which QuantizeLinear comes before what only moves values.
+
+        torchao writes a convolution, a max pool, a flattening, and one QuantizeLinear behind them. Rounding is
+        monotonic, so the largest of the rounded values is the largest value rounded.
+        """
+        made: dict[int, list[onnx.NodeProto]] = {}
+        for q in self.nodes:
+            moves: list[onnx.NodeProto] = []
+            name = q.input[0] if q.op_type == "QuantizeLinear" and q.input else ""
+            while (
+                (node := self.producers.get(name)) is not None and node.op_type in _MOVING and self._is_read_once(node)
+            ):
+                moves.append(node)
+                name = node.input[0]
+            if not moves or node is None or node.op_type == "DequantizeLinear" or not self._is_read_once(node):
+                continue
+            integers = f"{q.output[0]} before moving"
+            made[id(q)] = []
+            made[id(moves[-1])] = [_renamed(q, [name, *q.input[1:]], integers)]
+            for move in reversed(moves):
+                output = q.output[0] if move is moves[0] else f"{move.output[0]} of integers"
+                moved = _renamed(move, [integers, *move.input[1:]], output)
+                made[id(move)] = [*made.get(id(move), []), moved]
+                integers = output
+        return [each for node in self.nodes for each in made.get(id(node), [node])]
+
+    def _convolution_of_sum(self, add: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
+        """Return the convolution and the DequantizeLinear whose real results a node adds, or None."""
+        if add.op_type != "Add" or len(add.input) != 2:
+            return None
+        for one, other in (add.input, reversed(add.input)):
+            convolution, residual = self.producers.get(one), self._dequantized(other)
+            if (
+                convolution is not None
+                and residual is not None
+                and convolution.op_type == "Conv"
+                and self._is_read_once(convolution)
+            ):
+                return convolution, residual
+        return None
 
     def _is_read_once(self, node: onnx.NodeProto) -> bool:
         name = node.output[0] if len(node.output) == 1 else ""
@@ -282,6 +334,12 @@ def _quantization(node: onnx.NodeProto) -> list[str]:
 
 def _operand(node: onnx.NodeProto) -> list[str]:
     return [node.input[0], *_quantization(node)]
+
+
+def _with_residual(convolution: onnx.NodeProto, residual: onnx.NodeProto) -> onnx.NodeProto:
+    """Return a QLinearConv with three more inputs: a tensor that is added before the result is quantized."""
+    bias = [""] * (9 - len(convolution.input))
+    return _renamed(convolution, [*convolution.input, *bias, *_operand(residual)], convolution.output[0])
 
 
 def _node(

@@ -95,9 +95,11 @@ def _unsqueeze(reader: Reader, node: onnx.NodeProto) -> None:
 
 
 def _reshape(reader: Reader, node: onnx.NodeProto) -> None:
-    reader.expect(node, reader.attributes(node, allowzero=0), allowzero=0)
+    allowzero = reader.attributes(node, allowzero=0)["allowzero"]
     x = reader.integers(node, 0)
     batch, *target = (int(size) for size in reader.constant(node, 1))
+    if allowzero and 0 in (batch, *target):
+        reader.refuse(node, f"it reshapes to {(batch, *target)} with allowzero = {allowzero}: no values are left")
     count = math.prod(x.output.shape)
     known = [x.output.shape[i] if size == 0 and i < len(x.output.shape) else size for i, size in enumerate(target)]
     if known.count(-1) == 1 and batch != -1:
