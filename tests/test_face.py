@@ -11,6 +11,7 @@ import torch
 
 import twoscale
 from tests.quantization.small_models import images, residual_model
+from twoscale._runtimes.wasm import find_clang
 from twoscale.errors import CalibrationError
 
 PIXELS = images(41, 60)
@@ -32,6 +33,18 @@ def test_export_writes_c(network: twoscale.IntegerNetwork, tmp_path: Path) -> No
     written = twoscale.export(network, tmp_path / "c", target="portable", name="face")
     assert (tmp_path / "c" / "face.c").is_file()
     assert written.prefix == "face"
+
+
+def test_export_wasm_names_what_is_missing(
+    network: twoscale.IntegerNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tests/codegen/test_wasm.py runs what it writes."""
+    find_clang.cache_clear()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(twoscale.TwoscaleError, match="WebAssembly needs clang"):
+        twoscale.export_wasm(network, tmp_path / "site")
+    find_clang.cache_clear()
+    assert not (tmp_path / "site").exists()
 
 
 def test_inspect_describes_every_tensor() -> None:

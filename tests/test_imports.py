@@ -377,6 +377,7 @@ def test_public_names_of_the_package() -> None:
         "TwoscaleError",
         "compile",
         "export",
+        "export_wasm",
         "inspect",
         "load",
         "load_compiled",

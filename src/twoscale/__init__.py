@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from twoscale._quantization import Scheme, quantize
     from twoscale._runtimes.classifier import compile
     from twoscale._runtimes.saving import load_compiled, save_compiled
+    from twoscale._runtimes.wasm import export_wasm
     from twoscale._search import sensitivity
     from twoscale._verification import verify
     from twoscale.errors import TwoscaleError
@@ -37,6 +38,7 @@ __all__ = [
     "TwoscaleError",
     "compile",
     "export",
+    "export_wasm",
     "inspect",
     "load",
     "load_compiled",
@@ -52,6 +54,7 @@ _HOMES = {
     "TwoscaleError": "twoscale.errors:TwoscaleError",
     "compile": "twoscale._runtimes.classifier:compile",
     "export": "twoscale._codegen.c:export_c",
+    "export_wasm": "twoscale._runtimes.wasm:export_wasm",
     "inspect": "twoscale._calibration.inspection:inspect",
     "load": "twoscale._formats:load",
     "load_compiled": "twoscale._runtimes.saving:load_compiled",

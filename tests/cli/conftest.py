@@ -14,8 +14,12 @@ import pytest
 
 from twoscale import data
 from twoscale._cli import main
+from twoscale._display import explanation
+from twoscale._display.explanation import Modules
 from twoscale._files import read_record
+from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._lab.records import LabResults
+from twoscale.errors import ExecutorError
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,15 @@ def make_digits_small(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(data, "load", lambda name, **options: small)
 
 
+def without_clang(patch: pytest.MonkeyPatch) -> None:
+    """Let pages show one picture only: compiling a network for one takes seconds."""
+
+    def missing(network: IntegerNetwork) -> Modules:
+        raise ExecutorError("there is no clang")
+
+    patch.setattr(explanation, "compiled_for_page", missing)
+
+
 @dataclass(frozen=True)
 class Lab:
     """A lab on a few images, made with the command line."""
@@ -115,6 +128,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     folder = tmp_path_factory.mktemp("lab")
     with pytest.MonkeyPatch.context() as patch:
         make_digits_small(patch)
+        without_clang(patch)
         outcome = run_command("lab", "--out", folder, "--calibration-images", 50, "--json")
     assert outcome.code == 0, outcome.err
     return Lab(folder, outcome, read_record(folder / "results.json", LabResults))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import re
 import signal
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 import twoscale
 from tests import sweep
+from tests.cli.conftest import without_clang
+from tests.cli.test_cli_explain import data_of
 from twoscale import data, models
 from twoscale._files import read_record
 from twoscale._lab import LabConfig, run_lab
@@ -45,6 +48,7 @@ DIGITS = small_digits()
 def _small_data() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load", lambda name: DIGITS)
+        without_clang(patch)
         yield
 
 
@@ -199,6 +203,24 @@ def test_everything_lies_in_its_folder(lab: Lab) -> None:
     unfinished = [path.name for path in lab.folder.rglob(".*")]
     assert unfinished == []
     assert "NetWithBias" in lab.results._repr_html_()
+
+
+def test_the_report_links_to_every_integer_of_one_picture(lab: Lab) -> None:
+    """Of the networks on the grid, beside what the float network computes."""
+    report = (lab.folder / "report.html").read_text()
+    for network in lab.results.networks:
+        assert network.explained.keys() == {"default"}
+        assert f'href="./{network.explained["default"]}"' in report
+        page = (lab.folder / network.explained["default"]).read_text()
+        integers = twoscale.load(lab.folder / network.files["default"])
+        image = normalized(DIGITS.test)[:1]
+        found = data_of(page)["layers"]
+        assert [layer["name"] for layer in found] == [layer.name for layer in integers]
+        shown = np.frombuffer(base64.b64decode(found[-1]["integers"]), integers[integers.output].output.dtype)
+        assert np.array_equal(shown, integers.integers(integers.output, image)[0])
+        assert all("real" in layer for layer in found)
+    assert "net: explain one picture (default)" in lab.said
+    assert any("shows one picture only: there is no clang" in line for line in lab.said)
 
 
 def test_what_the_questions_ask_is_measured(lab: Lab) -> None:

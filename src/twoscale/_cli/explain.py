@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -20,10 +20,6 @@ from twoscale._cli.common import (
 from twoscale._cli.export import require_on_grid
 from twoscale._progress import report
 from twoscale.errors import ConfigurationError, ExecutorError
-
-if TYPE_CHECKING:
-    from twoscale._display.explanation import Modules
-    from twoscale._ir.integer_network import IntegerNetwork
 
 __all__ = ["explain_command"]
 
@@ -54,7 +50,7 @@ def explain_command(
         model_args: Options of that model.
         json: Print JSON.
     """
-    from twoscale._display.explanation import explanation_page, normalized
+    from twoscale._display.explanation import compiled_for_page, explanation_page, normalized
     from twoscale._files import write_text
     from twoscale._formats import load
     from twoscale._ir.preprocessing import picture_steps
@@ -82,7 +78,11 @@ def explain_command(
         real = float_values(loaded, load_model(float, model, model_args), normalized(loaded, pixels)[None])
         real = {name: values[0] for name, values in real.items()}
     report("compiling", 0, None)
-    modules, missing = _modules(loaded)
+    modules, missing = None, ""
+    try:
+        modules = compiled_for_page(loaded)
+    except ExecutorError as error:
+        missing = str(error)
     classes = known.classes or (class_names(known.data) if known.data else None)
     write_text(out, explanation_page(loaded, pixels, modules=modules, real=real, classes=classes))
     if json:
@@ -92,17 +92,3 @@ def explain_command(
     printer.print(f"Wrote {out} ({out.stat().st_size:,} bytes)", markup=False, soft_wrap=True)
     if missing:
         printer.print(f"The page shows this picture only: {missing}", markup=False, soft_wrap=True)
-
-
-def _modules(network: IntegerNetwork) -> tuple[Modules | None, str]:
-    """Return the network as WebAssembly, or why there is none."""
-    from twoscale._codegen.wasm.files import about, es_module
-    from twoscale._display.explanation import Modules
-    from twoscale._runtimes.wasm import compiled_modules
-
-    try:
-        source, compiled = compiled_modules(network, network.name)
-    except ExecutorError as error:
-        return None, str(error)
-    kept = {kind: compiled[kind] for kind in ("relaxed", "simd128")}
-    return Modules(es_module(source, about(source, dict.fromkeys(kept, ""), None), 0), kept), ""

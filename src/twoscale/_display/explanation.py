@@ -6,24 +6,28 @@ import base64
 import html
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from twoscale._codegen.targets import WASM_SETS
+from twoscale._codegen.wasm.files import about, es_module
 from twoscale._ir import layers as n
 from twoscale._ir.operators.vectorized import quantize_input
 from twoscale._ir.preprocessing import normalize, pixel_normalization
 from twoscale._ir.reference import ReferenceExecutor
 from twoscale._metrics import SignalToNoise
+from twoscale._runtimes.wasm import compiled_modules
 from twoscale._text import printable
 from twoscale.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["Modules", "explanation_page", "layer_integers", "normalized"]
+__all__ = ["Modules", "compiled_for_page", "explanation_page", "layer_integers", "normalized"]
 
 
 def normalized(network: IntegerNetwork, pixels_chw: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -55,11 +59,26 @@ def layer_integers(network: IntegerNetwork, image_chw: NDArray[np.float32]) -> d
     return {layer.name: values[layer.name][0].astype(layer.output.dtype) for layer in network}
 
 
+@dataclass(frozen=True)
 class Modules:
-    """The network as WebAssembly: its ES module, and the compiled modules of each kind."""
+    """The network as WebAssembly."""
 
-    def __init__(self, script: str, compiled: Mapping[str, bytes]) -> None:
-        self.script, self.compiled = script, compiled
+    script: str
+    """Its ES module."""
+    compiled: Mapping[str, bytes]
+    """The compiled module of each kind."""
+
+
+def compiled_for_page(network: IntegerNetwork) -> Modules:
+    """Return what runs the network in a page: two kinds of modules, since each adds its size to the page.
+
+    Raises:
+        ConfigurationError: the network is off the grid (names the layer).
+        ExecutorError: there is no clang for WebAssembly here, or it fails; the message says what to install.
+    """
+    kinds = [kind for kind in WASM_SETS if kind.name in ("relaxed", "simd128")]
+    source, compiled = compiled_modules(network, network.name, kinds)
+    return Modules(es_module(source, about(source, dict.fromkeys(compiled, ""), None), 0), compiled)
 
 
 def explanation_page(

@@ -322,6 +322,9 @@ def _quantized_activations(network: LabNetwork, schemes: Sequence[str]) -> list[
                 one = network.worked[scheme]
                 caption = f"{network.name}, scheme “{scheme}”: one output of {one.layer}, by hand"
                 made.append(tables.worked_table(one, caption))
+            if scheme in network.explained:
+                caption = f"{network.name}, scheme “{scheme}”: every integer of every layer; click one to see its sum"
+                made.append(tables.explained_table(network.explained[scheme], caption))
             figures = _integers(network, scheme, ranges, log=True)
             groups.append(Group(_titled(network, scheme), (), figures, made, level=4))
     return groups

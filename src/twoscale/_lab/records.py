@@ -203,6 +203,8 @@ class LabNetwork:
     """Scheme to the bias integers of each layer."""
     bias_stages: tuple[StageResult, ...] = ()
     """Networks with wrong biases; empty where the network has none."""
+    explained: dict[str, str] = field(default_factory=dict)
+    """Scheme to the page of every integer for one picture, relative to the results."""
     product_of_scales: float | None = None
     """Unit of the last sums where weights are integers and nothing is requantized; None where that has no unit."""
     bits: tuple[BitsResult, ...] = ()

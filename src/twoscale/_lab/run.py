@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from twoscale import data as data_room
 from twoscale._environment import current_environment
-from twoscale._files import write_record
+from twoscale._files import write_record, write_text
 from twoscale._lab.records import BitsResult, LabNetwork, LabResults, StageResult
 from twoscale._quantization.scheme import COURSE, DEFAULT, Scheme, find_scheme
-from twoscale.errors import ConfigurationError, QuantizationError
+from twoscale.errors import ConfigurationError, ExecutorError, QuantizationError
 
 if TYPE_CHECKING:
     from twoscale._calibration.profile import Profile
@@ -178,7 +178,7 @@ def _one_network(
         float_row = judge.stage("float", "float", "float32", judge.float_logits)
     with clock.stage("compare ranges of the weights", name):
         methods, clips = compare_methods(graph, judge), clip_curves(graph, judge)
-    made = []
+    made, explained = [], {}
     files = {"checkpoint": f"{name}/model.safetensors"}
     for scheme in map(find_scheme, config.schemes):
         mine, its_profile, its_judge = graph, found, judge
@@ -195,6 +195,11 @@ def _one_network(
         network = with_accuracy(network, RecordedAccuracy(config.data, last.samples, last.top1, float_row.top1))
         network.save(folder / f"{scheme.name}.onnx")
         files[scheme.name] = f"{name}/{scheme.name}.onnx"
+        if one.check.on_grid:
+            with clock.stage(f"explain one picture ({scheme.name})", name):
+                page = _explained(network, mine, dataset, clock.say)
+                write_text(folder / f"{scheme.name}.html", page)
+            explained[scheme.name] = f"{name}/{scheme.name}.html"
         made.append(one)
     record = _record(
         made,
@@ -207,9 +212,33 @@ def _one_network(
         methods=methods,
         clips=clips,
         files=files,
+        explained=explained,
         float_row=float_row,
     )
     return record, {name: getattr(trained.record.config, name) for name in _RECIPE}
+
+
+def _explained(
+    network: IntegerNetwork, graph: FloatGraph, dataset: data_room.Dataset, say: Callable[[str], None]
+) -> str:
+    """Return the page of every integer for the first test image, beside the values of the float network."""
+    from twoscale._display.explanation import compiled_for_page, explanation_page, normalized
+    from twoscale._verification.comparison import float_values
+
+    pixels = dataset.test.images[0]
+    real = float_values(network, graph, normalized(network, pixels)[None])
+    modules = None
+    try:
+        modules = compiled_for_page(network)
+    except ExecutorError as error:
+        say(f"the page of {network.name} shows one picture only: {error}")
+    return explanation_page(
+        network,
+        pixels,
+        modules=modules,
+        real={layer: values[0] for layer, values in real.items()},
+        classes=dataset.classes,
+    )
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ __all__ = [
     "bias_integers_table",
     "bits_table",
     "details_tables",
+    "explained_table",
     "methods_table",
     "scales_table",
     "stages_table",
@@ -158,6 +159,11 @@ def scales_table(scales: Sequence[LayerScales], caption: str) -> Table:
         Column("M in 65536ths"),
     ]
     return table(caption, columns, rows)
+
+
+def explained_table(page: str, caption: str) -> Table:
+    """Return a link to the page of every integer."""
+    return table(caption, [text_column("Picture"), text_column("Page")], [("first test image", Cell(page, href=page))])
 
 
 def worked_table(one: WorkedOutput, caption: str) -> Table:

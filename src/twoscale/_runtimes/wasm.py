@@ -91,8 +91,10 @@ def recorded_classes(network: IntegerNetwork) -> tuple[str, ...] | None:
     return None
 
 
-def compiled_modules(network: IntegerNetwork, name: str) -> tuple[WasmSource, dict[str, bytes]]:
-    """Return the source of one module, and the modules of all kinds.
+def compiled_modules(
+    network: IntegerNetwork, name: str, kinds: Sequence[InstructionSet] = WASM_SETS
+) -> tuple[WasmSource, dict[str, bytes]]:
+    """Return the source of the last kind of module, and the modules of all ``kinds``.
 
     Raises:
         ConfigurationError: the network is off the grid (names the layer).
@@ -100,11 +102,11 @@ def compiled_modules(network: IntegerNetwork, name: str) -> tuple[WasmSource, di
     """
     require_grid(network)
     clang = find_clang()
-    sources = {kind: source_of(network, name, kind) for kind in WASM_SETS}
+    sources = {kind: source_of(network, name, kind) for kind in kinds}
     modules = {
         kind.name: compile_module(clang, network.name, source.contents(), kind) for kind, source in sources.items()
     }
-    return sources[WASM_SETS[-1]], modules
+    return sources[kinds[-1]], modules
 
 
 @cache
