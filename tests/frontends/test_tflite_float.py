@@ -304,6 +304,7 @@ CASES: dict[str, Callable[[Maker], Any]] = {
     "sub-constant": lambda m: two(m, "SUB", "SubOptions", 4, swapped=True),
     "sum": lambda m: reduce(m, "SUM", (1, 2), keep=False),
     "tanh": unary("TANH"),
+    "tile": lambda m: m.op("TILE", m.last, m.c(1, 2, 1, 3), options="TileOptions"),
     "transpose": lambda m: m.op("TRANSPOSE", m.last, m.c(0, 3, 1, 2), options="TransposeOptions"),
     "transpose-conv-same": lambda m: transposed(m, 0),
     "transpose-conv-valid": lambda m: transposed(m, 1),

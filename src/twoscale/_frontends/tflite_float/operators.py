@@ -8,12 +8,16 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from twoscale._frontends.tflite.file_reader import layer_axis
 from twoscale._frontends.tflite.model import Tensor
 from twoscale._frontends.tflite_float.reader import Reader
 from twoscale._frontends.tflite_float.resizing import resize_bilinear, resize_nearest
 from twoscale._ir.float_graph import AveragePool2d, MaxPool2d
 
 __all__ = ["OPERATORS"]
+
+_MOST_COPIES = 1 << 10
+"""Of a tensor along one dimension."""
 
 _BOUNDS = {0: (-math.inf, math.inf), 1: (0.0, math.inf), 2: (-1.0, 1.0), 3: (0.0, 6.0)}
 """Of fused activations, by their numbers."""
@@ -293,6 +297,17 @@ def _slice(r: Reader) -> None:
     r.give(name)
 
 
+def _tile(r: Reader) -> None:
+    counts, rank, name = [int(count) for count in r.constant(1).ravel()[:8]], r.rank(), r.input()
+    if len(counts) != rank or counts[0] != 1 or not all(1 <= count <= _MOST_COPIES for count in counts):
+        r.refuse(f"it repeats {counts} times; expected a number for each of {rank} dimensions, and 1 for the batch")
+    for place, count in enumerate(counts[1:]):
+        axis, shape = layer_axis(place, rank - 1), list(r.at.shape(name))
+        shape[axis] *= count
+        name = r.at.concat([name] * count, axis, tuple(shape)) if count > 1 else name
+    r.give(name)
+
+
 def _split(r: Reader) -> None:
     axes = r.constant(0).ravel()
     if len(axes) != 1 or not r.is_activation(1):
@@ -456,6 +471,7 @@ OPERATORS: Mapping[str, Callable[[Reader], None]] = {
     "SUB": _sum(1.0, -1.0),
     "SUM": _reduce(None),
     "TANH": _table("tanh"),
+    "TILE": _tile,
     "TRANSPOSE": _transpose,
     "TRANSPOSE_CONV": _transposed_conv,
 }
