@@ -2,10 +2,11 @@
 
     python -m benchmarks.scaling_study [--out DIR] [--resume] [--keep]
 
-Runs `twoscale scale` with its defaults on this machine's processor, and the parts of a ResNet-18 study that are not
-timed: the ledger, the replicas and the sampler. Writes docs/scaling-study.json and docs/scaling-resnet18.json, puts
-their sentences and tables between the markers of docs/scaling.md, and runs examples/scaling.ipynb again. It takes less
-than ten minutes; run it on an idle machine. Finished cells are kept in DIR (default: build/scaling-study): after an
+Runs `twoscale scale` with its defaults on this machine's processor, the further questions whose numbers the document
+has, and the parts of a ResNet-18 study that are not timed: the ledger, the replicas and the sampler. Writes
+docs/scaling-study.json, docs/scaling-further.json and docs/scaling-resnet18.json, puts their sentences and tables
+between the markers of docs/scaling.md, and runs examples/scaling.ipynb again. It takes less
+than twenty minutes; run it on an idle machine. Finished cells are kept in DIR (default: build/scaling-study): after an
 interruption, the same command with --resume measures only what is missing. Where the verdict left rounds out, or warns
 of load, remove DIR and run it again. --keep measures nothing; it renews the sentences of the recorded numbers, the
 document and the notebook.
@@ -33,6 +34,7 @@ from twoscale.scaling._questions.forecast import ForecastAnswer, forecast_table
 from twoscale.scaling._questions.replicas import ReplicasAnswer, replicas_table
 from twoscale.scaling._questions.results import StudyResults
 from twoscale.scaling._questions.speedup import SpeedupAnswer, grid_table, speed_table
+from twoscale.scaling._questions.strategies import StrategiesAnswer, memory_table, strategies_table
 from twoscale.scaling._questions.verdict import VerdictAnswer, causes_table
 from twoscale.scaling._questions.what_if import what_if_table, what_ifs
 from twoscale.scaling._questions.wire import WireAnswer, ledger_table
@@ -43,10 +45,13 @@ DOCS = Path(__file__).parents[1] / "docs"
 DOCUMENT = DOCS / "scaling.md"
 RECORD = DOCS / "scaling-study.json"
 RESNET = DOCS / "scaling-resnet18.json"
+FURTHER = DOCS / "scaling-further.json"
+FURTHER_SECTIONS = ("strategies",)
+"""Further questions whose numbers docs/scaling.md has."""
 NOTEBOOK = DOCS.parent / "examples" / "scaling.ipynb"
 
 
-def generated(study: StudyResults, resnet: StudyResults) -> dict[str, str]:
+def generated(study: StudyResults, resnet: StudyResults, further: StudyResults) -> dict[str, str]:
     """Return the text between each pair of markers."""
     environment = study.environment
     assert study.loads is not None
@@ -79,7 +84,20 @@ def generated(study: StudyResults, resnet: StudyResults) -> dict[str, str]:
         "steps-table": markdown(accuracy_table(study, "steps"), (0, 1, 3, 4, 6, 7)),
         "ledger-table": markdown(ledger_table(resnet.of(WireAnswer).ledgers[0]), (0, 1, 2, 3, 4, 5)),
         "replicas-table": markdown(replicas_table(resnet.of(ReplicasAnswer).replicas[0]), (0, 1, 2, 3, 4, 5)),
+        **_of_further(further),
         "held-table": markdown(forecast_table(forecast.held_out, ""), (0, 3, 7, 4, 5, 6)),
+    }
+
+
+def _of_further(study: StudyResults) -> dict[str, str]:
+    """Return the parts about questions that are asked with --full only."""
+    assert study.loads is not None
+    strategies = study.of(StrategiesAnswer).strategies
+    return {
+        "further-machine": f"Load {study.loads[0]:.1f} to {study.loads[1]:.1f} as cells began.",
+        **{name: f"> {sentence}" for name, sentence in study.sentences.items()},
+        "strategies-table": markdown(strategies_table(strategies), (0, 1, 3, 4, 5, 7, 8)),
+        "memory-table": markdown(memory_table(strategies), (0, 1, 2, 3, 4, 5)),
     }
 
 
@@ -117,7 +135,9 @@ def main() -> None:
         small = study_config("cpu")
         large = study_config("cpu", model="resnet18", data="synthetic", sections=("sampler", "wire", "replicas"))
         measured = []
-        for config, record, folder in ((small, RECORD, "net"), (large, RESNET, "resnet18")):
+        further = study_config("cpu", sections=FURTHER_SECTIONS)
+        studies = ((small, RECORD, "net"), (further, FURTHER, "further"), (large, RESNET, "resnet18"))
+        for config, record, folder in studies:
             results = run_study(config, arguments.out / folder, resume=arguments.resume, progress=study_progress())
             if results.failures:
                 lines = [f"{one.name}: {one.status}: {one.message}" for one in results.failures]
@@ -125,10 +145,10 @@ def main() -> None:
             measured.append((record, results))
         for record, results in measured:
             write_bytes(record, msgspec.json.encode(plain(results)) + b"\n")
-    for record in (RECORD, RESNET):
+    for record in (RECORD, RESNET, FURTHER):
         results = read_results(record)
         write_bytes(record, msgspec.json.encode(plain(replace(results, sentences=sentences(results)))) + b"\n")
-    parts = generated(read_results(RECORD), read_results(RESNET))
+    parts = generated(read_results(RECORD), read_results(RESNET), read_results(FURTHER))
     write_text(DOCUMENT, renewed(DOCUMENT.read_text(), parts))
     write_text(NOTEBOOK, nbformat.writes(executed(NOTEBOOK)) + "\n")  # type: ignore[no-untyped-call]
     lab_answers.main()

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from benchmarks.scaling_study import DOCUMENT, NOTEBOOK, RECORD, RESNET, executed, generated, renewed
+from benchmarks.scaling_study import (
+    DOCUMENT,
+    FURTHER,
+    FURTHER_SECTIONS,
+    NOTEBOOK,
+    RECORD,
+    RESNET,
+    executed,
+    generated,
+    renewed,
+)
 from twoscale.scaling._questions.answers import read_results, sentences
 from twoscale.scaling._questions.registry import DEFAULT_SECTIONS
+from twoscale.scaling._questions.report import render_study
+from twoscale.scaling._questions.strategies import StrategiesAnswer
 from twoscale.scaling._questions.verdict import VerdictAnswer
 from twoscale.scaling._questions.wire import WireAnswer
 
 
 def test_the_documents_tables_are_the_records() -> None:
-    study, resnet = (read_results(file) for file in (RECORD, RESNET))
-    parts = generated(study, resnet)
+    study, resnet, further = (read_results(file) for file in (RECORD, RESNET, FURTHER))
+    parts = generated(study, resnet, further)
     text = DOCUMENT.read_text()
     assert renewed(text, parts) == text
     assert all(f"<!-- {name} -->" in text for name in parts)
@@ -26,6 +38,13 @@ def test_the_records_are_whole() -> None:
     assert study.config.repeats >= 3
     assert study.config.seeds >= 3
     assert sentences(study) == study.sentences
+    further = read_results(FURTHER)
+    assert set(further.config.sections) == set(FURTHER_SECTIONS)
+    assert not set(FURTHER_SECTIONS) & set(DEFAULT_SECTIONS)
+    assert further.complete
+    assert not further.failures
+    assert render_study(further).count("<section") == len(FURTHER_SECTIONS) + 2
+    assert all(not one.differences for one in further.of(StrategiesAnswer).strategies)
     ledger = resnet.of(WireAnswer).ledgers[0]
     assert (ledger.ok, ledger.parameters, ledger.total("backward 3")) == (True, 11_173_962, 44_695_848)
 

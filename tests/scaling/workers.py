@@ -35,11 +35,13 @@ from twoscale.scaling._measure.jobs import _at_work
 from twoscale.scaling._measure.launch import _LOOK
 from twoscale.scaling._measure.ledger import GLOO_MESSAGE, gloo_sent, observe, predict, reconcile, write_ledger
 from twoscale.scaling._measure.loading import measure_loading
+from twoscale.scaling._measure.optimizers import compare_optimizers
 from twoscale.scaling._measure.peak import measure_memory, measure_peak
 from twoscale.scaling._measure.records import DdpOptions, EpochTime, LedgerEntry, Summary, Workload
 from twoscale.scaling._measure.replicas import hash_replicas
 from twoscale.scaling._measure.strategies import STRATEGIES, Strategy, compare
 from twoscale.scaling._measure.tasks import Arm, ArmsResult, ArmsTask, BatchesResult, BatchesTask, RanksTask
+from twoscale.scaling._measure.variants import VARIANTS, Variant, compare_variants
 from twoscale.scaling._measure.workload import Batch, batch_stream, create_model, wrap
 from twoscale.scaling._questions.link_model import CollectiveSample, Link, measured_step
 
@@ -456,6 +458,26 @@ def core(_: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _variants() -> list[Variant]:
+    """Some ways to run a step that do not compile, one that is slow, and one that fails."""
+    eager, *others = VARIANTS
+
+    def slow(workload: Workload) -> Any:
+        model, step = eager.make(workload)
+
+        def late(batch: Any) -> None:
+            time.sleep(0.1)
+            step(batch)
+
+        return model, late
+
+    def fail(workload: Workload) -> Any:
+        raise RuntimeError("planted failure")
+
+    chosen = [one for one in others if sweep.whole() or "compile" not in one.name]
+    return [eager, *chosen, Variant("slow", slow), Variant("failing", fail)]
+
+
 def _brief_layers() -> dict[str, Any]:
     """Layers of the small CNN, and of a step that sleeps in a layer; with less time for the roofline."""
     with (
@@ -482,6 +504,14 @@ def alone(_: dict[str, Any]) -> dict[str, Any]:
             for part in ("nowhere", "data", "forward", "backward", "update")
         },
         **_brief_layers(),
+        "variants": compare_variants(Workload(batch_size=4, data="digits"), variants=_variants(), rounds=2, steps=1),
+        "optimizers": compare_optimizers(
+            Workload(batch_size=512, data="digits"),
+            "resnet8",
+            epochs=1,
+            seeds=1,
+            names=None if sweep.whole() else ("Adam",),
+        ),
         "loading": measure_loading(
             Workload(batch_size=8, data="digits"),
             workers=(0, 2),

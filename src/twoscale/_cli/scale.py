@@ -69,9 +69,9 @@ def scale_command(
     Answers eight questions: epoch time by batch size; speed-up by ranks; computing against communication; accuracy at
     large batch; the epoch in the sampler; what crosses the wire; whether gradients alone would do; what more devices
     would bring. With --full it answers the others too: DDP's options, communication hooks and sharding; workers that
-    load data; the parts and layers of a step. Writes DIR/report.html (open it in a browser), DIR/study.json, and a file
-    for each cell in DIR/cells. A cell that fails is a result like any other. After Ctrl-C or a crash, the same command
-    with --resume continues.
+    load data; the parts and layers of a step; compiling, precision and memory layout; optimizers and BatchNorm. Writes
+    DIR/report.html (open it in a browser), DIR/study.json, and a file for each cell in DIR/cells. A cell that fails is
+    a result like any other. After Ctrl-C or a crash, the same command with --resume continues.
 
     On several machines, start the same command on each: with torchrun --nproc-per-node=1 -m twoscale scale, with srun
     --ntasks-per-node=1, or with --hosts, --host and --address. Host 0 leads and writes the study; the others serve it.
@@ -90,7 +90,7 @@ def scale_command(
         out: Folder of the study; it is made.
         device: Default: cuda where there is a GPU.
         sections: Questions to answer: batch, speedup, communication, accuracy, sampler, wire, replicas, forecast,
-            strategies, loading, step, or their numbers 1 to 11. Default: 1 to 8.
+            strategies, loading, step, variants, optimizers, or their numbers 1 to 13. Default: 1 to 8.
         full: Answer all of them.
         base_batch: Batches of a rank at which numbers of ranks are compared; the verdict is given for the first.
             Default: 64,32,128, on a GPU 128,32,512.

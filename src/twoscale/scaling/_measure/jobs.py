@@ -33,6 +33,7 @@ from twoscale.scaling._measure.breakdown import break_down
 from twoscale.scaling._measure.clocks import Loop
 from twoscale.scaling._measure.ledger import write_ledger
 from twoscale.scaling._measure.loading import measure_loading
+from twoscale.scaling._measure.optimizers import compare_optimizers
 from twoscale.scaling._measure.peak import Precision, measure_peak
 from twoscale.scaling._measure.records import (
     BreakdownRecord,
@@ -54,20 +55,27 @@ from twoscale.scaling._measure.tasks import (
     BreakdownTask,
     CurvePoint,
     LoadingTask,
+    OptimizersResult,
+    OptimizersTask,
     RanksTask,
     StrategiesResult,
     StrategiesTask,
     TrainedRun,
     TrainingRun,
     TrainingTask,
+    VariantsResult,
+    VariantsTask,
     WireResult,
     WireTask,
 )
+from twoscale.scaling._measure.variants import compare_variants
 from twoscale.scaling._measure.workload import create_model, device_of, load_images, training_images
 
 __all__ = [
     "compare_strategies",
     "run_arms",
+    "run_optimizers",
+    "run_variants",
     "search_rates",
     "time_batches",
     "time_loading",
@@ -217,6 +225,16 @@ def time_loading(task: LoadingTask) -> LoadingRecord:
 def time_parts(task: BreakdownTask) -> BreakdownRecord:
     """Time the parts of a step."""
     return break_down(task.workload, steps=task.steps or _BREAKDOWN_STEPS, watch=_at_work)
+
+
+def run_variants(task: VariantsTask) -> VariantsResult:
+    """Time a step on one device in several ways."""
+    return compare_variants(task.workload, steps=task.steps or _ARM_STEPS, watch=_at_work)
+
+
+def run_optimizers(task: OptimizersTask) -> OptimizersResult:
+    """Train with every optimizer, and without BatchNorm."""
+    return compare_optimizers(task.workload, task.companion, epochs=task.epochs, seeds=task.seeds, watch=_at_work)
 
 
 def write_wire(task: WireTask) -> WireResult:

@@ -14,11 +14,13 @@ from twoscale.scaling._measure.records import (
     EpochTime,
     LedgerRecord,
     Op,
+    OptimizerRecord,
     OrderRow,
     PeakRecord,
     ReplicasRecord,
     SamplerRecord,
     StrategyRecord,
+    VariantRecord,
     Workload,
 )
 from twoscale.training import TrainConfig
@@ -38,12 +40,16 @@ __all__ = [
     "FitResult",
     "FitTask",
     "LoadingTask",
+    "OptimizersResult",
+    "OptimizersTask",
     "RanksTask",
     "StrategiesResult",
     "StrategiesTask",
     "TrainedRun",
     "TrainingRun",
     "TrainingTask",
+    "VariantsResult",
+    "VariantsTask",
     "WireResult",
     "WireTask",
 ]
@@ -188,6 +194,28 @@ class BreakdownTask:
     """Default: 12."""
 
 
+@dataclass(frozen=True)
+class VariantsTask:
+    """Time a step on one device, compiled or not, in several precisions and memory layouts."""
+
+    workload: Workload
+    steps: int | None = None
+    """Of a run. Default: 5."""
+
+
+@dataclass(frozen=True)
+class OptimizersTask:
+    """Train with every optimizer, and without BatchNorm."""
+
+    workload: Workload
+    companion: str
+    """A model with BatchNorm, for a workload whose model has none."""
+    epochs: int
+    seeds: int
+
+
+VariantsResult = tuple[VariantRecord, ...]
+OptimizersResult = tuple[OptimizerRecord, ...]
 StrategiesResult = tuple[StrategyRecord, ...]
 
 

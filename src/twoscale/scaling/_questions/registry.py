@@ -13,10 +13,12 @@ from twoscale.scaling._questions import (
     communication,
     forecast,
     loading,
+    optimizers,
     replicas,
     sampler,
     speedup,
     strategies,
+    variants,
     verdict,
     wire,
 )
@@ -47,6 +49,8 @@ QUESTIONS: tuple[Question[Any], ...] = (
     strategies.QUESTION,
     loading.QUESTION,
     breakdown.QUESTION,
+    variants.QUESTION,
+    optimizers.QUESTION,
 )
 VERDICT = verdict.QUESTION
 """Answered from what the others need measured; its answer is the page's summary."""

@@ -27,11 +27,15 @@ from twoscale.scaling._measure.tasks import (
     BreakdownTask,
     CapacityTask,
     LoadingTask,
+    OptimizersResult,
+    OptimizersTask,
     RanksTask,
     StrategiesResult,
     StrategiesTask,
     TrainedRun,
     TrainingTask,
+    VariantsResult,
+    VariantsTask,
     WireResult,
     WireTask,
 )
@@ -46,9 +50,11 @@ __all__ = [
     "CAPACITY",
     "KINDS",
     "LOADING",
+    "OPTIMIZERS",
     "RANKS",
     "STRATEGIES",
     "TUNE",
+    "VARIANTS",
     "WIRE",
     "CellKind",
     "CellName",
@@ -64,7 +70,18 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 CellName = Literal[
-    "capacity", "tune", "batches", "ranks", "arms", "wire", "strategies", "loading", "breakdown", "accuracy"
+    "capacity",
+    "tune",
+    "batches",
+    "ranks",
+    "arms",
+    "wire",
+    "strategies",
+    "loading",
+    "breakdown",
+    "variants",
+    "optimizers",
+    "accuracy",
 ]
 
 
@@ -101,12 +118,28 @@ LOADING = CellKind("loading", "data loading", LoadingTask, LoadingRecord, f"{_JO
 BREAKDOWN = CellKind(
     "breakdown", "parts of a step", BreakdownTask, BreakdownRecord, f"{_JOBS}:time_parts", shows_ranks=True
 )
+VARIANTS = CellKind("variants", "ways to run a step", VariantsTask, VariantsResult, f"{_JOBS}:run_variants")
+OPTIMIZERS = CellKind("optimizers", "optimizers", OptimizersTask, OptimizersResult, f"{_JOBS}:run_optimizers")
 ACCURACY = CellKind(
     "accuracy", "accuracy", TrainingTask, tuple[TrainedRun, ...], f"{_JOBS}:train_runs", shows_repeat=True
 )
 
 KINDS: dict[str, CellKind[Any, Any]] = {
-    kind.name: kind for kind in (CAPACITY, TUNE, BATCHES, RANKS, ARMS, WIRE, STRATEGIES, LOADING, BREAKDOWN, ACCURACY)
+    kind.name: kind
+    for kind in (
+        CAPACITY,
+        TUNE,
+        BATCHES,
+        RANKS,
+        ARMS,
+        WIRE,
+        STRATEGIES,
+        LOADING,
+        BREAKDOWN,
+        VARIANTS,
+        OPTIMIZERS,
+        ACCURACY,
+    )
 }
 
 

@@ -10,6 +10,8 @@
     strategies ways to share a step among the most ranks of one host
     loading    a training loop by the number of workers that decode its batches
     breakdown  the parts of a step on one rank and on the most of one host
+    variants   a step on one device, compiled or not, in several precisions and memory layouts
+    optimizers training with every optimizer, and without BatchNorm
     accuracy   training runs at a small and a large batch
 
 The first two decide what others do, and run first. The others run in rounds: every cell once in an order drawn by the
@@ -33,11 +35,13 @@ from twoscale.scaling._measure.tasks import (
     CapacityTask,
     Equal,
     LoadingTask,
+    OptimizersTask,
     RanksTask,
     StrategiesTask,
     TrainedRun,
     TrainingRun,
     TrainingTask,
+    VariantsTask,
     WireTask,
 )
 from twoscale.scaling._study.cells import CellName, StudyCell
@@ -58,6 +62,8 @@ Need = Literal[
     "strategies",
     "loading",
     "breakdown",
+    "variants",
+    "optimizers",
     "accuracy",
 ]
 """What a question needs measured: a kind of cell, or a part of one."""
@@ -298,6 +304,12 @@ def _parts(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[Any]]
         for ranks in dict.fromkeys((1, config.world_sizes[-1])):
             task = BreakdownTask(workload, config.steps)
             cells.append(StudyCell("breakdown", ranks, 0, config.threads_per_rank, config.device, task))
+    if "variants" in needs:
+        variants = VariantsTask(workload, config.steps)
+        cells.append(StudyCell("variants", 1, 0, config.cores, config.device, variants))
+    if "optimizers" in needs:
+        optimizers = OptimizersTask(workload, COMPANION, config.epochs, config.seeds)
+        cells.append(StudyCell("optimizers", 1, 0, config.cores, config.device, optimizers))
     return cells
 
 

@@ -8,6 +8,7 @@ unit. ``None`` means "not applicable" or "not measured", never zero.
     wire        ledger, bandwidth, replicas, the sampler's orders
     strategies  ways to share a step among ranks
     loading     what a step waits for its batch
+    variants    ways to run a step on one device, and optimizers
     breakdown   the parts, layers and operators of a step
 """
 
@@ -45,6 +46,7 @@ from twoscale.scaling._measure.records.times import (
     PeakRecord,
     PeakRow,
 )
+from twoscale.scaling._measure.records.variants import OptimizerRecord, VariantRecord
 from twoscale.scaling._measure.records.wire import (
     BandwidthRecord,
     BandwidthRow,
@@ -77,6 +79,7 @@ __all__ = [
     "LoadingRow",
     "Op",
     "OperatorTime",
+    "OptimizerRecord",
     "OrderRow",
     "Outcome",
     "PeakRecord",
@@ -92,6 +95,7 @@ __all__ = [
     "StepPart",
     "StrategyRecord",
     "Summary",
+    "VariantRecord",
     "Workload",
     "decode",
     "is_own",

@@ -1,0 +1,223 @@
+"""Optimizers and BatchNorm: time and accuracy of each epoch, with a learning rate chosen on held-out images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from twoscale import data
+from twoscale.errors import ConfigurationError
+from twoscale.scaling._measure.records import OptimizerRecord, Workload
+from twoscale.scaling._measure.statistics import summarize
+from twoscale.scaling._measure.workload import create_model, device_of, load_images
+
+__all__ = ["compare_optimizers", "without_batch_norm"]
+
+Images = tuple[torch.Tensor, torch.Tensor]
+Make = Callable[[nn.Module, float], Sequence[torch.optim.Optimizer]]
+_SEARCH_SEED = 1000
+_HELD_OUT = 10
+"""One training image in this many is held out to choose learning rates."""
+
+
+def _of(kind: Callable[..., torch.optim.Optimizer], **options: object) -> Make:
+    return lambda model, lr: [kind(model.parameters(), lr=lr, **options)]
+
+
+def _muon(model: nn.Module, lr: float) -> Sequence[torch.optim.Optimizer]:
+    """Muon for matrices (Jordan et al. 2024), and AdamW for everything else, as PyTorch's documentation advises."""
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    others = [p for p in model.parameters() if p.dim() != 2]
+    muon: type[torch.optim.Optimizer] = torch.optim.Muon
+    kinds: list[torch.optim.Optimizer] = [muon(matrices, lr=lr)] if matrices else []  # type: ignore[call-arg]
+    return [*kinds, *([torch.optim.AdamW(others, lr=lr / 10)] if others else [])]
+
+
+_OPTIMIZERS: tuple[tuple[str, Make, float], ...] = (
+    ("SGD", _of(torch.optim.SGD), 0.1),
+    ("SGD, momentum", _of(torch.optim.SGD, momentum=0.9), 0.02),
+    ("SGD, Nesterov", _of(torch.optim.SGD, momentum=0.9, nesterov=True), 0.02),
+    ("Adagrad", _of(torch.optim.Adagrad), 0.01),
+    ("Adadelta", _of(torch.optim.Adadelta), 1.0),
+    ("Adam", _of(torch.optim.Adam), 0.002),
+    ("AdamW", _of(torch.optim.AdamW), 0.002),
+    ("Muon and AdamW", _muon, 0.02),
+)
+"""Name, what makes it, and the middle of the learning rates that are tried."""
+_BATCH_NORM = ("SGD, Nesterov", _of(torch.optim.SGD, momentum=0.9, nesterov=True), 0.05)
+
+
+def without_batch_norm(model: nn.Module) -> nn.Module:
+    """Return the model with an identity in the place of each BatchNorm; convolutions get no bias for it."""
+    for name, child in model.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            setattr(model, name, nn.Identity())
+        else:
+            without_batch_norm(child)
+    return model
+
+
+@dataclass(frozen=True)
+class _Set:
+    """Images on the device: for training, and to look at."""
+
+    train: Images
+    looked_at: Images
+
+
+@dataclass(frozen=True)
+class _Run:
+    accuracies: tuple[float, ...]
+    """After each epoch, 0..1."""
+    seconds: tuple[float, ...]
+    """Of each epoch's training."""
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class _Case:
+    name: str
+    workload: Workload
+    make: Make
+    middle: float
+    """Of the learning rates that are tried."""
+    without: bool = False
+    """Whether BatchNorm is left out."""
+
+    def run(self, images: _Set, rate: float, seed: int, epochs: int) -> _Run:
+        """Train from the initial weights of a seed."""
+        seeded = replace(self.workload, seed=self.workload.seed + seed)
+        model = create_model(seeded)
+        if self.without:
+            model = without_batch_norm(model)
+        optimizers = self.make(model, rate)
+        accuracies, seconds = _train(model, optimizers, images, seeded, epochs)
+        return _Run(tuple(accuracies), tuple(seconds), _state_bytes(optimizers))
+
+
+def _images(workload: Workload) -> tuple[_Set, _Set]:
+    """Return the training images with those held out of them, and all training images with the test images."""
+    dataset = load_images(workload.data, workload.preprocessing)
+    device = device_of(workload)
+
+    def tensors(split: data.Split) -> Images:
+        images = torch.from_numpy(np.asarray(split.images)).to(device)
+        labels = torch.from_numpy(split.labels.astype(np.int64)).to(device)
+        return data.normalize(images, dataset.mean, dataset.std), labels
+
+    train, test = tensors(dataset.train), tensors(dataset.test)
+    held = torch.arange(len(train[1]), device=device) % _HELD_OUT == 0
+    search = _Set((train[0][~held], train[1][~held]), (train[0][held], train[1][held]))
+    return search, _Set(train, test)
+
+
+def _train(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], images: _Set, workload: Workload, epochs: int
+) -> tuple[list[float], list[float]]:
+    """Return the accuracy after each epoch, and the seconds of each epoch's training."""
+    ranks_device = device_of(workload)
+    accuracies, seconds = [], []
+    pictures, labels = images.train
+    for epoch in range(epochs):
+        _settle(ranks_device)
+        start = time.perf_counter()
+        order = torch.from_numpy(data.epoch_order(len(labels), seed=workload.seed, epoch=epoch)).to(ranks_device)
+        for chosen in torch.split(order, workload.batch_size):
+            F.cross_entropy(model(pictures[chosen]), labels[chosen]).backward()  # type: ignore[no-untyped-call]
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        _settle(ranks_device)
+        seconds.append(time.perf_counter() - start)
+        accuracies.append(_accuracy(model, images.looked_at))
+    return accuracies, seconds
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module, images: Images) -> float:
+    model.eval()
+    right = sum(
+        int((model(part).argmax(1) == labels).sum().item())
+        for part, labels in zip(torch.split(images[0], 256), torch.split(images[1], 256), strict=True)
+    )
+    model.train()
+    return right / len(images[1])
+
+
+def _state_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    values = [value for one in optimizers for state in one.state.values() for value in state.values()]
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
+
+
+def compare_optimizers(
+    workload: Workload,
+    companion: str,
+    *,
+    epochs: int = 3,
+    seeds: int = 3,
+    names: Sequence[str] | None = None,
+    watch: Callable[[str], None] | None = None,
+) -> tuple[OptimizerRecord, ...]:
+    """Train with every optimizer, and a model with BatchNorm with and without it.
+
+    Args:
+        workload: model, data and batch.
+        companion: a model with BatchNorm, for a workload whose model has none.
+        epochs: of every run.
+        seeds: runs with the best learning rate.
+        names: of optimizers. Default: all, and both models of BatchNorm.
+        watch: is called with what is done now.
+
+    Raises:
+        ConfigurationError: less than one epoch or seed, or images that have nothing to learn.
+    """
+    if min(epochs, seeds) < 1:
+        raise ConfigurationError(f"{epochs} epochs, {seeds} seeds: expected at least 1 of each")
+    if workload.data == "synthetic":
+        raise ConfigurationError("the data are synthetic, which have nothing to learn; give --data")
+    search, final = _images(workload)
+    normed = workload
+    if not _has_batch_norm(create_model(workload)):
+        normed = replace(workload, model=companion, model_args=None)
+    cases = [
+        _Case(name, workload, make, middle) for name, make, middle in _OPTIMIZERS if names is None or name in names
+    ]
+    if names is None:
+        name, make, middle = _BATCH_NORM
+        cases.append(_Case(f"{name}, with BatchNorm", normed, make, middle))
+        cases.append(_Case(f"{name}, without BatchNorm", normed, make, middle, without=True))
+    records = []
+    for case in cases:
+        if watch is not None:
+            watch(f"{case.name}, {case.workload.model}")
+        rates = (case.middle / 4, case.middle, 4 * case.middle)
+        tried = tuple((rate, case.run(search, rate, _SEARCH_SEED, epochs).accuracies[-1]) for rate in rates)
+        rate = max(tried, key=lambda pair: pair[1])[0]
+        runs = [case.run(final, rate, seed, epochs) for seed in range(seeds)]
+        records.append(
+            OptimizerRecord(
+                name=case.name,
+                model=case.workload.model,
+                rate=rate,
+                tried=tried,
+                accuracies=tuple(run.accuracies for run in runs),
+                epoch_seconds=summarize([value for run in runs for value in run.seconds]),
+                state_bytes=runs[0].state_bytes,
+            )
+        )
+    return tuple(records)
+
+
+def _has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in model.modules())
