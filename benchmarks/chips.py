@@ -33,10 +33,14 @@ BOARDS = {
     "cortex-m3": "mps2-an385",
     "cortex-m4": "mps2-an386",
     "cortex-m7": "mps2-an500",
+    "cortex-m33": "mps2-an505",
     "cortex-m55": "mps3-an547",
 }
 """A Cortex-M3 executes all instructions of a Cortex-M0, and counts the same."""
-PLACES = {"mps3-an547": {"flash_at": 0x10000000, "flash_bytes": 2**19, "ram_at": 0x30000000, "ram_bytes": 2**19}}
+PLACES = {
+    "mps2-an505": {"flash_at": 0x10000000, "flash_bytes": 2**22, "ram_at": 0x38000000, "ram_bytes": 2**22},
+    "mps3-an547": {"flash_at": 0x10000000, "flash_bytes": 2**19, "ram_at": 0x30000000, "ram_bytes": 2**19},
+}
 """Memory of boards that differ from an MPS2, for the linker script."""
 OPTIONS = {
     "resnet8": ("-Os", "-O2", "-O3"),
@@ -159,18 +163,35 @@ class Counter:
 
     def count(self, network: twoscale.IntegerNetwork, target: str, cpu: str, options: str) -> Row:
         """Return the instructions of one image."""
+        macs = self.export(network, target)
+        less, more = (self.run(cpu, options, images) for images in (1, 1 + _MORE_IMAGES))
+        return Row(
+            network.name, target, cpu, version_of("arm-none-eabi-gcc"), options, macs,
+            round((more - less) / _MORE_IMAGES),
+        )  # fmt: skip
+
+    @property
+    def program(self) -> Path:
+        """The program of the last run."""
+        return self.folder / "export" / "program.elf"
+
+    @property
+    def blocks(self) -> Path:
+        """Of the last run, for each block of instructions its address, how many it has, and how often it ran."""
+        return self.folder / "export" / "blocks.txt"
+
+    def export(self, network: twoscale.IntegerNetwork, target: str) -> int:
+        """Write the C of a network and a program that runs it; return the multiply-adds of one image."""
         exported = self.folder / "export"
         result = export_c(network, exported, target=target, name="net")
         types = {"input": f"{network.input.output.dtype}_t", "output": f"{network.spec(network.output).dtype}_t"}
         (exported / "main.c").write_text(_MAIN.format(**types))
-        less, more = (self._run(exported, cpu, options, images) for images in (1, 1 + _MORE_IMAGES))
-        return Row(
-            network.name, target, cpu, version_of("arm-none-eabi-gcc"), options, result.sizes.macs,
-            round((more - less) / _MORE_IMAGES),
-        )  # fmt: skip
+        return result.sizes.macs
 
-    def _run(self, exported: Path, cpu: str, options: str, images: int) -> int:
-        program, count = exported / "program.elf", exported / "count.txt"
+    def run(self, cpu: str, options: str, images: int) -> int:
+        """Compile and run what was exported; return the instructions of all images and of the start."""
+        exported = self.folder / "export"
+        program, count = self.program, exported / "count.txt"
         places = PLACES.get(BOARDS[cpu], {}).items()
         subprocess.run(
             ["arm-none-eabi-gcc", f"-mcpu={cpu}", "-mthumb", f"-mfloat-abi={'hard' if cpu == 'cortex-m55' else 'soft'}",
@@ -183,8 +204,8 @@ class Counter:
         count.unlink(missing_ok=True)
         subprocess.run(
             ["qemu-system-arm", "-M", BOARDS[cpu], "-nographic", "-monitor", "none", "-serial", "none",
-             "-semihosting-config", "enable=on,target=native", "-plugin", f"{self.plugin},out={count}", "-d", "plugin",
-             "-kernel", str(program)],
+             "-semihosting-config", "enable=on,target=native", "-plugin",
+             f"{self.plugin},out={count},each={self.blocks}", "-d", "plugin", "-kernel", str(program)],
             cwd=exported, check=True, stdin=subprocess.DEVNULL, timeout=600,
         )  # fmt: skip
         return int(count.read_text())

@@ -67,6 +67,7 @@ def export_command(
     max_ram: Size = None,
     max_flash: Size = None,
     link: bool = False,
+    camera: bool = False,
     package: PackageName | None = None,
     json: bool = False,
 ) -> None:
@@ -91,6 +92,7 @@ def export_command(
         max_ram: Most RAM on a microcontroller, e.g. 64K: arena, image, output and stack. If the network takes more,
             nothing is written, and the message says what is over and which target fits.
         max_flash: The same for flash: constants and code.
+        camera: Also write NAME_camera.c, which resizes and normalizes pixels in RGB565, YUV 4:2:2, RGB or grey.
         package: Write a library of this form, with the self-test as its example.
         link: Also write NAME_link.c, with which a board runs the network for twoscale verify.
         io: Type of the input and output of a .tflite file. Default: int8.
@@ -104,8 +106,8 @@ def export_command(
         raise ConfigurationError(f"--images is {images}; expected at least 1")
     budget = budget_of(max_ram, max_flash)
     loaded = load(require_integer_file(network))
-    if (link or package is not None) and (to in _WRITTEN or target == _WASM):
-        raise ConfigurationError("--link and --package are for C on microcontrollers, not for another form")
+    if (link or camera or package is not None) and (to in _WRITTEN or target == _WASM):
+        raise ConfigurationError("--link, --camera and --package are for C on microcontrollers, not for another form")
     if budget != Budget() and (to in _WRITTEN or target == _WASM):
         raise ConfigurationError("--max-ram and --max-flash are for C on microcontrollers, not for another form")
     if to in _WRITTEN:
@@ -135,6 +137,7 @@ def export_command(
         max_ram=budget.ram,
         max_flash=budget.flash,
         link=link,
+        camera=camera,
         package=package,
     )
     if json:

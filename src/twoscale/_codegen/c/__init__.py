@@ -118,6 +118,7 @@ def export_c(
     max_ram: int | None = None,
     max_flash: int | None = None,
     link: bool = False,
+    camera: bool = False,
     package: str | None = None,
 ) -> ExportResult:
     """Write a network as C.
@@ -141,6 +142,8 @@ def export_c(
         max_flash: most bytes of flash for constants and code.
         link: whether to write NAME_link.h and NAME_link.c too, with which a board runs the network for ``verify``. Of a
             target for microcontrollers.
+        camera: whether to write NAME_camera.h and NAME_camera.c too, which resize and normalize the pixels of cameras.
+            Of a network that takes pictures and a target for microcontrollers.
         package: "arduino", "platformio", "zephyr", "esp-idf" or "cmsis-pack" for a library of that form, with the
             self-test as an example. Of a target for microcontrollers.
 
@@ -161,11 +164,15 @@ def export_c(
     require_budget(network, target, Budget(max_ram, max_flash), name=called)
     source = _source_of(network, called, TARGETS[target])
     report = _sizes_of(source)
+    if camera and target not in ALTERNATIVES:
+        raise ConfigurationError(
+            f"camera is for microcontrollers; expected target {', '.join(ALTERNATIVES)}, got {target}"
+        )
     if link and target not in ALTERNATIVES:
         raise ConfigurationError(
             f"link is for microcontrollers; expected target {', '.join(ALTERNATIVES)}, got {target}"
         )
-    code = source.texts() | (source.link() if link else {})
+    code = source.texts() | (source.link() if link else {}) | (source.camera() if camera else {})
     if package is None:
         texts = code | {f"{source.prefix}_test.c": self_test(source, images), _MAKEFILE: source.makefile()}
     elif package not in PACKAGES:

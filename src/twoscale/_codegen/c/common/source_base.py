@@ -107,6 +107,14 @@ class SourceBase(ABC):
         """Return the names and texts of the files that run the network on a board for ``verify``; none by default."""
         return {}
 
+    def camera(self) -> dict[str, str]:
+        """Return the names and texts of the files that read the pixels of cameras; none by default.
+
+        Raises:
+            ConfigurationError: the network does not take pixels of one or three channels.
+        """
+        return {}
+
     @property
     def pixel_bytes(self) -> int:
         """Size of the table from pixels to integers, in bytes; 0 if there is none."""

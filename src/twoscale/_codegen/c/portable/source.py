@@ -21,6 +21,7 @@ from twoscale._codegen.c.portable.lowering import Program, lower
 from twoscale._codegen.pixels import pixel_table
 from twoscale._codegen.targets import Target
 from twoscale._ir.integer_network import IntegerNetwork
+from twoscale.errors import ConfigurationError
 
 __all__ = ["Source", "source_of"]
 
@@ -93,6 +94,20 @@ class Source(SourceBase):
                 answer_bytes=sum(tensor.size for tensor in self.program.outputs),
             ),
         }
+
+    def camera(self) -> dict[str, str]:
+        """Return the names and texts of the files that read the pixels of cameras.
+
+        Raises:
+            ConfigurationError: the network does not take pixels of one or three channels.
+        """
+        shape = self.program.inputs[0].spec.shape
+        if self.pixels is None or shape[0] not in (1, 3):
+            raise ConfigurationError(
+                f"{printable(self.name)} does not record how pixels are normalized, or has neither one nor three "
+                "channels; expected a network of pictures"
+            )
+        return {f"{self.prefix}_camera{end}": self.render(f"camera{end}.jinja") for end in (".h", ".c")}
 
     def header(self) -> str:
         """Return the text of the header."""
