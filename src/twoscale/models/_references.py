@@ -10,7 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -118,9 +118,10 @@ def _of_collection(package: str, name: str) -> Callable[..., Any]:
 
 
 def _models_in(module: ModuleType) -> list[str]:
-    """Return the names of the classes of modules that a module defines; of everything it defines, if none."""
+    """Return the names of what a module defines that may be, or return, a model: classes of modules, and functions."""
     import torch
 
     own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
     kinds = [name for name, value in own.items() if isinstance(value, type) and issubclass(value, torch.nn.Module)]
-    return kinds or list(own)
+    functions = [name for name, value in own.items() if isinstance(value, FunctionType) and not name.startswith("_")]
+    return kinds + functions or list(own)

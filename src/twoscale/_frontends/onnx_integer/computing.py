@@ -98,7 +98,7 @@ def _qlinear_conv(reader: Reader, node: onnx.NodeProto) -> None:
     factors = np.float32(x.output.scale) * reader.weight_scales(node, 4, channels) / np.float32(spec.scale)
     reader.usual(node, factors, "multiplier")
     inputs, multiplier, residual_multiplier = [x.name], _multiplier(factors), None
-    if reader.has(node, 9):  # of a float sum that was fused
+    if reader.step.operator is not None and reader.has(node, 9):  # a float sum was fused
         residual = reader.operand(node, 9)
         factor = np.float32(residual.output.scale) / np.float32(spec.scale)
         reader.usual(node, np.asarray(factor), "multiplier of the residual")
