@@ -6,6 +6,7 @@ batch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class Cut:
     step: int
 
 
-class FileReader:
+class FileReader(ABC):
     """Gives access to one operator after another.
 
     Args:
@@ -110,9 +111,9 @@ class FileReader:
             self.refuse(f"it is along the dimensions {given} of {rank}; expected some of 1 to {rank - 1}")
         return [axis - 1 for axis in given]
 
+    @abstractmethod
     def depends_on_images(self, index: int) -> bool:
-        """Whether a tensor was computed from the images; of readers."""
-        raise NotImplementedError
+        """Whether a tensor was computed from the images."""
 
     def only_shapes(self, operator: Operator) -> bool:
         """Whether an operator computes shapes, which the file has: integers that do not depend on the images."""
