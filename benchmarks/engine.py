@@ -1,8 +1,8 @@
 """Speed of integer networks on this machine, against other runtimes with the same batch and threads.
 
-    make bench-engine                      # makes its own environment the first time
+    make bench-engine                      # makes its own environment the first time; --isa all
     make bench-engine-large                # 224×224
-    python -m benchmarks.engine [--cases small|large] [--isa avx512vnni|avxvnni|avx2] [--models DIR] [--rows TEXT]
+    python -m benchmarks.engine [--cases small|large] [--isa avx512vnni|avxvnni|avx2|all] [--models DIR] [--rows TEXT]
                                 [--rounds 11] [--no-record]
     python -m benchmarks.engine --table    # the recorded figures as a table; also with --cases and --isa
 
@@ -13,7 +13,8 @@ processor's limit is measured in the same rounds, and the best of it counts. Bef
 integers are compared with the reference's.
 
 With ``--isa`` every runtime sees a processor without the instruction sets that are better: a preloaded library answers
-CPUID (peers/hide.c). This needs Linux, x86 and a processor that can fault on CPUID.
+CPUID (peers/hide.c). This needs Linux, x86 and a processor that can fault on CPUID. ``--isa all`` measures with every
+instruction set, then with each of these as the best.
 
 DIR may hold published weights, NAME-*.safetensors, and a published LiteRT file; TWOSCALE_BENCH_MODELS names it too.
 Without it weights are random: that changes no speed.
@@ -354,7 +355,12 @@ def main() -> None:
     named = os.environ.get("TWOSCALE_BENCH_MODELS")
     parser.add_argument("--models", type=Path, default=Path(named) if named else None, help="folder of published files")
     parser.add_argument("--cases", choices=CASES, default="small", help="(default: %(default)s)")
-    parser.add_argument("--isa", choices=ISAS, help="hide what is better than this from every runtime")
+    parser.add_argument(
+        "--isa",
+        choices=("best", *ISAS, "all"),
+        default="best",
+        help="hide what is better than this from every runtime (default: %(default)s, which hides nothing)",
+    )
     parser.add_argument("--rows", help="only cases that begin with this, such as 'resnet8' or 'resnet8 1'")
     parser.add_argument("--rounds", type=int, default=11, help="(default: %(default)s)")
     parser.add_argument("--no-record", action="store_true", help="print only")
@@ -362,6 +368,12 @@ def main() -> None:
         "--table", action="store_true", help="print the recorded figures as a table, and measure nothing"
     )
     arguments = parser.parse_args()
+    if arguments.isa == "all":
+        for isa in ("best", *ISAS):
+            print(f"\n{isa}", flush=True)
+            subprocess.run([sys.executable, "-m", "benchmarks.engine", *sys.argv[1:], "--isa", isa], check=True)
+        return
+    arguments.isa = None if arguments.isa == "best" else arguments.isa
     record_name = "_".join(
         ["engine", *(["large"] if arguments.cases == "large" else []), *filter(None, [arguments.isa])]
     )
@@ -396,7 +408,10 @@ def main() -> None:
     print(table(record))
     wrong = sum(case.mismatches for case in results)
     if not arguments.no_record and arguments.rows is None and not wrong:
-        peers_packages = ("onnxruntime", "openvino", "nncf", "ai-edge-litert", "litert-torch", "ai-edge-quantizer")
+        peers_packages = (
+            "onnxruntime", "openvino", "nncf", "ai-edge-litert", "litert-torch", "ai-edge-quantizer", "executorch",
+            "torchao",
+        )  # fmt: skip
         print(f"written to {write_result(record_name, record, *peers_packages)}")
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()

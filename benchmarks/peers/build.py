@@ -2,6 +2,8 @@
 
     python -m benchmarks.peers.build NETWORK --out FOLDER [--models DIR] [--batches 1,100]
 
+ExecuTorch, torchao and LiteRT's converter are optional: files of what is not installed are not written.
+
 It is a separate process, since converters start threads and use memory that would affect a measurement.
 """
 
@@ -64,6 +66,14 @@ class Files:
         """Return the file for a batch. LiteRT's shapes are fixed. ``kind``: "float" or "int8"."""
         return self.folder / f"{kind}-batch-{batch}.tflite"
 
+    def executorch_int8(self, batch: int) -> Path:
+        """Return ExecuTorch's program for a batch, with XNNPACK's kernels."""
+        return self.folder / f"int8-batch-{batch}.pte"
+
+    def inductor_int8(self, batch: int) -> Path:
+        """Return the package for a batch that PyTorch's compiler writes."""
+        return self.folder / f"int8-batch-{batch}.pt2"
+
 
 def make_model(name: str, models_folder: Path | None, images: NDArray[np.float32]) -> nn.Module:
     """Return the network with published weights, ``DIR/NAME*.safetensors``, if there are any.
@@ -125,9 +135,10 @@ def build(name: str, files: Files, models_folder: Path | None, batches: tuple[in
     )  # fmt: skip
     _onnxruntime_int8(files, images)
     _openvino_int8(files, images)
-    with contextlib.suppress(ImportError):
-        for batch in batches:
-            _litert(model, files, images, batch)
+    for write in (_executorch, _inductor, _litert):
+        with contextlib.suppress(ImportError):
+            for batch in batches:
+                write(model, files, images, batch)
 
 
 def _onnxruntime_int8(files: Files, images: NDArray[np.float32]) -> None:
@@ -161,6 +172,60 @@ def _openvino_int8(files: Files, images: NDArray[np.float32]) -> None:
     ov.save_model(nncf.quantize(model, dataset, subset_size=len(images)), str(files.openvino_int8))
 
 
+def _batches(images: NDArray[np.float32], batch: int) -> list[NDArray[np.float32]]:
+    """Return the images as whole batches."""
+    return [images[start : start + batch] for start in range(0, len(images) - batch + 1, batch)]
+
+
+def _calibrated(model: nn.Module, quantizer: Any, images: NDArray[np.float32], batch: int) -> Any:
+    """Return a model quantized by torchao's PT2E, as an exported program whose inputs have a fixed shape."""
+    import torch
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    example = (torch.from_numpy(images[:batch]).to(memory_format=torch.channels_last),)
+    with torch.no_grad():
+        prepared = prepare_pt2e(torch.export.export(model, example).module(), quantizer)
+        for each in _batches(images, batch):
+            prepared(torch.from_numpy(each).to(memory_format=torch.channels_last))
+        return torch.export.export(convert_pt2e(prepared), example)
+
+
+def _executorch(model: nn.Module, files: Files, images: NDArray[np.float32], batch: int) -> None:
+    """int8 activations, int8 weights per channel, all layers on XNNPACK, as its documentation advises for CPUs."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from executorch.exir import to_edge_transform_and_lower
+
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    lowered = to_edge_transform_and_lower(
+        _calibrated(model, quantizer, images, batch), partitioner=[XnnpackPartitioner()]
+    )
+    files.executorch_int8(batch).write_bytes(lowered.to_executorch().buffer)
+
+
+def _inductor(model: nn.Module, files: Files, images: NDArray[np.float32], batch: int) -> None:
+    """uint8 activations, int8 weights per channel, oneDNN's kernels, as torchao's documentation advises for x86.
+
+    The program is compiled ahead of time. Its few kernels outside oneDNN use all instructions of this processor, also
+    where a measurement hides some of them.
+    """
+    import torch
+    import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86
+    from torch._inductor import aoti_compile_and_package
+
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    program = _calibrated(model, quantizer, images, batch)
+    with torch.no_grad():
+        aoti_compile_and_package(
+            program,
+            package_path=str(files.inductor_int8(batch)),
+            inductor_configs={"freezing": True, "cpp.dynamic_threads": True},
+        )
+
+
 def _litert(model: nn.Module, files: Files, images: NDArray[np.float32], batch: int) -> None:
     """Channels last, as LiteRT computes, so that no data is moved."""
     import litert_torch
@@ -177,8 +242,7 @@ def _litert(model: nn.Module, files: Files, images: NDArray[np.float32], batch: 
     made = quantizer.Quantizer(str(float_file), recipe.static_wi8_ai8())
 
     channels_last = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
-    starts = range(0, len(images) - batch + 1, batch)
-    batches = [{"args_0": channels_last[start : start + batch]} for start in starts]
+    batches = [{"args_0": each} for each in _batches(channels_last, batch)]
     found = made.calibrate({"serving_default": batches}, num_threads=2)
     target = files.litert("int8", batch)
     target.unlink(missing_ok=True)

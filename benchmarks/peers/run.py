@@ -20,6 +20,10 @@ from numpy.typing import NDArray
 from benchmarks.peers.build import Files
 
 Logits = NDArray[np.float32]
+Maker = Callable[[Path, NDArray[np.float32], int], Callable[[], Logits]]
+"""Of (file, batch, threads): makes a function that runs the batch."""
+STREAMS_FROM = 16
+"""Images of the smallest batch that is divided among OpenVINO's streams."""
 PUBLISHED_LITERT = {"resnet8": "resnet8-*int8.tflite"}
 
 
@@ -77,6 +81,70 @@ def openvino(path: Path, images: NDArray[np.float32], threads: int) -> Callable[
     return call
 
 
+def openvino_streams(path: Path, images: NDArray[np.float32], streams: int) -> Callable[[], Logits]:
+    """Return a function that divides the batch among streams of one thread each, as for throughput."""
+    import openvino as ov
+
+    core = ov.Core()
+    model = core.read_model(str(path))
+    parts = np.split(images, streams)
+    model.reshape(list(parts[0].shape))
+    compiled = core.compile_model(
+        model,
+        "CPU",
+        {
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "NUM_STREAMS": str(streams),
+            "INFERENCE_NUM_THREADS": str(streams),
+            "INFERENCE_PRECISION_HINT": "f32",
+        },
+    )
+    requests = [compiled.create_infer_request() for _ in parts]
+    for request, part in zip(requests, parts, strict=True):
+        request.set_input_tensor(ov.Tensor(part, shared_memory=True))
+
+    def call() -> Logits:
+        for request in requests:
+            request.start_async()
+        for request in requests:
+            request.wait()
+        return np.concatenate([request.get_output_tensor().data for request in requests])
+
+    return call
+
+
+def executorch(path: Path, images: NDArray[np.float32], threads: int) -> Callable[[], Logits]:
+    """Return a function that runs the batch: ``Method.execute`` on a tensor."""
+    import torch
+    from executorch.extension.pybindings import portable_lib
+    from executorch.runtime import Runtime
+
+    portable_lib._unsafe_reset_threadpool(threads)
+    method = Runtime.get().load_program(path).load_method("forward")
+    inputs = [torch.from_numpy(images).to(memory_format=torch.channels_last)]
+
+    def call() -> Logits:
+        return np.asarray(method.execute(inputs)[0])
+
+    return call
+
+
+def inductor(path: Path, images: NDArray[np.float32], threads: int) -> Callable[[], Logits]:
+    """Return a function that runs the batch: a program that PyTorch's compiler has written, on a tensor."""
+    import torch
+    from torch._inductor import aoti_load_package
+
+    torch.set_num_threads(threads)
+    program = aoti_load_package(str(path))
+    batch = torch.from_numpy(images).to(memory_format=torch.channels_last)
+
+    def call() -> Logits:
+        with torch.inference_mode():
+            return np.asarray(program(batch))
+
+    return call
+
+
 def litert(path: Path, images: NDArray[np.float32], threads: int) -> tuple[Callable[[], None], Callable[[], Logits]]:
     """Return the timed function (``invoke`` alone, with the batch in place) and a function for the logits."""
     from ai_edge_litert.interpreter import Interpreter
@@ -103,15 +171,21 @@ def litert(path: Path, images: NDArray[np.float32], threads: int) -> tuple[Calla
 def peers(network: str, files: Files, images: NDArray[np.float32], threads: int, models: Path | None) -> list[Side]:
     """Return every peer that is installed and has a file of the network."""
     found = []
-    for name, make, path in (
+    batch = len(images)
+    made: list[tuple[str, Maker, Path]] = [
         ("onnxruntime fp32", onnxruntime, files.onnx),
         ("onnxruntime int8", onnxruntime, files.onnx_int8),
         ("openvino fp32", openvino, files.onnx),
         ("openvino int8", openvino, files.openvino_int8),
-    ):
-        call = make(path, images, threads)
-        found.append(Side(name, call, call))
-    batch = len(images)
+        ("executorch int8", executorch, files.executorch_int8(batch)),
+        ("pytorch int8", inductor, files.inductor_int8(batch)),
+        ("openvino int8, streams", openvino_streams, files.openvino_int8),
+    ]
+    in_streams = threads > 1 and batch >= STREAMS_FROM and batch % threads == 0
+    for name, make, path in made:
+        if path.exists() and (in_streams or make is not openvino_streams):
+            call = make(path, images, threads)
+            found.append(Side(name, call, call))
     litert_files = [("litert fp32", files.litert("float", batch)), ("litert int8", files.litert("int8", batch))]
     published = sorted(models.glob(PUBLISHED_LITERT.get(network, "-"))) if models is not None and batch == 1 else []
     litert_files += [("litert int8, published", path) for path in published]
