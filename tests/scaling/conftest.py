@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.forked import forked_ranks
 from tests.once import once_in
 from tests.scaling.plants import real_time
 from twoscale.scaling._measure.launch import Host, launch
@@ -54,7 +55,8 @@ def measured(ranks: Callable[..., Outcome[Any]], once: Callable[[str, Callable[[
 
     def result(name: str, arguments: dict[str, Any] | None = None, **options: Any) -> Any:
         def measure() -> Any:
-            outcome = ranks(name, arguments, **options)
+            with forked_ranks():
+                outcome = ranks(name, arguments, **options)
             assert outcome.ok, f"{outcome.message}\n{outcome.log_tail}"
             return outcome.result
 

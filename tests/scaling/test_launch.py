@@ -56,6 +56,7 @@ def test_one_rank_may_have_more_threads(ranks: Callable[..., Outcome[Any]]) -> N
     assert result["cores"] == list(available_cores())
 
 
+@pytest.mark.sweep(1)  # two ranks: tests/training/test_launching.py, with the same environment
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_files_where_the_user_is_are_no_modules(
     ranks: Callable[..., Outcome[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world_size: int

@@ -87,7 +87,20 @@ def test_a_table_says_what_was_not_as_predicted(found: dict[str, StrategyRecord]
     ddp = found["DDP"]
     wrong = replace(ddp, name="wrong", differences=("planted",))
     column = [row[5].text for row in strategies_table([ddp, wrong]).rows]
-    assert column == ["yes", "no"]
+    assert column[:2] == ["yes", "no"]
+
+
+def test_data_parallel_takes_the_images_of_all_ranks(core: dict[str, Any], found: dict[str, StrategyRecord]) -> None:
+    """On a processor, rank 0 computes on the batch of both ranks: DDP's weights, and no collective."""
+    record = decode(core["data parallel"], StrategyRecord)
+    assert (record.name, record.observed, record.differences) == ("nn.DataParallel", (), ())
+    assert 0 < record.distance < 1e-6  # sums of 8 images, and not two of 4
+    assert (record.memory.parameters, record.memory.gradients, record.memory.buckets) == (NET, NET, 0)
+    without = strategies_table([found["DDP"]]).rows
+    assert (without[1][0].text, without[1][0].note) == ("nn.DataParallel", "on GPUs only")
+    measured = strategies_table([found["DDP"], record]).rows
+    assert [row[0].note for row in measured] == ["", ""]
+    assert len(measured) == 2
 
 
 def test_questions_of_the_command_line() -> None:

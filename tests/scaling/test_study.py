@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tests.forked import forked_ranks
 from twoscale._cli import main
 from twoscale.errors import ConfigurationError, TwoscaleError, UnknownNameError
 from twoscale.scaling._measure.rank import _in_a_line
@@ -81,7 +82,7 @@ def done(once: Callable[[str, Callable[[], Any]], Any], tmp_path_factory: pytest
 
     def measure() -> str:
         folder = tmp_path_factory.mktemp("study")
-        with pytest.MonkeyPatch.context() as patch:
+        with forked_ranks(), pytest.MonkeyPatch.context() as patch:
             # Threads that wait for each other give way to other test processes.
             patch.setenv("GOMP_SPINCOUNT", "0")
             patch.setenv("OMP_WAIT_POLICY", "PASSIVE")

@@ -31,6 +31,7 @@ from twoscale.scaling._measure.bandwidth import measure_bandwidth
 from twoscale.scaling._measure.breakdown import break_down
 from twoscale.scaling._measure.clocks import Loop, RankClock
 from twoscale.scaling._measure.collectives import collective
+from twoscale.scaling._measure.comparison import compare, compare_data_parallel
 from twoscale.scaling._measure.jobs import _at_work
 from twoscale.scaling._measure.launch import _LOOK
 from twoscale.scaling._measure.ledger import GLOO_MESSAGE, gloo_sent, observe, predict, reconcile, write_ledger
@@ -39,7 +40,7 @@ from twoscale.scaling._measure.optimizers import compare_optimizers
 from twoscale.scaling._measure.peak import measure_memory, measure_peak
 from twoscale.scaling._measure.records import DdpOptions, EpochTime, LedgerEntry, Summary, Workload
 from twoscale.scaling._measure.replicas import hash_replicas
-from twoscale.scaling._measure.strategies import STRATEGIES, Strategy, compare
+from twoscale.scaling._measure.strategies import STRATEGIES, Strategy
 from twoscale.scaling._measure.tasks import Arm, ArmsResult, ArmsTask, BatchesResult, BatchesTask, RanksTask
 from twoscale.scaling._measure.variants import VARIANTS, Variant, compare_variants
 from twoscale.scaling._measure.workload import Batch, batch_stream, create_model, wrap
@@ -408,10 +409,11 @@ def _strategies() -> dict[str, Any]:
     fast = {"DDP", "DDP, fp16 gradients", "DDP, PowerSGD of rank 2", "ZeRO-1", "FSDP2"}
     chosen = [one for one in STRATEGIES if sweep.whole() or one.name in fast]
     brief: dict[str, Any] = {"rounds": 1, "steps": 1}
+    small = Workload(batch_size=4, data="digits")
+    found = compare(small, strategies=chosen, trained_steps=4, seeds=2, **brief)
     return {
-        "strategies": compare(
-            Workload(batch_size=4, data="digits"), strategies=chosen, trained_steps=4, seeds=2, **brief
-        ),
+        "strategies": found,
+        "data parallel": compare_data_parallel(small, found[0], **brief),
         "strategies with buffers": compare(Workload("resnet20", batch_size=2), strategies=STRATEGIES, **brief)
         if sweep.whole()
         else (),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.forked import forked_ranks
 from tests.once import once_in
 from tests.training.made_up import dataset_of
 from twoscale.data import Dataset
@@ -26,10 +27,11 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 
     def run(name: str, arguments: dict[str, Any] | None = None) -> Any:
         def measure() -> Any:
-            outcome = launch(
-                f"tests.training.workers:{name}", arguments, world_size=2, threads_per_rank=1, timeout=300.0,
-                environment={"PYTHONPATH": str(ROOT)},
-            )  # fmt: skip
+            with forked_ranks():
+                outcome = launch(
+                    f"tests.training.workers:{name}", arguments, world_size=2, threads_per_rank=1, timeout=300.0,
+                    environment={"PYTHONPATH": str(ROOT)},
+                )  # fmt: skip
             assert outcome.ok, f"{outcome.message}\n{outcome.log_tail}"
             return outcome.result
 

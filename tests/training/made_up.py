@@ -82,7 +82,7 @@ CONFIG = {
 }  # fmt: skip
 
 OF_THE_COMMAND = TrainConfig(
-    model="net", data="digits", device="cpu", batch_size=50, lr=0.01, epochs=10, checkpoint_every=5, threads=1,
+    model="net", data="digits", device="cpu", batch_size=50, lr=0.01, epochs=4, checkpoint_every=5, threads=1,
 )  # fmt: skip
 """What the runs that are killed and interrupted are to come to."""
 

@@ -134,7 +134,7 @@ def command(out: Path, *words: str) -> list[str]:
     """Return the command that trains as OF_THE_COMMAND says."""
     return [
         sys.executable, "-m", "twoscale", "train", "net", "--device", "cpu", "--procs", "2", "--batch-size", "50",
-        "--lr", "0.01", "--epochs", "10", "--checkpoint-every", "5", "--threads", "1", "--out", str(out), *words,
+        "--lr", "0.01", "--epochs", "4", "--checkpoint-every", "5", "--threads", "1", "--out", str(out), *words,
     ]  # fmt: skip
 
 
@@ -185,9 +185,9 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
+@pytest.mark.skipif(not sweep.whole(), reason="starts five processes: --sweep all; others resume in one launch")
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 @pytest.mark.parametrize("interrupted", [False, True])
-@pytest.mark.sweep(1)
 def test_ctrl_c_and_a_killed_process_end_in_the_same_weights(
     shares: Any, tmp_path: Path, start: Any, interrupted: bool
 ) -> None:
@@ -202,7 +202,7 @@ def test_ctrl_c_and_a_killed_process_end_in_the_same_weights(
         assert process.returncode == 130, err
         [said] = [line for line in err.splitlines() if line.startswith("twoscale:")]
         assert said.startswith("twoscale: interrupted: saved after mini-batch ")
-        assert said.endswith(" of 290; continue with the same command and --resume")
+        assert said.endswith(" of 116; continue with the same command and --resume")
         assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
         words.append("--resume")
     # kill -9 of a rank: torchrun starts both again, and they go on from the last checkpoint.
@@ -227,7 +227,7 @@ def test_ctrl_c_and_a_killed_process_end_in_the_same_weights(
     assert again in record.notes
 
 
-@pytest.mark.skipif(not sweep.whole(), reason="the next test starts nothing again either; --sweep all")
+@pytest.mark.skipif(not sweep.whole(), reason="starts two processes: --sweep all")
 def test_wrong_input_is_one_line(tmp_path: Path, start: Any) -> None:
     process = start(tmp_path / "run", "--momentum", "2")
     out, err = process.communicate(timeout=600)
@@ -235,6 +235,7 @@ def test_wrong_input_is_one_line(tmp_path: Path, start: Any) -> None:
     assert err == "twoscale: error: momentum is 2.0; expected at least 0 and less than 1\n"
 
 
+@pytest.mark.skipif(not sweep.whole(), reason="trains in two processes: --sweep all")
 def test_wrong_input_that_only_training_shows_starts_nothing_again(tmp_path: Path, start: Any) -> None:
     """Every process says the same, and so it would after another start."""
     process = start(tmp_path / "run", "--lr", "1e30", "--max-restarts", "2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from twoscale._launching import processes, torchrun
+from twoscale._launching import agent, processes, torchrun
 from twoscale.scaling._measure.launch import launch
 from twoscale.training._ranks import Ranks, _Answer
 
@@ -321,3 +322,21 @@ def test_hosts_with_run_ids_of_their_own_meet_in_one_store() -> None:
     there = second.next_rendezvous().store
     assert there.check(["written by"])
     assert there.get("written by") == b"the first host"
+
+
+def test_what_the_agent_does_when_a_rank_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    """A rank that printed what was wrong is not started again: every process would say the same."""
+
+    def failed(code: int) -> logging.LogRecord:
+        return logging.LogRecord("log", logging.ERROR, "", 0, f"{agent._FAILED} (pid: %s)", (code, 1, 7), None)
+
+    failures = agent._Failures(1)
+    failures.emit(failed(-9))
+    died = "process 1 was ended by SIGKILL, usually because memory ran out"
+    assert capsys.readouterr().err == f"twoscale: {died}; all are started again, restart 1 of 1\n"
+    failures.emit(failed(-9))  # there is no second restart
+    assert capsys.readouterr().err == ""
+    for code in (2, 130):
+        with pytest.raises(SystemExit) as ended:
+            failures.emit(failed(code))
+        assert ended.value.code == code

@@ -31,6 +31,7 @@ from twoscale.scaling._measure.arms import measure_arms
 from twoscale.scaling._measure.bandwidth import measure_bandwidth
 from twoscale.scaling._measure.breakdown import break_down
 from twoscale.scaling._measure.clocks import Loop
+from twoscale.scaling._measure.comparison import compare, compare_data_parallel
 from twoscale.scaling._measure.ledger import write_ledger
 from twoscale.scaling._measure.loading import measure_loading
 from twoscale.scaling._measure.optimizers import compare_optimizers
@@ -44,7 +45,6 @@ from twoscale.scaling._measure.records import (
     Workload,
 )
 from twoscale.scaling._measure.replicas import hash_replicas, sampler_orders
-from twoscale.scaling._measure.strategies import compare
 from twoscale.scaling._measure.tasks import (
     Arm,
     ArmsResult,
@@ -214,7 +214,11 @@ def run_arms(task: ArmsTask) -> ArmsResult:
 
 def compare_strategies(task: StrategiesTask) -> StrategiesResult:
     """Compare ways to share a step among the ranks of this launch."""
-    return compare(task.workload, steps=task.steps or _ARM_STEPS, seeds=task.seeds, watch=_at_work)
+    steps = task.steps or _ARM_STEPS
+    found = compare(task.workload, steps=steps, seeds=task.seeds, watch=_at_work)
+    if task.workload.device == "cpu":
+        return found
+    return (*found, compare_data_parallel(task.workload, found[0], steps=steps))
 
 
 def time_loading(task: LoadingTask) -> LoadingRecord:

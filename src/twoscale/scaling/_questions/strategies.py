@@ -9,7 +9,7 @@ from twoscale._page.charts import Drawing, Series, dot_plot
 from twoscale._page.document import Group
 from twoscale._page.numbers import MISSING, count, percent, signed
 from twoscale._page.tables import Cell, Column, Table, table, text_column
-from twoscale.scaling._measure.records import StrategyRecord
+from twoscale.scaling._measure.records import DATA_PARALLEL, StrategyRecord
 from twoscale.scaling._measure.statistics import mean_interval
 from twoscale.scaling._questions.question import Content, Question
 from twoscale.scaling._questions.results import StudyResults
@@ -40,11 +40,13 @@ def _sentence(results: StudyResults) -> str | None:
     ddp = records[0]
     off = [one.name for one in records if one.differences]
     state = (
-        f"the collectives of all {len(records)} strategies were observed as predicted, to the byte"
+        f"the collectives of all {len(_sharing(records))} strategies were observed as predicted, to the byte"
         if not off
         else f"collectives were not observed as predicted: {', '.join(off)}"
     )
-    faster = [one for one in records if one.against_ddp is not None and one.against_ddp.median_interval.high < 0]
+    faster = [
+        one for one in _sharing(records) if one.against_ddp is not None and one.against_ddp.median_interval.high < 0
+    ]
     best = min(faster, key=lambda one: one.step.median, default=None)
     speed = (
         f"no strategy is measurably faster than DDP ({milliseconds(ddp.step.median)} per step)"
@@ -52,12 +54,17 @@ def _sentence(results: StudyResults) -> str | None:
         else f"{best.name} is the fastest, {milliseconds(best.step.median)} per step ({milliseconds(ddp.step.median)} "
         "in DDP)"
     )
-    least = min(records, key=lambda one: one.memory.total)
+    least = min(_sharing(records), key=lambda one: one.memory.total)
     saved = 1 - least.memory.total / ddp.memory.total
     return (
         f"At {ddp.world_size} ranks {speed}; {least.name} holds least, {percent(saved, 0)} % less than DDP, and a rank "
         f"sends {number(least.sent() / ddp.sent() if ddp.sent() else None)} times as many bytes; {state}."
     )
+
+
+def _sharing(records: Sequence[StrategyRecord]) -> list[StrategyRecord]:
+    """Return the strategies of one process per rank."""
+    return [one for one in records if one.name != DATA_PARALLEL]
 
 
 def _accuracy(record: StrategyRecord, ddp: StrategyRecord) -> Cell:
@@ -89,6 +96,9 @@ def strategies_table(records: Sequence[StrategyRecord]) -> Table:
         ]
         for one in records
     ]
+    if len(_sharing(records)) == len(records):
+        # On a processor it runs the module on the whole batch and shares nothing.
+        rows.append([Cell(DATA_PARALLEL, "on GPUs only"), *[MISSING] * 8])
     columns = [
         text_column("Strategy"),
         Column("Step", "ms"),
@@ -169,6 +179,9 @@ def _content(results: StudyResults) -> Content:
             f"Weights are compared after these seven steps from the same weights and batches: strategies below "
             f"{_EXACT:.0e} differ by the order of sums only. Accuracies have the interval of the seeds' differences "
             "from DDP under them.",
+            "nn.DataParallel is what not to use: one process drives all GPUs, copies the parameters to each of them in "
+            "every step, and gathers outputs and gradients on the first. Its step takes the images of all ranks. It "
+            "has numbers on several GPUs only.",
         ),
         groups,
         [f"{one.name}: {line}" for one in records for line in one.differences],

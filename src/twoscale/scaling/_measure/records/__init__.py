@@ -35,7 +35,7 @@ from twoscale.scaling._measure.records.breakdown import (
     StepPart,
 )
 from twoscale.scaling._measure.records.loading import LoadingRecord, LoadingRow
-from twoscale.scaling._measure.records.strategies import HeldMemory, StrategyRecord
+from twoscale.scaling._measure.records.strategies import DATA_PARALLEL, HeldMemory, StrategyRecord
 from twoscale.scaling._measure.records.times import (
     ArmsRecord,
     Bucket,
@@ -60,6 +60,7 @@ from twoscale.scaling._measure.records.wire import (
 )
 
 __all__ = [
+    "DATA_PARALLEL",
     "ArmsRecord",
     "BandwidthRecord",
     "BandwidthRow",

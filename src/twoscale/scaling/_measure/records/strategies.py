@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from twoscale.scaling._measure.records.base import Summary
 from twoscale.scaling._measure.records.wire import LedgerEntry
 
-__all__ = ["HeldMemory", "StrategyRecord"]
+__all__ = ["DATA_PARALLEL", "HeldMemory", "StrategyRecord"]
+
+DATA_PARALLEL = "nn.DataParallel"
+"""Name of the strategy of one process for all GPUs of a host."""
 
 
 @dataclass(frozen=True)
