@@ -133,8 +133,13 @@ class Results:
     rows: tuple[Row, ...]
 
 
-def network_of(name: str) -> twoscale.IntegerNetwork:
-    """Return a model with random weights as an integer network: instructions hardly depend on the weights."""
+def network_of(name: str, bits: int = 8) -> twoscale.IntegerNetwork:
+    """Return a model with random weights as an integer network: instructions hardly depend on the weights.
+
+    Args:
+        name: of the model.
+        bits: of its weights.
+    """
     torch.manual_seed(0)
     images = torch.rand(8, *SHAPES.get(name, (3, 32, 32)))
     model = models.create(name)
@@ -144,7 +149,7 @@ def network_of(name: str) -> twoscale.IntegerNetwork:
                 module.momentum = 1.0
         with torch.no_grad():
             model(images)
-    return twoscale.quantize(model.eval(), [images], name=name)
+    return twoscale.quantize(model.eval(), [images], name=name, scheme=twoscale.Scheme(weight_bits=bits))
 
 
 def version_of(tool: str) -> str:

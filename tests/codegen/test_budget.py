@@ -151,7 +151,7 @@ def test_the_message_names_what_no_target_can_save(lab: IntegerNetwork, tmp_path
     with pytest.raises(ConfigurationError, match=r"no target takes less RAM than small-ram with [\d,]+ bytes, most of"):
         export_c(lab, tmp_path, max_ram=1000)
     with pytest.raises(
-        ConfigurationError, match=r"one byte of flash at any bit width, .* fewer weights first: logits 9,228"
+        ConfigurationError, match=r"weights of 4 bits in half a byte, .* need fewer weights or bits first: logits 9,228"
     ):
         fitting_target(lab, Budget(flash=12_000))
     with pytest.raises(ConfigurationError, match=r"of RAM .* and .* of flash .*"):

@@ -442,7 +442,10 @@ def test_sizes_are_those_of_the_layers() -> None:
             out, per_group, kernel_h, kernel_w = layer.weight.shape
             assert step.macs == int(np.prod(layer.output.shape[1:])) * out * per_group * kernel_h * kernel_w
             multipliers = 0 if layer.multiplier is None else len(layer.multiplier.values)
-            expected = layer.weight.size + 4 * out + (4 * multipliers if multipliers > 1 else 0)
+            largest, run = np.abs(layer.weight, dtype=np.int16).max(), kernel_w * per_group
+            pairs = -(-out // 2) * kernel_h  # of channels that share bytes
+            weights = layer.weight.size if largest > 7 else pairs * (run if largest > 1 else -(-run // 2))
+            expected = weights + 4 * out + (4 * multipliers if multipliers > 1 else 0)
             assert sum(constant.size for constant in step.constants) == expected
 
 

@@ -98,6 +98,7 @@ def _advice(target: str, budget: Budget, sizes_for: Callable[[str], SizeReport])
         largest = sorted(least_flash.layers, key=lambda layer: -layer.constant_bytes)[:_LARGEST]
         named = ", ".join(f"{printable(layer.name)} {layer.constant_bytes:,}" for layer in largest)
         parts.append(
-            f"a weight takes one byte of flash at any bit width, so these layers need fewer weights first: {named}"
+            "targets portable and small-ram store weights of 4 bits in half a byte, of 2 bits in a quarter; these "
+            f"layers take the most and need fewer weights or bits first: {named}"
         )
     return "; ".join(parts) or "no target fits both RAM and flash"

@@ -74,6 +74,8 @@ class Constant:
     values: NDArray[Any]
     dimensions: tuple[int, ...]
     """Sizes of its dimensions, slowest first, for the comment."""
+    note: str = ""
+    """What the values are, for the comment."""
 
     @property
     def size(self) -> int:
@@ -147,6 +149,11 @@ class Call:
     """One call of a kernel."""
 
     kernel: ClassVar[Kernel]
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """The kernel, and those that it calls only with parameters such as these."""
+        return (self.kernel,)
 
     @property
     def params(self) -> Params | None:

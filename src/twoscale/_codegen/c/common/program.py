@@ -33,10 +33,10 @@ class Constants:
         self._identifier = layer.identifier
         self._made = []
 
-    def add(self, kind: str, ctype: str, values: NDArray[Any], dimensions: tuple[int, ...]) -> Constant:
+    def add(self, kind: str, ctype: str, values: NDArray[Any], dimensions: tuple[int, ...], note: str = "") -> Constant:
         """Make a static array of the layer; ``kind``, such as "weight", becomes part of its name."""
         name = self._identifiers.ending(self._identifier, kind)
-        made = Constant(name, ctype, np.ascontiguousarray(values).ravel(), dimensions)
+        made = Constant(name, ctype, np.ascontiguousarray(values).ravel(), dimensions, note)
         self._made.append(made)
         return made
 

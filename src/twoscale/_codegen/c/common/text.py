@@ -213,7 +213,8 @@ def array(constant: Constant) -> str:
     """Return the definition of a static array."""
     dimensions = "".join(f"[{d}]" for d in constant.dimensions)
     declared = f"static const {constant.ctype} {constant.identifier}[{constant.values.size}] ="
-    about = f" /* {dimensions} */" if len(constant.dimensions) > 1 else ""
+    note = f", {constant.note}" if constant.note else ""
+    about = f" /* {dimensions}{note} */" if len(constant.dimensions) > 1 else ""
     return f"{declared} {{{about}\n{number_lines(constant.values)}\n}};"
 
 

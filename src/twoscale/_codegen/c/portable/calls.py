@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.arrange import ArrangedLayer, Arrangement, Copy, refusal
-from twoscale._codegen.c.common.calls import NULL, Call, Inline, Name, Operand
+from twoscale._codegen.c.common.calls import NULL, Call, Constant, Inline, Name, Operand
+from twoscale._codegen.c.common.packing import pack, storage_bits
 from twoscale._codegen.c.common.program import Constants, Step, step_of
 from twoscale._codegen.c.common.storage import memory_axes, memory_steps
 from twoscale._codegen.c.common.tensors import Tensor
@@ -124,6 +125,13 @@ class PortableCalls:
         per_channel = 1 if len(mantissas) > 1 else None
         return k.Requantization(array, per_channel, None, None, exponents, y.zero, y.lo, y.hi)
 
+    def weights(self, weight: NDArray[np.int8], dimensions: tuple[int, ...]) -> Constant:
+        """Make the array of weights (channels, rows, taps of a row); they are packed if they fit few bits."""
+        bits = storage_bits(weight)
+        if bits == 8:
+            return self.constants.add("weight", "int8_t", weight, dimensions)
+        return self.constants.add("weight", "int8_t", pack(weight, bits), dimensions, f"packed, {bits} bits each")
+
     def in_tiles(self, layer: n.Conv2d) -> bool:
         """Whether the tile kernels can compute a convolution.
 
@@ -174,7 +182,8 @@ class PortableCalls:
             pad_left=layer.padding[1],
             groups=layer.groups,
             in_zero=x.zero,
-            weight=self.constants.add("weight", "int8_t", weight_ohwi, weight_ohwi.shape),
+            weight_bits=packed_bits(layer),
+            weight=self.weights(weight_ohwi.reshape(out_c, len(layer.weight[0, 0]), -1), weight_ohwi.shape),
             bias=self.constants.add("bias", "int32_t", bias, bias.shape),
             residual_zero=None if residual is None else others[0].zero,
             residual_multiplier=None if residual is None else int(residual.integers[0]),
@@ -244,6 +253,12 @@ def fixed_sum(layer: n.Add, a: Tensor, b: Tensor) -> dict[str, int]:
     return found
 
 
+def packed_bits(layer: n.Conv2d | n.Linear) -> int | None:
+    """Return the bits of a layer's packed weights; None if each has a byte."""
+    bits = storage_bits(layer.weight)
+    return None if bits == 8 else bits
+
+
 def folded_biases(layer: n.Conv2d | n.Linear, zero: int) -> NDArray[np.int64]:
     """Return biases minus the zero point times the sum of the weights, for kernels that do not subtract the zero
     point."""
@@ -269,11 +284,12 @@ def _linear(p: PortableCalls, _: ArrangedLayer, layer: n.Linear) -> tuple[Call, 
         in_count=weight.shape[1],
         out_count=weight.shape[0],
         in_zero=x.zero,
-        weight=p.constants.add("weight", "int8_t", weight, weight.shape),
+        weight=p.weights(weight[:, None], weight.shape),
         bias=p.constants.add("bias", "int32_t", layer.bias_o, layer.bias_o.shape),
         to=p.requantization(layer, layer.multiplier),
     )
-    return (k.Linear(params, Operand(x.name), Operand(layer.name)),)
+    call = {None: k.Linear, 4: k.Linear4, 2: k.Linear2}[packed_bits(layer)]
+    return (call(params, Operand(x.name), Operand(layer.name)),)
 
 
 def _mul(p: PortableCalls, _: ArrangedLayer, layer: n.Mul) -> tuple[Call, ...]:

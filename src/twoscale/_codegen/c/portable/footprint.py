@@ -28,16 +28,22 @@ KERNEL_COSTS = {
     "conv2d_helium": (104, 56),
     "conv2d_helium_row": (1690, 380),
     "conv2d_row": (1070, 192),
+    "conv2d_tile": (610, 420),
+    "conv2d_tile_2": (840, 104),
+    "conv2d_tile_4": (620, 80),
     "conv2d_tiles": (104, 56),
-    "conv2d_tiles_row": (2050, 700),
+    "conv2d_tiles_row": (1440, 280),
     "copy": (140, 64),
     "depthwise_halves": (80, 40),
     "depthwise_halves_row": (1320, 312),
+    "dot_packed": (300, 32),
     "fixed_point": (160, 48),
     "halves_tile": (480, 48),
     "halves_window": (100, 16),
     "helium_tile": (280, 112),
     "linear": (140, 48),
+    "linear_2": (300, 88),
+    "linear_4": (210, 56),
     "linear_halves": (410, 72),
     "matmul": (260, 80),
     "max_pool2d": (440, 112),
@@ -105,7 +111,8 @@ def footprint(
     code = sum(_cost(kernel)[0] for kernel in kernels)
     structs = sum(_size(call.params) for call in calls if call.params is not None)
     run = _RUN[0] + _RUN[1] * len(calls) + _ROW * loops
-    stack = max((_stack(kernel, order, macros) for kernel in kernels), default=0) + (
+    chains = [(kernel,) for kernel in kernels] + [call.kernels for call in calls]
+    stack = max((_stack(chain, order, macros) for chain in chains), default=0) + (
         _cost(FIXED_POINT)[1] if fixed_point else 0
     )
     return Footprint(code_bytes=code + structs + rows + run, stack_bytes=_RUN_STACK + stack)
@@ -115,9 +122,9 @@ def _cost(kernel: Kernel) -> tuple[int, int]:
     return KERNEL_COSTS.get(kernel.name, (0, 0))
 
 
-def _stack(kernel: Kernel, order: Sequence[Kernel], macros: Sequence[Macro]) -> int:
-    """Return the stack of a kernel and of all that it calls, as if it called each from within the other."""
-    parts = with_needs([kernel], order)
+def _stack(chain: Sequence[Kernel], order: Sequence[Kernel], macros: Sequence[Macro]) -> int:
+    """Return the stack of kernels and of all that they call, as if each were called from within the other."""
+    parts = with_needs(chain, order)
     arrays = sum(
         macro.value * _STACK_ARRAYS.get(macro.name, 0)
         for part in parts

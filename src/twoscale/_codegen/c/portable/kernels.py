@@ -43,6 +43,8 @@ __all__ = [
     "FromInt8",
     "Library",
     "Linear",
+    "Linear2",
+    "Linear4",
     "LinearParams",
     "LookUp",
     "Macro",
@@ -84,13 +86,22 @@ FIXED_POINT = Kernel("fixed_point", (REQUANTIZE,))
 """Used by networks of TensorFlow Lite's arithmetic. Without it, the parts of other kernels for it are left out."""
 STORE = Kernel("store", (REQUANTIZE, _REQUANTIZE_NARROW, MULTIPLIER_OF), fixed_point=True)
 _DOT = Kernel("dot")
+_PACKED = Kernel("packed")
+_DOT_PACKED = Kernel("dot_packed", (_PACKED,))
+_ALONE = Kernel("alone")
 ROWS = Kernel("rows")
 _CONV2D_PARAMS = Kernel("conv2d_params")
 _CONV2D_ROW = Kernel("conv2d_row", (STORE, _DOT, ROWS, _CONV2D_PARAMS))
 _CONV2D = Kernel("conv2d", (_CONV2D_ROW,))
+_CONV2D_TILE = Kernel("conv2d_tile", (_ALONE,))
+_CONV2D_TILE_4 = Kernel("conv2d_tile_4", (_ALONE, _PACKED))
+_CONV2D_TILE_2 = Kernel("conv2d_tile_2", (_ALONE, _PACKED))
 _CONV2D_TILES_ROW = Kernel("conv2d_tiles_row", (REQUANTIZE, MULTIPLIER_OF, ROWS, _CONV2D_PARAMS), fixed_point=True)
 _CONV2D_TILES = Kernel("conv2d_tiles", (_CONV2D_TILES_ROW,))
-_LINEAR = Kernel("linear", (STORE, _DOT))
+_LINEAR_PARAMS = Kernel("linear_params", (REQUANTIZE,))
+_LINEAR = Kernel("linear", (STORE, _DOT, _LINEAR_PARAMS))
+_LINEAR_4 = Kernel("linear_4", (STORE, _PACKED, _LINEAR_PARAMS))
+_LINEAR_2 = Kernel("linear_2", (STORE, _PACKED, _LINEAR_PARAMS))
 _ADD_PARAMS = Kernel("add_params", (REQUANTIZE,))
 _ADD = Kernel("add", (_ADD_PARAMS,))
 _ADD_NARROW = Kernel("add_narrow", (_ADD_PARAMS, _REQUANTIZE_NARROW))
@@ -122,13 +133,22 @@ KERNELS = (
     FIXED_POINT,
     STORE,
     _DOT,
+    _PACKED,
+    _DOT_PACKED,
     ROWS,
     _CONV2D_PARAMS,
     _CONV2D_ROW,
     _CONV2D,
+    _ALONE,
+    _CONV2D_TILE,
+    _CONV2D_TILE_4,
+    _CONV2D_TILE_2,
     _CONV2D_TILES_ROW,
     _CONV2D_TILES,
+    _LINEAR_PARAMS,
     _LINEAR,
+    _LINEAR_4,
+    _LINEAR_2,
     _ADD_PARAMS,
     _ADD,
     _ADD_NARROW,
@@ -156,6 +176,12 @@ KERNELS = (
 """In the order of the C file: each kernel comes after those that it calls."""
 
 
+_OPTIONAL = {
+    kernel.name.upper() for kernel in (FIXED_POINT, _PACKED, _DOT_PACKED, _CONV2D_TILE, _CONV2D_TILE_4, _CONV2D_TILE_2)
+}
+"""Names of kernels, in capitals, without which parts of others are left out."""
+
+
 def kernel_texts(used: Iterable[Kernel], *, fixed_point: bool = False, order: Sequence[Kernel] = KERNELS) -> list[str]:
     """Return the texts of the kernels of ``order`` that are among ``used``, and of those that they call.
 
@@ -168,22 +194,29 @@ def kernel_texts(used: Iterable[Kernel], *, fixed_point: bool = False, order: Se
     needed = with_needs(used, order)
     if fixed_point and any(kernel.fixed_point for kernel in needed):
         needed = with_needs([*needed, FIXED_POINT], order)
-    return [chosen_parts((folder / kernel.folder / f"{kernel.name}.c").read_text(), fixed_point) for kernel in needed]
+    return [chosen_parts((folder / kernel.folder / f"{kernel.name}.c").read_text(), needed) for kernel in needed]
 
 
-def chosen_parts(text: str, fixed_point: bool) -> str:
-    """Return the text of a kernel with or without its parts for TensorFlow Lite's arithmetic.
+def chosen_parts(text: str, kernels: Iterable[Kernel]) -> str:
+    """Return the text of a kernel with or without its optional parts.
 
-    They are between the lines "#ifdef FIXED_POINT" and "#endif", and those for all other networks between
-    "#ifndef FIXED_POINT" and "#endif". These lines are left out themselves.
+    A part between the lines "#ifdef NAME" and "#endif", where NAME is that of an optional kernel in capitals, is
+    for sources with that kernel, and one after "#ifndef NAME" for all others. These lines are left out themselves.
+
+    Args:
+        text: of the kernel.
+        kernels: the kernels of the source.
     """
-    lines, wanted = [], None
+    present = {kernel.name.upper() for kernel in kernels}
+    lines: list[str] = []
+    wanted: bool | None = None
     for line in text.splitlines(keepends=True):
-        if line.rstrip() in ("#ifdef FIXED_POINT", "#ifndef FIXED_POINT"):
-            wanted = line.startswith("#ifdef")
+        directive, _, name = line.strip().partition(" ")
+        if directive in ("#ifdef", "#ifndef") and name in _OPTIONAL:
+            wanted = (name in present) == (directive == "#ifdef")
         elif wanted is not None and line.rstrip() == "#endif":
             wanted = None
-        elif wanted is None or wanted is fixed_point:
+        elif wanted is not False:
             lines.append(line)
     return "".join(lines)
 
@@ -280,6 +313,8 @@ class Conv2dParams(Params):
     pad_left: int
     groups: int
     in_zero: int
+    weight_bits: int | None
+    """4 or 2 if weights are packed; None if each has a byte."""
     weight: Constant
     bias: Constant
     residual_zero: int | None
@@ -292,6 +327,14 @@ class Conv2dParams(Params):
         return self.kernel_h * (self.kernel_w + self.stride_w) * self.in_c
 
 
+def _of_single_products(call: Conv2d | Conv2dRow) -> tuple[Kernel, ...]:
+    return (call.kernel, *([_DOT_PACKED] if call.parameters.weight_bits else []))
+
+
+def _of_tiles(call: Conv2dTiles | Conv2dTilesRow) -> tuple[Kernel, ...]:
+    return (call.kernel, {None: _CONV2D_TILE, 4: _CONV2D_TILE_4, 2: _CONV2D_TILE_2}[call.parameters.weight_bits])
+
+
 @dataclass(frozen=True)
 class Conv2d(Call):
     """A convolution, with or without a residual."""
@@ -301,6 +344,8 @@ class Conv2d(Call):
     x: Operand
     residual: Operand | None
     y: Operand
+
+    kernels = property(_of_single_products)
 
 
 @dataclass(frozen=True)
@@ -312,6 +357,8 @@ class Conv2dTiles(Call):
     x: Operand
     residual: Operand | None
     y: Operand
+
+    kernels = property(_of_tiles)
 
 
 @dataclass(frozen=True)
@@ -335,6 +382,20 @@ class Linear(Call):
     parameters: LinearParams
     x: Operand
     y: Operand
+
+
+@dataclass(frozen=True)
+class Linear4(Linear):
+    """A fully connected layer with packed weights of 4 bits."""
+
+    kernel: ClassVar = _LINEAR_4
+
+
+@dataclass(frozen=True)
+class Linear2(Linear):
+    """A fully connected layer with packed weights of 2 bits."""
+
+    kernel: ClassVar = _LINEAR_2
 
 
 @dataclass(frozen=True)
@@ -494,6 +555,8 @@ class Conv2dRow(RowCall):
     residual: Operand | None
     y: Operand
 
+    kernels = property(_of_single_products)
+
 
 @dataclass(frozen=True)
 class Conv2dTilesRow(RowCall):
@@ -504,6 +567,8 @@ class Conv2dTilesRow(RowCall):
     x: Operand
     residual: Operand | None
     y: Operand
+
+    kernels = property(_of_tiles)
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ class Source(SourceBase):
         return b"" if self.pixels is None else self.pixels.tobytes()
 
     def _used(self) -> set[Kernel]:
-        used = {call.kernel for call in self.calls}
+        used = {kernel for call in self.calls for kernel in call.kernels}
         return used | {TO_INT8} if any(output.ctype == "int8_t" for output in self.outputs) else used
 
     def _pointer(self, operand: Operand) -> str:

@@ -11,7 +11,7 @@ from twoscale._codegen.c.common.calls import Call, Kernel, Operand, with_needs
 from twoscale._codegen.c.common.names import printable
 from twoscale._codegen.c.common.source_base import SourceBase
 from twoscale._codegen.c.common.text import value_text
-from twoscale._codegen.c.portable.kernels import chosen_parts, kernel_texts
+from twoscale._codegen.c.portable.kernels import FIXED_POINT, chosen_parts, kernel_texts
 from twoscale._codegen.c.vector.kernels import (
     FIXED_NUMBERS,
     GIVE_OUTPUTS,
@@ -184,7 +184,9 @@ class VectorSource(SourceBase):
         return [call for step in self.program.steps for call in step.calls]
 
     def _portable(self) -> list[Kernel]:
-        called: list[Kernel] = [call.kernel for call in self._calls() if not isinstance(call, BlockCall)]
+        called: list[Kernel] = [
+            kernel for call in self._calls() if not isinstance(call, BlockCall) for kernel in call.kernels
+        ]
         return called + [needed for kernel in self._used() for needed in kernel.portable]
 
     def _used(self) -> list[VectorKernel]:
@@ -193,7 +195,7 @@ class VectorSource(SourceBase):
         return with_needs([*used, *fixed_point, GIVE_OUTPUTS], KERNELS)
 
     def _text(self, file: str) -> str:
-        return chosen_parts(text_of(file), self.program.network.in_fixed_point)
+        return chosen_parts(text_of(file), [FIXED_POINT] if self.program.network.in_fixed_point else [])
 
     def _pointer(self, operand: Operand) -> str:
         return f"arena + {self.program.places[operand.tensor].offset + operand.offset}"

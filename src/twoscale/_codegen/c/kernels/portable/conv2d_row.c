@@ -7,7 +7,7 @@
 static int32_t conv2d_window(const conv2d_params *p, const kept_rows *x, int32_t first_ky, int32_t end_ky, int32_t slot,
                              int32_t left, int32_t channel)
 {
-    const int32_t group_in = p->in_c / p->groups;
+    const int32_t group_in = p->in_c / p->groups, run = p->kernel_w * group_in;
     const int32_t group = channel / (p->out_c / p->groups);
     const int32_t joined = p->groups == 1 && p->dilation_w == 1;
     int32_t acc = p->bias[channel];
@@ -19,13 +19,23 @@ static int32_t conv2d_window(const conv2d_params *p, const kept_rows *x, int32_t
         end--;
     for (int32_t ky = first_ky; ky < end_ky; ky++) {
         const uint8_t *row = x->first + slot * x->bytes;
-        const int8_t *w = p->weight + (channel * p->kernel_h + ky) * p->kernel_w * group_in;
+        const int8_t *w = p->weight + (channel * p->kernel_h + ky) * run;
 
+#ifdef DOT_PACKED
+        if (p->weight_bits != 0)
+            w = p->weight + (channel / 2 * p->kernel_h + ky) * (p->weight_bits == 4 ? run : (run + 1) / 2);
+#endif
         for (int32_t kx = first; kx < end; kx += joined ? end - first : 1) {
-            const int32_t column = left + kx * p->dilation_w;
+            const uint8_t *const from = row + (left + kx * p->dilation_w) * p->in_c + group * group_in;
             const int32_t count = joined ? (end - first) * group_in : group_in;
 
-            acc += dot(row + column * p->in_c + group * group_in, w + kx * group_in, count, p->in_zero);
+#ifdef DOT_PACKED
+            if (p->weight_bits != 0) {
+                acc += dot_packed(from, w, p->weight_bits, kx * group_in, channel & 1, count, p->in_zero);
+                continue;
+            }
+#endif
+            acc += dot(from, w + kx * group_in, count, p->in_zero);
         }
         for (slot += p->dilation_h; slot >= x->kept;)
             slot -= x->kept;

@@ -2,50 +2,30 @@
  * Each loaded activation and each loaded weight is used twice. Bytes are multiplied without subtracting the zero point,
  * because the biases account for it. Windows at an edge are copied, and their taps outside the image filled with the zero
  * point. */
-#if defined(__GNUC__)
-#define ALONE __attribute__((noinline)) /* if inlined, the loop would run out of registers */
-#else
-#define ALONE
-#endif
-
-#define TILE_STEP \
-    { \
-        const int32_t b = x[apart], a = *x++, v = w[other], u = *w++; \
-\
-        sum0 += a * u; \
-        sum1 += a * v; \
-        sum2 += b * u; \
-        sum3 += b * v; \
-    }
-
-/* The sums of two windows, whose rows are `apart` bytes apart, and two channels, whose weights are `other` bytes apart.
- * A window has `count` rows of `run` bytes. */
-static ALONE void conv2d_tile(const uint8_t *const *rows, int32_t count, int32_t run, int32_t apart, const int8_t *w,
-                              int32_t other, int32_t sums[4])
+/* The accumulators of two windows, whose rows are `apart` bytes apart, and of two channels, or one twice if it is the last.
+ */
+static void conv2d_sums(const conv2d_params *p, const uint8_t *const *rows, int32_t apart, int32_t channel,
+                        int32_t sums[4])
 {
-    int32_t sum0 = sums[0], sum1 = sums[1], sum2 = sums[2], sum3 = sums[3];
+    const int32_t run = p->kernel_w * p->in_c, next = channel + 1 < p->out_c ? 1 : 0;
 
-    do {
-        const uint8_t *x = *rows++;
-        const uint8_t *const end = x + (run & ~7);
-
-        while (x != end) {
-            TILE_STEP
-            TILE_STEP
-            TILE_STEP
-            TILE_STEP
-            TILE_STEP
-            TILE_STEP
-            TILE_STEP
-            TILE_STEP
-        }
-        for (int32_t rest = run & 7; rest > 0; rest--)
-            TILE_STEP
-    } while (--count > 0);
-    sums[0] = sum0;
-    sums[1] = sum1;
-    sums[2] = sum2;
-    sums[3] = sum3;
+    sums[0] = sums[2] = p->bias[channel];
+    sums[1] = sums[3] = p->bias[channel + next];
+#ifdef CONV2D_TILE_4
+    if (p->weight_bits == 4) {
+        conv2d_tile_4(rows, p->kernel_h, run, apart, p->weight + channel / 2 * p->kernel_h * run, sums);
+        return;
+    }
+#endif
+#ifdef CONV2D_TILE_2
+    if (p->weight_bits == 2) {
+        conv2d_tile_2(rows, p->kernel_h, run, apart, p->weight + channel / 2 * p->kernel_h * ((run + 1) / 2), sums);
+        return;
+    }
+#endif
+#ifdef CONV2D_TILE
+    conv2d_tile(rows, p->kernel_h, run, apart, p->weight + channel * p->kernel_h * run, next * p->kernel_h * run, sums);
+#endif
 }
 
 /* Write the sums of a tile of `pixels` and `channels` as store does. A residual, if any, is at the same index. */
@@ -99,7 +79,7 @@ static void conv2d_store_narrow(const conv2d_params *p, uint8_t *y, const uint8_
 static void conv2d_tiles_row(const conv2d_params *p, const kept_rows *x, const kept_rows *residual, uint8_t *y, int32_t row)
 {
     const uint8_t *const joins = residual == NULL ? NULL : row_of(residual, row);
-    const int32_t run = p->kernel_w * p->in_c, weights = p->kernel_h * run;
+    const int32_t run = p->kernel_w * p->in_c;
     const int32_t apart = p->stride_w * p->in_c, span = run + apart; /* of the rows of two windows */
     uint8_t edge[TILE_BYTES];
     const int32_t height = p->kernel_h;
@@ -134,12 +114,10 @@ static void conv2d_tiles_row(const conv2d_params *p, const kept_rows *x, const k
             const int32_t next = channel + 1 < p->out_c ? 1 : 0, index = column * p->out_c + channel;
             int32_t sums[4];
 
-            sums[0] = sums[2] = p->bias[channel];
-            sums[1] = sums[3] = p->bias[channel + next];
-            conv2d_tile(rows, height, run, pixels == 2 ? apart : 0, p->weight + channel * weights, next * weights, sums);
+            conv2d_sums(p, rows, pixels == 2 ? apart : 0, channel, sums);
             if (p->to.multiplier == NULL)
-                for (int32_t i = 0; i < 2 * pixels; i++)
-                    memcpy(y + 4 * (index + i / 2 * p->out_c + (i & next)), sums + i, 4);
+                for (int32_t i = 0; i < 2 * pixels; i += 2 - next)
+                    memcpy(y + 4 * (index + i / 2 * p->out_c + (i & 1)), sums + i, 4);
             else if (p->to.is_narrow && pixels == 2 && next)
                 conv2d_store_narrow(p, y + index, joins == NULL ? NULL : joins + index, channel, sums);
             else

@@ -1,12 +1,4 @@
 /* Fully connected layer, equations (2) and (3). */
-typedef struct {
-    int32_t in_count, out_count;
-    int32_t in_zero;
-    const int8_t *weight; /* [out_count][in_count] */
-    const int32_t *bias;  /* [out_count] */
-    requantization to;
-} linear_params;
-
 static void linear(const linear_params *p, const uint8_t *x, uint8_t *y)
 {
     for (int32_t i = 0; i < p->out_count; i++)

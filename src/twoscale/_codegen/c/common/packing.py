@@ -1,0 +1,59 @@
+"""Weights of few bits in few bytes: two channels share a byte of 4 bits each, or of 2 bits for each of two taps.
+
+The bits come from the integers: a layer whose weights all fit 4 or 2 bits is stored so, whatever it was quantized to.
+The weights u and v of two channels are stored as one number, 16·v + u or 4·v + u. Sums of its products less those of u
+are 16 or 4 times the sums of v, so kernels need not separate v.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["pack", "storage_bits"]
+
+
+def storage_bits(weight: NDArray[np.int8]) -> int:
+    """Return the bits of a stored weight: 2 or 4 if the layer's weights can be packed so, else 8.
+
+    Numbers of pairs must fit two's complement: a second weight of −8 cannot be next to a negative one (at 2 bits, −2).
+    Sums of their products with bytes must fit 32 bits.
+
+    Args:
+        weight: of one layer, output channel first.
+    """
+    if not weight.size or weight[0].size * 255 * 128 >= 2**31:
+        return 8
+    lowest, highest = int(weight.min()), int(weight.max())
+    for bits in (2, 4):
+        limit = 2 ** (bits - 1)
+        if -limit <= lowest and highest < limit and _pairs(weight, bits).min() >= -(2 ** (2 * bits - 1)):
+            return bits
+    return 8
+
+
+def pack(weight: NDArray[np.int8], bits: int) -> NDArray[np.int8]:
+    """Return weights (channels, rows, taps of a row) packed, (pairs of channels, rows, bytes of a row).
+
+    At 4 bits a byte has the number of one tap. At 2 bits it has those of two taps, the first in the low half. Missing
+    channels and taps are 0.
+
+    Args:
+        weight: weights that fit ``bits``.
+        bits: 4 or 2.
+    """
+    pairs = _pairs(weight, bits)
+    if bits == 2:
+        taps = np.pad(pairs, ((0, 0), (0, 0), (0, pairs.shape[2] % 2)))
+        pairs = (taps[..., ::2] & 15) | taps[..., 1::2] << 4
+    return pairs.astype(np.int8)
+
+
+def _pairs(weight: NDArray[np.int8], bits: int) -> NDArray[np.int16]:
+    """Return the numbers of pairs of channels."""
+    wide: NDArray[Any] = np.zeros((len(weight) + len(weight) % 2, *weight.shape[1:]), np.int16)
+    wide[: len(weight)] = weight
+    pairs: NDArray[np.int16] = (wide[1::2] << bits) + wide[::2]
+    return pairs
