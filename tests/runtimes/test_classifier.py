@@ -78,16 +78,19 @@ def test_images_may_lie_anywhere() -> None:
 
 
 def test_the_quick_call_takes_plain_batches_only() -> None:
-    """The quick call leaves other input to the call with all checks. Neither keeps references to the arrays."""
+    """The quick call leaves other input to the call with all checks. Neither keeps references to arrays or pools."""
     if calling.maker() is None:
         pytest.skip("Python's headers are not installed")
     network = some_network(output="accumulators")
     run = CompiledNetwork(network, logits=True)
     images = images_of(network, 3)
-    references = sys.getrefcount(images)
+    (pool,) = run._pools.free
+    references = sys.getrefcount(images), sys.getrefcount(pool), sys.getrefcount(None)
     for _ in range(100):
         assert np.array_equal(none_is_wrong(run.quick_logits(images)), network(images))
-    assert sys.getrefcount(images) == references
+        assert none_is_wrong(run.quick_logits(images[:1])).shape == (1, network.spec(network.output).shape[0])
+    assert (sys.getrefcount(images), sys.getrefcount(pool)) == references[:2]
+    assert abs(sys.getrefcount(None) - references[2]) < 50
     assert none_is_wrong(run.quick_logits(images[:0])).shape == (0, network(images).shape[1])
     channels = images.shape[1]
     others: tuple[NDArray[Any], ...] = (
@@ -102,6 +105,11 @@ def test_the_quick_call_takes_plain_batches_only() -> None:
     )
     for other in others:
         assert run.quick_logits(other) is None
+    assert run.quick_logits(images.data) is None
+    run._pools.take()
+    assert run.quick_logits(images) is None  # all pools are in use
+    assert np.array_equal(network.logits(run(images)), network(images))
+    assert run.quick_logits(images) is not None  # there are two now
     images[2, 0, 0, 0] = np.nan
     assert run.quick_logits(images) is None
     assert CompiledNetwork(network).quick_logits(images) is None

@@ -11,21 +11,28 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from twoscale._runtimes import compiler
 from twoscale.errors import TwoscaleError
 
-__all__ = ["Call", "maker"]
+__all__ = ["LARGEST_RANK", "Call", "maker"]
 
-Call = Callable[[Any, Any], bool]
-"""Compute logits from images (both are arrays). Returns False if the images have another form or are not finite."""
+Call = Callable[[Any], NDArray[np.float32] | None]
+"""Returns the logits of images; None if they have another form or are not finite, or if all pools are in use."""
+LARGEST_RANK = 3
+"""Most dimensions of an image."""
 
 _FLAGS = ("-std=gnu99", "-O2", "-fPIC", "-shared")
 
 
 @functools.cache
-def maker() -> Callable[[Any, Any, Sequence[int], int, float], Call] | None:
-    """Return a function that makes a Call from (NAME_pool_run of the C, a pool, the image's shape, classes, the
-    output's scale).
+def maker() -> Callable[[Any, list[Any], Sequence[int], int, float], Call] | None:
+    """Return a function that makes a Call from (NAME_pool_run of the C, a list of pools, the image's shape, classes,
+    the output's scale).
+
+    A call takes the last pool of the list and puts it back. A pool's ``number`` is its address.
 
     Return None if it cannot be compiled: on a Python other than CPython, or without headers.
     """
@@ -42,15 +49,20 @@ def maker() -> Callable[[Any, Any, Sequence[int], int, float], Call] | None:
     new.restype = ctypes.py_object
     new.argtypes = [
         ctypes.c_void_p,
-        ctypes.c_void_p,
+        ctypes.py_object,
         ctypes.c_int,
         ctypes.POINTER(ctypes.c_int64),
         ctypes.c_int64,
         ctypes.c_double,
+        ctypes.py_object,
+        ctypes.py_object,
+        ctypes.py_object,
     ]
 
-    def make(run: Any, pool: Any, shape: Sequence[int], classes: int, scale: float) -> Call:
-        call: Call = new(run, pool, len(shape), (ctypes.c_int64 * len(shape))(*shape), classes, scale)
+    def make(run: Any, pools: list[Any], shape: Sequence[int], classes: int, scale: float) -> Call:
+        sizes = (ctypes.c_int64 * len(shape))(*shape)
+        float32 = np.dtype(np.float32)
+        call: Call = new(run, pools, len(shape), sizes, classes, scale, np.ndarray, np.empty, float32)
         return call
 
     return make

@@ -45,6 +45,7 @@ class CompiledClassifier:
 
     def __init__(self, compiled: CompiledLibrary) -> None:
         self._compiled = compiled
+        self._quick_logits = compiled.quick_logits
         inputs = compiled.description.inputs
         self._pixels = pixel_table(inputs[0], compiled.description.metadata) if len(inputs) == 1 else None
 
@@ -100,11 +101,14 @@ class CompiledClassifier:
         Raises:
             ConfigurationError: another shape, type or device, or NaN or infinity among the values.
         """
+        if not others:
+            logits = self._quick_logits(images_nchw)
+            if logits is not None:
+                return logits
         if others or isinstance(images_nchw, tuple):
             return self._of_several((images_nchw, *others) if others else images_nchw)
         if isinstance(images_nchw, np.ndarray):
-            logits = self._compiled.quick_logits(images_nchw)
-            return self._outputs(images_nchw) if logits is None else logits
+            return self._outputs(images_nchw)
         if not hasattr(images_nchw, "detach"):
             raise ConfigurationError(
                 f"{self.name} takes NumPy arrays and torch tensors, got {type(images_nchw).__name__}"

@@ -174,9 +174,14 @@ class CompiledLibrary:
         orders = [memory_order(spec.shape) for spec in description.outputs]
         self._orders = [None if (order == np.arange(len(order))).all() else order for order in orders]
         self._run = run
-        self._make_call = self._call_maker() if logits else None
-        self._pools = _Pools(new, free, self._new_pool(), threads)
-        weakref.finalize(self, self._pools.free)
+        self._pools = _Pools(new, free, self._output_of_one(), threads)
+        self.quick_logits: calling.Call = (self._quick_call() if logits else None) or _no_logits
+        """Returns the logits of a batch that needs no preparation, (N, classes); None if it needs some.
+
+        No preparation means: float32 images (N, C, H, W) in C order, all finite; an int32 output with zero point 0;
+        compiled with ``logits`` where Python's headers are installed; a pool that no other thread uses.
+        """
+        weakref.finalize(self, self._pools.end)
 
     def _function(self, name: str) -> Any:
         return getattr(self._handle, f"{self.description.prefix}_{name}")
@@ -226,36 +231,18 @@ class CompiledLibrary:
             integers = part.view(dtype).reshape(len(structs), *spec.shape)
             yield integers if order is None else self._reordered(integers, order)
 
-    def quick_logits(self, images: NDArray[Any]) -> NDArray[np.float32] | None:
-        """Return the logits of a batch that needs no preparation, (N, classes); None if it needs some.
-
-        No preparation means: float32 images in C order, all finite; an int32 output with zero point 0; compiled with
-        ``logits`` where Python's headers are installed.
-
-        Args:
-            images: normalized float32 pixels (N, C, H, W).
-        """
-        if self._make_call is None or not images.ndim:
-            return None
-        logits = np.empty((len(images), *self._output_shape), _FLOAT32)
-        pool = self._pools.take()
-        done = pool.call(images, logits)  # type: ignore[misc]
-        self._pools.give(pool)
-        return logits if done else None
-
-    def _call_maker(self) -> Callable[[ctypes.c_void_p], calling.Call] | None:
-        """Return a factory of functions from images to logits, one function per pool; None if it cannot be
-        compiled."""
-        spec = self.description.outputs[0]
-        make = calling.maker()
-        shape, run = self._shape, ctypes.cast(self._run, ctypes.c_void_p)
+    def _quick_call(self) -> calling.Call | None:
+        """Return a function from images to logits; None if it cannot be compiled or does not support the network."""
+        spec, make = self.description.outputs[0], calling.maker()
         if make is None or spec.dtype != "int32" or spec.zero_point or len(spec.shape) != 1 or self._several:
             return None
-        return lambda handle: make(run, handle, shape, spec.shape[0], spec.scale)
+        if len(self._shape) > calling.LARGEST_RANK:
+            return None
+        return make(ctypes.cast(self._run, ctypes.c_void_p), self._pools.free, self._shape, spec.shape[0], spec.scale)
 
-    def _new_pool(self) -> Callable[[ctypes.c_void_p], _Pool]:
-        shape, dtype, make_call = (1, *self._output_shape), self._output_type, self._make_call
-        return lambda handle: _Pool(handle, np.empty(shape, dtype), None if make_call is None else make_call(handle))
+    def _output_of_one(self) -> Callable[[], NDArray[Any]]:
+        shape, dtype = (1, *self._output_shape), self._output_type
+        return lambda: np.empty(shape, dtype)
 
     def _prepared(self, images: NDArray[Any]) -> tuple[NDArray[Any], int]:
         """Return images in the form that the C expects."""
@@ -384,45 +371,50 @@ def _address(array: Any) -> Any:
 
 
 class _Pool:
-    """A pool of threads, and the output of one image. ``handle`` is the pointer in C."""
+    """A pool of threads, and the output of one image. ``handle`` is the pointer in C, ``number`` its address."""
 
-    __slots__ = ("address", "call", "handle", "output")
+    __slots__ = ("address", "handle", "number", "output")
 
-    def __init__(self, handle: ctypes.c_void_p, output: NDArray[Any], call: calling.Call | None) -> None:
-        self.handle = handle
+    def __init__(self, number: int, output: NDArray[Any]) -> None:
+        self.number = number
+        self.handle = ctypes.c_void_p(number)
         self.output = output
         self.address = _address(output)
-        self.call = call
 
 
 class _Pools:
     """Pools not in use. Simultaneous callers get one each, so that none waits for another's batch."""
 
-    def __init__(self, new: Any, free: Any, wrap: Callable[[ctypes.c_void_p], _Pool], threads: int) -> None:
+    def __init__(self, new: Any, free: Any, output_of_one: Callable[[], NDArray[Any]], threads: int) -> None:
         self._create = new
         self._destroy = free
-        self._wrap = wrap
+        self._output_of_one = output_of_one
         self._threads = threads
         self._all = [self._new()]
-        self._free = list(self._all)
+        self.free = list(self._all)
+        """Those not in use; the last is taken first."""
 
     def _new(self) -> _Pool:
-        handle = self._create(self._threads)
-        if handle is None:
+        number = self._create(self._threads)
+        if number is None:
             raise ExecutorError("there is no memory for the network's arenas")
-        return self._wrap(ctypes.c_void_p(handle))
+        return _Pool(number, self._output_of_one())
 
     def take(self) -> _Pool:
         try:
-            return self._free.pop()
+            return self.free.pop()
         except IndexError:
             pool = self._new()
             self._all.append(pool)
             return pool
 
     def give(self, pool: _Pool) -> None:
-        self._free.append(pool)
+        self.free.append(pool)
 
-    def free(self) -> None:
+    def end(self) -> None:
         for pool in self._all:
             self._destroy(pool.handle)
+
+
+def _no_logits(images: Any) -> None:
+    """Leave images to ``outputs``."""
