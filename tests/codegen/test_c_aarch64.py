@@ -10,7 +10,7 @@ import pytest
 
 from tests import sweep
 from tests.codegen.compiling import NOT_INLINED, build, every_kernel, need
-from tests.codegen.test_c_vector import EXPECTED, SOURCES, convolutions
+from tests.codegen.test_c_vector import EXPECTED, SOURCES, convolutions, saturating
 from twoscale._codegen.c import export_c
 from twoscale._codegen.targets import ARM, INSTRUCTION_SETS, TARGETS
 from twoscale._ir import layers as n
@@ -75,19 +75,6 @@ FAULTS = {
     "i8mm: no zeros after the last word": ("words > 1 ? vld1q_s8(", "words > 0 ? vld1q_s8("),
 }
 """From name to (text, text with the fault) of one level."""
-
-
-def saturating() -> IntegerNetwork:
-    """Return convolutions, some of whose sums do not fit 16 bits when they are requantized."""
-    network = convolutions(20, 5, 1, deviation=45)
-    image, conv, flat = network.layers
-    assert isinstance(conv, n.Conv2d)
-    multiplier = n.Multiplier.on_grid(np.full(20, 2**16), 16)
-    large = n.Conv2d(
-        name=conv.name, inputs=conv.inputs, output=conv.output, weight=conv.weight, bias_o=conv.bias_o,
-        multiplier=multiplier, stride=conv.stride, padding=conv.padding,
-    )  # fmt: skip
-    return IntegerNetwork("n", (image, large, flat), network.outputs)
 
 
 @pytest.mark.sweep(2)

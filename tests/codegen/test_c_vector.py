@@ -233,6 +233,19 @@ def test_pairs_of_products_that_could_saturate_are_in_no_list() -> None:
             assert all(saturates(vector, word, other) for other in range(kind))
 
 
+def saturating() -> IntegerNetwork:
+    """Return convolutions, some of whose sums do not fit 16 bits when they are requantized."""
+    network = convolutions(20, 5, 1, deviation=45)
+    image, conv, flat = network.layers
+    assert isinstance(conv, n.Conv2d)
+    multiplier = n.Multiplier.on_grid(np.full(20, 2**16), 16)
+    large = n.Conv2d(
+        name=conv.name, inputs=conv.inputs, output=conv.output, weight=conv.weight, bias_o=conv.bias_o,
+        multiplier=multiplier, stride=conv.stride, padding=conv.padding,
+    )  # fmt: skip
+    return IntegerNetwork("n", (image, large, flat), network.outputs)
+
+
 def need_instructions(isa: InstructionSet) -> None:
     """Skip a test that this CPU cannot run."""
     known = processor.features()
@@ -240,41 +253,65 @@ def need_instructions(isa: InstructionSet) -> None:
         pytest.skip(f"this CPU has no {isa.title}")
 
 
+WRAPS_512 = (
+    "_mm512_packs_epi32(_mm512_cvtps_epi32(a), ",
+    "_mm512_packus_epi32(_mm512_and_si512(_mm512_cvtps_epi32(a), _mm512_set1_epi32(65535)), ",
+)
+WRAPS_256 = (
+    "_mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), ",
+    "_mm256_packus_epi32(_mm256_and_si256(_mm256_cvtps_epi32(a.lo), _mm256_set1_epi32(65535)), ",
+)
+"""Conversions to 16 bits that wrap around."""
 PRODUCTS = {
     "none": ("", ""),
     "amx: a wrong matrix": ("_tile_dpbusd(3, 5, 7)", "_tile_dpbusd(3, 5, 6)"),
     "amx: signed and unsigned": ("_tile_dpbusd(0, 4, 6)", "_tile_dpbsud(0, 4, 6)"),
+    "amx: saturation": WRAPS_512,
     "amx: the next row": ("i + row_pixels - column;", "i + out_w - column;"),
     "amx: the next pixel": ("{here.x + column * step,", "{here.x + (column + 1) * step,"),
+    "avx512vnni: a wrong lane": ("_mm512_setr_epi32(0, 4, 8, 12, 1,", "_mm512_setr_epi32(0, 4, 8, 12, 2,"),
+    "avx512vnni: saturation": WRAPS_512,
     "avx512vnni: signed and unsigned": ("_mm512_dpbusd_epi32(acc, x, w)", "_mm512_dpbusd_epi32(acc, w, x)"),
     "avxvnni: a wrong lane": ("dpbusd_avx_epi32(acc.hi, x, w.hi)", "dpbusd_avx_epi32(acc.hi, x, w.lo)"),
+    "avxvnni: saturation": WRAPS_256,
     "avxvnni: signed and unsigned": ("dpbusd_avx_epi32(acc.lo, x, w.lo)", "dpbusd_avx_epi32(acc.lo, w.lo, x)"),
     "avx2: a wrong lane": ("_mm_setr_epi8(0, 3, 2, 1, 4, 7,", "_mm_setr_epi8(0, 3, 2, 1, 4, 3,"),
-    "avx2: saturation": ("EACH_WORD(3, ADD_EXACTLY)", "EACH_WORD(3, ADD_FIRST)"),
+    "avx2: saturation": WRAPS_256,
+    "avx2: saturation of pairs": ("EACH_WORD(3, ADD_EXACTLY)", "EACH_WORD(3, ADD_FIRST)"),
     "avx2: signed and unsigned": ("_mm256_maddubs_epi16(bytes, w.lo)", "_mm256_maddubs_epi16(w.lo, bytes)"),
     "sse41: a wrong lane": (
         "acc.at[i] = add_products(acc.at[i], x, w.at[i])",
         "acc.at[i] = add_products(acc.at[i], x, w.at[0])",
     ),
-    "sse41: saturation": ("EACH_WORD(3, ADD_EXACTLY)", "EACH_WORD(3, ADD_FIRST)"),
+    "sse41: saturation": (
+        "_mm_packs_epi32(_mm_cvtps_epi32(a), ",
+        "_mm_packus_epi32(_mm_and_si128(_mm_cvtps_epi32(a), _mm_set1_epi32(65535)), ",
+    ),
+    "sse41: saturation of pairs": ("EACH_WORD(3, ADD_EXACTLY)", "EACH_WORD(3, ADD_FIRST)"),
     "sse41: signed and unsigned": ("_mm_maddubs_epi16(bytes, w.at[i])", "_mm_maddubs_epi16(w.at[i], bytes)"),
+    "generic: a wrong lane": ("x.at[1] * w.at[4 * i + 1]", "x.at[1] * w.at[4 * i]"),
+    "generic: saturation": ("clamp_f(all[k], set_f(0.0f), set_f(255.0f))", "all[k]"),
+    "generic: signed and unsigned": ("x.at[3] * w.at[", "(int8_t)x.at[3] * w.at["),
 }
-"""From name to (text, text with the fault) of the products of one instruction set."""
+"""From name to (text, text with the fault) of the products and the conversion to bytes of one instruction set."""
 
 
 @pytest.mark.sweep(2)
 @pytest.mark.parametrize("fault", PRODUCTS)
 def test_faults_in_products_show_on_every_instruction_set(fault: str, tmp_path: Path) -> None:
     need("gcc")
-    target = fault.split(":")[0] if fault != "none" else "avx2"
-    (isa, _) = TARGETS[target].instruction_sets
-    need_instructions(isa)
-    export_c(convolutions(20, 5, 1, deviation=45), tmp_path, target=target, name="fast")
+    name = fault.split(":")[0] if fault != "none" else "avx2"
+    plain = name == GENERIC.name
+    target = TARGETS["avx2" if plain else name]
+    if not plain:
+        need_instructions(target.instruction_sets[0])
+    network = saturating() if fault.endswith(": saturation") else convolutions(20, 5, 1, deviation=45)
+    export_c(network, tmp_path, target=target.name, name="fast")
     kernels = tmp_path / "fast_kernels.h"
     old, new = PRODUCTS[fault]
     assert old in kernels.read_text()
     kernels.write_text(kernels.read_text().replace(old, new))
-    done = run(build("gcc", tmp_path, SOURCES, *QUICK))
+    done = run(build("gcc", tmp_path, SOURCES, *QUICK, *(["-DFAST_GENERIC"] if plain else [])))
     assert (done.returncode == 0) == (fault == "none")
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from benchmarks import chromium
 from tests import sweep
 from tests.codegen.compiling import DTYPES, NOT_INLINED, every_kernel, need
-from tests.codegen.test_c_aarch64 import saturating
+from tests.codegen.test_c_vector import saturating
 from tests.integer_networks import ActivationType, random_network
 from twoscale._codegen.c.common.selftest import layer_values
 from twoscale._codegen.targets import WASM_SETS, InstructionSet
