@@ -54,8 +54,8 @@ def self_test(network: IntegerNetwork, folder: Path, *flags: str, target: str = 
     return run(build("gcc", folder, ["net_test.c", "net.c"], "-DNET_TRACE", *flags)).stdout
 
 
-def kernels_of(network: IntegerNetwork) -> set[str]:
-    return {call.kernel.name for step in lower(network, FasterWithDsp(network)).steps for call in step.calls}
+def kernels_of(network: IntegerNetwork, faster: type[FasterWithDsp] = FasterWithDsp) -> set[str]:
+    return {call.kernel.name for step in lower(network, faster(network)).steps for call in step.calls}
 
 
 @pytest.mark.sweep(2)
@@ -101,12 +101,53 @@ def test_helium_computes_the_same_on_its_core(tmp_path: Path) -> None:
     need(*TOOLS)
     weight = np.random.default_rng(0).integers(-128, 128, (5, 7, 3, 3))
     network = one_layer(weight, (7, 6, 8))
-    assert {type(call).__name__ for call in lower(network, FasterWithHelium(network)).steps[1].calls} == {
-        "Conv2dHelium"
-    }
+    assert kernels_of(network, FasterWithHelium) == {"conv2d_helium"}
     export_c(network, tmp_path, target="cortex-m55", name="net")
     done = make("run", tmp_path / "net", "cortex-m55")
     assert (done.stdout, done.stderr, done.returncode) == (PASSED, "", 0)
+
+
+def wide(shape: tuple[int, ...], channels: int, kernel: int, stride: int, *, depthwise: bool = False) -> IntegerNetwork:
+    """Return a network of one convolution with 16 channels or more."""
+    rng = np.random.default_rng(kernel * stride + channels)
+    weight = rng.integers(-128, 128, (channels, 1 if depthwise else shape[0], kernel, kernel)).astype(np.int8)
+    size = tuple((extent - 1) // stride + 1 for extent in shape[1:])
+    conv = n.Conv2d(
+        name="conv", inputs=("image",), output=n.TensorSpec((channels, *size), "uint8", 0.5, 100, 3, 250),
+        multiplier=n.Multiplier.on_grid(rng.integers(40, 200, channels)), weight=weight,
+        bias_o=rng.integers(-(2**15), 2**15, channels).astype(np.int32), stride=(stride, stride),
+        padding=(kernel // 2,) * 4, groups=channels if depthwise else 1,
+    )  # fmt: skip
+    image = n.QuantizeInput(name="image", inputs=(), output=n.TensorSpec(shape, "uint8", 0.5, 7, 0, 255))
+    return IntegerNetwork("net", (image, conv), ("conv",))
+
+
+WIDE = {
+    "columns": wide((16, 5, 9), 6, 3, 1),
+    "columns apart": wide((32, 7, 11), 4, 3, 2),
+    "an odd channel": wide((16, 4, 8), 5, 3, 1),
+    "copied windows": wide((5, 7, 6), 4, 5, 2),
+    "single pixels": wide((19, 3, 5), 8, 1, 1),
+    "depthwise": wide((24, 6, 5), 24, 3, 2, depthwise=True),
+}
+
+
+@pytest.mark.sweep(3)
+@pytest.mark.parametrize("on_core", [False, *([True] if sweep.whole() else [])])
+@pytest.mark.parametrize("case", WIDE)
+def test_helium_with_many_channels(case: str, on_core: bool, tmp_path: Path) -> None:
+    network = WIDE[case]
+    assert kernels_of(network, FasterWithHelium) == {"depthwise_helium" if case == "depthwise" else "conv2d_helium"}
+    for target in ("cortex-m55", "cortex-m55-small-ram"):
+        if on_core:
+            need(*TOOLS)
+            export_c(network, tmp_path / target, target=target, name="net")
+            done = make("run", tmp_path / target / "net", "cortex-m55")
+            assert (done.stdout, done.stderr, done.returncode) == (PASSED, "", 0)
+        elif sweep.whole() or target == "cortex-m55":
+            need("gcc")
+            flags = SANITIZED if sweep.whole() else (*STRICT, "-O0")
+            assert self_test(network, tmp_path / target, *flags, target=target) == PASSED
 
 
 @pytest.mark.skipif(not sweep.whole(), reason="runs QEMU: --sweep all")
@@ -119,26 +160,44 @@ def test_portable_c_on_other_boards(cpu: str, tmp_path: Path) -> None:
 
 
 FAULTS = {
-    "the wrong lane": ("sum1 = add_products((int32_t)(pair >> 32), first", "sum1 = add_products((int32_t)pair, first"),
-    "no saturation": ("value = value > 255 ? 255 : value;", ""),
-    "weights without a sign": ("return __sxtb16(a);", "return (int32_t)__uxtb16((uint32_t)a);"),
-    "an edge row too far": ("in_row >= p->in_h ? NULL", "in_row > p->in_h ? NULL"),
-}
+    None: ("cortex-m4", "", ""),
+    "the wrong lane": (
+        "cortex-m4", "sum1 = add_products((int32_t)(pair >> 32), first", "sum1 = add_products((int32_t)pair, first"
+    ),
+    "no saturation": ("cortex-m4", "value = value > 255 ? 255 : value;", ""),
+    "weights without a sign": ("cortex-m4", "return __sxtb16(a);", "return (int32_t)__uxtb16((uint32_t)a);"),
+    "an edge row too far": ("cortex-m4", "in_row >= p->in_h ? NULL", "in_row > p->in_h ? NULL"),
+    "Helium, the wrong lane": ("cortex-m55", "vsriq_n_s32(b, a, 16)", "vsriq_n_s32(a, b, 16)"),
+    "Helium, no saturation": (
+        "cortex-m55", "vqmovunbq_s16(vreinterpretq_u8_s16(value), value)", "vreinterpretq_u8_s16(value)"
+    ),
+    "Helium, bytes without a sign": (
+        "cortex-m55", "veorq_u8(vldrbq_u8(x), vdupq_n_u8(128))", "vldrbq_u8(x)"
+    ),
+    "Helium, no halves to even": ("cortex-m55", "vbicq_u16(vdupq_n_u16(1), floor)", "vdupq_n_u16(0)"),
+    "Helium, an edge row too far": ("cortex-m55", "top + k >= p->in_h ?", "top + k > p->in_h ?"),
+}  # fmt: skip
 
 
 @pytest.mark.sweep(2)
-@pytest.mark.parametrize("fault", [None, *FAULTS])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_the_self_test_on_the_core_catches_faults(fault: str | None, tmp_path: Path) -> None:
     need(*TOOLS)
-    weight = np.random.default_rng(0).integers(-127, 128, (4, 3, 3, 3))
-    export_c(one_layer(weight, (3, 6, 8)), tmp_path, target="cortex-m4", name="net")
+    target, old, new = FAULTS[fault]
+    channels = 16 if target == "cortex-m55" else 3
+    weight = np.random.default_rng(0).integers(-127, 128, (4, channels, 3, 3))
+    ties = fault == "Helium, no halves to even"  # a product in 16 then lies between two integers
+    if ties:
+        weight //= 32
+        weight[:, ::2] = -weight[:, 1::2]
+    network = one_layer(weight, (channels, 6, 8), multiplier=4096 if ties else 400)
+    export_c(network, tmp_path, target=target, name="net")
     text = (tmp_path / "net.c").read_text()
     if fault is not None:
-        old, new = FAULTS[fault]
         assert text.count(old) == 1
         (tmp_path / "net.c").write_text(text.replace(old, new))
-    done = make("run", tmp_path / "net", "cortex-m4")
-    assert (done.returncode == 0) is (fault is None)
+    done = make("run", tmp_path / "net", target.replace("-small-ram", ""))
+    assert (done.returncode == 0) is (fault is None), done.stdout + done.stderr
     assert (done.stdout == PASSED) is (fault is None)
     assert fault is None or "is the first to differ" in done.stdout, done.stderr
 

@@ -73,6 +73,7 @@ def test_the_code_is_that_of_a_plain_export(kind: str, written: dict[str, Path])
         assert found.read_text() == (written[""] / name).read_text()
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", PACKAGES)
 def test_the_example_passes(kind: str, written: dict[str, Path]) -> None:
     folder = written[kind]

@@ -5,38 +5,149 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from twoscale._codegen.c.common.calls import Call, Operand
+from twoscale._codegen.c.common.calls import Call, Inline, Operand
 from twoscale._codegen.c.cortex_m import kernels as k
-from twoscale._codegen.c.cortex_m.dsp import FasterWithDsp, sums_clamp
+from twoscale._codegen.c.cortex_m.dsp import FasterWithDsp
 from twoscale._codegen.c.portable.calls import PortableCalls, folded_biases
+from twoscale._codegen.c.portable.kernels import Requantization
 from twoscale._ir import layers as n
+from twoscale._ir.arithmetic import ADD_SHIFT, REQUANTIZE_SHIFT
 
 __all__ = ["FasterWithHelium"]
 
-_LARGEST = 9216
-"""Most bytes of the stack for three windows, for three windows at an edge, and for the sums of three pixels."""
+_LARGEST = 12288
+"""Most bytes of the stack for the kept rows, and for the copies of four windows."""
+
+
+def _clamp_bits(bound: int, integers: NDArray[np.int64], added: int) -> int | None:
+    """Return the number of bits to which sums may be clamped so that products in units of 2^-16 fit 32 bits; 0 if all
+    fit, None if none do.
+
+    Args:
+        bound: on the magnitude of sums.
+        integers: the multipliers.
+        added: bound on the magnitude of a residual's product.
+    """
+    beyond = 257 << REQUANTIZE_SHIFT
+    most, least = int(integers.max()), int(integers.min())
+    if bound * most + added + beyond < 2**31:
+        return 0
+    for bits in range(8, 31):
+        limit = 2 ** (bits - 1)
+        if limit * most + added + beyond < 2**31 and (limit - 1) * least - added >= beyond:
+            return bits
+    return None
+
+
+def _as_one_row(params: k.Conv2dHeliumParams) -> k.Conv2dHeliumParams:
+    """Return a convolution of single pixels as one of a single row, which has more whole tiles."""
+    window = (params.kernel_h, params.kernel_w, params.stride_h, params.stride_w)
+    if window != (1, 1, 1, 1) or (params.in_h, params.in_w) != (params.out_h, params.out_w):
+        return params
+    pixels = params.in_h * params.in_w
+    return replace(params, in_h=1, in_w=pixels, out_h=1, out_w=pixels)
 
 
 class FasterWithHelium(FasterWithDsp):
-    """Computes convolutions with products of 16 bytes, and other layers with products of 16-bit halves."""
+    """Computes convolutions and linear layers with products of bytes, and other layers with the DSP extension."""
 
     def whole(self, calls: PortableCalls, layer: n.Layer) -> tuple[Call, ...] | None:
         """Return the calls that compute a layer's whole output; None if the portable kernels compute it."""
-        made = self._of(calls, layer) if isinstance(layer, n.Conv2d) else None
-        if made is None:
-            return super().whole(calls, layer)
-        params, x, joins, y = made
-        window = (params.kernel_h, params.kernel_w, params.stride_h, params.stride_w, params.pad_top, params.pad_left)
-        if window == (1, 1, 1, 1, 0, 0) and (params.in_h, params.in_w) == (params.out_h, params.out_w):
-            pixels = params.in_h * params.in_w  # as one row, which has more whole tiles
-            params = replace(params, in_h=1, in_w=pixels, out_h=1, out_w=pixels)
-        return (k.Conv2dHelium(params, x, joins, y),)
+        match layer:
+            case n.Conv2d() if layer.groups > 1:
+                if (depthwise := self._by_channel(calls, layer)) is not None:
+                    return (k.DepthwiseHelium(*depthwise),)
+            case n.Conv2d():
+                if (made := self._of(calls, layer)) is not None:
+                    return (k.Conv2dHelium(_as_one_row(made[0]), *made[1:]),)
+            case n.Linear():
+                if (linear := self._fully_connected(calls, layer)) is not None:
+                    return (linear,)
+        return super().whole(calls, layer)
 
     def row(self, calls: PortableCalls, layer: n.Layer) -> tuple[Call, ...] | None:
         """Return the calls that compute one row of a layer; None if the portable kernels compute it."""
-        made = self._of(calls, layer) if isinstance(layer, n.Conv2d) else None
-        return super().row(calls, layer) if made is None else (k.Conv2dHeliumRow(*made),)
+        match layer:
+            case n.Conv2d() if layer.groups > 1:
+                if (depthwise := self._by_channel(calls, layer)) is not None:
+                    return (k.DepthwiseHeliumRow(*depthwise),)
+            case n.Conv2d():
+                if (made := self._of(calls, layer)) is not None:
+                    return (k.Conv2dHeliumRow(*made),)
+        return super().row(calls, layer)
+
+    def _fully_connected(self, calls: PortableCalls, layer: n.Linear) -> k.LinearHelium | None:
+        """Return the call of a fully connected layer, or None if the kernel cannot compute it."""
+        (x,) = calls.arrangement.inputs(layer)
+        weight = layer.weight[:, x.order].astype(np.int64)
+        outputs, inputs = weight.shape
+        biases = folded_biases(layer, x.zero) + 128 * weight.sum(1)
+        sixteens = -(-inputs // 16)
+        if 16 * sixteens > _LARGEST or int((np.abs(biases) + 128 * np.abs(weight).sum(1)).max()) >= 2**31:
+            return None
+        filled = np.zeros((-(-outputs // 4) * 4, sixteens * 16), np.int8)
+        filled[:outputs, :inputs] = weight
+        arranged = filled.reshape(-1, 4, sixteens, 16).transpose(0, 2, 1, 3)
+        bias = np.zeros(len(filled), np.int32)
+        bias[:outputs] = biases
+        params = k.LinearHeliumParams(
+            in_count=inputs,
+            out_count=outputs,
+            sixteens=sixteens,
+            weight=calls.constants.add("weight", "int8_t", arranged, arranged.shape),
+            bias=calls.constants.add("bias", "int32_t", bias, bias.shape),
+            to=calls.requantization(layer, layer.multiplier),
+        )
+        return k.LinearHelium(params, Operand(x.name), Operand(layer.name))
+
+    def _by_channel(
+        self, calls: PortableCalls, layer: n.Conv2d
+    ) -> tuple[k.DepthwiseHeliumParams, Operand, Operand] | None:
+        """Return the arguments of a depthwise convolution, or None if the kernel cannot compute it."""
+        x, *others = calls.arrangement.inputs(layer)
+        channels, in_c, kernel_h, kernel_w = layer.weight.shape
+        taps = kernel_h * kernel_w
+        biases = folded_biases(layer, x.zero)
+        sums = np.abs(layer.weight.astype(np.int64)).sum((1, 2, 3))
+        multiplier = layer.multiplier
+        if in_c != 1 or channels != layer.groups or channels % 8 or others or channels + 8 * taps > _LARGEST:
+            return None
+        if int((np.abs(biases) + 255 * sums).max()) >= 2**31:
+            return None
+        if not isinstance(multiplier, n.Multiplier) or multiplier.shift != REQUANTIZE_SHIFT:
+            return None
+        clamp_bits = _clamp_bits(int(layer.partial_bound(x.spec).max(initial=0)), multiplier.integers, 0)
+        if clamp_bits is None:
+            return None
+        each = np.stack([biases, np.broadcast_to(multiplier.integers, (channels,))], 1).reshape(-1, 4, 2, 2)
+        each = each.transpose(0, 3, 2, 1)
+        weight = layer.weight.reshape(-1, 8, taps).transpose(0, 2, 1)
+        y = calls.tensor(layer)
+        params = k.DepthwiseHeliumParams(
+            in_h=x.spec.shape[1],
+            in_w=x.spec.shape[2],
+            channels=channels,
+            out_h=layer.output.shape[1],
+            out_w=layer.output.shape[2],
+            kernel_h=kernel_h,
+            kernel_w=kernel_w,
+            stride_h=layer.stride[0],
+            stride_w=layer.stride[1],
+            dilation_h=layer.dilation[0],
+            dilation_w=layer.dilation[1],
+            pad_top=layer.padding[0],
+            pad_left=layer.padding[1],
+            in_zero=x.zero,
+            weight=calls.constants.add("weight", "int8_t", weight, weight.shape),
+            each=calls.constants.add("each", "int32_t", each, each.shape),
+            clamp_bits=clamp_bits or None,
+            zero=y.zero,
+            lo=y.lo,
+            hi=y.hi,
+        )
+        return params, Operand(x.name), Operand(layer.name)
 
     def _of(
         self, calls: PortableCalls, layer: n.Conv2d
@@ -44,45 +155,79 @@ class FasterWithHelium(FasterWithDsp):
         """Return the arguments of a convolution, or None if the kernel cannot compute it."""
         x, *others = calls.arrangement.inputs(layer)
         out_c, in_c, kernel_h, kernel_w = layer.weight.shape
-        run = kernel_w * in_c
-        sixteens = kernel_h * -(-run // 16)
-        weight = layer.weight.transpose(0, 2, 3, 1).reshape(out_c, kernel_h, run).astype(np.int64)
-        biases = folded_biases(layer, x.zero) + 128 * weight.sum((1, 2))
-        bytes_of_stack = (48 * sixteens, kernel_h * (kernel_w + 2 * layer.stride[1]) * in_c, 12 * (out_c + 1))
-        if layer.groups != 1 or (layer.dilation[1] != 1 and kernel_w != 1) or max(bytes_of_stack) > _LARGEST:
+        _, in_h, in_w = x.spec.shape
+        _, out_h, out_w = layer.output.shape
+        single = kernel_h * kernel_w == 1
+        to, residual, integers, clamp_bits = self._in_halves(calls, layer)
+        by_columns = clamp_bits is not None and in_c % 16 == 0 and kernel_w == 3 and layer.stride[1] in (1, 2)
+        columns = (-(-out_w // 4) * 4 - 1) * layer.stride[1] + kernel_w
+        sixteens = -(-kernel_h * kernel_w * in_c // 16)
+        row_bytes = 0 if single else columns * in_c + (0 if by_columns else 16)
+        weight = layer.weight.transpose(0, 2, 3, 1).astype(np.int64)
+        biases = folded_biases(layer, x.zero) + 128 * weight.sum((1, 2, 3))
+        if layer.groups != 1 or max(layer.dilation) > 1 or (single and any(layer.padding)):
             return None
-        if int((np.abs(biases) + 128 * np.abs(weight).sum((1, 2))).max()) >= 2**31:
+        if (kernel_h + 1) * row_bytes > _LARGEST or (not by_columns and 80 * sixteens > _LARGEST):
             return None
-        filled = np.zeros((out_c + out_c % 2, kernel_h, -(-run // 16) * 16), np.int8)
-        filled[:out_c, :, :run] = weight
+        if int((np.abs(biases) + 128 * np.abs(weight).sum((1, 2, 3))).max()) >= 2**31:
+            return None
+        filled = np.zeros((out_c + out_c % 2, sixteens * 16), np.int8)
+        if by_columns:
+            weight = weight.reshape(out_c, kernel_h, kernel_w, in_c // 16, 16).transpose(0, 1, 3, 2, 4)
+        filled[:out_c, : kernel_h * kernel_w * in_c] = weight.reshape(out_c, -1)
         arranged = filled.reshape(-1, 2, sixteens, 16).transpose(0, 2, 1, 3)
-        even = np.zeros(len(filled), np.int32)
-        even[:out_c] = biases
-        residual = layer.residual_multiplier
-        added = 255 * int(residual.integers[0]) if residual is not None else 0
-        bound = int(layer.partial_bound(x.spec).max(initial=0))
+        channels = np.zeros((len(filled), 2), np.int32)
+        channels[:out_c, 0] = biases
+        channels[:out_c, 1] = integers
+        by_pairs = channels.reshape(-1, 2, 2).transpose(0, 2, 1)
         params = k.Conv2dHeliumParams(
-            in_h=x.spec.shape[1],
-            in_w=x.spec.shape[2],
+            in_h=in_h,
+            in_w=in_w,
             in_c=in_c,
-            out_h=layer.output.shape[1],
-            out_w=layer.output.shape[2],
+            out_h=out_h,
+            out_w=out_w,
             out_c=out_c,
             kernel_h=kernel_h,
             kernel_w=kernel_w,
             stride_h=layer.stride[0],
             stride_w=layer.stride[1],
-            dilation_h=layer.dilation[0],
             pad_top=layer.padding[0],
             pad_left=layer.padding[1],
             in_zero=x.zero,
             sixteens=sixteens,
+            columns=columns if by_columns else None,
+            row_bytes=row_bytes,
             weight=calls.constants.add("weight", "int8_t", arranged, arranged.shape),
-            bias=calls.constants.add("bias", "int32_t", even, even.shape),
+            channels=calls.constants.add("channels", "int32_t", by_pairs, by_pairs.shape),
             residual_zero=None if residual is None else others[0].zero,
-            residual_multiplier=None if residual is None else int(residual.integers[0]),
-            clamp_bits=next((bits for bits in range(8, 31) if sums_clamp(self.network, layer, bits)), None),
-            to=calls.requantization(layer, layer.multiplier, bound, added),
+            residual_multiplier=residual,
+            in_halves=None if clamp_bits is None else 1,
+            clamp_bits=clamp_bits or None,
+            to=to,
         )
         joins = None if residual is None else Operand(others[0].name)
         return params, Operand(x.name), joins, Operand(layer.name)
+
+    def _in_halves(
+        self, calls: PortableCalls, layer: n.Conv2d
+    ) -> tuple[Requantization, int | None, NDArray[np.int64] | int, int | None]:
+        """Return how a convolution's sums become its output.
+
+        Returns:
+            its requantization, without multipliers if these are in units of 2^-16; its residual's multiplier; these
+            multipliers, 0 if there are none; the bits to which sums may be clamped so that products fit 32 bits, 0 if
+            all do, None if the multipliers are not in these units.
+        """
+        multiplier, joined = layer.multiplier, layer.residual_multiplier
+        residual = None if joined is None else int(joined.integers[0])
+        added = 255 * (residual or 0)
+        bound = int(layer.partial_bound(calls.arrangement.network.spec(layer.inputs[0])).max(initial=0))
+        if isinstance(multiplier, n.Multiplier) and multiplier.shift in (ADD_SHIFT, REQUANTIZE_SHIFT):
+            factor = 2 ** (REQUANTIZE_SHIFT - multiplier.shift)
+            integers = factor * multiplier.integers
+            bits = _clamp_bits(bound, integers, factor * added)
+            if bits is not None:
+                y = calls.tensor(layer)
+                to = Requantization(Inline((1,)), None, REQUANTIZE_SHIFT, None, None, y.zero, y.lo, y.hi)
+                return to, None if residual is None else factor * residual, integers, bits
+        return calls.requantization(layer, multiplier, bound, added), residual, 0, None

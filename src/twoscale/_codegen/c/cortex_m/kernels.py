@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from twoscale._codegen.c.common.calls import Call, Constant, Kernel, Operand, Params
+from twoscale._codegen.c.common.calls import NULL, Call, Constant, Kernel, Operand, Params
 from twoscale._codegen.c.portable.kernels import (
     KERNELS,
     MAX_POOL2D_PARAMS,
@@ -34,8 +34,13 @@ __all__ = [
     "DepthwiseHalves",
     "DepthwiseHalvesParams",
     "DepthwiseHalvesRow",
+    "DepthwiseHelium",
+    "DepthwiseHeliumParams",
+    "DepthwiseHeliumRow",
     "LinearHalves",
     "LinearHalvesParams",
+    "LinearHelium",
+    "LinearHeliumParams",
     "MaxPool2dBytes",
     "MaxPool2dBytesRow",
 ]
@@ -53,11 +58,14 @@ _CONV2D_HALVES_ROW = Kernel(
     folder=_FOLDER,
 )
 _CONV2D_HALVES = Kernel("conv2d_halves", (_CONV2D_HALVES_ROW,), folder=_FOLDER)
-_HELIUM_TILE = Kernel("helium_tile", folder=_FOLDER)
-_CONV2D_HELIUM_ROW = Kernel(
-    "conv2d_helium_row", (_HELIUM_TILE, REQUANTIZE, MULTIPLIER_OF, ROWS), fixed_point=True, folder=_FOLDER
-)
-_CONV2D_HELIUM = Kernel("conv2d_helium", (_CONV2D_HELIUM_ROW,), folder=_FOLDER)
+_HELIUM = Kernel("helium", (_REGISTERS,), folder=_FOLDER)
+_HELIUM_TILE = Kernel("helium_tile", (_HELIUM, REQUANTIZE, MULTIPLIER_OF), fixed_point=True, folder=_FOLDER)
+_CONV2D_HELIUM_KEPT = Kernel("conv2d_helium_kept", (_HELIUM_TILE, ROWS), folder=_FOLDER)
+_CONV2D_HELIUM_ROW = Kernel("conv2d_helium_row", (_CONV2D_HELIUM_KEPT,), folder=_FOLDER)
+_CONV2D_HELIUM = Kernel("conv2d_helium", (_CONV2D_HELIUM_KEPT,), folder=_FOLDER)
+_DEPTHWISE_HELIUM_ROW = Kernel("depthwise_helium_row", (_HELIUM, ROWS), folder=_FOLDER)
+_DEPTHWISE_HELIUM = Kernel("depthwise_helium", (_DEPTHWISE_HELIUM_ROW,), folder=_FOLDER)
+_LINEAR_HELIUM = Kernel("linear_helium", (_HELIUM, STORE), folder=_FOLDER)
 _DEPTHWISE_HALVES_ROW = Kernel("depthwise_halves_row", (_REGISTERS, _HALVES_ROUND, STORE, ROWS), folder=_FOLDER)
 _DEPTHWISE_HALVES = Kernel("depthwise_halves", (_DEPTHWISE_HALVES_ROW,), folder=_FOLDER)
 _BYTES = Kernel("bytes", (_HALVES,), folder=_FOLDER)
@@ -132,15 +140,17 @@ class Conv2dHeliumParams(Params):
     kernel_w: int
     stride_h: int
     stride_w: int
-    dilation_h: int
     pad_top: int
     pad_left: int
     in_zero: int
     sixteens: int
+    columns: int | None
+    row_bytes: int
     weight: Constant
-    bias: Constant
+    channels: Constant
     residual_zero: int | None
     residual_multiplier: int | None
+    in_halves: int | None
     clamp_bits: int | None
     to: Requantization
 
@@ -164,6 +174,76 @@ class Conv2dHeliumRow(RowCall):
     parameters: Conv2dHeliumParams
     x: Operand
     residual: Operand | None
+    y: Operand
+
+
+@dataclass(frozen=True)
+class DepthwiseHeliumParams(Params):
+    """Parameters of a depthwise convolution with Helium."""
+
+    struct: ClassVar = "depthwise_helium_params"
+    in_h: int
+    in_w: int
+    channels: int
+    out_h: int
+    out_w: int
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    dilation_h: int
+    dilation_w: int
+    pad_top: int
+    pad_left: int
+    in_zero: int
+    weight: Constant
+    each: Constant
+    clamp_bits: int | None
+    zero: int
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True)
+class DepthwiseHelium(Call):
+    """A depthwise convolution."""
+
+    kernel: ClassVar = _DEPTHWISE_HELIUM
+    parameters: DepthwiseHeliumParams
+    x: Operand
+    y: Operand
+
+
+@dataclass(frozen=True)
+class DepthwiseHeliumRow(RowCall):
+    """One row of a depthwise convolution."""
+
+    kernel: ClassVar = _DEPTHWISE_HELIUM_ROW
+    parameters: DepthwiseHeliumParams
+    x: Operand
+    y: Operand
+
+
+@dataclass(frozen=True)
+class LinearHeliumParams(Params):
+    """Parameters of a fully connected layer with Helium."""
+
+    struct: ClassVar = "linear_helium_params"
+    in_count: int
+    out_count: int
+    sixteens: int
+    weight: Constant
+    bias: Constant
+    to: Requantization
+
+
+@dataclass(frozen=True)
+class LinearHelium(Call):
+    """A fully connected layer."""
+
+    kernel: ClassVar = _LINEAR_HELIUM
+    parameters: LinearHeliumParams
+    x: Operand
     y: Operand
 
 
@@ -307,14 +387,39 @@ def _helium_definitions(calls: Sequence[Call]) -> list[Macro]:
     convolutions = [call.parameters for call in calls if isinstance(call, Conv2dHelium | Conv2dHeliumRow)]
     macros = _halves_definitions(calls)
     if convolutions:
-        edge = max(p.kernel_h * (p.kernel_w + 2 * p.stride_w) * p.in_c for p in convolutions)
-        rows, channels = max(p.kernel_h for p in convolutions), max(p.out_c for p in convolutions)
-        macros.append(Macro("HELIUM_ROWS", rows, "the largest number of rows of a window"))
-        macros.append(Macro("HELIUM_BYTES", 48 * max(p.sixteens for p in convolutions), "the same of three windows"))
-        macros.append(Macro("HELIUM_EDGE_BYTES", edge, "the same of three windows at an edge"))
-        macros.append(Macro("HELIUM_CHANNELS", channels + channels % 2, "the same of channels"))
+        kept = max((p.kernel_h + 1) * p.row_bytes for p in convolutions)
+        copied = max((p.sixteens for p in convolutions if p.columns is None), default=0)
+        places = max(p.kernel_h * (1 if p.columns is None else p.in_c // 16) for p in convolutions)
+        outputs = max(4 * (p.out_c + p.out_c % 2) * (4 if p.to.multiplier == NULL else 1) for p in convolutions)
+        macros.append(Macro("HELIUM_ROWS_BYTES", max(kept, 1), "the largest number of bytes of kept rows"))
+        macros.append(Macro("HELIUM_BYTES", max(64 * copied, 1), "the same of four windows that are copied"))
+        macros.append(Macro("HELIUM_WINDOW", 16 * copied + 16, "the same of one, and of what is copied with it"))
+        macros.append(Macro("HELIUM_PLACES", places, "the same of places where windows begin"))
+        macros.append(Macro("HELIUM_OUTPUTS", outputs, "the same of bytes of four outputs"))
+    depthwise = [call.parameters for call in calls if isinstance(call, DepthwiseHelium | DepthwiseHeliumRow)]
+    if depthwise:
+        taps = max(p.kernel_h * p.kernel_w for p in depthwise)
+        macros.append(Macro("HELIUM_TAPS", taps, "the largest number of taps of a depthwise convolution"))
+        macros.append(Macro("HELIUM_OUTSIDE", max(p.channels for p in depthwise), "the same of its channels"))
+    linear = [call.parameters for call in calls if isinstance(call, LinearHelium)]
+    if linear:
+        most = 16 * max(p.sixteens for p in linear)
+        macros.append(Macro("HELIUM_INPUTS", most, "the largest number of bytes of a fully connected layer"))
     return macros
 
 
-HELIUM = Library((*DSP.kernels, _HELIUM_TILE, _CONV2D_HELIUM_ROW, _CONV2D_HELIUM), _helium_definitions)
+HELIUM = Library(
+    (
+        *DSP.kernels,
+        _HELIUM,
+        _HELIUM_TILE,
+        _CONV2D_HELIUM_KEPT,
+        _CONV2D_HELIUM_ROW,
+        _CONV2D_HELIUM,
+        _DEPTHWISE_HELIUM_ROW,
+        _DEPTHWISE_HELIUM,
+        _LINEAR_HELIUM,
+    ),
+    _helium_definitions,
+)
 """For Cortex-M55 and M85, which also have the DSP extension."""

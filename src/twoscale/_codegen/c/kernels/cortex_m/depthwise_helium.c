@@ -1,0 +1,8 @@
+/* Depthwise convolution with Helium, one row after the other. */
+static void depthwise_helium(const depthwise_helium_params *p, const uint8_t *x, uint8_t *y)
+{
+    const kept_rows from = {x, p->in_h, p->in_w * p->channels};
+
+    for (int32_t row = 0; row < p->out_h; row++)
+        depthwise_helium_row(p, &from, y + row * p->out_w * p->channels, row);
+}
