@@ -68,6 +68,7 @@ def export_command(
     max_flash: Size = None,
     link: bool = False,
     camera: bool = False,
+    log_mel: int | None = None,
     package: PackageName | None = None,
     json: bool = False,
 ) -> None:
@@ -93,6 +94,7 @@ def export_command(
             nothing is written, and the message says what is over and which target fits.
         max_flash: The same for flash: constants and code.
         camera: Also write NAME_camera.c, which resizes and normalizes pixels in RGB565, YUV 4:2:2, RGB or grey.
+        log_mel: Also write NAME_log_mel.c, which computes log-mel features of sound with this many samples per second.
         package: Write a library of this form, with the self-test as its example.
         link: Also write NAME_link.c, with which a board runs the network for twoscale verify.
         io: Type of the input and output of a .tflite file. Default: int8.
@@ -106,8 +108,10 @@ def export_command(
         raise ConfigurationError(f"--images is {images}; expected at least 1")
     budget = budget_of(max_ram, max_flash)
     loaded = load(require_integer_file(network))
-    if (link or camera or package is not None) and (to in _WRITTEN or target == _WASM):
-        raise ConfigurationError("--link, --camera and --package are for C on microcontrollers, not for another form")
+    if (link or camera or log_mel is not None or package is not None) and (to in _WRITTEN or target == _WASM):
+        raise ConfigurationError(
+            "--link, --camera, --log-mel and --package are for C on microcontrollers, not for another form"
+        )
     if budget != Budget() and (to in _WRITTEN or target == _WASM):
         raise ConfigurationError("--max-ram and --max-flash are for C on microcontrollers, not for another form")
     if to in _WRITTEN:
@@ -138,6 +142,7 @@ def export_command(
         max_flash=budget.flash,
         link=link,
         camera=camera,
+        log_mel=log_mel,
         package=package,
     )
     if json:

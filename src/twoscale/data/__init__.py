@@ -3,6 +3,7 @@
 Nothing here needs torch. Functions on arrays also take tensors.
 """
 
+from twoscale._codegen.log_mel import LogMel
 from twoscale._files import cache_dir
 from twoscale.data._dataset import CIFAR10_MEAN, CIFAR10_STD, LAB_MEAN, LAB_STD, Dataset, Split
 from twoscale.data._folder import image_folder
@@ -26,6 +27,7 @@ __all__ = [
     "LAB_STD",
     "Dataset",
     "Description",
+    "LogMel",
     "Preprocessing",
     "Split",
     "StreamedImages",

@@ -119,6 +119,7 @@ def export_c(
     max_flash: int | None = None,
     link: bool = False,
     camera: bool = False,
+    log_mel: int | None = None,
     package: str | None = None,
 ) -> ExportResult:
     """Write a network as C.
@@ -144,6 +145,9 @@ def export_c(
             target for microcontrollers.
         camera: whether to write NAME_camera.h and NAME_camera.c too, which resize and normalize the pixels of cameras.
             Of a network that takes pictures and a target for microcontrollers.
+        log_mel: samples of sound per second, to write NAME_log_mel.h and NAME_log_mel.c too, which compute the features
+            of twoscale.data.LogMel. Of a network that takes grey pictures (frames, channels) and a target for
+            microcontrollers.
         package: "arduino", "platformio", "zephyr", "esp-idf" or "cmsis-pack" for a library of that form, with the
             self-test as an example. Of a target for microcontrollers.
 
@@ -168,11 +172,17 @@ def export_c(
         raise ConfigurationError(
             f"camera is for microcontrollers; expected target {', '.join(ALTERNATIVES)}, got {target}"
         )
+    if log_mel is not None and target not in ALTERNATIVES:
+        raise ConfigurationError(
+            f"log_mel is for microcontrollers; expected target {', '.join(ALTERNATIVES)}, got {target}"
+        )
     if link and target not in ALTERNATIVES:
         raise ConfigurationError(
             f"link is for microcontrollers; expected target {', '.join(ALTERNATIVES)}, got {target}"
         )
     code = source.texts() | (source.link() if link else {}) | (source.camera() if camera else {})
+    if log_mel is not None:
+        code |= source.log_mel(log_mel)
     if package is None:
         texts = code | {f"{source.prefix}_test.c": self_test(source, images), _MAKEFILE: source.makefile()}
     elif package not in PACKAGES:

@@ -115,6 +115,17 @@ class SourceBase(ABC):
         """
         return {}
 
+    def log_mel(self, sample_rate: int) -> dict[str, str]:
+        """Return the names and texts of the files that compute log-mel features of sound; none by default.
+
+        Args:
+            sample_rate: samples per second.
+
+        Raises:
+            ConfigurationError: the network does not take pixels of one channel, or too many for the sample rate.
+        """
+        return {}
+
     @property
     def pixel_bytes(self) -> int:
         """Size of the table from pixels to integers, in bytes; 0 if there is none."""

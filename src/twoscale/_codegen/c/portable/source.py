@@ -18,6 +18,7 @@ from twoscale._codegen.c.common.text import normalization, number_lines, rows, v
 from twoscale._codegen.c.portable.footprint import footprint
 from twoscale._codegen.c.portable.kernels import PORTABLE, TO_INT8, Library, kernel_texts
 from twoscale._codegen.c.portable.lowering import Program, lower
+from twoscale._codegen.log_mel import LogMel
 from twoscale._codegen.pixels import pixel_table
 from twoscale._codegen.targets import Target
 from twoscale._ir.integer_network import IntegerNetwork
@@ -108,6 +109,31 @@ class Source(SourceBase):
                 "channels; expected a network of pictures"
             )
         return {f"{self.prefix}_camera{end}": self.render(f"camera{end}.jinja") for end in (".h", ".c")}
+
+    def log_mel(self, sample_rate: int) -> dict[str, str]:
+        """Return the names and texts of the files that compute log-mel features of sound.
+
+        Raises:
+            ConfigurationError: the network does not take pixels of one channel, or too many for the sample rate.
+        """
+        shape = self.program.inputs[0].spec.shape
+        if self.pixels is None or shape[0] != 1:
+            raise ConfigurationError(
+                f"{printable(self.name)} does not take log-mel features; expected a network of grey pictures (frames, "
+                "channels) that records how pixels are normalized"
+            )
+        features = LogMel.for_network(shape, sample_rate)
+        texts = {
+            "hann": number_lines(features.hann),
+            "turns": ",\n    ".join(f"{{{cosine}, {sine}}}" for cosine, sine in features.turns),
+            "ends": number_lines(features.ends),
+            "weights": number_lines(features.weights),
+            "logarithms": number_lines(features.logarithms),
+        }
+        return {
+            f"{self.prefix}_log_mel{end}": self.render(f"log_mel{end}.jinja", features=features, **texts)
+            for end in (".h", ".c")
+        }
 
     def header(self) -> str:
         """Return the text of the header."""
