@@ -24,17 +24,23 @@ import nbclient
 import nbformat
 
 from benchmarks import lab_answers
-from benchmarks.common import markdown
-from twoscale._files import write_bytes, write_text
+from benchmarks.common import RESULTS, markdown
+from benchmarks.several_hosts import SeveralHosts, hosts_sentence, hosts_table
+from twoscale._files import read_record, write_bytes, write_text
 from twoscale.scaling._questions.accuracy import AccuracyAnswer, accuracy_table, rates_table
 from twoscale.scaling._questions.answers import plain, read_results, sentences
 from twoscale.scaling._questions.batch import batch_table
+from twoscale.scaling._questions.breakdown import BreakdownAnswer, kinds_table, layers_table, parts_table
 from twoscale.scaling._questions.communication import CommunicationAnswer, arms_table, epochs_table, wire_table
 from twoscale.scaling._questions.forecast import ForecastAnswer, forecast_table
+from twoscale.scaling._questions.loading import LoadingAnswer, loading_table
+from twoscale.scaling._questions.noise import NoiseAnswer, batches_table, noise_table, remedies_table
+from twoscale.scaling._questions.optimizers import OptimizersAnswer, optimizers_table
 from twoscale.scaling._questions.replicas import ReplicasAnswer, replicas_table
 from twoscale.scaling._questions.results import StudyResults
 from twoscale.scaling._questions.speedup import SpeedupAnswer, grid_table, speed_table
 from twoscale.scaling._questions.strategies import StrategiesAnswer, memory_table, strategies_table
+from twoscale.scaling._questions.variants import VariantsAnswer, variants_table
 from twoscale.scaling._questions.verdict import VerdictAnswer, causes_table
 from twoscale.scaling._questions.what_if import what_if_table, what_ifs
 from twoscale.scaling._questions.wire import WireAnswer, ledger_table
@@ -46,8 +52,10 @@ DOCUMENT = DOCS / "scaling.md"
 RECORD = DOCS / "scaling-study.json"
 RESNET = DOCS / "scaling-resnet18.json"
 FURTHER = DOCS / "scaling-further.json"
-FURTHER_SECTIONS = ("strategies",)
-"""Further questions whose numbers docs/scaling.md has."""
+FURTHER_SECTIONS = ("strategies", "loading", "step", "variants", "optimizers", "noise")
+"""Further questions whose numbers docs/scaling.md has: all of them."""
+HOSTS = RESULTS / "several_hosts.json"
+"""Of benchmarks.several_hosts, which needs root and runs on its own."""
 NOTEBOOK = DOCS.parent / "examples" / "scaling.ipynb"
 
 
@@ -85,20 +93,59 @@ def generated(study: StudyResults, resnet: StudyResults, further: StudyResults) 
         "ledger-table": markdown(ledger_table(resnet.of(WireAnswer).ledgers[0]), (0, 1, 2, 3, 4, 5)),
         "replicas-table": markdown(replicas_table(resnet.of(ReplicasAnswer).replicas[0]), (0, 1, 2, 3, 4, 5)),
         **_of_further(further),
+        "hosts": f"> {hosts_sentence(read_record(HOSTS, SeveralHosts))}",
+        "hosts-table": markdown(hosts_table(read_record(HOSTS, SeveralHosts))),
         "held-table": markdown(forecast_table(forecast.held_out, ""), (0, 3, 7, 4, 5, 6)),
     }
 
 
+_NOT_RECORDED = "No numbers are recorded here yet."
+
+
 def _of_further(study: StudyResults) -> dict[str, str]:
-    """Return the parts about questions that are asked with --full only."""
+    """Return the parts about questions that are asked with --full only; some may not be recorded."""
     assert study.loads is not None
-    strategies = study.of(StrategiesAnswer).strategies
-    return {
-        "further-machine": f"Load {study.loads[0]:.1f} to {study.loads[1]:.1f} as cells began.",
-        **{name: f"> {sentence}" for name, sentence in study.sentences.items()},
-        "strategies-table": markdown(strategies_table(strategies), (0, 1, 3, 4, 5, 7, 8)),
-        "memory-table": markdown(memory_table(strategies), (0, 1, 2, 3, 4, 5)),
+    parts = {
+        "further-machine": f"{study.environment.machine}, {study.environment.cores} cores; load "
+        f"{study.loads[0]:.1f} to {study.loads[1]:.1f} as cells began; {study.seconds:.0f} s in all."
     }
+    for section in FURTHER_SECTIONS:
+        tables = _tables_of(section, study) if section in study.config.sections else {}
+        parts[section] = f"> {study.sentences[section]}" if tables else _NOT_RECORDED
+        parts |= {name: tables.get(name, "") for name in _TABLES[section]}
+    return parts
+
+
+_TABLES = {
+    "strategies": ("strategies-table", "memory-table"),
+    "loading": ("loading-table",),
+    "step": ("parts-table", "kinds-table", "layers-table"),
+    "variants": ("variants-table",),
+    "optimizers": ("optimizers-table",),
+    "noise": ("batches-table", "noise-table", "remedies-table"),
+}
+"""Names of the tables of each further question."""
+
+
+def _tables_of(section: str, study: StudyResults) -> dict[str, str]:
+    """Return the tables of a further question; none where nothing was measured."""
+    found: list[str] = []
+    if section == "strategies" and (strategies := study.of(StrategiesAnswer).strategies):
+        found.append(markdown(strategies_table(strategies), (0, 1, 3, 4, 5, 7, 8)))
+        found.append(markdown(memory_table(strategies), (0, 1, 2, 3, 4, 5)))
+    if section == "loading" and (loading := study.of(LoadingAnswer).loading) is not None:
+        found.append(markdown(loading_table(loading)))
+    if section == "step" and (steps := study.of(BreakdownAnswer).breakdowns):
+        layers = layers_table(steps[0])
+        found += [markdown(parts_table(steps)), markdown(kinds_table(steps[0]))]
+        found.append(f"{layers.caption}:\n\n{markdown(layers)}")
+    if section == "variants" and (variants := study.of(VariantsAnswer).variants):
+        found.append(markdown(variants_table(variants), (0, 1, 3, 4, 5)))
+    if section == "optimizers" and (optimizers := study.of(OptimizersAnswer).optimizers):
+        found.append(markdown(optimizers_table(optimizers)))
+    if section == "noise" and (noise := study.of(NoiseAnswer).large_batch) is not None:
+        found += [markdown(one) for one in (batches_table(noise), noise_table(noise), remedies_table(noise))]
+    return dict(zip(_TABLES[section], found, strict=True)) if found else {}
 
 
 def renewed(text: str, parts: dict[str, str]) -> str:

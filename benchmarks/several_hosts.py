@@ -26,6 +26,8 @@ from torch import nn
 from benchmarks.common import write_result
 from twoscale._environment import available_cores
 from twoscale._launching.hosts import Place
+from twoscale._page.numbers import fixed, joined, percent, signed
+from twoscale._page.tables import Column, Table, table
 from twoscale.scaling._measure.hosts import Team, lead
 from twoscale.scaling._measure.launch import launch
 from twoscale.scaling._measure.records import DdpOptions, RankGroup, Workload
@@ -85,6 +87,52 @@ class Row:
     measured_exposed: float
     forecast_exposed: float
     exposed_error: float
+
+
+@dataclass(frozen=True)
+class SeveralHosts:
+    """The record."""
+
+    mbit: int
+    """Of each host's link, Mbit/s."""
+    fitted_on_hosts: int
+    rows: tuple[Row, ...]
+
+
+def hosts_sentence(record: SeveralHosts) -> str:
+    """Return how far off the forecast is."""
+    worst = max(abs(row.error) for row in record.rows)
+    waits = max(abs(row.exposed_error) for row in record.rows)
+    return (
+        f"Fitted to 1 and {record.fitted_on_hosts} hosts, the forecast of a step on "
+        f"{joined(str(row.hosts) for row in record.rows)} hosts is off by at most {percent(worst, 1)} %, and that of "
+        f"its wait for communication by at most {percent(waits, 1)} %."
+    )
+
+
+def hosts_table(record: SeveralHosts) -> Table:
+    """Return measured and forecast steps on hosts that were not fitted."""
+
+    def milliseconds(seconds: float) -> str:
+        return fixed(1e3 * seconds, 1)
+
+    rows = [
+        [
+            str(row.hosts),
+            milliseconds(row.measured),
+            milliseconds(row.forecast),
+            signed(100 * row.error, 1),
+            milliseconds(row.measured_exposed),
+            milliseconds(row.forecast_exposed),
+            signed(100 * row.exposed_error, 1),
+        ]
+        for row in record.rows
+    ]
+    columns = [
+        Column("Hosts"), Column("Step measured", "ms"), Column("Step forecast", "ms"), Column("Error", "%"),
+        Column("Wait measured", "ms"), Column("Wait forecast", "ms"), Column("Error of the wait", "%"),
+    ]  # fmt: skip
+    return table("Held-out hosts", columns, rows)
 
 
 def steps_on(team: Team, hosts: Sequence[int], steps: int) -> list[MeasuredStep]:

@@ -340,3 +340,24 @@ def test_what_the_agent_does_when_a_rank_fails(capsys: pytest.CaptureFixture[str
         with pytest.raises(SystemExit) as ended:
             failures.emit(failed(code))
         assert ended.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("error", "machines", "lost"),
+    [
+        (
+            RuntimeError("[pair.cc:537] Read error [10.0.0.2]:6: Connection reset by peer. This"),
+            "2",
+            "connection reset",
+        ),
+        (RuntimeError("[tcp/pair.cc:563] Connection closed by peer [10.0.0.2]:6"), "2", "connection closed"),
+        (RuntimeError("Connection reset by peer"), "1", None),  # on one machine, the agent says who ended
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "2", None),
+        (OSError("Connection reset by peer"), "2", None),
+    ],
+)
+def test_a_lost_machine_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, machines: str, lost: str | None
+) -> None:
+    monkeypatch.setenv("GROUP_WORLD_SIZE", machines)
+    assert processes.lost_peer(error) == (None if lost is None else f"{lost} by peer")

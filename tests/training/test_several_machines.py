@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,54 +84,84 @@ def test_an_address_that_others_do_not_reach(monkeypatch: pytest.MonkeyPatch, ad
         interfaces.choose_interface()
 
 
-def test_torchrun_on_two_machines_trains_as_two_processes_on_one(name: str, tmp_path: Path) -> None:
-    if not sweep.whole():
-        pytest.skip("takes half a minute: --sweep all trains on two machines")
-    words = [
-        "train",
-        "net",
-        "--data",
-        "digits",
-        "--epochs",
-        "1",
-        "--batch-size",
-        "64",
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-        "--out",
-    ]
+WORDS = [
+    "train", "net", "--data", "digits", "--batch-size", "50", "--lr", "0.01", "--checkpoint-every", "5",
+    "--device", "cpu", "--threads", "1",
+]  # fmt: skip
+
+
+def two_machines(name: str, port: int, out: Path, *words: str) -> list[subprocess.Popen[str]]:
+    """Start the documented command on both machines, which share their files."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    launcher += [f"--master-addr={FIRST}", "--master-port=29511"]
-    processes = [
-        on(
-            name,
-            machine,
-            [
-                "taskset",
-                "-c",
-                str(rank),
-                *launcher,
-                f"--node-rank={rank}",
-                "-m",
-                "twoscale",
-                *words,
-                str(tmp_path / "two"),
-            ],
-        )
+    launcher += [f"--master-addr={FIRST}", f"--master-port={port}"]
+    return [
+        on(name, machine, ["taskset", "-c", str(rank % (os.cpu_count() or 1)), *launcher, f"--node-rank={rank}", "-m",
+                           "twoscale", *WORDS, *words, "--out", str(out)])
         for rank, machine in enumerate("ab")
-    ]
-    for process in processes:
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-    one = subprocess.run(
-        [sys.executable, "-m", "twoscale", *words, str(tmp_path / "one"), "--procs", "2"],
+    ]  # fmt: skip
+
+
+def one_machine(out: Path, *words: str) -> dict[str, np.ndarray]:
+    """Train in two processes of this machine, and return the weights."""
+    done = subprocess.run(
+        [sys.executable, "-m", "twoscale", *WORDS, *words, "--out", str(out), "--procs", "2"],
         capture_output=True,
         text=True,
     )
-    assert one.returncode == 0, one.stderr
-    runs = [load_file(tmp_path / run / "model.safetensors") for run in ("one", "two")]
-    assert runs[0].keys() == runs[1].keys()
-    assert all(np.array_equal(runs[0][key], runs[1][key]) for key in runs[0])
+    assert done.returncode == 0, done.stderr
+    return load_file(out / "model.safetensors")
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+
+
+def test_torchrun_on_two_machines_trains_as_two_processes_on_one(name: str, tmp_path: Path) -> None:
+    if not sweep.whole():
+        pytest.skip("takes half a minute: --sweep all trains on two machines")
+    for process in two_machines(name, 29511, tmp_path / "two", "--epochs", "1"):
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    assert_same(load_file(tmp_path / "two" / "model.safetensors"), one_machine(tmp_path / "one", "--epochs", "1"))
     assert read_record(tmp_path / "two" / "run.json", RunRecord).world_size == 2
+
+
+def processes_of(name: str, machine: str) -> list[int]:
+    """Return the processes of a machine."""
+    listed = subprocess.run(["ip", "netns", "pids", f"{name}-{machine}"], capture_output=True, text=True, check=True)
+    return [int(word) for word in listed.stdout.split()]
+
+
+def test_a_run_goes_on_after_a_machine_was_killed(name: str, tmp_path: Path) -> None:
+    """The second machine ends at once, in the middle; the same command with --resume ends in the same weights."""
+    if not sweep.whole():
+        pytest.skip("takes a minute: --sweep all kills a machine")
+    out, words = tmp_path / "two", ("--epochs", "8")
+    first, second = two_machines(name, 29513, out, *words)
+
+    def done() -> int:
+        file = out / "run.json"
+        return read_record(file, RunRecord).mini_batches if file.exists() else 0
+
+    deadline = time.monotonic() + 200
+    while done() < 10:
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for pid in processes_of(name, "b"):
+        os.kill(pid, signal.SIGKILL)
+    _, err = first.communicate(timeout=200)
+    second.communicate(timeout=60)
+    assert first.returncode != 0
+    (line,) = [line for line in err.splitlines() if line.startswith("twoscale: error: ")]
+    assert line.startswith("twoscale: error: lost the connection to a process on another machine (")
+    assert "RuntimeError" not in err
+    assert 10 <= done() < 232, err
+    assert not processes_of(name, "a")
+    for process in two_machines(name, 29515, out, *words, "--resume"):
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    record = read_record(out / "run.json", RunRecord)
+    assert (record.mini_batches, record.world_size) == (232, 2)
+    assert_same(load_file(out / "model.safetensors"), one_machine(tmp_path / "one", *words))

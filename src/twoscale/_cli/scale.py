@@ -90,7 +90,7 @@ def scale_command(
         out: Folder of the study; it is made.
         device: Default: cuda where there is a GPU.
         sections: Questions to answer: batch, speedup, communication, accuracy, sampler, wire, replicas, forecast,
-            strategies, loading, step, variants, optimizers, or their numbers 1 to 13. Default: 1 to 8.
+            strategies, loading, step, variants, optimizers, noise, or their numbers 1 to 14. Default: 1 to 8.
         full: Answer all of them.
         base_batch: Batches of a rank at which numbers of ranks are compared; the verdict is given for the first.
             Default: 64,32,128, on a GPU 128,32,512.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import NoReturn
 
 from twoscale._environment import available_cores
 
-__all__ = ["PARENT", "die_with_parent", "leave", "pin", "wait_for_group", "wait_until"]
+__all__ = ["PARENT", "die_with_parent", "leave", "lost_peer", "pin", "wait_for_group", "wait_until"]
 
 PARENT = "TWOSCALE_PARENT"
 """Environment variable with the id of the process that started this one."""
@@ -21,6 +22,12 @@ PARENT = "TWOSCALE_PARENT"
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _PATIENCE = 60.0
 """Seconds that a finished process waits for the others of its group."""
+_LOST = re.compile(
+    r"connection reset by peer|connection closed by peer|broken pipe|socket closed|remote process exited|"
+    r"connection timed out|timed out waiting \d+ms",
+    re.IGNORECASE,
+)
+"""What gloo and NCCL say when the process at the other end has gone."""
 _DONE = "twoscale: done"
 """Key of a process group's count of processes that are done."""
 
@@ -59,6 +66,15 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def lost_peer(error: BaseException) -> str | None:
+    """Return how the connection to a process on another machine was lost, if that is what an error of this process of
+    several machines says; else None."""
+    if not isinstance(error, RuntimeError) or int(os.environ.get("GROUP_WORLD_SIZE", "1")) < 2:
+        return None
+    found = _LOST.search(str(error))
+    return None if found is None else found[0].lower()
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -32,6 +32,7 @@ from twoscale.scaling._measure.bandwidth import measure_bandwidth
 from twoscale.scaling._measure.breakdown import break_down
 from twoscale.scaling._measure.clocks import Loop
 from twoscale.scaling._measure.comparison import compare, compare_data_parallel
+from twoscale.scaling._measure.large_batch import measure_large_batch
 from twoscale.scaling._measure.ledger import write_ledger
 from twoscale.scaling._measure.loading import measure_loading
 from twoscale.scaling._measure.optimizers import compare_optimizers
@@ -55,6 +56,8 @@ from twoscale.scaling._measure.tasks import (
     BreakdownTask,
     CurvePoint,
     LoadingTask,
+    NoiseResult,
+    NoiseTask,
     OptimizersResult,
     OptimizersTask,
     RanksTask,
@@ -74,6 +77,7 @@ from twoscale.scaling._measure.workload import create_model, device_of, load_ima
 __all__ = [
     "compare_strategies",
     "run_arms",
+    "run_large_batch",
     "run_optimizers",
     "run_variants",
     "search_rates",
@@ -239,6 +243,11 @@ def run_variants(task: VariantsTask) -> VariantsResult:
 def run_optimizers(task: OptimizersTask) -> OptimizersResult:
     """Train with every optimizer, and without BatchNorm."""
     return compare_optimizers(task.workload, task.companion, epochs=task.epochs, seeds=task.seeds, watch=_at_work)
+
+
+def run_large_batch(task: NoiseTask) -> NoiseResult:
+    """Train at several batch sizes, estimate the noise of gradients, and compare remedies."""
+    return measure_large_batch(task.workload, task.batch_sizes, epochs=task.epochs, seeds=task.seeds, watch=_at_work)
 
 
 def write_wire(task: WireTask) -> WireResult:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,15 +14,16 @@ from twoscale import data
 from twoscale.errors import ConfigurationError
 from twoscale.scaling._measure.records import OptimizerRecord, Workload
 from twoscale.scaling._measure.statistics import summarize
-from twoscale.scaling._measure.workload import create_model, device_of, load_images
+from twoscale.scaling._measure.trials import ImageSet, accuracy, image_sets, settle
+from twoscale.scaling._measure.workload import create_model, device_of
 
 __all__ = ["compare_optimizers", "without_batch_norm"]
 
-Images = tuple[torch.Tensor, torch.Tensor]
 Make = Callable[[nn.Module, float], Sequence[torch.optim.Optimizer]]
 _SEARCH_SEED = 1000
-_HELD_OUT = 10
-"""One training image in this many is held out to choose learning rates."""
+_NORMED_IMAGES = 640
+"""Training images of the runs with and without BatchNorm, whose network computes fifty times as much."""
+_NORMED_SEEDS = 3
 
 
 def _of(kind: Callable[..., torch.optim.Optimizer], **options: object) -> Make:
@@ -64,14 +64,6 @@ def without_batch_norm(model: nn.Module) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class _Set:
-    """Images on the device: for training, and to look at."""
-
-    train: Images
-    looked_at: Images
-
-
-@dataclass(frozen=True)
 class _Run:
     accuracies: tuple[float, ...]
     """After each epoch, 0..1."""
@@ -89,10 +81,15 @@ class _Case:
     """Of the learning rates that are tried."""
     without: bool = False
     """Whether BatchNorm is left out."""
+    images: int | None = None
+    """Training images. Default: all."""
+    seeds: int | None = None
+    """Most runs with the best learning rate."""
 
-    def run(self, images: _Set, rate: float, seed: int, epochs: int) -> _Run:
+    def run(self, images: ImageSet, rate: float, seed: int, epochs: int) -> _Run:
         """Train from the initial weights of a seed."""
         seeded = replace(self.workload, seed=self.workload.seed + seed)
+        images = images if self.images is None else images.head(self.images)
         model = create_model(seeded)
         if self.without:
             model = without_batch_norm(model)
@@ -101,31 +98,15 @@ class _Case:
         return _Run(tuple(accuracies), tuple(seconds), _state_bytes(optimizers))
 
 
-def _images(workload: Workload) -> tuple[_Set, _Set]:
-    """Return the training images with those held out of them, and all training images with the test images."""
-    dataset = load_images(workload.data, workload.preprocessing)
-    device = device_of(workload)
-
-    def tensors(split: data.Split) -> Images:
-        images = torch.from_numpy(np.asarray(split.images)).to(device)
-        labels = torch.from_numpy(split.labels.astype(np.int64)).to(device)
-        return data.normalize(images, dataset.mean, dataset.std), labels
-
-    train, test = tensors(dataset.train), tensors(dataset.test)
-    held = torch.arange(len(train[1]), device=device) % _HELD_OUT == 0
-    search = _Set((train[0][~held], train[1][~held]), (train[0][held], train[1][held]))
-    return search, _Set(train, test)
-
-
 def _train(
-    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], images: _Set, workload: Workload, epochs: int
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], images: ImageSet, workload: Workload, epochs: int
 ) -> tuple[list[float], list[float]]:
     """Return the accuracy after each epoch, and the seconds of each epoch's training."""
     ranks_device = device_of(workload)
     accuracies, seconds = [], []
     pictures, labels = images.train
     for epoch in range(epochs):
-        _settle(ranks_device)
+        settle(ranks_device)
         start = time.perf_counter()
         order = torch.from_numpy(data.epoch_order(len(labels), seed=workload.seed, epoch=epoch)).to(ranks_device)
         for chosen in torch.split(order, workload.batch_size):
@@ -133,26 +114,10 @@ def _train(
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-        _settle(ranks_device)
+        settle(ranks_device)
         seconds.append(time.perf_counter() - start)
-        accuracies.append(_accuracy(model, images.looked_at))
+        accuracies.append(accuracy(model, images.looked_at))
     return accuracies, seconds
-
-
-def _settle(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-@torch.no_grad()
-def _accuracy(model: nn.Module, images: Images) -> float:
-    model.eval()
-    right = sum(
-        int((model(part).argmax(1) == labels).sum().item())
-        for part, labels in zip(torch.split(images[0], 256), torch.split(images[1], 256), strict=True)
-    )
-    model.train()
-    return right / len(images[1])
 
 
 def _state_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int:
@@ -184,9 +149,7 @@ def compare_optimizers(
     """
     if min(epochs, seeds) < 1:
         raise ConfigurationError(f"{epochs} epochs, {seeds} seeds: expected at least 1 of each")
-    if workload.data == "synthetic":
-        raise ConfigurationError("the data are synthetic, which have nothing to learn; give --data")
-    search, final = _images(workload)
+    search, final = image_sets(workload)
     normed = workload
     if not _has_batch_norm(create_model(workload)):
         normed = replace(workload, model=companion, model_args=None)
@@ -195,8 +158,9 @@ def compare_optimizers(
     ]
     if names is None:
         name, make, middle = _BATCH_NORM
-        cases.append(_Case(f"{name}, with BatchNorm", normed, make, middle))
-        cases.append(_Case(f"{name}, without BatchNorm", normed, make, middle, without=True))
+        kept, runs_kept = (None, None) if normed is workload else (_NORMED_IMAGES, _NORMED_SEEDS)
+        for end, without in ((", with BatchNorm", False), (", without BatchNorm", True)):
+            cases.append(_Case(f"{name}{end}", normed, make, middle, without, kept, runs_kept))
     records = []
     for case in cases:
         if watch is not None:
@@ -204,7 +168,7 @@ def compare_optimizers(
         rates = (case.middle / 4, case.middle, 4 * case.middle)
         tried = tuple((rate, case.run(search, rate, _SEARCH_SEED, epochs).accuracies[-1]) for rate in rates)
         rate = max(tried, key=lambda pair: pair[1])[0]
-        runs = [case.run(final, rate, seed, epochs) for seed in range(seeds)]
+        runs = [case.run(final, rate, seed, epochs) for seed in range(min(seeds, case.seeds or seeds))]
         records.append(
             OptimizerRecord(
                 name=case.name,

@@ -12,6 +12,7 @@ from twoscale.scaling._measure.records import (
     ArmsRecord,
     BandwidthRecord,
     EpochTime,
+    LargeBatchRecord,
     LedgerRecord,
     Op,
     OptimizerRecord,
@@ -40,6 +41,8 @@ __all__ = [
     "FitResult",
     "FitTask",
     "LoadingTask",
+    "NoiseResult",
+    "NoiseTask",
     "OptimizersResult",
     "OptimizersTask",
     "RanksTask",
@@ -214,6 +217,17 @@ class OptimizersTask:
     seeds: int
 
 
+@dataclass(frozen=True)
+class NoiseTask:
+    """Train at several batch sizes, estimate the noise of gradients, and compare remedies."""
+
+    workload: Workload
+    batch_sizes: tuple[int, ...]
+    epochs: int
+    seeds: int
+
+
+NoiseResult = LargeBatchRecord
 VariantsResult = tuple[VariantRecord, ...]
 OptimizersResult = tuple[OptimizerRecord, ...]
 StrategiesResult = tuple[StrategyRecord, ...]

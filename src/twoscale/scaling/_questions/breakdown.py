@@ -169,8 +169,8 @@ def spans_table(record: BreakdownRecord) -> Table:
         return f"{number(found[0].start * 1e3)} + {number(found[0].seconds * 1e3)}" if found else MISSING
 
     rows = [[_NAMES.get(name, name), *(cell(name, rank) for rank in ranks)] for name in names]
-    columns = [text_column("What"), *(Column(f"Rank {rank}", "begin + length, ms") for rank in ranks)]
-    return table(f"The median step on {plural(record.world_size, 'rank')}", columns, rows)
+    columns = [text_column("What"), *(Column(f"Rank {rank}", "ms") for rank in ranks)]
+    return table(f"The median step on {plural(record.world_size, 'rank')}: begin + length", columns, rows)
 
 
 def timeline_plot(record: BreakdownRecord) -> Drawing:

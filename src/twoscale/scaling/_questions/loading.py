@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from twoscale._page.charts import Drawing, Series, dot_plot
 from twoscale._page.document import Group
-from twoscale._page.numbers import MISSING, count, percent
+from twoscale._page.numbers import MISSING, count, joined, percent
 from twoscale._page.tables import Cell, Column, Table, table, text_column
 from twoscale.scaling._measure.records import LoadingRecord, LoadingRow
 from twoscale.scaling._questions.question import Content, Question
@@ -36,12 +36,15 @@ def _sentence(results: StudyResults) -> str | None:
     (arrays,) = record.of("arrays")
     text = f"A step of {milliseconds(record.compute)} waits {milliseconds(rows[0].wait.median)} for pictures"
     text += " that its own process decodes" if rows[0].workers == 0 else f" with {plural(rows[0].workers, 'worker')}"
-    if best is rows[0]:
+    if rows[0] in record.not_slower:
         text += "; no number of workers is measurably faster"
     else:
+        others = [row.workers for row in record.not_slower if row is not best]
+        are = "is" if len(others) == 1 else "are"
+        alike = f" ({joined(map(str, others))} {are} not measurably slower)" if others else ""
         text += (
-            f", and {milliseconds(best.wait.median)} with {plural(best.workers, 'worker')}, the fewest that are as "
-            f"fast as any; from arrays in memory it waits {milliseconds(arrays.wait.median)}"
+            f", and {milliseconds(best.wait.median)} with {plural(best.workers, 'worker')}, the fastest number{alike}; "
+            f"from arrays in memory it waits {milliseconds(arrays.wait.median)}"
         )
     return f"{text}. {_why(record)}"
 

@@ -13,6 +13,7 @@ from twoscale.scaling._questions import (
     communication,
     forecast,
     loading,
+    noise,
     optimizers,
     replicas,
     sampler,
@@ -51,6 +52,7 @@ QUESTIONS: tuple[Question[Any], ...] = (
     breakdown.QUESTION,
     variants.QUESTION,
     optimizers.QUESTION,
+    noise.QUESTION,
 )
 VERDICT = verdict.QUESTION
 """Answered from what the others need measured; its answer is the page's summary."""

@@ -51,8 +51,8 @@ def _sentence(results: StudyResults) -> str | None:
     speed = (
         f"no strategy is measurably faster than DDP ({milliseconds(ddp.step.median)} per step)"
         if best is None
-        else f"{best.name} is the fastest, {milliseconds(best.step.median)} per step ({milliseconds(ddp.step.median)} "
-        "in DDP)"
+        else f"{best.name} is the fastest of those that are measurably faster than DDP, "
+        f"{milliseconds(best.step.median)} per step ({milliseconds(ddp.step.median)} in DDP)"
     )
     least = min(_sharing(records), key=lambda one: one.memory.total)
     saved = 1 - least.memory.total / ddp.memory.total

@@ -39,9 +39,9 @@ def _sentence(results: StudyResults) -> str | None:
     best = min(faster, key=lambda one: one.step.median if one.step else eager)
     assert best.step is not None
     return (
-        f"An eager fp32 step takes {milliseconds(eager)}; {best.name} is the fastest, "
-        f"{milliseconds(best.step.median)}, {number(eager / best.step.median)} times as fast, after a first step "
-        f"of {number(best.first)} s."
+        f"An eager fp32 step takes {milliseconds(eager)}; {best.name} is the fastest of those that are measurably "
+        f"faster, {milliseconds(best.step.median)}, {number(eager / best.step.median)} times as fast, "
+        f"after a first step of {number(best.first)} s."
     )
 
 

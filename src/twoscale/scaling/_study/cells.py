@@ -27,6 +27,8 @@ from twoscale.scaling._measure.tasks import (
     BreakdownTask,
     CapacityTask,
     LoadingTask,
+    NoiseResult,
+    NoiseTask,
     OptimizersResult,
     OptimizersTask,
     RanksTask,
@@ -50,6 +52,7 @@ __all__ = [
     "CAPACITY",
     "KINDS",
     "LOADING",
+    "NOISE",
     "OPTIMIZERS",
     "RANKS",
     "STRATEGIES",
@@ -81,6 +84,7 @@ CellName = Literal[
     "breakdown",
     "variants",
     "optimizers",
+    "noise",
     "accuracy",
 ]
 
@@ -120,6 +124,7 @@ BREAKDOWN = CellKind(
 )
 VARIANTS = CellKind("variants", "ways to run a step", VariantsTask, VariantsResult, f"{_JOBS}:run_variants")
 OPTIMIZERS = CellKind("optimizers", "optimizers", OptimizersTask, OptimizersResult, f"{_JOBS}:run_optimizers")
+NOISE = CellKind("noise", "batches and gradient noise", NoiseTask, NoiseResult, f"{_JOBS}:run_large_batch")
 ACCURACY = CellKind(
     "accuracy", "accuracy", TrainingTask, tuple[TrainedRun, ...], f"{_JOBS}:train_runs", shows_repeat=True
 )
@@ -138,6 +143,7 @@ KINDS: dict[str, CellKind[Any, Any]] = {
         BREAKDOWN,
         VARIANTS,
         OPTIMIZERS,
+        NOISE,
         ACCURACY,
     )
 }

@@ -12,6 +12,7 @@
     breakdown  the parts of a step on one rank and on the most of one host
     variants   a step on one device, compiled or not, in several precisions and memory layouts
     optimizers training with every optimizer, and without BatchNorm
+    noise      training by batch size, the noise of gradients, and remedies for a large batch
     accuracy   training runs at a small and a large batch
 
 The first two decide what others do, and run first. The others run in rounds: every cell once in an order drawn by the
@@ -35,6 +36,7 @@ from twoscale.scaling._measure.tasks import (
     CapacityTask,
     Equal,
     LoadingTask,
+    NoiseTask,
     OptimizersTask,
     RanksTask,
     StrategiesTask,
@@ -64,6 +66,7 @@ Need = Literal[
     "breakdown",
     "variants",
     "optimizers",
+    "noise",
     "accuracy",
 ]
 """What a question needs measured: a kind of cell, or a part of one."""
@@ -72,8 +75,14 @@ _WORKERS = (0, 1, 2, 4)
 """That decode pictures; more where there are more cores."""
 _ARM_STEPS = 5
 """Most steps in each turn of an arm: rounds, not steps, make their intervals narrow."""
+_NOISE_SEEDS = 8
+"""Fewest runs of each batch and remedy: differences of a few percent must show."""
+_NOISE_GROWTH = 4
+"""The largest of these batches is so many times the large batch of the training runs that are compared."""
 COMPANION = "resnet20"
 """A small network with BatchNorm, for what a model without buffers cannot show."""
+_TRAINED_COMPANION = "resnet8"
+"""A smaller one, for training runs: a processor trains it in minutes."""
 _PARTS_OF_WIRE: tuple[Need, ...] = ("sampler", "wire", "replicas")
 Outcomes = Mapping[CellName, Outcome[Any]]
 
@@ -308,9 +317,19 @@ def _parts(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[Any]]
         variants = VariantsTask(workload, config.steps)
         cells.append(StudyCell("variants", 1, 0, config.cores, config.device, variants))
     if "optimizers" in needs:
-        optimizers = OptimizersTask(workload, COMPANION, config.epochs, config.seeds)
+        optimizers = OptimizersTask(workload, _TRAINED_COMPANION, config.epochs, config.seeds)
         cells.append(StudyCell("optimizers", 1, 0, config.cores, config.device, optimizers))
+    if "noise" in needs:
+        noise = NoiseTask(workload, _noise_batches(config), config.epochs, max(_NOISE_SEEDS, config.seeds))
+        cells.append(StudyCell("noise", 1, 0, config.cores, config.device, noise))
     return cells
+
+
+def _noise_batches(config: StudyConfig) -> tuple[int, ...]:
+    """Return the batch sizes of training runs, each four times the one before, from the small batch to beyond the
+    large."""
+    small, large = config.accuracy_batches
+    return (small, *(small << i for i in range(2, (_NOISE_GROWTH * large // small).bit_length(), 2)))
 
 
 def _wire(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[Any]]:

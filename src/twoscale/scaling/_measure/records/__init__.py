@@ -9,6 +9,7 @@ unit. ``None`` means "not applicable" or "not measured", never zero.
     strategies  ways to share a step among ranks
     loading     what a step waits for its batch
     variants    ways to run a step on one device, and optimizers
+    noise       how large a batch may be
     breakdown   the parts, layers and operators of a step
 """
 
@@ -35,6 +36,7 @@ from twoscale.scaling._measure.records.breakdown import (
     StepPart,
 )
 from twoscale.scaling._measure.records.loading import LoadingRecord, LoadingRow
+from twoscale.scaling._measure.records.noise import BatchRun, GradientNoise, LargeBatchRecord, Remedied
 from twoscale.scaling._measure.records.strategies import DATA_PARALLEL, HeldMemory, StrategyRecord
 from twoscale.scaling._measure.records.times import (
     ArmsRecord,
@@ -64,6 +66,7 @@ __all__ = [
     "ArmsRecord",
     "BandwidthRecord",
     "BandwidthRow",
+    "BatchRun",
     "BreakdownRecord",
     "Bucket",
     "CapacityRecord",
@@ -71,8 +74,10 @@ __all__ = [
     "CollectiveTime",
     "DdpOptions",
     "EpochTime",
+    "GradientNoise",
     "HeldMemory",
     "Interval",
+    "LargeBatchRecord",
     "LayerTime",
     "LedgerEntry",
     "LedgerRecord",
@@ -86,6 +91,7 @@ __all__ = [
     "PeakRecord",
     "PeakRow",
     "RankGroup",
+    "Remedied",
     "ReplicaCase",
     "ReplicaStep",
     "ReplicasRecord",

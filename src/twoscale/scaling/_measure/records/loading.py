@@ -54,7 +54,11 @@ class LoadingRecord:
 
     @property
     def best(self) -> LoadingRow:
-        """The fewest workers whose fastest run is not slower than every run of the fastest number."""
+        """The number of workers with the shortest step."""
+        return min(self.of("folder"), key=lambda row: row.step.median)
+
+    @property
+    def not_slower(self) -> tuple[LoadingRow, ...]:
+        """Numbers of workers that are not measurably slower than another: no other has only faster runs."""
         rows = self.of("folder")
-        fastest = min(rows, key=lambda row: row.step.median)
-        return next(row for row in rows if row.step.min <= fastest.step.max)
+        return tuple(row for row in rows if row.step.min <= min(other.step.max for other in rows))
