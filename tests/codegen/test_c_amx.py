@@ -150,6 +150,20 @@ def test_the_model_prefers_matrices_for_many_products_only() -> None:
     assert on_matrices(convolutions(4, 3)) == {False}
 
 
+def test_sharing_counts_the_cycles_of_matrices() -> None:
+    """Where AMX takes a fraction of the cycles of vectors, threads share only larger layers."""
+    network = convolutions(32, 16)
+    cycles = {
+        target: sum(phase.cycles for phase in source_of(network, "n", TARGETS[target]).phases)
+        for target in ("amx", "avx512vnni", "native")
+    }
+    assert cycles["amx"] < cycles["avx512vnni"] / 2
+    assert cycles["native"] == cycles["avx512vnni"]  # it also has other instruction sets
+    chosen = [matrices.choose_matrices(16, 16, 2, segments=3, words=24, row_step=576, pixel_step=32)] * 3
+    found = [phase.cycles for phase in source_of(network, "n", TARGETS["amx"]).phases if phase.cycles > 5_000]
+    assert found == [one.cycles for one in chosen]
+
+
 def test_a_refused_permission_leaves_the_next_instruction_set(tmp_path: Path) -> None:
     """As on a system that does not know AMX: the compiled file and the choice of what to compile agree."""
     need("gcc")

@@ -361,6 +361,12 @@ class Target:
     helium: bool = False
     """Whether kernels use Helium; of the back end "cortex-m"."""
 
+    @property
+    def always_multiplies_matrices(self) -> bool:
+        """Whether each of its instruction sets multiplies matrices, except the plain C for any CPU."""
+        special = [isa for isa in self.instruction_sets if isa is not GENERIC]
+        return bool(special) and all(isa.multiplies_matrices for isa in special)
+
 
 def _all_targets() -> tuple[Target, ...]:
     vector: list[tuple[str, str, tuple[InstructionSet, ...]]] = [

@@ -57,11 +57,14 @@ class VectorCalls:
         arrangement: of the network.
         pairs: whether an instruction set adds products of bytes in pairs that may saturate.
         matrices: whether an instruction set multiplies matrices of bytes.
+        always_matrices: whether all do, except the plain C.
         signed: whether an instruction set multiplies activations as signed bytes.
     """
 
-    def __init__(self, arrangement: Arrangement, *, pairs: bool, matrices: bool, signed: bool) -> None:
-        self.pairs, self.matrices, self.signed = pairs, matrices, signed
+    def __init__(
+        self, arrangement: Arrangement, *, pairs: bool, matrices: bool, always_matrices: bool, signed: bool
+    ) -> None:
+        self.pairs, self.matrices, self.always_matrices, self.signed = pairs, matrices, always_matrices, signed
         self.network = arrangement.network
         self.tensors = dict(arrangement.tensors)
         self.roots = arrangement.roots
@@ -269,7 +272,8 @@ class VectorCalls:
                         matrix_pixels=matrices.pixels,
                         row_pixels=matrices.row_pixels or None,
                     )
-                if shares_channels(params, packed.tile, packed.weight.nbytes, x.size + y.size):
+                image_bytes, always = x.size + y.size, self.always_matrices
+                if shares_channels(params, packed.tile, packed.weight.nbytes, image_bytes, matrices=always):
                     params = replace(params, by_channels=1)
                 instance = k.ConvInstance(
                     packed.tile.pixels,

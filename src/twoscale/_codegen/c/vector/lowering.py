@@ -56,20 +56,23 @@ class VectorProgram(Lowered):
         return self.image_bytes * self.block + _ALIGNMENT + _SLACK + beyond
 
 
-def lower(network: IntegerNetwork, *, pairs: bool, matrices: bool, signed: bool) -> VectorProgram:
+def lower(
+    network: IntegerNetwork, *, pairs: bool, matrices: bool, always_matrices: bool, signed: bool
+) -> VectorProgram:
     """Turn a network into calls of vector kernels and plan its memory.
 
     Args:
         network: on the grid.
         pairs: whether an instruction set adds products of bytes in pairs that may saturate.
         matrices: whether an instruction set multiplies matrices of bytes.
+        always_matrices: whether all do, except the plain C.
         signed: whether an instruction set multiplies activations as signed bytes.
 
     Raises:
         ConfigurationError: integers alone cannot compute it; names the layer and what to do.
     """
     arrangement = arrange(network)
-    vector = VectorCalls(arrangement, pairs=pairs, matrices=matrices, signed=signed)
+    vector = VectorCalls(arrangement, pairs=pairs, matrices=matrices, always_matrices=always_matrices, signed=signed)
     steps = tuple(vector.portable.step(layer, vector.of) for layer in arrangement.layers)
     rows, tensors = vector.rows, vector.tensors
     places, plan, live = _place(arrangement, rows, steps)

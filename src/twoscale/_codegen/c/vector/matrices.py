@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["Matrices", "choose_matrices"]
+__all__ = ["Matrices", "choose_matrices", "matrix_cycles"]
 
 _ROWS = 16
 """Most pixels, and most words, of a matrix."""
@@ -47,14 +47,34 @@ def choose_matrices(
     """
     at_once = max(size for size in range(1, min(words, _ROWS) + 1) if words % size == 0)
     steps = segments * words // at_once
-    candidates = [(0, out_h, out_w)]
+    candidates = [0]
     if row_step % pixel_step == 0 and row_step >= out_w * pixel_step:
-        row_pixels = row_step // pixel_step
-        candidates.append((row_pixels, 1, (out_h - 1) * row_pixels + out_w))
+        candidates.append(row_step // pixel_step)
     found = []
-    for row_pixels, bands, length in candidates:
-        count = math.ceil(length / _ROWS)
-        pixels = math.ceil(length / count)
-        cycles = bands * count * vectors * (steps * max(_LOADED, pixels) + pixels * _STORE + _PRODUCT)
+    for row_pixels in candidates:
+        _, length = _bands(out_h, out_w, row_pixels)
+        pixels = math.ceil(length / math.ceil(length / _ROWS))
+        cycles = matrix_cycles(out_h, out_w, vectors, steps=steps, pixels=pixels, row_pixels=row_pixels)
         found.append(Matrices(at_once, pixels, row_pixels, cycles))
     return min(found, key=lambda matrices: matrices.cycles)
+
+
+def matrix_cycles(out_h: int, out_w: int, vectors: int, *, steps: int, pixels: int, row_pixels: int) -> float:
+    """Return the cycles per image of a layer of ``vectors`` · 16 channels.
+
+    Args:
+        out_h: rows of the result.
+        out_w: pixels of a row.
+        vectors: of 16 channels.
+        steps: matrices of weights in a window.
+        pixels: of a matrix.
+        row_pixels: see ``Matrices``.
+    """
+    bands, length = _bands(out_h, out_w, row_pixels)
+    count = math.ceil(length / pixels)
+    return bands * count * vectors * (steps * max(_LOADED, pixels) + pixels * _STORE + _PRODUCT)
+
+
+def _bands(out_h: int, out_w: int, row_pixels: int) -> tuple[int, int]:
+    """Return how often matrices begin anew in an image, and the pixels until then."""
+    return (1, (out_h - 1) * row_pixels + out_w) if row_pixels else (out_h, out_w)

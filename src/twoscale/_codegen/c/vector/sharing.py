@@ -3,7 +3,8 @@
 A phase is some calls that need nothing from each other. All threads wait after each phase. Within a phase each of ``n``
 threads computes one of ``n`` equal parts: rows of the result, or groups of its channels. With
 
-    c   cycles of the call on one thread, from the model of tiles or from the rates below,
+    c   cycles of the call on one thread, from the model of tiles, from that of matrices if the target always multiplies
+        these, or from the rates below,
     s   the largest part, as a fraction of the whole,
     w   bytes of the weights, which every thread reads in full if rows are shared,
     x   half of the bytes of the input and of the result: where channels are shared, that much is read by the thread
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from twoscale._codegen.c.common.calls import Call
 from twoscale._codegen.c.common.program import Step
 from twoscale._codegen.c.vector import kernels as k
+from twoscale._codegen.c.vector.matrices import matrix_cycles
 from twoscale._codegen.c.vector.tiles import LANES, Tile, tile_cycles
 
 __all__ = ["Phase", "is_shared", "phases_of", "shares_channels"]
@@ -70,7 +72,7 @@ class Phase:
     """Threads that can share it; 0 if there is nothing to compute."""
 
 
-def shares_channels(params: k.ConvParams, tile: Tile, weight_bytes: int, image_bytes: int) -> bool:
+def shares_channels(params: k.ConvParams, tile: Tile, weight_bytes: int, image_bytes: int, *, matrices: bool) -> bool:
     """Whether threads that share an image compute channels of a convolution each, not rows.
 
     Args:
@@ -78,23 +80,25 @@ def shares_channels(params: k.ConvParams, tile: Tile, weight_bytes: int, image_b
         tile: what the kernel computes at a time.
         weight_bytes: of all weights.
         image_bytes: of the input and the result.
+        matrices: whether the target always multiplies matrices.
     """
-    cycles = _conv_cycles(params, tile)
+    cycles = _conv_cycles(params, tile, matrices)
     groups = _groups(params, tile.vectors)
     boundary = groups // _THREADS * tile.vectors * LANES
-    rows = cycles * _largest_of_rows(params.out_h, tile.rows) + weight_bytes / _WEIGHT_BYTES
+    rows = cycles * _largest_of_rows(params.out_h, _tile_rows(params, tile, matrices)) + weight_bytes / _WEIGHT_BYTES
     channels = cycles * _largest(groups) + image_bytes / 2 / _REMOTE_BYTES
     if params.out_c % _CACHE_LINE or boundary % _CACHE_LINE:
         channels += _BOUNCE * params.out_h * params.out_w
     return channels < rows
 
 
-def phases_of(steps: Sequence[Step], instances: Sequence[Sequence[str]]) -> list[Phase]:
+def phases_of(steps: Sequence[Step], instances: Sequence[Sequence[str]], *, matrices: bool) -> list[Phase]:
     """Return the phases of all steps, in order.
 
     Args:
         steps: of the program.
         instances: names of the parameters of each step's calls.
+        matrices: whether the target always multiplies matrices.
     """
     phases: list[Phase] = []
     for step, names in zip(steps, instances, strict=True):
@@ -103,7 +107,7 @@ def phases_of(steps: Sequence[Step], instances: Sequence[Sequence[str]]) -> list
             if groups[-1] and not _joins(call, [other for other, _ in groups[-1]]):
                 groups.append([])
             groups[-1].append((call, name))
-        phases += [_phase(group, step if group is groups[-1] else None) for group in groups]
+        phases += [_phase(group, step if group is groups[-1] else None, matrices) for group in groups]
     return phases
 
 
@@ -127,11 +131,12 @@ def _read(call: Call) -> list[str]:
     return [operand.tensor for operand in call.operands[:-1]]
 
 
-def _phase(group: Sequence[tuple[Call, str]], ends: Step | None) -> Phase:
+def _phase(group: Sequence[tuple[Call, str]], ends: Step | None, matrices: bool) -> Phase:
     calls = [call for call, _ in group]
-    cycles = sum(_cycles(call) for call in calls)
-    shared = sum(_cycles(call) * _largest_part(call) for call in calls)
-    most = _units(max(calls, key=_cycles)) if calls else 0
+    each = [_cycles(call, matrices) for call in calls]
+    cycles = sum(each)
+    shared = sum(one * _largest_part(call, matrices) for one, call in zip(each, calls, strict=True))
+    most = _units(calls[each.index(max(each))], matrices) if calls else 0
     if cycles - shared <= _HANDOVER:
         return Phase(tuple(group), ends, cycles, cycles, min(most, 1))
     return Phase(tuple(group), ends, cycles, shared + _HANDOVER, most)
@@ -149,21 +154,27 @@ def _largest_of_rows(out_h: int, tile_rows: int) -> float:
     return min(1.0, math.ceil(math.ceil(out_h / _THREADS) / tile_rows) * tile_rows / out_h)
 
 
-def _largest_part(call: Call) -> float:
+def _largest_part(call: Call, matrices: bool) -> float:
     if isinstance(call, k.Conv) and not call.parameters.by_channels:
-        return _largest_of_rows(call.parameters.out_h, call.tile.rows)
-    return _largest(_units(call))
+        return _largest_of_rows(call.parameters.out_h, _tile_rows(call.parameters, call.tile, matrices))
+    return _largest(_units(call, matrices))
+
+
+def _tile_rows(params: k.ConvParams, tile: Tile | k.ConvInstance, matrices: bool) -> int:
+    """Return the rows that a convolution computes together."""
+    return 1 if matrices and params.matrix_words else tile.rows
 
 
 def _groups(params: k.ConvParams, vectors: int) -> int:
     return math.ceil(params.out_c / (LANES * vectors))
 
 
-def _units(call: Call) -> int:
+def _units(call: Call, matrices: bool) -> int:
     """Return into how many parts a call can be divided."""
     match call:
         case k.Conv(parameters=conv, tile=tile):
-            return _groups(conv, tile.vectors) if conv.by_channels else max(1, conv.out_h // tile.rows)
+            rows = _tile_rows(conv, tile, matrices)
+            return _groups(conv, tile.vectors) if conv.by_channels else max(1, conv.out_h // rows)
         case k.Linear(parameters=linear, tile=shape):
             return _groups(linear, shape.vectors)
         case k.Depthwise(parameters=depthwise):
@@ -185,16 +196,25 @@ def _units(call: Call) -> int:
     return 1
 
 
-def _conv_cycles(params: k.ConvParams, tile: Tile) -> float:
-    vectors = _groups(params, tile.vectors) * tile.vectors
-    return tile_cycles(tile, params.out_h, params.out_w, vectors, params.segments * params.words)
+def _conv_cycles(params: k.ConvParams, tile: Tile, matrices: bool) -> float:
+    vectors, words = _groups(params, tile.vectors) * tile.vectors, params.segments * params.words
+    if matrices and params.matrix_words is not None and params.matrix_pixels is not None:
+        return matrix_cycles(
+            params.out_h,
+            params.out_w,
+            vectors,
+            steps=words // params.matrix_words,
+            pixels=params.matrix_pixels,
+            row_pixels=params.row_pixels or 0,
+        )
+    return tile_cycles(tile, params.out_h, params.out_w, vectors, words)
 
 
-def _cycles(call: Call) -> float:
+def _cycles(call: Call, matrices: bool) -> float:
     """Return the cycles of a call for one image on one thread."""
     match call:
         case k.Conv(parameters=conv, tile=tile):
-            return _conv_cycles(conv, Tile(tile.pixels, tile.rows, tile.vectors))
+            return _conv_cycles(conv, Tile(tile.pixels, tile.rows, tile.vectors), matrices)
         case k.Linear(parameters=linear):
             return linear.weight.size / _WEIGHT_BYTES
         case k.Depthwise(parameters=depthwise, taps=taps):

@@ -56,6 +56,7 @@ def lowered(network: IntegerNetwork, target: Target) -> VectorProgram:
         network,
         pairs=any(isa.adds_pairs for isa in sets),
         matrices=any(isa.multiplies_matrices for isa in sets),
+        always_matrices=target.always_multiplies_matrices,
         signed=any(isa.signed for isa in sets),
     )
 
@@ -113,7 +114,7 @@ class VectorSource(SourceBase):
             "constants": self.constants(),
             "isas": isas,
             "shares_images": self.shares_images,
-            "alone": len(phases_of(program.steps[: program.alone], self.instances[: program.alone])),
+            "alone": len(self._phases_of(program.alone)),
             "phases": [self._facts_of(phase) for phase in self.phases],
             "reaches_minus_128": any(
                 isinstance(layer, n.Accumulating) and (layer.weight == -128).any() for layer in program.network
@@ -156,7 +157,12 @@ class VectorSource(SourceBase):
     @cached_property
     def phases(self) -> list[Phase]:
         """The phases that threads compute together."""
-        return phases_of(self.program.steps, self.instances)
+        return self._phases_of(len(self.program.steps))
+
+    def _phases_of(self, steps: int) -> list[Phase]:
+        """Return the phases of the first steps."""
+        matrices = self.target.always_multiplies_matrices
+        return phases_of(self.program.steps[:steps], self.instances[:steps], matrices=matrices)
 
     @property
     def shares_images(self) -> bool:
