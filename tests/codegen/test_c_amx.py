@@ -12,7 +12,7 @@ from tests.codegen.compiling import NOT_INLINED, build, compile_c, need, run
 from tests.codegen.test_c_vector import OWN_PARTS, convolutions
 from twoscale._codegen.c import export_c
 from twoscale._codegen.c.vector import matrices, sharing
-from twoscale._codegen.c.vector.kernels import Conv
+from twoscale._codegen.c.vector.block_calls import Conv
 from twoscale._codegen.c.vector.source import source_of
 from twoscale._codegen.targets import TARGETS
 from twoscale._ir import layers as n

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.calls import Constant, Inline, Name, Whole
-from twoscale._codegen.c.vector.kernels import ConvParams
+from twoscale._codegen.c.vector.block_calls import ConvParams
 from twoscale._codegen.c.vector.matrices import Matrices, choose_matrices
 from twoscale._codegen.c.vector.tiles import LANES, Tile, choose_tile, tile_cycles
 from twoscale._ir import layers as n

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from twoscale._codegen.c.common.calls import Call
 from twoscale._codegen.c.common.program import Step
-from twoscale._codegen.c.vector import kernels as k
+from twoscale._codegen.c.vector import block_calls as k
 from twoscale._codegen.c.vector.matrices import matrix_cycles
 from twoscale._codegen.c.vector.tiles import LANES, Tile, tile_cycles
 

@@ -12,14 +12,13 @@ from twoscale._codegen.c.common.names import printable
 from twoscale._codegen.c.common.source_base import SourceBase
 from twoscale._codegen.c.common.text import value_text
 from twoscale._codegen.c.portable.kernels import FIXED_POINT, chosen_parts, kernel_texts
+from twoscale._codegen.c.vector.block_calls import BlockCall, ReadImages
 from twoscale._codegen.c.vector.kernels import (
     FIXED_NUMBERS,
     GIVE_OUTPUTS,
     HEADER_NAMES,
     KERNELS,
     TILE_NAMES,
-    BlockCall,
-    ReadImages,
     VectorKernel,
     text_of,
 )
