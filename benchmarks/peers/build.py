@@ -182,11 +182,11 @@ def _calibrated(model: nn.Module, quantizer: Any, images: NDArray[np.float32], b
     import torch
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    example = (torch.from_numpy(images[:batch]).to(memory_format=torch.channels_last),)
+    example = (torch.from_numpy(images[:batch]),)
     with torch.no_grad():
         prepared = prepare_pt2e(torch.export.export(model, example).module(), quantizer)
         for each in _batches(images, batch):
-            prepared(torch.from_numpy(each).to(memory_format=torch.channels_last))
+            prepared(torch.from_numpy(each))
         return torch.export.export(convert_pt2e(prepared), example)
 
 

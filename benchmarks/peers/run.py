@@ -121,7 +121,7 @@ def executorch(path: Path, images: NDArray[np.float32], threads: int) -> Callabl
 
     portable_lib._unsafe_reset_threadpool(threads)
     method = Runtime.get().load_program(path).load_method("forward")
-    inputs = [torch.from_numpy(images).to(memory_format=torch.channels_last)]
+    inputs = [torch.from_numpy(images)]
 
     def call() -> Logits:
         return np.asarray(method.execute(inputs)[0])
@@ -136,7 +136,7 @@ def inductor(path: Path, images: NDArray[np.float32], threads: int) -> Callable[
 
     torch.set_num_threads(threads)
     program = aoti_load_package(str(path))
-    batch = torch.from_numpy(images).to(memory_format=torch.channels_last)
+    batch = torch.from_numpy(images)
 
     def call() -> Logits:
         with torch.inference_mode():
