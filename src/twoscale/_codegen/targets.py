@@ -174,7 +174,8 @@ class InstructionSet:
     @property
     def headers(self) -> tuple[str, ...]:
         """Names of its headers, in order."""
-        return tuple(filter(None, (self.shared, self.name if self.own_header else "")))
+        names = ("" if self.tiles else "narrow", self.shared, self.name if self.own_header else "")
+        return tuple(filter(None, names))
 
     @property
     def macro(self) -> str:

@@ -1,5 +1,5 @@
 /* Sixteen numbers at a time, in four quarters of 128 bits: what all AArch64 processors have. Products are in the headers of
- * the levels. Convolutions, linear layers and depthwise convolutions have kernels of their own (NAME_narrow.c). */
+ * the levels. */
 typedef struct {
     int32x4_t at[4];
 } v16i;
@@ -7,10 +7,6 @@ typedef struct {
     float32x4_t at[4];
 } v16f;
 typedef uint8x16_t v16b;
-
-#define NARROW /* kernels of their own */
-
-#define EACH UNROLL for (int32_t i = 0; i < 4; i++)
 
 INLINE v16i set_i(int32_t value)
 {
@@ -300,15 +296,3 @@ INLINE void look_up(table256 table, const uint8_t *x, uint8_t *y, int32_t count)
 
 /* Loads stay on their side of it. Without this, compilers load the weights of the next words early and run out of registers. */
 #define IN_ORDER __asm__ volatile("" ::: "memory");
-
-/* The runs of a window: bytes that are neighbours in the image. */
-typedef struct {
-    int32_t runs, words;  /* each of so many words of four bytes */
-    const int32_t *start; /* of every `step`-th run or word, in bytes after the window's first */
-    int32_t step;
-    int32_t stride; /* bytes between the weights of two words */
-    const int8_t *arranged; /* weights in the order of the instruction set; NULL if they have no other order */
-} window;
-
-/* The number is a constant before functions are inlined, so that all compilers unroll the loop. */
-#define EACH_PIXEL UNROLL for (int32_t n = 0; n < PIXELS; n++) if (n < pixels)

@@ -14,10 +14,6 @@ typedef struct {
 } v16f;
 typedef v128_t v16b;
 
-#define NARROW /* kernels of their own */
-
-#define EACH UNROLL for (int32_t i = 0; i < 4; i++)
-
 INLINE v16i set_i(int32_t value)
 {
     v16i v;
@@ -276,18 +272,6 @@ INLINE void store_threes(uint8_t *to, v16i a, int32_t count)
     EACH wasm_v128_store(all + 12 * i, wasm_i8x16_shuffle(a.at[i], a.at[i], 0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 3, 3, 3));
     memcpy(to, all, (size_t)(3 * (count < 16 ? count : 16)));
 }
-
-/* The runs of a window: bytes that are neighbours in the image. */
-typedef struct {
-    int32_t runs, words;  /* each of so many words of four bytes */
-    const int32_t *start; /* of every `step`-th run or word, in bytes after the window's first */
-    int32_t step;
-    int32_t stride; /* bytes between the weights of two words */
-    const int8_t *arranged; /* weights in the order of the instruction set; NULL if they have no other order */
-} window;
-
-/* The number is a constant before functions are inlined, so that all compilers unroll the loop. */
-#define EACH_PIXEL UNROLL for (int32_t n = 0; n < PIXELS; n++) if (n < pixels)
 
 #ifdef FOR_SIMD128
 #define PIXELS 2 /* of a tile */
