@@ -38,7 +38,7 @@ from twoscale.scaling._questions.noise import NoiseAnswer, batches_table, noise_
 from twoscale.scaling._questions.optimizers import OptimizersAnswer, optimizers_table
 from twoscale.scaling._questions.replicas import ReplicasAnswer, replicas_table
 from twoscale.scaling._questions.results import StudyResults
-from twoscale.scaling._questions.speedup import SpeedupAnswer, grid_table, speed_table
+from twoscale.scaling._questions.speedup import SpeedupAnswer, grid_table, labels_table, speed_table
 from twoscale.scaling._questions.strategies import StrategiesAnswer, memory_table, strategies_table
 from twoscale.scaling._questions.variants import VariantsAnswer, variants_table
 from twoscale.scaling._questions.verdict import VerdictAnswer, causes_table
@@ -77,6 +77,7 @@ def generated(study: StudyResults, resnet: StudyResults, further: StudyResults) 
         **{name: f"> {sentence}" for name, sentence in study.sentences.items()},
         "batch-table": markdown(batch_table(study), (0, 1, 2, 3, 4, 6)),
         "grid-table": markdown(grid_table(study.of(SpeedupAnswer).grid), (0, 1, 2, 3, 4)),
+        "labels-table": markdown(labels_table()),
         "speedup-table": markdown(speed_table(study), (0, 1, 2, 4, 5, 7, 8)),
         "communication-table": markdown(arms_table(communication.arms), (0, 1, 2, 3, 4, 5, 6, 7, 8)),
         "epoch-communication-table": markdown(

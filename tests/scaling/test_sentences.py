@@ -264,7 +264,10 @@ def test_the_speed_up_is_that_of_its_rows(study: StudyResults) -> None:
         for row in study.of(SpeedupAnswer).speed
     )
     text = _said("speedup", study, SpeedupAnswer(rows))
-    assert "2 ranks train 1.90 times as fast with the batch per rank kept (efficiency 95 %, 95 to 95)" in text
+    assert (
+        "2 ranks train 1.90 times as fast in weak scaling, with the batch per rank kept (efficiency 95 %, 95 to 95)"
+        in text
+    )
 
 
 def test_no_error_of_a_forecast_is_larger_than_said(study: StudyResults) -> None:
@@ -341,8 +344,8 @@ def _grid(*efficiencies: tuple[float, ...]) -> tuple[GridRow, ...]:
 
 def test_whether_a_larger_batch_scales_better() -> None:
     low, high, wide = (0.5, 0.51, 0.52), (0.9, 0.91, 0.92), (0.3, 0.7, 0.9)
-    ends = "At 2 ranks the efficiency is 51 % at batch 32 and 91 % at batch 64: a larger batch per rank scales better"
-    assert (grid_sentence(_grid(low, high)) or "").startswith(ends)
+    ends = "At 2 ranks, in weak scaling, the efficiency is 51 % at batch 32 and 91 % at batch 64: a larger batch per "
+    assert (grid_sentence(_grid(low, high)) or "").startswith(f"{ends}rank scales better")
     assert (grid_sentence(_grid(high, low)) or "").endswith(
         "51 % at batch 64: a larger batch per rank scales worse here."
     )

@@ -72,5 +72,7 @@ def test_a_model_without_batch_norm() -> None:
 def test_optimizers_need_something_to_learn() -> None:
     with pytest.raises(ConfigurationError, match="synthetic, which have nothing to learn"):
         compare_optimizers(Workload(), "resnet20")
+    with pytest.raises(ConfigurationError, match="resnet8 has no BatchNorm; expected a model with it"):
+        compare_optimizers(Workload(data="digits"), "resnet8")
     with pytest.raises(ConfigurationError, match="0 epochs"):
         compare_optimizers(Workload(data="digits"), "resnet20", epochs=0)

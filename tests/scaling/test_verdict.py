@@ -252,7 +252,7 @@ def test_a_known_link_is_named_and_what_it_would_bring() -> None:
 
 def test_scaling_that_holds_has_no_cause() -> None:
     verdict = decide(_rounds(10, 10.1, 10.3), _arms(exposed=0.2), SLOW_LINK, 64)
-    assert verdict.sentence == "Scaling does not stop at 2 ranks: a step keeps 97% of its speed."
+    assert verdict.sentence == "Weak scaling does not stop at 2 ranks: a step keeps 97% of its speed."
 
 
 def test_a_step_that_more_ranks_make_faster_is_a_disturbed_one() -> None:

@@ -509,7 +509,7 @@ def alone(_: dict[str, Any]) -> dict[str, Any]:
         "variants": compare_variants(Workload(batch_size=4, data="digits"), variants=_variants(), rounds=2, steps=1),
         "optimizers": compare_optimizers(
             Workload(batch_size=512, data="digits"),
-            "resnet8",
+            "resnet20",
             epochs=1,
             seeds=1,
             names=None if sweep.whole() else ("Adam",),

@@ -21,8 +21,9 @@ __all__ = ["compare_optimizers", "without_batch_norm"]
 
 Make = Callable[[nn.Module, float], Sequence[torch.optim.Optimizer]]
 _SEARCH_SEED = 1000
-_NORMED_IMAGES = 640
-"""Training images of the runs with and without BatchNorm, whose network computes fifty times as much."""
+_NORMED_IMAGES = 384
+"""Training images of the runs with and without BatchNorm, whose network computes a hundred times as much."""
+_NORMED_BATCH = 16
 _NORMED_SEEDS = 3
 
 
@@ -145,14 +146,18 @@ def compare_optimizers(
         watch: is called with what is done now.
 
     Raises:
-        ConfigurationError: less than one epoch or seed, or images that have nothing to learn.
+        ConfigurationError: less than one epoch or seed, images that have nothing to learn, or a
+            companion without BatchNorm.
     """
     if min(epochs, seeds) < 1:
         raise ConfigurationError(f"{epochs} epochs, {seeds} seeds: expected at least 1 of each")
     search, final = image_sets(workload)
     normed = workload
     if not _has_batch_norm(create_model(workload)):
-        normed = replace(workload, model=companion, model_args=None)
+        batch_size = min(workload.batch_size, _NORMED_BATCH)
+        normed = replace(workload, model=companion, model_args=None, batch_size=batch_size)
+        if not _has_batch_norm(create_model(normed)):
+            raise ConfigurationError(f"{companion} has no BatchNorm; expected a model with it to compare")
     cases = [
         _Case(name, workload, make, middle) for name, make, middle in _OPTIMIZERS if names is None or name in names
     ]

@@ -29,6 +29,7 @@ __all__ = [
     "SpeedupAnswer",
     "grid_sentence",
     "grid_table",
+    "labels_table",
     "speed_table",
     "times_of",
 ]
@@ -190,7 +191,10 @@ def _sentence(results: StudyResults) -> str | None:
     weak, strong, alone = last("weak"), last("strong"), last("ddp-alone")
     parts = [
         f"{fixed(row.speedup.mean, 2)} times as fast {what} (efficiency {_range(row.efficiency)})"
-        for row, what in ((weak, "with the batch per rank kept"), (strong, "with the batch of all ranks kept"))
+        for row, what in (
+            (weak, "in weak scaling, with the batch per rank kept"),
+            (strong, "in strong scaling, with the batch of all ranks kept"),
+        )
         if row is not None and row.speedup is not None and row.efficiency is not None
     ]
     if parts and weak is not None:
@@ -274,6 +278,35 @@ def speed_table(results: StudyResults) -> Table:
     return table("Means of launches with 95% intervals; ratios are between launches of the same round", columns, rows)
 
 
+def labels_table() -> Table:
+    """Return how to tell strong from weak scaling, for numbers that were given the wrong label."""
+    rows = [
+        [
+            "each rank has as large a batch as before; all together have more",
+            "weak scaling",
+            "“strong”, because more GPUs do the same step",
+            "the rows called weak",
+        ],
+        [
+            "all ranks together have as large a batch as before; each has less",
+            "strong scaling",
+            "“weak”, because each GPU has less to do",
+            "the rows called strong",
+        ],
+        [
+            "each rank has as large a batch, and the learning rate is the same",
+            "weak scaling, at another accuracy",
+            "“strong”, because an epoch takes fewer steps",
+            "the rows called weak, and question 4 for the accuracy",
+        ],
+    ]
+    columns = [
+        text_column("When ranks are added"), text_column("It is"), text_column("It is mislabelled as"),
+        text_column("Compare with"),
+    ]  # fmt: skip
+    return table("Which scaling is it?", columns, rows)
+
+
 def grid_table(grid: Sequence[GridRow]) -> Table:
     """Return one row per batch size and number of ranks."""
     rows: list[list[str | Cell]] = [
@@ -306,7 +339,7 @@ def grid_sentence(grid: Sequence[GridRow]) -> str | None:
     assert first is not None
     assert last is not None
     ends = (
-        f"At {most} the efficiency is {percent(first.mean, 0)} % at batch {count(small)} and "
+        f"At {most}, in weak scaling, the efficiency is {percent(first.mean, 0)} % at batch {count(small)} and "
         f"{percent(last.mean, 0)} % at batch {count(large)}"
     )
     one, other = first.mean_interval, last.mean_interval
@@ -349,7 +382,7 @@ def speedup_plot(results: StudyResults) -> Drawing | None:
 
 def _content(results: StudyResults) -> Content:
     answer = results.of(SpeedupAnswer)
-    tables = [speed_table(results)] if answer.speed else []
+    tables = [speed_table(results), labels_table()] if answer.speed else []
     findings = []
     if len({row.batch_size for row in answer.grid}) > 1:
         tables.append(grid_table(answer.grid))

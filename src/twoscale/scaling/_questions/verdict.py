@@ -108,8 +108,8 @@ def _conclusion(n: RankGroup, found: Division) -> str:
             "measure again on a quieter machine, or more launches."
         )
     if efficiency >= _SCALES:
-        return f"Scaling does not stop at {n}: a step keeps {efficiency:.0%} of its speed."
-    keeps = f"At {n} a step keeps {efficiency:.0%} of its speed"
+        return f"Weak scaling does not stop at {n}: a step keeps {efficiency:.0%} of its speed."
+    keeps = f"At {n}, in weak scaling, a step keeps {efficiency:.0%} of its speed"
     if loss.min <= 0:
         return (
             f"{keeps}, but not in every round of launches: there is no cause to name; measure again on a quieter "

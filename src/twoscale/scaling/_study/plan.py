@@ -81,8 +81,6 @@ _NOISE_GROWTH = 4
 """The largest of these batches is so many times the large batch of the training runs that are compared."""
 COMPANION = "resnet20"
 """A small network with BatchNorm, for what a model without buffers cannot show."""
-_TRAINED_COMPANION = "resnet8"
-"""A smaller one, for training runs: a processor trains it in minutes."""
 _PARTS_OF_WIRE: tuple[Need, ...] = ("sampler", "wire", "replicas")
 Outcomes = Mapping[CellName, Outcome[Any]]
 
@@ -317,7 +315,7 @@ def _parts(config: StudyConfig, needs: Collection[Need]) -> list[StudyCell[Any]]
         variants = VariantsTask(workload, config.steps)
         cells.append(StudyCell("variants", 1, 0, config.cores, config.device, variants))
     if "optimizers" in needs:
-        optimizers = OptimizersTask(workload, _TRAINED_COMPANION, config.epochs, config.seeds)
+        optimizers = OptimizersTask(workload, COMPANION, config.epochs, config.seeds)
         cells.append(StudyCell("optimizers", 1, 0, config.cores, config.device, optimizers))
     if "noise" in needs:
         noise = NoiseTask(workload, _noise_batches(config), config.epochs, max(_NOISE_SEEDS, config.seeds))
