@@ -277,10 +277,10 @@ def test_flipped_bits_never_give_another_network(saved: Path) -> None:
 
 def test_a_future_format(saved: Path) -> None:
     model = onnx.load(saved)
-    set_property(model, "twoscale.format", "4")
+    set_property(model, "twoscale.format", "5")
     onnx.save(model, saved)
     assert refusal(saved) == (
-        f"{saved} has format 4, this twoscale reads formats 1 to 3: it was saved by a newer version; "
+        f"{saved} has format 5, this twoscale reads formats 1 to 4: it was saved by a newer version; "
         "upgrade twoscale, or save it again with this one"
     )
     set_property(model, "twoscale.format", "x")

@@ -28,8 +28,6 @@ from twoscale._text import printable
 from twoscale.errors import ConfigurationError
 
 _WASM = "wasm"
-_WRITTEN = {form.name: form for form in FORMS.values() if not form.is_read}
-"""The forms that are only written: the network's own file is the one that is read back."""
 
 if TYPE_CHECKING:
     PackageName = str
@@ -39,8 +37,8 @@ if TYPE_CHECKING:
 else:
     PackageName = Literal[tuple(PACKAGE_NAMES)]
     TargetName = Literal[(*TARGETS, _WASM)]
-    To = Literal[("c", *_WRITTEN)]
-    Io = Literal[tuple(dict.fromkeys(io for form in _WRITTEN.values() for io in form.io_types))]
+    To = Literal[("c", *FORMS)]
+    Io = Literal[tuple(dict.fromkeys(io for form in FORMS.values() for io in form.io_types))]
 
 if TYPE_CHECKING:
     from twoscale._codegen.c import SizeReport
@@ -49,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["export_command", "require_on_grid"]
 
-_TO_HELP = "; ".join(['"c" for C', *(f'"{form.name}" for {form.promise}' for form in _WRITTEN.values())])
+_TO_HELP = "; ".join(['"c" for C', *(f'"{form.name}" for {form.promise}' for form in FORMS.values())])
 _TARGET_HELP = "; ".join(
     [*(f'"{target.name}" for {target.promise}' for target in TARGETS.values()), f'"{_WASM}" for browsers (needs clang)']
 )
@@ -61,6 +59,7 @@ def export_command(
     to: Annotated[To, tyro.conf.arg(help=_TO_HELP)] = "c",
     target: Annotated[TargetName, tyro.conf.arg(help=_TARGET_HELP)] = "portable",
     io: Io | None = None,
+    int4: bool = False,
     name: str | None = None,
     data: str | None = None,
     images: int = 4,
@@ -98,6 +97,8 @@ def export_command(
         package: Write a library of this form, with the self-test as its example.
         link: Also write NAME_link.c, with which a board runs the network for twoscale verify.
         io: Type of the input and output of a .tflite file. Default: int8.
+        int4: Store weights that fit 4 bits in half a byte each, in ONNX files (opset 21). The integers stay the same.
+            C packs such weights in any case.
         json: Print JSON instead of a table.
     """
     from twoscale._codegen.c import Budget, default_images, export_c
@@ -108,15 +109,19 @@ def export_command(
         raise ConfigurationError(f"--images is {images}; expected at least 1")
     budget = budget_of(max_ram, max_flash)
     loaded = load(require_integer_file(network))
-    if (link or camera or log_mel is not None or package is not None) and (to in _WRITTEN or target == _WASM):
+    if (link or camera or log_mel is not None or package is not None) and (to in FORMS or target == _WASM):
         raise ConfigurationError(
             "--link, --camera, --log-mel and --package are for C on microcontrollers, not for another form"
         )
-    if budget != Budget() and (to in _WRITTEN or target == _WASM):
+    if budget != Budget() and (to in FORMS or target == _WASM):
         raise ConfigurationError("--max-ram and --max-flash are for C on microcontrollers, not for another form")
-    if to in _WRITTEN:
-        _save(loaded, network, out, _WRITTEN[to], io, json=json)
+    if to in FORMS:
+        _save(loaded, network, out, FORMS[to], io, int4=int4, json=json)
         return
+    if int4:
+        raise ConfigurationError(
+            "--int4 is for ONNX files; C of targets portable and small-ram packs weights in any case"
+        )
     if io is not None:
         raise ConfigurationError("--io is the type of a .tflite file's input and output; expected --to tflite with it")
     require_on_grid(loaded, network)
@@ -197,18 +202,24 @@ def require_on_grid(network: IntegerNetwork, path: Path) -> None:
         )
 
 
-def _save(network: IntegerNetwork, source: Path, out: Path, form: Form, io: str | None, *, json: bool) -> None:
+def _save(
+    network: IntegerNetwork, source: Path, out: Path, form: Form, io: str | None, *, int4: bool, json: bool
+) -> None:
     title = f"{form.name.upper()} form"
     if out.is_dir():
         raise ConfigurationError(f"{out} is a folder; expected a file to write the {title} to")
     if out.exists() and out.samefile(source):
-        raise ConfigurationError(f"{out} is the network itself; the {title} cannot be read back, name another file")
-    network.save(out, form=form.name, io=io)
+        raise ConfigurationError(f"{out} is the network itself; expected another file to write the {title} to")
+    network.save(out, form=form.name, io=io, int4=int4)
     if json:
         print_json({"file": str(out), "form": form.name, "fingerprint": network.fingerprint})
         return
     shown = printable(network.name, 100)
-    console().print(f"Wrote {out}: {shown} in {title}, not to be read back", markup=False, soft_wrap=True)
+    console().print(
+        f"Wrote {out}: {shown} in {title}{'' if form.is_read else ', not to be read back'}",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _table(sizes: SizeReport) -> Table:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twoscale._files import write_bytes
-from twoscale.errors import UnknownNameError
+from twoscale.errors import ConfigurationError, UnknownNameError
 
 if TYPE_CHECKING:
     import onnx
@@ -40,11 +40,16 @@ class Form:
     io_types: tuple[str, ...] = ()
     """Types that input and output may have, the default first; empty if there is no choice."""
 
-    def to_bytes(self, network: IntegerNetwork, io: str | None = None) -> bytes:
+    def to_bytes(self, network: IntegerNetwork, io: str | None = None, *, int4: bool = False) -> bytes:
         """Return a network as a file; see the package's ``save``."""
         write: Callable[..., bytes] = self._module().to_bytes
+        if int4 and self.suffix != ".onnx":
+            raise ConfigurationError(
+                f"int4 is for ONNX files, got the form {self.name}: LiteRT rounds twice where weights have 4 bits, so "
+                "its integers would not be the network's"
+            )
         if io is None:
-            return write(network)
+            return write(network, int4=True) if int4 else write(network)
         if io not in self.io_types:
             raise UnknownNameError(f"type of input and output of the form {self.name}", io, self.io_types)
         return write(network, io=io)
@@ -91,7 +96,14 @@ def to_model(network: IntegerNetwork, form: str = "integer") -> onnx.ModelProto:
     return onnx.load_model_from_string(_form(form).to_bytes(network))
 
 
-def save(network: IntegerNetwork, path: str | Path, form: str = "integer", io: str | None = None) -> None:
+def save(
+    network: IntegerNetwork,
+    path: str | Path,
+    form: str = "integer",
+    io: str | None = None,
+    *,
+    int4: bool = False,
+) -> None:
     """Write the network to a file, completely or not at all.
 
     Args:
@@ -99,13 +111,14 @@ def save(network: IntegerNetwork, path: str | Path, form: str = "integer", io: s
         path: the file, usually with the suffix ".onnx"; missing folders are created.
         form: a name in ``FORMS``; only the integer form is read back.
         io: type of input and output, where the form has a choice.
+        int4: whether weights that fit 4 bits take half a byte each, in ONNX files.
 
     Raises:
         ConfigurationError: the form has no operators with the network's integers.
         UnknownNameError: there is no such form or type.
         TwoscaleError: the file cannot be written; what was there before is unchanged.
     """
-    write_bytes(Path(path), _form(form).to_bytes(network, io))
+    write_bytes(Path(path), _form(form).to_bytes(network, io, int4=int4))
 
 
 def load(path: str | Path) -> IntegerNetwork:

@@ -17,9 +17,14 @@ from twoscale._ir.integer_network import IntegerNetwork
 __all__ = ["load", "to_bytes"]
 
 
-def to_bytes(network: IntegerNetwork) -> bytes:
-    """Return the network as a file. The same network always gives the same bytes."""
-    return bytes(writing.to_model(network).SerializeToString(deterministic=True))
+def to_bytes(network: IntegerNetwork, *, int4: bool = False) -> bytes:
+    """Return the network as a file. The same network always gives the same bytes.
+
+    Args:
+        network: what to write.
+        int4: whether weights that fit 4 bits take half a byte each. Such a file needs opset 21, others opset 18.
+    """
+    return bytes(writing.to_model(network, int4=int4).SerializeToString(deterministic=True))
 
 
 def load(path: Path) -> IntegerNetwork:

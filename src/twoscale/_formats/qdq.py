@@ -30,14 +30,19 @@ FORM = "qdq"
 """Name of this form in the metadata."""
 
 
-def to_bytes(network: IntegerNetwork) -> bytes:
-    """Return the network as a file in QDQ form. The same network always gives the same bytes."""
-    return bytes(to_model(network).SerializeToString(deterministic=True))
+def to_bytes(network: IntegerNetwork, *, int4: bool = False) -> bytes:
+    """Return the network as a file in QDQ form. The same network always gives the same bytes.
+
+    Args:
+        network: what to write.
+        int4: whether weights that fit 4 bits take half a byte each. Such a file needs opset 21, others opset 18.
+    """
+    return bytes(to_model(network, int4=int4).SerializeToString(deterministic=True))
 
 
-def to_model(network: IntegerNetwork) -> onnx.ModelProto:
+def to_model(network: IntegerNetwork, *, int4: bool = False) -> onnx.ModelProto:
     """Return the network as a model in QDQ form."""
-    writer = QdqWriter(network)
+    writer = QdqWriter(network, int4=int4)
     for layer in writer.network:
         _WRITE[type(layer)](writer, layer)
     for name in network.outputs:
@@ -48,8 +53,8 @@ def to_model(network: IntegerNetwork) -> onnx.ModelProto:
 class QdqWriter(GraphBuilder):
     """Collects the nodes of layers. "layer/r" is the real value of "layer/q"."""
 
-    def __init__(self, network: IntegerNetwork) -> None:
-        super().__init__(network)
+    def __init__(self, network: IntegerNetwork, *, int4: bool = False) -> None:
+        super().__init__(network, int4=int4)
         self._real: dict[str, str] = {}
 
     def real(self, name: str) -> str:
@@ -101,11 +106,13 @@ class QdqWriter(GraphBuilder):
         """Return constants times their scales: one scale, or one for each output channel."""
         if scales.size == 1:
             scales = scales.reshape(())
-        inputs = [
-            self.constant(name, values, values.dtype),
-            self.constant(f"{name}_scale", scales, np.float32),
-            self.constant(f"{name}_zero_point", np.zeros(scales.shape), values.dtype),
-        ]
+        scale, zeros = self.constant(f"{name}_scale", scales, np.float32), np.zeros(scales.shape)
+        if values.dtype == np.int8 and self.fits_int4(values):
+            inputs = [self.half_bytes(name, values, "int4"), scale]
+            inputs.append(self.half_bytes(f"{name}_zero_point", zeros, "int4"))
+        else:
+            inputs = [self.constant(name, values, values.dtype), scale]
+            inputs.append(self.constant(f"{name}_zero_point", zeros, values.dtype))
         return self.node("DequantizeLinear", inputs, f"{name}_real", axis=0)
 
     def pooled(

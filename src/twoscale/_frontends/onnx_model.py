@@ -45,8 +45,11 @@ _TYPES: dict[int, int] = {
     TensorProto.FLOAT16: 2,
     TensorProto.UINT16: 2,
     TensorProto.INT16: 2,
+    TensorProto.INT4: 1,
+    TensorProto.UINT4: 1,
 }
-"""Bytes per value of the supported types of constants."""
+"""Bytes per value of the supported types of constants, or per pair of values of 4 bits."""
+_HALF_BYTES = (TensorProto.INT4, TensorProto.UINT4)
 _FIELDS: dict[int, str] = {
     TensorProto.FLOAT: "float_data",
     TensorProto.DOUBLE: "double_data",
@@ -254,6 +257,8 @@ def _check_tensor(path: Path, tensor: onnx.TensorProto) -> None:
     if tensor.HasField("segment") or any(size < 0 for size in tensor.dims):
         raise NetworkFileError(f"{path}: the constant {name} has a shape that makes no sense")
     values = math.prod(tensor.dims)
+    if tensor.data_type in _HALF_BYTES:
+        values = -(-values // 2)
     size = _TYPES[tensor.data_type]
     if tensor.HasField("raw_data"):
         given = len(tensor.raw_data) // size if len(tensor.raw_data) % size == 0 else -1

@@ -287,7 +287,7 @@ class IntegerNetwork:
 
         return onto_grid(self).network
 
-    def save(self, path: str | Path, *, form: str = "integer", io: str | None = None) -> None:
+    def save(self, path: str | Path, *, form: str = "integer", io: str | None = None, int4: bool = False) -> None:
         """Write the network to a file, completely or not at all.
 
         Args:
@@ -297,12 +297,14 @@ class IntegerNetwork:
                 QuantizeLinear, whose rounding may give other integers; "tflite" for LiteRT, which computes the integers
                 of networks of the scheme "tflite".
             io: type of the input and output of a "tflite" file: "int8" (the default), "uint8" or "float32".
+            int4: store weights of layers that fit 4 bits in half a byte each, in ONNX files. The integers stay the
+                same. Such a file needs opset 21, others opset 18.
 
         Raises:
             ConfigurationError: a layer has no operators with the same integers in that form; names the layer.
             UnknownNameError: there is no such form or type.
         """
-        delegates.call("save", self, Path(path), form=form, io=io)
+        delegates.call("save", self, Path(path), form=form, io=io, int4=int4)
 
     def _repr_html_(self) -> str:
         html: str = delegates.call("network_html", self)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from twoscale._environment import VERSION
@@ -23,10 +23,13 @@ from twoscale._ir import layers as n
 from twoscale._ir.checks import refuse_fixed_point
 from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["FORMAT", "FORMAT_OF_ONE_INPUT", "GraphBuilder", "input_name", "is_narrow", "q", "window"]
+__all__ = ["FORMAT", "FORMAT_OF_ONE_INPUT", "GraphBuilder", "has_half_bytes", "input_name", "is_narrow", "q", "window"]
 
-FORMAT = 3
-"""Version of the metadata and of the graph that belongs to it."""
+FORMAT = 4
+"""Version of the metadata and of the graph that belongs to it; this one has weights of 4 bits."""
+
+FORMAT_WITHOUT_INT4 = 3
+"""Version of a network whose weights have a byte each."""
 
 FORMAT_OF_ONE_INPUT = 2
 """Version of a network with one input, which older versions of twoscale read."""
@@ -38,13 +41,23 @@ FORMAT_OF_ONE_OUTPUT = 1
 OPSET = 18
 IR_VERSION = 8
 
+# Opset 21 is the oldest with tensors of 4 bits.
+OPSET_INT4 = 21
+IR_VERSION_INT4 = 10
+
 _TYPES = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8, "int32": TensorProto.INT32}
 
 
 class GraphBuilder:
-    """Collects the nodes and initializers of one graph. The same calls give the same bytes."""
+    """Collects the nodes and initializers of one graph. The same calls give the same bytes.
 
-    def __init__(self, network: IntegerNetwork) -> None:
+    Args:
+        network: what to write.
+        int4: whether weights that fit 4 bits take half a byte each.
+    """
+
+    def __init__(self, network: IntegerNetwork, *, int4: bool = False) -> None:
+        self._int4 = int4
         refuse_fixed_point(network, "ONNX")
         self.network = dataclasses.replace(network, layers=tuple(_python_numbers(layer) for layer in network))
         self._nodes: list[onnx.NodeProto] = []
@@ -77,16 +90,18 @@ class GraphBuilder:
             list(self._initializers.values()),
             value_info=integers,
         )
+        has_int4 = any(has_half_bytes(tensor) for tensor in self._initializers.values())
         model = helper.make_model(
             graph,
             producer_name="twoscale",
             producer_version=VERSION,
-            ir_version=IR_VERSION,
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION_INT4 if has_int4 else IR_VERSION,
+            opset_imports=[helper.make_opsetid("", OPSET_INT4 if has_int4 else OPSET)],
         )
         one_input, one = len(network.inputs) == 1, len(network.outputs) == 1
+        known = FORMAT_WITHOUT_INT4 if not one_input else FORMAT_OF_ONE_OUTPUT if one else FORMAT_OF_ONE_INPUT
         properties = {
-            "format": str(FORMAT if not one_input else FORMAT_OF_ONE_OUTPUT if one else FORMAT_OF_ONE_INPUT),
+            "format": str(FORMAT if has_int4 else known),
             "form": form,
             "name": network.name,
             "scheme": network.scheme,
@@ -107,6 +122,19 @@ class GraphBuilder:
         if name not in self._initializers:
             array = np.asarray(values, dtype)
             self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+        return name
+
+    def fits_int4(self, weight: NDArray[np.int8]) -> bool:
+        """Whether these weights are written with 4 bits each."""
+        return self._int4 and bool(weight.size) and int(weight.min()) >= -8 and int(weight.max()) <= 7
+
+    def half_bytes(self, name: str, values: NDArray[Any], dtype: str) -> str:
+        """Add an initializer of "int4" or "uint4", and return its name."""
+        import ml_dtypes  # which onnx needs for these types
+
+        if name not in self._initializers:
+            packed = np.ascontiguousarray(values.astype(getattr(ml_dtypes, dtype)))
+            self._initializers[name] = numpy_helper.from_array(packed, name)
         return name
 
     def node(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
@@ -155,6 +183,11 @@ class GraphBuilder:
             index = self.node("Add", [index, offset], f"{layer.name}/index")
         table = self.constant(f"{layer.name}/table", layer.table, layer.output.dtype)
         self.node("Gather", [table, index], q(layer.name))
+
+
+def has_half_bytes(tensor: onnx.TensorProto) -> bool:
+    """Whether an initializer has 4 bits for each value."""
+    return tensor.data_type in (TensorProto.INT4, TensorProto.UINT4)
 
 
 def input_name(network: IntegerNetwork, layer: str) -> str:

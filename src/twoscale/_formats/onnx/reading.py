@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from twoscale._formats.onnx.graph_builder import FORMAT
+from twoscale._formats.onnx.graph_builder import FORMAT, has_half_bytes
 from twoscale._formats.onnx.writing import FORM, to_model
 from twoscale._frontends import integer_network, onnx_model
 from twoscale._ir import layers as n
@@ -31,6 +31,8 @@ from twoscale.errors import NetworkFileError, QuantizationError
 __all__ = ["load"]
 
 _LAYERS = {kind.__name__: kind for kind in n.LAYERS}
+_HALF_BYTES = {"int4": 0, "uint4": 8}
+"""Zero points of weights of 4 bits."""
 
 
 def load(path: Path) -> IntegerNetwork:
@@ -125,7 +127,10 @@ def _layer(plain: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> n.Layer
             values[field.name] = msgspec.convert(plain.pop(field.name), hints[field.name])
     if plain:
         raise ValueError(f"layer {name} has a field {next(iter(plain))}")
-    if issubclass(kind, n.Accumulating) and values["weight"].dtype == np.uint8:
+    if issubclass(kind, n.Accumulating) and values["weight"].dtype.name in _HALF_BYTES:
+        zero = _HALF_BYTES[values["weight"].dtype.name]
+        values["weight"] = values["weight"].astype(np.int8) - np.int8(zero)
+    elif issubclass(kind, n.Accumulating) and values["weight"].dtype == np.uint8:
         values["weight"] = (values["weight"].astype(np.int16) - 128).astype(np.int8)
     if kind is n.Linear:
         values["weight"] = np.ascontiguousarray(values["weight"].T)
@@ -149,7 +154,8 @@ def _check_unaltered(path: Path, network: IntegerNetwork, fingerprint: str, grap
             f"{path} was altered after it was saved: its network has the fingerprint {network.fingerprint[:12]}…, "
             f"the file says {fingerprint[:12]}…; save it again"
         )
-    difference = _first_difference(to_model(network).graph, graph)
+    int4 = any(has_half_bytes(tensor) for tensor in graph.initializer)
+    difference = _first_difference(to_model(network, int4=int4).graph, graph)
     if difference:
         raise NetworkFileError(
             f"{path} was altered after it was saved: {difference} is not what its network writes; save it again"

@@ -32,9 +32,14 @@ FORM = "integer"
 """Name of this form in the metadata."""
 
 
-def to_model(network: IntegerNetwork) -> onnx.ModelProto:
-    """Return the network as a model. The same network always gives the same bytes."""
-    writer = IntegerWriter(network)
+def to_model(network: IntegerNetwork, *, int4: bool = False) -> onnx.ModelProto:
+    """Return the network as a model. The same network always gives the same bytes.
+
+    Args:
+        network: what to write.
+        int4: whether weights that fit 4 bits take half a byte each, with opset 21. A Cast makes them bytes.
+    """
+    writer = IntegerWriter(network, int4=int4)
     for layer in writer.network:
         _WRITE[type(layer)](writer, layer)
     writer.write_outputs()
@@ -92,6 +97,17 @@ class IntegerWriter(GraphBuilder):
         factors = self.multiplier(layer, layer.multiplier, "multiplier", len(layer.output.shape))
         self.quantize(layer, self.node("Mul", [real, factors], f"{layer.name}/product"))
 
+    def weight(self, layer: n.Layer, weight: NDArray[np.int8]) -> str:
+        """Return weights as int8."""
+        if self.fits_int4(weight):
+            return self.packed(layer, weight, "int8")
+        return self.constant(f"{layer.name}/weight", weight, np.int8)
+
+    def packed(self, layer: n.Layer, values: NDArray[Any], dtype: str) -> str:
+        """Return integers of 4 bits in the file as int8 or uint8."""
+        half = self.half_bytes(f"{layer.name}/weight", values, dtype.replace("8", "4"))
+        return self.node("Cast", [half], f"{layer.name}/weight_bytes", to=getattr(TensorProto, dtype.upper()))
+
     def conv_integer(
         self, layer: n.Requantize, weight: NDArray[np.int8], bias: NDArray[np.int32], attributes: dict[str, Any]
     ) -> str:
@@ -103,8 +119,12 @@ class IntegerWriter(GraphBuilder):
         x = layer.inputs[0]
         acc = q(layer.name) if layer.multiplier is None else f"{layer.name}/acc"
         dtype = self.network.spec(x).dtype
-        zero = 128 if dtype == "uint8" else 0
-        shifted = self.constant(f"{layer.name}/weight", weight.astype(np.int16) + zero, dtype)
+        packed = self.fits_int4(weight)
+        zero = (8 if packed else 128) if dtype == "uint8" else 0
+        if packed:
+            shifted = self.packed(layer, weight.astype(np.int16) + zero, dtype)
+        else:
+            shifted = self.constant(f"{layer.name}/weight", weight.astype(np.int16) + zero, dtype)
         inputs = [q(x), shifted, self.zero_point(x), self.constant(f"{layer.name}/weight_zero_point", zero, dtype)]
         products = self.node("ConvInteger", inputs, f"{layer.name}/products", **attributes)
         return self.node("Add", [products, self.constant(f"{layer.name}/bias", bias.reshape(-1, 1, 1), np.int32)], acc)
@@ -115,7 +135,7 @@ class IntegerWriter(GraphBuilder):
         """Write equations (2) and (3) as one QLinearConv."""
         assert layer.multiplier is not None
         x = layer.inputs[0]
-        signed = self.constant(f"{layer.name}/weight", weight, np.int8)
+        signed = self.weight(layer, weight)
         factors = self.multiplier(layer, layer.multiplier, "multiplier", 1)
         # Runtimes require as many weight zero points as weight scales.
         zeros = np.zeros(() if layer.multiplier.values.size == 1 else layer.multiplier.values.size)
@@ -170,7 +190,7 @@ def _join_residual(w: IntegerWriter, layer: n.Conv2d, acc: str) -> None:
 
 def _linear(w: IntegerWriter, layer: n.Linear) -> None:
     x = layer.inputs[0]
-    weight = w.constant(f"{layer.name}/weight", layer.weight.T, np.int8)
+    weight = w.weight(layer, layer.weight.T)
     products = w.node("MatMulInteger", [q(x), weight, w.zero_point(x)], f"{layer.name}/products")
     bias = w.constant(f"{layer.name}/bias", layer.bias_o, np.int32)
     acc = w.node("Add", [products, bias], q(layer.name) if layer.multiplier is None else f"{layer.name}/acc")

@@ -37,6 +37,7 @@ OPERATOR_NAMES: Mapping[int, str] = {
 
 _TYPES = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 7: "int16", 9: "int8"}
 _TYPE_NAMES = {5: "string", 6: "bool", 17: "int4"}
+_INT4 = 17
 
 MOST_VALUES = 1 << 28
 """Of one tensor."""
@@ -61,6 +62,8 @@ class Tensor:
     """Of several scales."""
     data: memoryview
     """Of a constant; else empty."""
+    half_bytes: bool = False
+    """Whether the constant's values have 4 bits each."""
 
     @property
     def is_constant(self) -> bool:
@@ -125,12 +128,17 @@ class Model:
             Damage: it has another number of bytes than its shape, or all constants read so far are too many.
         """
         dtype = np.dtype(tensor.dtype).newbyteorder("<")
-        expected = math.prod(tensor.shape) * dtype.itemsize
+        values = math.prod(tensor.shape)
+        expected = -(-values // 2) if tensor.half_bytes else values * dtype.itemsize
         if len(tensor.data) != expected:
             raise Damage(f"its constant has {len(tensor.data)} bytes; expected {expected} for the shape {tensor.shape}")
         self._left -= expected
         if self._left < 0:
             raise Damage("its operators use the file's constants too often")
+        if tensor.half_bytes:
+            pairs = np.frombuffer(tensor.data, np.uint8)
+            halves = np.stack([pairs << 4, pairs & 0xF0], axis=1).view(np.int8) >> 4
+            return halves.reshape(-1)[:values].reshape(tensor.shape)
         return np.frombuffer(tensor.data, dtype).reshape(tensor.shape).astype(tensor.dtype)
 
 
@@ -166,7 +174,9 @@ def _tensor(index: int, table: Table, buffers: list[memoryview]) -> Tensor:
     if any(size < 1 for size in shape) or math.prod(shape) > MOST_VALUES:
         raise Damage(f"tensor {index} has the shape {shape}")
     kind, buffer = table.number(1, "b"), table.number(2, "I")
-    if kind not in _TYPES:
+    data = buffers[buffer] if buffer < len(buffers) else memoryview(b"")
+    half_bytes = kind == _INT4 and len(data) > 0
+    if kind not in _TYPES and not half_bytes:
         found = _TYPE_NAMES.get(kind, f"of type {kind}")
         raise Damage(f"tensor {index} is {found}; expected float32, float16, int8 or uint8")
     if buffer >= max(1, len(buffers)):
@@ -183,8 +193,9 @@ def _tensor(index: int, table: Table, buffers: list[memoryview]) -> Tensor:
             zero_points = np.zeros(len(scales), np.int64)
         if len(zero_points) != len(scales) or not (np.isfinite(scales) & (scales > 0)).all():
             raise Damage(f"tensor {index} has {len(scales)} scales and {len(zero_points)} zero points that do not fit")
-    data = buffers[buffer] if buffers else memoryview(b"")
-    return Tensor(index, name, shape, _TYPES[kind], scales, zero_points, axis, data)
+    return Tensor(
+        index, name, shape, "int8" if half_bytes else _TYPES[kind], scales, zero_points, axis, data, half_bytes
+    )
 
 
 def _indices(table: Table, field: int, count: int) -> tuple[int, ...]:
