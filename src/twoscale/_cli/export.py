@@ -28,6 +28,7 @@ from twoscale._text import printable
 from twoscale.errors import ConfigurationError
 
 _WASM = "wasm"
+_HEX = "hex"
 
 if TYPE_CHECKING:
     PackageName = str
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 else:
     PackageName = Literal[tuple(PACKAGE_NAMES)]
     TargetName = Literal[(*TARGETS, _WASM)]
-    To = Literal[("c", *FORMS)]
+    To = Literal[("c", _HEX, *FORMS)]
     Io = Literal[tuple(dict.fromkeys(io for form in FORMS.values() for io in form.io_types))]
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = ["export_command", "require_on_grid"]
 
-_TO_HELP = "; ".join(['"c" for C', *(f'"{form.name}" for {form.promise}' for form in FORMS.values())])
+_HEX_HELP = f'"{_HEX}" for memory files of hardware, as $readmemh reads them, with golden vectors'
+_TO_HELP = "; ".join(['"c" for C', _HEX_HELP, *(f'"{form.name}" for {form.promise}' for form in FORMS.values())])
 _TARGET_HELP = "; ".join(
     [*(f'"{target.name}" for {target.promise}' for target in TARGETS.values()), f'"{_WASM}" for browsers (needs clang)']
 )
@@ -81,7 +83,8 @@ def export_command(
     ONNX Runtime needs no export: it runs the network's own file. For runtimes that want floating-point operators
     between quantize and dequantize nodes (OpenVINO, TensorRT), "--to qdq" writes such a file. Each of them rounds in
     its own way, so integers may differ. "--to tflite" writes a file for LiteRT, which computes the integers of networks
-    that were quantized with "--scheme tflite".
+    that were quantized with "--scheme tflite". "--to hex" writes the constants, and the integers of every layer for a
+    few images, as memory files.
 
     Args:
         network: Integer network (.onnx or .tflite).
@@ -109,11 +112,12 @@ def export_command(
         raise ConfigurationError(f"--images is {images}; expected at least 1")
     budget = budget_of(max_ram, max_flash)
     loaded = load(require_integer_file(network))
-    if (link or camera or log_mel is not None or package is not None) and (to in FORMS or target == _WASM):
+    is_c = to == "c" and target != _WASM
+    if (link or camera or log_mel is not None or package is not None) and not is_c:
         raise ConfigurationError(
             "--link, --camera, --log-mel and --package are for C on microcontrollers, not for another form"
         )
-    if budget != Budget() and (to in FORMS or target == _WASM):
+    if budget != Budget() and not is_c:
         raise ConfigurationError("--max-ram and --max-flash are for C on microcontrollers, not for another form")
     if to in FORMS:
         _save(loaded, network, out, FORMS[to], io, int4=int4, json=json)
@@ -124,7 +128,8 @@ def export_command(
         )
     if io is not None:
         raise ConfigurationError("--io is the type of a .tflite file's input and output; expected --to tflite with it")
-    require_on_grid(loaded, network)
+    if to != _HEX:
+        require_on_grid(loaded, network)
     if target == _WASM:
         if data is not None:
             raise ConfigurationError("--data is for self-tests in C; the one of --target wasm makes its own images")
@@ -137,6 +142,15 @@ def export_command(
         real, _ = next(iter(batches_of(dataset.test, dataset, batch_size=images, limit=images)))
         inputs = (quantize_input(real, loaded.input.output),)
     report("exporting", 0, None)
+    if to == _HEX:
+        from twoscale._codegen.hex import export_hex
+
+        written = export_hex(loaded, out, inputs)
+        if json:
+            print_json(written)
+        else:
+            print_line(f"Wrote {written.folder}: {len(written.files) - 1} memory files and index.json")
+        return
     result = export_c(
         loaded,
         out,

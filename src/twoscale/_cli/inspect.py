@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from twoscale._cli.common import (
     AS_RECORDED,
@@ -23,6 +24,10 @@ from twoscale._cli.common import (
     recorded,
     require_weights,
 )
+
+if TYPE_CHECKING:
+    from twoscale._ir.accumulators import AccumulatorBits
+    from twoscale._ir.integer_network import IntegerNetwork
 
 __all__ = ["inspect_command"]
 
@@ -45,7 +50,8 @@ def inspect_command(
 
     Args:
         file: Weights (.safetensors, .pt, .pth, .pt2), or a float or integer network (.onnx, .tflite).
-        activations: Also show the input and the output of every layer over training images.
+        activations: Also show the input and the output of every layer over training images. For an integer network:
+            the bits that each layer's accumulators need, proved and over these images.
         data: Data set of these images. Default: the one recorded in the file, or else digits.
         images: Number of training images.
         model: Model of the weights, where the file does not record it: a name, or FILE.py:CLASS for your own, whose
@@ -59,7 +65,18 @@ def inspect_command(
     at_least_one("--images", images)
     require_weights(file, "weights (.safetensors, .pt, .pth, .pt2) or a network (.onnx, .tflite)", tflite=True)
     if is_integer_file(file):
-        _integer(file, json)
+        from twoscale._formats import load
+
+        integer = load(file)
+        accumulators: tuple[AccumulatorBits, ...] = ()
+        if activations:
+            from twoscale._ir.accumulators import accumulator_bits
+
+            dataset = dataset_for(data, recorded(integer), mean, std, pictures)
+            check_takes_pictures(integer, dataset)
+            batches = batches_of(dataset.train, dataset, batch_size=100, limit=min(images, len(dataset.train)))
+            accumulators = accumulator_bits(integer, (batch for batch, _ in batches))
+        _integer(integer, accumulators, json=json)
         return
     from twoscale._calibration.inspection import inspect
     from twoscale._display.statistics import inspection_tables
@@ -82,15 +99,18 @@ def inspect_command(
         printer.print(rich_table(of_activations))
 
 
-def _integer(file: Path, json: bool) -> None:
+def _integer(network: IntegerNetwork, accumulators: Sequence[AccumulatorBits], *, json: bool) -> None:
     from twoscale._display.layers import bit_widths
-    from twoscale._display.networks import network_table
-    from twoscale._formats import load
+    from twoscale._display.networks import accumulator_table, network_table
     from twoscale._ir.recorded_accuracy import recorded_accuracy
+    from twoscale._page.terminal import rich_table
 
-    network = load(file)
     if not json:
-        console().print(network_table(network))
+        printer = console()
+        printer.print(network_table(network))
+        if accumulators:
+            printer.print()
+            printer.print(rich_table(accumulator_table(network.name, accumulators)))
         return
     layers = [{"name": layer.name, "op": layer.op, "inputs": layer.inputs, "output": layer.output} for layer in network]
     print_json(
@@ -103,6 +123,7 @@ def _integer(file: Path, json: bool) -> None:
             "layers": layers,
             "bits": tuple(map(bit_widths, network)),
             "bounds": network.bounds,
+            "accumulators": accumulators,
             "ties": network.ties,
             "accuracy": recorded_accuracy(network),
             "metadata": dict(network.metadata),

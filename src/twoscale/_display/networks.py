@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from markupsafe import Markup
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -9,6 +11,7 @@ from rich.text import Text
 from twoscale._display.layers import bit_widths
 from twoscale._display.verification import bits
 from twoscale._ir import layers as n
+from twoscale._ir.accumulators import AccumulatorBits
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.recorded_accuracy import recorded_accuracy
 from twoscale._ir.weights_hash import METADATA_KEY
@@ -18,7 +21,7 @@ from twoscale._page.tables import Cell, Column, Table
 from twoscale._page.terminal import rich_table
 from twoscale._text import printable
 
-__all__ = ["network_html", "network_table"]
+__all__ = ["accumulator_table", "network_html", "network_table"]
 
 
 def _network(network: IntegerNetwork) -> Table:
@@ -57,6 +60,34 @@ def _network(network: IntegerNetwork) -> Table:
     if network.exact and not network.on_grid:
         grid = "TensorFlow Lite's arithmetic, the same integers in every executor that has it"
     caption = f"{network.name}: scheme {network.scheme}, {grid}"
+    return Table(caption, columns, tuple(tuple(Cell(text) for text in row) for row in rows))
+
+
+def accumulator_table(name: str, found: Sequence[AccumulatorBits]) -> Table:
+    """Return the bits that accumulators need, as a table."""
+    rows = [
+        (
+            layer.layer,
+            count(layer.products),
+            count(layer.proved),
+            count(layer.seen_in_any_order),
+            count(layer.seen),
+            f"{count(layer.lowest)}..{count(layer.highest)}",
+        )
+        for layer in found
+    ]
+    columns = (
+        Column("Layer", numeric=False),
+        Column("Products"),
+        Column("Proved", "bits"),
+        Column("Partial sums seen", "bits"),
+        Column("Sums seen", "bits"),
+        Column("Sums seen"),
+    )
+    caption = (
+        f"{name}: bits of accumulators with the sign; proved for every input, and seen over {count(found[0].images)} "
+        "images, partial sums in any order"
+    )
     return Table(caption, columns, tuple(tuple(Cell(text) for text in row) for row in rows))
 
 
