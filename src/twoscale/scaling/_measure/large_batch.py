@@ -51,7 +51,7 @@ class Remedy:
 REMEDIES: tuple[Remedy, ...] = (
     Remedy("rate times the square root of the growth", math.sqrt),
     Remedy("rate times the growth", lambda growth: growth),
-    Remedy("rate times the growth, warm-up", lambda growth: growth, warmup=0.3),
+    Remedy("rate times the growth with warm-up", lambda growth: growth, warmup=0.3),
     Remedy("weight decay of 0.01", weight_decay=0.01),
     Remedy("other seeds", shift=500),
 )

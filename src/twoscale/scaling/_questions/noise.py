@@ -146,7 +146,9 @@ def remedies_table(record: LargeBatchRecord) -> Table:
         cell = Cell(MISSING)
         if one.difference is not None and one.difference.mean_interval is not None:
             interval = one.difference.mean_interval
-            cell = Cell(signed(one.difference.mean, 3), f"{signed(interval.low, 3)} to {signed(interval.high, 3)}")
+            places = 3 if max(abs(interval.low), abs(interval.high)) < 10 else 0
+            low, high = signed(interval.low, places), signed(interval.high, places)
+            cell = Cell(signed(one.difference.mean, places), f"{low} to {high}")
         accuracies = _known(one.accuracies)
         mean = MISSING if accuracies is None else percent(accuracies.mean, 1)
         verdict = one.verdict if one in remedies else MISSING
@@ -177,7 +179,7 @@ def losses_plot(record: LargeBatchRecord) -> Drawing | None:
         return None
     sizes = [run.batch_size for run in record.runs if run.equal == "epochs"]
     return line_plot(
-        "Training loss by batch size",
+        "Loss by batch size",
         lines,
         label="Training loss by batch size: "
         + "; ".join(f"at {name} it ends at {number(points[-1][1])}" for name, points in lines),
