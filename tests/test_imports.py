@@ -373,12 +373,14 @@ def test_verify_with_a_float_model_but_no_torch_says_so(tmp_path: Path) -> None:
 def test_public_names_of_the_package() -> None:
     assert twoscale.__all__ == [
         "IntegerNetwork",
+        "LearnedRounding",
         "Scheme",
         "TwoscaleError",
         "compile",
         "export",
         "export_wasm",
         "inspect",
+        "learn_rounding",
         "load",
         "load_compiled",
         "quantize",

@@ -28,18 +28,20 @@ if TYPE_CHECKING:
     from twoscale._runtimes.classifier import compile
     from twoscale._runtimes.saving import load_compiled, save_compiled
     from twoscale._runtimes.wasm import export_wasm
-    from twoscale._search import sensitivity
+    from twoscale._search import LearnedRounding, learn_rounding, sensitivity
     from twoscale._verification import verify
     from twoscale.errors import TwoscaleError
 
 __all__ = [
     "IntegerNetwork",
+    "LearnedRounding",
     "Scheme",
     "TwoscaleError",
     "compile",
     "export",
     "export_wasm",
     "inspect",
+    "learn_rounding",
     "load",
     "load_compiled",
     "quantize",
@@ -50,12 +52,14 @@ __all__ = [
 
 _HOMES = {
     "IntegerNetwork": "twoscale._ir.integer_network:IntegerNetwork",
+    "LearnedRounding": "twoscale._search:LearnedRounding",
     "Scheme": "twoscale._quantization:Scheme",
     "TwoscaleError": "twoscale.errors:TwoscaleError",
     "compile": "twoscale._runtimes.classifier:compile",
     "export": "twoscale._codegen.c:export_c",
     "export_wasm": "twoscale._runtimes.wasm:export_wasm",
     "inspect": "twoscale._calibration.inspection:inspect",
+    "learn_rounding": "twoscale._search:learn_rounding",
     "load": "twoscale._formats:load",
     "load_compiled": "twoscale._runtimes.saving:load_compiled",
     "quantize": "twoscale._quantization:quantize",

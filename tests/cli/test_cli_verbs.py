@@ -135,6 +135,20 @@ def test_quantize(run: Run, trained: Any, tmp_path: Path, options: tuple[Any, ..
     assert max(int(np.abs(weight.astype(int)).max()) for weight in weights) <= limit
 
 
+def test_quantize_with_learned_rounding(run: Run, trained: Any, tmp_path: Path) -> None:
+    out = tmp_path / "net.onnx"
+    words = ("--calibration-images", 40, "--weight-bits", 2, "--activation-bits", 3, "--edge-bits", 8)
+    how = ("--rounding", "learned", "--effort", 0.01)
+    outcome = run("quantize", trained.checkpoint, "-o", out, "--json", *words, *how)
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"^twoscale: learning takes about \d+ (s|minutes)$", outcome.err, re.MULTILINE)
+    bits = {one["layer"]: (one["weights"], one["output"]) for one in outcome.json["bits"]}
+    assert (bits["conv1"], bits["conv2"], bits["fc3"]) == ((8, 3), (2, 3), (8, 32))
+    refused = run("quantize", trained.checkpoint, "-o", out, *how[:2], "--effort", 0)
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err == "twoscale: error: effort is 0; expected a positive number such as 0.5 or 2\n"
+
+
 def test_quantize_measures_the_accuracy_of_both_networks(run: Run, trained: Any, tmp_path: Path) -> None:
     out = tmp_path / "net.onnx"
     words = (trained.checkpoint, "-o", out, "--calibration-images", 40)

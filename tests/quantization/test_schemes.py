@@ -41,8 +41,9 @@ def test_an_unknown_scheme_names_the_nearest() -> None:
     [
         ({"weight_bits": 1}, ConfigurationError, "weight_bits is 1; expected 2 to 8"),
         ({"weight_bits": 9}, ConfigurationError, "weight_bits is 9; expected 2 to 8"),
-        ({"activation_bits": 3}, ConfigurationError, "activation_bits is 3; expected 4 to 8"),
-        ({"activation_bits": 9}, ConfigurationError, "activation_bits is 9; expected 4 to 8"),
+        ({"activation_bits": 1}, ConfigurationError, "activation_bits is 1; expected 2 to 8"),
+        ({"activation_bits": 9}, ConfigurationError, "activation_bits is 9; expected 2 to 8"),
+        ({"edge_bits": 9}, ConfigurationError, "edge_bits is 9; expected 2 to 8"),
         ({"weight_range": "minmaxx"}, UnknownNameError, "unknown range method 'minmaxx': did you mean 'minmax'?"),
         ({"activation_range": "0-sigma"}, ConfigurationError, "needs a positive number of standard deviations"),
         ({"activation_range": "percentile-20"}, ConfigurationError, "needs a percentage above 50 and up to 100"),

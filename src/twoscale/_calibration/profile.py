@@ -153,6 +153,7 @@ def profile(
     *,
     device: str | torch.device = "cpu",
     memory: int = DEFAULT_MEMORY,
+    seen: Callable[[NDArray[np.float32]], object] | None = None,
 ) -> Profile:
     """Run ``graph`` over all batches once and collect statistics in bounded memory.
 
@@ -161,6 +162,7 @@ def profile(
         batches: images (N, C, H, W), or tuples that begin with them; any number. As for ``image_batches``.
         device: where the graph runs.
         memory: bytes for the tensors between layers: larger batches are split.
+        seen: called with each batch.
 
     Raises:
         CalibrationError: no images, wrong shapes, NaN or infinity (names the layer).
@@ -186,6 +188,8 @@ def profile(
                 f"calibration images have shape (N, {', '.join(map(str, batch.shape[1:]))}); "
                 f"{graph.name} takes {graph.input_layout.text()}"
             )
+        if seen is not None:
+            seen(batch)
         missing = max(0, keep - images)
         if missing:
             kept.append(batch[:missing].copy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -94,9 +95,12 @@ def quantize_command(
     weight_bits: int | None = None,
     activation_bits: int | None = None,
     weight_scales: Literal["per-channel", "per-layer"] | None = None,
+    edge_bits: int | None = None,
     layer_weight_bits: LayerBits = None,
     layer_activation_bits: LayerBits = None,
     equalization: Literal["none", "weights", "activations"] | None = None,
+    rounding: Literal["nearest", "feedback", "learned"] | None = None,
+    effort: float = 1.0,
     memory: Size = None,
     max_ram: Size = None,
     max_flash: Size = None,
@@ -132,12 +136,18 @@ def quantize_command(
         weight_range: Range method of the weights. Default: the scheme's.
         activation_range: Range method of the activations. Default: the scheme's.
         weight_bits: Bits of the weights, 2 to 8. Default: the scheme's 8.
-        activation_bits: Bits of the activations, 4 to 8. Default: the scheme's 8.
+        activation_bits: Bits of the activations, 2 to 8. Default: the scheme's 8. Images keep 8.
         weight_scales: One weight scale per output channel, or one per layer. Default: the scheme's.
+        edge_bits: Bits of the weights of the first and the last layer, and of what the last one reads. Papers on few
+            bits keep 8 there. Default: those of the other layers.
         layer_weight_bits: Weight bits of single layers, e.g. conv1=4,fc3=6; twoscale sensitivity finds good ones.
         layer_activation_bits: Output bits of single layers, in the same form; "input" stands for the images.
         equalization: Move factors between layers so that the ranges of channels become similar: by weights (Nagel et
             al. 2019) or by activations. Default: the scheme's.
+        rounding: nearest: each weight to the nearest integer. feedback: errors of weights cancel over the calibration
+            images (GPTQ). learned: weights, biases and scales are learned so that the network computes what the float
+            network computes, without labels; for few bits, in minutes. Default: the scheme's, feedback for default.
+        effort: How long learned rounding learns: 2 for twice the iterations, 0.1 for a tenth.
         memory: Memory for the tensors between layers, e.g. 512M or 2G. Weights and the first calibration images need
             more. With less memory, biases and weights are corrected over fewer images. Default: a quarter of the memory
             that is free at the start, at most 1G, so that the integers are the same on every machine with 4G free.
@@ -149,10 +159,12 @@ def quantize_command(
     from twoscale import _quantization as quantization
     from twoscale._display.layers import bit_widths
     from twoscale._ir.recorded_accuracy import with_accuracy
+    from twoscale._search.learning import LearnedRounding
 
     if out.suffix != ".onnx":
         raise ConfigurationError(f"--out is {out}; expected a file name that ends in .onnx")
     at_least_one("--calibration-images", calibration_images)
+    learning = LearnedRounding().scaled(effort)
     budget = _default_memory() if memory is None else parse_memory("--memory", memory)
     limits = budget_of(max_ram, max_flash)
     chosen = {
@@ -161,10 +173,12 @@ def quantize_command(
         "activation_range": activation_range,
         "weight_bits": weight_bits,
         "activation_bits": activation_bits,
+        "edge_bits": edge_bits,
         "layer_weight_bits": _layer_bits("--layer-weight-bits", layer_weight_bits),
         "layer_activation_bits": _layer_bits("--layer-activation-bits", layer_activation_bits),
         "equalization": equalization,
         "per_channel": None if weight_scales is None else weight_scales == "per-channel",
+        "error_feedback": None if rounding is None else rounding != "nearest",
     }
     given: dict[str, Any] = {option: value for option, value in chosen.items() if value is not None}
     how = replace(quantization.SCHEMES[scheme], **given)
@@ -174,13 +188,21 @@ def quantize_command(
     takes_pixels = not how.symmetric if images is None else images == "pixels"
     normalization = (dataset.mean, dataset.std) if takes_pixels else None
     inputs = dataset if normalization is None else as_pixels(dataset)
-    network = quantization.quantize(
-        network_float,
-        batches_of(dataset.train, inputs, batch_size=100, limit=calibration_images),
-        scheme=how,
-        normalization=normalization,
-        memory=budget,
-    )
+    batches = batches_of(dataset.train, inputs, batch_size=100, limit=calibration_images)
+    if rounding == "learned":
+        from twoscale._search import learn_rounding
+
+        network = learn_rounding(
+            network_float,
+            batches,
+            scheme=how,
+            how=learning,
+            normalization=normalization,
+            memory=budget,
+            announce=_announce,
+        )
+    else:
+        network = quantization.quantize(network_float, batches, scheme=how, normalization=normalization, memory=budget)
     target = None
     if max_ram is not None or max_flash is not None:
         from twoscale._codegen.c import fitting_target
@@ -242,6 +264,11 @@ def _accuracy(
     top1, samples = accuracy(network, batches_of(test, inputs))
     float_top1 = evaluate(network_float, test, dataset.mean, dataset.std)
     return RecordedAccuracy(dataset.name, samples, top1, float_top1)
+
+
+def _announce(seconds: float) -> None:
+    about = f"{max(1, seconds):.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+    sys.stderr.write(f"twoscale: learning takes about {about}\n")
 
 
 def _default_memory() -> int:

@@ -81,7 +81,7 @@ def sensitivity_command(
     Args:
         file: Weights: .safetensors, .pt, .pth, a program of torch.export (.pt2), or a float network (.onnx, .tflite).
         bits: Weight bits to try, each from 2 to 8.
-        activation_bits: Output bits to try, each from 4 to 8; "none" for none.
+        activation_bits: Output bits to try, each from 2 to 8; "none" for none.
         budget: Size of all weights, packed at their bits, with 4 bytes per bias: bytes (120000, 120k, 1.5M), or a
             fraction of the size at 8 bits (0.5).
         out: With --budget: write the chosen network to this file.
@@ -101,7 +101,7 @@ def sensitivity_command(
     at_least_one("--max-samples", max_samples)
     at_least_one("--calibration-images", calibration_images)
     weights = parse_bits("--bits", bits, 2)
-    activations = () if activation_bits == "none" else parse_bits("--activation-bits", activation_bits, 4)
+    activations = () if activation_bits == "none" else parse_bits("--activation-bits", activation_bits, 2)
     size = None if budget is None else parse_size("--budget", budget)
     if out is not None and size is None:
         raise ConfigurationError("--out writes the network that --budget chooses; give a budget too")

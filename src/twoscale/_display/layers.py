@@ -29,14 +29,14 @@ class BitWidths:
     weights: int | None
     """2 to 8; None without weights."""
     output: int
-    """4 to 8, or 32 where the accumulator is the output."""
+    """2 to 8, or 32 where the accumulator is the output."""
 
 
 def bit_widths(layer: n.Layer) -> BitWidths:
     """Return the bits of a layer's weights, signed, and of its output, signed or unsigned like its type."""
     weights = None
     if isinstance(layer, n.Accumulating):
-        weights = max(2, int(np.abs(layer.weight.astype(np.int16)).max(initial=0)).bit_length() + 1)
+        weights = max(2, max(int(layer.weight.max(initial=0)), ~int(layer.weight.min(initial=0))).bit_length() + 1)
     y = layer.output
     if y.dtype == "int32":
         return BitWidths(layer.name, weights, 32)

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from twoscale._calibration.memory import DEFAULT_MEMORY
@@ -17,13 +17,15 @@ from twoscale._ir.weights_hash import weights_metadata
 from twoscale._quantization.scheme import DEFAULT, Scheme, find_scheme
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
     from twoscale._calibration.profile import Profile
     from twoscale._ir.float_graph import FloatGraph
     from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["Normalization", "float_graph", "quantize", "quantize_graph", "taking_pixels"]
+__all__ = ["Normalization", "float_graph", "quantize", "quantize_by", "quantize_graph", "taking_pixels"]
 
 Normalization = tuple[Sequence[float], Sequence[float]]
 """(mean, standard deviation) of pixels / 255, one number for each channel."""
@@ -64,16 +66,41 @@ def quantize(
         CalibrationError: no images, or NaN or infinity among the values.
         QuantizationError: integers would not fit.
     """
+    how = find_scheme(scheme) if isinstance(scheme, str) else scheme
+
+    def make(graph: FloatGraph, found: Profile) -> IntegerNetwork:
+        return quantize_graph(graph, found, how, memory=memory)
+
+    return quantize_by(make, model, batches, how, name=name, normalization=normalization, memory=memory)
+
+
+def quantize_by(
+    make: Callable[[FloatGraph, Profile], IntegerNetwork],
+    model: nn.Module,
+    batches: Iterable[Any],
+    how: Scheme,
+    *,
+    name: str | None,
+    normalization: Normalization | None,
+    memory: int,
+    seen: Callable[[NDArray[np.float32]], object] | None = None,
+) -> IntegerNetwork:
+    """Capture and profile a model, and make its integer network.
+
+    Args:
+        make: of the graph and its profile.
+        model: as for ``quantize``, and so are ``batches``, ``name``, ``normalization`` and ``memory``.
+        how: the scheme.
+        seen: called with the images of each batch.
+    """
     from twoscale._calibration.profile import calibration_images, profile
     from twoscale._frontends import as_module, input_count
 
-    how = find_scheme(scheme) if isinstance(scheme, str) else scheme
     model = as_module(model)
     first, images = calibration_images(batches, inputs=input_count(model))
     graph = float_graph(model, first, how, name=name, normalization=normalization)
-    found = profile(graph, images, memory=memory)
-    network = quantize_graph(graph, found, how, memory=memory)
-    network = _made_from(network, model)
+    found = profile(graph, images, memory=memory, seen=seen)
+    network = _made_from(make(graph, found), model)
     return network if normalization is None else taking_pixels(network, normalization)
 
 
@@ -130,11 +157,12 @@ def quantize_graph(
     """
     from twoscale._quantization.build import build
     from twoscale._quantization.corrections import correct
+    from twoscale._quantization.layer_bits import with_layer_bits
     from twoscale._quantization.plan import make_plan
     from twoscale._quantization.range_tuning import tune_ranges
     from twoscale._quantization.ranges import choose_ranges
 
-    how = find_scheme(scheme) if isinstance(scheme, str) else scheme
+    how = with_layer_bits(find_scheme(scheme) if isinstance(scheme, str) else scheme, graph)
     ranges = choose_ranges(graph, found.statistics, how)
     ranges = tune_ranges(ranges, graph, found, how, memory=memory)
     plan = make_plan(graph, ranges, how)

@@ -20,8 +20,8 @@ class Scheme:
     """Everything that determines the integers, given a float network and its calibration images.
 
     Raises:
-        ConfigurationError: bits outside 2..8 (activations: 4..8; the output: 8 or 32), a layer named twice, or options
-            that exclude each other.
+        ConfigurationError: bits outside 2..8 (the output: 8 or 32), a layer named twice, or options that exclude each
+            other.
         UnknownNameError: there is no such range method, kind of activations or equalization.
     """
 
@@ -55,10 +55,14 @@ class Scheme:
     """Round weights so that their errors cancel over the calibration images (GPTQ), instead of to the nearest."""
     bias_correction: bool = True
     """Adjust each bias so that the mean output of its channel is the same as before quantization."""
+    edge_bits: int | None = None
+    """Bits of the weights of the first and the last layer, and of what the last one reads, if they are others than
+    ``weight_bits`` and ``activation_bits``. Papers on few bits keep 8 there."""
     layer_weight_bits: tuple[tuple[str, int], ...] = ()
     """(layer, bits) of layers whose weights have other bits than ``weight_bits``."""
     layer_activation_bits: tuple[tuple[str, int], ...] = ()
-    """(layer, bits) of layers whose output has other bits than ``activation_bits``; "input" is the images."""
+    """(layer, bits) of layers whose output has other bits than ``activation_bits``. "input" is the images, which have
+    8 otherwise."""
 
     def __post_init__(self) -> None:
         RangeMethod.parse(self.weight_range)
@@ -71,11 +75,13 @@ class Scheme:
             raise ConfigurationError(f"output_bits is {self.output_bits}; expected 8 or 32")
         if self.float32_scales and not (self.on_grid and not self.join_residuals):
             raise ConfigurationError("float32_scales needs on_grid=True and join_residuals=False")
-        for kind, least in (("weight", 2), ("activation", 4)):
-            _check_bits(f"{kind}_bits", getattr(self, f"{kind}_bits"), least)
+        if self.edge_bits is not None:
+            _check_bits("edge_bits", self.edge_bits)
+        for kind in ("weight", "activation"):
+            _check_bits(f"{kind}_bits", getattr(self, f"{kind}_bits"))
             own = getattr(self, f"layer_{kind}_bits")
             for layer, bits in own:
-                _check_bits(f"layer_{kind}_bits of {layer}", bits, least)
+                _check_bits(f"layer_{kind}_bits of {layer}", bits)
             twice = sorted({layer for layer, _ in own if [name for name, _ in own].count(layer) > 1})
             if twice:
                 raise ConfigurationError(f"layer_{kind}_bits names {', '.join(twice)} more than once")
@@ -117,9 +123,9 @@ class Scheme:
         return "int8" if self.symmetric else "uint8"
 
 
-def _check_bits(what: str, bits: int, least: int) -> None:
-    if not least <= bits <= 8:
-        raise ConfigurationError(f"{what} is {bits}; expected {least} to 8")
+def _check_bits(what: str, bits: int) -> None:
+    if not 2 <= bits <= 8:
+        raise ConfigurationError(f"{what} is {bits}; expected 2 to 8")
 
 
 DEFAULT = Scheme()

@@ -84,7 +84,7 @@ def measure_sensitivity(
         batches: test images (N, C, H, W), normalized, or (images, labels). Iterated once.
         scheme: the network that is changed in one layer at a time.
         weight_bits: of weights, each 2 to 8. A layer's current bits are left out.
-        activation_bits: of layer outputs, each 4 to 8.
+        activation_bits: of layer outputs, each 2 to 8.
         progress: called with the name of each layer and the number of test images so far.
 
     Raises:
@@ -94,11 +94,13 @@ def measure_sensitivity(
     from twoscale._ir.float_module import GraphModule
     from twoscale._quantization.build import build
     from twoscale._quantization.corrections import correct
+    from twoscale._quantization.layer_bits import with_layer_bits
     from twoscale._quantization.plan import make_plan
     from twoscale._quantization.range_tuning import tune_ranges
     from twoscale._quantization.ranges import choose_ranges
 
     say = progress or (lambda what: None)
+    scheme = with_layer_bits(scheme, graph)
     ranges = tune_ranges(choose_ranges(graph, found.statistics, scheme), graph, found, scheme)
     plan = make_plan(graph, ranges, scheme)
     base = correct(build(plan), plan, found.samples_nchw)

@@ -1,0 +1,497 @@
+"""The integer network as a function with gradients: the integers of every executor, and scales that can be learned.
+
+A rounding passes its gradient on as if it were the identity (Bengio et al., "Estimating or propagating gradients
+through stochastic neurons", 2013), and a clamp passes on that of the values inside its bounds. Scales are parameters,
+as in LSQ (Esser et al., "Learned step size quantization", 2020), and every forward pass rounds the quotients of scales
+to the grid of equation (4). So the loss that is minimized is that of the network that ships, not of a simulation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from twoscale._ir import float_graph as g
+from twoscale._ir import layers as n
+from twoscale._ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
+from twoscale._ir.float_module import GraphModule
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.interpreter import interpret
+from twoscale._quantization.layer_bits import with_layer_bits
+from twoscale._quantization.scales import quantize_bias
+from twoscale._quantization.scheme import Scheme
+from twoscale._runtimes.torch import TorchExecutor
+from twoscale.errors import ConfigurationError
+
+__all__ = ["Masks", "TrainableNetwork", "TrainableWeights"]
+
+Float = NDArray[np.float32] | NDArray[np.float64]
+
+_SHARE_SCALES = (n.Reshape, n.Permute, n.Slice, n.Pad, n.MaxPool2d, n.Clamp)
+"""Layers whose output has the scale of their input."""
+_FREE = (n.Conv2d, n.Linear, n.Add, n.AveragePool2d, n.Mul, n.Concat, *_SHARE_SCALES)
+"""Layers that hold no table or constant made for one scale."""
+
+_LARGEST = 127
+"""Of 8-bit weights, which are symmetric."""
+
+_INSIDE = 0.45
+"""How far, in steps, a weight may begin from the integer to which it rounds."""
+
+
+class _Requantize(torch.autograd.Function):
+    """Sums of integers times multipliers, clamped and rounded.
+
+    One function with few passes over memory: activations take more time than arithmetic. Masks are float32, since
+    torch computes with them several times as fast as with booleans.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, lo: float, hi: float, zero_point: float, rounds: torch.Tensor | None, *terms: torch.Tensor
+    ) -> torch.Tensor:
+        value = terms[0] * terms[1]
+        for x, multiplier in zip(terms[2::2], terms[3::2], strict=True):
+            value.addcmul_(x, multiplier)
+        ctx.bounds = lo - zero_point, hi - zero_point
+        ctx.save_for_backward(value, *terms)
+        clamped = value.clamp(*ctx.bounds)
+        if rounds is None:
+            clamped.round_()
+        else:
+            clamped.lerp_(clamped.round(), rounds)
+        return clamped.add_(zero_point) if zero_point else clamped
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        value, *terms = ctx.saved_tensors
+        gradient = torch.ops.aten.hardtanh_backward(gradients[0], value, *ctx.bounds)
+        found: list[torch.Tensor | None] = [None, None, None, None]
+        for index in range(0, len(terms), 2):
+            x, multiplier = terms[index : index + 2]
+            needs_x, needs_multiplier = ctx.needs_input_grad[4 + index : 6 + index]
+            found.append(gradient * multiplier if needs_x else None)
+            if needs_multiplier:
+                axes = [axis for axis in range(gradient.ndim) if multiplier.shape[axis] == 1]
+                found.append((gradient * x).sum(axes, keepdim=True))
+            else:
+                found.append(None)
+        return tuple(found)
+
+
+class _RoundWeights(torch.autograd.Function):
+    """Weights in steps of their scales, rounded and clamped.
+
+    A weight beyond the last step keeps its gradient, or else it could never come back; it moves no scale.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, real: torch.Tensor, scale: torch.Tensor, lo: int, hi: int) -> torch.Tensor:
+        steps = real / scale
+        ctx.bounds = lo - 0.5, hi + 0.5
+        ctx.save_for_backward(steps, scale)
+        return steps.round().clamp_(lo, hi)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        steps, scale = ctx.saved_tensors
+        gradient = gradients[0] / scale
+        inside = torch.ops.aten.hardtanh_backward(gradient, steps, *ctx.bounds)
+        return gradient, -(inside * steps).sum_to_size(scale.shape), None, None
+
+
+class Masks:
+    """Random masks, float32: parts of one sequence of zeros and ones at random places, since drawing takes long."""
+
+    _LENGTH = 1 << 22
+
+    def __init__(self, share: float) -> None:
+        self._pool = (torch.rand(self._LENGTH) < share).float()
+
+    def like(self, x: torch.Tensor) -> torch.Tensor:
+        """Return a mask in the shape of ``x``, in which a share of the values is 1."""
+        while len(self._pool) < 2 * x.numel():
+            self._pool = torch.cat([self._pool, self._pool[torch.randperm(len(self._pool))]])
+        start = int(torch.randint(len(self._pool) - x.numel(), ()))
+        return self._pool[start : start + x.numel()].as_strided(x.shape, x.stride())
+
+
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0]
+
+
+class _Instead(torch.autograd.Function):
+    """Integers whose gradient is that of the function that they approximate."""
+
+    @staticmethod
+    def forward(ctx: Any, smooth: torch.Tensor, integers: torch.Tensor) -> torch.Tensor:
+        return integers.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradients[0], None
+
+
+class _Grid(torch.autograd.Function):
+    """Ratios of scales, float64, to the nearest multipliers, float32."""
+
+    @staticmethod
+    def forward(ctx: Any, ratio: torch.Tensor, shift: int) -> torch.Tensor:
+        return (_multipliers(ratio, shift) / 2.0**shift).float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradients[0].double(), None
+
+
+def _multipliers(ratio: torch.Tensor, shift: int) -> torch.Tensor:
+    """Return the whole multipliers nearest to ratios of scales, float64."""
+    return (ratio * 2.0**shift).round().clamp(1, MULTIPLIER_LIMIT - 1)
+
+
+def _rounded(x: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = _Round.apply(x)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _on_grid(ratio: torch.Tensor, shift: int, ndim: int) -> torch.Tensor:
+    """Return multipliers on the grid, in the shape of the channels of a tensor with ``ndim`` dimensions."""
+    values: torch.Tensor = _Grid.apply(ratio, shift)  # type: ignore[no-untyped-call]
+    return values.reshape((1, -1) + (1,) * (ndim - 2))
+
+
+class TrainableWeights(nn.Module):
+    """Weights, scales and biases of one layer.
+
+    Args:
+        layer: of the network, whose integers they begin as.
+        weight: the float network's. Each begins as near to it as the layer's rounding allows.
+        scales: real value of one step of a weight, (O,) or (1,).
+        bias: real.
+        limit: largest integer; with fewer than 8 bits the smallest is ``-limit - 1``.
+    """
+
+    def __init__(
+        self, layer: n.Accumulating, weight: Float, scales: NDArray[np.float64], bias: Float, limit: int
+    ) -> None:
+        super().__init__()
+        self.source = layer.inputs[0]
+        """The tensor that they are multiplied with."""
+        self.lo, self.hi = (-limit if limit == _LARGEST else -limit - 1), limit
+        steps = scales.reshape((-1,) + (1,) * (weight.ndim - 1))
+        real = np.clip(weight / steps, layer.weight - _INSIDE, layer.weight + _INSIDE) * steps
+        self.real = nn.Parameter(torch.from_numpy(real.astype(np.float32)))
+        self.bias_change = nn.Parameter(torch.zeros(len(bias)))
+        self.log_growth = nn.Parameter(torch.zeros(len(scales)))
+        self.first_bias: torch.Tensor
+        self.first_scale: torch.Tensor
+        self.register_buffer("first_bias", torch.from_numpy(np.array(bias, np.float64)))
+        self.register_buffer("first_scale", torch.from_numpy(scales))
+
+    @property
+    def bias(self) -> torch.Tensor:
+        """Real bias, float64, (O,)."""
+        return self.first_bias + self.bias_change
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """Real value of one step of a weight, float64, (O,) or (1,)."""
+        return self.first_scale * self.log_growth.double().exp()
+
+    def integers(self) -> torch.Tensor:
+        """Return the weights in steps of their scales, float32."""
+        scale = self.scale.float().reshape((-1,) + (1,) * (self.real.ndim - 1))
+        found: torch.Tensor = _RoundWeights.apply(self.real, scale, self.lo, self.hi)  # type: ignore[no-untyped-call]
+        return found
+
+
+class TrainableNetwork(nn.Module):
+    """An integer network whose weights, biases and scales are parameters.
+
+    Args:
+        network: where the parameters begin; on the grid.
+        graph: the float network that it was made from.
+        scheme: the bits of weights.
+
+    Raises:
+        ConfigurationError: the network is not on the grid of equation (4).
+    """
+
+    def __init__(self, network: IntegerNetwork, graph: g.FloatGraph, scheme: Scheme) -> None:
+        super().__init__()
+        if not network.on_grid or scheme.float32_scales:
+            raise ConfigurationError(
+                f"scheme {scheme.name} has multipliers of its own; expected one whose multipliers are any on the grid"
+            )
+        self.network, self.graph = network, graph
+        scheme = with_layer_bits(scheme, graph)
+        self.module, self.executor = GraphModule(graph), TorchExecutor(network)
+        self.group, self.fixed = _groups(network)
+        self.weights = nn.ModuleDict()
+        for layer in network:
+            if isinstance(layer, n.Accumulating):
+                x = network.spec(layer.inputs[0])
+                scales = np.asarray(layer.weight_scales(x), np.float64)
+                node: Any = graph[layer.name]
+                real = node.weight_oihw if isinstance(node, g.Conv2d) else node.weight_oi
+                bias = layer.bias_o * (x.scale * scales)
+                limit = scheme.weight_limit_of(layer.name)
+                self.weights[_key(layer.name)] = TrainableWeights(layer, real, scales, bias, limit)
+        groups = [group for group in dict.fromkeys(self.group.values()) if network.spec(group).dtype != "int32"]
+        self.log_growths = nn.ParameterDict({_key(group): nn.Parameter(torch.zeros(())) for group in groups})
+        for group in self.fixed.intersection(groups):
+            self.log_growths[_key(group)].requires_grad_(False)
+
+    def of(self, name: str) -> TrainableWeights:
+        """Return the parameters of a layer with weights."""
+        found = self.weights[_key(name)]
+        assert isinstance(found, TrainableWeights)
+        return found
+
+    def all_weights(self) -> list[TrainableWeights]:
+        """Return the parameters of every layer with weights."""
+        return [one for one in self.weights.values() if isinstance(one, TrainableWeights)]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return copies of all parameters."""
+        return {name: value.clone() for name, value in self.state_dict().items()}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Set all parameters to what ``state`` returned."""
+        self.load_state_dict(dict(state))
+
+    def scale(self, name: str) -> torch.Tensor:
+        """Return the scale of a tensor, float64."""
+        group = self.group[name]
+        found: torch.Tensor = self.network.spec(group).scale * self.log_growths[_key(group)].double().exp()
+        return found
+
+    def scales_of(self, names: Collection[str]) -> list[nn.Parameter]:
+        """Return the parameters of scales that can be learned among those of the named tensors, each once."""
+        keys = dict.fromkeys(_key(self.group[name]) for name in names)
+        found = [self.log_growths[key] for key in keys if key in self.log_growths]
+        return [one for one in found if one.requires_grad]
+
+    def real(self, name: str, integers: torch.Tensor) -> torch.Tensor:
+        """Return the real values, float32, of a tensor's integers or accumulators."""
+        spec, layer = self.network.spec(name), self.network[name]
+        if spec.dtype == "int32":
+            assert isinstance(layer, n.Accumulating)
+            return integers.double() * (self.scale(layer.inputs[0]) * self.of(name).scale)
+        return (integers - spec.zero_point) * self.scale(name).float()
+
+    def steps(self, name: str, real: torch.Tensor) -> torch.Tensor:
+        """Return real values in steps of a tensor's scale, not rounded and not clamped."""
+        return real / self.scale(name).detach().float() + self.network.spec(name).zero_point
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the real values of the network's first output."""
+        given = self.network.given(images)
+        values = interpret(
+            self.network.layers,
+            lambda layer, x: self.compute(layer, x) if x else self.executor.compute(layer, [given[layer.name]]),
+            [self.network.output],
+        )
+        return self.real(self.network.output, values[self.network.output])
+
+    def run(
+        self,
+        layers: Sequence[n.Layer],
+        given: Mapping[str, torch.Tensor],
+        keep: Collection[str],
+        rounds: Masks | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Compute layers from the integers that they read; arguments as for ``interpret``, and ``compute``."""
+        return interpret(layers, lambda layer, x: self.compute(layer, x, rounds), keep, given)
+
+    def compute(self, layer: n.Layer, x: list[torch.Tensor], rounds: Masks | None = None) -> torch.Tensor:
+        """Compute one layer.
+
+        Args:
+            layer: of the network.
+            x: integers, float32.
+            rounds: draws which of the output's values are rounded; None for all (Wei et al., "QDrop", 2022).
+        """
+        specs = [self.network.spec(name) for name in layer.inputs]
+        shifted = [value - spec.zero_point if spec.zero_point else value for value, spec in zip(x, specs, strict=True)]
+        if isinstance(layer, n.Accumulating):
+            return self._accumulating(layer, shifted, rounds)
+        if isinstance(layer, n.Clamp):
+            return x[0].clamp(layer.output.lo, layer.output.hi)
+        if isinstance(layer, _SHARE_SCALES):
+            return self.module.compute(self.graph[layer.name], shifted) + layer.output.zero_point
+        if isinstance(layer, n.Concat):
+            parts = [
+                value + spec.zero_point
+                if multiplier is None
+                else self._requantized(layer, [(value, name, 1.0)], rounds)
+                for value, spec, name, multiplier in zip(shifted, specs, layer.inputs, layer.multipliers, strict=True)
+            ]
+            return torch.cat(parts, layer.axis + 1)
+        if isinstance(layer, n.Add):
+            return self._requantized(
+                layer, [(v, name, 1.0) for v, name in zip(shifted, layer.inputs, strict=True)], rounds
+            )
+        if isinstance(layer, n.AveragePool2d):
+            top, left, bottom, right = layer.padding
+            padded = F.pad(shifted[0], (left, right, top, bottom)) if any(layer.padding) else shifted[0]
+            count = layer.kernel[0] * layer.kernel[1]
+            total = F.avg_pool2d(padded, layer.kernel, layer.stride, divisor_override=1)
+            return self._requantized(layer, [(total, layer.inputs[0], 1 / count)], rounds)
+        if isinstance(layer, n.Mul):
+            product = shifted[0] * shifted[1]
+            ratio = self.scale(layer.inputs[0]) * self.scale(layer.inputs[1]) / self.scale(layer.name)
+            return self._finished(layer.output, rounds, product, _on_grid(ratio, REQUANTIZE_SHIFT, product.ndim))
+        return self._by_executor(layer, x, shifted)
+
+    def _by_executor(self, layer: n.Layer, x: list[torch.Tensor], shifted: list[torch.Tensor]) -> torch.Tensor:
+        """Compute a layer of fixed scales: its integers from the executor, its gradient from the float network."""
+        with torch.no_grad():
+            integers = self.executor.compute(layer, [value.round() for value in x])
+        reals = [value * self.scale(name).float() for value, name in zip(shifted, layer.inputs, strict=True)]
+        smooth = self.module.compute(self.graph[layer.name], reals) / self.scale(layer.name).float()
+        found: torch.Tensor = _Instead.apply(smooth, integers.float())  # type: ignore[no-untyped-call]
+        return found
+
+    def _accumulating(self, layer: n.Accumulating, shifted: list[torch.Tensor], rounds: Masks | None) -> torch.Tensor:
+        weights, s_x = self.of(layer.name), self.scale(layer.inputs[0])
+        integers = weights.integers()
+        bias = _rounded(weights.bias / (s_x * weights.scale))
+        reach = self.network.spec(layer.inputs[0]).reach
+        bound = float((integers.detach().abs().flatten(1).sum(1) * reach + bias.detach().abs()).max())
+        kind = torch.float32 if bound < 2**24 else torch.float64
+        x, integers, bias = shifted[0].to(kind), integers.to(kind), bias.to(kind)
+        if isinstance(layer, n.Conv2d):
+            top, left, bottom, right = layer.padding
+            padding = (top, left)
+            if padding != (bottom, right):
+                x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
+            accumulators = F.conv2d(x, integers, bias, layer.stride, padding, layer.dilation, layer.groups)
+        else:
+            accumulators = F.linear(x, integers, bias)
+        if layer.multiplier is None:
+            return accumulators
+        s_y = self.scale(layer.name)
+        residual = isinstance(layer, n.Conv2d) and layer.residual_multiplier is not None
+        shift = ADD_SHIFT if residual else REQUANTIZE_SHIFT
+        terms = [accumulators.float(), _on_grid(s_x * weights.scale / s_y, shift, accumulators.ndim)]
+        if residual:
+            terms += [shifted[1], _on_grid(self.scale(layer.inputs[1]) / s_y, ADD_SHIFT, accumulators.ndim)]
+        return self._finished(layer.output, rounds, *terms)
+
+    def _requantized(
+        self, layer: n.Layer, terms: Sequence[tuple[torch.Tensor, str, float]], rounds: Masks | None
+    ) -> torch.Tensor:
+        """Return the sum of integers times the ratios of their scales: (tensor, name of its scale, factor)."""
+        shift = ADD_SHIFT if isinstance(layer, n.Add) else REQUANTIZE_SHIFT
+        factors: list[torch.Tensor] = []
+        for value, name, factor in terms:
+            factors += [value, _on_grid(factor * self.scale(name) / self.scale(layer.name), shift, value.ndim)]
+        return self._finished(layer.output, rounds, *factors)
+
+    def _finished(self, spec: n.TensorSpec, rounds: Masks | None, *terms: torch.Tensor) -> torch.Tensor:
+        """Sum products, round, add the zero point, and clamp."""
+        mask = None if rounds is None else rounds.like(terms[0])
+        found: torch.Tensor = _Requantize.apply(spec.lo, spec.hi, spec.zero_point, mask, *terms)  # type: ignore[no-untyped-call]
+        return found
+
+    def to_network(self) -> IntegerNetwork:
+        """Return the integer network of the parameters as they are.
+
+        Raises:
+            QuantizationError: an accumulator or a bias would not fit int32.
+        """
+        with torch.no_grad():
+            layers = tuple(self._layer(layer) for layer in self.network)
+        return dataclasses.replace(self.network, layers=layers)
+
+    def _layer(self, layer: n.Layer) -> n.Layer:
+        if layer.output.dtype != "int32":
+            layer = dataclasses.replace(
+                layer, output=dataclasses.replace(layer.output, scale=float(self.scale(layer.name)))
+            )
+        if isinstance(layer, n.Accumulating):
+            return self._integer_weights(layer)
+        if isinstance(layer, n.Add):
+            return dataclasses.replace(layer, multipliers=tuple(self._multiplier(x, layer.name) for x in layer.inputs))
+        if isinstance(layer, n.Concat):
+            multipliers = tuple(
+                None if old is None else self._multiplier(x, layer.name, shift=REQUANTIZE_SHIFT)
+                for x, old in zip(layer.inputs, layer.multipliers, strict=True)
+            )
+            return dataclasses.replace(layer, multipliers=multipliers)
+        if isinstance(layer, n.AveragePool2d):
+            factor = 1 / (layer.kernel[0] * layer.kernel[1])
+            multiplier = self._multiplier(layer.inputs[0], layer.name, factor, REQUANTIZE_SHIFT)
+            return dataclasses.replace(layer, multiplier=multiplier)
+        if isinstance(layer, n.Mul):
+            factor = float(self.scale(layer.inputs[1]))
+            multiplier = self._multiplier(layer.inputs[0], layer.name, factor, REQUANTIZE_SHIFT)
+            return dataclasses.replace(layer, multiplier=multiplier)
+        return layer
+
+    def _multiplier(self, x: str, y: str, factor: float = 1.0, shift: int = ADD_SHIFT) -> n.Multiplier:
+        integers = _multipliers(factor * self.scale(x) / self.scale(y), shift)
+        return n.Multiplier.on_grid(integers.numpy().astype(np.int64), shift)
+
+    def _integer_weights(self, layer: n.Accumulating) -> n.Layer:
+        weights, s_x = self.of(layer.name), self.scale(layer.inputs[0])
+        unit = (s_x * weights.scale).numpy()
+        changes: dict[str, Any] = {
+            "weight": weights.integers().numpy().astype(np.int8),
+            "bias_o": quantize_bias(layer.name, weights.bias.numpy(), np.broadcast_to(unit, weights.bias.shape)),
+        }
+        if layer.multiplier is None:
+            changes["output"] = dataclasses.replace(layer.output, scale=float(unit[0]))
+            return dataclasses.replace(layer, **changes)
+        residual = isinstance(layer, n.Conv2d) and layer.residual_multiplier is not None
+        shift = ADD_SHIFT if residual else REQUANTIZE_SHIFT
+        integers = _multipliers(s_x * weights.scale / self.scale(layer.name), shift)
+        changes["multiplier"] = n.Multiplier.on_grid(integers.numpy().astype(np.int64), shift)
+        if residual:
+            changes["residual_multiplier"] = self._multiplier(layer.inputs[1], layer.name)
+        return dataclasses.replace(layer, **changes)
+
+
+def _key(name: str) -> str:
+    """Return a name that nn.ModuleDict takes."""
+    return name.replace("~", "~~").replace(".", "~")
+
+
+def _groups(network: IntegerNetwork) -> tuple[dict[str, str], frozenset[str]]:
+    """Return the tensor that gives each tensor its scale, and those of them whose scale cannot change."""
+    group: dict[str, str] = {}
+    fixed: set[str] = set()
+
+    def join(a: str, b: str) -> None:
+        old, new = group[a], group[b]
+        for name, of in group.items():
+            if of == old:
+                group[name] = new
+        if old in fixed:
+            fixed.add(new)
+
+    for layer in network:
+        group[layer.name] = layer.name
+        if isinstance(layer, _SHARE_SCALES):
+            join(layer.name, layer.inputs[0])
+        elif isinstance(layer, n.Concat):
+            for name, multiplier in zip(layer.inputs, layer.multipliers, strict=True):
+                if multiplier is None:
+                    join(layer.name, name)
+        if not isinstance(layer, _FREE):
+            fixed.update(group[name] for name in (layer.name, *layer.inputs))
+    return group, frozenset(fixed)

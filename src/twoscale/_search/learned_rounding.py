@@ -1,0 +1,275 @@
+"""Learned rounding: weights, biases and scales chosen for the least error of whole blocks, and of the whole network.
+
+Rounding each weight to the nearest integer minimizes the error of the weight, not that of the network. Here the network
+is cut into blocks, where a single tensor connects what comes before with what follows. One block after the other, Adam
+minimizes the squared error of the block's output against the float network's, over images without labels: of all layers
+of the block at once (Li et al., "BRECQ", 2021), from inputs of which a random half are the float network's, and with a
+random half of the activations not rounded (Wei et al., "QDrop", 2022). Then all layers are learned together, for the
+least error of the logits.
+
+It begins where error feedback ends, and gradients pass roundings straight through. Learning for every weight whether it
+goes up or down (Nagel et al., "AdaRound", 2020) took three times as many iterations to the same error.
+
+The forward pass is that of the integer network (``TrainableNetwork``), so that clamps, rounding and the grid of
+multipliers are part of what is learned, and the integers over held-out images decide what is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from twoscale._calibration.memory import DEFAULT_MEMORY, images_within
+from twoscale._calibration.profile import Profile
+from twoscale._ir import float_graph as g
+from twoscale._ir import layers as n
+from twoscale._ir.float_module import GraphModule
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.interpreter import interpret
+from twoscale._progress import report
+from twoscale._quantization.build import build
+from twoscale._quantization.corrections import correct
+from twoscale._quantization.layer_bits import with_layer_bits
+from twoscale._quantization.plan import make_plan
+from twoscale._quantization.range_tuning import tune_ranges
+from twoscale._quantization.ranges import choose_ranges
+from twoscale._quantization.scheme import Scheme
+from twoscale._quantization.trainable import Masks, TrainableNetwork, TrainableWeights
+from twoscale._search.blocks import Block, blocks_of
+from twoscale._search.learning import LearnedRounding
+from twoscale.errors import ConfigurationError
+
+__all__ = ["learn_network"]
+
+_CHUNK = 100
+"""Images computed at a time outside of learning."""
+
+_HELD_OUT = 8
+"""One image in so many decides what is kept, and is not learned from."""
+
+
+def learn_network(
+    graph: g.FloatGraph,
+    found: Profile,
+    images: NDArray[np.float32],
+    scheme: Scheme,
+    how: LearnedRounding,
+    *,
+    memory: int = DEFAULT_MEMORY,
+    announce: Callable[[float], None] = lambda seconds: None,
+) -> IntegerNetwork:
+    """Make the integer network of a graph with learned roundings.
+
+    Args:
+        graph: from ``float_graph`` with the same scheme, with one input and one output.
+        found: its profile.
+        images: as the graph takes them, float32 (N, C, H, W), at least 16. Labels are not needed. The same images and
+            number of threads give the same network.
+        scheme: bits and ranges.
+        how: iterations and rates.
+        memory: bytes for the tensors at a cut; the first images that fit are used.
+        announce: called before learning begins with the seconds that it takes at most, as estimated from two steps.
+
+    Returns:
+        The learned network, or the one of ``quantize_graph`` where learning gains nothing on held-out images.
+
+    Raises:
+        ConfigurationError: several inputs or outputs, fewer than 16 images, or a scheme off the grid.
+        QuantizationError: integers would not fit.
+    """
+    if graph.input_layout.several or len(graph.outputs) > 1:
+        raise ConfigurationError(f"{graph.name} has several inputs or outputs; learned rounding takes one of each")
+    images = images[: images_within(graph, memory, networks=2)]
+    if len(images) < 2 * _HELD_OUT:
+        raise ConfigurationError(f"learned rounding has {len(images)} images; expected at least {2 * _HELD_OUT}")
+    scheme = with_layer_bits(scheme, graph)
+    plan = make_plan(graph, tune_ranges(choose_ranges(graph, found.statistics, scheme), graph, found, scheme), scheme)
+    first = correct(build(plan), plan, found.samples_nchw, memory=memory)
+    trainable = TrainableNetwork(first, graph, scheme)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(how.seed)
+        learner = _Learner(trainable, how, torch.from_numpy(np.ascontiguousarray(images)))
+        announce(learner.estimate())
+        learner.learn()
+    learned = trainable.to_network()
+    if not learned.on_grid or learner.error_of(first) <= learner.error_of(learned):
+        return first
+    return dataclasses.replace(learned, metadata={**learned.metadata, "rounding": dataclasses.asdict(how)})
+
+
+class _Learner:
+    """The tensors at the cut that learning has reached, in both networks."""
+
+    def __init__(self, trainable: TrainableNetwork, how: LearnedRounding, images: torch.Tensor) -> None:
+        self.trainable, self.how = trainable, how
+        self.float = GraphModule(trainable.graph)
+        self.blocks = blocks_of(trainable.graph)
+        self.images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+        self.rounds = Masks(1 - how.drop) if how.drop else None
+        self.mixes = Masks(how.drop) if how.drop else None
+        self.steps = len(self.blocks) * how.iterations + how.distillation
+        self.done = 0
+        held_out = torch.arange(0, len(images), _HELD_OUT)
+        learned = torch.ones(len(images), dtype=torch.bool)
+        learned[held_out] = False
+        self.held_out, self.learned = held_out, torch.nonzero(learned).flatten()
+
+    def estimate(self) -> float:
+        """Return the seconds that learning takes, from two passes over the whole network, which change nothing."""
+        x = self.images[: self.how.batch_size]
+        parameters = [one for one in self.trainable.parameters() if one.requires_grad]
+        clock = time.perf_counter()
+        for attempt in range(3):
+            if attempt == 1:
+                clock = time.perf_counter()
+            torch.autograd.grad(self.trainable(x).sum(), parameters, allow_unused=True)
+        each = (time.perf_counter() - clock) / 2
+        return each * (self.how.iterations + self.how.distillation) * 1.2
+
+    def learn(self) -> None:
+        """Learn all blocks, and then the whole network."""
+        source = self.trainable.network.input
+        self.real = self.images
+        with torch.no_grad():
+            self.integer = torch.cat(
+                [
+                    self.trainable.executor.compute(source, [part]).to(torch.uint8)
+                    for part in torch.split(self.images, _CHUNK)
+                ]
+            )
+        for block in self.blocks:
+            self._learn_block(block)
+        if self.how.distillation:
+            self._distill(self.real)
+
+    def error_of(self, network: IntegerNetwork) -> float:
+        """Return the mean squared error of a network's logits over the held-out images."""
+        from twoscale._runtimes.torch import TorchExecutor
+
+        images = self.images[self.held_out]
+        found = TorchExecutor(network).run(images.contiguous().numpy(), {network.output})[network.output]
+        real = torch.from_numpy(network.logits(found))
+        return float((real - self.logits[self.held_out]).square().mean())
+
+    def _step(self, what: str) -> None:
+        self.done += 1
+        report(what, self.done, self.steps)
+
+    def _batch(self) -> torch.Tensor:
+        size = min(self.how.batch_size, len(self.learned))
+        return self.learned[torch.randint(0, len(self.learned), (size,))]
+
+    def _learn_block(self, block: Block) -> None:
+        """Learn a block and go on to its output."""
+        trainable = self.trainable
+        layers = [trainable.network[name] for name in block.names]
+        weights = [trainable.of(layer.name) for layer in layers if isinstance(layer, n.Accumulating)]
+        target = self._float_output(block)
+        if weights:
+            before, kept = self._held_out_error(block, layers, target), trainable.state()
+            self._optimize(block, layers, weights, target)
+            if self._held_out_error(block, layers, target) >= before:
+                trainable.restore(kept)
+        self.integer, self.real = self._integer_output(block, layers), target
+        if block is self.blocks[-1]:
+            self.logits = target
+
+    def _optimize(
+        self, block: Block, layers: Sequence[n.Layer], weights: Sequence[TrainableWeights], target: torch.Tensor
+    ) -> None:
+        trainable, how = self.trainable, self.how
+        optimizer = self._optimizer(weights, [layer.name for layer in layers], how.iterations)
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        name = block.names[-1]
+        for iteration in range(how.iterations):
+            self._fade(optimizer, rates, iteration / how.iterations)
+            chosen = self._batch()
+            x = self.integer[chosen].float()
+            if self.mixes is not None:
+                x.lerp_(trainable.steps(block.source, self.real[chosen]), self.mixes.like(x))
+            y = trainable.run(layers, {block.source: x}, [name], self.rounds)[name]
+            loss = (trainable.real(name, y) - target[chosen]).square().sum(1).mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            self._step("learning blocks")
+
+    def _optimizer(
+        self, weights: Sequence[TrainableWeights], names: Sequence[str], iterations: int, reach: float = 1.0
+    ) -> torch.optim.Adam:
+        how = self.how
+        each = 2 * reach / iterations  # the mean of a rate that fades by a cosine is half of the first
+        groups: list[dict[str, Any]] = []
+        for one in weights:
+            step = float(one.scale.detach().mean())
+            products = one.real[0].numel()
+            accumulator = step * float(self.trainable.scale(one.source).detach())
+            groups.append({"params": [one.real], "lr": each * how.weight_reach * step})
+            groups.append({"params": [one.bias_change], "lr": each * how.bias_reach * accumulator * products**0.5})
+            groups.append({"params": [one.log_growth], "lr": each * how.scale_reach})
+        if scales := self.trainable.scales_of(names):
+            groups.append({"params": scales, "lr": each * how.scale_reach})
+        return torch.optim.Adam(groups)
+
+    @staticmethod
+    def _fade(optimizer: torch.optim.Adam, rates: Sequence[float], share: float) -> None:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * share))
+
+    def _distill(self, target: torch.Tensor) -> None:
+        """Learn everything together for the least error of the logits, and keep it where the integers are better."""
+        trainable, how = self.trainable, self.how
+        kept, before = trainable.state(), self.error_of(trainable.to_network())
+        names = [layer.name for layer in trainable.network]
+        optimizer = self._optimizer(trainable.all_weights(), names, how.distillation, how.distilled)
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        power = target.square().mean()
+        for iteration in range(how.distillation):
+            self._fade(optimizer, rates, iteration / how.distillation)
+            chosen = self._batch()
+            loss = (trainable(self.images[chosen]) - target[chosen]).square().mean() / power
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            self._step("learning the network")
+        if self.error_of(trainable.to_network()) >= before:
+            trainable.restore(kept)
+
+    def _float_output(self, block: Block) -> torch.Tensor:
+        nodes = [self.trainable.graph[name] for name in block.names]
+        name = block.names[-1]
+        with torch.no_grad():
+            return torch.cat(
+                [
+                    interpret(nodes, self.float.compute, [name], {block.source: part})[name]
+                    for part in torch.split(self.real, _CHUNK)
+                ]
+            )
+
+    def _outputs(self, block: Block, layers: Sequence[n.Layer], integers: torch.Tensor) -> Iterator[torch.Tensor]:
+        name = block.names[-1]
+        with torch.no_grad():
+            for part in torch.split(integers, _CHUNK):
+                yield self.trainable.run(layers, {block.source: part.float()}, [name])[name]
+
+    def _integer_output(self, block: Block, layers: Sequence[n.Layer]) -> torch.Tensor:
+        spec = self.trainable.network.spec(block.names[-1])
+        kind = {"uint8": torch.uint8, "int8": torch.int8}.get(spec.dtype, torch.float64)
+        return torch.cat([part.to(kind) for part in self._outputs(block, layers, self.integer)])
+
+    def _held_out_error(self, block: Block, layers: Sequence[n.Layer], target: torch.Tensor) -> float:
+        """Return the mean squared error of a block's integers over the held-out images."""
+        wanted, total = target[self.held_out], 0.0
+        parts = self._outputs(block, layers, self.integer[self.held_out])
+        for found, part in zip(parts, torch.split(wanted, _CHUNK), strict=True):
+            with torch.no_grad():
+                real = self.trainable.real(block.names[-1], found.float())
+            total += float((real - part).square().sum(dtype=torch.float64))
+        return total / wanted.numel()

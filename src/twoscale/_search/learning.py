@@ -1,0 +1,59 @@
+"""How roundings are learned."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from twoscale.errors import ConfigurationError
+
+__all__ = ["LearnedRounding"]
+
+
+@dataclass(frozen=True)
+class LearnedRounding:
+    """How long, and how fast, roundings are learned.
+
+    Raises:
+        ConfigurationError: a number outside its range.
+    """
+
+    iterations: int = 500
+    """Of each block."""
+    distillation: int = 300
+    """Iterations over the whole network, after the blocks."""
+    batch_size: int = 32
+    weight_reach: float = 1.0
+    """How far Adam can move a weight in all iterations together, in steps of its scale; a bias, in steps of its
+    accumulator times the root of the number of products in it; and the logarithm of a scale. With more iterations, each
+    is smaller."""
+    bias_reach: float = 1.0
+    scale_reach: float = 0.1
+    distilled: float = 1.0
+    """How far parameters can move when the whole network is learned, relative to how far in blocks."""
+    drop: float = 0.5
+    """Share of a block's inputs that are the float network's, and of its activations that are not rounded."""
+    seed: int = 0
+    """Decides the images of each iteration and what is dropped."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("iterations", 1), ("distillation", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        if not 0 <= self.drop < 1:
+            raise ConfigurationError(f"drop is {self.drop}; expected at least 0 and less than 1")
+
+    def scaled(self, effort: float) -> LearnedRounding:
+        """Return the same with ``effort`` times as many iterations.
+
+        Raises:
+            ConfigurationError: it is not a positive number.
+        """
+        if not (math.isfinite(effort) and effort > 0):
+            raise ConfigurationError(f"effort is {effort:g}; expected a positive number such as 0.5 or 2")
+        return dataclasses.replace(
+            self,
+            iterations=max(1, round(self.iterations * effort)),
+            distillation=round(self.distillation * effort),
+        )

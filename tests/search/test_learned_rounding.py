@@ -1,0 +1,143 @@
+"""Learned rounding: what it gains, that it repeats, and that it never loses."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+import twoscale
+from tests.quantization.small_models import Model, accumulating, residual_model, seeded, small_cnn
+from twoscale._calibration.profile import profile
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._progress import listening
+from twoscale._quantization import COURSE, Scheme, float_graph, quantize_graph
+from twoscale._search import LearnedRounding, learned_rounding
+from twoscale._search.blocks import blocks_of
+from twoscale._verification import verify
+from twoscale.errors import ConfigurationError
+
+
+def correlated(seed: int, count: int) -> NDArray[np.float32]:
+    """Return images made of six patterns, as (count, 3, 8, 8). Of white noise there is nothing to learn."""
+    patterns = np.random.default_rng(5).standard_normal((6, 192))
+    rng = np.random.default_rng(seed)
+    mixed = np.abs(rng.standard_normal((count, 6))) @ patterns + 0.1 * rng.standard_normal((count, 192))
+    return mixed.reshape(count, 3, 8, 8).astype(np.float32)
+
+
+CALIBRATION, TEST = correlated(61, 400), correlated(62, 200)
+FEW = Scheme(weight_bits=2, activation_bits=2)
+BRIEF = LearnedRounding(iterations=60, distillation=60)
+
+
+def sqnr(network: IntegerNetwork, model: nn.Module) -> float:
+    found = verify(network, [TEST], executors=("reference", "torch"), model=model)
+    assert found.mismatches == 0
+    assert found.sqnr_db is not None
+    return found.sqnr_db
+
+
+@pytest.fixture(scope="module")
+def learned() -> tuple[nn.Module, IntegerNetwork, list[str]]:
+    steps: list[str] = []
+    model = small_cnn()
+    with listening(lambda step, done, total: steps.append(f"{step} {done} {total}")):
+        network = twoscale.learn_rounding(
+            model, [CALIBRATION], scheme=FEW, how=BRIEF, announce=lambda s: steps.append("about")
+        )
+    return model, network, steps
+
+
+def test_it_gains(learned: tuple[nn.Module, IntegerNetwork, list[str]]) -> None:
+    model, network, _ = learned
+    plain = twoscale.quantize(model, [CALIBRATION], scheme=FEW)
+    assert network.on_grid
+    assert network.metadata["rounding"] == dataclasses.asdict(BRIEF)
+    assert sqnr(network, model) > sqnr(plain, model) + 0.5
+
+
+def test_integers_keep_to_their_bits(learned: tuple[nn.Module, IntegerNetwork, list[str]]) -> None:
+    _, network, _ = learned
+    layers = accumulating(network)
+    assert {int(layer.weight.min()) for layer in layers} == {-2}
+    assert {int(layer.weight.max()) for layer in layers} == {1}
+    assert all(layer.output.hi == 3 for layer in layers[:-1])
+    assert network["input"].output.hi == 255
+
+
+def test_it_says_how_long_and_how_far(learned: tuple[nn.Module, IntegerNetwork, list[str]]) -> None:
+    steps = [step for step in learned[2] if step.startswith(("about", "learning"))]
+    total = int(steps[-1].split()[-1])
+    assert steps[0] == "about"
+    assert [int(step.split()[-2]) for step in steps[1:]] == list(range(1, total + 1))
+
+
+def test_the_same_again(learned: tuple[nn.Module, IntegerNetwork, list[str]]) -> None:
+    again, other = (
+        twoscale.learn_rounding(small_cnn(), [CALIBRATION], scheme=FEW, how=dataclasses.replace(BRIEF, seed=seed))
+        for seed in (0, 1)
+    )
+    assert learned[1].fingerprint == again.fingerprint != other.fingerprint
+
+
+def test_what_learning_spoils_is_not_kept() -> None:
+    """With rates at which nothing can be learned, each block and the whole network stay as they were."""
+    wild = LearnedRounding(iterations=2, distillation=2, weight_reach=50.0, bias_reach=50.0, scale_reach=1.0)
+    model = residual_model(2)
+    graph = float_graph(model, CALIBRATION, FEW)
+    network = learned_rounding.learn_network(graph, profile(graph, [CALIBRATION]), CALIBRATION, FEW, wild)
+    plain = quantize_graph(graph, profile(graph, [CALIBRATION]), FEW)
+    assert network.fingerprint == plain.fingerprint
+
+
+def test_blocks_are_cut_where_one_tensor_connects() -> None:
+    graph = float_graph(residual_model(2), CALIBRATION)
+    blocks = blocks_of(graph)
+    assert [name for block in blocks for name in block.names] == [node.name for node in graph.nodes[1:]]
+    for block, following in itertools.pairwise(blocks):
+        assert following.source == block.names[-1]
+    for block in blocks:
+        inside = {block.source, *block.names}
+        assert all(inside.issuperset(graph[name].inputs) for name in block.names)
+
+
+def test_a_long_skip_is_one_block() -> None:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(m.a(x))
+        y = F.relu(m.b(x))
+        return torch.as_tensor(m.fc((m.c(y) + x + y).flatten(1)))
+
+    with seeded(1):
+        layers = {name: nn.Conv2d(3, 3, 3, padding=1) for name in "abc"}
+        model = Model(forward, **layers, fc=nn.Linear(192, 4)).eval()
+    graph = float_graph(model, CALIBRATION)
+    assert any({"b", "c"} <= set(block.names) for block in blocks_of(graph))
+    assert not any({"a", "c"} <= set(block.names) for block in blocks_of(graph))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "count", "message"),
+    [(COURSE, 64, "course has multipliers of its own"), (FEW, 15, "15 images; expected at least 16")],
+)
+def test_what_it_cannot_do_is_refused(scheme: Scheme, count: int, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        twoscale.learn_rounding(small_cnn(), [CALIBRATION[:count]], scheme=scheme, how=BRIEF)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [({"iterations": 0}, "iterations is 0"), ({"drop": 1.0}, "drop is 1.0")], ids=str
+)
+def test_options_out_of_range(given: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        LearnedRounding(**given)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="effort is 0"):
+        LearnedRounding().scaled(0)
+    assert LearnedRounding(iterations=10, distillation=6).scaled(0.5) == LearnedRounding(iterations=5, distillation=3)
