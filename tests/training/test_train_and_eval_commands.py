@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tyro.extras import SubcommandApp
 
+import twoscale
 from twoscale import _cli as cli
 from twoscale import data, training
 from twoscale._cli.evaluate import eval_command
@@ -79,6 +80,19 @@ def test_options_without_effect_are_said(command: Any, tmp_path: Path, capsys: p
     given = "--optimizer lamb --beta2 0.9 --schedule step --milestones 0.5 --crop 2 --fill reflect --weight-decay 0.1"
     command(f"train net -o {tmp_path}/used --epochs 1 --decay-norm-and-bias True --adapt-norm-and-bias True {given}")
     assert "no effect" not in capsys.readouterr().err
+
+
+def test_training_with_integers(command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    how = "--batch-size 64 --optimizer adamw --lr 0.001 --epochs 1"
+    command(f"train net -o {tmp_path}/float {how}")
+    command(
+        f"train net -o {tmp_path}/few --from {tmp_path}/float/model.safetensors --quantize W4A4 {how} --step captured"
+    )
+    captured = capsys.readouterr()
+    assert f"Wrote {tmp_path}/few/network.onnx and {tmp_path}/few/run.json" in captured.out
+    found = json.loads((tmp_path / "few" / "run.json").read_text())
+    assert found["config"]["start"] == f"{tmp_path}/float/model.safetensors"
+    assert twoscale.load(tmp_path / "few" / "network.onnx").metadata["data"] == "digits"
 
 
 def test_a_folder_with_a_run_is_not_replaced_unasked(command: Any, tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ def _check_names(prog: str, options: dict[str, inspect.Parameter], arguments: Se
     known = {"-h", "--help"}
     positional = {}
     for name, option in options.items():
-        flag = f"--{name.replace('_', '-')}"
+        named = next(filter(None, (getattr(extra, "name", None) for extra in option.annotation.__metadata__)), name)
+        flag = f"--{named.replace('_', '-')}"
         if tyro.conf.Positional in option.annotation.__metadata__:
             positional[flag] = option
             continue

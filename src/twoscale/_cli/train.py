@@ -19,9 +19,13 @@ from twoscale.models._files import MODEL_FILE
 from twoscale.training import RunRecord, TrainConfig
 from twoscale.training._effects import without_effect
 from twoscale.training._progress import per_second
-from twoscale.training._record import RECORD_FILE, STATE_FILE
+from twoscale.training._record import NETWORK_FILE, RECORD_FILE, STATE_FILE
 
 __all__ = ["TrainOptions", "train_command"]
+
+
+_RENAMED = {"start": "from"}
+"""Options whose name is not that of their field."""
 
 
 def _unset(field: dataclasses.Field[Any], hint: Any) -> tuple[str, Any, Any]:
@@ -29,6 +33,9 @@ def _unset(field: dataclasses.Field[Any], hint: Any) -> tuple[str, Any, Any]:
     if field.name == "model":
         model = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
         return field.name, model, dataclasses.field(default=None, metadata={"note": "Default: the recipe's."})
+    if field.name in _RENAMED:
+        renamed = Annotated[hint | None, tyro.conf.arg(name=_RENAMED[field.name])]
+        return field.name, renamed, dataclasses.field(default=None, metadata={"note": ""})
     lab = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     note = "" if field.default is None or isinstance(field.default, bool) else f"(lab: {lab})"
     return field.name, hint | None, dataclasses.field(default=None, metadata={"note": note})
@@ -50,7 +57,7 @@ TrainOptions = dataclasses.make_dataclass(
 def train_command(
     options: Annotated[TrainOptions, tyro.conf.arg(name="")],  # type: ignore[valid-type]
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",), metavar="DIR")],
-    recipe: Literal["lab", "standard", "large-batch", "fast"] = "lab",
+    recipe: Literal["lab", "standard", "large-batch", "fast", "quantized"] = "lab",
     without: tuple[str, ...] | None = None,
     procs: int | None = None,
     max_restarts: int = 0,
@@ -75,7 +82,8 @@ def train_command(
         options: The run.
         out: Folder of the run; it is created.
         recipe: lab: the quantization lab's, for small networks. standard: resnet18 on cifar10, on a GPU. fast: to about
-            94% in few seconds. large-batch: standard at 5,000 images an update.
+            94% in few seconds. large-batch: standard at 5,000 images an update. quantized: with --quantize, from
+            trained weights.
         without: Switches of the recipe to turn off, such as whiten or channels-last.
         procs: Processes that share each batch, over NCCL with a GPU each or over gloo on processors. Default: 1, or
             those that torchrun started.
@@ -170,7 +178,7 @@ def _words(options: Any, others: dict[str, Any]) -> list[str]:
     model = given.pop("model")
     words = [] if model is None else [model]
     for name, value in given.items():
-        option = f"--{name.replace('_', '-')}"
+        option = f"--{_RENAMED.get(name, name).replace('_', '-')}"
         if value is True:
             words.append(option)
         elif value not in (None, False, ()):
@@ -180,8 +188,9 @@ def _words(options: Any, others: dict[str, Any]) -> list[str]:
 
 def _summary(record: RunRecord, samples: int, out: Path) -> str:
     accuracy = "-" if record.test_accuracy is None else f"{record.test_accuracy:.2%}"
+    made = MODEL_FILE if record.config.quantize is None else NETWORK_FILE
     rate = "" if record.steps_per_second is None else f", {per_second(record.steps_per_second)} mini-batches per second"
     return (
         f"{record.config.model}: {accuracy} of {samples:,} test images right after {record.mini_batches:,} "
-        f"mini-batches in {record.seconds:.1f} s{rate}\nWrote {out / MODEL_FILE} and {out / RECORD_FILE}"
+        f"mini-batches in {record.seconds:.1f} s{rate}\nWrote {out / made} and {out / RECORD_FILE}"
     )

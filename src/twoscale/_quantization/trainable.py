@@ -196,20 +196,18 @@ class TrainableWeights(nn.Module):
         self.real = nn.Parameter(torch.from_numpy(real.astype(np.float32)))
         self.bias_change = nn.Parameter(torch.zeros(len(bias)))
         self.log_growth = nn.Parameter(torch.zeros(len(scales)))
-        self.first_bias: torch.Tensor
-        self.first_scale: torch.Tensor
-        self.register_buffer("first_bias", torch.from_numpy(np.array(bias, np.float64)))
-        self.register_buffer("first_scale", torch.from_numpy(scales))
+        # Not buffers: DistributedDataParallel would broadcast them in every step.
+        self.first_bias, self.first_scale = torch.from_numpy(np.array(bias, np.float64)), torch.from_numpy(scales)
 
     @property
     def bias(self) -> torch.Tensor:
         """Real bias, float64, (O,)."""
-        return self.first_bias + self.bias_change
+        return self.first_bias.to(self.bias_change.device) + self.bias_change
 
     @property
     def scale(self) -> torch.Tensor:
         """Real value of one step of a weight, float64, (O,) or (1,)."""
-        return self.first_scale * self.log_growth.double().exp()
+        return self.first_scale.to(self.log_growth.device) * self.log_growth.double().exp()
 
     def integers(self) -> torch.Tensor:
         """Return the weights in steps of their scales, float32."""
@@ -236,24 +234,45 @@ class TrainableNetwork(nn.Module):
             raise ConfigurationError(
                 f"scheme {scheme.name} has multipliers of its own; expected one whose multipliers are any on the grid"
             )
-        self.network, self.graph = network, graph
-        scheme = with_layer_bits(scheme, graph)
+        self.network, self.graph, self._scheme = network, graph, with_layer_bits(scheme, graph)
         self.module, self.executor = GraphModule(graph), TorchExecutor(network)
         self.group, self.fixed = _groups(network)
         self.weights = nn.ModuleDict()
         for layer in network:
             if isinstance(layer, n.Accumulating):
-                x = network.spec(layer.inputs[0])
-                scales = np.asarray(layer.weight_scales(x), np.float64)
-                node: Any = graph[layer.name]
-                real = node.weight_oihw if isinstance(node, g.Conv2d) else node.weight_oi
-                bias = layer.bias_o * (x.scale * scales)
-                limit = scheme.weight_limit_of(layer.name)
-                self.weights[_key(layer.name)] = TrainableWeights(layer, real, scales, bias, limit)
+                self.weights[_key(layer.name)] = self._first(layer)
         groups = [group for group in dict.fromkeys(self.group.values()) if network.spec(group).dtype != "int32"]
         self.log_growths = nn.ParameterDict({_key(group): nn.Parameter(torch.zeros(())) for group in groups})
         for group in self.fixed.intersection(groups):
             self.log_growths[_key(group)].requires_grad_(False)
+
+    def _first(self, layer: n.Accumulating) -> TrainableWeights:
+        x = self.network.spec(layer.inputs[0])
+        scales = np.asarray(layer.weight_scales(x), np.float64)
+        node: Any = self.graph[layer.name]
+        real = node.weight_oihw if isinstance(node, g.Conv2d) else node.weight_oi
+        bias = layer.bias_o * (x.scale * scales)
+        return TrainableWeights(layer, real, scales, bias, self._scheme.weight_limit_of(layer.name))
+
+    def rebase(self, network: IntegerNetwork) -> None:
+        """Take another network as the one where the parameters began; their values stay.
+
+        Args:
+            network: with the same layers.
+        """
+        self.network, self.executor = network, TorchExecutor(network, self.executor.device)
+        for layer in network:
+            if isinstance(layer, n.Accumulating):
+                mine, first = self.of(layer.name), self._first(layer)
+                mine.first_bias, mine.first_scale = first.first_bias, first.first_scale
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TrainableNetwork:
+        """Also move what is no parameter, when the module is moved to a device."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        device = next(self.parameters()).device
+        if device != self.executor.device:
+            self.module, self.executor = GraphModule(self.graph, device), TorchExecutor(self.network, device)
+        return self
 
     def of(self, name: str) -> TrainableWeights:
         """Return the parameters of a layer with weights."""

@@ -27,7 +27,7 @@ from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.interpreter import interpret
 from twoscale.errors import ExecutorError
 
-__all__ = ["TorchExecutor", "exact_arithmetic"]
+__all__ = ["TorchExecutor", "exact_arithmetic", "exact_convolutions"]
 
 # Settings with which a user lets torch compute float32 products with fewer bits.
 _MKLDNN: Any = torch.backends.mkldnn
@@ -36,13 +36,20 @@ _PRECISIONS: tuple[Any, ...] = (torch.backends.cuda.matmul, _MKLDNN.matmul, _MKL
 
 @contextlib.contextmanager
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
+    """Switch off gradients, and everything that is not exact."""
+    with torch.no_grad(), exact_convolutions(device):
+        yield
+
+
+@contextlib.contextmanager
+def exact_convolutions(device: torch.device) -> Iterator[None]:
     """Switch off everything that is not exact, whatever the user has chosen: TF32, bfloat16, autocast, NNPACK's
     Winograd."""
     before = [place.fp32_precision for place in _PRECISIONS]
     try:
         for place in _PRECISIONS:
             place.fp32_precision = "ieee"
-        with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.backends.nnpack.flags(enabled=False):
+        with torch.autocast(device.type, enabled=False), torch.backends.nnpack.flags(enabled=False):
             yield
     finally:
         for place, precision in zip(_PRECISIONS, before, strict=True):

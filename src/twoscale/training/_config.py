@@ -134,6 +134,14 @@ class TrainConfig:
     """Let each residual block begin as its shortcut: the last BatchNorm's weights start at 0."""
     whiten: bool = False
     """Begin with a first convolution that whitens the patches of the training images."""
+    start: str | None = None
+    """Weights to begin with, of the same model: .safetensors, .pt or .pth. Default: random ones."""
+    quantize: str | None = None
+    """Train the integer-only network of so many bits, such as W4A4: its weights, biases and scales, so that
+    network.onnx has the accuracy that training measures. Begin with trained weights."""
+    edge_bits: int | None = None
+    """With quantize, bits of the weights of the first and the last layer, and of what the last one reads; papers keep
+    8. Default: those of the other layers."""
     evaluate_every: int = 1
     """Epochs between two measurements of the test accuracy; the last epoch has one in any case."""
     test_views: Views = "one"

@@ -17,6 +17,7 @@ from twoscale.training._images import DeviceImages
 from twoscale.training._initialization import whiten, zero_init_residual
 from twoscale.training._optimizers import create_optimizer
 from twoscale.training._parallel import ParallelStep
+from twoscale.training._quantized import quantized
 from twoscale.training._ranks import Ranks
 from twoscale.training._schedule import warmup_updates
 from twoscale.training._step import Gradient, Step
@@ -32,22 +33,26 @@ _WORTH_COMPILING = 250_000
 
 
 def create_model(
-    config: TrainConfig, dataset: Dataset, model: nn.Module | None, options: dict[str, Any]
+    config: TrainConfig, dataset: Dataset, model: nn.Module | None, options: dict[str, Any], ranks: Ranks
 ) -> tuple[nn.Module, torch.device]:
     """Return the model with its initial weights on its device, and the device.
 
     Args:
         config: names the model and its initialization.
         dataset: its patches determine a whitening first convolution.
-        model: used instead, on its own device.
+        model: used instead, on its own device. With ``quantize`` it is where training begins.
         options: of the named model.
+        ranks: this process.
 
     Raises:
         ConfigurationError: there is no GPU, there is nothing to train, or the model does not support the
         initialization.
     """
     if model is None:
-        model = models.create(config.model, seed=config.seed, **options)
+        if config.start is not None:
+            model = models.load(config.model, config.start, **options)
+        else:
+            model = models.create(config.model, seed=config.seed, **options)
         if config.device == "cuda" and not torch.cuda.is_available():
             raise ConfigurationError("device is cuda, but PyTorch finds no GPU; use --device cpu")
         if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()):
@@ -58,6 +63,9 @@ def create_model(
         zero_init_residual(model)
     if config.whiten:
         whiten(model, dataset)
+    if config.quantize is not None:
+        device = next(model.parameters()).device
+        model = quantized(model.to("cpu"), dataset, config, ranks).to(device)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model, next((value.device for value in model.parameters()), torch.device("cpu"))
@@ -77,6 +85,10 @@ def create_step(
         mini_batches: of the run.
     """
     how, notes = config.step, list[str]()
+    if config.quantize is not None:
+        if how not in ("auto", "eager"):
+            notes.append(f"an integer network is trained eagerly, not by {how} steps")
+        how = "eager"
     warmup = warmup_updates(config, math.ceil(len(images) / config.batch_size))
     if warmup >= mini_batches:
         notes.append(
@@ -109,7 +121,7 @@ def create_step(
             gradient,
             ranks,
             lr=config.lr,
-            compiled=config.step == "compiled",
+            compiled=how == "compiled",
             synchronized=config.sync_batch_norm,
         )
     elif gpu and how in ("cuda-graph", "compiled") and not images.streamed:

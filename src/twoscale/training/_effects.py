@@ -28,6 +28,10 @@ def _cropped(config: TrainConfig) -> str | None:
     return None if config.crop else "crop is 0"
 
 
+def _quantized(config: TrainConfig) -> str | None:
+    return None if config.quantize else "there is no quantize"
+
+
 _MISSING: dict[str, Callable[[TrainConfig], str | None]] = {
     "beta2": _optimizer("adamw", "lamb"),
     "epsilon": _optimizer("adamw", "lamb"),
@@ -37,6 +41,7 @@ _MISSING: dict[str, Callable[[TrainConfig], str | None]] = {
     "decay": _step,
     "milestones": _step,
     "fill": _cropped,
+    "edge_bits": _quantized,
 }
 
 

@@ -39,9 +39,10 @@ from twoscale.training._images import DeviceImages
 from twoscale.training._interrupts import TrainingInterrupted, deferred_interrupt
 from twoscale.training._parallel import ParallelStep
 from twoscale.training._progress import Reporter, create_reporter, title
+from twoscale.training._quantized import QuantizedModel
 from twoscale.training._random_state import put_random_state, random_state, seeded
 from twoscale.training._ranks import Ranks, process_group, share_of
-from twoscale.training._record import RECORD_FILE, STATE_FILE, EpochRecord, RunRecord
+from twoscale.training._record import NETWORK_FILE, RECORD_FILE, STATE_FILE, EpochRecord, RunRecord
 from twoscale.training._results import peak_memory, run_record, save_result
 from twoscale.training._schedule import learning_rates
 from twoscale.training._step import numerics
@@ -86,12 +87,13 @@ def train(
     Args:
         config: the run's configuration. Its data and preprocessing are replaced by those of ``dataset``.
         dataset: its training images are used.
-        out: folder for ``model.safetensors`` (weights, once finished), ``run.json`` (:class:`RunRecord`) and
+        out: folder for ``model.safetensors`` (weights, once finished; with ``quantize`` the integer network,
+            ``network.onnx``), ``run.json`` (:class:`RunRecord`) and
             ``training-state.safetensors`` (the checkpoint, written at the end of every epoch). What an earlier run left
             in it is replaced unless that run is resumed. None: nothing is written.
         resume: continue the run in ``out``, or begin where there is none yet. More epochs than it had extend it.
         model: any module that maps images to logits, trained in place and on its device, instead of a new one by
-            the name in the configuration.
+            the name in the configuration. With ``quantize`` it stays as it is.
         progress: show the progress on standard error.
 
     Returns:
@@ -135,7 +137,7 @@ def train(
 @contextlib.contextmanager
 def _own(folder: Path) -> Iterator[None]:
     with held(folder, "training"):
-        for name in (MODEL_FILE, RECORD_FILE, STATE_FILE):
+        for name in (MODEL_FILE, NETWORK_FILE, RECORD_FILE, STATE_FILE):
             remove_leftovers(folder / name)
         yield
 
@@ -157,7 +159,7 @@ class _Run:
             None if model is not None else model_options(config.model, len(dataset.classes), config.model_args)
         )
         """Of a model made here by its name."""
-        self.model, self.device = create_model(config, dataset, model, self.options or {})
+        self.model, self.device = create_model(config, dataset, model, self.options or {}, ranks)
         self.config = config = dataclasses.replace(config, device="cuda" if self.device.type == "cuda" else "cpu")
         assert config.epochs is not None  # resolved
         assert config.threads is not None
@@ -439,17 +441,23 @@ class _Run:
         write_state(self.out / STATE_FILE, saved, self.model, self.step.state)
         write_record(self.out / RECORD_FILE, self._record())
         if position.done < self.total:
-            remove(self.out / MODEL_FILE)  # of an earlier run
+            for name in (MODEL_FILE, NETWORK_FILE):  # of an earlier run
+                remove(self.out / name)
 
     def _write_results(self, record: RunRecord) -> None:
         assert self.out is not None
-        save_result(self.out / MODEL_FILE, self.model, record, self.dataset, self.options)
+        if isinstance(self.model, QuantizedModel):
+            self.model.to_network().save(self.out / NETWORK_FILE)
+        else:
+            save_result(self.out / MODEL_FILE, self.model, record, self.dataset, self.options)
         write_record(self.out / RECORD_FILE, record)
 
     def _take_up(self, state: Path) -> None:
         saved = self.ranks.from_leader(lambda: self._read_state(state), SavedState)
         found = saved.position
         self.ranks.broadcast([*self.model.state_dict(keep_vars=True).values(), *self.step.state.values()])
+        if isinstance(self.model, QuantizedModel):
+            self.model.set_extra_state(self.model.get_extra_state())
         self.news += noted(found, self.position)
         if found.world_size == self.ranks.size:
             state_here = torch.frombuffer(bytearray(saved.random_states[self.ranks.rank]), dtype=torch.uint8)

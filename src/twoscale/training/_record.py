@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from twoscale._environment import Environment
 from twoscale.training._config import TrainConfig
 
-__all__ = ["RECORD_FILE", "STATE_FILE", "EpochRecord", "RunRecord"]
+__all__ = ["NETWORK_FILE", "RECORD_FILE", "STATE_FILE", "EpochRecord", "RunRecord"]
 
-# In the folder of a run, beside MODEL_FILE.
+# In the folder of a run, beside MODEL_FILE or, of a network of integers, instead of it.
+NETWORK_FILE = "network.onnx"
 RECORD_FILE = "run.json"
 STATE_FILE = "training-state.safetensors"
 

@@ -1,0 +1,135 @@
+"""Quantization-aware training: what is measured in training is what is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import twoscale
+from tests.training.made_up import Normed, Plain, dataset_of, seeded
+from twoscale import data, models, training
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._ir.reference import ReferenceExecutor
+from twoscale._verification import accuracy, verify
+from twoscale.data import Dataset
+from twoscale.errors import ConfigurationError
+from twoscale.training import TrainConfig, TrainResult
+from twoscale.training._quantized import QuantizedModel
+from twoscale.training._record import NETWORK_FILE
+
+CONFIG = TrainConfig(
+    epochs=2, lr=0.003, batch_size=16, optimizer="adamw", log_every=4, device="cpu", quantize="W3A3", edge_bits=8
+)
+
+
+def run(dataset: Dataset, config: TrainConfig = CONFIG, **options: Any) -> TrainResult:
+    return training.train(config, dataset, model=seeded(Normed).eval(), progress=False, **options)
+
+
+def begun(result: TrainResult) -> IntegerNetwork:
+    """Return the network that training began with."""
+    assert isinstance(result.model, QuantizedModel)
+    network: IntegerNetwork = result.model.network.network
+    return network
+
+
+def pixels(dataset: Dataset) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    return dataset.test.images.astype(np.float32), dataset.test.labels
+
+
+@pytest.fixture(scope="module")
+def small() -> Dataset:
+    return dataset_of(90, 37)
+
+
+@pytest.fixture(scope="module")
+def trained(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainResult, Path]:
+    folder = tmp_path_factory.mktemp("quantized")
+    return run(small, out=folder), folder
+
+
+def test_the_file_has_the_integers_of_training(trained: tuple[TrainResult, Path], small: Dataset) -> None:
+    result, folder = trained
+    network = twoscale.load(folder / NETWORK_FILE)
+    images, labels = pixels(small)
+    assert verify(network, [images], executors=("reference", "torch", "onnxruntime")).mismatches == 0
+    top1, samples = accuracy(network, [(images, labels)])
+    assert (top1, samples) == (result.record.test_accuracy, 37)
+    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (small.mean, small.std))
+    with torch.no_grad():
+        found = result.model((torch.from_numpy(images) / 255 - mean) / std)
+    accumulators = network.spec(network.output)
+    expected = ReferenceExecutor(network).run(images, {network.output})[network.output]
+    assert np.array_equal(np.rint(found.numpy() / accumulators.scale), expected)
+    assert not (folder / "model.safetensors").exists()
+
+
+def test_training_moves_every_kind_of_parameter(trained: tuple[TrainResult, Path]) -> None:
+    model = trained[0].model
+    assert isinstance(model, QuantizedModel)
+    for name, value in model.named_parameters():
+        if name.endswith(("log_growth", "bias_change")) or ("log_growths" in name and value.requires_grad):
+            assert bool((value != 0).any()), name
+
+
+def test_bits_are_those_asked_for(trained: tuple[TrainResult, Path]) -> None:
+    network = twoscale.load(trained[1] / NETWORK_FILE)
+    first, last = (layer for layer in network if hasattr(layer, "weight"))
+    assert np.abs(first.weight).max() > 7  # both are edges
+    assert np.abs(last.weight).max() > 7
+    assert {layer.output.hi for layer in network if layer.name == "conv"} == {255}  # the last layer reads it
+
+
+def test_resumed_runs_give_the_same_network(small: Dataset, tmp_path: Path) -> None:
+    model: dict[str, Any] = {"model": seeded(Plain).eval(), "progress": False}
+    config = replace(CONFIG, edge_bits=None)
+    whole = training.train(config, small, out=tmp_path / "whole", **model)
+    training.train(replace(config, epochs=1), small, out=tmp_path / "parts", **model)
+    parts = training.train(config, small, out=tmp_path / "parts", resume=True, **model)
+    assert whole.record.losses == parts.record.losses
+    networks = [twoscale.load(tmp_path / folder / NETWORK_FILE) for folder in ("whole", "parts")]
+    assert networks[0].fingerprint == networks[1].fingerprint
+
+
+def test_a_resumed_run_keeps_the_network_that_it_began_with(small: Dataset, tmp_path: Path) -> None:
+    """Another machine may calibrate to other ranges: those of the checkpoint count."""
+    config = replace(CONFIG, edge_bits=None)
+    model: dict[str, Any] = {"model": seeded(Plain).eval(), "progress": False}
+    whole = training.train(config, small, out=tmp_path / "whole", **model)
+    training.train(replace(config, epochs=1), small, out=tmp_path / "parts", **model)
+    brighter = small.train.images.copy()
+    other = replace(small, train=data.Split(np.minimum(brighter, 100), small.train.labels))
+    elsewhere = training.train(replace(config, epochs=1), other, out=tmp_path / "parts", resume=True, **model)
+    first, second = (begun(result) for result in (whole, elsewhere))
+    assert first.fingerprint == second.fingerprint
+
+
+def test_integers_are_exact_whatever_the_precision(small: Dataset) -> None:
+    result = run(small, replace(CONFIG, precision="bf16", epochs=1))
+    assert isinstance(result.model, QuantizedModel)
+    top1, _ = accuracy(result.model.to_network(), [pixels(small)])
+    assert top1 == result.record.test_accuracy
+
+
+def test_training_from_weights(tmp_path: Path) -> None:
+    dataset = dataset_of(64, 32)
+    training.train(TrainConfig(epochs=1, device="cpu", batch_size=8), dataset, out=tmp_path / "float", progress=False)
+    weights = tmp_path / "float" / "model.safetensors"
+    config = TrainConfig(epochs=1, lr=1e-9, device="cpu", batch_size=64, optimizer="adamw", start=str(weights))
+    result = training.train(config, dataset, progress=False)
+    loaded, _ = models.load_checkpoint(weights)
+    for name, value in loaded.state_dict().items():
+        torch.testing.assert_close(result.model.state_dict()[name], value, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("text", ["W4", "4", "W4A4x", "int8", "W1A4", "W9A4"])
+def test_what_is_no_number_of_bits_is_refused(text: str, small: Dataset) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"expected bits of weights and activations, e.g. W4A4|expected 2 to 8"
+    ):
+        run(small, replace(CONFIG, quantize=text))
