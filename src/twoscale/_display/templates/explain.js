@@ -86,15 +86,27 @@ function drawMaps(layer) {
   layer.range.textContent = `integers ${low} to ${high}`;
 }
 
+// A line around the places, which leaves the integers inside visible.
 function outline(layer, places, colour) {
   const { height, width, cell, perRow, gap } = layer.layout;
   const context = layer.canvas.getContext("2d");
-  context.strokeStyle = colour;
-  context.lineWidth = Math.max(1, cell / 6);
+  const all = new Set(places);
+  const line = places.length > 1 && cell < 6 ? 1 : 2;
+  context.fillStyle = colour;
   for (const place of places) {
     const [c, i] = [Math.floor(place / (height * width)), place % (height * width)];
-    context.strokeRect((c % perRow) * (width * cell + gap) + (i % width) * cell + 0.5,
-      Math.floor(c / perRow) * (height * cell + gap) + Math.floor(i / width) * cell + 0.5, Math.max(2, cell - 1), Math.max(2, cell - 1));
+    const [row, column] = [Math.floor(i / width), i % width];
+    const left = (c % perRow) * (width * cell + gap) + column * cell;
+    const top = Math.floor(c / perRow) * (height * cell + gap) + row * cell;
+    const side = cell + 2 * line;
+    const sides = [
+      [column > 0 && all.has(place - 1), left - line, top - line, line, side],
+      [column < width - 1 && all.has(place + 1), left + cell, top - line, line, side],
+      [row > 0 && all.has(place - width), left - line, top - line, side, line],
+      [row < height - 1 && all.has(place + width), left - line, top + cell, side, line],
+    ];
+    for (const [joined, x, y, ...size] of sides)
+      if (!joined) context.fillRect(Math.max(0, x), Math.max(0, y), ...size);
   }
 }
 
