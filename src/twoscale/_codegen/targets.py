@@ -170,6 +170,8 @@ class InstructionSet:
     """Preprocessor condition that is true if the compiler has its intrinsics; empty if all have."""
     clang_target: str = ""
     """Argument of clang's attribute ``target``, if it differs."""
+    gcc_optimize: str = ""
+    """Argument of gcc's pragma ``optimize``, if it needs one."""
 
     @property
     def headers(self) -> tuple[str, ...]:
@@ -280,6 +282,7 @@ INSTRUCTION_SETS = (
         ("asimd", "asimddp", "i8mm"),
         (*_ARM_NAMES, "add_many_windows", "arrange", "channels_of", "of_two"),
         clang_target="dotprod,i8mm",
+        gcc_optimize="no-schedule-insns",  # before registers are allocated, it makes gcc copy accumulators in each step
         tiles=False,
         shared="asimd",
     ),
