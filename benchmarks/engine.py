@@ -232,7 +232,8 @@ def measure(
     compared = images[:COMPARED_IN_LARGE] if name in LARGE else images
     expected = ReferenceExecutor(network).run(compared)[network.output]
     mismatches = int(np.count_nonzero(run(images)[: len(compared)] != network.logits(expected)))
-    sides = [Side(ENGINE, lambda: run(images), lambda: run(images)), *peers(name, files, images, threads, models)]
+    others = peers(name, files, images, threads, models, hides=isa is not None)
+    sides = [Side(ENGINE, lambda: run(images), lambda: run(images)), *others]
     classes = {side.name: side.logits().argmax(1) for side in sides}
     if name in LARGE:
         sides = [side for side in sides if "fp32" not in side.name]

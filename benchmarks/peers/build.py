@@ -209,8 +209,7 @@ def _executorch(model: nn.Module, files: Files, images: NDArray[np.float32], bat
 def _inductor(model: nn.Module, files: Files, images: NDArray[np.float32], batch: int) -> None:
     """uint8 activations, int8 weights per channel, oneDNN's kernels, as torchao's documentation advises for x86.
 
-    The program is compiled ahead of time. Its few kernels outside oneDNN use all instructions of this processor, also
-    where a measurement hides some of them.
+    The program is compiled ahead of time, and its weights are packed for all instruction sets of this processor.
     """
     import torch
     import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86

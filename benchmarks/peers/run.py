@@ -168,8 +168,13 @@ def litert(path: Path, images: NDArray[np.float32], threads: int) -> tuple[Calla
     return interpreter.invoke, logits
 
 
-def peers(network: str, files: Files, images: NDArray[np.float32], threads: int, models: Path | None) -> list[Side]:
-    """Return every peer that is installed and has a file of the network."""
+def peers(
+    network: str, files: Files, images: NDArray[np.float32], threads: int, models: Path | None, *, hides: bool
+) -> list[Side]:
+    """Return every peer that is installed and has a file of the network.
+
+    PyTorch's is left out if instruction sets are hidden (``hides``): its weights were packed for all of them.
+    """
     found = []
     batch = len(images)
     made: list[tuple[str, Maker, Path]] = [
@@ -178,9 +183,10 @@ def peers(network: str, files: Files, images: NDArray[np.float32], threads: int,
         ("openvino fp32", openvino, files.onnx),
         ("openvino int8", openvino, files.openvino_int8),
         ("executorch int8", executorch, files.executorch_int8(batch)),
-        ("pytorch int8", inductor, files.inductor_int8(batch)),
         ("openvino int8, streams", openvino_streams, files.openvino_int8),
     ]
+    if not hides:
+        made.append(("pytorch int8", inductor, files.inductor_int8(batch)))
     in_streams = threads > 1 and batch >= STREAMS_FROM and batch % threads == 0
     for name, make, path in made:
         if path.exists() and (in_streams or make is not openvino_streams):
