@@ -130,7 +130,7 @@ def export_command(
         raise ConfigurationError("--io is the type of a .tflite file's input and output; expected --to tflite with it")
     if to != _HEX:
         require_on_grid(loaded, network)
-    if target == _WASM:
+    if target == _WASM and to == "c":
         if data is not None:
             raise ConfigurationError("--data is for self-tests in C; the one of --target wasm makes its own images")
         _export_wasm(loaded, out, name, images, json=json)

@@ -19,6 +19,7 @@ from twoscale._cli.common import (
     ModelArgs,
     ModelName,
     Pictures,
+    Size,
     as_pixels,
     at_least_one,
     batches_of,
@@ -28,6 +29,7 @@ from twoscale._cli.common import (
     load_float,
     origin_of,
     parse_bits,
+    parse_memory,
     print_json,
     print_line,
     recorded,
@@ -60,6 +62,9 @@ def sensitivity_command(
     bits: Bits = "2,3,4,6",
     activation_bits: Bits = "4,6",
     budget: Annotated[str | None, tyro.conf.arg(metavar="BYTES|RATIO")] = None,
+    max_flash: Size = None,
+    max_instructions: Annotated[float | None, tyro.conf.arg(metavar="MILLIONS")] = None,
+    target: Literal["portable", "small-ram"] = "portable",
     out: Annotated[Path | None, tyro.conf.arg(aliases=("-o",), metavar="FILE.onnx")] = None,
     data: DataName = None,
     max_samples: int = 1000,
@@ -84,7 +89,12 @@ def sensitivity_command(
         activation_bits: Output bits to try, each from 2 to 8; "none" for none.
         budget: Size of all weights, packed at their bits, with 4 bytes per bias: bytes (120000, 120k, 1.5M), or a
             fraction of the size at 8 bits (0.5).
-        out: With --budget: write the chosen network to this file.
+        max_flash: In place of --budget: most flash on a microcontroller, e.g. 64K, for the constants and code of the C
+            that "twoscale export" writes, where weights take 8, 4 or 2 bits.
+        max_instructions: Most instructions of multiply-adds for one image, in millions, on a Cortex-M4: 2.64 per
+            multiply-add at 8 bits, 2.62 at 4 and 2.86 at 2.
+        target: Target of that C.
+        out: With a budget: write the chosen network to this file.
         data: Data set. Its training images calibrate the network, its test images measure it. Default: the one recorded
             in the file, or else digits.
         max_samples: Number of test images.
@@ -103,13 +113,19 @@ def sensitivity_command(
     weights = parse_bits("--bits", bits, 2)
     activations = () if activation_bits == "none" else parse_bits("--activation-bits", activation_bits, 2)
     size = None if budget is None else parse_size("--budget", budget)
-    if out is not None and size is None:
+    flash = None if max_flash is None else parse_memory("--max-flash", max_flash)
+    for_target = flash is not None or max_instructions is not None
+    if size is not None and for_target:
+        raise ConfigurationError("--budget excludes --max-flash and --max-instructions; give one kind of budget")
+    if max_instructions is not None and not max_instructions > 0:
+        raise ConfigurationError(f"--max-instructions is {max_instructions:g}; expected a positive number of millions")
+    if out is not None and size is None and not for_target:
         raise ConfigurationError("--out writes the network that --budget chooses; give a budget too")
     if out is not None and out.suffix != ".onnx":
         raise ConfigurationError(f"--out is {out}; expected a file name that ends in .onnx")
     from twoscale import _quantization as quantization
     from twoscale._calibration.profile import profile
-    from twoscale._search import measure_choice, measure_sensitivity
+    from twoscale._search import choose_for_target, measure_choice, measure_sensitivity
 
     network_float, info = load_float(file, model, model_args)
     dataset = dataset_for(data, recorded(info), mean, std, pictures)
@@ -129,8 +145,14 @@ def sensitivity_command(
         activation_bits=activations,
     )
     measured = None
-    if size is not None:
-        choice = result.choose(size)
+    if size is not None or for_target:
+        if size is not None:
+            choice = result.choose(size)
+        else:
+            before = quantization.quantize_graph(graph, found, how)
+            choice = choose_for_target(
+                result, before, target=target, flash=flash, million_instructions=max_instructions
+            )
         test = batches_of(dataset.test, dataset, limit=max_samples)
         network, measured = measure_choice(choice, graph, found, test, scheme=how)
         if out is not None:
@@ -207,8 +229,15 @@ def _summary(result: Sensitivity, measured: MeasuredChoice | None) -> Iterator[s
     if measured is not None:
         choice = measured.choice
         top1 = "" if measured.top1 is None else f", top-1 {percent(measured.top1)} %"
+        if choice.flash_bytes is None:
+            size = f"{count(choice.size_bytes)} bytes (at most {count(choice.budget_bytes)})"
+        else:
+            size = (
+                f"{count(choice.flash_bytes)} bytes of flash with target {choice.target}, "
+                f"{fixed(choice.million_instructions, 2)} million instructions of multiply-adds"
+            )
         yield (
-            f"Chosen: {count(choice.size_bytes)} bytes (at most {count(choice.budget_bytes)}), logit SQNR "
+            f"Chosen: {size}, logit SQNR "
             f"{fixed(measured.sqnr_db, 1)} dB (predicted {fixed(choice.predicted_sqnr_db, 1)}), agreement "
             f"{percent(measured.agreement)} %{top1}"
         )

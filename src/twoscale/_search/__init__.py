@@ -12,6 +12,7 @@ from twoscale._search.bits import BitsChoice, LayerSensitivity, Sensitivity
 from twoscale._search.choice import MeasuredChoice, measure_choice
 from twoscale._search.layer_noise import measure_sensitivity
 from twoscale._search.learning import LearnedRounding
+from twoscale._search.target_budget import choose_for_target
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,7 @@ __all__ = [
     "LearnedRounding",
     "MeasuredChoice",
     "Sensitivity",
+    "choose_for_target",
     "learn_rounding",
     "measure_choice",
     "measure_sensitivity",

@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from twoscale.errors import ConfigurationError
 
-__all__ = ["BitsChoice", "LayerSensitivity", "Sensitivity", "packed_bytes"]
+__all__ = [
+    "BitsChoice",
+    "LayerSensitivity",
+    "Option",
+    "Sensitivity",
+    "choice_of",
+    "knapsack",
+    "options_of",
+    "packed_bytes",
+]
 
 _BUDGET_STEPS = 1 << 18
 """Larger budgets are divided into this many parts, and sizes of layers are rounded up to whole parts."""
@@ -89,6 +98,22 @@ class BitsChoice:
     budget_bytes: int
     predicted_sqnr_db: float
     """Predicted noise of the logits, assuming that the noise of layers adds up."""
+    target: str | None = None
+    """Target of C for which it was chosen; None if only for a size. The sizes above are then of weights as stored."""
+    flash_bytes: int | None = None
+    """Of that target, for constants and code."""
+    million_instructions: float | None = None
+    """Of that target, for the multiply-adds of one image."""
+
+
+@dataclass(frozen=True, order=True)
+class Option:
+    """A number of bits that a layer's weights may have."""
+
+    bits: int
+    size: int
+    """Bytes."""
+    noise: float
 
 
 def packed_bytes(weights: int, biases: int, bits: int) -> int:
@@ -100,34 +125,49 @@ def _choose(found: Sensitivity, budget: float) -> BitsChoice:
     if not budget > 0 or not math.isfinite(budget):
         raise ConfigurationError(f"the budget is {budget:g}; expected bytes, or a fraction of the size up to 1")
     budget_bytes = int(budget * found.size_bytes if budget <= 1 else budget)
-    noise = {(s.layer, s.bits): max(s.noise, 0.0) for s in found.layers if s.kind == "weight"}
-    options = [
-        sorted(
-            [(bits, packed_bytes(count, biases, bits), 0.0)]
-            + [(b, packed_bytes(count, biases, b), n) for (name, b), n in noise.items() if name == layer and b < bits],
-            reverse=True,
-        )
-        for layer, count, biases, bits in found.weights
-    ]
-    least = sum(min(size for _, size, _ in choices) for choices in options)
+    options = options_of(found)
+    least = sum(min(option.size for option in choices) for choices in options)
     if least > budget_bytes:
         raise ConfigurationError(
             f"a budget of {budget_bytes:,} bytes is too small: with the fewest bits measured the network has "
             f"{least:,} bytes; allow that many, or measure fewer bits"
         )
-    picks = _knapsack(options, budget_bytes)
-    chosen = [choices[i] for choices, i in zip(options, picks, strict=True)]
-    total = found.noise + sum(n for _, _, n in chosen)
+    picks = knapsack(options, budget_bytes)
+    return choice_of(found, [choices[i] for choices, i in zip(options, picks, strict=True)], budget_bytes)
+
+
+def options_of(found: Sensitivity) -> list[list[Option]]:
+    """Return the bits that each layer may have, the most first."""
+    noise = {(s.layer, s.bits): max(s.noise, 0.0) for s in found.layers if s.kind == "weight"}
+    return [
+        sorted(
+            [Option(bits, packed_bytes(count, biases, bits), 0.0)]
+            + [
+                Option(b, packed_bytes(count, biases, b), n)
+                for (name, b), n in noise.items()
+                if name == layer and b < bits
+            ],
+            reverse=True,
+        )
+        for layer, count, biases, bits in found.weights
+    ]
+
+
+def choice_of(found: Sensitivity, chosen: Sequence[Option], budget_bytes: int) -> BitsChoice:
+    """Return the choice of one option for each layer."""
+    total = found.noise + sum(option.noise for option in chosen)
     return BitsChoice(
-        layer_weight_bits=tuple((layer, bits) for (layer, *_), (bits, _, _) in zip(found.weights, chosen, strict=True)),
-        size_bytes=sum(size for _, size, _ in chosen),
+        layer_weight_bits=tuple(
+            (layer, option.bits) for (layer, *_), option in zip(found.weights, chosen, strict=True)
+        ),
+        size_bytes=sum(option.size for option in chosen),
         budget_bytes=budget_bytes,
         predicted_sqnr_db=10 * math.log10(found.signal / total) if total else math.inf,
     )
 
 
-def _knapsack(options: Sequence[Sequence[tuple[int, int, float]]], budget: int) -> list[int]:
-    """Choose one (bits, size, noise) for each layer so that the sizes fit the budget and the noise is least; return the
+def knapsack(options: Sequence[Sequence[Option]], budget: int) -> list[int]:
+    """Choose one option for each layer so that the sizes fit the budget and the noise is least; return the
     indices.
 
     If only rounded sizes prevent the fewest bits from fitting, the fewest bits are chosen.
@@ -136,16 +176,16 @@ def _knapsack(options: Sequence[Sequence[tuple[int, int, float]]], budget: int) 
     unit = budget / steps
     best = np.zeros(steps + 1)  # least noise with at most so many units
     taken: list[NDArray[np.int8]] = []
-    costs = [[math.ceil(size / unit) for _, size, _ in choices] for choices in options]
+    costs = [[math.ceil(option.size / unit) for option in choices] for choices in options]
     for choices, sizes in zip(options, costs, strict=True):
         table = np.full((len(choices), best.size), np.inf)
-        for i, ((_, _, noise), units) in enumerate(zip(choices, sizes, strict=True)):
+        for i, (option, units) in enumerate(zip(choices, sizes, strict=True)):
             if units < best.size:
-                table[i, units:] = best[: best.size - units] + noise
+                table[i, units:] = best[: best.size - units] + option.noise
         taken.append(table.argmin(0).astype(np.int8))
         best = table.min(0)
     if math.isinf(best[-1]):
-        return [min(range(len(choices)), key=lambda i, c=choices: c[i][1]) for choices in options]  # type: ignore[misc]
+        return [min(range(len(choices)), key=lambda i, c=choices: c[i].size) for choices in options]  # type: ignore[misc]
     left = steps
     picks = []
     for sizes, choice in zip(reversed(costs), reversed(taken), strict=True):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["pack", "storage_bits"]
+__all__ = ["pack", "storage_bits", "stored_bytes"]
 
 
 def storage_bits(weight: NDArray[np.int8]) -> int:
@@ -32,6 +32,16 @@ def storage_bits(weight: NDArray[np.int8]) -> int:
         if -limit <= lowest and highest < limit and _pairs(weight, bits).min() >= -(2 ** (2 * bits - 1)):
             return bits
     return 8
+
+
+def stored_bytes(shape: tuple[int, ...], bits: int) -> int:
+    """Return the bytes of a layer's weights, output channel first, that are stored with 8, 4 or 2 bits each."""
+    channels, per_group, *kernel = shape
+    rows, columns = kernel or (1, 1)
+    taps = columns * per_group
+    if bits == 8:
+        return channels * rows * taps
+    return -(-channels // 2) * rows * (taps if bits == 4 else -(-taps // 2))
 
 
 def pack(weight: NDArray[np.int8], bits: int) -> NDArray[np.int8]:
