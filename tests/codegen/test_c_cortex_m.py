@@ -70,6 +70,8 @@ def test_every_layer_of_random_networks(seed: int, target: str, tmp_path: Path) 
 def test_the_networks_have_every_kernel() -> None:
     used = set().union(*(kernels_of(some_network(seed)) for seed in range(12)))
     assert used >= {"conv2d_halves", "depthwise_halves", "linear_halves", "max_pool2d_bytes", "add_narrow"}
+    with_helium = set().union(*(kernels_of(some_network(seed), FasterWithHelium) for seed in range(12)))
+    assert with_helium >= {"conv2d_helium", "linear_helium", "max_pool2d_helium", "add_helium", "look_up_helium"}
 
 
 @pytest.mark.skipif(not sweep.whole(), reason="runs QEMU: --sweep all")

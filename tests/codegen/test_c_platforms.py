@@ -58,6 +58,11 @@ COMPILES = [
     ("portable", "aarch64-pc-windows-msvc", ()),
     ("portable", "i686-pc-windows-msvc", ()),
     ("small-ram", "x86_64-pc-windows-msvc", ()),
+    ("portable", "msp430-elf", ()),
+    ("small-ram", "msp430-elf", ()),
+    # at -O0, clang 19 runs out of registers for AVR
+    ("portable", "avr", ("-mmcu=atmega2560", "-O1")),
+    ("small-ram", "avr", ("-mmcu=atmega2560", "-O1")),
 ]
 """Target of the export, platform as clang names it, and flags."""
 REFUSES = [

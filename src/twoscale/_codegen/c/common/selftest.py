@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.names import printable
 from twoscale._codegen.c.common.source_base import SourceBase
-from twoscale._codegen.c.common.text import rows, structs
+from twoscale._codegen.c.common.text import number_lines, rows, structs
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.operators.base import TensorSpec
 from twoscale._ir.reference import ReferenceExecutor
@@ -63,6 +63,7 @@ def self_test(source: SourceBase, inputs: Sequence[NDArray[Any]], *, has_main: b
         images=rows(list(shown_inputs[0])) if len(shown_inputs) == 1 else structs(shown_inputs),
         expected=rows(list(shown[0])) if len(shown) == 1 else structs(shown),
         crc=rows(crc),
+        items=number_lines([kept[layer.name].dtype.itemsize for layer in program.network]),
         layer_names=[printable(layer.name) for layer in program.network],
     )
 

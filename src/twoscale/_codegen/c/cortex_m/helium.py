@@ -11,7 +11,7 @@ from twoscale._codegen.c.common.calls import Call, Inline, Operand
 from twoscale._codegen.c.cortex_m import kernels as k
 from twoscale._codegen.c.cortex_m.dsp import FasterWithDsp
 from twoscale._codegen.c.portable.calls import PortableCalls, folded_biases
-from twoscale._codegen.c.portable.kernels import Requantization
+from twoscale._codegen.c.portable.kernels import Add, AddParams, Requantization
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT, REQUANTIZE_SHIFT
 
@@ -41,6 +41,12 @@ def _clamp_bits(bound: int, integers: NDArray[np.int64], added: int) -> int | No
     return None
 
 
+def _fits(sum_of: AddParams) -> bool:
+    """Whether the products of a sum fit 32 bits in units of 2^-16."""
+    factor = 1 << (REQUANTIZE_SHIFT - ADD_SHIFT)
+    return factor * 255 * (sum_of.a_multiplier + sum_of.b_multiplier) + (257 << REQUANTIZE_SHIFT) < 2**31
+
+
 def _as_one_row(params: k.Conv2dHeliumParams) -> k.Conv2dHeliumParams:
     """Return a convolution of single pixels as one of a single row, which has more whole tiles."""
     window = (params.kernel_h, params.kernel_w, params.stride_h, params.stride_w)
@@ -62,6 +68,15 @@ class FasterWithHelium(FasterWithDsp):
             case n.Conv2d():
                 if (made := self._of(calls, layer)) is not None:
                     return (k.Conv2dHelium(_as_one_row(made[0]), *made[1:]),)
+            case n.MaxPool2d():
+                return (k.MaxPool2dHelium(*calls.max_pool(layer)),)
+            case n.Table():
+                look_up = calls.look_up(layer, calls.tensor(layer).size)
+                return (k.LookUpHelium(look_up.x, look_up.y, look_up.count, look_up.table),)
+            case n.Add() if not layer.in_fixed_point:
+                add = calls.add(layer, calls.tensor(layer).size)
+                if isinstance(add, Add) and _fits(add.parameters):
+                    return (k.AddHelium(add.parameters, add.a, add.b, add.y),)
             case n.Linear():
                 if (linear := self._fully_connected(calls, layer)) is not None:
                     return (linear,)
@@ -76,6 +91,8 @@ class FasterWithHelium(FasterWithDsp):
             case n.Conv2d():
                 if (made := self._of(calls, layer)) is not None:
                     return (k.Conv2dHeliumRow(*made),)
+            case n.MaxPool2d():
+                return (k.MaxPool2dHeliumRow(*calls.max_pool(layer)),)
         return super().row(calls, layer)
 
     def _fully_connected(self, calls: PortableCalls, layer: n.Linear) -> k.LinearHelium | None:

@@ -8,13 +8,17 @@ from typing import ClassVar
 
 from twoscale._codegen.c.common.calls import NULL, Call, Constant, Kernel, Operand, Params
 from twoscale._codegen.c.portable.kernels import (
+    ADD_PARAMS,
     KERNELS,
     MAX_POOL2D_PARAMS,
     MULTIPLIER_OF,
     REQUANTIZE,
+    REQUANTIZE_NARROW,
     ROWS,
     STORE,
+    Add,
     Library,
+    LookUp,
     Macro,
     MaxPool2dParams,
     Requantization,
@@ -25,6 +29,7 @@ from twoscale._codegen.c.portable.kernels import (
 __all__ = [
     "DSP",
     "HELIUM",
+    "AddHelium",
     "Conv2dHalves",
     "Conv2dHalvesParams",
     "Conv2dHalvesRow",
@@ -41,8 +46,11 @@ __all__ = [
     "LinearHalvesParams",
     "LinearHelium",
     "LinearHeliumParams",
+    "LookUpHelium",
     "MaxPool2dBytes",
     "MaxPool2dBytesRow",
+    "MaxPool2dHelium",
+    "MaxPool2dHeliumRow",
 ]
 
 _FOLDER = "cortex_m"
@@ -66,6 +74,10 @@ _CONV2D_HELIUM = Kernel("conv2d_helium", (_CONV2D_HELIUM_KEPT,), folder=_FOLDER)
 _DEPTHWISE_HELIUM_ROW = Kernel("depthwise_helium_row", (_HELIUM, ROWS), folder=_FOLDER)
 _DEPTHWISE_HELIUM = Kernel("depthwise_helium", (_DEPTHWISE_HELIUM_ROW,), folder=_FOLDER)
 _LINEAR_HELIUM = Kernel("linear_helium", (_HELIUM, STORE), folder=_FOLDER)
+_ADD_HELIUM = Kernel("add_helium", (_HELIUM, ADD_PARAMS, REQUANTIZE_NARROW), folder=_FOLDER)
+_LOOK_UP_HELIUM = Kernel("look_up_helium", (_HELIUM,), folder=_FOLDER)
+_MAX_POOL2D_HELIUM_ROW = Kernel("max_pool2d_helium_row", (_HELIUM, MAX_POOL2D_PARAMS, ROWS), folder=_FOLDER)
+_MAX_POOL2D_HELIUM = Kernel("max_pool2d_helium", (_MAX_POOL2D_HELIUM_ROW,), folder=_FOLDER)
 _DEPTHWISE_HALVES_ROW = Kernel("depthwise_halves_row", (_REGISTERS, _HALVES_ROUND, STORE, ROWS), folder=_FOLDER)
 _DEPTHWISE_HALVES = Kernel("depthwise_halves", (_DEPTHWISE_HALVES_ROW,), folder=_FOLDER)
 _BYTES = Kernel("bytes", (_HALVES,), folder=_FOLDER)
@@ -248,6 +260,40 @@ class LinearHelium(Call):
 
 
 @dataclass(frozen=True)
+class AddHelium(Add):
+    """The sum of two tensors, eight bytes at a time."""
+
+    kernel: ClassVar = _ADD_HELIUM
+
+
+@dataclass(frozen=True)
+class LookUpHelium(LookUp):
+    """Any function of one byte, 16 bytes at a time."""
+
+    kernel: ClassVar = _LOOK_UP_HELIUM
+
+
+@dataclass(frozen=True)
+class MaxPool2dHelium(Call):
+    """Maxima over windows, 16 channels at a time."""
+
+    kernel: ClassVar = _MAX_POOL2D_HELIUM
+    parameters: MaxPool2dParams
+    x: Operand
+    y: Operand
+
+
+@dataclass(frozen=True)
+class MaxPool2dHeliumRow(RowCall):
+    """One row of maxima over windows."""
+
+    kernel: ClassVar = _MAX_POOL2D_HELIUM_ROW
+    parameters: MaxPool2dParams
+    x: Operand
+    y: Operand
+
+
+@dataclass(frozen=True)
 class DepthwiseHalvesParams(Params):
     """Parameters of a depthwise convolution with the DSP extension."""
 
@@ -394,7 +440,7 @@ def _helium_definitions(calls: Sequence[Call]) -> list[Macro]:
         macros.append(Macro("HELIUM_ROWS_BYTES", max(kept, 1), "the largest number of bytes of kept rows"))
         macros.append(Macro("HELIUM_BYTES", max(64 * copied, 1), "the same of four windows that are copied"))
         macros.append(Macro("HELIUM_WINDOW", 16 * copied + 16, "the same of one, and of what is copied with it"))
-        macros.append(Macro("HELIUM_PLACES", places, "the same of places where windows begin"))
+        macros.append(Macro("HELIUM_PLACES", max(places, 2), "the same of places where windows begin"))
         macros.append(Macro("HELIUM_OUTPUTS", outputs, "the same of bytes of four outputs"))
     depthwise = [call.parameters for call in calls if isinstance(call, DepthwiseHelium | DepthwiseHeliumRow)]
     if depthwise:
@@ -419,6 +465,10 @@ HELIUM = Library(
         _DEPTHWISE_HELIUM_ROW,
         _DEPTHWISE_HELIUM,
         _LINEAR_HELIUM,
+        _ADD_HELIUM,
+        _LOOK_UP_HELIUM,
+        _MAX_POOL2D_HELIUM_ROW,
+        _MAX_POOL2D_HELIUM,
     ),
     _helium_definitions,
 )

@@ -13,6 +13,7 @@ from typing import ClassVar
 from twoscale._codegen.c.common.calls import Call, Constant, Inline, Kernel, Name, Operand, Params, with_needs
 
 __all__ = [
+    "ADD_PARAMS",
     "FIXED_POINT",
     "IMAGE",
     "KERNELS",
@@ -21,6 +22,7 @@ __all__ = [
     "NEXT_PLACE",
     "PORTABLE",
     "REQUANTIZE",
+    "REQUANTIZE_NARROW",
     "ROWS",
     "STORE",
     "TO_INT8",
@@ -80,11 +82,11 @@ __all__ = [
 IMAGE = Name("image")
 
 REQUANTIZE = Kernel("requantize")
-_REQUANTIZE_NARROW = Kernel("requantize_narrow", (REQUANTIZE,))
+REQUANTIZE_NARROW = Kernel("requantize_narrow", (REQUANTIZE,))
 MULTIPLIER_OF = Kernel("multiplier_of", (REQUANTIZE,))
 FIXED_POINT = Kernel("fixed_point", (REQUANTIZE,))
 """Used by networks of TensorFlow Lite's arithmetic. Without it, the parts of other kernels for it are left out."""
-STORE = Kernel("store", (REQUANTIZE, _REQUANTIZE_NARROW, MULTIPLIER_OF), fixed_point=True)
+STORE = Kernel("store", (REQUANTIZE, REQUANTIZE_NARROW, MULTIPLIER_OF), fixed_point=True)
 _DOT = Kernel("dot")
 _PACKED = Kernel("packed")
 _DOT_PACKED = Kernel("dot_packed", (_PACKED,))
@@ -102,9 +104,9 @@ _LINEAR_PARAMS = Kernel("linear_params", (REQUANTIZE,))
 _LINEAR = Kernel("linear", (STORE, _DOT, _LINEAR_PARAMS))
 _LINEAR_4 = Kernel("linear_4", (STORE, _PACKED, _LINEAR_PARAMS))
 _LINEAR_2 = Kernel("linear_2", (STORE, _PACKED, _LINEAR_PARAMS))
-_ADD_PARAMS = Kernel("add_params", (REQUANTIZE,))
-_ADD = Kernel("add", (_ADD_PARAMS,))
-_ADD_NARROW = Kernel("add_narrow", (_ADD_PARAMS, _REQUANTIZE_NARROW))
+ADD_PARAMS = Kernel("add_params", (REQUANTIZE,))
+_ADD = Kernel("add", (ADD_PARAMS,))
+_ADD_NARROW = Kernel("add_narrow", (ADD_PARAMS, REQUANTIZE_NARROW))
 _MULTIPLY = Kernel("multiply", (STORE,))
 _AVERAGE_POOL2D_ROW = Kernel("average_pool2d_row", (STORE, ROWS))
 _AVERAGE_POOL2D = Kernel("average_pool2d", (_AVERAGE_POOL2D_ROW,))
@@ -128,7 +130,7 @@ TO_INT8 = Kernel("to_int8")
 
 KERNELS = (
     REQUANTIZE,
-    _REQUANTIZE_NARROW,
+    REQUANTIZE_NARROW,
     MULTIPLIER_OF,
     FIXED_POINT,
     STORE,
@@ -149,7 +151,7 @@ KERNELS = (
     _LINEAR,
     _LINEAR_4,
     _LINEAR_2,
-    _ADD_PARAMS,
+    ADD_PARAMS,
     _ADD,
     _ADD_NARROW,
     _ADD_FIXED,
