@@ -1,11 +1,13 @@
 #define TILE_STEP \
     { \
-        const int32_t b = x[apart], a = *x++, v = w[other], u = *w++; \
+        const int32_t v = w[other], u = *w++; \
+        int32_t a = x[apart]; \
 \
+        sum2 += a * u; /* one value of x at a time: a Cortex-M0 has eight registers for operands */ \
+        sum3 += a * v; \
+        a = *x++; \
         sum0 += a * u; \
         sum1 += a * v; \
-        sum2 += b * u; \
-        sum3 += b * v; \
     }
 
 /* The sums of two windows, whose rows are `apart` bytes apart, and two channels, whose weights are `other` bytes apart.
