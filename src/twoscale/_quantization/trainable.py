@@ -42,8 +42,13 @@ _FREE = (n.Conv2d, n.Linear, n.Add, n.AveragePool2d, n.Mul, n.Concat, *_SHARE_SC
 _LARGEST = 127
 """Of 8-bit weights, which are symmetric."""
 
-_INSIDE = 0.45
-"""How far, in steps, a weight may begin from the integer to which it rounds."""
+_INSIDE = 0.1
+"""How far, in steps, a weight may begin from the integer to which it rounds.
+
+The first steps of Adam move every parameter alike, whatever its gradient. Weights that begin at the edge between two
+integers would then change by thousands at once: with 0.45, the error of ResNet-8 at W2A2 rose eightfold in the first 40
+iterations, and 200 more did not make up for it.
+"""
 
 
 class _Requantize(torch.autograd.Function):
@@ -209,10 +214,18 @@ class TrainableWeights(nn.Module):
         """Real value of one step of a weight, float64, (O,) or (1,)."""
         return self.first_scale.to(self.log_growth.device) * self.log_growth.double().exp()
 
+    def recenter(self) -> None:
+        """Move every real weight near to its integer, which changes no integer."""
+        with torch.no_grad():
+            scale, integers = self._scale(), self.integers()
+            self.real.copy_((self.real / scale).clamp(integers - _INSIDE, integers + _INSIDE) * scale)
+
+    def _scale(self) -> torch.Tensor:
+        return self.scale.float().reshape((-1,) + (1,) * (self.real.ndim - 1))
+
     def integers(self) -> torch.Tensor:
         """Return the weights in steps of their scales, float32."""
-        scale = self.scale.float().reshape((-1,) + (1,) * (self.real.ndim - 1))
-        found: torch.Tensor = _RoundWeights.apply(self.real, scale, self.lo, self.hi)  # type: ignore[no-untyped-call]
+        found: torch.Tensor = _RoundWeights.apply(self.real, self._scale(), self.lo, self.hi)  # type: ignore[no-untyped-call]
         return found
 
 

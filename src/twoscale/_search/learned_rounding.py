@@ -43,7 +43,7 @@ from twoscale._quantization.ranges import choose_ranges
 from twoscale._quantization.scheme import Scheme
 from twoscale._quantization.trainable import Masks, TrainableNetwork, TrainableWeights
 from twoscale._search.blocks import Block, blocks_of
-from twoscale._search.learning import LearnedRounding
+from twoscale._search.learning import LearnedRounding, Reach
 from twoscale.errors import ConfigurationError
 
 __all__ = ["learn_network"]
@@ -185,7 +185,7 @@ class _Learner:
         self, block: Block, layers: Sequence[n.Layer], weights: Sequence[TrainableWeights], target: torch.Tensor
     ) -> None:
         trainable, how = self.trainable, self.how
-        optimizer = self._optimizer(weights, [layer.name for layer in layers], how.iterations)
+        optimizer = self._optimizer(weights, [layer.name for layer in layers], how.iterations, how.block_reach)
         rates = [float(group["lr"]) for group in optimizer.param_groups]
         name = block.names[-1]
         for iteration in range(how.iterations):
@@ -202,20 +202,19 @@ class _Learner:
             self._step("learning blocks")
 
     def _optimizer(
-        self, weights: Sequence[TrainableWeights], names: Sequence[str], iterations: int, reach: float = 1.0
+        self, weights: Sequence[TrainableWeights], names: Sequence[str], iterations: int, reach: Reach
     ) -> torch.optim.Adam:
-        how = self.how
-        each = 2 * reach / iterations  # the mean of a rate that fades by a cosine is half of the first
+        each = 2 / iterations  # the mean of a rate that fades by a cosine is half of the first
         groups: list[dict[str, Any]] = []
         for one in weights:
             step = float(one.scale.detach().mean())
             products = one.real[0].numel()
             accumulator = step * float(self.trainable.scale(one.source).detach())
-            groups.append({"params": [one.real], "lr": each * how.weight_reach * step})
-            groups.append({"params": [one.bias_change], "lr": each * how.bias_reach * accumulator * products**0.5})
-            groups.append({"params": [one.log_growth], "lr": each * how.scale_reach})
+            groups.append({"params": [one.real], "lr": each * reach.weight * step})
+            groups.append({"params": [one.bias_change], "lr": each * reach.bias * accumulator * products**0.5})
+            groups.append({"params": [one.log_growth], "lr": each * reach.scale})
         if scales := self.trainable.scales_of(names):
-            groups.append({"params": scales, "lr": each * how.scale_reach})
+            groups.append({"params": scales, "lr": each * reach.scale})
         return torch.optim.Adam(groups)
 
     @staticmethod
@@ -227,8 +226,10 @@ class _Learner:
         """Learn everything together for the least error of the logits, and keep it where the integers are better."""
         trainable, how = self.trainable, self.how
         kept, before = trainable.state(), self.error_of(trainable.to_network())
+        for one in trainable.all_weights():
+            one.recenter()
         names = [layer.name for layer in trainable.network]
-        optimizer = self._optimizer(trainable.all_weights(), names, how.distillation, how.distilled)
+        optimizer = self._optimizer(trainable.all_weights(), names, how.distillation, how.network_reach)
         rates = [float(group["lr"]) for group in optimizer.param_groups]
         power = target.square().mean()
         for iteration in range(how.distillation):

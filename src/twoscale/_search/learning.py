@@ -8,7 +8,19 @@ from dataclasses import dataclass
 
 from twoscale.errors import ConfigurationError
 
-__all__ = ["LearnedRounding"]
+__all__ = ["LearnedRounding", "Reach"]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far Adam can move parameters in all iterations together. With more iterations, each is smaller."""
+
+    weight: float
+    """In steps of its scale."""
+    bias: float
+    """In steps of its accumulator times the root of the number of products in it."""
+    scale: float
+    """As a logarithm."""
 
 
 @dataclass(frozen=True)
@@ -19,19 +31,13 @@ class LearnedRounding:
         ConfigurationError: a number outside its range.
     """
 
-    iterations: int = 500
+    iterations: int = 300
     """Of each block."""
-    distillation: int = 300
+    distillation: int = 500
     """Iterations over the whole network, after the blocks."""
     batch_size: int = 32
-    weight_reach: float = 1.0
-    """How far Adam can move a weight in all iterations together, in steps of its scale; a bias, in steps of its
-    accumulator times the root of the number of products in it; and the logarithm of a scale. With more iterations, each
-    is smaller."""
-    bias_reach: float = 1.0
-    scale_reach: float = 0.1
-    distilled: float = 1.0
-    """How far parameters can move when the whole network is learned, relative to how far in blocks."""
+    block_reach: Reach = Reach(2.0, 0.5, 0.1)
+    network_reach: Reach = Reach(3.0, 0.03, 0.01)
     drop: float = 0.5
     """Share of a block's inputs that are the float network's, and of its activations that are not rounded."""
     seed: int = 0

@@ -1,0 +1,232 @@
+"""What fewer bits cost, and what learning gives back: accuracy of the integer networks themselves.
+
+    python -m benchmarks.low_bits --models DIR [--networks resnet8,resnet20] [--bits W4A8,W4A4,W3A3,W2A4,W2A2]
+                                  [--edges 8] [--images 1000] [--tests 10000] [--seeds 1] [--effort 1]
+    python -m benchmarks.low_bits --table      # the recorded figures as a table
+
+DIR holds the published weights NAME-cifar10.safetensors; TWOSCALE_BENCH_MODELS names it too. Networks take pixels.
+Calibration images are unlabelled training images, drawn with seed 0. Every network is quantized by the default scheme
+and with learned rounding, and runs over the test images as integers. A simulation of it in float, which most other
+tools report, is beside. Over 100 images, integers of every layer are compared between reference, torch and ONNX
+Runtime. New rows replace recorded ones of the same network, bits, edges and images. Run it on an idle machine: seconds
+are of the wall clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.common import RESULTS, write_result
+from twoscale import data, models
+from twoscale._calibration.profile import profile
+from twoscale._environment import Environment
+from twoscale._files import read_record
+from twoscale._ir import float_graph as g
+from twoscale._ir import layers as n
+from twoscale._ir.float_module import GraphModule
+from twoscale._ir.integer_network import IntegerNetwork
+from twoscale._quantization import Scheme, float_graph, quantize_graph
+from twoscale._quantization.simulate import with_activations_quantized
+from twoscale._runtimes.torch import TorchExecutor
+from twoscale._search import LearnedRounding
+from twoscale._search.learned_rounding import learn_network
+from twoscale._verification import verify
+
+BATCH = 250
+COMPARED = 100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network at one number of bits, rounded in one way with one seed."""
+
+    network: str
+    weight_bits: int
+    activation_bits: int
+    edge_bits: int | None
+    """Of the first and the last layer, where other than the rest."""
+    rounding: str
+    """"feedback" or "learned"."""
+    seed: int
+    images: int
+    """For calibration and learning."""
+    effort: float
+    seconds: float
+    """To quantize, capture and profile not included."""
+    top1: float
+    """Of the integer network, 0..1."""
+    float_top1: float
+    simulated_top1: float
+    agreement: float
+    sqnr_db: float
+    tests: int
+    differing: int
+    """Integers of all layers that differ between reference, torch and ONNX Runtime."""
+    compared: int
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What a new row replaces."""
+        return (
+            self.network,
+            self.weight_bits,
+            self.activation_bits,
+            self.edge_bits,
+            self.rounding,
+            self.seed,
+            self.images,
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """benchmarks/results/low_bits.json."""
+
+    rows: tuple[Row, ...]
+    load_average_at_end: tuple[float, ...] | None = None
+    environment: Environment | None = None
+
+
+def simulation(graph: g.FloatGraph, network: IntegerNetwork) -> Any:
+    """Return the network in float: weights and activations rounded, with sums, biases and multipliers in float."""
+    biases: dict[str, g.Node] = {}
+    for layer in network:
+        if isinstance(layer, n.Accumulating):
+            x = network.spec(layer.inputs[0])
+            real = layer.bias_o * np.float64(x.scale) * layer.weight_scales(x)
+            biases[layer.name] = dataclasses.replace(graph[layer.name], bias_o=real.astype(np.float32))  # type: ignore[call-arg]
+    return with_activations_quantized(graph.replaced(biases), network)
+
+
+def logits(run: Any, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the logits of a function of pixels, in batches."""
+    parts = [run(images[i : i + BATCH].astype(np.float32)) for i in range(0, len(images), BATCH)]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def measure(
+    name: str, folder: Path, scheme: Scheme, images: int, tests: int, seeds: int, effort: float
+) -> Iterator[Row]:
+    """Quantize one network at one number of bits, in both ways."""
+    dataset = data.load("cifar10")
+    model = models.load(name, folder / f"{name}-cifar10.safetensors")
+    chosen = np.random.default_rng(0).permutation(len(dataset.train))[:images]
+    pixels = dataset.train.images[chosen].astype(np.float32)
+    graph = float_graph(model, pixels[:64], scheme, normalization=models.normalization(name))
+    found = profile(graph, [pixels[i : i + 100] for i in range(0, len(pixels), 100)])
+    test, labels = dataset.test.images[:tests], dataset.test.labels[:tests]
+    expected = logits(lambda x: GraphModule(graph)(torch.from_numpy(x)).numpy(), test)
+    for rounding, seed in [("feedback", 0), *(("learned", seed) for seed in range(seeds))]:
+        clock = time.perf_counter()
+        if rounding == "learned":
+            how = dataclasses.replace(LearnedRounding().scaled(effort), seed=seed)
+            network = learn_network(graph, found, pixels, scheme, how)
+        else:
+            network = quantize_graph(graph, found, scheme)
+        seconds = time.perf_counter() - clock
+        executor, simulated = TorchExecutor(network), simulation(graph, network)
+
+        def run(x: NDArray[np.float32], network: IntegerNetwork = network, executor: TorchExecutor = executor) -> Any:
+            return network.logits(executor.run(x, {network.output})[network.output])
+
+        integers = logits(run, test)
+        floats = logits(lambda x, simulated=simulated: simulated(torch.from_numpy(x)).numpy(), test)
+        result = verify(network, [test[:COMPARED].astype(np.float32)], executors=("reference", "torch", "onnxruntime"))
+        yield Row(
+            network=name,
+            weight_bits=scheme.weight_bits,
+            activation_bits=scheme.activation_bits,
+            edge_bits=scheme.edge_bits,
+            rounding=rounding,
+            seed=seed,
+            images=images,
+            effort=effort,
+            seconds=seconds,
+            top1=float((integers.argmax(1) == labels).mean()),
+            float_top1=float((expected.argmax(1) == labels).mean()),
+            simulated_top1=float((floats.argmax(1) == labels).mean()),
+            agreement=float((integers.argmax(1) == expected.argmax(1)).mean()),
+            sqnr_db=10 * float(np.log10(np.square(expected).sum() / np.square(expected - integers).sum())),
+            tests=tests,
+            differing=result.mismatches,
+            compared=result.compared,
+        )
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Return the rows as Markdown: of several seeds the mean and the spread."""
+    lines = [
+        "| network | bits | edges | rounding | top-1 (float) | simulated | agreement | SQNR | seconds | differ |",
+        "|---|---|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(dataclasses.replace(row, seed=0).key, []).append(row)
+    for several in groups.values():
+        one = several[0]
+        top = [100 * row.top1 for row in several]
+        spread = f" ± {(max(top) - min(top)) / 2:.2f}, {len(top)} seeds" if len(top) > 1 else ""
+
+        def mean(field: str, several: list[Row] = several) -> float:
+            return statistics.fmean(getattr(row, field) for row in several)
+
+        lines.append(
+            f"| {one.network} | W{one.weight_bits}A{one.activation_bits} | {one.edge_bits or 'as the rest'} "
+            f"| {one.rounding} | {statistics.fmean(top):.2f} %{spread} ({100 * one.float_top1:.2f}) "
+            f"| {100 * mean('simulated_top1'):.2f} % | {100 * mean('agreement'):.2f} % | {mean('sqnr_db'):.1f} dB "
+            f"| {mean('seconds'):.0f} "
+            f"| {sum(row.differing for row in several)} of {sum(row.compared for row in several):,} |"
+        )
+    return "\n".join(lines)
+
+
+def recorded() -> tuple[Row, ...]:
+    """Return the recorded rows."""
+    path = RESULTS / "low_bits.json"
+    return read_record(path, Record).rows if path.exists() else ()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", type=Path, default=os.environ.get("TWOSCALE_BENCH_MODELS"))
+    parser.add_argument("--networks", default="resnet8,resnet20", help="with commas (default: %(default)s)")
+    parser.add_argument("--bits", default="W4A8,W4A4,W3A3,W2A4,W2A2", help="with commas (default: %(default)s)")
+    parser.add_argument("--edges", type=int, default=8, help="bits of the first and the last layer; 0: as the rest")
+    parser.add_argument("--images", type=int, default=1000, help="for calibration (default: %(default)s)")
+    parser.add_argument("--tests", type=int, default=10_000, help="test images (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="of learned rounding (default: %(default)s)")
+    parser.add_argument("--effort", type=float, default=1.0, help="of learned rounding (default: %(default)s)")
+    parser.add_argument("--table", action="store_true", help="print the recorded figures, and measure nothing")
+    chosen = parser.parse_args()
+    if chosen.table:
+        print(table(recorded()))
+        return
+    if chosen.models is None:
+        parser.error("give the folder of the published weights with --models")
+    for name in chosen.networks.split(","):
+        for bits in chosen.bits.split(","):
+            match = re.fullmatch(r"W(\d)A(\d)", bits)
+            if match is None:
+                parser.error(f"--bits has {bits}; expected bits of weights and activations, e.g. W4A4")
+            scheme = Scheme(weight_bits=int(match[1]), activation_bits=int(match[2]), edge_bits=chosen.edges or None)
+            for row in measure(name, chosen.models, scheme, chosen.images, chosen.tests, chosen.seeds, chosen.effort):
+                rows = {one.key: one for one in (*recorded(), row)}
+                write_result("low_bits", Record(tuple(rows.values())))
+                print(table([row]).splitlines()[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()
