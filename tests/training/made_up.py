@@ -79,6 +79,7 @@ CONFIG = {
     ),
     "lars": replace(_EVEN, batch_size=31, optimizer="lars", weight_decay=0.01),
     "lamb": replace(_EVEN, batch_size=31, optimizer="lamb", weight_decay=0.01, lr=0.01),
+    "muon": replace(_EVEN, batch_size=31, optimizer="muon", weight_decay=0.01, lr=0.01, freeze=(0.4,)),
 }  # fmt: skip
 
 OF_THE_COMMAND = TrainConfig(

@@ -29,6 +29,7 @@ _MODELS = {
     "resnet32": ("_resnet", "resnet32"),
     "resnet44": ("_resnet", "resnet44"),
     "resnet56": ("_resnet", "resnet56"),
+    "speednet": ("_speednet", "SpeedNet"),
 }
 _WITHOUT_CLASSES = ("autoencoder",)
 

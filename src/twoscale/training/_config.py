@@ -14,7 +14,7 @@ from twoscale.errors import ConfigurationError
 
 __all__ = ["TrainConfig", "Views"]
 
-Views = Literal["one", "mirrored", "shifted"]
+Views = Literal["one", "mirrored", "shifted", "selective"]
 """Of test images."""
 
 _EPOCHS = 2
@@ -34,7 +34,7 @@ _AT_MOST = dict.fromkeys(_AT_LEAST, 2**63 - 1) | {
     "threads": 1024,
     "crop": 127,
 }
-_POSITIVE = ("lr", "trust_coefficient", "epsilon", "decay", "clip_norm", "bias_lr")
+_POSITIVE = ("lr", "trust_coefficient", "epsilon", "decay", "clip_norm", "bias_lr", "head_lr")
 _BELOW_ONE = ("momentum", "beta2", "label_smoothing")
 
 
@@ -63,7 +63,7 @@ class TrainConfig:
     lr: float = 0.001
     """Learning rate, of batches of base-batch images where that is given."""
     momentum: float = 0.9
-    """Momentum of SGD and LARS, β₁ of AdamW and LAMB; 0 up to but not including 1."""
+    """Momentum of SGD, LARS and Muon, β₁ of AdamW and LAMB; 0 up to but not including 1."""
     seed: int = 0
     """Decides initial weights, the order of the images, and crops and flips."""
     log_every: int = 2000
@@ -79,12 +79,13 @@ class TrainConfig:
     processes of this machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs. auto: a GPU where there is one."""
-    optimizer: Literal["sgd", "lars", "lamb", "adamw"] = "sgd"
-    """The update rule: SGD with momentum, LARS (You et al. 2017), LAMB (You et al. 2019), or AdamW."""
+    optimizer: Literal["sgd", "lars", "lamb", "adamw", "muon"] = "sgd"
+    """The update rule: SGD with momentum, LARS (You et al. 2017), LAMB (You et al. 2019), AdamW, or Muon (Jordan et
+    al. 2024) for filters and matrices with SGD for biases and the last layer."""
     nesterov: bool = False
     """Nesterov's momentum, SGD only."""
     weight_decay: float = 0.0
-    """Weight decay: added to the gradient by SGD and LARS, apart from it by AdamW and LAMB."""
+    """Weight decay: added to the gradient by SGD and LARS, apart from it by AdamW, LAMB and Muon."""
     decay_norm_and_bias: bool = False
     """Decay the weights of BatchNorm and biases too, as torch.optim does."""
     adapt_norm_and_bias: bool = False
@@ -97,6 +98,13 @@ class TrainConfig:
     """ε of AdamW and LAMB."""
     bias_lr: float = 1.0
     """Learning rate of BatchNorm's biases as a multiple of the others'."""
+    head_lr: float = 1.0
+    """Learning rate of the last layer as a multiple of the others'."""
+    normalize_filters: bool = False
+    """With Muon, keep the norm of each layer's weights at the square root of its outputs, for layers whose scale
+    BatchNorm takes out."""
+    freeze: tuple[float, ...] = ()
+    """Where the first layer, the second and so on stop training, in fractions of the run. Default: none does."""
     schedule: Literal["constant", "step", "cosine", "linear"] = "constant"
     """The learning rate after the warm-up: constant; step: times decay at each milestone; cosine or linear: down to
     0 at the end."""
@@ -146,7 +154,8 @@ class TrainConfig:
     """Epochs between two measurements of the test accuracy; the last epoch has one in any case."""
     test_views: Views = "one"
     """What test images are judged by: their logits; mirrored: the mean of those of each image and its mirror image;
-    shifted: of both, and of both shifted by a pixel either way along the diagonal."""
+    shifted: of both, and of both shifted by a pixel either way along the diagonal; selective: mirrored, and shifted
+    only for images whose two likeliest classes are less than 0.5 apart in probability."""
 
     def __post_init__(self) -> None:
         def reject(name: str, expected: str) -> None:
@@ -169,6 +178,10 @@ class TrainConfig:
                 reject(name, "at least 0 and less than 1")
         if not all(0 < place < 1 for place in self.milestones) or list(self.milestones) != sorted(set(self.milestones)):
             reject("milestones", "increasing fractions between 0 and 1")
+        if not all(0 < place < 1 for place in self.freeze) or list(self.freeze) != sorted(self.freeze):
+            reject("freeze", "fractions between 0 and 1 that do not decrease")
+        if self.normalize_filters and self.optimizer != "muon":
+            raise ConfigurationError("normalize_filters is for muon; leave it out, or choose that optimizer")
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             raise ConfigurationError("nesterov is for sgd with momentum; leave it out, or choose another optimizer")
 

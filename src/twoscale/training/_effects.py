@@ -35,6 +35,7 @@ def _quantized(config: TrainConfig) -> str | None:
 _MISSING: dict[str, Callable[[TrainConfig], str | None]] = {
     "beta2": _optimizer("adamw", "lamb"),
     "epsilon": _optimizer("adamw", "lamb"),
+    "normalize_filters": _optimizer("muon"),
     "trust_coefficient": _optimizer("lars"),
     "adapt_norm_and_bias": _optimizer("lars", "lamb"),
     "decay_norm_and_bias": _decayed,

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from twoscale.training._freezing import part_of
 from twoscale.training._images import DeviceImages
 from twoscale.training._optimizers import Optimizer
 from twoscale.training._step import Gradient, reason_of, unchanged
@@ -67,11 +68,20 @@ class GraphedStep:
         """How it runs, and the reason if that is not as requested."""
         self._model, self._optimizer, self._images, self._gradient = model, optimizer, images, gradient
         self._compiled, self._lr = compiled, lr
-        self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._frozen = frozenset[str]()
+        self._part = part_of(optimizer, tuple(self.parameters), self._frozen)
+        self._graphs: dict[tuple[int, int, frozenset[str]], _Graph] = {}
         self._dtype = next(iter(self.parameters.values())).dtype
         self._pool: Any = None
         self._recorded = True
         self._chunk = 1
+
+    def freeze(self, names: frozenset[str]) -> None:
+        """Train all parameters from now on but the named ones. Its steps must be prepared before they run."""
+        self._frozen = names
+        self._part = part_of(self._optimizer, tuple(self.parameters), names)
+        for name, value in self.parameters.items():  # torch.compile leaves out the gradients of those
+            value.requires_grad_(name not in names)
 
     def prepare(self, full: int, last: int, batches: int, scheduled: bool) -> None:
         """Record steps. No tensor of the model is changed.
@@ -114,7 +124,7 @@ class GraphedStep:
             left = where[done * size :]
             count = self._chunk if len(left) >= self._chunk * size and len(losses) - done >= self._chunk else 1
             batch = min(size, len(left))
-            graph = self._graphs[batch, count]
+            graph = self._graphs[batch, count, self._frozen]
             graph.where.copy_(left[: count * batch].view(count, batch))
             if rates is not None:
                 graph.rates.copy_(rates[done : done + count])
@@ -138,11 +148,11 @@ class GraphedStep:
         rate: torch.Tensor | float,
         out: torch.Tensor,
     ) -> None:
-        parameters = list(self.parameters.values())
+        parameters = self._part.parameters(self.parameters)
         with torch.enable_grad():
             value, gradients = self._gradient.compute(loss, parameters, where)
         with torch.no_grad():
-            self._optimizer.update([p.detach() for p in parameters], gradients, list(self.state.values()), rate)
+            self._part.optimizer.update([p.detach() for p in parameters], gradients, self._part.state(self.state), rate)
             out.copy_(value)
 
     def _warm_up(self, loss: Callable[[torch.Tensor], torch.Tensor], size: int) -> None:
@@ -173,7 +183,7 @@ class GraphedStep:
                 except Exception as error:  # code in the module that cannot be part of a graph
                     self.notes.append(f"no CUDA graph could be recorded ({reason_of(error)})")
                     self._recorded = False
-        self._graphs[size, count] = _Graph(replay, where, rates, losses)
+        self._graphs[size, count, self._frozen] = _Graph(replay, where, rates, losses)
 
     def _capture(
         self, loss: Callable[[torch.Tensor], torch.Tensor], size: int, steps: Callable[[], None]

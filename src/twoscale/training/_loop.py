@@ -34,6 +34,8 @@ from twoscale.training._batch_norm import alone, check_batches, synchronized
 from twoscale.training._checkpoint import Position, SavedState, begun_here, noted, read_state, write_state
 from twoscale.training._config import TrainConfig
 from twoscale.training._construction import create_model, create_step
+from twoscale.training._flops import training_flops, work_of
+from twoscale.training._freezing import frozen_at
 from twoscale.training._graphed import GraphedStep
 from twoscale.training._images import DeviceImages
 from twoscale.training._interrupts import TrainingInterrupted, deferred_interrupt
@@ -193,6 +195,9 @@ class _Run:
         )
         self.rates = self._rates(0, dtype)
         """Learning rates of the current epoch; None if they are all the same."""
+        self.frozen = frozen_at(config, self.model, self.total)
+        """From which mini-batch on which parameters do not train."""
+        self.work = work_of(self.model, self.images.take(torch.arange(1, device=self.device)))
         self.step = create_step(config, self.model, self.images, ranks, mini_batches=self.total)
         self.recent = torch.zeros(min(config.log_every, self.total), device=self.device, dtype=dtype)
         self.epoch_loss = torch.zeros((), device=self.device, dtype=torch.float64)
@@ -230,9 +235,29 @@ class _Run:
         clock = time.perf_counter()
         if self.position.done < self.total:
             before = random_state(self.device)
+            if not isinstance(self.step, ParallelStep):
+                for start, names in self.frozen:
+                    if start > self.position.done:
+                        self.step.freeze(names)
+                        self._prepare()
+            self.step.freeze(self._frozen())
             self._prepare()
             put_random_state(before, self.device)
         self.prepare_seconds = self._now() - clock
+
+    def _frozen(self) -> frozenset[str]:
+        """Return the names of the parameters that do not train any more."""
+        return next(names for start, names in reversed(self.frozen) if start <= self.position.done)
+
+    def _freeze(self) -> None:
+        """Freeze the layers that begin to be frozen at the next mini-batch."""
+        if self.position.done not in [start for start, _ in self.frozen if start]:
+            return
+        self.step.freeze(self._frozen())
+        if isinstance(self.step, ParallelStep):
+            before = random_state(self.device)
+            self._prepare()
+            put_random_state(before, self.device)
 
     def _prepare(self) -> None:
         last = len(self.images) % self.batch
@@ -268,7 +293,9 @@ class _Run:
                 take = self._steps(share_of(self.images.begin_epoch(epoch), self.batch, self.ranks), first)
                 position.epoch_data_wait += self._now() - clock
                 while position.done < (epoch + 1) * self.per_epoch:
-                    done = _next(position.done, looks)
+                    self._freeze()
+                    ahead = [start for start, _ in self.frozen if start > position.done]
+                    done = min([_next(position.done, looks), *ahead])
                     take(done)
                     self.ranks.sum_(self._losses(position.done, done))
                     self.epoch_loss += self._losses(position.done, done).double().sum()
@@ -328,6 +355,8 @@ class _Run:
 
     def finish(self) -> TrainResult:
         """Write the results of a finished run."""
+        for value in self.step.parameters.values():
+            value.requires_grad_()
         self.model.eval()
         alone(self.model)
         if self.options is not None:
@@ -374,12 +403,19 @@ class _Run:
             data_wait_seconds=position.epoch_data_wait,
             evaluation_seconds=self._now() - clock,
             peak_memory_bytes=peak_memory(self.device),
+            training_flops=self._flops(),
         )
         position.epochs.append(epoch)
         position.epoch_seconds = position.epoch_data_wait = 0.0
         self.epoch_loss.zero_()
         if accuracy is not None:
             self.reporter.accuracy(number, self.epochs, accuracy)
+
+    def _flops(self) -> int | None:
+        """Return the floating-point operations of the mini-batches done; None if the model has no layers to count."""
+        if not self.work:
+            return None
+        return training_flops(self.work, self.frozen, self.position.done, len(self.images), self.batch)
 
     def _accuracy(self) -> float:
         """Return the test accuracy. Each process evaluates its share of the images."""
@@ -508,6 +544,7 @@ class _Run:
             self.device,
             self.ranks,
             prepare_seconds=self.prepare_seconds,
+            training_flops=self._flops(),
             how=(self.step.describe(), *self.position.notes, *self.step.notes),
         )
 

@@ -9,6 +9,7 @@ out BatchNorm's weights and biases unless asked otherwise (Goyal et al. 2017; Yo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,10 +19,28 @@ from torch import nn
 
 from twoscale.training._config import TrainConfig
 
-__all__ = ["LAMB", "LARS", "SGD", "AdamW", "Groups", "Optimizer", "Rate", "clip", "create_optimizer", "groups_of"]
+__all__ = [
+    "LAMB",
+    "LARS",
+    "SGD",
+    "AdamW",
+    "Groups",
+    "Muon",
+    "Optimizer",
+    "Rate",
+    "clip",
+    "create_optimizer",
+    "groups_of",
+    "orthogonalized",
+]
 
 Rate = float | torch.Tensor
 Tensors = list[torch.Tensor]
+
+_NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
+_NEWTON_SCHULZ_STEPS = 5
+_MUON_EPSILON = 1e-7
+"""Added to norms that are divided by."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +50,17 @@ class Groups:
     decayed: tuple[bool, ...] = ()
     """Whether weight decay applies; () means to all."""
     adapted: tuple[bool, ...] = ()
-    """Whether LARS and LAMB give a layer-wise rate; () means to all."""
+    """Whether LARS and LAMB give a layer-wise rate, and Muon makes the update orthogonal; () means to all."""
     lr_factors: tuple[float, ...] = ()
     """Multiples of the learning rate; () means 1 for all."""
 
 
 class Optimizer(Protocol):
     """The interface of an optimizer."""
+
+    @property
+    def groups(self) -> Groups:
+        """Differences between the parameters that it updates."""
 
     def state_for(self, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the initial state. Names are unique, and the same for the same parameters."""
@@ -171,6 +194,61 @@ class LAMB(_Adaptive):
         torch._foreach_sub_(parameters, _scaled(steps, ratio * lr * _factors(self.groups, w)))
 
 
+@dataclass(frozen=True)
+class Muon:
+    """v ← μv + g; w ← w − lr·(βw + √max(1, m/n)·O(g + μv)) for matrices (m, n); filters are flattened to such.
+
+    O multiplies all singular values towards 1, by five Newton-Schulz iterations X ← aX + (b·XXᵀ + c·(XXᵀ)²)X from
+    X = M/‖M‖. Jordan et al. 2024 ("Muon: an optimizer for hidden layers in neural networks"), as in torch.optim.Muon,
+    whose momentum (an average instead of a sum) gives the same O. Parameters that are not adapted are updated by SGD
+    with Nesterov's momentum.
+    """
+
+    momentum: float = 0.95
+    weight_decay: float = 0.0
+    normalize: bool = False
+    """Scale w to ‖w‖ = √m before the update, instead of weight decay."""
+    groups: Groups = Groups()
+
+    def state_for(self, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return v = 0 for every parameter."""
+        return _zeros("momentum", parameters)
+
+    def update(self, parameters: Tensors, gradients: Tensors, state: Tensors, lr: Rate) -> None:
+        """Update every parameter."""
+        adapted = self.groups.adapted or (True,) * len(parameters)
+        decayed = self.groups.decayed or (True,) * len(parameters)
+        by_sgd = tuple(flag and not matrix for flag, matrix in zip(decayed, adapted, strict=True))
+        gradients = _decayed(gradients, parameters, self.weight_decay, by_sgd)
+        torch._foreach_mul_(state, self.momentum)
+        torch._foreach_add_(state, gradients)
+        steps = list(torch._foreach_add(gradients, state, alpha=self.momentum))
+        for i, w in enumerate(parameters):
+            if not adapted[i]:
+                continue
+            rows = len(w)
+            if self.normalize:
+                w.mul_(math.sqrt(rows) / (torch.linalg.vector_norm(w) + _MUON_EPSILON))
+            elif self.weight_decay and decayed[i]:
+                w.mul_(1 - lr * self.weight_decay)
+            flat = steps[i].reshape(rows, -1)
+            steps[i] = orthogonalized(flat).view_as(w) * math.sqrt(max(1.0, rows / flat.shape[1]))
+        _descend(parameters, steps, lr, self.groups.lr_factors)
+
+
+def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
+    """Return (m, n) with its singular values brought near 1. On GPUs it is computed in bfloat16, as in the papers."""
+    x = matrix.bfloat16() if matrix.is_cuda and matrix.dtype == torch.float32 else matrix
+    x = x / (torch.linalg.vector_norm(x) + _MUON_EPSILON)
+    wide = x if x.shape[0] <= x.shape[1] else x.T
+    a, b, c = _NEWTON_SCHULZ
+    for _ in range(_NEWTON_SCHULZ_STEPS):
+        gram = wide @ wide.T
+        wide = a * wide + (b * gram + c * gram @ gram) @ wide
+    found: torch.Tensor = wide if x.shape[0] <= x.shape[1] else wide.T
+    return found.to(matrix.dtype)
+
+
 def create_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
     """Return a configuration's optimizer."""
     groups = groups_of(model, config)
@@ -179,13 +257,15 @@ def create_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
         return SGD(config.momentum, config.nesterov, decay, groups)
     if config.optimizer == "lars":
         return LARS(config.momentum, config.trust_coefficient, decay, groups)
+    if config.optimizer == "muon":
+        return Muon(config.momentum, decay, config.normalize_filters, groups)
     kind = AdamW if config.optimizer == "adamw" else LAMB
     return kind(config.momentum, config.beta2, config.epsilon, decay, groups)
 
 
 def groups_of(model: nn.Module, config: TrainConfig) -> Groups:
-    """Return a configuration's differences for BatchNorm's parameters and biases (tensors of at most one
-    dimension)."""
+    """Return a configuration's differences for BatchNorm's parameters, biases (tensors of at most one dimension), and
+    the last layer."""
     norm_biases = {
         id(module.bias)
         for module in model.modules()
@@ -193,12 +273,20 @@ def groups_of(model: nn.Module, config: TrainConfig) -> Groups:
     }
     trained = [value for value in model.parameters() if value.requires_grad]
     large = tuple(value.ndim > 1 for value in trained)
+    owners = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    head = {id(value) for value in owners[-1].parameters()} if owners else set()
+    if config.optimizer == "muon":
+        adapted = tuple(value.ndim > 1 and id(value) not in head for value in trained)
+    else:
+        adapted = () if config.adapt_norm_and_bias else large
+
+    def lr_factor(value: torch.Tensor) -> float:
+        return (config.bias_lr if id(value) in norm_biases else 1.0) * (config.head_lr if id(value) in head else 1.0)
+
     return Groups(
         decayed=() if config.decay_norm_and_bias else large,
-        adapted=() if config.adapt_norm_and_bias else large,
-        lr_factors=()
-        if config.bias_lr == 1
-        else tuple(config.bias_lr if id(value) in norm_biases else 1.0 for value in trained),
+        adapted=adapted,
+        lr_factors=() if config.bias_lr == config.head_lr == 1 else tuple(map(lr_factor, trained)),
     )
 
 

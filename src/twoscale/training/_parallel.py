@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 import warnings
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from twoscale.training._freezing import part_of
 from twoscale.training._optimizers import Optimizer, clip
 from twoscale.training._ranks import Ranks
 from twoscale.training._step import Gradient, reason_of, unchanged
@@ -78,9 +80,30 @@ class ParallelStep:
         """How it runs, and the reason if that is not as requested."""
         self._optimizer, self._gradient, self._ranks, self._lr = optimizer, gradient, ranks, lr
         self._compiled, self._synchronized = compiled, synchronized
-        device = next(iter(self.parameters.values())).device
-        self._model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        self._part = part_of(optimizer, tuple(self.parameters), frozenset())
+        self._model = self._wrapped(model)
         self._forward: Callable[[torch.Tensor], torch.Tensor] = self._model
+
+    def _wrapped(self, model: nn.Module) -> DistributedDataParallel:
+        device = next(iter(self.parameters.values())).device
+        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+    def freeze(self, names: frozenset[str]) -> None:
+        """Train all parameters from now on but the named ones. Every process makes the same call.
+
+        Compiled steps must be prepared again.
+        """
+        if {name for name in self.parameters if name not in names} == set(self._part.names):
+            return
+        self._part = part_of(self._optimizer, tuple(self.parameters), names)
+        for name, value in self.parameters.items():
+            value.requires_grad_(name not in names)
+        # DistributedDataParallel waits for the gradients that it was constructed with.
+        model = self._model.module
+        del self._forward, self._model
+        gc.collect()
+        self._model = self._wrapped(model)
+        self._forward = self._model
 
     def prepare(self, images: torch.Tensor, labels: torch.Tensor, batches: Iterable[tuple[int, int]]) -> None:
         """Compile forward and backward if requested. No tensor of the model is changed.
@@ -157,13 +180,13 @@ class ParallelStep:
                 value = self._gradient.loss(self._forward, some, their, reduction="sum") * weight
                 value.backward()  # type: ignore[no-untyped-call]
             loss += value.detach() / self._ranks.size
-        parameters = list(self.parameters.values())
+        parameters = self._part.parameters(self.parameters)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         with torch.no_grad():
             if self._gradient.clip_norm is not None:
                 gradients = clip(gradients, self._gradient.clip_norm)
             rate = self._lr if lr is None else lr
-            self._optimizer.update([p.detach() for p in parameters], gradients, list(self.state.values()), rate)
+            self._part.optimizer.update([p.detach() for p in parameters], gradients, self._part.state(self.state), rate)
         for parameter in parameters:
             parameter.grad = None
 

@@ -13,7 +13,7 @@ from twoscale.training._schedule import describe_schedule
 
 __all__ = ["Reporter", "create_reporter", "per_second", "title"]
 
-_OPTIMIZERS = {"sgd": "SGD", "lars": "LARS", "lamb": "LAMB", "adamw": "AdamW"}
+_OPTIMIZERS = {"sgd": "SGD", "lars": "LARS", "lamb": "LAMB", "adamw": "AdamW", "muon": "Muon"}
 
 
 def title(config: TrainConfig, per_epoch: int, how: str, processes: int, done: int) -> str:

@@ -34,6 +34,8 @@ class EpochRecord:
     """Of computing the accuracy; not in ``seconds``."""
     peak_memory_bytes: int | None
     """Largest so far: reserved on the GPU, or else resident memory of the process; None if unknown."""
+    training_flops: int | None = None
+    """Floating-point operations of the run up to its end."""
 
 
 @dataclass(frozen=True)
@@ -69,3 +71,7 @@ class RunRecord:
     """Number of processes that shared each batch."""
     backend: str | None = None
     """Backend that exchanged their gradients; None for one process."""
+    training_flops: int | None = None
+    """Floating-point operations of the mini-batches done, all processes together: two per multiply-accumulate of
+    convolutions and linear layers, forward and backward. That is about three times the forward pass, less with frozen
+    layers. None if there is no such layer."""

@@ -26,6 +26,7 @@ def run_record(
     ranks: Ranks,
     *,
     prepare_seconds: float,
+    training_flops: int | None,
     how: tuple[str, ...],
 ) -> RunRecord:
     """Return the record of a run.
@@ -37,6 +38,7 @@ def run_record(
         device: where it runs.
         ranks: this process among those that train together.
         prepare_seconds: time to prepare the step.
+        training_flops: floating-point operations of the mini-batches done.
         how: notes on how the steps ran, and on anything that was not as requested.
     """
     measured = tuple(epoch.accuracy for epoch in position.epochs if epoch.accuracy is not None)
@@ -51,6 +53,7 @@ def run_record(
         seconds=position.seconds,
         steps_per_second=position.done / position.seconds if position.seconds else None,
         prepare_seconds=prepare_seconds,
+        training_flops=training_flops,
         notes=how,
         environment=current_environment("safetensors"),
         epochs=tuple(position.epochs),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from twoscale.training._config import TrainConfig
+from twoscale.training._freezing import part_of
 from twoscale.training._optimizers import Optimizer, Rate, clip
 
 __all__ = ["Gradient", "Step", "numerics", "reason_of", "unchanged"]
@@ -150,12 +151,19 @@ class Step:
         self._optimizer = optimizer
         self._how = how
         self._lr, self._gradient = lr, gradient
-        self._graphs: dict[int, Callable[..., Any]] = {}
+        self._frozen = frozenset[str]()
+        self._part = part_of(optimizer, tuple(self.parameters), self._frozen)
+        self._graphs: dict[tuple[int, frozenset[str]], Callable[..., Any]] = {}
         fixed = {name: value for name, value in model.named_parameters() if not value.requires_grad}
         self._other = {**fixed, **dict(model.named_buffers())}
         self._tensors = tuple(
             value.detach() for value in (*self.parameters.values(), *self._other.values(), *self.state.values())
         )
+
+    def freeze(self, names: frozenset[str]) -> None:
+        """Train all parameters from now on but the named ones."""
+        self._frozen = names
+        self._part = part_of(self._optimizer, tuple(self.parameters), names)
 
     def prepare(self, images: torch.Tensor, labels: torch.Tensor, lr: torch.Tensor | None = None) -> None:
         """Record the step for batches of this size. No tensor of the model is changed.
@@ -181,11 +189,11 @@ class Step:
                     compiled = torch.compile(graph, fullgraph=True, dynamic=False)
                     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
                         compiled(*arguments)
-                    self._graphs[len(images)] = compiled
+                    self._graphs[len(images), self._frozen] = compiled
                     return
                 except Exception as error:  # a missing C++ compiler, or a bug in it
                     self._fall_back("captured", "torch.compile failed", error)
-        self._graphs[len(images)] = graph.forward
+        self._graphs[len(images), self._frozen] = graph.forward
 
     def __call__(
         self, images: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor, lr: torch.Tensor | None = None
@@ -201,11 +209,9 @@ class Step:
         if self._how == "eager":
             rate = self._lr if lr is None else lr
             with torch.enable_grad():
-                self._run(
-                    self._model, list(self.parameters.values()), list(self.state.values()), rate, images, labels, loss
-                )
+                self._run(self._model, self.parameters, self.state, rate, images, labels, loss)
             return
-        graph = self._graphs.get(len(images))
+        graph = self._graphs.get((len(images), self._frozen))
         if graph is None:
             self.prepare(images, labels, lr)
             self(images, labels, loss, lr)
@@ -238,13 +244,14 @@ class Step:
             return logits
 
         with torch.enable_grad():
-            self._run(forward, parameters, list(tensors[count + others : kept]), rate, *tensors[-3:])
+            state = dict(zip(self.state, tensors[count + others : kept], strict=True))
+            self._run(forward, named, state, rate, *tensors[-3:])
 
     def _run(
         self,
         forward: Callable[[torch.Tensor], torch.Tensor],
-        parameters: list[torch.Tensor],
-        state: list[torch.Tensor],
+        parameters: Mapping[str, torch.Tensor],
+        state: Mapping[str, torch.Tensor],
         lr: Rate,
         images: torch.Tensor,
         labels: torch.Tensor,
@@ -253,9 +260,10 @@ class Step:
         def mean_loss(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             return self._gradient.loss(forward, images, labels)
 
-        value, gradients = self._gradient.compute(mean_loss, parameters, images, labels)
+        trained = self._part.parameters(parameters)
+        value, gradients = self._gradient.compute(mean_loss, trained, images, labels)
         with torch.no_grad():
-            self._optimizer.update([p.detach() for p in parameters], gradients, state, lr)
+            self._part.optimizer.update([p.detach() for p in trained], gradients, self._part.state(state), lr)
             loss.copy_(value)
 
 

@@ -16,6 +16,7 @@ from twoscale.scaling._measure.records import OptimizerRecord, Workload
 from twoscale.scaling._measure.statistics import summarize
 from twoscale.scaling._measure.trials import ImageSet, accuracy, image_sets, settle
 from twoscale.scaling._measure.workload import create_model, device_of
+from twoscale.training._optimizers import Muon
 
 __all__ = ["compare_optimizers", "without_batch_norm"]
 
@@ -31,12 +32,32 @@ def _of(kind: Callable[..., torch.optim.Optimizer], **options: object) -> Make:
     return lambda model, lr: [kind(model.parameters(), lr=lr, **options)]
 
 
+class _Muon(torch.optim.Optimizer):
+    """The update rule of training, with the weight decay that torch.optim.Muon has unless asked otherwise."""
+
+    def __init__(self, matrices: list[nn.Parameter], lr: float) -> None:
+        super().__init__(matrices, {"lr": lr})
+        self._rule = Muon(weight_decay=0.1)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every matrix."""
+        (group,) = self.param_groups
+        matrices = group["params"]
+        for value in matrices:
+            if not self.state[value]:
+                self.state[value]["momentum"] = torch.zeros_like(value)
+        state = [self.state[value]["momentum"] for value in matrices]
+        self._rule.update(
+            [value.detach() for value in matrices], [value.grad for value in matrices], state, group["lr"]
+        )
+
+
 def _muon(model: nn.Module, lr: float) -> Sequence[torch.optim.Optimizer]:
     """Muon for matrices (Jordan et al. 2024), and AdamW for everything else, as PyTorch's documentation advises."""
     matrices = [p for p in model.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if p.dim() != 2]
-    muon: type[torch.optim.Optimizer] = torch.optim.Muon
-    kinds: list[torch.optim.Optimizer] = [muon(matrices, lr=lr)] if matrices else []  # type: ignore[call-arg]
+    kinds: list[torch.optim.Optimizer] = [_Muon(matrices, lr=lr)] if matrices else []
     return [*kinds, *([torch.optim.AdamW(others, lr=lr / 10)] if others else [])]
 
 
