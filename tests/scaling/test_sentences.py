@@ -291,7 +291,9 @@ def test_what_more_ranks_would_wait(study: StudyResults) -> None:
     answer = study.of(ForecastAnswer)
     ahead = replace(answer.forecasts[0], exposed=0.003, step=0.012)
     text = _said("forecast", study, replace(answer, forecasts=(ahead,)))
-    assert text.endswith("; 4 ranks that compute as fast as these would wait for communication 25 % of a step.")
+    assert text.endswith(
+        "; in weak scaling, 4 ranks that compute as fast as these would wait for communication 25 % of a step."
+    )
     refused = _said("forecast", study, replace(answer, forecasts=(), refused=("4 ranks: why",)))
     assert "would wait" not in refused
     assert refused.endswith("; 1 forecast was refused.")

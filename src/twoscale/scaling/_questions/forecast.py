@@ -122,7 +122,7 @@ def _forecasts(config: StudyConfig, steps: Sequence[MeasuredStep], link: Link | 
     errors, waits = [abs(one.error) for one in held if one.error is not None], _wait_errors(held)
     found = []
     for factor in _BEYOND:
-        asked = f"{link.group(factor * most)}, batch {config.base_batch}, {link.name}"
+        asked = f"{link.group(factor * most)}, batch {config.base_batch} per rank (weak scaling), {link.name}"
         if not errors:
             lines.append(f"{asked}: no cell could be held out to check a forecast on; measure 2 ranks or more")
         elif max(errors) > TRUSTED:
@@ -179,8 +179,8 @@ def _sentence(results: StudyResults) -> str | None:
     if ahead := answer.forecasts[:1]:
         share = ahead[0].exposed / ahead[0].step
         text += (
-            f"; {ahead[0].link.group(ahead[0].world_size)} that compute as fast as these would wait for communication "
-            f"{percent(share, 0)} % of a step"
+            f"; in weak scaling, {ahead[0].link.group(ahead[0].world_size)} that compute as fast as these would wait "
+            f"for communication {percent(share, 0)} % of a step"
         )
     return text + (f"; {lines}." if lines else ".")
 
@@ -242,14 +242,19 @@ def _content(results: StudyResults) -> Content:
     if answer.held_out:
         listed.append(forecast_table(answer.held_out, "Cells that were held out, forecast from the others"))
     if answer.forecasts:
-        listed.append(forecast_table(answer.forecasts, "More ranks, each with cores of its own, over the same link"))
+        listed.append(
+            forecast_table(
+                answer.forecasts,
+                "More ranks at the same batch per rank (weak scaling), each with cores of its own, over the same link",
+            )
+        )
     if answer.given_link and results.config.link is not None:
         given = results.config.link
         listed.append(
             forecast_table(
                 answer.given_link,
                 f"Over a link of {fixed(1e6 * given.latency, 0)} µs and {fixed(8e-6 * given.bytes_per_second, 0)} "
-                "Mbit/s, as given and not measured, each rank with cores of its own",
+                "Mbit/s, as given and not measured: weak scaling, each rank with cores of its own",
             )
         )
     return Content(

@@ -360,11 +360,11 @@ def speedup_plot(results: StudyResults) -> Drawing | None:
         for several in (False, True):
             rows = [r for r in speed if r.scaling == scaling and r.speedup is not None and (r.hosts > 1) == several]
             name = f"{scaling}, several hosts" if several else scaling
-            if rows or not several:
+            if rows:
                 points = ((float(r.world_size), r.speedup.mean) for r in rows if r.speedup)
                 lines.append((name, sorted([(1.0, 1.0), *points])))
     most = max((row.world_size for row in speed), default=1)
-    if most == 1:
+    if most == 1 or not lines:
         return None
     spoken = "; ".join(f"{name} {', '.join(f'{fixed(y, 2)} at {x:.0f}' for x, y in line)}" for name, line in lines)
     sizes = sorted({row.world_size for row in speed})

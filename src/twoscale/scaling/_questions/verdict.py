@@ -104,8 +104,8 @@ def _conclusion(n: RankGroup, found: Division) -> str:
     total = loss.mean - unexplained
     if efficiency > 2 - _SCALES:
         return (
-            f"At {n} a step was faster than on one, {efficiency:.0%} of its speed, which no scaling explains; "
-            "measure again on a quieter machine, or more launches."
+            f"At {n}, in weak scaling, a step was faster than on one, {efficiency:.0%} of its speed, which no scaling "
+            "explains; measure again on a quieter machine, or more launches."
         )
     if efficiency >= _SCALES:
         return f"Weak scaling does not stop at {n}: a step keeps {efficiency:.0%} of its speed."

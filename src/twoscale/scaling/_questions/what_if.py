@@ -72,7 +72,7 @@ def what_ifs(arms: Sequence[ArmsAt], group: RankGroup, batch_size: int, model: L
 def what_if_table(rows: Sequence[WhatIf]) -> Table:
     """Return one row per change."""
     return table(
-        "What would help: one thing changed, by the fitted line where nothing else is stated",
+        "What would help a step of weak scaling: one thing changed, by the fitted line where nothing else is stated",
         [text_column("With"), Column("Step", "ms"), Column("Saved per step", "ms"), Column("Images per second", "%")],
         [
             [
