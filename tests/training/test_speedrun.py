@@ -18,6 +18,7 @@ import twoscale
 from tests import sweep
 from tests.training.made_up import Normed, Plain, dataset_of, seeded
 from twoscale import data, models, training
+from twoscale._cli.train import _summary
 from twoscale._verification import verify
 from twoscale.data import Dataset
 from twoscale.errors import ConfigurationError
@@ -202,6 +203,18 @@ def test_operations_are_those_that_pytorch_counts(dataset: Dataset, monkeypatch:
     assert counted[3] > counted[4] > counted[8] > 0
     forward = 2 * (4 * 49 * 75 + 10 * 196)
     assert counted[4] == 35 * (forward + 2 * 10 * 196)  # no more than the last layer's weights
+
+
+def test_the_command_names_updates_and_operations_to_94_percent(dataset: Dataset, tmp_path: Path) -> None:
+    record = run(dataset).record
+    assert "94%" not in _summary(record, 37, tmp_path)
+    epochs = tuple(
+        replace(epoch, accuracy=accuracy) for epoch, accuracy in zip(record.epochs, (0.93, 0.94, 0.95), strict=True)
+    )
+    good = replace(record, config=replace(record.config, data="cifar10"), epochs=epochs)
+    expected = f"94% first measured after epoch 2: 6 mini-batches, {epochs[1].training_flops:.3g} floating-point"
+    assert expected in _summary(good, 37, tmp_path)
+    assert "94%" not in _summary(replace(good, epochs=epochs[:1]), 37, tmp_path)
 
 
 @pytest.mark.parametrize(
