@@ -145,6 +145,7 @@ def test_the_command_line_evaluates_verifies_exports_and_inspects(bare: Environm
     assert bare.run("twoscale", "--help").returncode == 0
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("words", "start"),
     [
@@ -173,6 +174,7 @@ def test_onnxruntime_has_an_extra_of_its_own(bare: Environment) -> None:
     assert done.stderr.rstrip().endswith("install it with: pip install 'twoscale[onnxruntime]'")
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     "code",
     [

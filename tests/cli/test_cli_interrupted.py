@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests import sweep
+
 Run = Callable[..., Any]
 Refused = Callable[..., str]
 
@@ -34,7 +36,7 @@ def interrupt_at_call(number: int, function: Callable[..., Any]) -> Callable[...
     return interrupted
 
 
-@pytest.mark.sweep(1)
+@pytest.mark.skipif(not sweep.whole(), reason="takes half a minute: --sweep all runs it")
 @pytest.mark.parametrize(
     ("place", "number"),
     [
@@ -108,6 +110,7 @@ main(sys.argv[2:])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="without locks nothing is removed")
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("words", "call"),
     [

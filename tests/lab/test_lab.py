@@ -262,6 +262,7 @@ def test_what_the_questions_ask_is_measured(lab: Lab) -> None:
     assert with_bias.product_of_scales == pytest.approx(np.prod(scales))
 
 
+@pytest.mark.skipif(not sweep.whole(), reason="takes ten seconds: --sweep all runs it")
 def test_one_residual_network_in_one_scheme(tmp_path: Path) -> None:
     done = run_lab(
         LabConfig(out=tmp_path, calibration_images=20, models=("resnet8",), schemes=("course",), bits=(4,), seed=1)

@@ -82,11 +82,8 @@ def test_it_says_how_long_and_how_far(learned: tuple[nn.Module, IntegerNetwork, 
 
 
 def test_the_same_again(learned: tuple[nn.Module, IntegerNetwork, list[str]]) -> None:
-    again, other = (
-        twoscale.learn_rounding(small_cnn(), [CALIBRATION], scheme=FEW, how=dataclasses.replace(BRIEF, seed=seed))
-        for seed in (0, 1)
-    )
-    assert learned[1].fingerprint == again.fingerprint != other.fingerprint
+    again = twoscale.learn_rounding(small_cnn(), [CALIBRATION], scheme=FEW, how=BRIEF)
+    assert learned[1].fingerprint == again.fingerprint
 
 
 def test_what_learning_spoils_is_not_kept() -> None:

@@ -10,6 +10,7 @@ import pytest
 from tyro.extras import SubcommandApp
 
 import twoscale
+from tests import sweep
 from twoscale import _cli as cli
 from twoscale import data, training
 from twoscale._cli.evaluate import eval_command
@@ -82,6 +83,7 @@ def test_options_without_effect_are_said(command: Any, tmp_path: Path, capsys: p
     assert "no effect" not in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not sweep.whole(), reason="takes seconds: --sweep all runs it")
 def test_training_with_integers(command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     how = "--batch-size 64 --optimizer adamw --lr 0.001 --epochs 1"
     command(f"train net -o {tmp_path}/float {how}")
