@@ -96,6 +96,15 @@ def test_what_learning_spoils_is_not_kept() -> None:
     assert network.fingerprint == plain.fingerprint
 
 
+def test_factors_moved_between_branches_are_recorded() -> None:
+    """verify compares channels with the model's by them."""
+    graph = float_graph(small_cnn(), CALIBRATION, FEW)
+    graph = dataclasses.replace(graph, branch_factors={"conv1": 0.5})
+    how = LearnedRounding(iterations=1, distillation=0)
+    network = learned_rounding.learn_network(graph, profile(graph, [CALIBRATION]), CALIBRATION, FEW, how)
+    assert network.metadata["branch_factors"] == dict(graph.branch_factors)
+
+
 def test_blocks_are_cut_where_one_tensor_connects() -> None:
     graph = float_graph(residual_model(2), CALIBRATION)
     blocks = blocks_of(graph)

@@ -264,15 +264,15 @@ def budget_of(max_ram: str | None, max_flash: str | None) -> Budget:
     )
 
 
-def parse_bits(option: str, text: str, least: int) -> tuple[int, ...]:
+def parse_bits(option: str, text: str) -> tuple[int, ...]:
     """Return the numbers of bits in a list such as 2,3,4.
 
     Raises:
-        ConfigurationError: something else, or a number outside ``least`` to 8.
+        ConfigurationError: something else, or a number outside 2 to 8.
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words or not all(word.isdecimal() and least <= int(word) <= 8 for word in words):
-        raise ConfigurationError(f"{option} is {text}; expected numbers from {least} to 8 with commas, e.g. 4,6")
+    if not words or not all(word.isdecimal() and 2 <= int(word) <= 8 for word in words):
+        raise ConfigurationError(f"{option} is {text}; expected numbers from 2 to 8 with commas, e.g. 4,6")
     return tuple(int(word) for word in words)
 
 

@@ -46,7 +46,7 @@ def lab_command(
     from twoscale._lab import LabConfig, run_lab
 
     at_least_one("--calibration-images", calibration_images)
-    chosen: dict[str, Any] = {"bits": parse_bits("--bits", bits, 2)}
+    chosen: dict[str, Any] = {"bits": parse_bits("--bits", bits)}
     if model is not None:
         chosen["models"] = (model,)
     if scheme != "both":

@@ -110,8 +110,8 @@ def sensitivity_command(
     """
     at_least_one("--max-samples", max_samples)
     at_least_one("--calibration-images", calibration_images)
-    weights = parse_bits("--bits", bits, 2)
-    activations = () if activation_bits == "none" else parse_bits("--activation-bits", activation_bits, 2)
+    weights = parse_bits("--bits", bits)
+    activations = () if activation_bits == "none" else parse_bits("--activation-bits", activation_bits)
     size = None if budget is None else parse_size("--budget", budget)
     flash = None if max_flash is None else parse_memory("--max-flash", max_flash)
     for_target = flash is not None or max_instructions is not None

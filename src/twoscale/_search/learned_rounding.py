@@ -34,14 +34,10 @@ from twoscale._ir.float_module import GraphModule
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.interpreter import interpret
 from twoscale._progress import report
-from twoscale._quantization.build import build
-from twoscale._quantization.corrections import correct
-from twoscale._quantization.layer_bits import with_layer_bits
-from twoscale._quantization.plan import make_plan
-from twoscale._quantization.range_tuning import tune_ranges
-from twoscale._quantization.ranges import choose_ranges
+from twoscale._quantization.pipeline import quantize_graph
 from twoscale._quantization.scheme import Scheme
 from twoscale._quantization.trainable import Masks, TrainableNetwork, TrainableWeights
+from twoscale._runtimes.torch import TorchExecutor
 from twoscale._search.blocks import Block, blocks_of
 from twoscale._search.learning import LearnedRounding, Reach
 from twoscale.errors import ConfigurationError
@@ -89,9 +85,7 @@ def learn_network(
     images = images[: images_within(graph, memory, networks=2)]
     if len(images) < 2 * _HELD_OUT:
         raise ConfigurationError(f"learned rounding has {len(images)} images; expected at least {2 * _HELD_OUT}")
-    scheme = with_layer_bits(scheme, graph)
-    plan = make_plan(graph, tune_ranges(choose_ranges(graph, found.statistics, scheme), graph, found, scheme), scheme)
-    first = correct(build(plan), plan, found.samples_nchw, memory=memory)
+    first = quantize_graph(graph, found, scheme, memory=memory)
     trainable = TrainableNetwork(first, graph, scheme)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)
@@ -151,8 +145,6 @@ class _Learner:
 
     def error_of(self, network: IntegerNetwork) -> float:
         """Return the mean squared error of a network's logits over the held-out images."""
-        from twoscale._runtimes.torch import TorchExecutor
-
         images = self.images[self.held_out]
         found = TorchExecutor(network).run(images.contiguous().numpy(), {network.output})[network.output]
         real = torch.from_numpy(network.logits(found))
@@ -185,21 +177,31 @@ class _Learner:
         self, block: Block, layers: Sequence[n.Layer], weights: Sequence[TrainableWeights], target: torch.Tensor
     ) -> None:
         trainable, how = self.trainable, self.how
-        optimizer = self._optimizer(weights, [layer.name for layer in layers], how.iterations, how.block_reach)
-        rates = [float(group["lr"]) for group in optimizer.param_groups]
         name = block.names[-1]
-        for iteration in range(how.iterations):
-            self._fade(optimizer, rates, iteration / how.iterations)
+
+        def loss() -> torch.Tensor:
             chosen = self._batch()
             x = self.integer[chosen].float()
             if self.mixes is not None:
                 x.lerp_(trainable.steps(block.source, self.real[chosen]), self.mixes.like(x))
             y = trainable.run(layers, {block.source: x}, [name], self.rounds)[name]
-            loss = (trainable.real(name, y) - target[chosen]).square().sum(1).mean()
+            return (trainable.real(name, y) - target[chosen]).square().sum(1).mean()
+
+        optimizer = self._optimizer(weights, block.names, how.iterations, how.block_reach)
+        self._minimize(loss, optimizer, how.iterations, "learning blocks")
+
+    def _minimize(
+        self, loss: Callable[[], torch.Tensor], optimizer: torch.optim.Adam, iterations: int, what: str
+    ) -> None:
+        """Take steps with rates that fade by a cosine."""
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        for iteration in range(iterations):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * iteration / iterations))
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            self._step("learning blocks")
+            self._step(what)
 
     def _optimizer(
         self, weights: Sequence[TrainableWeights], names: Sequence[str], iterations: int, reach: Reach
@@ -217,29 +219,22 @@ class _Learner:
             groups.append({"params": scales, "lr": each * reach.scale})
         return torch.optim.Adam(groups)
 
-    @staticmethod
-    def _fade(optimizer: torch.optim.Adam, rates: Sequence[float], share: float) -> None:
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * share))
-
     def _distill(self, target: torch.Tensor) -> None:
         """Learn everything together for the least error of the logits, and keep it where the integers are better."""
         trainable, how = self.trainable, self.how
         kept, before = trainable.state(), self.error_of(trainable.to_network())
         for one in trainable.all_weights():
             one.recenter()
+        power = target.square().mean()
+
+        def loss() -> torch.Tensor:
+            chosen = self._batch()
+            error: torch.Tensor = (trainable(self.images[chosen]) - target[chosen]).square().mean() / power
+            return error
+
         names = [layer.name for layer in trainable.network]
         optimizer = self._optimizer(trainable.all_weights(), names, how.distillation, how.network_reach)
-        rates = [float(group["lr"]) for group in optimizer.param_groups]
-        power = target.square().mean()
-        for iteration in range(how.distillation):
-            self._fade(optimizer, rates, iteration / how.distillation)
-            chosen = self._batch()
-            loss = (trainable(self.images[chosen]) - target[chosen]).square().mean() / power
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            self._step("learning the network")
+        self._minimize(loss, optimizer, how.distillation, "learning the network")
         if self.error_of(trainable.to_network()) >= before:
             trainable.restore(kept)
 
