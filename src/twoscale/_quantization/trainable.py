@@ -46,7 +46,7 @@ _INSIDE = 0.1
 """How far, in steps, a weight may begin from the integer to which it rounds.
 
 The first steps of Adam move every parameter alike, whatever its gradient. Weights that begin at the edge between two
-integers would then change by thousands at once: with 0.45, the error of ResNet-8 at W2A2 rose eightfold in the first 40
+integers would then change by thousands at once: with 0.45, the error of ResNet-8 at W2A2 rose sevenfold in the first 40
 iterations, and 200 more did not make up for it.
 """
 
