@@ -3,7 +3,7 @@
     make bench-engine                      # makes its own environment the first time; --isa all
     make bench-engine-large                # 224×224
     python -m benchmarks.engine [--cases small|large] [--isa avx512vnni|avxvnni|avx2|all] [--models DIR] [--rows TEXT]
-                                [--rounds 11] [--no-record]
+                                [--rounds 11] [--no-record] [--prepare]
     python -m benchmarks.engine --table    # the recorded figures as a table; also with --cases and --isa
 
 One process holds every runtime. In each round each of them runs in turn for a moment, so that all share whatever else
@@ -12,9 +12,9 @@ own ratios. All are called from Python with the batch as a NumPy array; for Lite
 processor's limit is measured in the same rounds, and the best of it counts. Before any clock starts, the engine's
 integers are compared with the reference's.
 
-With ``--isa`` every runtime sees a processor without the instruction sets that are better: a preloaded library answers
-CPUID (peers/hide.c). This needs Linux, x86 and a processor that can fault on CPUID. ``--isa all`` measures with every
-instruction set, then with each of these as the best.
+With ``--isa`` every runtime sees a processor without the instruction sets that are better (peers/hide.py), which needs
+Linux on x86-64. ``--isa all`` measures with every instruction set, then with each of these as the best. ``--prepare``
+only makes the files of the networks, which takes most of the time and need not be done on an idle machine.
 
 DIR may hold published weights, NAME-*.safetensors, and a published LiteRT file; TWOSCALE_BENCH_MODELS names it too.
 Without it weights are random: that changes no speed.
@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common import RESULTS, write_result
 from benchmarks.peers.build import LARGE, NETWORKS, Files
+from benchmarks.peers.hide import hidden_environment, loaded_libraries, unhidden_libraries
 from benchmarks.peers.run import Peak, Side, peers
 from twoscale._environment import Environment, load_average
 from twoscale._files import read_record
@@ -342,12 +343,13 @@ def chosen(cases: str, isa: str | None, rows: str | None) -> Iterable[Case]:
     return [case for case in found if rows is None or f"{case[0]} {case[1]} {case[2]}".startswith(rows)]
 
 
-def hide_better(isa: str) -> None:
+def hide_better(isa: str, case: Case, files: Files, models: Path | None) -> None:
     """Start this program again, on a processor that seems to have nothing better than ``isa``."""
-    source, library = Path(__file__).parent / "peers" / "hide.c", WORK / "hide.so"
-    WORK.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-    environment = {**os.environ, "LD_PRELOAD": str(library), "BEST_ISA": isa}
+    name, batch, threads = case
+    for side in peers(name, files, np.load(files.images)[:batch], threads, models, hides=True):
+        side.call()  # loads all libraries
+    Peak(WORK)
+    environment = hidden_environment(WORK, isa, loaded_libraries())
     os.execve(sys.executable, [sys.executable, "-m", "benchmarks.engine", *sys.argv[1:]], environment)
 
 
@@ -368,6 +370,7 @@ def main() -> None:
     parser.add_argument(
         "--table", action="store_true", help="print the recorded figures as a table, and measure nothing"
     )
+    parser.add_argument("--prepare", action="store_true", help="make the files of the networks, and measure nothing")
     arguments = parser.parse_args()
     if arguments.isa == "all":
         for isa in ("best", *ISAS):
@@ -383,9 +386,11 @@ def main() -> None:
         return
     cases = list(chosen(arguments.cases, arguments.isa, arguments.rows))
     files = {name: prepare(name, arguments.models) for name in NETWORKS if name in {case[0] for case in cases}}
+    if arguments.prepare:
+        return
     if arguments.isa and os.environ.get("BEST_ISA") != arguments.isa:
-        hide_better(arguments.isa)
-    os.environ.pop("LD_PRELOAD", None)  # not for compilers, which handle the signal themselves
+        hide_better(arguments.isa, cases[0], files[cases[0][0]], arguments.models)
+    os.environ.pop("LD_AUDIT", None)  # not for compilers
     load_at_start = load_average()
     peak = Peak(WORK)
     if arguments.isa and peak.instruction != ISAS[arguments.isa]:
@@ -394,6 +399,8 @@ def main() -> None:
     for case in cases:
         results.append(measure(case, files[case[0]], arguments.models, arguments.rounds, peak, arguments.isa))
         print(show(results[-1]), flush=True)
+    if arguments.isa and (others := unhidden_libraries(WORK)):
+        raise SystemExit(f"{others[0]} executes CPUID, and is loaded too late to hide instruction sets from it")
     limits = {threads: max(c.peak_gmacs for c in results if c.threads == threads) for _, _, threads in cases}
     results = [with_peak(case, limits[case.threads]) for case in results]
     record = Results(

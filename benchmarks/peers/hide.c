@@ -1,18 +1,24 @@
-/* LD_PRELOAD: this process sees a CPU whose best instruction set for 8-bit products is BEST_ISA, "avx512vnni",
- * "avxvnni" or "avx2". Every CPUID raises a signal (arch_prctl, ARCH_SET_CPUID), whose handler executes it and removes features from the answer. */
+/* LD_AUDIT: this process sees a CPU whose best instruction set for 8-bit products is BEST_ISA, "avx512vnni", "avxvnni" or
+ * "avx2". The file CPUID_SITES names libraries, and the addresses of their CPUID instructions (hide.py). When a library is
+ * loaded, before its constructors run, each CPUID becomes a UD2; the handler of its signal executes CPUID and removes
+ * features from the answer. */
 #define _GNU_SOURCE
-#include <dlfcn.h>
+#include <limits.h>
+#include <link.h>
 #include <signal.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
+#include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
 
-enum { SET_CPUID = 0x1012, MAY_EXECUTE = 1, FAULTS = 0 };
+enum { MOST_SITES = 4096, CPUID = 0xa2, UD2 = 0x0b }; /* the second bytes of the instructions; the first is 0x0f */
 
-static int hides, keeps_avx512, keeps_vnni;
+static const uint8_t *sites[MOST_SITES];
+static size_t count;
+static int keeps_avx512, keeps_vnni;
 
 /* Bits of a register. */
 #define BIT(n) (1u << (n))
@@ -50,19 +56,31 @@ static void answer(uint32_t leaf, uint32_t part, uint32_t r[4])
     }
 }
 
+static void stop(const char *why, const char *what)
+{
+    fprintf(stderr, "hide: %s %s\n", why, what);
+    _exit(99);
+}
+
+static int is_site(const uint8_t *code)
+{
+    for (size_t i = 0; i < count; i++)
+        if (sites[i] == code)
+            return 1;
+    return 0;
+}
+
 static void handler(int number, siginfo_t *info, void *context)
 {
     greg_t *const registers = ((ucontext_t *)context)->uc_mcontext.gregs;
-    const uint8_t *const code = (const uint8_t *)registers[REG_RIP];
     uint32_t r[4];
 
-    if (info->si_code != SI_KERNEL || code[0] != 0x0f || code[1] != 0xa2) { /* not CPUID: a real fault */
+    (void)info;
+    if (!is_site((const uint8_t *)registers[REG_RIP])) { /* the program's own: it ends when the instruction is repeated */
         (void)signal(number, SIG_DFL);
         return;
     }
-    (void)syscall(SYS_arch_prctl, SET_CPUID, MAY_EXECUTE);
     answer((uint32_t)registers[REG_RAX], (uint32_t)registers[REG_RCX], r);
-    (void)syscall(SYS_arch_prctl, SET_CPUID, FAULTS);
     registers[REG_RAX] = r[0];
     registers[REG_RBX] = r[1];
     registers[REG_RCX] = r[2];
@@ -70,35 +88,58 @@ static void handler(int number, siginfo_t *info, void *context)
     registers[REG_RIP] += 2;
 }
 
-/* Programs must not replace the handler. */
-int sigaction(int number, const struct sigaction *act, struct sigaction *old)
+static void replace(uint8_t *code, const char *path)
 {
-    int (*const original)(int, const struct sigaction *, struct sigaction *) =
-        (int (*)(int, const struct sigaction *, struct sigaction *))dlsym(RTLD_NEXT, "sigaction");
+    const uintptr_t page = (uintptr_t)code & ~(uintptr_t)4095;
+    const size_t length = (uintptr_t)code + 2 - page;
 
-    if (number != SIGSEGV || !hides || act == NULL)
-        return original(number, act, old);
-    if (old != NULL)
-        memset(old, 0, sizeof *old);
-    return 0;
+    if (code[0] != 0x0f || code[1] != CPUID || count == MOST_SITES)
+        stop("there is another instruction, or there are too many, in", path);
+    if (mprotect((void *)page, length, PROT_READ | PROT_WRITE | PROT_EXEC) != 0)
+        stop("cannot change", path);
+    code[1] = UD2;
+    (void)mprotect((void *)page, length, PROT_READ | PROT_EXEC);
+    sites[count++] = code;
 }
 
-__attribute__((constructor(101))) static void begin(void)
+unsigned int la_version(unsigned int version)
 {
-    static const char refused[] = "hide: this CPU cannot fault on CPUID\n";
     const char *const best = getenv("BEST_ISA");
     struct sigaction act;
 
     if (best == NULL)
-        return;
+        return 0;
     keeps_avx512 = strcmp(best, "avx512vnni") == 0;
     keeps_vnni = strcmp(best, "avxvnni") == 0;
     memset(&act, 0, sizeof act);
     act.sa_sigaction = handler;
     act.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
-    if (sigaction(SIGSEGV, &act, NULL) != 0 || syscall(SYS_arch_prctl, SET_CPUID, FAULTS) != 0) {
-        (void)!write(STDERR_FILENO, refused, sizeof refused - 1);
-        _exit(99);
+    if (sigaction(SIGILL, &act, NULL) != 0)
+        stop("cannot handle", "SIGILL");
+    return version;
+}
+
+/* Called for each library. A line of the file is an address in hexadecimal, relative to where the library is loaded, and
+ * the library's path. */
+unsigned int la_objopen(struct link_map *map, Lmid_t space, uintptr_t *cookie)
+{
+    char path[PATH_MAX], line[PATH_MAX + 32];
+    FILE *file;
+
+    (void)cookie;
+    if (space != LM_ID_BASE || realpath(map->l_name, path) == NULL)
+        return 0;
+    file = fopen(getenv("CPUID_SITES"), "r");
+    if (file == NULL)
+        stop("cannot read", "CPUID_SITES");
+    while (fgets(line, sizeof line, file) != NULL) {
+        char *rest;
+        const uintptr_t address = strtoull(line, &rest, 16);
+
+        rest[strcspn(rest, "\n")] = 0;
+        if (strcmp(rest + 1, path) == 0)
+            replace((uint8_t *)map->l_addr + address, path);
     }
-    hides = 1;
+    fclose(file);
+    return 0;
 }
