@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.calls import Call, Operand
 from twoscale._codegen.c.cortex_m import kernels as k
-from twoscale._codegen.c.portable.calls import PortableCalls, folded_biases
+from twoscale._codegen.c.portable.calls import PortableCalls, bounds, folded_biases, operands, residual, window_sizes
+from twoscale._codegen.c.portable.parameters import ConvolutionParams
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT, REQUANTIZE_SHIFT
 from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["FasterWithDsp", "sums_clamp"]
+__all__ = ["FasterWithDsp", "as_one_row", "sums_clamp"]
+
+_Params = TypeVar("_Params", bound=ConvolutionParams)
 
 _LARGEST_WINDOWS = 9216
 """Most bytes of the stack for the widened bytes of four windows."""
@@ -103,10 +107,10 @@ def sums_clamp(network: IntegerNetwork, layer: n.Conv2d, bits: int) -> bool:
     return fits and (bound < limit or (limit - 1) * int(multiplier.integers.min()) - added >= beyond)
 
 
-def _as_one_row(params: k.Conv2dHalvesParams) -> k.Conv2dHalvesParams:
+def as_one_row(params: _Params) -> _Params:
     """Return a convolution of single pixels as one of a single row, which has more whole tiles."""
-    window = (params.kernel_h, params.kernel_w, params.stride_h, params.stride_w, params.pad_top, params.pad_left)
-    if window != (1, 1, 1, 1, 0, 0) or (params.in_h, params.in_w) != (params.out_h, params.out_w):
+    window = (params.kernel_h, params.kernel_w, params.stride_h, params.stride_w)
+    if window != (1, 1, 1, 1) or (params.in_h, params.in_w) != (params.out_h, params.out_w):
         return params
     pixels = params.in_h * params.in_w
     return replace(params, in_h=1, in_w=pixels, out_h=1, out_w=pixels)
@@ -131,7 +135,7 @@ class FasterWithDsp:
                 return None if depthwise is None else (k.DepthwiseHalves(*depthwise),)
             case n.Conv2d():
                 made = self._convolution(calls, layer)
-                return None if made is None else (k.Conv2dHalves(_as_one_row(made[0]), *made[1:]),)
+                return None if made is None else (k.Conv2dHalves(as_one_row(made[0]), *made[1:]),)
             case n.MaxPool2d():
                 return (k.MaxPool2dBytes(*calls.max_pool(layer)),)
             case n.Linear():
@@ -168,35 +172,21 @@ class FasterWithDsp:
         halves = _halves_of(rows, folded_biases(layer, x.zero))
         if halves is None or 16 * halves.words.shape[1] > _LARGEST_WINDOWS:
             return None
-        residual = layer.residual_multiplier
-        added = 255 * int(residual.integers[0]) if residual is not None else 0
-        bound = int(layer.partial_bound(x.spec).max(initial=0))
+        bound, added = bounds(layer, x)
         params = k.Conv2dHalvesParams(
-            in_h=x.spec.shape[1],
-            in_w=x.spec.shape[2],
+            **window_sizes(layer, x),
             in_c=in_c,
-            out_h=layer.output.shape[1],
-            out_w=layer.output.shape[2],
             out_c=out_c,
-            kernel_h=kernel_h,
-            kernel_w=kernel_w,
-            stride_h=layer.stride[0],
-            stride_w=layer.stride[1],
             dilation_h=layer.dilation[0],
-            pad_top=layer.padding[0],
-            pad_left=layer.padding[1],
-            in_zero=x.zero,
             words=halves.words.shape[1],
             part=halves.part,
             weight=calls.constants.add("weight", "int32_t", halves.words, halves.words.shape),
             bias=calls.constants.add("bias", "int32_t", halves.biases, halves.biases.shape),
-            residual_zero=None if residual is None else others[0].zero,
-            residual_multiplier=None if residual is None else int(residual.integers[0]),
+            **residual(layer, others),
             clamp_bits=self.clamp_bits if sums_clamp(self.network, layer, self.clamp_bits) else None,
             to=calls.requantization(layer, layer.multiplier, bound, added),
         )
-        joins = None if residual is None else Operand(others[0].name)
-        return params, Operand(x.name), joins, Operand(layer.name)
+        return params, *operands(layer)
 
     def _depthwise(
         self, calls: PortableCalls, layer: n.Conv2d
@@ -217,22 +207,12 @@ class FasterWithDsp:
         words = (fours[:, 2:] * 65536 + (fours[:, :2] & 0xFFFF)).transpose(0, 2, 1).astype(np.int32)
         even = np.zeros(len(padded), np.int32)
         even[:channels] = biases
-        bound = int(layer.partial_bound(x.spec).max(initial=0))
+        bound, _ = bounds(layer, x)
         params = k.DepthwiseHalvesParams(
-            in_h=x.spec.shape[1],
-            in_w=x.spec.shape[2],
+            **window_sizes(layer, x),
             channels=channels,
-            out_h=layer.output.shape[1],
-            out_w=layer.output.shape[2],
-            kernel_h=kernel_h,
-            kernel_w=kernel_w,
-            stride_h=layer.stride[0],
-            stride_w=layer.stride[1],
             dilation_h=layer.dilation[0],
             dilation_w=layer.dilation[1],
-            pad_top=layer.padding[0],
-            pad_left=layer.padding[1],
-            in_zero=x.zero,
             weight=calls.constants.add("weight", "int32_t", words, words.shape),
             bias=calls.constants.add("bias", "int32_t", even, even.shape),
             clamp_bits=self.clamp_bits if sums_clamp(self.network, layer, self.clamp_bits) else None,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.calls import Call, Inline, Operand
 from twoscale._codegen.c.cortex_m import kernels as k
-from twoscale._codegen.c.cortex_m.dsp import FasterWithDsp
-from twoscale._codegen.c.portable.calls import PortableCalls, folded_biases
-from twoscale._codegen.c.portable.kernels import Add, AddParams, Requantization
+from twoscale._codegen.c.cortex_m.dsp import FasterWithDsp, as_one_row
+from twoscale._codegen.c.portable.calls import PortableCalls, bounds, folded_biases, operands, residual, window_sizes
+from twoscale._codegen.c.portable.parameters import Add, AddParams, Requantization
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT, REQUANTIZE_SHIFT
 
@@ -47,15 +45,6 @@ def _fits(sum_of: AddParams) -> bool:
     return factor * 255 * (sum_of.a_multiplier + sum_of.b_multiplier) + (257 << REQUANTIZE_SHIFT) < 2**31
 
 
-def _as_one_row(params: k.Conv2dHeliumParams) -> k.Conv2dHeliumParams:
-    """Return a convolution of single pixels as one of a single row, which has more whole tiles."""
-    window = (params.kernel_h, params.kernel_w, params.stride_h, params.stride_w)
-    if window != (1, 1, 1, 1) or (params.in_h, params.in_w) != (params.out_h, params.out_w):
-        return params
-    pixels = params.in_h * params.in_w
-    return replace(params, in_h=1, in_w=pixels, out_h=1, out_w=pixels)
-
-
 class FasterWithHelium(FasterWithDsp):
     """Computes convolutions and linear layers with products of bytes, and other layers with the DSP extension."""
 
@@ -67,7 +56,7 @@ class FasterWithHelium(FasterWithDsp):
                     return (k.DepthwiseHelium(*depthwise),)
             case n.Conv2d():
                 if (made := self._of(calls, layer)) is not None:
-                    return (k.Conv2dHelium(_as_one_row(made[0]), *made[1:]),)
+                    return (k.Conv2dHelium(as_one_row(made[0]), *made[1:]),)
             case n.MaxPool2d():
                 return (k.MaxPool2dHelium(*calls.max_pool(layer)),)
             case n.Table():
@@ -143,20 +132,10 @@ class FasterWithHelium(FasterWithDsp):
         weight = layer.weight.reshape(-1, 8, taps).transpose(0, 2, 1)
         y = calls.tensor(layer)
         params = k.DepthwiseHeliumParams(
-            in_h=x.spec.shape[1],
-            in_w=x.spec.shape[2],
+            **window_sizes(layer, x),
             channels=channels,
-            out_h=layer.output.shape[1],
-            out_w=layer.output.shape[2],
-            kernel_h=kernel_h,
-            kernel_w=kernel_w,
-            stride_h=layer.stride[0],
-            stride_w=layer.stride[1],
             dilation_h=layer.dilation[0],
             dilation_w=layer.dilation[1],
-            pad_top=layer.padding[0],
-            pad_left=layer.padding[1],
-            in_zero=x.zero,
             weight=calls.constants.add("weight", "int8_t", weight, weight.shape),
             each=calls.constants.add("each", "int32_t", each, each.shape),
             clamp_bits=clamp_bits or None,
@@ -172,10 +151,9 @@ class FasterWithHelium(FasterWithDsp):
         """Return the arguments of a convolution, or None if the kernel cannot compute it."""
         x, *others = calls.arrangement.inputs(layer)
         out_c, in_c, kernel_h, kernel_w = layer.weight.shape
-        _, in_h, in_w = x.spec.shape
-        _, out_h, out_w = layer.output.shape
+        out_w = layer.output.shape[2]
         single = kernel_h * kernel_w == 1
-        to, residual, integers, clamp_bits = self._in_halves(calls, layer)
+        to, factor, integers, clamp_bits = self._in_halves(calls, layer)
         by_columns = clamp_bits is not None and in_c % 16 == 0 and kernel_w == 3 and layer.stride[1] in (1, 2)
         columns = (-(-out_w // 4) * 4 - 1) * layer.stride[1] + kernel_w
         sixteens = -(-kernel_h * kernel_w * in_c // 16)
@@ -198,47 +176,33 @@ class FasterWithHelium(FasterWithDsp):
         channels[:out_c, 1] = integers
         by_pairs = channels.reshape(-1, 2, 2).transpose(0, 2, 1)
         params = k.Conv2dHeliumParams(
-            in_h=in_h,
-            in_w=in_w,
+            **window_sizes(layer, x),
             in_c=in_c,
-            out_h=out_h,
-            out_w=out_w,
             out_c=out_c,
-            kernel_h=kernel_h,
-            kernel_w=kernel_w,
-            stride_h=layer.stride[0],
-            stride_w=layer.stride[1],
-            pad_top=layer.padding[0],
-            pad_left=layer.padding[1],
-            in_zero=x.zero,
             sixteens=sixteens,
             columns=columns if by_columns else None,
             row_bytes=row_bytes,
             weight=calls.constants.add("weight", "int8_t", arranged, arranged.shape),
             channels=calls.constants.add("channels", "int32_t", by_pairs, by_pairs.shape),
-            residual_zero=None if residual is None else others[0].zero,
-            residual_multiplier=residual,
+            **residual(layer, others, factor),
             in_halves=None if clamp_bits is None else 1,
             clamp_bits=clamp_bits or None,
             to=to,
         )
-        joins = None if residual is None else Operand(others[0].name)
-        return params, Operand(x.name), joins, Operand(layer.name)
+        return params, *operands(layer)
 
     def _in_halves(
         self, calls: PortableCalls, layer: n.Conv2d
-    ) -> tuple[Requantization, int | None, NDArray[np.int64] | int, int | None]:
+    ) -> tuple[Requantization, int, NDArray[np.int64] | int, int | None]:
         """Return how a convolution's sums become its output.
 
         Returns:
-            its requantization, without multipliers if these are in units of 2^-16; its residual's multiplier; these
-            multipliers, 0 if there are none; the bits to which sums may be clamped so that products fit 32 bits, 0 if
-            all do, None if the multipliers are not in these units.
+            its requantization, without multipliers if these are in units of 2^-16; the factor of its residual's
+            multiplier; these multipliers, 0 if there are none; the bits to which sums may be clamped so that products
+            fit 32 bits, 0 if all do, None if the multipliers are not in these units.
         """
-        multiplier, joined = layer.multiplier, layer.residual_multiplier
-        residual = None if joined is None else int(joined.integers[0])
-        added = 255 * (residual or 0)
-        bound = int(layer.partial_bound(calls.arrangement.network.spec(layer.inputs[0])).max(initial=0))
+        multiplier = layer.multiplier
+        bound, added = bounds(layer, calls.arrangement.inputs(layer)[0])
         if isinstance(multiplier, n.Multiplier) and multiplier.shift in (ADD_SHIFT, REQUANTIZE_SHIFT):
             factor = 2 ** (REQUANTIZE_SHIFT - multiplier.shift)
             integers = factor * multiplier.integers
@@ -246,5 +210,5 @@ class FasterWithHelium(FasterWithDsp):
             if bits is not None:
                 y = calls.tensor(layer)
                 to = Requantization(Inline((1,)), None, REQUANTIZE_SHIFT, None, None, y.zero, y.lo, y.hi)
-                return to, None if residual is None else factor * residual, integers, bits
-        return calls.requantization(layer, multiplier, bound, added), residual, 0, None
+                return to, factor, integers, bits
+        return calls.requantization(layer, multiplier, bound, added), 1, 0, None

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from twoscale._codegen.c.common.calls import NULL, Call, Constant, Kernel, Operand, Params
+from twoscale._codegen.c.common.calls import NULL, Call, Constant, Kernel, Params
 from twoscale._codegen.c.portable.kernels import (
     ADD_PARAMS,
+    INLINED,
     KERNELS,
     MAX_POOL2D_PARAMS,
     MULTIPLIER_OF,
@@ -16,11 +17,17 @@ from twoscale._codegen.c.portable.kernels import (
     REQUANTIZE_NARROW,
     ROWS,
     STORE,
-    Add,
     Library,
-    LookUp,
     Macro,
-    MaxPool2dParams,
+)
+from twoscale._codegen.c.portable.parameters import (
+    Add,
+    Convolution,
+    ConvolutionParams,
+    LookUp,
+    MaxPool2d,
+    MaxPool2dRow,
+    OfOne,
     Requantization,
     RowCall,
     tile_definitions,
@@ -56,7 +63,7 @@ __all__ = [
 _FOLDER = "cortex_m"
 _HALVES = Kernel("halves", folder=_FOLDER)
 _HALVES_WINDOW = Kernel("halves_window", (_HALVES,), folder=_FOLDER)
-_REGISTERS = Kernel("registers", folder=_FOLDER)
+_REGISTERS = Kernel("registers", (INLINED,), folder=_FOLDER)
 _HALVES_TILE = Kernel("halves_tile", (_HALVES_WINDOW, _REGISTERS), folder=_FOLDER)
 _HALVES_ROUND = Kernel("halves_round", (_HALVES,), folder=_FOLDER)
 _CONV2D_HALVES_ROW = Kernel(
@@ -87,20 +94,10 @@ _LINEAR_HALVES = Kernel("linear_halves", (_HALVES_WINDOW, STORE), folder=_FOLDER
 
 
 @dataclass(frozen=True)
-class Conv2dHalvesParams(Params):
+class Conv2dHalvesParams(ConvolutionParams):
     """Parameters of a convolution with the DSP extension."""
 
     struct: ClassVar = "conv2d_halves_params"
-    in_h: int
-    in_w: int
-    in_c: int
-    out_h: int
-    out_w: int
-    out_c: int
-    kernel_h: int
-    kernel_w: int
-    stride_h: int
-    stride_w: int
     dilation_h: int
     pad_top: int
     pad_left: int
@@ -115,43 +112,23 @@ class Conv2dHalvesParams(Params):
     to: Requantization
 
 
-@dataclass(frozen=True)
-class Conv2dHalves(Call):
+class Conv2dHalves(Convolution[Conv2dHalvesParams]):
     """A convolution, with or without a residual."""
 
     kernel: ClassVar = _CONV2D_HALVES
-    parameters: Conv2dHalvesParams
-    x: Operand
-    residual: Operand | None
-    y: Operand
 
 
-@dataclass(frozen=True)
-class Conv2dHalvesRow(RowCall):
+class Conv2dHalvesRow(RowCall, Convolution[Conv2dHalvesParams]):
     """One row of a convolution."""
 
     kernel: ClassVar = _CONV2D_HALVES_ROW
-    parameters: Conv2dHalvesParams
-    x: Operand
-    residual: Operand | None
-    y: Operand
 
 
 @dataclass(frozen=True)
-class Conv2dHeliumParams(Params):
+class Conv2dHeliumParams(ConvolutionParams):
     """Parameters of a convolution with Helium."""
 
     struct: ClassVar = "conv2d_helium_params"
-    in_h: int
-    in_w: int
-    in_c: int
-    out_h: int
-    out_w: int
-    out_c: int
-    kernel_h: int
-    kernel_w: int
-    stride_h: int
-    stride_w: int
     pad_top: int
     pad_left: int
     in_zero: int
@@ -167,33 +144,22 @@ class Conv2dHeliumParams(Params):
     to: Requantization
 
 
-@dataclass(frozen=True)
-class Conv2dHelium(Call):
+class Conv2dHelium(Convolution[Conv2dHeliumParams]):
     """A convolution, with or without a residual."""
 
     kernel: ClassVar = _CONV2D_HELIUM
-    parameters: Conv2dHeliumParams
-    x: Operand
-    residual: Operand | None
-    y: Operand
 
 
-@dataclass(frozen=True)
-class Conv2dHeliumRow(RowCall):
+class Conv2dHeliumRow(RowCall, Convolution[Conv2dHeliumParams]):
     """One row of a convolution."""
 
     kernel: ClassVar = _CONV2D_HELIUM_ROW
-    parameters: Conv2dHeliumParams
-    x: Operand
-    residual: Operand | None
-    y: Operand
 
 
 @dataclass(frozen=True)
-class DepthwiseHeliumParams(Params):
-    """Parameters of a depthwise convolution with Helium."""
+class DepthwiseParams(Params):
+    """Sizes of a depthwise convolution, and the positions of its windows."""
 
-    struct: ClassVar = "depthwise_helium_params"
     in_h: int
     in_w: int
     channels: int
@@ -208,6 +174,36 @@ class DepthwiseHeliumParams(Params):
     pad_top: int
     pad_left: int
     in_zero: int
+
+
+@dataclass(frozen=True)
+class DepthwiseHalvesParams(DepthwiseParams):
+    """Parameters of a depthwise convolution with the DSP extension."""
+
+    struct: ClassVar = "depthwise_halves_params"
+    weight: Constant
+    bias: Constant
+    clamp_bits: int | None
+    to: Requantization
+
+
+class DepthwiseHalves(OfOne[DepthwiseHalvesParams]):
+    """A depthwise convolution."""
+
+    kernel: ClassVar = _DEPTHWISE_HALVES
+
+
+class DepthwiseHalvesRow(RowCall, OfOne[DepthwiseHalvesParams]):
+    """One row of a depthwise convolution."""
+
+    kernel: ClassVar = _DEPTHWISE_HALVES_ROW
+
+
+@dataclass(frozen=True)
+class DepthwiseHeliumParams(DepthwiseParams):
+    """Parameters of a depthwise convolution with Helium."""
+
+    struct: ClassVar = "depthwise_helium_params"
     weight: Constant
     each: Constant
     clamp_bits: int | None
@@ -216,146 +212,16 @@ class DepthwiseHeliumParams(Params):
     hi: int
 
 
-@dataclass(frozen=True)
-class DepthwiseHelium(Call):
+class DepthwiseHelium(OfOne[DepthwiseHeliumParams]):
     """A depthwise convolution."""
 
     kernel: ClassVar = _DEPTHWISE_HELIUM
-    parameters: DepthwiseHeliumParams
-    x: Operand
-    y: Operand
 
 
-@dataclass(frozen=True)
-class DepthwiseHeliumRow(RowCall):
+class DepthwiseHeliumRow(RowCall, OfOne[DepthwiseHeliumParams]):
     """One row of a depthwise convolution."""
 
     kernel: ClassVar = _DEPTHWISE_HELIUM_ROW
-    parameters: DepthwiseHeliumParams
-    x: Operand
-    y: Operand
-
-
-@dataclass(frozen=True)
-class LinearHeliumParams(Params):
-    """Parameters of a fully connected layer with Helium."""
-
-    struct: ClassVar = "linear_helium_params"
-    in_count: int
-    out_count: int
-    sixteens: int
-    weight: Constant
-    bias: Constant
-    to: Requantization
-
-
-@dataclass(frozen=True)
-class LinearHelium(Call):
-    """A fully connected layer."""
-
-    kernel: ClassVar = _LINEAR_HELIUM
-    parameters: LinearHeliumParams
-    x: Operand
-    y: Operand
-
-
-@dataclass(frozen=True)
-class AddHelium(Add):
-    """The sum of two tensors, eight bytes at a time."""
-
-    kernel: ClassVar = _ADD_HELIUM
-
-
-@dataclass(frozen=True)
-class LookUpHelium(LookUp):
-    """Any function of one byte, 16 bytes at a time."""
-
-    kernel: ClassVar = _LOOK_UP_HELIUM
-
-
-@dataclass(frozen=True)
-class MaxPool2dHelium(Call):
-    """Maxima over windows, 16 channels at a time."""
-
-    kernel: ClassVar = _MAX_POOL2D_HELIUM
-    parameters: MaxPool2dParams
-    x: Operand
-    y: Operand
-
-
-@dataclass(frozen=True)
-class MaxPool2dHeliumRow(RowCall):
-    """One row of maxima over windows."""
-
-    kernel: ClassVar = _MAX_POOL2D_HELIUM_ROW
-    parameters: MaxPool2dParams
-    x: Operand
-    y: Operand
-
-
-@dataclass(frozen=True)
-class DepthwiseHalvesParams(Params):
-    """Parameters of a depthwise convolution with the DSP extension."""
-
-    struct: ClassVar = "depthwise_halves_params"
-    in_h: int
-    in_w: int
-    channels: int
-    out_h: int
-    out_w: int
-    kernel_h: int
-    kernel_w: int
-    stride_h: int
-    stride_w: int
-    dilation_h: int
-    dilation_w: int
-    pad_top: int
-    pad_left: int
-    in_zero: int
-    weight: Constant
-    bias: Constant
-    clamp_bits: int | None
-    to: Requantization
-
-
-@dataclass(frozen=True)
-class DepthwiseHalves(Call):
-    """A depthwise convolution."""
-
-    kernel: ClassVar = _DEPTHWISE_HALVES
-    parameters: DepthwiseHalvesParams
-    x: Operand
-    y: Operand
-
-
-@dataclass(frozen=True)
-class DepthwiseHalvesRow(RowCall):
-    """One row of a depthwise convolution."""
-
-    kernel: ClassVar = _DEPTHWISE_HALVES_ROW
-    parameters: DepthwiseHalvesParams
-    x: Operand
-    y: Operand
-
-
-@dataclass(frozen=True)
-class MaxPool2dBytes(Call):
-    """Maxima over windows, four channels at a time."""
-
-    kernel: ClassVar = _MAX_POOL2D_BYTES
-    parameters: MaxPool2dParams
-    x: Operand
-    y: Operand
-
-
-@dataclass(frozen=True)
-class MaxPool2dBytesRow(RowCall):
-    """One row of maxima over windows."""
-
-    kernel: ClassVar = _MAX_POOL2D_BYTES_ROW
-    parameters: MaxPool2dParams
-    x: Operand
-    y: Operand
 
 
 @dataclass(frozen=True)
@@ -372,14 +238,65 @@ class LinearHalvesParams(Params):
     to: Requantization
 
 
-@dataclass(frozen=True)
-class LinearHalves(Call):
+class LinearHalves(OfOne[LinearHalvesParams]):
     """A fully connected layer."""
 
     kernel: ClassVar = _LINEAR_HALVES
-    parameters: LinearHalvesParams
-    x: Operand
-    y: Operand
+
+
+@dataclass(frozen=True)
+class LinearHeliumParams(Params):
+    """Parameters of a fully connected layer with Helium."""
+
+    struct: ClassVar = "linear_helium_params"
+    in_count: int
+    out_count: int
+    sixteens: int
+    weight: Constant
+    bias: Constant
+    to: Requantization
+
+
+class LinearHelium(OfOne[LinearHeliumParams]):
+    """A fully connected layer."""
+
+    kernel: ClassVar = _LINEAR_HELIUM
+
+
+class AddHelium(Add):
+    """The sum of two tensors, eight bytes at a time."""
+
+    kernel: ClassVar = _ADD_HELIUM
+
+
+class LookUpHelium(LookUp):
+    """Any function of one byte, 16 bytes at a time."""
+
+    kernel: ClassVar = _LOOK_UP_HELIUM
+
+
+class MaxPool2dBytes(MaxPool2d):
+    """Maxima over windows, four channels at a time."""
+
+    kernel: ClassVar = _MAX_POOL2D_BYTES
+
+
+class MaxPool2dBytesRow(MaxPool2dRow):
+    """One row of maxima over windows."""
+
+    kernel: ClassVar = _MAX_POOL2D_BYTES_ROW
+
+
+class MaxPool2dHelium(MaxPool2d):
+    """Maxima over windows, 16 channels at a time."""
+
+    kernel: ClassVar = _MAX_POOL2D_HELIUM
+
+
+class MaxPool2dHeliumRow(MaxPool2dRow):
+    """One row of maxima over windows."""
+
+    kernel: ClassVar = _MAX_POOL2D_HELIUM_ROW
 
 
 def _halves_definitions(calls: Sequence[Call]) -> list[Macro]:

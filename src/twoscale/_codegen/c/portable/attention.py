@@ -1,28 +1,166 @@
-"""Parameters of the kernels of attention and norms, from layers and their tensors in memory."""
+"""Calls of the kernels of attention and norms, and their parameters, from layers and their tensors in memory."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from twoscale._codegen.c.common.calls import Operand
+from twoscale._codegen.c.common.calls import Call, Constant, Operand, Params
 from twoscale._codegen.c.common.program import Constants
 from twoscale._codegen.c.common.storage import memory_axes, memory_steps
 from twoscale._codegen.c.common.tensors import Tensor
 from twoscale._codegen.c.portable import kernels as k
+from twoscale._codegen.c.portable.parameters import OfOne, OfTwo, Requantization
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import NORM_BITS, REQUANTIZE_SHIFT
 
-__all__ = ["matmul_call", "normalize_call", "softmax_call", "softmax_fixed_call", "softmax_matmul_call"]
+__all__ = [
+    "MatMul",
+    "MatMulParams",
+    "Normalize",
+    "NormalizeParams",
+    "Softmax",
+    "SoftmaxFixed",
+    "SoftmaxFixedParams",
+    "SoftmaxMatMul",
+    "SoftmaxMatMulParams",
+    "SoftmaxParams",
+    "matmul_call",
+    "normalize_call",
+    "softmax_call",
+    "softmax_fixed_call",
+    "softmax_matmul_call",
+]
 
 _LOOPS = 3
 
 
-def matmul_call(layer: n.MatMul, a: Tensor, b: Tensor, to: k.Requantization) -> k.MatMul:
+@dataclass(frozen=True)
+class MatMulParams(Params):
+    """Parameters of products of matrices."""
+
+    struct: ClassVar = "matmul_params"
+    matrices: int
+    rows: int
+    inner: int
+    columns: int
+    a_step: tuple[int, ...]
+    b_step: tuple[int, ...]
+    y_step: tuple[int, ...]
+    a_zero: int
+    b_zero: int
+    to: Requantization
+
+
+class MatMul(OfTwo[MatMulParams]):
+    """Products of matrices of activations."""
+
+    kernel: ClassVar = k.MATMUL
+
+
+@dataclass(frozen=True)
+class SoftmaxParams(Params):
+    """Parameters of a softmax."""
+
+    struct: ClassVar = "softmax_params"
+    outer: int
+    count: int
+    inner: int
+    table: Constant
+    shift: int
+    zero: int
+    lo: int
+    hi: int
+
+
+class Softmax(OfOne[SoftmaxParams]):
+    """A softmax along one dimension."""
+
+    kernel: ClassVar = k.SOFTMAX
+
+
+@dataclass(frozen=True)
+class SoftmaxFixedParams(Params):
+    """Parameters of a softmax in TensorFlow Lite's arithmetic."""
+
+    struct: ClassVar = "softmax_fixed_params"
+    outer: int
+    count: int
+    inner: int
+    table: Constant
+
+
+class SoftmaxFixed(OfOne[SoftmaxFixedParams]):
+    """A softmax along one dimension in TensorFlow Lite's arithmetic."""
+
+    kernel: ClassVar = k.SOFTMAX_FIXED
+
+
+@dataclass(frozen=True)
+class SoftmaxMatMulParams(Params):
+    """Parameters of means weighted by a softmax."""
+
+    struct: ClassVar = "softmax_matmul_params"
+    matrices: int
+    rows: int
+    inner: int
+    columns: int
+    scores_step: tuple[int, ...]
+    values_step: tuple[int, ...]
+    y_step: tuple[int, ...]
+    values_zero: int
+    table: Constant
+    multiplier: int
+    zero: int
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True)
+class SoftmaxMatMul(Call):
+    """Means of values, weighted by a softmax of scores."""
+
+    kernel: ClassVar = k.SOFTMAX_MATMUL
+    parameters: SoftmaxMatMulParams
+    scores: Operand
+    values: Operand
+    y: Operand
+
+
+@dataclass(frozen=True)
+class NormalizeParams(Params):
+    """Parameters of a norm: three loops over groups, and three within a group."""
+
+    struct: ClassVar = "normalize_params"
+    groups: tuple[int, ...]
+    group_step: tuple[int, ...]
+    group_channel: tuple[int, ...]
+    within: tuple[int, ...]
+    within_step: tuple[int, ...]
+    within_channel: tuple[int, ...]
+    count: int
+    centered: int
+    epsilon: int
+    shift: int
+    in_zero: int
+    gain: Constant
+    bias: Constant
+    to: Requantization
+
+
+class Normalize(OfOne[NormalizeParams]):
+    """A norm by the statistics of the image."""
+
+    kernel: ClassVar = k.NORMALIZE
+
+
+def matmul_call(layer: n.MatMul, a: Tensor, b: Tensor, to: Requantization) -> MatMul:
     """Return the call that multiplies matrices."""
     matrices, rows, inner = a.spec.shape
-    params = k.MatMulParams(
+    params = MatMulParams(
         matrices=matrices,
         rows=rows,
         inner=inner,
@@ -34,15 +172,15 @@ def matmul_call(layer: n.MatMul, a: Tensor, b: Tensor, to: k.Requantization) -> 
         b_zero=b.zero,
         to=to,
     )
-    return k.MatMul(params, Operand(a.name), Operand(b.name), Operand(layer.name))
+    return MatMul(params, Operand(a.name), Operand(b.name), Operand(layer.name))
 
 
-def softmax_call(layer: n.Softmax, x: Tensor, y: Tensor, constants: Constants) -> k.Softmax:
+def softmax_call(layer: n.Softmax, x: Tensor, y: Tensor, constants: Constants) -> Softmax:
     """Return the call of a softmax."""
     shape = x.spec.shape
     inner = memory_steps(shape)[layer.axis]
     count = shape[layer.axis]
-    params = k.SoftmaxParams(
+    params = SoftmaxParams(
         outer=math.prod(shape) // (count * inner),
         count=count,
         inner=inner,
@@ -52,25 +190,25 @@ def softmax_call(layer: n.Softmax, x: Tensor, y: Tensor, constants: Constants) -
         lo=y.lo,
         hi=y.hi,
     )
-    return k.Softmax(params, Operand(x.name), Operand(layer.name))
+    return Softmax(params, Operand(x.name), Operand(layer.name))
 
 
-def softmax_fixed_call(layer: n.FixedPointSoftmax, x: Tensor, constants: Constants) -> k.SoftmaxFixed:
+def softmax_fixed_call(layer: n.FixedPointSoftmax, x: Tensor, constants: Constants) -> SoftmaxFixed:
     """Return the call of a softmax in TensorFlow Lite's arithmetic."""
     shape = x.spec.shape
     inner, count = memory_steps(shape)[layer.axis], shape[layer.axis]
     outer = math.prod(shape) // (count * inner)
-    params = k.SoftmaxFixedParams(outer, count, inner, constants.add("table", "int32_t", layer.table, (256,)))
-    return k.SoftmaxFixed(params, Operand(x.name), Operand(layer.name))
+    params = SoftmaxFixedParams(outer, count, inner, constants.add("table", "int32_t", layer.table, (256,)))
+    return SoftmaxFixed(params, Operand(x.name), Operand(layer.name))
 
 
 def softmax_matmul_call(
     layer: n.SoftmaxMatMul, scores: Tensor, values: Tensor, y: Tensor, constants: Constants
-) -> k.SoftmaxMatMul:
+) -> SoftmaxMatMul:
     """Return the call that takes means weighted by a softmax."""
     assert layer.multiplier is not None
     matrices, rows, inner = scores.spec.shape
-    params = k.SoftmaxMatMulParams(
+    params = SoftmaxMatMulParams(
         matrices=matrices,
         rows=rows,
         inner=inner,
@@ -85,10 +223,10 @@ def softmax_matmul_call(
         lo=y.lo,
         hi=y.hi,
     )
-    return k.SoftmaxMatMul(params, Operand(scores.name), Operand(values.name), Operand(layer.name))
+    return SoftmaxMatMul(params, Operand(scores.name), Operand(values.name), Operand(layer.name))
 
 
-def normalize_call(layer: n.Normalize, x: Tensor, y: Tensor, constants: Constants) -> k.Normalize:
+def normalize_call(layer: n.Normalize, x: Tensor, y: Tensor, constants: Constants) -> Normalize:
     """Return the call of a norm.
 
     Raises:
@@ -114,7 +252,7 @@ def normalize_call(layer: n.Normalize, x: Tensor, y: Tensor, constants: Constant
         tuple(tuple(column) for column in zip(*[(1, 0, 0)] * (_LOOPS - len(found)), *found, strict=True))
         for found in loops.values()
     )
-    params = k.NormalizeParams(
+    params = NormalizeParams(
         groups=groups,
         group_step=group_step,
         group_channel=group_channel,
@@ -128,6 +266,6 @@ def normalize_call(layer: n.Normalize, x: Tensor, y: Tensor, constants: Constant
         in_zero=x.zero,
         gain=constants.add("gain", "int32_t", layer.gain, layer.gain.shape),
         bias=constants.add("bias", "int32_t", layer.bias, layer.bias.shape),
-        to=k.Requantization(shift=NORM_BITS + REQUANTIZE_SHIFT, zero=y.zero, lo=y.lo, hi=y.hi),
+        to=Requantization(shift=NORM_BITS + REQUANTIZE_SHIFT, zero=y.zero, lo=y.lo, hi=y.hi),
     )
-    return k.Normalize(params, Operand(x.name), Operand(layer.name))
+    return Normalize(params, Operand(x.name), Operand(layer.name))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.arrange import ArrangedLayer, Arrangement, Copy, refusal
-from twoscale._codegen.c.common.calls import NULL, Call, Constant, Inline, Name, Operand
-from twoscale._codegen.c.common.packing import pack, storage_bits
+from twoscale._codegen.c.common.calls import NULL, Call, Inline, Name, Operand
 from twoscale._codegen.c.common.program import Constants, Step, step_of
 from twoscale._codegen.c.common.storage import memory_axes, memory_steps
 from twoscale._codegen.c.common.tensors import Tensor
-from twoscale._codegen.c.portable import kernels as k
+from twoscale._codegen.c.portable import parameters as k
 from twoscale._codegen.c.portable.attention import (
     matmul_call,
     normalize_call,
@@ -22,10 +21,22 @@ from twoscale._codegen.c.portable.attention import (
     softmax_fixed_call,
     softmax_matmul_call,
 )
+from twoscale._codegen.c.portable.packed import linear_of, packed_bits, stored
 from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT
 
-__all__ = ["Faster", "PortableCalls", "copy_call", "fixed_sum", "folded_biases", "window"]
+__all__ = [
+    "Faster",
+    "PortableCalls",
+    "bounds",
+    "copy_call",
+    "fixed_sum",
+    "folded_biases",
+    "operands",
+    "residual",
+    "window",
+    "window_sizes",
+]
 
 _LARGEST_EDGE = 3072
 """Most bytes of the stack for two windows at an edge."""
@@ -47,6 +58,46 @@ def window(layer: n.MaxPool2d | n.AveragePool2d, shape: tuple[int, ...]) -> k.Wi
         in_h, in_w, channels, out_h, out_w, *layer.kernel, *layer.stride, pad_top=layer.padding[0],
         pad_left=layer.padding[1],
     )  # fmt: skip
+
+
+def window_sizes(layer: n.Conv2d, x: Tensor) -> dict[str, int]:
+    """Return the sizes and positions of a convolution's windows, by the names of the kernels' parameters."""
+    _, in_h, in_w = x.spec.shape
+    _, out_h, out_w = layer.output.shape
+    *_, kernel_h, kernel_w = layer.weight.shape
+    stride_h, stride_w = layer.stride
+    pad_top, pad_left, *_ = layer.padding
+    return {
+        "in_h": in_h, "in_w": in_w, "out_h": out_h, "out_w": out_w, "kernel_h": kernel_h, "kernel_w": kernel_w,
+        "stride_h": stride_h, "stride_w": stride_w, "pad_top": pad_top, "pad_left": pad_left, "in_zero": x.zero,
+    }  # fmt: skip
+
+
+def residual(layer: n.Conv2d, others: Sequence[Tensor], factor: int = 1) -> dict[str, Any]:
+    """Return the numbers of a convolution's residual, by the names of the kernels' parameters.
+
+    Args:
+        layer: the convolution.
+        others: its inputs but the first.
+        factor: of the multiplier.
+    """
+    multiplier = layer.residual_multiplier
+    if multiplier is None:
+        return {"residual_zero": None, "residual_multiplier": None}
+    return {"residual_zero": others[0].zero, "residual_multiplier": factor * int(multiplier.integers[0])}
+
+
+def bounds(layer: n.Conv2d, x: Tensor) -> tuple[int, int]:
+    """Return bounds on the magnitudes of a convolution's sums and of its residual's products."""
+    multiplier = layer.residual_multiplier
+    added = 0 if multiplier is None else 255 * int(multiplier.integers[0])
+    return int(layer.partial_bound(x.spec).max(initial=0)), added
+
+
+def operands(layer: n.Conv2d) -> tuple[Operand, Operand | None, Operand]:
+    """Return the tensors of a convolution: input, residual, output."""
+    x, *others = (Operand(name) for name in layer.inputs)
+    return x, others[0] if others else None, Operand(layer.name)
 
 
 class Faster(Protocol):
@@ -125,13 +176,6 @@ class PortableCalls:
         per_channel = 1 if len(mantissas) > 1 else None
         return k.Requantization(array, per_channel, None, None, exponents, y.zero, y.lo, y.hi)
 
-    def weights(self, weight: NDArray[np.int8], dimensions: tuple[int, ...]) -> Constant:
-        """Make the array of weights (channels, rows, taps of a row); they are packed if they fit few bits."""
-        bits = storage_bits(weight)
-        if bits == 8:
-            return self.constants.add("weight", "int8_t", weight, dimensions)
-        return self.constants.add("weight", "int8_t", pack(weight, bits), dimensions, f"packed, {bits} bits each")
-
     def in_tiles(self, layer: n.Conv2d) -> bool:
         """Whether the tile kernels can compute a convolution.
 
@@ -158,39 +202,23 @@ class PortableCalls:
     def conv2d(self, layer: n.Conv2d) -> tuple[k.Conv2dParams, Operand, Operand | None, Operand]:
         """Return the parameters of a convolution."""
         x, *others = self.arrangement.inputs(layer)
-        in_c, in_h, in_w = x.spec.shape
-        out_c, out_h, out_w = layer.output.shape
         weight_ohwi = layer.weight.transpose(0, 2, 3, 1)
-        residual = layer.residual_multiplier
         bias = folded_biases(layer, x.zero).astype(np.int32) if self.in_tiles(layer) else layer.bias_o
-        bound = int(layer.partial_bound(x.spec).max(initial=0))
-        added = 255 * int(residual.integers[0]) if residual is not None else 0
+        bound, added = bounds(layer, x)
         params = k.Conv2dParams(
-            in_h=in_h,
-            in_w=in_w,
-            in_c=in_c,
-            out_h=out_h,
-            out_w=out_w,
-            out_c=out_c,
-            kernel_h=layer.weight.shape[2],
-            kernel_w=layer.weight.shape[3],
-            stride_h=layer.stride[0],
-            stride_w=layer.stride[1],
+            **window_sizes(layer, x),
+            in_c=x.spec.shape[0],
+            out_c=len(layer.weight),
             dilation_h=layer.dilation[0],
             dilation_w=layer.dilation[1],
-            pad_top=layer.padding[0],
-            pad_left=layer.padding[1],
             groups=layer.groups,
-            in_zero=x.zero,
             weight_bits=packed_bits(layer),
-            weight=self.weights(weight_ohwi.reshape(out_c, len(layer.weight[0, 0]), -1), weight_ohwi.shape),
+            weight=stored(self.constants, weight_ohwi.reshape(*weight_ohwi.shape[:2], -1), weight_ohwi.shape),
             bias=self.constants.add("bias", "int32_t", bias, bias.shape),
-            residual_zero=None if residual is None else others[0].zero,
-            residual_multiplier=None if residual is None else int(residual.integers[0]),
+            **residual(layer, others),
             to=self.requantization(layer, layer.multiplier, bound, added),
         )
-        joins = None if residual is None else Operand(others[0].name)
-        return params, Operand(x.name), joins, Operand(layer.name)
+        return params, *operands(layer)
 
     def average_pool(self, layer: n.AveragePool2d) -> tuple[k.AveragePool2dParams, Operand, Operand]:
         """Return the parameters of means over windows."""
@@ -253,12 +281,6 @@ def fixed_sum(layer: n.Add, a: Tensor, b: Tensor) -> dict[str, int]:
     return found
 
 
-def packed_bits(layer: n.Conv2d | n.Linear) -> int | None:
-    """Return the bits of a layer's packed weights; None if each has a byte."""
-    bits = storage_bits(layer.weight)
-    return None if bits == 8 else bits
-
-
 def folded_biases(layer: n.Conv2d | n.Linear, zero: int) -> NDArray[np.int64]:
     """Return biases minus the zero point times the sum of the weights, for kernels that do not subtract the zero
     point."""
@@ -284,12 +306,11 @@ def _linear(p: PortableCalls, _: ArrangedLayer, layer: n.Linear) -> tuple[Call, 
         in_count=weight.shape[1],
         out_count=weight.shape[0],
         in_zero=x.zero,
-        weight=p.weights(weight[:, None], weight.shape),
+        weight=stored(p.constants, weight[:, None], weight.shape),
         bias=p.constants.add("bias", "int32_t", layer.bias_o, layer.bias_o.shape),
         to=p.requantization(layer, layer.multiplier),
     )
-    call = {None: k.Linear, 4: k.Linear4, 2: k.Linear2}[packed_bits(layer)]
-    return (call(params, Operand(x.name), Operand(layer.name)),)
+    return (linear_of(layer)(params, Operand(x.name), Operand(layer.name)),)
 
 
 def _mul(p: PortableCalls, _: ArrangedLayer, layer: n.Mul) -> tuple[Call, ...]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from twoscale._codegen.c.common.calls import Call, Inline, Kernel, Params, with_needs
 from twoscale._codegen.c.common.sizes import Footprint
-from twoscale._codegen.c.portable.kernels import FIXED_POINT, CopyParams, Library, Macro
+from twoscale._codegen.c.portable.kernels import FIXED_POINT, Library, Macro
+from twoscale._codegen.c.portable.parameters import CopyParams
 
 __all__ = ["KERNEL_COSTS", "footprint"]
 

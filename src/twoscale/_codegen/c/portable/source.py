@@ -16,8 +16,9 @@ from twoscale._codegen.c.common.sizes import Footprint
 from twoscale._codegen.c.common.source_base import SourceBase
 from twoscale._codegen.c.common.text import normalization, number_lines, rows, value_text
 from twoscale._codegen.c.portable.footprint import footprint
-from twoscale._codegen.c.portable.kernels import PORTABLE, TO_INT8, Library, kernel_texts
+from twoscale._codegen.c.portable.kernels import TO_INT8, Library, kernel_texts
 from twoscale._codegen.c.portable.lowering import Program, lower
+from twoscale._codegen.c.portable.parameters import PORTABLE
 from twoscale._codegen.log_mel import LogMel
 from twoscale._codegen.pixels import pixel_table
 from twoscale._codegen.targets import Target

@@ -14,7 +14,7 @@ from twoscale._codegen.c.common.placement import place
 from twoscale._codegen.c.common.program import Constants
 from twoscale._codegen.c.common.storage import Move, memory_order, memory_steps
 from twoscale._codegen.c.common.tensors import Place, Tensor
-from twoscale._codegen.c.portable import kernels as k
+from twoscale._codegen.c.portable import parameters as k
 from twoscale._codegen.c.portable.calls import Faster, PortableCalls, copy_call
 from twoscale._codegen.c.portable.lowering import Program
 from twoscale._codegen.c.small_ram.segments import Segment, plan_segments

@@ -11,7 +11,8 @@ from twoscale._codegen.c.common.names import printable
 from twoscale._codegen.c.common.program import Step
 from twoscale._codegen.c.common.sizes import Footprint
 from twoscale._codegen.c.common.text import number_lines
-from twoscale._codegen.c.portable.kernels import ROWS, RowCall
+from twoscale._codegen.c.portable.kernels import ROWS
+from twoscale._codegen.c.portable.parameters import RowCall
 from twoscale._codegen.c.portable.source import Source
 from twoscale._codegen.c.small_ram.lowering import RowProgram, lower
 from twoscale._codegen.c.small_ram.segments import Segment

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from twoscale._codegen.c.common.calls import Call, Constant, Inline, Name, Operand, Params, Whole
-from twoscale._codegen.c.portable.kernels import CopyParams, WindowParams
+from twoscale._codegen.c.portable.parameters import CopyParams, WindowParams
 from twoscale._codegen.c.vector.kernels import (
     ADD_FIXED_ROWS,
     ADD_ROWS,

@@ -19,7 +19,7 @@ from twoscale._codegen.c.common.calls import Call, Constant, Operand, Whole
 from twoscale._codegen.c.common.program import Constants
 from twoscale._codegen.c.common.tensors import Tensor
 from twoscale._codegen.c.portable.calls import PortableCalls, copy_call, fixed_sum, window
-from twoscale._codegen.c.portable.kernels import CopyParams, Memset
+from twoscale._codegen.c.portable.parameters import CopyParams, Memset
 from twoscale._codegen.c.vector import block_calls as k
 from twoscale._codegen.c.vector.convolutions import (
     ConvEnd,

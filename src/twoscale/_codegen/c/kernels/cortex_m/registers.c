@@ -1,12 +1,6 @@
 /* The first and third byte of a word. Read from memory, since a constant would not stay in a register. */
 static const volatile uint32_t even_bytes = 0x00ff00ffu;
 
-#if defined(__GNUC__)
-#define INLINED inline __attribute__((always_inline))
-#else
-#define INLINED inline
-#endif
-
 #if defined(__clang__)
 #define IN_REGISTERS __attribute__((noinline))
 #elif defined(__GNUC__) /* the loop needs all registers: inlined, or with loads in another order, it spills */
