@@ -1,6 +1,8 @@
 # Two commands for a fresh machine: `make lab` and `make test`. Each makes the virtual environment that it needs, and
 # installs again only when pyproject.toml or constraints.txt have changed.
 PYTHON ?= python3
+# Images of containers often set it. Every process would then compile PyTorch's modules anew, and tests start hundreds.
+unexport PYTHONDONTWRITEBYTECODE
 VENV ?= .venv
 OUT ?= lab
 TESTS ?= tests

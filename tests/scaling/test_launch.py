@@ -13,7 +13,7 @@ import pytest
 
 from twoscale._environment import available_cores
 from twoscale.errors import ConfigurationError, TwoscaleError
-from twoscale.scaling._measure.launch import Host, function_of, launch
+from twoscale.scaling._measure.launch import Host, _bytecode, function_of, launch
 from twoscale.scaling._measure.records import Outcome
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +167,17 @@ def test_the_launcher_does_not_import_torch() -> None:
     modules = ", ".join(f"twoscale.scaling.{name}" for name in names)
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("forbidden", [True, False])
+def test_launches_share_compiled_modules_where_python_writes_none(
+    forbidden: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", forbidden)
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **_bytecode(tmp_path)}
+    subprocess.run([sys.executable, "-c", "import this"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert bool(list(tmp_path.rglob("this.*.pyc"))) == forbidden
+    assert _bytecode(None) == {}
 
 
 def test_what_rank_0_does_is_reported_while_it_works(ranks: Callable[..., Outcome[Any]]) -> None:

@@ -8,6 +8,7 @@ exceptions. No process that it starts outlives it. Importing this module does no
 from __future__ import annotations
 
 import contextlib
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -65,6 +66,7 @@ def launch(
         environment: variables on top of this process's, on this machine.
         watch: is called with what rank 0 is doing, each time that it reports something else.
         scratch: an existing folder for what the ranks exchange, which is removed at the end. Default: the system's.
+            Where PYTHONDONTWRITEBYTECODE is set, launches with the same folder share compiled modules in it.
 
     Returns:
         The outcome; its result is plain JSON values, which ``decoded`` turns into a record. A failure of the processes
@@ -89,7 +91,7 @@ def launch(
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="twoscale-", dir=scratch) as name:
         folder = Path(name).absolute()
-        agents = Agents(folder, job, hosts, meeting, environment or {})
+        agents = Agents(folder, job, hosts, meeting, {**_bytecode(scratch), **(environment or {})})
         reports: dict[int, Ending] = {}
         try:
             for i, one in enumerate(followers, len(hosts)):
@@ -118,6 +120,16 @@ def launch(
         else:
             status, message = _cause(ending, followers, reports)
         return Outcome(status, seconds, world_size, threads, None, message, _tail(ending, followers, reports))
+
+
+def _bytecode(scratch: Path | None) -> dict[str, str]:
+    """Return the variables that let launches share compiled modules where Python writes none beside the modules.
+
+    Ranks that compile PyTorch's modules from source start seconds later, and a study starts dozens of ranks.
+    """
+    if scratch is None or not sys.dont_write_bytecode:
+        return {}
+    return {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(scratch.absolute() / "bytecode")}
 
 
 def _wait(
