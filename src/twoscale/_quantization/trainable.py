@@ -9,6 +9,7 @@ to the grid of equation (4). So the loss that is minimized is that of the networ
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -181,16 +182,21 @@ def _on_grid(ratio: torch.Tensor, shift: int, ndim: int) -> torch.Tensor:
 class TrainableWeights(nn.Module):
     """Weights, scales and biases of one layer.
 
+    Parameters have about the size that they have in a float network whose tensors have unit variance and whose weights
+    begin as in He et al., "Delving deep into rectifiers" (2015). So one learning rate suits all layers, whatever the
+    units of their inputs: weights that take pixels 0..255 are a hundredth as large as others.
+
     Args:
         layer: of the network, whose integers they begin as.
         weight: the float network's. Each begins as near to it as the layer's rounding allows.
         scales: real value of one step of a weight, (O,) or (1,).
         bias: real.
         limit: largest integer; with fewer than 8 bits the smallest is ``-limit - 1``.
+        reach: largest real value of the input, less its smallest.
     """
 
     def __init__(
-        self, layer: n.Accumulating, weight: Float, scales: NDArray[np.float64], bias: Float, limit: int
+        self, layer: n.Accumulating, weight: Float, scales: NDArray[np.float64], bias: Float, limit: int, reach: float
     ) -> None:
         super().__init__()
         self.source = layer.inputs[0]
@@ -198,7 +204,11 @@ class TrainableWeights(nn.Module):
         self.lo, self.hi = (-limit if limit == _LARGEST else -limit - 1), limit
         steps = scales.reshape((-1,) + (1,) * (weight.ndim - 1))
         real = np.clip(weight / steps, layer.weight - _INSIDE, layer.weight + _INSIDE) * steps
-        self.real = nn.Parameter(torch.from_numpy(real.astype(np.float32)))
+        expected = np.sqrt(2 / weight[0].size)
+        self.unit = _power_of_two(float(np.sqrt(np.square(weight, dtype=np.float64).mean())) / expected)
+        """Of weights: real values are so many times the parameters."""
+        self.bias_unit = self.unit * _power_of_two(reach / 4)
+        self.weight = nn.Parameter(torch.from_numpy((real / self.unit).astype(np.float32)))
         self.bias_change = nn.Parameter(torch.zeros(len(bias)))
         self.log_growth = nn.Parameter(torch.zeros(len(scales)))
         # Not buffers: DistributedDataParallel would broadcast them in every step.
@@ -207,7 +217,7 @@ class TrainableWeights(nn.Module):
     @property
     def bias(self) -> torch.Tensor:
         """Real bias, float64, (O,)."""
-        return self.first_bias.to(self.bias_change.device) + self.bias_change
+        return self.first_bias.to(self.bias_change.device) + self.bias_change * self.bias_unit
 
     @property
     def scale(self) -> torch.Tensor:
@@ -218,14 +228,15 @@ class TrainableWeights(nn.Module):
         """Move every real weight near to its integer, which changes no integer."""
         with torch.no_grad():
             scale, integers = self._scale(), self.integers()
-            self.real.copy_((self.real / scale).clamp(integers - _INSIDE, integers + _INSIDE) * scale)
+            self.weight.copy_((self.weight / scale).clamp(integers - _INSIDE, integers + _INSIDE) * scale)
 
     def _scale(self) -> torch.Tensor:
-        return self.scale.float().reshape((-1,) + (1,) * (self.real.ndim - 1))
+        """Return the step of a weight in its unit."""
+        return (self.scale / self.unit).float().reshape((-1,) + (1,) * (self.weight.ndim - 1))
 
     def integers(self) -> torch.Tensor:
         """Return the weights in steps of their scales, float32."""
-        found: torch.Tensor = _RoundWeights.apply(self.real, self._scale(), self.lo, self.hi)  # type: ignore[no-untyped-call]
+        found: torch.Tensor = _RoundWeights.apply(self.weight, self._scale(), self.lo, self.hi)  # type: ignore[no-untyped-call]
         return found
 
 
@@ -265,7 +276,8 @@ class TrainableNetwork(nn.Module):
         node: Any = self.graph[layer.name]
         real = node.weight_oihw if isinstance(node, g.Conv2d) else node.weight_oi
         bias = layer.bias_o * (x.scale * scales)
-        return TrainableWeights(layer, real, scales, bias, self._scheme.weight_limit_of(layer.name))
+        reach = (x.hi - x.lo) * x.scale
+        return TrainableWeights(layer, real, scales, bias, self._scheme.weight_limit_of(layer.name), reach)
 
     def rebase(self, network: IntegerNetwork) -> None:
         """Take another network as the one where the parameters began; their values stay.
@@ -278,6 +290,7 @@ class TrainableNetwork(nn.Module):
             if isinstance(layer, n.Accumulating):
                 mine, first = self.of(layer.name), self._first(layer)
                 mine.first_bias, mine.first_scale = first.first_bias, first.first_scale
+                mine.unit, mine.bias_unit = first.unit, first.bias_unit
 
     def _apply(self, fn: Any, recurse: bool = True) -> TrainableNetwork:
         """Also move what is no parameter, when the module is moved to a device."""
@@ -496,6 +509,11 @@ class TrainableNetwork(nn.Module):
         if residual:
             changes["residual_multiplier"] = self._multiplier(layer.inputs[1], layer.name)
         return dataclasses.replace(layer, **changes)
+
+
+def _power_of_two(value: float) -> float:
+    """Return the power of two nearest to a value, which scales without rounding; 1 for 0."""
+    return float(2.0 ** round(math.log2(value))) if value > 0 else 1.0
 
 
 def _key(name: str) -> str:

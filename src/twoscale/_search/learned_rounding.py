@@ -210,10 +210,11 @@ class _Learner:
         groups: list[dict[str, Any]] = []
         for one in weights:
             step = float(one.scale.detach().mean())
-            products = one.real[0].numel()
+            products = one.weight[0].numel()
             accumulator = step * float(self.trainable.scale(one.source).detach())
-            groups.append({"params": [one.real], "lr": each * reach.weight * step})
-            groups.append({"params": [one.bias_change], "lr": each * reach.bias * accumulator * products**0.5})
+            groups.append({"params": [one.weight], "lr": each * reach.weight * step / one.unit})
+            change = reach.bias * accumulator * products**0.5
+            groups.append({"params": [one.bias_change], "lr": each * change / one.bias_unit})
             groups.append({"params": [one.log_growth], "lr": each * reach.scale})
         if scales := self.trainable.scales_of(names):
             groups.append({"params": scales, "lr": each * reach.scale})
