@@ -138,7 +138,7 @@ def test_the_sentence_and_tables(record: LargeBatchRecord) -> None:
     assert text.endswith(" (3 seeds).")
     assert [row[0].text for row in batches_table(record).rows] == ["4", "40", "40"]
     assert len(noise_table(record).rows) == 2
-    assert next(row[5].text for row in remedies_table(record).rows) == "–"
+    assert next(row[6].text for row in remedies_table(record).rows) == "–"
     assert losses_plot(record) is not None
     assert QUESTION in QUESTIONS
 

@@ -207,7 +207,7 @@ def _run(
 
 def compare_remedies(
     workload: Workload, images: ImageSet, rate: float, *, epochs: int, seeds: int, growth: float,
-    remedies: Sequence[Remedy] = REMEDIES, watch: Callable[[str], None] | None = None,
+    remedies: Sequence[Remedy] = REMEDIES, batches: int = 1, watch: Callable[[str], None] | None = None,
 ) -> tuple[Remedied, ...]:  # fmt: skip
     """Compare remedies with nothing changed, which comes first.
 
@@ -219,10 +219,11 @@ def compare_remedies(
         seeds: runs of each remedy.
         growth: of the batch, from the small one.
         remedies: that are compared.
+        batches: numbers of batches whose comparisons share the 5%.
         watch: is called with what is done now.
     """
     steps = _steps(len(images.train[1]), workload.batch_size, epochs)
-    confidence = 1 - (1 - _CONFIDENCE) / max(1, len(remedies))
+    confidence = 1 - (1 - _CONFIDENCE) / max(1, batches * len(remedies))
     found: list[Remedied] = []
     for remedy in (Remedy("nothing changed"), *remedies):
         if watch is not None:
@@ -235,7 +236,12 @@ def compare_remedies(
             difference = summarize([a - b for a, b in pairs if a is not None and b is not None], confidence)
         found.append(
             Remedied(
-                remedy.name, highest, tuple(end.loss for end in ends), tuple(end.accuracy for end in ends), difference
+                workload.batch_size,
+                remedy.name,
+                highest,
+                tuple(end.loss for end in ends),
+                tuple(end.accuracy for end in ends),
+                difference,
             )
         )
     return tuple(found)
@@ -251,7 +257,7 @@ def measure_large_batch(
     remedies: Sequence[Remedy] = REMEDIES,
     watch: Callable[[str], None] | None = None,
 ) -> LargeBatchRecord:
-    """Train at several batch sizes, estimate the noise of gradients, and compare remedies at the largest batch.
+    """Train at several batch sizes, estimate the noise of gradients, and compare remedies at all but the smallest.
 
     Args:
         workload: model and data.
@@ -293,11 +299,13 @@ def measure_large_batch(
             runs.append(
                 BatchRun(size, equal, steps, tuple(end.loss for end in ends), tuple(end.accuracy for end in ends))
             )
-    large = replace(workload, batch_size=sizes[-1])
-    remedied = compare_remedies(
-        large, final, rate, epochs=epochs, seeds=seeds, growth=sizes[-1] / sizes[0], remedies=remedies, watch=watch
-    )
-    return LargeBatchRecord(count, epochs, rate, tried, noise, tuple(runs), remedied)
+    remedied: list[Remedied] = []
+    for size in sizes[1:]:
+        remedied += compare_remedies(
+            replace(workload, batch_size=size), final, rate, epochs=epochs, seeds=seeds, growth=size / sizes[0],
+            remedies=remedies, batches=len(sizes) - 1, watch=watch,
+        )  # fmt: skip
+    return LargeBatchRecord(count, epochs, rate, tried, noise, tuple(runs), tuple(remedied))
 
 
 def _rates(lr: float) -> tuple[float, ...]:

@@ -75,17 +75,25 @@ def _sentence(results: StudyResults) -> str | None:
             f"batch {small.batch_size} ends at a training loss of {number(before.mean)}, and batch {count(largest)} at "
             f"{joined(ends)}"
         )
-    _, *remedies = record.remedies
-    judged = [(verdict, [one.name for one in remedies if one.verdict == verdict]) for verdict in _VERDICTS]
-    parts.append(
-        "against nothing changed, "
-        + ", ".join(f"{verdict}: {joined(names)}" for verdict, names in judged if names)
-        + f" ({len(record.remedies[0].losses)} seeds)"
-    )
-    return "; ".join(parts) + "."
+    parts += [_judged(compared) for compared in _by_batch(record)]
+    return "; ".join(parts) + f" ({len(small.losses)} seeds)."
 
 
 _VERDICTS = ("better", "worse", "diverged", "not shown")
+
+
+def _by_batch(record: LargeBatchRecord) -> list[list[Remedied]]:
+    """Return the remedies at each batch size; the first of each changes nothing."""
+    sizes = dict.fromkeys(one.batch_size for one in record.remedies)
+    return [[one for one in record.remedies if one.batch_size == size] for size in sizes]
+
+
+def _judged(compared: Sequence[Remedied]) -> str:
+    """Return which remedies were better at a batch, and which were not."""
+    nothing, *remedies = compared
+    judged = [(verdict, [one.name for one in remedies if one.verdict == verdict]) for verdict in _VERDICTS]
+    shown = ", ".join(f"{verdict}: {joined(names)}" for verdict, names in judged if names)
+    return f"against nothing changed at batch {count(nothing.batch_size)}, {shown}"
 
 
 def noise_table(record: LargeBatchRecord) -> Table:
@@ -139,8 +147,8 @@ def batches_table(record: LargeBatchRecord) -> Table:
 
 
 def remedies_table(record: LargeBatchRecord) -> Table:
-    """Return what each remedy changes at the largest batch and equal epochs."""
-    _, *remedies = record.remedies
+    """Return what each remedy changes at the larger batches and equal epochs."""
+    remedies = [one for _, *others in _by_batch(record) for one in others]
 
     def row(one: Remedied) -> list[str | Cell]:
         cell = Cell(MISSING)
@@ -152,16 +160,16 @@ def remedies_table(record: LargeBatchRecord) -> Table:
         accuracies = _known(one.accuracies)
         mean = MISSING if accuracies is None else percent(accuracies.mean, 1)
         verdict = one.verdict if one in remedies else MISSING
-        return [one.name, f"{one.rate:g}", _seeds(_known(one.losses)), mean, cell, verdict]
+        return [count(one.batch_size), one.name, f"{one.rate:g}", _seeds(_known(one.losses)), mean, cell, verdict]
 
     columns = [
-        text_column("Remedy"), Column("Highest rate"), Column("Training loss"), Column("Test accuracy", "%"),
-        Column("Loss against nothing changed"), text_column("Verdict"),
+        Column("Batch"), text_column("Remedy"), Column("Highest rate"), Column("Training loss"),
+        Column("Test accuracy", "%"), Column("Loss against nothing changed"), text_column("Verdict"),
     ]  # fmt: skip
     confidence = next((x.difference.mean_interval.coverage for x in remedies if x.difference and
                        x.difference.mean_interval), None)  # fmt: skip
     return table(
-        f"Batch {count(record.runs[-1].batch_size)} at equal epochs; intervals of {percent(confidence, 1)} %",
+        f"Remedies at equal epochs; intervals of {percent(confidence, 1)} %",
         columns,
         [row(one) for one in record.remedies],
     )

@@ -1,4 +1,4 @@
-"""How large a batch may be: the noise of gradients, losses by batch, and remedies at the largest."""
+"""How large a batch may be: the noise of gradients, losses by batch, and remedies."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ class BatchRun:
 
 @dataclass(frozen=True)
 class Remedied:
-    """A remedy at the largest batch and equal epochs."""
+    """A remedy at a larger batch and equal epochs."""
 
+    batch_size: int
     name: str
     rate: float
     """Highest learning rate."""
@@ -87,3 +88,4 @@ class LargeBatchRecord:
     runs: tuple[BatchRun, ...]
     """By batch size, the smallest first, at equal epochs and at equal steps."""
     remedies: tuple[Remedied, ...]
+    """By batch size; the first of each changes nothing."""
