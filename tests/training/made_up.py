@@ -87,6 +87,10 @@ OF_THE_COMMAND = TrainConfig(
 )  # fmt: skip
 """What the runs that are killed and interrupted are to come to."""
 
+QUANTIZED = TrainConfig(
+    epochs=2, lr=0.003, batch_size=16, optimizer="adamw", log_every=4, device="cpu", quantize="W3A3", edge_bits=8
+)
+
 
 def plain_list(model: nn.Module) -> dict[str, list[float]]:
     """Return parameters and buffers as numbers for JSON, which keeps float64 to the bit."""

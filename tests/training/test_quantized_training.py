@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import twoscale
-from tests.training.made_up import Normed, Plain, dataset_of, seeded
+from tests.training.made_up import QUANTIZED, Normed, Plain, dataset_of, seeded
 from twoscale import data, models, training
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.reference import ReferenceExecutor
@@ -22,12 +23,8 @@ from twoscale.training import TrainConfig, TrainResult
 from twoscale.training._quantized import QuantizedModel
 from twoscale.training._record import NETWORK_FILE
 
-CONFIG = TrainConfig(
-    epochs=2, lr=0.003, batch_size=16, optimizer="adamw", log_every=4, device="cpu", quantize="W3A3", edge_bits=8
-)
 
-
-def run(dataset: Dataset, config: TrainConfig = CONFIG, **options: Any) -> TrainResult:
+def run(dataset: Dataset, config: TrainConfig = QUANTIZED, **options: Any) -> TrainResult:
     return training.train(config, dataset, model=seeded(Normed).eval(), progress=False, **options)
 
 
@@ -69,6 +66,16 @@ def test_the_file_has_the_integers_of_training(trained: tuple[TrainResult, Path]
     assert not (folder / "model.safetensors").exists()
 
 
+def test_two_processes_train_one_network(trained: tuple[TrainResult, Path], launched: Callable[..., Any]) -> None:
+    found = launched("shares")["quantized"]
+    assert found["agree"]
+    assert found["accuracy"][0] == found["accuracy"][1]
+    # Shares of a batch sum their gradients in another order, which may decide a rounding later on.
+    (_, one), *_ = trained[0].record.losses
+    (_, two), *_ = found["losses"]
+    assert two == pytest.approx(one, rel=1e-3)
+
+
 def test_training_moves_every_kind_of_parameter(trained: tuple[TrainResult, Path]) -> None:
     model = trained[0].model
     assert isinstance(model, QuantizedModel)
@@ -87,7 +94,7 @@ def test_bits_are_those_asked_for(trained: tuple[TrainResult, Path]) -> None:
 
 def test_resumed_runs_give_the_same_network(small: Dataset, tmp_path: Path) -> None:
     model: dict[str, Any] = {"model": seeded(Plain).eval(), "progress": False}
-    config = replace(CONFIG, edge_bits=None)
+    config = replace(QUANTIZED, edge_bits=None)
     whole = training.train(config, small, out=tmp_path / "whole", **model)
     training.train(replace(config, epochs=1), small, out=tmp_path / "parts", **model)
     parts = training.train(config, small, out=tmp_path / "parts", resume=True, **model)
@@ -98,7 +105,7 @@ def test_resumed_runs_give_the_same_network(small: Dataset, tmp_path: Path) -> N
 
 def test_a_resumed_run_keeps_the_network_that_it_began_with(small: Dataset, tmp_path: Path) -> None:
     """Another machine may calibrate to other ranges: those of the checkpoint count."""
-    config = replace(CONFIG, edge_bits=None)
+    config = replace(QUANTIZED, edge_bits=None)
     model: dict[str, Any] = {"model": seeded(Plain).eval(), "progress": False}
     whole = training.train(config, small, out=tmp_path / "whole", **model)
     training.train(replace(config, epochs=1), small, out=tmp_path / "parts", **model)
@@ -110,7 +117,7 @@ def test_a_resumed_run_keeps_the_network_that_it_began_with(small: Dataset, tmp_
 
 
 def test_integers_are_exact_whatever_the_precision(small: Dataset) -> None:
-    result = run(small, replace(CONFIG, precision="bf16", epochs=1))
+    result = run(small, replace(QUANTIZED, precision="bf16", epochs=1))
     assert isinstance(result.model, QuantizedModel)
     top1, _ = accuracy(result.model.to_network(), [pixels(small)])
     assert top1 == result.record.test_accuracy
@@ -132,4 +139,4 @@ def test_what_is_no_number_of_bits_is_refused(text: str, small: Dataset) -> None
     with pytest.raises(
         ConfigurationError, match=r"expected bits of weights and activations, e.g. W4A4|expected 2 to 8"
     ):
-        run(small, replace(CONFIG, quantize=text))
+        run(small, replace(QUANTIZED, quantize=text))

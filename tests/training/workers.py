@@ -16,12 +16,14 @@ import torch.distributed as dist
 from torch import nn
 
 from tests import sweep
-from tests.training.made_up import CONFIG, OF_THE_COMMAND, Normed, Plain, dataset_of, plain_list, seeded
+from tests.training.made_up import CONFIG, OF_THE_COMMAND, QUANTIZED, Normed, Plain, dataset_of, plain_list, seeded
 from twoscale import data, training
+from twoscale._verification import accuracy
 from twoscale.training import TrainConfig, TrainResult
 from twoscale.training import _loop as loop
 from twoscale.training import _parallel as parallel
 from twoscale.training._images import DeviceImages
+from twoscale.training._quantized import QuantizedModel
 from twoscale.training._ranks import Ranks, share_of
 
 
@@ -96,6 +98,16 @@ def shares(_: dict[str, Any]) -> dict[str, Any]:
         "weight_of", lambda share, batch, size: 1 / max(share, 1), parallel, lambda: train(CONFIG["uneven"])
     )
     found["planted"] = {"summed": weights(summed), "other epochs": weights(other_epochs), "local means": weights(local)}
+
+    quantized = training.train(QUANTIZED, dataset_of(90, 37), model=seeded(Normed).eval(), progress=False)
+    assert isinstance(quantized.model, QuantizedModel)
+    test = dataset_of(90, 37).test
+    measured = accuracy(quantized.model.to_network(), [(test.images.astype("float32"), test.labels)])[0]
+    found["quantized"] = {
+        "agree": replicas_agree(quantized),
+        "accuracy": [quantized.record.test_accuracy, measured],
+        "losses": quantized.record.losses,
+    }
 
     record = result.record
     found["record"] = {"world_size": record.world_size, "backend": record.backend, "notes": record.notes}
