@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from twoscale._ir.float_graph import FloatGraph
 from twoscale._ir.memory_estimate import refuse_beyond_memory
 from twoscale.errors import CaptureError, NetworkFileError
 
-__all__ = ["Reader"]
+__all__ = ["Operator", "Reader"]
 
 _PRIMES = (7919, 7927, 7933, 7937, 7949, 7951, 7963, 7993)
 
@@ -197,3 +197,7 @@ class Reader:
         if axis % rank == 0:
             raise self.at(node).wrong("works along the batch; expected images to stay apart")
         return axis % rank - 1
+
+
+Operator = Callable[[Reader, onnx.NodeProto], str | None]
+"""Appends the nodes of an operator and returns the name of its result; None where it named several itself."""
