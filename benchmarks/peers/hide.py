@@ -21,8 +21,8 @@ _CPUID = b"\x0f\xa2"
 _BEFORE = 256
 """Bytes that are disassembled before a possible CPUID; after a wrong start, instructions are soon told apart again."""
 _BETWEEN = b"\x90" * 32
-_LOADABLE, _EXECUTABLE = 1, 1
-_SITES = "cpuid-sites.txt"
+_HAS_BYTES, _INSTRUCTIONS = 1, 4  # ELF's SHT_PROGBITS, SHF_EXECINSTR
+_HIDE, _SITES = "hide.so", "cpuid-sites.txt"
 
 
 def loaded_libraries() -> list[Path]:
@@ -33,12 +33,15 @@ def loaded_libraries() -> list[Path]:
 
 
 def _executable_parts(elf: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield each executable segment: its offset in the file, its address when loaded at 0, its bytes."""
-    (table,) = struct.unpack_from("<Q", elf, 32)
-    size, count = struct.unpack_from("<HH", elf, 54)
+    """Yield each section of instructions: its offset in the file, its address when loaded at 0, its bytes.
+
+    Segments are not enough, since those that may be executed can contain tables of symbols too.
+    """
+    (table,) = struct.unpack_from("<Q", elf, 40)
+    size, count = struct.unpack_from("<HH", elf, 58)
     for index in range(count):
-        kind, flags, offset, address, _, length = struct.unpack_from("<IIQQQQ", elf, table + index * size)
-        if kind == _LOADABLE and flags & _EXECUTABLE:
+        kind, flags, address, offset, length = struct.unpack_from("<IQQQQ", elf, table + index * size + 4)
+        if kind == _HAS_BYTES and flags & _INSTRUCTIONS:
             yield offset, address, length
 
 
@@ -76,7 +79,7 @@ def hidden_environment(folder: Path, isa: str, libraries: Iterable[Path]) -> dic
         libraries: those whose CPUID instructions are replaced when the process loads them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    hide, sites = folder / "hide.so", folder / _SITES
+    hide, sites = folder / _HIDE, folder / _SITES
     source = Path(__file__).with_name("hide.c")
     subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(hide), str(source)], check=True)
     lines = [f"{site:x} {library.resolve()}\n" for library in libraries for site in cpuid_sites(library)]
@@ -91,5 +94,6 @@ def unhidden_libraries(folder: Path) -> list[Path]:
         folder: that of ``hidden_environment``.
     """
     listed = {line.split(maxsplit=1)[1] for line in (folder / _SITES).read_text().splitlines()}
+    listed.add(str((folder / _HIDE).resolve()))
     others = (library for library in loaded_libraries() if str(library.resolve()) not in listed)
     return [library for library in others if "twoscale" not in library.parts and cpuid_sites(library)]
