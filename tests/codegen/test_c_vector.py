@@ -259,8 +259,8 @@ WRAPS_512 = (
     "_mm512_packus_epi32(_mm512_and_si512(_mm512_cvtps_epi32(a), _mm512_set1_epi32(65535)), ",
 )
 WRAPS_256 = (
-    "_mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), ",
-    "_mm256_packus_epi32(_mm256_and_si256(_mm256_cvtps_epi32(a.lo), _mm256_set1_epi32(65535)), ",
+    "_mm256_packs_epi32(_mm256_cvtps_epi32(a.at[0]), ",
+    "_mm256_packus_epi32(_mm256_and_si256(_mm256_cvtps_epi32(a.at[0]), _mm256_set1_epi32(65535)), ",
 )
 """Conversions to 16 bits that wrap around."""
 PRODUCTS = {
@@ -273,23 +273,20 @@ PRODUCTS = {
     "avx512vnni: a wrong lane": ("_mm512_setr_epi32(0, 4, 8, 12, 1,", "_mm512_setr_epi32(0, 4, 8, 12, 2,"),
     "avx512vnni: saturation": WRAPS_512,
     "avx512vnni: signed and unsigned": ("_mm512_dpbusd_epi32(acc, x, w)", "_mm512_dpbusd_epi32(acc, w, x)"),
-    "avxvnni: a wrong lane": ("dpbusd_avx_epi32(acc.hi, x, w.hi)", "dpbusd_avx_epi32(acc.hi, x, w.lo)"),
+    "avxvnni: a wrong lane": ("DOT(acc.at[i], x, w.at[i])", "DOT(acc.at[i], x, w.at[0])"),
     "avxvnni: saturation": WRAPS_256,
-    "avxvnni: signed and unsigned": ("dpbusd_avx_epi32(acc.lo, x, w.lo)", "dpbusd_avx_epi32(acc.lo, w.lo, x)"),
+    "avxvnni: signed and unsigned": ("dpbusd_avx_epi32(acc, x, w)", "dpbusd_avx_epi32(acc, w, x)"),
     "avx2: a wrong lane": ("_mm_setr_epi8(0, 3, 2, 1, 4, 7,", "_mm_setr_epi8(0, 3, 2, 1, 4, 3,"),
     "avx2: saturation": WRAPS_256,
     "avx2: saturation of pairs": ("EACH_WORD(3, ADD_EXACTLY)", "EACH_WORD(3, ADD_FIRST)"),
-    "avx2: signed and unsigned": ("_mm256_maddubs_epi16(bytes, w.lo)", "_mm256_maddubs_epi16(w.lo, bytes)"),
-    "sse41: a wrong lane": (
-        "acc.at[i] = add_products(acc.at[i], x, w.at[i])",
-        "acc.at[i] = add_products(acc.at[i], x, w.at[0])",
-    ),
+    "avx2: signed and unsigned": ("MULTIPLY_8(bytes, w.at[i])", "MULTIPLY_8(w.at[i], bytes)"),
+    "sse41: a wrong lane": ("DOT(acc.at[i], x, w.at[i])", "DOT(acc.at[i], x, w.at[0])"),
     "sse41: saturation": (
-        "_mm_packs_epi32(_mm_cvtps_epi32(a), ",
-        "_mm_packus_epi32(_mm_and_si128(_mm_cvtps_epi32(a), _mm_set1_epi32(65535)), ",
+        "PACK_32(ROUND_F(a), ",
+        "_mm_packus_epi32(_mm_and_si128(ROUND_F(a), _mm_set1_epi32(65535)), ",
     ),
     "sse41: saturation of pairs": ("EACH_WORD(3, ADD_EXACTLY)", "EACH_WORD(3, ADD_FIRST)"),
-    "sse41: signed and unsigned": ("_mm_maddubs_epi16(bytes, w.at[i])", "_mm_maddubs_epi16(w.at[i], bytes)"),
+    "sse41: signed and unsigned": ("MULTIPLY_8(bytes, w.at[i])", "MULTIPLY_8(w.at[i], bytes)"),
     "generic: a wrong lane": ("x.at[1] * w.at[4 * i + 1]", "x.at[1] * w.at[4 * i]"),
     "generic: saturation": ("clamp_f(all[k], set_f(0.0f), set_f(255.0f))", "all[k]"),
     "generic: signed and unsigned": ("x.at[3] * w.at[", "(int8_t)x.at[3] * w.at["),

@@ -1,8 +1,7 @@
 """The targets of export: one registry, which the command line, the library and the compile cache read.
 
-A vector instruction set is one entry of ``INSTRUCTION_SETS`` and a header of its name in the folder
-_codegen/c/kernels/vector, which may follow a header that several sets share. The set then becomes part of "native" and
-a target by itself.
+A vector instruction set is one entry of ``INSTRUCTION_SETS`` and headers in the folder _codegen/c/kernels/vector, many
+of them shared with other sets. The set then becomes part of "native" and a target by itself.
 """
 
 from __future__ import annotations
@@ -144,8 +143,10 @@ class InstructionSet:
     """A set of vector instructions."""
 
     name: str
-    """Name of its header and of its kernels."""
+    """Suffix of its kernels."""
     title: str
+    headers: tuple[str, ...]
+    """Names of its headers, in order."""
     architecture: Architecture | None = None
     """None means any architecture."""
     compile_for: str = ""
@@ -155,29 +156,19 @@ class InstructionSet:
     own_names: tuple[str, ...] = ()
     """Functions and types that its headers define in addition to those of every instruction set."""
     tiles: bool = True
-    """Whether its header defines the vectors of conv.c, linear.c and depthwise.c, not NAME_narrow.c in their place."""
+    """Whether its headers define the vectors of conv.c, linear.c and depthwise.c, not NAME_narrow.c in their place."""
     signed: bool = False
     """Whether activations are multiplied as signed bytes, which are less by 128."""
     adds_pairs: bool = False
     """Whether it adds products of bytes in pairs that may saturate."""
     multiplies_matrices: bool = False
     """Whether it multiplies matrices of bytes."""
-    shared: str = ""
-    """Name of the header that it shares with others."""
-    own_header: bool = True
-    """Whether it has a header of its name."""
     compilers: str = ""
     """Preprocessor condition that is true if the compiler has its intrinsics; empty if all have."""
     clang_target: str = ""
     """Argument of clang's attribute ``target``, if it differs."""
     gcc_optimize: str = ""
     """Argument of gcc's pragma ``optimize``, if it needs one."""
-
-    @property
-    def headers(self) -> tuple[str, ...]:
-        """Names of its headers, in order."""
-        names = ("" if self.tiles else "narrow", self.shared, self.name if self.own_header else "")
-        return tuple(filter(None, names))
 
     @property
     def macro(self) -> str:
@@ -200,83 +191,77 @@ class InstructionSet:
 
 _ARM_NAMES = (
     "activations", "activations_of", "add_taps", "add_windows", "clamp_b", "four_f", "four_i", "interleave",
-    "interleaved", "load_table", "look_up", "rounded_bytes", "saturated", "table256", "tap_weights", "window",
+    "interleaved", "load_table", "look_up", "readable", "rounded_bytes", "saturated", "table256", "tap_weights",
+    "window",
 )  # fmt: skip
-GENERIC = InstructionSet("generic", "any CPU", own_names=("lanes",))
+_ASIMD = ("asimd_parts", "parts", "narrow", "asimd")
+_AVX512_NAMES = ("first_lanes", "load_table", "look_up", "quarter_of", "table256")
+_TILE_NAMES = ("add_products", "lanes", "readable", "round_part")
+_PAIR_NAMES = ("arranged", "arranged_weights", "dot_pairs")
+GENERIC = InstructionSet("generic", "any CPU", ("generic",), own_names=("lanes",))
 INSTRUCTION_SETS = (
     InstructionSet(
         "amx",
         "AMX",
+        ("avx512vnni", "amx"),
         X86,
         "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8",
         ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "amxint8"),
         (
+            *_AVX512_NAMES,
             "add_matrices",
             "begin_matrices",
             "begin_sums",
             "end_matrices",
-            "first_lanes",
-            "load_table",
-            "look_up",
             "matrix_shapes",
-            "quarter_of",
             "store_sums",
-            "table256",
         ),
         multiplies_matrices=True,
-        shared="avx512vnni",
         compilers="defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11",
     ),
     InstructionSet(
         "avx512vnni",
         "AVX-512 VNNI",
+        ("avx512vnni",),
         X86,
         "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
         ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
-        ("first_lanes", "load_table", "look_up", "quarter_of", "table256"),
+        _AVX512_NAMES,
     ),
     InstructionSet(
         "avxvnni",
         "AVX-VNNI",
+        ("ymm_parts", "x86_parts", "parts", "tiles", "ymm"),
         X86,
         "avx2,fma,avxvnni",
         ("avx2", "fma", "avxvnni"),
-        ("lanes", "load_256", "quarter_of", "round_32", "round_half"),
-        shared="ymm",
+        (*_TILE_NAMES, "round_32"),
         compilers="defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11",
     ),
     InstructionSet(
         "avx2",
         "AVX2",
+        ("ymm_parts", "x86_parts", "parts", "tiles", "pairs", "ymm"),
         X86,
         "avx2,fma",
         ("avx2", "fma"),
-        (
-            "add_products",
-            "arranged",
-            "arranged_weights",
-            "dot_pairs",
-            "lanes",
-            "load_256",
-            "quarter_of",
-            "round_32",
-            "round_half",
-        ),
+        (*_TILE_NAMES, *_PAIR_NAMES, "round_32"),
         adds_pairs=True,
-        shared="ymm",
     ),
     InstructionSet(
         "sse41",
         "SSE4.1",
+        ("sse41_parts", "x86_parts", "parts", "tiles", "pairs", "sse41"),
         X86,
         "sse4.1",
         ("ssse3", "sse41"),
-        ("add_products", "arranged", "arranged_weights", "dot_pairs", "lanes", "load_128", "round_16"),
+        (*_TILE_NAMES, *_PAIR_NAMES),
         adds_pairs=True,
     ),
     InstructionSet(
         "i8mm",
         "AArch64 with I8MM",
+        (*_ASIMD, "i8mm"),
         ARM,
         "arch=armv8.2-a+dotprod+i8mm",
         ("asimd", "asimddp", "i8mm"),
@@ -284,11 +269,11 @@ INSTRUCTION_SETS = (
         clang_target="dotprod,i8mm",
         gcc_optimize="no-schedule-insns",  # before registers are allocated, it makes gcc copy accumulators in each step
         tiles=False,
-        shared="asimd",
     ),
     InstructionSet(
         "dotprod",
         "AArch64 with dot products",
+        (*_ASIMD, "dotprod"),
         ARM,
         "arch=armv8.2-a+dotprod",
         ("asimd", "asimddp"),
@@ -296,17 +281,16 @@ INSTRUCTION_SETS = (
         clang_target="dotprod",
         tiles=False,
         signed=True,
-        shared="asimd",
     ),
     InstructionSet(
         "neon",
         "AArch64",
+        (*_ASIMD, "neon"),
         ARM,
         features=("asimd",),
         own_names=(*_ARM_NAMES, "add_word", "add_words"),
         tiles=False,
         signed=True,
-        shared="asimd",
     ),
 )
 """The fastest first, for each architecture."""
@@ -315,35 +299,32 @@ WASM = Architecture("defined(__wasm_simd128__)", "HAVE_WASM", ("wasm_simd128.h",
 
 _WASM_NAMES = (
     "activations", "activations_of", "add_half", "add_taps", "add_windows", "clamp_b", "four_f", "four_i",
-    "interleave", "interleaved", "rounded", "rounded_bytes", "saturated", "tap_weights", "window",
+    "interleave", "interleaved", "readable", "rounded_bytes", "saturated", "tap_weights", "window",
 )  # fmt: skip
+_V128 = ("v128_parts", "parts", "narrow", "v128")
 WASM_SETS = (
     InstructionSet(
         "relaxed",
         "relaxed SIMD, unsigned",
+        _V128,
         WASM,
         "simd128,relaxed-simd",
         ("simd128", "relaxed-simd"),
         _WASM_NAMES,
         tiles=False,
-        shared="v128",
-        own_header=False,
     ),
     InstructionSet(
         "relaxed_signed",
         "relaxed SIMD, signed",
+        _V128,
         WASM,
         "simd128,relaxed-simd",
         ("simd128", "relaxed-simd"),
         _WASM_NAMES,
         tiles=False,
         signed=True,
-        shared="v128",
-        own_header=False,
     ),
-    InstructionSet(
-        "simd128", "SIMD128", WASM, "simd128", ("simd128",), _WASM_NAMES, tiles=False, shared="v128", own_header=False
-    ),
+    InstructionSet("simd128", "SIMD128", _V128, WASM, "simd128", ("simd128",), _WASM_NAMES, tiles=False),
 )
 """Those of WebAssembly. Each is a module of its own; the fastest first."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 
@@ -100,6 +100,42 @@ class BlockCall(Call):
         return super()._parts()
 
 
+P = TypeVar("P", bound=Params)
+N = TypeVar("N", bound=Instance)
+
+
+@dataclass(frozen=True)
+class FromOne(BlockCall, Generic[P]):
+    """One tensor from another."""
+
+    parameters: P
+    x: Operand
+    y: Operand
+    count: Name = field(default=COUNT, init=False)
+
+
+@dataclass(frozen=True)
+class CompiledFromOne(BlockCall, Generic[P, N]):
+    """One tensor from another, by a kernel that is compiled for some numbers."""
+
+    parameters: P
+    compiled_for: N
+    x: Operand
+    y: Operand
+    count: Name = field(default=COUNT, init=False)
+
+
+@dataclass(frozen=True)
+class FromTwo(BlockCall, Generic[P]):
+    """One tensor from two others."""
+
+    parameters: P
+    a: Operand
+    b: Operand
+    y: Operand
+    count: Name = field(default=COUNT, init=False)
+
+
 @dataclass(frozen=True)
 class ReadImagesParams(Params):
     """Parameters of reading images."""
@@ -164,15 +200,10 @@ class CopyRowsParams(Params):
     to_stride: int
 
 
-@dataclass(frozen=True)
-class CopyRows(BlockCall):
+class CopyRows(FromOne[CopyRowsParams]):
     """Copies rows to other distances."""
 
     kernel: ClassVar = COPY_ROWS
-    parameters: CopyRowsParams
-    x: Operand
-    y: Operand
-    count: Name = field(default=COUNT, init=False)
 
 
 @dataclass(frozen=True)
@@ -187,26 +218,16 @@ class LookUpRowsParams(Params):
     table: Constant
 
 
-@dataclass(frozen=True)
-class LookUpRows(BlockCall):
+class LookUpRows(FromOne[LookUpRowsParams]):
     """Any function of one byte."""
 
     kernel: ClassVar = LOOK_UP_ROWS
-    parameters: LookUpRowsParams
-    x: Operand
-    y: Operand
-    count: Name = field(default=COUNT, init=False)
 
 
-@dataclass(frozen=True)
-class Move(BlockCall):
+class Move(FromOne[CopyParams]):
     """Copies runs of bytes in nested loops. The innermost loop is the longest."""
 
     kernel: ClassVar = MOVE
-    parameters: CopyParams
-    x: Operand
-    y: Operand
-    count: Name = field(default=COUNT, init=False)
 
 
 @dataclass(frozen=True)
@@ -224,15 +245,10 @@ class RescaleRunsParams(Params):
     zero: int
 
 
-@dataclass(frozen=True)
-class RescaleRuns(BlockCall):
+class RescaleRuns(FromOne[RescaleRunsParams]):
     """Converts an operand of a concatenation with its own scale."""
 
     kernel: ClassVar = RESCALE_RUNS
-    parameters: RescaleRunsParams
-    x: Operand
-    y: Operand
-    count: Name = field(default=COUNT, init=False)
 
 
 @dataclass(frozen=True)
@@ -306,16 +322,10 @@ class LinearInstance(Instance):
     end: int
 
 
-@dataclass(frozen=True)
-class Linear(BlockCall):
+class Linear(CompiledFromOne[ConvParams, LinearInstance]):
     """A linear layer. The images are the pixels of one row."""
 
     kernel: ClassVar = LINEAR
-    parameters: ConvParams
-    tile: LinearInstance
-    x: Operand
-    y: Operand
-    count: Name = field(default=COUNT, init=False)
 
 
 @dataclass(frozen=True)
@@ -351,16 +361,10 @@ class DepthwiseInstance(Instance):
     fours: int
 
 
-@dataclass(frozen=True)
-class Depthwise(BlockCall):
+class Depthwise(CompiledFromOne[DepthwiseParams, DepthwiseInstance]):
     """A depthwise convolution."""
 
     kernel: ClassVar = DEPTHWISE
-    parameters: DepthwiseParams
-    taps: DepthwiseInstance
-    x: Operand
-    y: Operand
-    count: Name = field(default=COUNT, init=False)
 
 
 @dataclass(frozen=True)
@@ -388,27 +392,16 @@ class MaxPoolInstance(Instance):
     inside: int
 
 
-@dataclass(frozen=True)
-class MaxPool(BlockCall):
+class MaxPool(CompiledFromOne[PoolParams, MaxPoolInstance]):
     """Maxima over windows."""
 
     kernel: ClassVar = MAX_POOL
-    parameters: PoolParams
-    window: MaxPoolInstance
-    x: Operand
-    y: Operand
-    count: Name = field(default=COUNT, init=False)
 
 
-@dataclass(frozen=True)
-class AveragePool(BlockCall):
+class AveragePool(FromOne[PoolParams]):
     """Means over windows."""
 
     kernel: ClassVar = AVERAGE_POOL
-    parameters: PoolParams
-    x: Operand
-    y: Operand
-    count: Name = field(default=COUNT, init=False)
 
 
 @dataclass(frozen=True)
@@ -431,16 +424,10 @@ class JoinParams(Params):
     zero: int
 
 
-@dataclass(frozen=True)
-class AddRows(BlockCall):
+class AddRows(FromTwo[JoinParams]):
     """The sum of two tensors."""
 
     kernel: ClassVar = ADD_ROWS
-    parameters: JoinParams
-    a: Operand
-    b: Operand
-    y: Operand
-    count: Name = field(default=COUNT, init=False)
 
 
 @dataclass(frozen=True)
@@ -466,25 +453,13 @@ class AddFixedRowsParams(Params):
     hi: int
 
 
-@dataclass(frozen=True)
-class AddFixedRows(BlockCall):
+class AddFixedRows(FromTwo[AddFixedRowsParams]):
     """The sum of two tensors in TensorFlow Lite's arithmetic."""
 
     kernel: ClassVar = ADD_FIXED_ROWS
-    parameters: AddFixedRowsParams
-    a: Operand
-    b: Operand
-    y: Operand
-    count: Name = field(default=COUNT, init=False)
 
 
-@dataclass(frozen=True)
-class MultiplyRows(BlockCall):
+class MultiplyRows(FromTwo[JoinParams]):
     """The product of two tensors."""
 
     kernel: ClassVar = MULTIPLY_ROWS
-    parameters: JoinParams
-    a: Operand
-    b: Operand
-    y: Operand
-    count: Name = field(default=COUNT, init=False)

@@ -175,8 +175,8 @@ def _units(call: Call, matrices: bool) -> int:
         case k.Conv(parameters=conv, tile=tile):
             rows = _tile_rows(conv, tile, matrices)
             return _groups(conv, tile.vectors) if conv.by_channels else max(1, conv.out_h // rows)
-        case k.Linear(parameters=linear, tile=shape):
-            return _groups(linear, shape.vectors)
+        case k.Linear(parameters=linear, compiled_for=tile):
+            return _groups(linear, tile.vectors)
         case k.Depthwise(parameters=depthwise):
             return depthwise.out_h
         case k.MaxPool(parameters=pool):
@@ -217,7 +217,7 @@ def _cycles(call: Call, matrices: bool) -> float:
             return _conv_cycles(conv, Tile(tile.pixels, tile.rows, tile.vectors), matrices)
         case k.Linear(parameters=linear):
             return linear.weight.size / _WEIGHT_BYTES
-        case k.Depthwise(parameters=depthwise, taps=taps):
+        case k.Depthwise(parameters=depthwise, compiled_for=taps):
             taps_of_byte = taps.height * taps.fours * 4
             return depthwise.out_h * depthwise.runs * depthwise.run_bytes * taps_of_byte * _CYCLES_PER_TAP
         case k.MaxPool(parameters=pool) | k.AveragePool(parameters=pool):

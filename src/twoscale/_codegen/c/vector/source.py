@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from graphlib import TopologicalSorter
 from typing import Any, ClassVar
 
 from twoscale._codegen.c.common.calls import Call, Kernel, Operand, with_needs
@@ -29,6 +31,15 @@ from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 
 __all__ = ["VectorSource", "lowered", "source_of"]
+
+
+def _in_order(lists: Iterable[Sequence[str]]) -> Iterable[str]:
+    """Return each name once, in an order that agrees with every list."""
+    order: TopologicalSorter[str] = TopologicalSorter()
+    for names in lists:
+        for index, name in enumerate(names):
+            order.add(name, *names[:index])
+    return order.static_order()
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -130,13 +141,18 @@ class VectorSource(SourceBase):
             for call in self._calls()
             if isinstance(call, BlockCall) and call.instance is not None
         }
+        headers = {name: text_of(f"{name}.h") for name in _in_order([isa.headers for isa in isas])}
         narrow = any(not isa.tiles for isa in isas)
         names = {*HEADER_NAMES, *TILE_NAMES}.union(
             *(isa.own_names for isa in isas), *(kernel.defines + kernel.narrow for kernel in kernels)
         )
         return self.render(
             "vector_kernels.h.jinja",
-            vectors=[(isa.macro, "\n".join(text_of(f"{name}.h") for name in isa.headers)) for isa in isas],
+            vectors=[
+                (" || ".join(f"defined({isa.macro})" for isa in isas if name in isa.headers), text)
+                for name, text in headers.items()
+            ],
+            macros=sorted(set(re.findall(r"^#define (\w+)", "\n".join(headers.values()), re.MULTILINE))),
             kernels=[
                 (
                     self._text(f"{kernel.name}.c"),

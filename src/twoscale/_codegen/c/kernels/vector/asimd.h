@@ -1,63 +1,4 @@
-/* Sixteen numbers at a time, in four quarters of 128 bits: what all AArch64 processors have. Products are in the headers of
- * the levels. */
-typedef struct {
-    int32x4_t at[4];
-} v16i;
-typedef struct {
-    float32x4_t at[4];
-} v16f;
-typedef uint8x16_t v16b;
-
-INLINE v16i set_i(int32_t value)
-{
-    v16i v;
-
-    EACH v.at[i] = vdupq_n_s32(value);
-    return v;
-}
-
-INLINE v16i load_i(const int32_t *from)
-{
-    v16i v;
-
-    EACH v.at[i] = vld1q_s32(from + 4 * i);
-    return v;
-}
-
-INLINE v16i add_i(v16i a, v16i b)
-{
-    EACH a.at[i] = vaddq_s32(a.at[i], b.at[i]);
-    return a;
-}
-
-/* Put numbers in 0..255 into byte `place` of each number of `all`. */
-INLINE v16i put_byte(v16i all, v16i a, int32_t place)
-{
-    EACH all.at[i] = vorrq_s32(all.at[i], vshlq_s32(a.at[i], vdupq_n_s32(8 * place)));
-    return all;
-}
-
-INLINE v16f set_f(float value)
-{
-    v16f v;
-
-    EACH v.at[i] = vdupq_n_f32(value);
-    return v;
-}
-
-/* The first `count` of 16; zeros for the rest. */
-INLINE v16f load_f(const float *from, int32_t count)
-{
-    float some[16] = {0};
-    v16f v;
-
-    if (count < 16) {
-        memcpy(some, from, (size_t)count * sizeof(float));
-        from = some;
-    }
-    EACH v.at[i] = vld1q_f32(from + 4 * i);
-    return v;
-}
+/* What all AArch64 processors have. Products are in the headers of the levels. */
 
 /* Whether there is a NaN or an infinity. */
 INLINE int not_finite(v16f a)
@@ -66,20 +7,6 @@ INLINE int not_finite(v16f a)
 
     EACH fine = vandq_u32(fine, vcaleq_f32(a.at[i], vdupq_n_f32(FLT_MAX)));
     return vminvq_u32(fine) == 0;
-}
-
-INLINE v16f to_f(v16i a)
-{
-    v16f v;
-
-    EACH v.at[i] = vcvtq_f32_s32(a.at[i]);
-    return v;
-}
-
-INLINE v16f mul(v16f a, v16f b)
-{
-    EACH a.at[i] = vmulq_f32(a.at[i], b.at[i]);
-    return a;
 }
 
 /* Whether any |a| is above the limit. */
@@ -91,119 +18,14 @@ INLINE int any_beyond(v16f a, float limit)
     return vmaxvq_f32(most) > limit;
 }
 
-/* a * b + c, fused or not: used where both are correct. */
-INLINE v16f mul_add(v16f a, v16f b, v16f c)
-{
-    EACH a.at[i] = vfmaq_f32(c.at[i], a.at[i], b.at[i]);
-    return a;
-}
-
-INLINE v16f divide(v16f a, v16f b)
-{
-    EACH a.at[i] = vdivq_f32(a.at[i], b.at[i]);
-    return a;
-}
-
-INLINE v16f clamp_f(v16f a, v16f lo, v16f hi)
-{
-    EACH a.at[i] = vminq_f32(vmaxq_f32(a.at[i], lo.at[i]), hi.at[i]);
-    return a;
-}
-
-/* RNE of |a| < 2^31. */
-INLINE v16i round_f(v16f a)
-{
-    v16i v;
-
-    EACH v.at[i] = vcvtnq_s32_f32(a.at[i]);
-    return v;
-}
-
-INLINE v16b load_b(const uint8_t *from)
-{
-    return vld1q_u8(from);
-}
-
-INLINE v16b set_b(uint8_t value)
-{
-    return vdupq_n_u8(value);
-}
-
-/* The first `count` of 16 bytes. */
-INLINE void store_b(uint8_t *to, v16b a, int32_t count)
-{
-    uint8_t bytes[16];
-
-    if (count >= 16) {
-        vst1q_u8(to, a);
-    } else {
-        vst1q_u8(bytes, a);
-        memcpy(to, bytes, (size_t)count);
-    }
-}
-
-INLINE v16b max_b(v16b a, v16b b)
-{
-    return vmaxq_u8(a, b);
-}
-
-INLINE v16b clamp_b(v16b a, v16b lo, v16b hi)
-{
-    return vminq_u8(vmaxq_u8(a, lo), hi);
-}
-
-INLINE int32x4_t four_i(const int32_t *from)
-{
-    return vld1q_s32(from);
-}
-
-INLINE float32x4_t four_f(const float *from)
-{
-    return vld1q_f32(from);
-}
-
-/* Weights of four taps of four channels. */
-INLINE int8x16_t tap_weights(const int8_t *from)
-{
-    return vld1q_s8(from);
-}
-
-typedef struct {
-    v16b at[4];
-} interleaved;
-
-/* Sixteen bytes of each of four places, `step` bytes apart, side by side. */
-INLINE interleaved interleave(const uint8_t *from, int32_t step)
-{
-    const uint8x16_t a = vld1q_u8(from), b = vld1q_u8(from + step);
-    const uint8x16_t c = vld1q_u8(from + 2 * step), d = vld1q_u8(from + 3 * step);
-    const uint16x8_t ab_lo = vreinterpretq_u16_u8(vzip1q_u8(a, b)), ab_hi = vreinterpretq_u16_u8(vzip2q_u8(a, b));
-    const uint16x8_t cd_lo = vreinterpretq_u16_u8(vzip1q_u8(c, d)), cd_hi = vreinterpretq_u16_u8(vzip2q_u8(c, d));
-    const interleaved all = {{
-        vreinterpretq_u8_u16(vzip1q_u16(ab_lo, cd_lo)),
-        vreinterpretq_u8_u16(vzip2q_u16(ab_lo, cd_lo)),
-        vreinterpretq_u8_u16(vzip1q_u16(ab_hi, cd_hi)),
-        vreinterpretq_u8_u16(vzip2q_u16(ab_hi, cd_hi)),
-    }};
-
-    return all;
-}
-
 /* The first `count` of 16 bytes as numbers; the others are undefined. */
 INLINE v16i load_u8(const uint8_t *from, int32_t count)
 {
     uint8_t some[16] = {0};
-    uint8x16_t bytes;
-    uint16x8_t lo, hi;
+    const v16b bytes = load_b(readable(from, count, some));
+    const uint16x8_t lo = vmovl_u8(vget_low_u8(bytes)), hi = vmovl_high_u8(bytes);
     v16i v;
 
-    if (count < 16) {
-        memcpy(some, from, (size_t)count);
-        from = some;
-    }
-    bytes = vld1q_u8(from);
-    lo = vmovl_u8(vget_low_u8(bytes));
-    hi = vmovl_high_u8(bytes);
     v.at[0] = vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(lo)));
     v.at[1] = vreinterpretq_s32_u32(vmovl_high_u16(lo));
     v.at[2] = vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(hi)));
@@ -230,14 +52,6 @@ INLINE v16b rounded_bytes(v16f a)
 INLINE void store_u8(uint8_t *to, v16i a, int32_t count)
 {
     store_b(to, saturated(a), count);
-}
-
-INLINE void store_i(uint8_t *to, v16i a, int32_t count)
-{
-    int32_t numbers[16];
-
-    EACH vst1q_s32(numbers + 4 * i, a.at[i]);
-    memcpy(to, numbers, (size_t)(count < 16 ? count : 16) * sizeof(int32_t));
 }
 
 /* Store three bytes of each of the first `count` of 16 numbers, side by side. */

@@ -47,8 +47,6 @@ INLINE void add_windows(v16i *acc, const window *at, const uint8_t *const *from,
     }
 }
 
-#undef ADD_WORD
-
 /* Add four products of taps to each lane. */
 INLINE int32x4_t add_taps(int32x4_t acc, activations x, int8x16_t w)
 {

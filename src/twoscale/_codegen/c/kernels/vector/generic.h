@@ -323,5 +323,3 @@ INLINE void store_first(uint8_t *to, v64b a, int32_t count)
 {
     memcpy(to, a.at, count < 64 ? (size_t)count : 64);
 }
-
-#undef EACH

@@ -166,15 +166,6 @@ INLINE void add_many_windows(v16i *acc, const window *at, const uint8_t *const *
         }
 }
 
-#undef ADD_PRODUCTS
-#undef EACH_TWO
-#undef SECOND_WORD
-#undef NO_WORD
-#undef ADD_TWO_WORDS
-#undef ADD_LAST_WORD
-#undef ADD_ARRANGED
-#undef LOAD_PIXELS
-
 /* Add the products of one word, whose activations are in a lane of x. */
 #define ADD_WORD(lane) \
     { \
@@ -206,8 +197,6 @@ INLINE void add_windows(v16i *acc, const window *at, const uint8_t *const *from,
         }
     }
 }
-
-#undef ADD_WORD
 
 /* Add four products of taps to each lane. */
 INLINE int32x4_t add_taps(int32x4_t acc, activations x, int8x16_t w)

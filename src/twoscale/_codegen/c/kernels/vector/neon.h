@@ -107,10 +107,6 @@ INLINE void add_windows(v16i *acc, const window *at, const uint8_t *const *from,
     EACH acc[n].at[i] = vaddq_s32(acc[n].at[i], vpaddq_s32(sum[n][2 * i], sum[n][2 * i + 1]));
 }
 
-#undef LANE
-#undef ADD_TWO_WORDS
-#undef ADD_LAST_WORD
-
 /* Add four products of taps to each lane. */
 INLINE int32x4_t add_taps(int32x4_t acc, activations x, int8x16_t w)
 {
