@@ -1,15 +1,15 @@
 """What fewer bits cost, and what learning gives back: accuracy of the integer networks themselves.
 
     python -m benchmarks.low_bits --models DIR [--networks resnet8,resnet20] [--bits W4A8,W4A4,W3A3,W2A4,W2A2]
-                                  [--edges 8] [--images 1000] [--tests 10000] [--seeds 1] [--effort 1]
+                                  [--edges 8] [--images 1000] [--further 9000] [--tests 10000] [--seeds 1] [--effort 1]
     python -m benchmarks.low_bits --table      # the recorded figures as a table
 
 DIR holds the published weights NAME-cifar10.safetensors; TWOSCALE_BENCH_MODELS names it too. Networks take pixels.
-Calibration images are unlabelled training images, drawn with seed 0. Every network is quantized by the default scheme
-and with learned rounding, and runs over the test images as integers. A simulation of it in float, which most other
-tools report, is beside. Over 100 images, integers of every layer are compared between reference, torch and ONNX
-Runtime. New rows replace recorded ones of the same network, bits, edges and images. Run it on an idle machine: seconds
-are of the wall clock.
+Calibration images, and further ones for learning, are unlabelled training images, drawn with seed 0. Every network
+is quantized by the default scheme and with learned rounding, and runs over the test images as integers. A simulation
+of it in float, which most other tools report, is beside. Over 100 images, integers of every layer are compared between
+reference, torch and ONNX Runtime. New rows replace recorded ones of the same network, bits, edges, images and effort.
+Run it on an idle machine: seconds are of the wall clock.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class Row:
     """"feedback" or "learned"."""
     seed: int
     images: int
-    """For calibration and learning."""
+    """For calibration."""
+    further: int
+    """For learning, besides those for calibration."""
     effort: float
     seconds: float
     """To quantize, capture and profile not included."""
@@ -88,6 +90,7 @@ class Row:
             self.rounding,
             self.seed,
             self.images,
+            self.effort,
         )
 
 
@@ -118,13 +121,13 @@ def logits(run: Any, images: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def measure(
-    name: str, folder: Path, scheme: Scheme, images: int, tests: int, seeds: int, effort: float
+    name: str, folder: Path, scheme: Scheme, images: int, further: int, tests: int, seeds: int, effort: float
 ) -> Iterator[Row]:
     """Quantize one network at one number of bits, in both ways."""
     dataset = data.load("cifar10")
     model = models.load(name, folder / f"{name}-cifar10.safetensors")
-    chosen = np.random.default_rng(0).permutation(len(dataset.train))[:images]
-    pixels = dataset.train.images[chosen].astype(np.float32)
+    drawn = np.random.default_rng(0).permutation(len(dataset.train))[: images + further]
+    pixels, more = np.split(dataset.train.images[drawn].astype(np.float32), [images])
     graph = float_graph(model, pixels[:64], scheme, normalization=models.normalization(name))
     found = profile(graph, [pixels[i : i + 100] for i in range(0, len(pixels), 100)])
     test, labels = dataset.test.images[:tests], dataset.test.labels[:tests]
@@ -133,7 +136,7 @@ def measure(
         clock = time.perf_counter()
         if rounding == "learned":
             how = dataclasses.replace(LearnedRounding().scaled(effort), seed=seed)
-            network = learn_network(graph, found, pixels, scheme, how)
+            network = learn_network(graph, found, pixels, scheme, how, further=more)
         else:
             network = quantize_graph(graph, found, scheme)
         seconds = time.perf_counter() - clock
@@ -153,7 +156,8 @@ def measure(
             rounding=rounding,
             seed=seed,
             images=images,
-            effort=effort,
+            further=further if rounding == "learned" else 0,
+            effort=effort if rounding == "learned" else 1.0,
             seconds=seconds,
             top1=float((integers.argmax(1) == labels).mean()),
             float_top1=float((expected.argmax(1) == labels).mean()),
@@ -178,6 +182,7 @@ def table(rows: Iterable[Row]) -> str:
     for several in groups.values():
         one = several[0]
         top = [100 * row.top1 for row in several]
+        rounding = one.rounding if one.effort == 1 else f"{one.rounding}, effort {one.effort:g}"
         spread = f" ± {(max(top) - min(top)) / 2:.2f}, {len(top)} seeds" if len(top) > 1 else ""
 
         def mean(field: str, several: list[Row] = several) -> float:
@@ -185,7 +190,7 @@ def table(rows: Iterable[Row]) -> str:
 
         lines.append(
             f"| {one.network} | W{one.weight_bits}A{one.activation_bits} | {one.edge_bits or 'as the rest'} "
-            f"| {one.rounding} | {statistics.fmean(top):.2f} %{spread} ({100 * one.float_top1:.2f}) "
+            f"| {rounding} | {statistics.fmean(top):.2f} %{spread} ({100 * one.float_top1:.2f}) "
             f"| {100 * mean('simulated_top1'):.2f} % | {100 * mean('agreement'):.2f} % | {mean('sqnr_db'):.1f} dB "
             f"| {mean('seconds'):.0f} "
             f"| {sum(row.differing for row in several)} of {sum(row.compared for row in several):,} |"
@@ -206,6 +211,7 @@ def main() -> None:
     parser.add_argument("--bits", default="W4A8,W4A4,W3A3,W2A4,W2A2", help="with commas (default: %(default)s)")
     parser.add_argument("--edges", type=int, default=8, help="bits of the first and the last layer; 0: as the rest")
     parser.add_argument("--images", type=int, default=1000, help="for calibration (default: %(default)s)")
+    parser.add_argument("--further", type=int, default=9000, help="more images to learn from (default: %(default)s)")
     parser.add_argument("--tests", type=int, default=10_000, help="test images (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="of learned rounding (default: %(default)s)")
     parser.add_argument("--effort", type=float, default=1.0, help="of learned rounding (default: %(default)s)")
@@ -222,7 +228,9 @@ def main() -> None:
             if match is None:
                 parser.error(f"--bits has {bits}; expected bits of weights and activations, e.g. W4A4")
             scheme = Scheme(weight_bits=int(match[1]), activation_bits=int(match[2]), edge_bits=chosen.edges or None)
-            for row in measure(name, chosen.models, scheme, chosen.images, chosen.tests, chosen.seeds, chosen.effort):
+            for row in measure(
+                name, chosen.models, scheme, chosen.images, chosen.further, chosen.tests, chosen.seeds, chosen.effort
+            ):
                 rows = {one.key: one for one in (*recorded(), row)}
                 write_result("low_bits", Record(tuple(rows.values())))
                 print(table([row]).splitlines()[-1], flush=True)

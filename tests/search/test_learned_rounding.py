@@ -19,11 +19,12 @@ from twoscale._calibration.profile import profile
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._progress import listening
 from twoscale._quantization import COURSE, Scheme, float_graph, quantize_graph
+from twoscale._quantization.trainable import TrainableNetwork
 from twoscale._search import LearnedRounding, learned_rounding
 from twoscale._search.blocks import blocks_of
 from twoscale._search.learning import Reach
 from twoscale._verification import verify
-from twoscale.errors import ConfigurationError
+from twoscale.errors import CalibrationError, ConfigurationError
 
 
 def correlated(seed: int, count: int) -> NDArray[np.float32]:
@@ -147,4 +148,57 @@ def test_options_out_of_range(given: dict[str, float], message: str) -> None:
         LearnedRounding(**given)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="effort is 0"):
         LearnedRounding().scaled(0)
-    assert LearnedRounding(iterations=10, distillation=6).scaled(0.5) == LearnedRounding(iterations=5, distillation=3)
+    whole = LearnedRounding(iterations=10, distillation=6, network_reach=Reach(8, 4, 2))
+    assert whole.scaled(0.5) == LearnedRounding(iterations=5, distillation=3, network_reach=Reach(4, 2, 1))
+
+
+def test_more_images_make_up_for_few(learned: tuple[nn.Module, IntegerNetwork, list[str]]) -> None:
+    few, more = CALIBRATION[:24], [CALIBRATION[24:224], CALIBRATION[224:]]
+    how = dataclasses.replace(BRIEF, distillation=300, network_reach=Reach(20, 1, 0.2))
+    networks = [
+        twoscale.learn_rounding(small_cnn(), [few], scheme=FEW, how=how, further=further) for further in ([], more)
+    ]
+    assert sqnr(networks[1], learned[0]) > sqnr(networks[0], learned[0]) + 0.5
+    # Beyond the memory, they are left.
+    size = sum(one.nbytes for one in more)
+    kept = learned_rounding.within([*more, TEST], size + 1, few.shape[1:])
+    assert kept is not None
+    assert len(kept) == len(CALIBRATION) - 24
+    assert learned_rounding.within([], 1, few.shape[1:]) is None
+    for wrong in (CALIBRATION[:, :, :4], np.full_like(few, np.nan)):
+        with pytest.raises(CalibrationError, match="expected finite values"):
+            twoscale.learn_rounding(small_cnn(), [few], scheme=FEW, how=how, further=[wrong])
+
+
+def test_images_are_mirrored_and_shifted() -> None:
+    """Each pixel says in which row and column it was."""
+    image = (torch.arange(16.0) + 100 * torch.arange(24.0)[:, None]).expand(64, 1, 24, 16)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        mirrored, shifted = learned_rounding._mirrored(image), learned_rounding._shifted(image)
+    flips = [torch.equal(one, image[0].flip(2)) for one in mirrored]
+    assert 16 <= sum(flips) <= 48
+    assert all(flip or torch.equal(one, image[0]) for one, flip in zip(mirrored, flips, strict=True))
+    moved = shifted[:, 0, 12, 7]
+    assert set((moved % 100 - 7).tolist()) == set(range(-2, 3))
+    assert set((moved // 100 - 12).tolist()) == set(range(-3, 4))
+    assert torch.equal(shifted[:, 0, 4:20, 9] - shifted[:, 0, 4:20, 8], torch.ones(64, 16))
+
+
+def test_images_are_varied_where_the_float_network_sees_the_same() -> None:
+    def variations(forward: Any) -> list[Any]:
+        with seeded(0):
+            model = Model(forward, conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 4)).eval()
+        graph = float_graph(model, CALIBRATION, FEW)
+        trainable = TrainableNetwork(quantize_graph(graph, profile(graph, [CALIBRATION]), FEW), graph, FEW)
+        learner = learned_rounding._Learner(trainable, LearnedRounding(), CALIBRATION, CALIBRATION[:0])
+        return learner._variations()
+
+    def blind(m: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(m.fc(F.relu(m.conv(x)).mean((2, 3)) + torch.tensor([9.0, 0, 0, 0])))
+
+    def corner(m: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(m.fc(F.relu(m.conv(x))[:, :, 0, 0]))
+
+    assert variations(corner) == []
+    assert variations(blind) == [learned_rounding._mirrored, learned_rounding._shifted]

@@ -48,6 +48,8 @@ __all__ = ["QuantizeRecord", "quantize_command"]
 
 _TEST_IMAGES = 1000
 """Most test images over which accuracy is measured."""
+_FURTHER_IMAGES = 10_000
+"""Most training images that learned rounding learns from, besides those for calibration."""
 
 LayerBits = Annotated[str | None, tyro.conf.arg(metavar="LAYER=BITS,...")]
 Method = Annotated[str | None, tyro.conf.arg(metavar="METHOD")]
@@ -146,7 +148,8 @@ def quantize_command(
             al. 2019) or by activations. Default: the scheme's.
         rounding: nearest: each weight to the nearest integer. feedback: errors of weights cancel over the calibration
             images (GPTQ). learned: weights, biases and scales are learned so that the network computes what the float
-            network computes, without labels; for few bits, in minutes. Default: the scheme's, feedback for default.
+            network computes, from the calibration images and up to 10,000 more, without labels; for few bits, in
+            minutes. Default: the scheme's, feedback for default.
         effort: How long learned rounding learns: 2 for twice the iterations, 0.1 for a tenth.
         memory: Memory for the tensors between layers, e.g. 512M or 2G. Weights and the first calibration images need
             more. With less memory, biases and weights are corrected over fewer images. Default: a quarter of the memory
@@ -192,12 +195,15 @@ def quantize_command(
     if rounding == "learned":
         from twoscale._search import learn_rounding
 
+        more = slice(calibration_images, calibration_images + _FURTHER_IMAGES)
+        further = datasets.Split(dataset.train.images[more], dataset.train.labels[more])
         network = learn_rounding(
             network_float,
             batches,
             scheme=how,
             how=learning,
             normalization=normalization,
+            further=batches_of(further, inputs, batch_size=100),
             memory=budget,
             announce=_announce,
         )

@@ -99,6 +99,7 @@ def learn_rounding(
     how: LearnedRounding | None = None,
     name: str | None = None,
     normalization: Normalization | None = None,
+    further: Iterable[Any] = (),
     memory: int = DEFAULT_MEMORY,
     announce: Callable[[float], None] | None = None,
 ) -> IntegerNetwork:
@@ -109,24 +110,26 @@ def learn_rounding(
 
     Args:
         model: as for ``quantize``, with one input and one output.
-        batches: as for ``quantize``. All images are kept; a thousand are good, and more are better.
+        batches: as for ``quantize``, some hundreds of images, which calibrate and of which all are kept.
         scheme: as for ``quantize``.
         how: iterations and learning rates. Default: ``LearnedRounding()``.
         name: as for ``quantize``.
         normalization: as for ``quantize``.
-        memory: bytes for the tensors between layers. With less, fewer images are learned from.
+        further: more images, in batches of the same form, which the whole network learns from at the end. They help
+            most below 4 bits: thousands are better than hundreds.
+        memory: bytes for the tensors between layers, and for the images. With less, fewer images are learned from.
         announce: called before learning begins with the seconds that it will take.
 
     Raises:
         CaptureError: the model is not a fixed sequence of supported operators.
-        CalibrationError: no images, or NaN or infinity among the values.
+        CalibrationError: no images, batches of other shapes, or NaN or infinity among the values.
         ConfigurationError: several inputs or outputs, fewer than 16 images, or a scheme without on_grid.
         QuantizationError: integers would not fit.
     """
     import numpy as np
 
     from twoscale._quantization.pipeline import quantize_by
-    from twoscale._search.learned_rounding import learn_network
+    from twoscale._search.learned_rounding import learn_network, within
 
     scheme = find_scheme(scheme) if isinstance(scheme, str) else scheme
     learning = how or LearnedRounding()
@@ -139,6 +142,7 @@ def learn_rounding(
             np.concatenate(images),
             scheme,
             learning,
+            further=within(further, memory, images[0].shape[1:]),
             memory=memory,
             announce=announce or (lambda seconds: None),
         )

@@ -5,7 +5,8 @@ is cut into blocks, where a single tensor connects what comes before with what f
 minimizes the squared error of the block's output against the float network's, over images without labels: of all layers
 of the block at once (Li et al., "BRECQ", 2021), from inputs of which a random half are the float network's, and with a
 random half of the activations not rounded (Wei et al., "QDrop", 2022). Then all layers are learned together, for the
-least error of the logits.
+least error of the logits. This part learns from more images than the blocks, whose tensors take memory, and sees them
+mirrored and shifted where that does not change what the float network sees in them.
 
 It begins where error feedback ends, and gradients pass roundings straight through. Learning for every weight whether it
 goes up or down (Nagel et al., "AdaRound", 2020) took three times as many iterations to the same error.
@@ -19,15 +20,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from twoscale._calibration.memory import DEFAULT_MEMORY, images_within
-from twoscale._calibration.profile import Profile
+from twoscale._calibration.profile import Profile, image_batches
 from twoscale._ir import float_graph as g
 from twoscale._ir import layers as n
 from twoscale._ir.float_module import GraphModule
@@ -40,12 +42,18 @@ from twoscale._quantization.trainable import Masks, TrainableNetwork, TrainableW
 from twoscale._runtimes.torch import TorchExecutor
 from twoscale._search.blocks import Block, blocks_of
 from twoscale._search.learning import LearnedRounding, Reach
-from twoscale.errors import ConfigurationError
+from twoscale.errors import CalibrationError, ConfigurationError
 
-__all__ = ["learn_network"]
+__all__ = ["learn_network", "within"]
 
 _CHUNK = 100
 """Images computed at a time outside of learning."""
+
+_BESIDES = 1.5
+"""What a step takes as a multiple of a forward and a backward pass: the float network and Adam are beside."""
+
+_SEEN = 0.9
+"""The least share of varied images in which the float network sees what it saw."""
 
 _HELD_OUT = 8
 """One image in so many decides what is kept, and is not learned from."""
@@ -58,6 +66,7 @@ def learn_network(
     scheme: Scheme,
     how: LearnedRounding,
     *,
+    further: NDArray[np.float32] | None = None,
     memory: int = DEFAULT_MEMORY,
     announce: Callable[[float], None] = lambda seconds: None,
 ) -> IntegerNetwork:
@@ -70,7 +79,8 @@ def learn_network(
             number of threads give the same network.
         scheme: bits and ranges.
         how: iterations and rates.
-        memory: bytes for the tensors at a cut; the first images that fit are used.
+        further: images that only the whole network learns from, besides ``images``.
+        memory: bytes for the tensors at a cut; of ``images`` the first that fit are used.
         announce: called before learning begins with the seconds that it takes at most, as estimated from two steps.
 
     Returns:
@@ -89,7 +99,7 @@ def learn_network(
     trainable = TrainableNetwork(first, graph, scheme)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)
-        learner = _Learner(trainable, how, torch.from_numpy(np.ascontiguousarray(images)))
+        learner = _Learner(trainable, how, images, images[:0] if further is None else further)
         announce(learner.estimate())
         learner.learn()
     learned = trainable.to_network()
@@ -98,22 +108,59 @@ def learn_network(
     return dataclasses.replace(learned, metadata={**learned.metadata, "rounding": dataclasses.asdict(how)})
 
 
+def within(batches: Iterable[Any], memory: int, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+    """Return the images of the first batches that fit into a number of bytes; None where there are none.
+
+    Args:
+        batches: as for ``quantize``.
+        memory: bytes.
+        shape: of an image.
+
+    Raises:
+        CalibrationError: images of another shape, or NaN or infinity among the values.
+    """
+    parts: list[NDArray[np.float32]] = []
+    for part in image_batches(batches):
+        memory -= part.nbytes
+        if memory < 0:
+            break
+        if part.shape[1:] != shape or not np.isfinite(part).all():
+            raise CalibrationError(
+                f"further images {part.shape}; expected finite values of the shape {('N', *shape)} of the others"
+            )
+        parts.append(part)
+    return np.concatenate(parts) if parts else None
+
+
 class _Learner:
     """The tensors at the cut that learning has reached, in both networks."""
 
-    def __init__(self, trainable: TrainableNetwork, how: LearnedRounding, images: torch.Tensor) -> None:
+    def __init__(
+        self,
+        trainable: TrainableNetwork,
+        how: LearnedRounding,
+        images: NDArray[np.float32],
+        further: NDArray[np.float32],
+    ) -> None:
         self.trainable, self.how = trainable, how
         self.float = GraphModule(trainable.graph)
         self.blocks = blocks_of(trainable.graph)
-        self.images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+        everything = torch.from_numpy(np.concatenate([images, further]))
+        if everything.ndim == 4:
+            everything = everything.contiguous(memory_format=torch.channels_last)
+        self.everything, self.images = everything, everything[: len(images)]
         self.rounds = Masks(1 - how.drop) if how.drop else None
         self.mixes = Masks(how.drop) if how.drop else None
         self.steps = len(self.blocks) * how.iterations + how.distillation
         self.done = 0
-        held_out = torch.arange(0, len(images), _HELD_OUT)
-        learned = torch.ones(len(images), dtype=torch.bool)
-        learned[held_out] = False
-        self.held_out, self.learned = held_out, torch.nonzero(learned).flatten()
+        self.held_out = torch.arange(0, len(everything), _HELD_OUT)
+        learned = torch.ones(len(everything), dtype=torch.bool)
+        learned[self.held_out] = False
+        self.learned = torch.nonzero(learned).flatten()
+        with torch.no_grad():
+            parts = torch.split(everything[self.held_out], _CHUNK)
+            self.seen = torch.cat([self.float(part) for part in parts])
+            """Logits of the float network of the held-out images."""
 
     def estimate(self) -> float:
         """Return the seconds that learning takes, from two passes over the whole network, which change nothing."""
@@ -125,7 +172,7 @@ class _Learner:
                 clock = time.perf_counter()
             torch.autograd.grad(self.trainable(x).sum(), parameters, allow_unused=True)
         each = (time.perf_counter() - clock) / 2
-        return each * (self.how.iterations + self.how.distillation) * 1.2
+        return each * (self.how.iterations + self.how.distillation) * _BESIDES
 
     def learn(self) -> None:
         """Learn all blocks, and then the whole network."""
@@ -141,22 +188,22 @@ class _Learner:
         for block in self.blocks:
             self._learn_block(block)
         if self.how.distillation:
-            self._distill(self.real)
+            self._distill()
 
     def error_of(self, network: IntegerNetwork) -> float:
         """Return the mean squared error of a network's logits over the held-out images."""
-        images = self.images[self.held_out]
+        images = self.everything[self.held_out]
         found = TorchExecutor(network).run(images.contiguous().numpy(), {network.output})[network.output]
         real = torch.from_numpy(network.logits(found))
-        return float((real - self.logits[self.held_out]).square().mean())
+        return float((real - self.seen).square().mean())
 
     def _step(self, what: str) -> None:
         self.done += 1
         report(what, self.done, self.steps)
 
-    def _batch(self) -> torch.Tensor:
-        size = min(self.how.batch_size, len(self.learned))
-        return self.learned[torch.randint(0, len(self.learned), (size,))]
+    def _batch(self, among: torch.Tensor) -> torch.Tensor:
+        """Draw the images of a step."""
+        return among[torch.randint(0, len(among), (min(self.how.batch_size, len(among)),))]
 
     def _learn_block(self, block: Block) -> None:
         """Learn a block and go on to its output."""
@@ -170,17 +217,15 @@ class _Learner:
             if self._held_out_error(block, layers, target) >= before:
                 trainable.restore(kept)
         self.integer, self.real = self._integer_output(block, layers), target
-        if block is self.blocks[-1]:
-            self.logits = target
 
     def _optimize(
         self, block: Block, layers: Sequence[n.Layer], weights: Sequence[TrainableWeights], target: torch.Tensor
     ) -> None:
         trainable, how = self.trainable, self.how
-        name = block.names[-1]
+        name, among = block.names[-1], self.learned[self.learned < len(self.images)]
 
         def loss() -> torch.Tensor:
-            chosen = self._batch()
+            chosen = self._batch(among)
             x = self.integer[chosen].float()
             if self.mixes is not None:
                 x.lerp_(trainable.steps(block.source, self.real[chosen]), self.mixes.like(x))
@@ -220,17 +265,21 @@ class _Learner:
             groups.append({"params": scales, "lr": each * reach.scale})
         return torch.optim.Adam(groups)
 
-    def _distill(self, target: torch.Tensor) -> None:
+    def _distill(self) -> None:
         """Learn everything together for the least error of the logits, and keep it where the integers are better."""
         trainable, how = self.trainable, self.how
         kept, before = trainable.state(), self.error_of(trainable.to_network())
         for one in trainable.all_weights():
             one.recenter()
-        power = target.square().mean()
+        power, variations = self.seen.square().mean(), self._variations() if how.vary else []
 
         def loss() -> torch.Tensor:
-            chosen = self._batch()
-            error: torch.Tensor = (trainable(self.images[chosen]) - target[chosen]).square().mean() / power
+            images = self.everything[self._batch(self.learned)]
+            for vary in variations:
+                images = vary(images)
+            with torch.no_grad():
+                target = self.float(images)
+            error: torch.Tensor = (trainable(images) - target).square().mean() / power
             return error
 
         names = [layer.name for layer in trainable.network]
@@ -238,6 +287,22 @@ class _Learner:
         self._minimize(loss, optimizer, how.distillation, "learning the network")
         if self.error_of(trainable.to_network()) >= before:
             trainable.restore(kept)
+
+    def _variations(self) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+        """Return the ways to vary images after which the float network sees what it saw, in nearly all held-out ones.
+
+        Mirrored photographs are photographs, but mirrored digits are none: learning them would be at the expense of
+        the function that counts.
+        """
+        if self.images.ndim != 4:
+            return []
+        seen, images = self.seen.argmax(1), self.everything[self.held_out]
+        with torch.no_grad():
+            return [
+                vary
+                for vary in (_mirrored, _shifted)
+                if float((self.float(vary(images)).argmax(1) == seen).float().mean()) >= _SEEN
+            ]
 
     def _float_output(self, block: Block) -> torch.Tensor:
         nodes = [self.trainable.graph[name] for name in block.names]
@@ -263,10 +328,27 @@ class _Learner:
 
     def _held_out_error(self, block: Block, layers: Sequence[n.Layer], target: torch.Tensor) -> float:
         """Return the mean squared error of a block's integers over the held-out images."""
-        wanted, total = target[self.held_out], 0.0
-        parts = self._outputs(block, layers, self.integer[self.held_out])
+        held_out = self.held_out[self.held_out < len(self.images)]
+        wanted, total = target[held_out], 0.0
+        parts = self._outputs(block, layers, self.integer[held_out])
         for found, part in zip(parts, torch.split(wanted, _CHUNK), strict=True):
             with torch.no_grad():
                 real = self.trainable.real(block.names[-1], found.float())
             total += float((real - part).square().sum(dtype=torch.float64))
         return total / wanted.numel()
+
+
+def _mirrored(images: torch.Tensor) -> torch.Tensor:
+    """Mirror half of the images (N, C, H, W) from left to right, at random."""
+    chosen = (torch.rand(len(images)) < 0.5).reshape(-1, 1, 1, 1)
+    return torch.where(chosen, images.flip(3), images)
+
+
+def _shifted(images: torch.Tensor) -> torch.Tensor:
+    """Shift each of the images (N, C, H, W) by up to an eighth of its size, at random."""
+    height, width = images.shape[2:]
+    down, right = height // 8, width // 8
+    padded = F.pad(images, (right, right, down, down), mode="reflect")
+    shifts = zip(*(torch.randint(0, 2 * most + 1, (len(images),)).tolist() for most in (down, right)), strict=True)
+    shifted = [one[:, y : y + height, x : x + width] for one, (y, x) in zip(padded, shifts, strict=True)]
+    return torch.stack(shifted).contiguous(memory_format=torch.channels_last)

@@ -31,15 +31,18 @@ class LearnedRounding:
         ConfigurationError: a number outside its range.
     """
 
-    iterations: int = 300
+    iterations: int = 100
     """Of each block."""
-    distillation: int = 500
+    distillation: int = 1000
     """Iterations over the whole network, after the blocks."""
     batch_size: int = 32
     block_reach: Reach = Reach(2.0, 0.5, 0.1)
-    network_reach: Reach = Reach(3.0, 0.03, 0.01)
+    network_reach: Reach = Reach(10.0, 0.1, 0.03)
     drop: float = 0.5
     """Share of a block's inputs that are the float network's, and of its activations that are not rounded."""
+    vary: bool = True
+    """Whether the whole network also learns from mirrored and shifted images, if the float network sees in them what it
+    saw. What is to be computed, it says of each."""
     seed: int = 0
     """Decides the images of each iteration and what is dropped."""
 
@@ -51,7 +54,7 @@ class LearnedRounding:
             raise ConfigurationError(f"drop is {self.drop}; expected at least 0 and less than 1")
 
     def scaled(self, effort: float) -> LearnedRounding:
-        """Return the same with ``effort`` times as many iterations.
+        """Return the same with ``effort`` times as many iterations, and as much farther for the whole network.
 
         Raises:
             ConfigurationError: it is not a positive number.
@@ -62,4 +65,5 @@ class LearnedRounding:
             self,
             iterations=max(1, round(self.iterations * effort)),
             distillation=round(self.distillation * effort),
+            network_reach=Reach(*(effort * far for far in dataclasses.astuple(self.network_reach))),
         )
