@@ -154,7 +154,7 @@ class FasterWithHelium(FasterWithDsp):
         out_w = layer.output.shape[2]
         single = kernel_h * kernel_w == 1
         to, factor, integers, clamp_bits = self._in_halves(calls, layer)
-        by_columns = clamp_bits is not None and in_c % 16 == 0 and kernel_w == 3 and layer.stride[1] in (1, 2)
+        by_columns = in_c % 16 == 0 and (kernel_h, kernel_w) == (3, 3) and layer.stride[1] in (1, 2)
         columns = (-(-out_w // 4) * 4 - 1) * layer.stride[1] + kernel_w
         sixteens = -(-kernel_h * kernel_w * in_c // 16)
         row_bytes = 0 if single else columns * in_c + (0 if by_columns else 16)
@@ -170,7 +170,8 @@ class FasterWithHelium(FasterWithDsp):
         if by_columns:
             weight = weight.reshape(out_c, kernel_h, kernel_w, in_c // 16, 16).transpose(0, 1, 3, 2, 4)
         filled[:out_c, : kernel_h * kernel_w * in_c] = weight.reshape(out_c, -1)
-        arranged = filled.reshape(-1, 2, sixteens, 16).transpose(0, 2, 1, 3)
+        arranged = np.ascontiguousarray(filled.reshape(-1, 2, sixteens, 16).transpose(0, 2, 1, 3))
+        words = arranged.view("<i4").astype(np.int32)
         channels = np.zeros((len(filled), 2), np.int32)
         channels[:out_c, 0] = biases
         channels[:out_c, 1] = integers
@@ -182,7 +183,7 @@ class FasterWithHelium(FasterWithDsp):
             sixteens=sixteens,
             columns=columns if by_columns else None,
             row_bytes=row_bytes,
-            weight=calls.constants.add("weight", "int8_t", arranged, arranged.shape),
+            weight=calls.constants.add("weight", "int32_t", words, words.shape),
             channels=calls.constants.add("channels", "int32_t", by_pairs, by_pairs.shape),
             **residual(layer, others, factor),
             in_halves=None if clamp_bits is None else 1,

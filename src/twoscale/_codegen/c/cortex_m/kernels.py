@@ -61,6 +61,8 @@ __all__ = [
 ]
 
 _FOLDER = "cortex_m"
+_KEPT_SUMS = 512
+"""Number of sums that are kept before they are stored, if those of four outputs are not more."""
 _HALVES = Kernel("halves", folder=_FOLDER)
 _HALVES_WINDOW = Kernel("halves_window", (_HALVES,), folder=_FOLDER)
 _REGISTERS = Kernel("registers", (INLINED,), folder=_FOLDER)
@@ -74,8 +76,9 @@ _CONV2D_HALVES_ROW = Kernel(
 )
 _CONV2D_HALVES = Kernel("conv2d_halves", (_CONV2D_HALVES_ROW,), folder=_FOLDER)
 _HELIUM = Kernel("helium", (_REGISTERS,), folder=_FOLDER)
-_HELIUM_TILE = Kernel("helium_tile", (_HELIUM, REQUANTIZE, MULTIPLIER_OF), fixed_point=True, folder=_FOLDER)
-_CONV2D_HELIUM_KEPT = Kernel("conv2d_helium_kept", (_HELIUM_TILE, ROWS), folder=_FOLDER)
+_HELIUM_TILE = Kernel("helium_tile", (_HELIUM, REQUANTIZE), folder=_FOLDER)
+_HELIUM_STORE = Kernel("helium_store", (_HELIUM_TILE, MULTIPLIER_OF), fixed_point=True, folder=_FOLDER)
+_CONV2D_HELIUM_KEPT = Kernel("conv2d_helium_kept", (_HELIUM_STORE, ROWS), folder=_FOLDER)
 _CONV2D_HELIUM_ROW = Kernel("conv2d_helium_row", (_CONV2D_HELIUM_KEPT,), folder=_FOLDER)
 _CONV2D_HELIUM = Kernel("conv2d_helium", (_CONV2D_HELIUM_KEPT,), folder=_FOLDER)
 _DEPTHWISE_HELIUM_ROW = Kernel("depthwise_helium_row", (_HELIUM, ROWS), folder=_FOLDER)
@@ -353,10 +356,12 @@ def _helium_definitions(calls: Sequence[Call]) -> list[Macro]:
         kept = max((p.kernel_h + 1) * p.row_bytes for p in convolutions)
         copied = max((p.sixteens for p in convolutions if p.columns is None), default=0)
         places = max(p.kernel_h * (1 if p.columns is None else p.in_c // 16) for p in convolutions)
+        tiles = [(4 * (p.out_c + p.out_c % 2), -(-p.out_w // 4)) for p in convolutions]
+        sums = max(of_tile * min(count, max(_KEPT_SUMS // of_tile, 1)) for of_tile, count in tiles)
         outputs = max(4 * (p.out_c + p.out_c % 2) * (4 if p.to.multiplier == NULL else 1) for p in convolutions)
         macros.append(Macro("HELIUM_ROWS_BYTES", max(kept, 1), "the largest number of bytes of kept rows"))
-        macros.append(Macro("HELIUM_BYTES", max(64 * copied, 1), "the same of four windows that are copied"))
-        macros.append(Macro("HELIUM_WINDOW", 16 * copied + 16, "the same of one, and of what is copied with it"))
+        macros.append(Macro("HELIUM_WINDOW", 16 * copied + 16, "the same of a window that is copied"))
+        macros.append(Macro("HELIUM_SUMS", sums, "the number of sums that are kept until they are stored"))
         macros.append(Macro("HELIUM_PLACES", max(places, 2), "the same of places where windows begin"))
         macros.append(Macro("HELIUM_OUTPUTS", outputs, "the same of bytes of four outputs"))
     depthwise = [call.parameters for call in calls if isinstance(call, DepthwiseHelium | DepthwiseHeliumRow)]
@@ -376,6 +381,7 @@ HELIUM = Library(
         *DSP.kernels,
         _HELIUM,
         _HELIUM_TILE,
+        _HELIUM_STORE,
         _CONV2D_HELIUM_KEPT,
         _CONV2D_HELIUM_ROW,
         _CONV2D_HELIUM,

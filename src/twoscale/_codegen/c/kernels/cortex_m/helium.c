@@ -7,56 +7,64 @@
 #define HAVE_HELIUM 0
 #endif
 
-#if defined(__GNUC__) && !defined(__clang__) /* in another order, loads need more registers than there are */
-#define WITH_HELIUM __attribute__((noinline, noclone, optimize("no-schedule-insns", "no-auto-inc-dec")))
+#if defined(__GNUC__) && !defined(__clang__) /* in another order, the loads of sums of products need more registers than there are */
+#define STORES_WITH_HELIUM __attribute__((noinline, noclone, optimize("no-auto-inc-dec")))
+#define WITH_HELIUM \
+    __attribute__((noinline, noclone, optimize("no-schedule-insns", "no-auto-inc-dec", "no-tree-slp-vectorize")))
 #else
+#define STORES_WITH_HELIUM
 #define WITH_HELIUM
 #endif
 
 #if HAVE_HELIUM
-/* The zero point plus RNE(a / 2^16) in even places, and of b in odd ones. A product's low half is its fraction and its high half
- * the floor. One is added to an odd floor if the fraction is at least one half, and to an even one if it is larger. */
+/* The zero point plus RNE(a / 2^16) in even places, and of b in odd ones. A tie is first rounded up, and made even if it is
+ * odd. */
 static INLINED int16x8_t helium_rounded(int32x4_t a, int32x4_t b, int32_t zero)
 {
-    const uint16x8_t fraction = vreinterpretq_u16_s16(vmovntq_s32(vreinterpretq_s16_s32(a), b));
-    const uint16x8_t floor = vreinterpretq_u16_s32(vsriq_n_s32(b, a, 16));
-    const uint16x8_t up = vshrq_n_u16(vqsubq_u16(fraction, vbicq_u16(vdupq_n_u16(1), floor)), 15);
+    const int16x8_t up = vrshrntq_n_s32(vreinterpretq_s16_s32(vrshrq_n_s32(a, 16)), b, 16);
+    const int16x8_t fraction = vmovntq_s32(vreinterpretq_s16_s32(a), b);
+    const uint16x8_t is_tie = vshrq_n_u16(vreinterpretq_u16_s16(vabsq_s16(fraction)), 15); /* only -2^15 stays negative */
 
-    return vqaddq_n_s16(vreinterpretq_s16_u16(vaddq_u16(floor, up)), (int16_t)zero);
+    return vqaddq_n_s16(vbicq_s16(up, vreinterpretq_s16_u16(is_tie)), (int16_t)zero);
 }
 #endif
 
-/* Subtract 128 from `count` bytes and write them 16 at a time, `apart` bytes apart. What follows in the last 16 has no
- * meaning. */
-static inline void helium_bytes(const uint8_t *x, int32_t count, int8_t *to, int32_t apart)
+/* Subtract 128 from `count` bytes. What follows in the last 16 has no meaning. */
+static inline void helium_bytes(const uint8_t *x, int32_t count, int8_t *to)
 {
 #if HAVE_HELIUM
     const uint8x16_t sign = vdupq_n_u8(128);
 
-    for (; count >= 16; count -= 16, x += 16, to += apart)
+    for (; count >= 16; count -= 16, x += 16, to += 16)
         vstrbq_s8(to, vreinterpretq_s8_u8(veorq_u8(vldrbq_u8(x), sign)));
     if (count > 0)
         vstrbq_s8(to, vreinterpretq_s8_u8(veorq_u8(vldrbq_z_u8(x, vctp8q((uint32_t)count)), sign)));
 #else
-    for (; count > 0; count -= 16, x += 16, to += apart)
+    for (; count > 0; count -= 16, x += 16, to += 16)
         for (int32_t i = 0; i < 16; i++)
             to[i] = (int8_t)(i < count ? x[i] - 128 : -128);
 #endif
 }
 
-/* Copy `count` bytes, and up to 15 more, 16 at a time. */
-static inline void helium_copy(const int8_t *x, int32_t count, int8_t *to, int32_t apart)
+/* Copy 16 bytes. */
+static INLINED void helium_copy(const int8_t *x, int8_t *to)
 {
-    do {
 #if HAVE_HELIUM
-        vstrbq_s8(to, vldrbq_s8(x));
+    vstrbq_s8(to, vldrbq_s8(x));
 #else
-        memcpy(to, x, 16);
+    memcpy(to, x, 16);
 #endif
-        x += 16;
-        to += apart;
-        count -= 16;
-    } while (count > 0);
+}
+
+/* Fill `count` bytes, and up to 15 more. */
+static inline void helium_fill(int8_t *to, int32_t count, int32_t value)
+{
+#if HAVE_HELIUM
+    for (const int8_t *const end = to + count; to < end; to += 16)
+        vstrbq_s8(to, vdupq_n_s8((int8_t)value));
+#else
+    memset(to, value, (size_t)count);
+#endif
 }
 
 /* Subtract 128 from 16 of each `apart` bytes. */

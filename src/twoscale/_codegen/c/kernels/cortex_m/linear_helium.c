@@ -36,7 +36,7 @@ static void linear_helium(const linear_helium_params *p, const uint8_t *x, uint8
     int8_t bytes[HELIUM_INPUTS];
     const int8_t *w = p->weight;
 
-    helium_bytes(x, p->in_count, bytes, 16);
+    helium_bytes(x, p->in_count, bytes);
     for (int32_t i = 0; i < p->out_count; i += 4, w += 64 * p->sixteens) {
         int32_t sums[4];
 
