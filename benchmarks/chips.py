@@ -50,6 +50,8 @@ OPTIONS = {
     "autoencoder": ("-O2",),
 }
 """Of each network."""
+PACKED = {"resnet8": (4, 2)}
+"""Bits of weights that are packed, of networks that are counted with them too: ``portable`` on a Cortex-M4, -O2."""
 SHAPES = {"dscnn": (1, 49, 10), "mobilenetv1": (3, 96, 96), "autoencoder": (640,)}
 """Of inputs that are not (3, 32, 32)."""
 ADAPTED = ("mobilenetv2", "resnet18")
@@ -123,6 +125,9 @@ class Row:
     """Multiply-adds of one image."""
     instructions: int
     """Of one image."""
+    weight_bits: int = 8
+    flash_bytes: int | None = None
+    """Of code and constants; None where they were not measured."""
 
 
 @dataclass(frozen=True)
@@ -166,13 +171,13 @@ class Counter:
         command = ["cc", "-shared", "-fPIC", "-O2", "-o", str(self.plugin), str(HERE / "qemu_count.c")]
         subprocess.run(command, check=True)
 
-    def count(self, network: twoscale.IntegerNetwork, target: str, cpu: str, options: str) -> Row:
-        """Return the instructions of one image."""
+    def count(self, network: twoscale.IntegerNetwork, target: str, cpu: str, options: str, weight_bits: int = 8) -> Row:
+        """Return the instructions of one image. ``weight_bits`` is only recorded."""
         macs = self.export(network, target)
         less, more = (self.run(cpu, options, images) for images in (1, 1 + _MORE_IMAGES))
         return Row(
             network.name, target, cpu, version_of("arm-none-eabi-gcc"), options, macs,
-            round((more - less) / _MORE_IMAGES),
+            round((more - less) / _MORE_IMAGES), weight_bits, self.flash(cpu, options),
         )  # fmt: skip
 
     @property
@@ -198,13 +203,10 @@ class Counter:
         exported = self.folder / "export"
         program, count = self.program, exported / "count.txt"
         places = PLACES.get(BOARDS[cpu], {}).items()
-        subprocess.run(
-            ["arm-none-eabi-gcc", f"-mcpu={cpu}", "-mthumb", f"-mfloat-abi={'hard' if cpu == 'cortex-m55' else 'soft'}",
-             *options.split(), "-std=c99", *(f"-Wl,--defsym={name}={at}" for name, at in places), "-ffunction-sections",
-             "-fdata-sections", f"-DIMAGES={images}", "-T", str(EXAMPLE / "mps2.ld"),
-             "-nostartfiles", "--specs=rdimon.specs", "-Wl,--gc-sections", "-o", str(program), "net.c", "main.c",
-             str(EXAMPLE / "startup.c")],
-            cwd=exported, check=True,
+        self.compile(
+            cpu, options, *(f"-Wl,--defsym={name}={at}" for name, at in places), f"-DIMAGES={images}",
+            "-T", str(EXAMPLE / "mps2.ld"), "-nostartfiles", "--specs=rdimon.specs", "-Wl,--gc-sections",
+            "-o", str(program), "net.c", "main.c", str(EXAMPLE / "startup.c"),
         )  # fmt: skip
         count.unlink(missing_ok=True)
         subprocess.run(
@@ -214,6 +216,24 @@ class Counter:
             cwd=exported, check=True, stdin=subprocess.DEVNULL, timeout=600,
         )  # fmt: skip
         return int(count.read_text())
+
+    def compile(self, cpu: str, options: str, *others: str) -> None:
+        """Compile in the folder of what was exported."""
+        floats = "hard" if cpu == "cortex-m55" else "soft"
+        subprocess.run(
+            ["arm-none-eabi-gcc", f"-mcpu={cpu}", "-mthumb", f"-mfloat-abi={floats}", *options.split(), "-std=c99",
+             "-ffunction-sections", "-fdata-sections", *others],
+            cwd=self.folder / "export", check=True,
+        )  # fmt: skip
+
+    def flash(self, cpu: str, options: str) -> int:
+        """Return the bytes of code and constants of what was exported."""
+        self.compile(cpu, options, "-c", "-o", "net.o", "net.c")
+        sizes = subprocess.run(
+            ["arm-none-eabi-size", "net.o"], cwd=self.folder / "export", check=True, capture_output=True, text=True
+        )
+        text, data = sizes.stdout.splitlines()[1].split()[:2]
+        return int(text) + int(data)
 
     def count_aarch64(self, network: twoscale.IntegerNetwork, target: str, compiler: str, options: str) -> Row:
         """Return the instructions of one image on AArch64, on the processor for ``target``."""
@@ -242,9 +262,11 @@ class Counter:
 
 def show(row: Row) -> None:
     """Print a row."""
+    bits = "" if row.weight_bits == 8 else f", {row.weight_bits} bits"
     print(
-        f"{row.network:11} {row.target:19} {row.cpu:10} {row.options}  {row.instructions / 1e6:7.2f} M instructions, "
-        f"{row.instructions / row.macs:6.3f} per multiply-add  {row.compiler}",
+        f"{row.network + bits:15} {row.target:19} {row.cpu:10} {row.options}  "
+        f"{row.instructions / 1e6:7.2f} M instructions, {row.instructions / row.macs:6.3f} per multiply-add  "
+        f"{row.compiler}",
         flush=True,
     )
 
@@ -272,6 +294,9 @@ def count_microcontrollers(counter: Counter, targets: Collection[str], networks:
                 for options in OPTIONS[name]:
                     rows.append(counter.count(network, target, cpu, options))
                     show(rows[-1])
+        for bits in PACKED.get(name, ()) if "portable" in targets else ():
+            rows.append(counter.count(network_of(name, bits), "portable", "cortex-m4", "-O2", bits))
+            show(rows[-1])
     return rows
 
 
@@ -291,7 +316,7 @@ def count_aarch64(counter: Counter, targets: Collection[str], networks: Collecti
 def updated(old: Sequence[Row], new: Sequence[Row], networks: Sequence[str], targets: Sequence[str]) -> list[Row]:
     """Return the rows of ``targets`` in order, with new figures in the place of old ones."""
     known = {
-        (row.network, row.target, row.cpu, row.options, "clang" in row.compiler): row
+        (row.network, row.target, row.cpu, row.options, "clang" in row.compiler, row.weight_bits): row
         for row in (*old, *new)
         if row.target in targets
     }
@@ -299,8 +324,8 @@ def updated(old: Sequence[Row], new: Sequence[Row], networks: Sequence[str], tar
     return sorted(
         known.values(),
         key=lambda row: (
-            networks.index(row.network), targets.index(row.target), cpus.index(row.cpu), "clang" in row.compiler,
-            row.options,
+            networks.index(row.network), -row.weight_bits, targets.index(row.target), cpus.index(row.cpu),
+            "clang" in row.compiler, row.options,
         ),
     )  # fmt: skip
 

@@ -10,6 +10,7 @@
 extern uint8_t data_start[], data_end[], data_load[], bss_start[], bss_end[], stack_top[];
 extern int main(void);
 extern void initialise_monitor_handles(void);
+void systick_handler(void);
 
 void reset_handler(void)
 {
@@ -29,6 +30,11 @@ void fault_handler(void)
     _Exit(70);
 }
 
+/* counter.c has another. */
+__attribute__((weak)) void systick_handler(void)
+{
+}
+
 __attribute__((section(".vectors"), used)) static const uintptr_t vectors[16] = {
     (uintptr_t)stack_top,
     (uintptr_t)reset_handler,
@@ -37,4 +43,6 @@ __attribute__((section(".vectors"), used)) static const uintptr_t vectors[16] = 
     (uintptr_t)fault_handler, /* memory management fault */
     (uintptr_t)fault_handler, /* bus fault */
     (uintptr_t)fault_handler, /* usage fault */
+    0, 0, 0, 0, 0, 0, 0, 0,
+    (uintptr_t)systick_handler,
 };

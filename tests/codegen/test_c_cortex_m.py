@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.chips import TOOLS as CHIPS_TOOLS
+from benchmarks.chips import Counter, network_of
 from tests import sweep
 from tests.codegen.compiling import DTYPES, SANITIZED, STRICT, build, need, run
-from tests.codegen.test_c_on_cortex_m import TOOLS, make
+from tests.codegen.test_c_on_cortex_m import TOOLS, count_of, make
 from tests.integer_networks import ActivationType, random_network
 from tests.tflite_files import random_file
+from twoscale import models
 from twoscale._codegen.c import export_c
 from twoscale._codegen.c.cortex_m.dsp import FasterWithDsp
 from twoscale._codegen.c.cortex_m.helium import FasterWithHelium
@@ -84,8 +88,7 @@ def test_the_networks_have_every_kernel() -> None:
 def test_many_networks_on_the_cores(seed: int, cpu: str, target: str, tmp_path: Path) -> None:
     need(*TOOLS)
     export_c(some_network(seed, DTYPES[seed % 3]), tmp_path, target=target, name="net")
-    done = make("run", tmp_path / "net", cpu)
-    assert (done.stdout, done.stderr, done.returncode) == (PASSED, "", 0)
+    count_of(make("run", tmp_path / "net", cpu))
 
 
 def test_networks_of_tensorflow_lite(tmp_path: Path) -> None:
@@ -105,8 +108,7 @@ def test_helium_computes_the_same_on_its_core(tmp_path: Path) -> None:
     network = one_layer(weight, (7, 6, 8))
     assert kernels_of(network, FasterWithHelium) == {"conv2d_helium"}
     export_c(network, tmp_path, target="cortex-m55", name="net")
-    done = make("run", tmp_path / "net", "cortex-m55")
-    assert (done.stdout, done.stderr, done.returncode) == (PASSED, "", 0)
+    count_of(make("run", tmp_path / "net", "cortex-m55"))
 
 
 def wide(shape: tuple[int, ...], channels: int, kernel: int, stride: int, *, depthwise: bool = False) -> IntegerNetwork:
@@ -144,8 +146,7 @@ def test_helium_with_many_channels(case: str, on_core: bool, tmp_path: Path) -> 
         if on_core:
             need(*TOOLS)
             export_c(network, tmp_path / target, target=target, name="net")
-            done = make("run", tmp_path / target / "net", "cortex-m55")
-            assert (done.stdout, done.stderr, done.returncode) == (PASSED, "", 0)
+            count_of(make("run", tmp_path / target / "net", "cortex-m55"))
         elif sweep.whole() or target == "cortex-m55":
             need("gcc")
             flags = SANITIZED if sweep.whole() else (*STRICT, "-O0")
@@ -157,51 +158,117 @@ def test_helium_with_many_channels(case: str, on_core: bool, tmp_path: Path) -> 
 def test_portable_c_on_other_boards(cpu: str, tmp_path: Path) -> None:
     need(*TOOLS)
     export_c(one_layer(np.arange(-54, 54).reshape(4, 3, 3, 3), (3, 6, 8)), tmp_path, target="small-ram", name="net")
-    done = make("run", tmp_path / "net", cpu)
-    assert (done.stdout, done.stderr, done.returncode) == (PASSED, "", 0)
+    count_of(make("run", tmp_path / "net", cpu))
 
 
 FAULTS = {
-    None: ("cortex-m4", "", ""),
-    "the wrong lane": (
-        "cortex-m4", "sum1 = add_products((int32_t)(pair >> 32), first", "sum1 = add_products((int32_t)pair, first"
-    ),
-    "no saturation": ("cortex-m4", "value = value > 255 ? 255 : value;", ""),
-    "weights without a sign": ("cortex-m4", "return __sxtb16(a);", "return (int32_t)__uxtb16((uint32_t)a);"),
-    "an edge row too far": ("cortex-m4", "in_row >= p->in_h ? NULL", "in_row > p->in_h ? NULL"),
-    "Helium, the wrong lane": ("cortex-m55", "vsriq_n_s32(b, a, 16)", "vsriq_n_s32(a, b, 16)"),
-    "Helium, no saturation": (
-        "cortex-m55", "vqmovunbq_s16(vreinterpretq_u8_s16(value), value)", "vreinterpretq_u8_s16(value)"
-    ),
-    "Helium, bytes without a sign": (
-        "cortex-m55", "veorq_u8(vldrbq_u8(x), vdupq_n_u8(128))", "vldrbq_u8(x)"
-    ),
-    "Helium, no halves to even": ("cortex-m55", "vbicq_u16(vdupq_n_u16(1), floor)", "vdupq_n_u16(0)"),
-    "Helium, an edge row too far": ("cortex-m55", "top + k >= p->in_h ?", "top + k > p->in_h ?"),
+    "cortex-m4": {
+        "the wrong lane": (
+            "sum1 = add_products((int32_t)(pair >> 32), first", "sum1 = add_products((int32_t)pair, first"
+        ),
+        "no saturation": ("value = value > 255 ? 255 : value;", ""),
+        "weights without a sign": ("return __sxtb16(a);", "return (int32_t)__uxtb16((uint32_t)a);"),
+        "an edge row too far": ("in_row >= p->in_h ? NULL", "in_row > p->in_h ? NULL"),
+    },
+    "cortex-m55": {
+        "the wrong lane": ("vrshrq_n_s32(a, 16)), b, 16)", "vrshrq_n_s32(b, 16)), a, 16)"),
+        "no saturation": (
+            "vminq_s16(vmaxq_s16(helium_rounded(a, b, zero), lo), hi)",
+            "vmaxq_s16(helium_rounded(a, b, zero), vminq_s16(lo, hi))",
+        ),
+        "bytes without a sign": ("veorq_u8(vldrbq_u8(x), vdupq_n_u8(128))", "vldrbq_u8(x)"),
+        "an edge row too far": ("top + k >= p->in_h ?", "top + k > p->in_h ?"),
+        "no halves to even": ("vabsq_s16(fraction)), 15)", "vabsq_s16(fraction)), 16)"),
+    },
+    "portable": {
+        "the wrong lane": ("sum1 += a * v;", "sum1 += a * u;"),
+        "no saturation": ("(uint8_t)(left < lo ? lo : left > hi ? hi : left)", "(uint8_t)left"),
+        "weights without a sign": ("v = w[other], u = *w++;", "v = w[other], u = (uint8_t)*w++;"),
+        "an edge row too far": ("in_row >= p->in_h ? NULL", "in_row > p->in_h ? NULL"),
+    },
 }  # fmt: skip
+"""Of each target, what is replaced by what."""
+CORES = {
+    "cortex-m4": ("cortex-m4", "cortex-m33"),
+    "cortex-m55": ("cortex-m55",),
+    "portable": ("cortex-m0", "cortex-m3"),
+}
+PLANTED = [
+    (cpu, target + rows, fault)
+    for target, cpus in CORES.items()
+    for cpu in cpus
+    for rows in ("", "-small-ram")
+    for fault in (None, *FAULTS[target])
+]
 
 
-@pytest.mark.sweep(2)
-@pytest.mark.parametrize("fault", FAULTS)
-def test_the_self_test_on_the_core_catches_faults(fault: str | None, tmp_path: Path) -> None:
+@pytest.mark.sweep(3)
+@pytest.mark.parametrize(("cpu", "target", "fault"), PLANTED)
+def test_the_self_test_on_the_core_catches_faults(cpu: str, target: str, fault: str | None, tmp_path: Path) -> None:
     need(*TOOLS)
-    target, old, new = FAULTS[fault]
-    channels = 16 if target == "cortex-m55" else 3
+    base = target.removesuffix("-small-ram")
+    channels = 16 if base == "cortex-m55" else 3
     weight = np.random.default_rng(0).integers(-127, 128, (4, channels, 3, 3))
-    ties = fault == "Helium, no halves to even"  # a product in 16 then lies between two integers
+    ties = fault == "no halves to even"  # a product in 16 then lies between two integers
     if ties:
         weight //= 32
         weight[:, ::2] = -weight[:, 1::2]
     network = one_layer(weight, (channels, 6, 8), multiplier=4096 if ties else 400)
-    export_c(network, tmp_path, target=target, name="net")
+    export_c(network, tmp_path, target=target.removeprefix("portable-"), name="net")
     text = (tmp_path / "net.c").read_text()
-    if fault is not None:
-        assert text.count(old) == 1
-        (tmp_path / "net.c").write_text(text.replace(old, new))
-    done = make("run", tmp_path / "net", target.replace("-small-ram", ""))
-    assert (done.returncode == 0) is (fault is None), done.stdout + done.stderr
-    assert (done.stdout == PASSED) is (fault is None)
-    assert fault is None or "is the first to differ" in done.stdout, done.stderr
+    if fault is None:
+        count_of(make("run", tmp_path / "net", cpu))
+        return
+    old, new = FAULTS[base][fault]
+    assert text.count(old) == 1
+    (tmp_path / "net.c").write_text(text.replace(old, new))
+    done = make("run", tmp_path / "net", cpu)
+    assert done.returncode != 0, done.stdout + done.stderr
+    assert "is the first to differ" in done.stdout, done.stderr
+
+
+def test_a_board_counts_as_many_instructions_as_the_plugin(tmp_path: Path) -> None:
+    """The layer's trace has a few instructions of its own."""
+    need(*CHIPS_TOOLS)
+    network = one_layer(np.arange(-54, 54).reshape(4, 3, 3, 3), (3, 6, 8))
+    export_c(network, tmp_path, target="cortex-m55", name="net")
+    counted = Counter(tmp_path).count(network, "cortex-m55", "cortex-m55", "-O2").instructions
+    assert count_of(make("run", tmp_path / "net", "cortex-m55")) == pytest.approx(counted, rel=0.05)
+
+
+BIG = ("BOARD_cortex-m0=mps2-an385", "MEMORY_cortex-m0=", "CLOCK_cortex-m0=25000000")
+"""A board with a Cortex-M3, which executes all instructions of a Cortex-M0+, and with more memory than a micro:bit."""
+MODELS = [name for name in models.names() if name != "resnet18"]
+"""Whose weights fit the memory where the boards begin: those of ResNet-18 are 11 MB."""
+FITS_M55 = {"autoencoder", "dscnn", "mobilenetv1", "net", "net-with-bias", "resnet8", "resnet20", "speednet"}
+"""Those that fit 512 KiB, with which an AN547 begins."""
+RUNS = {
+    "cortex-m0": ("portable", "small-ram"),
+    "cortex-m3": ("portable", "small-ram"),
+    "cortex-m4": ("cortex-m4", "cortex-m4-small-ram", "portable"),
+    "cortex-m33": ("cortex-m4", "cortex-m4-small-ram"),
+    "cortex-m55": ("cortex-m55", "cortex-m55-small-ram", "portable"),
+}
+
+
+@pytest.mark.sweep(1)
+@pytest.mark.parametrize("cpu", RUNS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_on_every_core(name: str, cpu: str, tmp_path: Path) -> None:
+    need(*TOOLS)
+    if cpu == "cortex-m55" and name not in FITS_M55:
+        pytest.skip("its weights do not fit the board")
+    network = of_model(name)
+    spec = network.input.output
+    images = np.random.default_rng(0).integers(spec.lo, spec.hi + 1, (1, *spec.shape)).astype(spec.dtype)
+    for target in sweep.some(RUNS[cpu], 1):
+        export_c(network, tmp_path, target=target, name="net", inputs=images)
+        assert count_of(make("run", tmp_path / "net", cpu, *BIG), images=1) > 0
+
+
+@functools.cache
+def of_model(name: str) -> IntegerNetwork:
+    return network_of(name)
 
 
 @pytest.mark.parametrize(("first", "second", "fits"), [(127, -127, True), (-127, -128, False), (0, -128, True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -16,12 +17,23 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "cortex-m"
 TOOLS = ("make", "arm-none-eabi-gcc", "qemu-system-arm")
 
 
-def make(target: str, exported: Path, cpu: str) -> subprocess.CompletedProcess[str]:
+def make(target: str, exported: Path, cpu: str, *variables: str) -> subprocess.CompletedProcess[str]:
     command = ["make", "-s", "-f", str(EXAMPLE / "Makefile"), target, f"NETWORK={exported}", f"CPU={cpu}",
-               f"BUILD={exported.parent / 'build'}"]  # fmt: skip
+               f"BUILD={exported.parent / 'build'}", *variables]  # fmt: skip
     return subprocess.run(
         command, cwd=exported.parent, capture_output=True, text=True, check=False, timeout=120, stdin=subprocess.DEVNULL
     )
+
+
+def count_of(done: subprocess.CompletedProcess[str], name: str = "net", images: int = 4) -> int:
+    """Check that a self-test passed; return the instructions that the board counted."""
+    expected = (
+        rf"{name}: {images} images, all layers and outputs as expected\n{name}: (\d+) instructions for an image\n"
+    )
+    found = re.fullmatch(expected, done.stdout)
+    assert found, done.stdout
+    assert (done.stderr, done.returncode) == ("", 0)
+    return int(found[1])
 
 
 @pytest.fixture(scope="module", params=DTYPES)
@@ -35,10 +47,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 @pytest.mark.parametrize("cpu", ["cortex-m3", "cortex-m7"])
 def test_the_self_test_passes(cpu: str, exported: Path) -> None:
-    done = make("run", exported, cpu)
-    assert done.stderr == ""
-    assert done.stdout == "every_kernel: 4 images, all layers and outputs as expected\n"
-    assert done.returncode == 0
+    assert count_of(make("run", exported, cpu), "every_kernel") > 0
 
 
 def test_a_difference_ends_with_an_error(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 import twoscale
 from tests.codegen.compiling import DTYPES, SANITIZED, STRICT, build, need, run
-from tests.codegen.test_c_on_cortex_m import TOOLS, make
+from tests.codegen.test_c_on_cortex_m import TOOLS, count_of, make
 from tests.integer_networks import COMPOSED, ActivationType, random_network
 from twoscale import models
 from twoscale._codegen.c import SizeReport, export_c
@@ -144,8 +144,7 @@ def test_on_a_microcontroller(tmp_path: Path) -> None:
     network = some_network(0, "int8")
     assert any(segment.order for segment in lower_rows(network).segments)
     export_c(network, tmp_path, target="small-ram", name="rows")
-    done = make("run", tmp_path / "rows", "cortex-m3")
-    assert (done.stdout, done.stderr, done.returncode) == (PASSED, "", 0)
+    assert count_of(make("run", tmp_path / "rows", "cortex-m3"), "rows") > 0
 
 
 def test_a_ring_of_one_row_less_is_caught(tmp_path: Path) -> None:

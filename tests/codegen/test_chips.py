@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from twoscale._files import read_record
 from twoscale._ir.integer_network import IntegerNetwork
 
 RECORD = read_record(RESULTS, Results)
-RESNET8 = [row for row in RECORD.rows if row.network == "resnet8" and row.options == "-O2"]
+RESNET8 = [row for row in RECORD.rows if (row.network, row.options, row.weight_bits) == ("resnet8", "-O2", 8)]
 ROWS = [row for row in RESNET8 if row.target in TARGETS and row.cpu != "cortex-m7"]
 AARCH64 = [row for row in RESNET8 if row.target in LEVELS and "clang" not in row.compiler]
 
@@ -92,3 +93,42 @@ def test_a_kernel_that_is_slower_shows(
     monkeypatch.setattr(Path, "read_text", slower)
     row = next(row for row in ROWS if (row.target, row.cpu) == ("portable", "cortex-m3"))
     assert counter.count(network, row.target, row.cpu, row.options).instructions > 1.03 * row.instructions
+
+
+NAMES = {
+    "ResNet-8": "resnet8",
+    "ResNet-20": "resnet20",
+    "DS-CNN": "dscnn",
+    "MobileNetV1 0.25, 96×96": "mobilenetv1",
+    "autoencoder, 640 wide": "autoencoder",
+}
+"""Of networks in docs/c.md."""
+
+
+def in_millions(row: Row, digits: int, each: int) -> str:
+    return f"{row.instructions / 1e6:.{digits}f} ({row.instructions / row.macs:.{each}f})"
+
+
+def test_the_tables_of_the_document_are_those_of_the_record() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "c.md").read_text()
+    counted = {(row.network, row.target, row.cpu, row.options): row for row in RECORD.rows if row.weight_bits == 8}
+    found = re.findall(r"^\| (.+), `([\w-]+)`, `(-O\w)` \|(.*)\|$", text, re.M)
+    assert len(found) > 15
+    for name, target, options, cells in found:
+        for cpu, cell in zip(("cortex-m0", "cortex-m3", "cortex-m4", "cortex-m7"), cells.split("|"), strict=True):
+            row = counted.get((NAMES[name], target, cpu, options))
+            digits = 1 if row is None or row.instructions >= 1e6 else 2
+            assert cell.strip() == ("" if row is None else in_millions(row, digits, 2)), (name, target, cpu)
+    for name, network in NAMES.items():
+        cells = [
+            in_millions(counted[network, target, "cortex-m55", "-O2"], 2, 3)
+            for target in ("cortex-m55", "cortex-m55-small-ram")
+        ]
+        assert f"| {name} | {' | '.join(cells)} |" in text
+    whole = counted["resnet8", "portable", "cortex-m4", "-O2"]
+    for row in (whole, *(row for row in RECORD.rows if row.weight_bits != 8)):
+        assert row.flash_bytes is not None
+        assert whole.flash_bytes is not None
+        share = f"{100 * row.flash_bytes / whole.flash_bytes:.1f}" if row != whole else "100"
+        line = f"| {row.weight_bits} bits | {row.flash_bytes:,} bytes | {share} % | {row.instructions / 1e6:.2f} |"
+        assert line in text

@@ -51,7 +51,7 @@ def test_the_record_counts_as_many_instructions_as_the_other() -> None:
     counted = {
         (row.target, row.cpu): row.instructions
         for row in read_record(chips.RESULTS, chips.Results).rows
-        if row.network == "resnet8" and row.options == "-O2"
+        if (row.network, row.options, row.weight_bits) == ("resnet8", "-O2", 8)
     }
     assert [row.core for row in RECORD] == list(cycles.CORES)
     for row in RECORD:
