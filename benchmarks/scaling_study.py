@@ -5,8 +5,8 @@
 Runs `twoscale scale` with its defaults on this machine's processor, the further questions whose numbers the document
 has, and the parts of a ResNet-18 study that are not timed: the ledger, the replicas and the sampler. Writes
 docs/scaling-study.json, docs/scaling-further.json and docs/scaling-resnet18.json, puts their sentences and tables
-between the markers of docs/scaling.md, and runs examples/scaling.ipynb again. It takes less
-than twenty minutes; run it on an idle machine. Finished cells are kept in DIR (default: build/scaling-study): after an
+between the markers of docs/scaling.md, and runs examples/scaling.ipynb again. It takes about
+six minutes; run it on an idle machine. Finished cells are kept in DIR (default: build/scaling-study): after an
 interruption, the same command with --resume measures only what is missing. Where the verdict left rounds out, or warns
 of load, remove DIR and run it again. --keep measures nothing; it renews the sentences of the recorded numbers, the
 document and the notebook.
