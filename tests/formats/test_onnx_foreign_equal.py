@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.formats.test_onnx_foreign import Draft, of_node, refused
 from twoscale._formats import load
-from twoscale._frontends.onnx_integer import computing, settling
+from twoscale._frontends.onnx_integer import pools, settling
 from twoscale._ir import layers as n
 from twoscale.errors import NetworkFileError
 
@@ -205,7 +205,7 @@ def test_the_least_and_greatest_float_sums() -> None:
         for _ in range(count - 1):
             integers = (integers[:, None] + d).reshape(-1)
             floats = (floats[:, None] + f).reshape(-1)
-        every, least, greatest = computing._float_sums(layer, count, padded=False)
+        every, least, greatest = pools._float_sums(layer, count, padded=False)
         order = np.lexsort((floats, integers))
         first = np.searchsorted(integers[order], every, "left")
         last = np.searchsorted(integers[order], every, "right") - 1

@@ -11,19 +11,18 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from twoscale._frontends.onnx_integer.factors import joint_multipliers, multiplier_of, settled, without_zero_point
 from twoscale._frontends.onnx_integer.fusing import Step, chain_of
+from twoscale._frontends.onnx_integer.pools import average_pool, global_average_pool
 from twoscale._frontends.onnx_integer.reader import Reader, padding, pair
-from twoscale._frontends.onnx_integer.settling import runtime_result, settle, values_of
+from twoscale._frontends.onnx_integer.settling import runtime_result, values_of
 from twoscale._ir import layers as n
-from twoscale._ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
+from twoscale._ir.arithmetic import ADD_SHIFT, REQUANTIZE_SHIFT
 
 __all__ = ["COMPUTING", "MICROSOFT", "quantize_constant", "read_function"]
 
 _LARGEST_CONSTANT = 1 << 13
 """Values of a constant operand, which is swept with all integers of the other one."""
-
-_LARGEST_MEAN = 100
-"""Values in a window of an average pool, for which the float32 sums are followed step by step."""
 
 
 def _quantize(reader: Reader, node: onnx.NodeProto) -> None:
@@ -46,7 +45,7 @@ def _quantize(reader: Reader, node: onnx.NodeProto) -> None:
         reader.alias(node, x, real=False)
         return
     q = values_of(x.output.dtype)
-    steps = (np.float32(x.output.scale) * _centred(q, x)) / np.float32(spec.scale)
+    steps = (np.float32(x.output.scale) * without_zero_point(q, x)) / np.float32(spec.scale)
     expected = np.clip(np.rint(steps) + np.float32(spec.zero_point), spec.lo, spec.hi)
     multiplier = _requantizing(reader, node, x, spec, expected)
     reader.append(node, n.Concat(name=name, inputs=(x.name,), output=spec, axis=0, multipliers=(multiplier,)))
@@ -97,13 +96,13 @@ def _qlinear_conv(reader: Reader, node: onnx.NodeProto) -> None:
     spec = reader.spec(node, 6, shape, x.output.dtype)
     factors = np.float32(x.output.scale) * reader.weight_scales(node, 4, channels) / np.float32(spec.scale)
     reader.usual(node, factors, "multiplier")
-    inputs, multiplier, residual_multiplier = [x.name], _multiplier(factors), None
+    inputs, multiplier, residual_multiplier = [x.name], multiplier_of(factors), None
     if reader.step.operator is not None and reader.has(node, 9):  # a float sum was fused
         residual = reader.operand(node, 9)
         factor = np.float32(residual.output.scale) / np.float32(spec.scale)
         reader.usual(node, np.asarray(factor), "multiplier of the residual")
         inputs.append(residual.name)
-        multiplier, residual_multiplier = _joint_multipliers(factors, factor)
+        multiplier, residual_multiplier = joint_multipliers(factors, factor)
     reader.append(
         node,
         n.Conv2d(
@@ -155,7 +154,7 @@ def _linear(
         spec = reader.spec(node, output, (channels,), x.output.dtype)
         factors = scales / np.float32(spec.scale)
         reader.usual(node, factors, "multiplier")
-        multiplier = _multiplier(factors)
+        multiplier = multiplier_of(factors)
     elif scales.size == 1:
         spec = n.TensorSpec((channels,), "int32", float(scales[0]))
         reader.real.add(node.output[0])
@@ -189,7 +188,7 @@ def _qlinear_add(reader: Reader, node: onnx.NodeProto) -> None:
         return total
 
     m_a, m_b = (
-        _multiplier(factor, ADD_SHIFT) for factor in _settled(reader, node, pair_of.swept, factors, compute, spec)
+        multiplier_of(factor, ADD_SHIFT) for factor in settled(reader, node, pair_of.swept, factors, compute, spec)
     )
     if (m_a.shift is None) != (m_b.shift is None):
         m_a, m_b = n.Multiplier(m_a.values, None), n.Multiplier(m_b.values, None)
@@ -211,9 +210,9 @@ def _qlinear_mul(reader: Reader, node: onnx.NodeProto) -> None:
         product: NDArray[np.float32] = (x * y) * moved[0]
         return product
 
-    (factor,) = _settled(reader, node, pair_of.swept, [factor], compute, spec)
+    (factor,) = settled(reader, node, pair_of.swept, [factor], compute, spec)
     reader.append(
-        node, n.Mul(name=node.output[0], inputs=(a.name, b.name), output=spec, multiplier=_multiplier(factor))
+        node, n.Mul(name=node.output[0], inputs=(a.name, b.name), output=spec, multiplier=multiplier_of(factor))
     )
 
 
@@ -261,7 +260,7 @@ class _Operands:
             swept = {0: np.ascontiguousarray(rows), 3: np.ascontiguousarray(columns)}
             values = swept
         a, b = layers[0], layers[3]
-        return _Operands((a, b), swept, (_centred(values[0], a), _centred(values[3], b)))
+        return _Operands((a, b), swept, (without_zero_point(values[0], a), without_zero_point(values[3], b)))
 
 
 def _swept_shape(shape: tuple[int, ...], constant: tuple[int, ...]) -> tuple[int, ...]:
@@ -317,157 +316,16 @@ def _reshaped(reader: Reader, name: str, x: n.Layer, shape: Sequence[int], like:
     return layer
 
 
-def _centred(q: NDArray[Any], x: n.Layer) -> NDArray[np.float32]:
-    """Return q − z of a layer's integers as float32."""
-    return (q.astype(np.int32) - x.output.zero_point).astype(np.float32)
-
-
-def _settled(
-    reader: Reader,
-    node: onnx.NodeProto,
-    operands: dict[int, NDArray[Any]],
-    factors: Sequence[np.float32],
-    compute: Callable[[Sequence[np.float32]], NDArray[np.float32]],
-    spec: n.TensorSpec,
-    expected: NDArray[Any] | None = None,
-) -> Sequence[np.float32]:
-    """Return multipliers that give ONNX Runtime's integer for every operand pair."""
-    reader.usual(node, np.asarray(factors), "multiplier")
-    if expected is None:
-        expected = runtime_result(chain_of(reader.step, operands), operands, reader.value, spec.dtype, reader.opset)
-    if expected is None:
-        reader.refuse(
-            node,
-            "its rounding can only be taken over by running it in ONNX Runtime, which is not installed or refuses it; "
-            "install it with: pip install onnxruntime",
-        )
-    settled = settle(factors, compute, spec, expected)
-    if settled is None:
-        reader.refuse(
-            node,
-            "no float32 multipliers give the integers of ONNX Runtime for all operands; quantize the float model "
-            "with twoscale.quantize",
-        )
-    return settled
-
-
 def _requantizing(
     reader: Reader, node: onnx.NodeProto, x: n.Layer, spec: n.TensorSpec, expected: NDArray[Any] | None
 ) -> n.Multiplier:
     """Return the multiplier from a layer's scale to another scale."""
     q = values_of(x.output.dtype)
     factor = np.float32(x.output.scale) / np.float32(spec.scale)
-    (factor,) = _settled(reader, node, {0: q}, [factor], lambda moved: _centred(q, x) * moved[0], spec, expected)
-    return _multiplier(factor)
-
-
-def _global_average_pool(reader: Reader, node: onnx.NodeProto) -> None:
-    reader.expect(node, reader.attributes(node, channels_last=0), channels_last=0)
-    x = reader.operand(node, 0)
-    if len(x.output.shape) != 3:
-        reader.refuse(node, f"its input has shape {x.output.shape}, expected (C, H, W)")
-    channels, height, width = x.output.shape
-    # Here ONNX Runtime adds integers and multiplies once.
-    factor = np.float32(x.output.scale) / (reader.scale(node, 3) * np.float32(height * width))
-    reader.usual(node, np.asarray(factor), "multiplier")
-    _average(reader, node, x, (channels, 1, 1), (height, width), (1, 1), (0, 0, 0, 0), factor)
-
-
-def _average_pool(reader: Reader, node: onnx.NodeProto) -> None:
-    attributes = reader.window(node, count_include_pad=0, ceil_mode=0, channels_last=0)
-    reader.expect(node, attributes, ceil_mode=0, channels_last=0)
-    if any(pad >= attributes["kernel_shape"][index % 2] for index, pad in enumerate(attributes["pads"])):
-        reader.refuse(node, f"pads = {attributes['pads']}; expected less than the kernel")
-    if any(attributes["pads"]) and not attributes["count_include_pad"]:
-        reader.refuse(node, "padding that does not count in the mean (count_include_pad = 0) is not supported")
-    x = reader.operand(node, 0)
-    shape = (x.output.shape[0], *reader.pooled(node, x, attributes))
-    kernel, stride = pair(attributes["kernel_shape"]), pair(attributes["strides"])
-    factor = _mean_factor(reader, node, x, math.prod(kernel), any(attributes["pads"]))
-    _average(reader, node, x, shape, kernel, stride, padding(attributes["pads"]), factor)
-
-
-def _mean_factor(reader: Reader, node: onnx.NodeProto, x: n.Layer, count: int, padded: bool) -> np.float32:
-    """Return the factor of integer sums with which means round as ONNX Runtime's do.
-
-    ONNX Runtime adds the products scale · (q − z) of a window in float32, divides by the count and by the output's
-    scale, and adds the zero point before it rounds. The float32 sum depends on the values behind an integer sum, so
-    both the least and the greatest that occur must round to the same integer.
-    """
-    spec = reader.spec(node, 3, (), x.output.dtype)
-    if count > _LARGEST_MEAN:
-        reader.refuse(
-            node, f"its windows have {count:,} values, expected at most {_LARGEST_MEAN}; use a global average pool"
-        )
-    factor = np.float32(x.output.scale) / (np.float32(spec.scale) * np.float32(count))
-    reader.usual(node, np.asarray(factor), "multiplier")
-    sums, least, greatest = _float_sums(x, count, padded)
-
-    def rounded(total: NDArray[np.float32]) -> NDArray[np.float32]:
-        steps: NDArray[np.float32] = total / np.float32(count) / np.float32(spec.scale)
-        clipped: NDArray[np.float32] = np.clip(np.rint(steps + np.float32(spec.zero_point)), spec.lo, spec.hi)
-        return clipped
-
-    expected = rounded(least)
-    if not np.array_equal(expected, rounded(greatest)):
-        reader.refuse(
-            node,
-            "some sums lie so close to a tie that ONNX Runtime's rounding depends on the order of the values; "
-            "quantize the float model with twoscale.quantize",
-        )
-    return _settled(reader, node, {}, [factor], lambda moved: sums * moved[0], spec, expected)[0]
-
-
-def _float_sums(x: n.Layer, count: int, padded: bool) -> tuple[NDArray[np.float32], ...]:
-    """Return all sums of ``count`` values q − z, and the least and the greatest float32 sum of the products.
-
-    Float32 addition is monotonic, so the extremes after each step follow from those before it. With padding a window
-    may also have fewer values.
-    """
-    centred = _centred(values_of(x.output.dtype), x)
-    products = centred * np.float32(x.output.scale)
-    lowest = int(centred[0])
-    least = greatest = products
-    every = np.arange(count * lowest, count * (lowest + 255) + 1).astype(np.float32)
-    bounds = np.full((2, len(every)), np.nan, np.float32)
-    for values in range(1, count + 1):
-        if values > 1:
-            size = len(least) + 255
-            less, more = np.full(size, np.inf, np.float32), np.full(size, -np.inf, np.float32)
-            for i, product in enumerate(products):
-                part = slice(i, i + len(least))
-                np.minimum(less[part], least + product, out=less[part])
-                np.maximum(more[part], greatest + product, out=more[part])
-            least, greatest = less, more
-        if padded or values == count:
-            start = (values - count) * lowest
-            part = slice(start, start + len(least))
-            np.fmin(bounds[0, part], least, out=bounds[0, part])
-            np.fmax(bounds[1, part], greatest, out=bounds[1, part])
-    return every, bounds[0], bounds[1]
-
-
-def _average(
-    reader: Reader,
-    node: onnx.NodeProto,
-    x: n.Layer,
-    shape: tuple[int, ...],
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: n.Padding,
-    factor: np.float32,
-) -> None:
-    spec = reader.spec(node, 3, shape, x.output.dtype)
-    layer = n.AveragePool2d(
-        name=node.output[0],
-        inputs=(x.name,),
-        output=spec,
-        multiplier=_multiplier(factor),
-        kernel=kernel,
-        stride=stride,
-        padding=padding,
+    (factor,) = settled(
+        reader, node, {0: q}, [factor], lambda moved: without_zero_point(q, x) * moved[0], spec, expected
     )
-    reader.append(node, layer)
+    return multiplier_of(factor)
 
 
 def _qlinear_concat(reader: Reader, node: onnx.NodeProto) -> None:
@@ -535,7 +393,7 @@ def _table(
         reader.refuse(node, "its table can only be taken from ONNX Runtime, which is not installed or refuses it")
     if found is None:
         assert function is not None
-        steps = function(np.float32(x.output.scale) * _centred(q, x)) / np.float32(spec.scale)
+        steps = function(np.float32(x.output.scale) * without_zero_point(q, x)) / np.float32(spec.scale)
         if (np.abs(steps - np.floor(steps) - 0.5) < 1e-3).any():
             reader.refuse(
                 node, "entries of its table lie close to a tie; install ONNX Runtime, whose kernel decides them"
@@ -543,22 +401,6 @@ def _table(
         found = np.clip(np.rint(steps) + spec.zero_point, spec.lo, spec.hi)
     table = found.astype(np.int16)
     reader.append(node, n.Table(name=node.output[0], inputs=(x.name,), output=spec, table=table))
-
-
-def _multiplier(factors: NDArray[np.float32] | np.float32, shift: int = REQUANTIZE_SHIFT) -> n.Multiplier:
-    """Return multipliers on the grid if the factors are, else free ones."""
-    values = np.atleast_1d(np.asarray(factors, np.float32))
-    integers = np.ldexp(values.astype(np.float64), shift)
-    whole = (integers == np.rint(integers)) & (integers > 0) & (integers < MULTIPLIER_LIMIT)
-    return n.Multiplier(values, shift if whole.all() else None)
-
-
-def _joint_multipliers(factors: NDArray[np.float32], residual: np.float32) -> tuple[n.Multiplier, n.Multiplier]:
-    """Return the multipliers of a convolution and its residual: both on the grid of equation (7b), or both free."""
-    found = _multiplier(factors, ADD_SHIFT), _multiplier(residual, ADD_SHIFT)
-    if any(each.shift is None for each in found):
-        found = n.Multiplier(found[0].values, None), n.Multiplier(found[1].values, None)
-    return found
 
 
 def read_function(reader: Reader, node: onnx.NodeProto) -> None:
@@ -573,10 +415,10 @@ COMPUTING: dict[str, Callable[[Reader, onnx.NodeProto], None]] = {
     "DequantizeLinear": _dequantize,
     "QGemm": _qgemm,
     "QLinearAdd": _qlinear_add,
-    "QLinearAveragePool": _average_pool,
+    "QLinearAveragePool": average_pool,
     "QLinearConcat": _qlinear_concat,
     "QLinearConv": _qlinear_conv,
-    "QLinearGlobalAveragePool": _global_average_pool,
+    "QLinearGlobalAveragePool": global_average_pool,
     "QLinearLeakyRelu": _leaky_relu,
     "QLinearMatMul": _qlinear_matmul,
     "QLinearMul": _qlinear_mul,
