@@ -34,7 +34,8 @@ from twoscale.scaling._measure.records import DdpOptions, RankGroup, Workload
 from twoscale.scaling._measure.tasks import ArmsResult, ArmsTask
 from twoscale.scaling._questions.communication import ArmsAt
 from twoscale.scaling._questions.forecast import link_of, measured_steps, over
-from twoscale.scaling._questions.link_model import MeasuredStep, fit, forecast
+from twoscale.scaling._questions.link_model import MeasuredStep, fit
+from twoscale.scaling._questions.step_forecast import forecast
 from twoscale.scaling._run import study_config
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "netns"

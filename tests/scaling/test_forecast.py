@@ -20,12 +20,10 @@ from twoscale.scaling._questions.link_model import (
     MeasuredStep,
     collective_seconds,
     fit,
-    forecast,
     given_model,
-    held_out,
     measured_step,
-    replay,
 )
+from twoscale.scaling._questions.step_forecast import forecast, held_out, replay
 
 RING = LinkModel("wire", "ring", latency=1e-4, fixed=2e-9, per_rate=0.0, rates=None, residual=0.0, samples=0)
 SIZES = (1000, 40_000, 1_000_000, 25_000_000)

@@ -19,7 +19,8 @@ from twoscale._environment import core_count, load_average
 from twoscale.scaling import load_study
 from twoscale.scaling._measure.launch import Host
 from twoscale.scaling._measure.records import ArmsRecord, BandwidthRecord, Outcome, decode
-from twoscale.scaling._questions.link_model import MeasuredStep, forecast, held_out
+from twoscale.scaling._questions.link_model import MeasuredStep
+from twoscale.scaling._questions.step_forecast import forecast, held_out
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "netns"
 MBITS = (120, 200, 320)

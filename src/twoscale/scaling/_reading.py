@@ -14,10 +14,11 @@ from twoscale.errors import UnknownNameError
 from twoscale.scaling._questions.answers import read_results
 from twoscale.scaling._questions.communication import CommunicationAnswer
 from twoscale.scaling._questions.forecast import link_of, measured_steps, over
-from twoscale.scaling._questions.link_model import Forecast, Link, forecast
+from twoscale.scaling._questions.link_model import Link
 from twoscale.scaling._questions.registry import ANSWERED, VERDICT
 from twoscale.scaling._questions.report import study_sections
 from twoscale.scaling._questions.results import StudyResults
+from twoscale.scaling._questions.step_forecast import Forecast, forecast
 
 __all__ = ["Chart", "ShownTable", "Study", "load_study"]
 

@@ -46,8 +46,9 @@ from typing import Literal
 
 from twoscale.scaling._measure.records import ArmsRecord, Bucket, Summary
 from twoscale.scaling._measure.statistics import summarize
-from twoscale.scaling._questions.link_model import LinkModel, collective_seconds, replay
+from twoscale.scaling._questions.link_model import LinkModel, collective_seconds
 from twoscale.scaling._questions.rounds import Round
+from twoscale.scaling._questions.step_forecast import replay
 
 __all__ = ["Cause", "CauseName", "Division", "communication_parts", "divide"]
 

@@ -14,19 +14,11 @@ from twoscale.errors import ForecastError
 from twoscale.scaling._measure.records import BandwidthRecord, RankGroup
 from twoscale.scaling._questions import communication
 from twoscale.scaling._questions.communication import ArmsAt, CommunicationAnswer
-from twoscale.scaling._questions.link_model import (
-    CollectiveSample,
-    Forecast,
-    Link,
-    MeasuredStep,
-    forecast,
-    given_model,
-    held_out,
-    measured_step,
-)
+from twoscale.scaling._questions.link_model import CollectiveSample, Link, MeasuredStep, given_model, measured_step
 from twoscale.scaling._questions.question import Content, Question
 from twoscale.scaling._questions.results import StudyResults
 from twoscale.scaling._questions.shown import figures, milliseconds, number
+from twoscale.scaling._questions.step_forecast import Forecast, forecast, held_out
 from twoscale.scaling._study.cells import Measured
 from twoscale.scaling._study.config import StudyConfig
 

@@ -9,8 +9,9 @@ from twoscale._page.numbers import signed
 from twoscale._page.tables import Column, Table, table, text_column
 from twoscale.scaling._measure.records import RankGroup
 from twoscale.scaling._questions.communication import ArmsAt
-from twoscale.scaling._questions.link_model import LinkModel, collective_seconds, replay
+from twoscale.scaling._questions.link_model import LinkModel, collective_seconds
 from twoscale.scaling._questions.shown import number
+from twoscale.scaling._questions.step_forecast import replay
 
 __all__ = ["WhatIf", "what_if_table", "what_ifs"]
 
