@@ -133,8 +133,8 @@ LINEAR = VectorKernel(
 )
 DEPTHWISE = VectorKernel(
     "depthwise",
-    defines=("depthwise_column", "depthwise_images"),
-    narrow=("depthwise_column", "depthwise_images", "load_taps", "taps"),
+    defines=("depthwise_column", "depthwise_end", "depthwise_images", "depthwise_results"),
+    narrow=("depthwise_column", "depthwise_end", "depthwise_images", "depthwise_results", "load_taps", "taps"),
     is_shared=True,
 )
 _POOL = VectorKernel("pool")

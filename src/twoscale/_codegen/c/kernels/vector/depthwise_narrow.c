@@ -17,57 +17,74 @@ INLINE taps load_taps(const uint8_t *from, int32_t step)
     return t;
 }
 
+/* What is the same for all results; read once, since stores of bytes could change the parameters. */
+typedef struct {
+    v16f zero;
+    v16b lo, hi;
+} depthwise_end;
+
+/* Requantize the sums of 16 channels and store the first `bytes` of them. Factors of four channels are 16 apart. */
+INLINE void depthwise_results(const depthwise_params *p, const depthwise_end *end, v16i acc, int32_t first, uint8_t *y,
+                              int32_t bytes)
+{
+    v16f scale;
+
+#ifdef FIXED_POINT
+    if (p->mantissa != NULL) {
+        int32_t mantissa[16], exponent[16];
+
+        EACH memcpy(mantissa + 4 * i, p->mantissa + first + 16 * i, 16);
+        EACH memcpy(exponent + 4 * i, p->exponent + first + 16 * i, 16);
+        acc = fixed_16(acc, mantissa, exponent);
+        scale = set_f(1.0f);
+    } else
+#endif
+    EACH scale.at[i] = four_f(p->scale + first + 16 * i);
+    store_b(y, clamp_b(rounded_bytes(mul_add(to_f(acc), scale, end->zero)), end->lo, end->hi), bytes);
+}
+
 /* Sixteen bytes of `rows` rows, from the top: part `i` of a block of 64. Windows that move by one row use taps again that are
- * loaded already. */
+ * loaded already: a row's taps stay in their place, which the next two rows know, since three rows are one step. */
 INLINE void depthwise_column(const depthwise_params *p, const uint8_t *x, int32_t index, int32_t part, uint8_t *y,
                              int32_t rows, int32_t bytes, int32_t height, int32_t fours)
 {
     const int8_t *w = p->weight + index * height * fours * 256 + 16 * part;
     const int32_t first = 64 * index + 4 * part; /* numbers are in the order of 64 bytes unpacked at once */
-    const v16b lo = set_b(p->lo), hi = set_b(p->hi);
-    const v16f zero = set_f(p->zero);
-    const int32_t slides = height == 3 && fours == 1 && p->row_step == p->tap_row;
+    const depthwise_end end = {set_f(p->zero), set_b(p->lo), set_b(p->hi)};
+    v16i acc;
     taps seen[3];
 
-    if (slides) {
-        seen[1] = load_taps(x, p->tap_step);
-        seen[2] = load_taps(x + p->tap_row, p->tap_step);
+    if (height == 3 && fours == 1 && p->row_step == p->tap_row) {
+        seen[0] = load_taps(x, p->tap_step);
+        seen[1] = load_taps(x + p->tap_row, p->tap_step);
+        x += 2 * p->tap_row;
+        for (int32_t top = 0; top < rows; top += 3)
+            UNROLL
+            for (int32_t row = 0; row < 3; row++) {
+                if (top + row >= rows)
+                    return;
+                seen[(row + 2) % 3] = load_taps(x, p->tap_step);
+                EACH acc.at[i] = four_i(p->BIAS + first + 16 * i);
+                EACH
+                {
+                    UNROLL
+                    for (int32_t t = 0; t < 3; t++)
+                        acc.at[i] = add_taps(acc.at[i], seen[(row + t) % 3].at[i], tap_weights(w + (4 * t + i) * 64));
+                }
+                depthwise_results(p, &end, acc, first, y, bytes);
+                x += p->row_step;
+                y += p->out_row;
+            }
+        return;
     }
     for (int32_t row = 0; row < rows; row++, x += p->row_step, y += p->out_row) {
-        v16i acc;
-        v16f scale, real;
-
         EACH acc.at[i] = four_i(p->BIAS + first + 16 * i);
-        if (slides) {
-            seen[0] = seen[1];
-            seen[1] = seen[2];
-            seen[2] = load_taps(x + 2 * p->tap_row, p->tap_step);
-            EACH
-            {
-                UNROLL
-                for (int32_t t = 0; t < 3; t++)
-                    acc.at[i] = add_taps(acc.at[i], seen[t].at[i], tap_weights(w + (4 * t + i) * 64));
-            }
-        } else {
-            for (int32_t t = 0; t < height * fours; t++) {
-                const taps four = load_taps(x + t / fours * p->tap_row + t % fours * 4 * p->tap_step, p->tap_step);
+        for (int32_t t = 0; t < height * fours; t++) {
+            const taps four = load_taps(x + t / fours * p->tap_row + t % fours * 4 * p->tap_step, p->tap_step);
 
-                EACH acc.at[i] = add_taps(acc.at[i], four.at[i], tap_weights(w + (4 * t + i) * 64));
-            }
+            EACH acc.at[i] = add_taps(acc.at[i], four.at[i], tap_weights(w + (4 * t + i) * 64));
         }
-#ifdef FIXED_POINT
-        if (p->mantissa != NULL) {
-            int32_t mantissa[16], exponent[16];
-
-            EACH memcpy(mantissa + 4 * i, p->mantissa + first + 16 * i, 16);
-            EACH memcpy(exponent + 4 * i, p->exponent + first + 16 * i, 16);
-            acc = fixed_16(acc, mantissa, exponent);
-            scale = set_f(1.0f);
-        } else
-#endif
-        EACH scale.at[i] = four_f(p->scale + first + 16 * i);
-        real = mul_add(to_f(acc), scale, zero);
-        store_b(y, clamp_b(rounded_bytes(real), lo, hi), bytes);
+        depthwise_results(p, &end, acc, first, y, bytes);
     }
 }
 

@@ -9,5 +9,6 @@
     ((n) % 2 == 0 ? _mm256_castsi256_si128((a).at[(n) / 2]) : _mm256_extracti128_si256((a).at[(n) / 2], 1))
 
 #ifdef FOR_AVXVNNI
+#define STEP_ROWS 3 /* of depthwise convolutions */
 #define DOT(acc, x, w) _mm256_dpbusd_avx_epi32(acc, x, w) /* four to each lane */
 #endif
