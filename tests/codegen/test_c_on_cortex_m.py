@@ -21,7 +21,7 @@ def make(target: str, exported: Path, cpu: str, *variables: str) -> subprocess.C
     command = ["make", "-s", "-f", str(EXAMPLE / "Makefile"), target, f"NETWORK={exported}", f"CPU={cpu}",
                f"BUILD={exported.parent / 'build'}", *variables]  # fmt: skip
     return subprocess.run(
-        command, cwd=exported.parent, capture_output=True, text=True, check=False, timeout=120, stdin=subprocess.DEVNULL
+        command, cwd=exported.parent, capture_output=True, text=True, check=False, timeout=600, stdin=subprocess.DEVNULL
     )
 
 
