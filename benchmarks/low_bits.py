@@ -9,7 +9,7 @@ Calibration images, and further ones for learning, are unlabelled training image
 is quantized by the default scheme and with learned rounding, and runs over the test images as integers. A simulation
 of it in float, which most other tools report, is beside. Over 100 images, integers of every layer are compared between
 reference, torch and ONNX Runtime. New rows replace recorded ones of the same network, bits, edges, images and effort.
-Run it on an idle machine: seconds are of the wall clock.
+Seconds are processor time of one thread.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Row:
     """For learning, besides those for calibration."""
     effort: float
     seconds: float
-    """To quantize, capture and profile not included."""
+    """Processor time of one thread to quantize, capture and profile not included."""
     top1: float
     """Of the integer network, 0..1."""
     float_top1: float
@@ -90,6 +90,7 @@ class Row:
             self.rounding,
             self.seed,
             self.images,
+            self.further,
             self.effort,
         )
 
@@ -133,13 +134,13 @@ def measure(
     test, labels = dataset.test.images[:tests], dataset.test.labels[:tests]
     expected = logits(lambda x: GraphModule(graph)(torch.from_numpy(x)).numpy(), test)
     for rounding, seed in [("feedback", 0), *(("learned", seed) for seed in range(seeds))]:
-        clock = time.perf_counter()
+        clock = time.process_time()
         if rounding == "learned":
             how = dataclasses.replace(LearnedRounding().scaled(effort), seed=seed)
             network = learn_network(graph, found, pixels, scheme, how, further=more)
         else:
             network = quantize_graph(graph, found, scheme)
-        seconds = time.perf_counter() - clock
+        seconds = time.process_time() - clock
         executor, simulated = TorchExecutor(network), simulation(graph, network)
 
         def run(x: NDArray[np.float32], network: IntegerNetwork = network, executor: TorchExecutor = executor) -> Any:
@@ -173,11 +174,12 @@ def measure(
 def table(rows: Iterable[Row]) -> str:
     """Return the rows as Markdown: of several seeds the mean and the spread."""
     lines = [
-        "| network | bits | edges | rounding | top-1 (float) | simulated | agreement | SQNR | seconds | differ |",
-        "|---|---|---|---|--:|--:|--:|--:|--:|--:|",
+        "| network | bits | edges | rounding | images | top-1 (float) | simulated | agreement "
+        "| SQNR | CPU s | differ |",
+        "|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (row.network, -row.weight_bits, -row.activation_bits, row.rounding)):
         groups.setdefault(dataclasses.replace(row, seed=0).key, []).append(row)
     for several in groups.values():
         one = several[0]
@@ -190,7 +192,8 @@ def table(rows: Iterable[Row]) -> str:
 
         lines.append(
             f"| {one.network} | W{one.weight_bits}A{one.activation_bits} | {one.edge_bits or 'as the rest'} "
-            f"| {rounding} | {statistics.fmean(top):.2f} %{spread} ({100 * one.float_top1:.2f}) "
+            f"| {rounding} | {one.images + one.further:,} "
+            f"| {statistics.fmean(top):.2f} %{spread} ({100 * one.float_top1:.2f}) "
             f"| {100 * mean('simulated_top1'):.2f} % | {100 * mean('agreement'):.2f} % | {mean('sqnr_db'):.1f} dB "
             f"| {mean('seconds'):.0f} "
             f"| {sum(row.differing for row in several)} of {sum(row.compared for row in several):,} |"
@@ -222,6 +225,7 @@ def main() -> None:
         return
     if chosen.models is None:
         parser.error("give the folder of the published weights with --models")
+    torch.set_num_threads(1)
     for name in chosen.networks.split(","):
         for bits in chosen.bits.split(","):
             match = re.fullmatch(r"W(\d)A(\d)", bits)

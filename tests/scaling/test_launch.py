@@ -163,7 +163,13 @@ def test_numbers_outside_their_range(options: dict[str, Any], message: str) -> N
 
 
 def test_the_launcher_does_not_import_torch() -> None:
-    names = ("_measure.launch", "_measure.capacity", "_questions.link_model", "_questions.step_forecast", "_measure.statistics")
+    names = (
+        "_measure.launch",
+        "_measure.capacity",
+        "_questions.link_model",
+        "_questions.step_forecast",
+        "_measure.statistics",
+    )
     modules = ", ".join(f"twoscale.scaling.{name}" for name in names)
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
