@@ -22,6 +22,7 @@ import torch
 import twoscale
 from twoscale import models
 from twoscale._codegen.c import export_c
+from twoscale._codegen.targets import WeightsInFlash
 from twoscale._files import read_record, write_record
 
 HERE = Path(__file__).parent
@@ -65,6 +66,9 @@ TARGETS = {
     "cortex-m55-small-ram": ("cortex-m55",),
 }
 """From targets for microcontrollers to the cores that they are counted on."""
+WINOGRAD = " --weights-in-flash winograd"
+"""Option of export that follows the compiler's, of networks that are counted with it too: ``cortex-m4``, -O2."""
+WITH_WINOGRAD = ("resnet8", "resnet20")
 AARCH64_TOOLS = ("aarch64-linux-gnu-gcc", "qemu-aarch64", "cc")
 LEVELS = {"neon": "cortex-a72", "dotprod": "cortex-a76", "i8mm": "max", "generic": "cortex-a72"}
 """From the targets for AArch64, and the plain C for any processor, to processors, as QEMU names them."""
@@ -121,6 +125,7 @@ class Row:
     """As QEMU and the compiler name it."""
     compiler: str
     options: str
+    """Of the compiler, and ``WINOGRAD``."""
     macs: int
     """Multiply-adds of one image."""
     instructions: int
@@ -173,11 +178,12 @@ class Counter:
 
     def count(self, network: twoscale.IntegerNetwork, target: str, cpu: str, options: str, weight_bits: int = 8) -> Row:
         """Return the instructions of one image. ``weight_bits`` is only recorded."""
-        macs = self.export(network, target)
-        less, more = (self.run(cpu, options, images) for images in (1, 1 + _MORE_IMAGES))
+        flags = options.removesuffix(WINOGRAD)
+        macs = self.export(network, target, "int8" if flags == options else "winograd")
+        less, more = (self.run(cpu, flags, images) for images in (1, 1 + _MORE_IMAGES))
         return Row(
             network.name, target, cpu, version_of("arm-none-eabi-gcc"), options, macs,
-            round((more - less) / _MORE_IMAGES), weight_bits, self.flash(cpu, options),
+            round((more - less) / _MORE_IMAGES), weight_bits, self.flash(cpu, flags),
         )  # fmt: skip
 
     @property
@@ -190,10 +196,10 @@ class Counter:
         """Of the last run, for each block of instructions its address, how many it has, and how often it ran."""
         return self.folder / "export" / "blocks.txt"
 
-    def export(self, network: twoscale.IntegerNetwork, target: str) -> int:
+    def export(self, network: twoscale.IntegerNetwork, target: str, weights_in_flash: WeightsInFlash = "int8") -> int:
         """Write the C of a network and a program that runs it; return the multiply-adds of one image."""
         exported = self.folder / "export"
-        result = export_c(network, exported, target=target, name="net")
+        result = export_c(network, exported, target=target, name="net", weights_in_flash=weights_in_flash)
         types = {"input": f"{network.input.output.dtype}_t", "output": f"{network.spec(network.output).dtype}_t"}
         (exported / "main.c").write_text(_MAIN.format(**types))
         return result.sizes.macs
@@ -294,6 +300,9 @@ def count_microcontrollers(counter: Counter, targets: Collection[str], networks:
                 for options in OPTIONS[name]:
                     rows.append(counter.count(network, target, cpu, options))
                     show(rows[-1])
+        for cpu in TARGETS["cortex-m4"] if "cortex-m4" in targets and name in WITH_WINOGRAD else ():
+            rows.append(counter.count(network, "cortex-m4", cpu, "-O2" + WINOGRAD))
+            show(rows[-1])
         for bits in PACKED.get(name, ()) if "portable" in targets else ():
             rows.append(counter.count(network_of(name, bits), "portable", "cortex-m4", "-O2", bits))
             show(rows[-1])

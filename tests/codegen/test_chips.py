@@ -13,6 +13,7 @@ from benchmarks.chips import (
     RESULTS,
     TARGETS,
     TOOLS,
+    WINOGRAD,
     Counter,
     Results,
     Row,
@@ -23,7 +24,11 @@ from twoscale._files import read_record
 from twoscale._ir.integer_network import IntegerNetwork
 
 RECORD = read_record(RESULTS, Results)
-RESNET8 = [row for row in RECORD.rows if (row.network, row.options, row.weight_bits) == ("resnet8", "-O2", 8)]
+RESNET8 = [
+    row
+    for row in RECORD.rows
+    if (row.network, row.weight_bits) == ("resnet8", 8) and row.options.removesuffix(WINOGRAD) == "-O2"
+]
 ROWS = [row for row in RESNET8 if row.target in TARGETS and row.cpu != "cortex-m7"]
 AARCH64 = [row for row in RESNET8 if row.target in LEVELS and "clang" not in row.compiler]
 
@@ -40,7 +45,7 @@ def counter(tmp_path_factory: pytest.TempPathFactory) -> Counter:
 
 
 @pytest.mark.sweep(2)
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.target}-{row.cpu}")
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.target}-{row.cpu}{row.options[3:]}")
 def test_resnet8_takes_as_many_instructions_as_recorded(row: Row, network: IntegerNetwork, counter: Counter) -> None:
     found = counter.count(network, row.target, row.cpu, row.options)
     if found.compiler != row.compiler:
@@ -132,3 +137,8 @@ def test_the_tables_of_the_document_are_those_of_the_record() -> None:
         share = f"{100 * row.flash_bytes / whole.flash_bytes:.1f}" if row != whole else "100"
         line = f"| {row.weight_bits} bits | {row.flash_bytes:,} bytes | {share} % | {row.instructions / 1e6:.2f} |"
         assert line in text
+    for name in ("ResNet-8", "ResNet-20"):
+        for weights, options in (("int8", "-O2"), ("winograd", "-O2" + WINOGRAD)):
+            cells = [counted[NAMES[name], "cortex-m4", cpu, options] for cpu in ("cortex-m4", "cortex-m7")]
+            counts = " | ".join(in_millions(row, 1, 2) for row in cells)
+            assert f"| {name}, `{weights}` | {cells[0].flash_bytes:,} bytes | {counts} |" in text

@@ -19,7 +19,10 @@ __all__ = [
     "Architecture",
     "InstructionSet",
     "Target",
+    "WeightsInFlash",
 ]
+
+WeightsInFlash = Literal["int8", "winograd"]
 
 
 @dataclass(frozen=True)
@@ -345,6 +348,8 @@ class Target:
     """Whether layers compute row by row where that saves memory; of the back end "cortex-m"."""
     helium: bool = False
     """Whether kernels use Helium; of the back end "cortex-m"."""
+    weights_in_flash: WeightsInFlash = "int8"
+    """How convolutions store weights; "winograd" is of the target "cortex-m4"."""
 
     @property
     def always_multiplies_matrices(self) -> bool:

@@ -65,18 +65,25 @@ def first_that_fits(target: str, budget: Budget, sizes_for: Callable[[str], Size
     return next((name for name in ALTERNATIVES[target] if budget.fits(sizes_for(name))), None)
 
 
-def require_fit(target: str, budget: Budget, sizes_for: Callable[[str], SizeReport]) -> SizeReport:
-    """Return the sizes of a network with a target if it fits.
+def require_fit(
+    target: str, budget: Budget, sizes: SizeReport, sizes_for: Callable[[str], SizeReport], options: str = ""
+) -> None:
+    """Check that a network fits.
+
+    Args:
+        target: what it is exported for.
+        budget: what it may take.
+        sizes: of its export.
+        sizes_for: returns its sizes with a target, without options.
+        options: of its export, as the end of a phrase.
 
     Raises:
         ConfigurationError: it does not fit. Says what is over, by how much, and which target would fit.
     """
-    sizes = sizes_for(target)
     if excess := budget._excess(sizes):
         needed = " and ".join(excess)
         advice = _advice(target, budget, sizes_for)
-        raise ConfigurationError(f"{printable(sizes.name)} takes {needed} with target {target}; {advice}")
-    return sizes
+        raise ConfigurationError(f"{printable(sizes.name)} takes {needed} with target {target}{options}; {advice}")
 
 
 def _advice(target: str, budget: Budget, sizes_for: Callable[[str], SizeReport]) -> str:

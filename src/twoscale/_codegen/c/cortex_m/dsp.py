@@ -17,7 +17,7 @@ from twoscale._ir import layers as n
 from twoscale._ir.arithmetic import ADD_SHIFT, REQUANTIZE_SHIFT
 from twoscale._ir.integer_network import IntegerNetwork
 
-__all__ = ["FasterWithDsp", "as_one_row", "sums_clamp"]
+__all__ = ["FasterWithDsp", "as_one_row", "in_winograd", "sums_clamp", "winograd_weights"]
 
 _Params = TypeVar("_Params", bound=ConvolutionParams)
 
@@ -27,6 +27,9 @@ _STEP = 8
 """Words that the kernels take at once; windows have a multiple of it."""
 _LARGEST_EDGE = 4608
 """Most bytes of the stack for four windows at an edge."""
+
+_FEWEST_CHANNELS = 4
+"""With fewer outputs the transform of the input costs more than the products that it saves."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,29 @@ def _clamp_bits(network: IntegerNetwork) -> int:
     )
 
 
+_TWO_G = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]])
+
+
+def winograd_weights(weight: NDArray[np.int8]) -> NDArray[np.int32]:
+    """Return 2G·g·(2G)ᵀ of weights g (channels, inputs, 3, 3) as words of two halves.
+
+    Args:
+        weight: of a multiple of four inputs.
+
+    Returns:
+        (pairs of channels, 16 positions, inputs / 2, 2 channels). The first half of a word is of the lower input. Of
+        four inputs the words have the first and the third, then the second and the fourth. Halves are from −1152 to
+        1152, and 0 for a channel that makes the number of channels even.
+    """
+    channels, inputs, *_ = weight.shape
+    wide = np.zeros((channels + channels % 2, inputs, 4, 4), np.int64)
+    wide[:channels] = _TWO_G @ weight.astype(np.int64) @ _TWO_G.T
+    halves = wide.reshape(-1, 2, inputs // 4, 2, 2, 16)  # pair, channel, four inputs, half, word, position
+    words = (halves[:, :, :, 1] * 65536 + (halves[:, :, :, 0] & 0xFFFF)).transpose(0, 4, 2, 3, 1)
+    made: NDArray[np.int32] = words.reshape(len(words), 16, inputs // 2, 2).astype(np.int32)
+    return made
+
+
 def sums_clamp(network: IntegerNetwork, layer: n.Conv2d, bits: int) -> bool:
     """Whether sums may be clamped to ``bits``: products then fit 32 bits, and sums beyond give lo or hi in any case."""
     multiplier, residual = layer.multiplier, layer.residual_multiplier
@@ -105,6 +131,26 @@ def sums_clamp(network: IntegerNetwork, layer: n.Conv2d, bits: int) -> bool:
     bound = int(layer.partial_bound(network.spec(layer.inputs[0])).max(initial=0))
     fits: bool = limit * int(multiplier.integers.max()) + added + beyond < 2**31
     return fits and (bound < limit or (limit - 1) * int(multiplier.integers.min()) - added >= beyond)
+
+
+def in_winograd(layer: n.Conv2d, zero: int) -> bool:
+    """Whether Winograd's F(2×2, 3×3) computes a convolution exactly, and in fewer instructions than products of halves.
+
+    Four times each sum of bytes (zero point not subtracted) must fit 32 bits. It pays if at least half of the sums that
+    are computed, for groups of 2×8 pixels, are inside the output.
+
+    Args:
+        layer: the convolution.
+        zero: zero point of its input's bytes.
+    """
+    out_c, in_c, *kernel = layer.weight.shape
+    _, out_h, out_w = layer.output.shape
+    if (*kernel, *layer.stride, *layer.dilation, layer.groups) != (3, 3, 1, 1, 1, 1, 1):
+        return False
+    if in_c % (2 * _STEP) or 128 * in_c > _LARGEST_WINDOWS or out_c < _FEWEST_CHANNELS:
+        return False
+    sums = np.abs(folded_biases(layer, zero)) + 255 * np.abs(layer.weight.astype(np.int64)).sum((1, 2, 3))
+    return 4 * int(sums.max()) < 2**31 and out_h * out_w >= 8 * -(-out_h // 2) * -(-out_w // 8)
 
 
 def as_one_row(params: _Params) -> _Params:
@@ -121,10 +167,12 @@ class FasterWithDsp:
 
     Args:
         network: the network whose layers these are.
+        winograd: whether convolutions of whole tensors may store transformed weights, which have 3.56 times the bytes.
     """
 
-    def __init__(self, network: IntegerNetwork) -> None:
+    def __init__(self, network: IntegerNetwork, *, winograd: bool = False) -> None:
         self.network = network
+        self.winograd = winograd
         self.clamp_bits = _clamp_bits(network)
 
     def whole(self, calls: PortableCalls, layer: n.Layer) -> tuple[Call, ...] | None:
@@ -133,6 +181,8 @@ class FasterWithDsp:
             case n.Conv2d() if layer.groups > 1:
                 depthwise = self._depthwise(calls, layer)
                 return None if depthwise is None else (k.DepthwiseHalves(*depthwise),)
+            case n.Conv2d() if self.winograd and in_winograd(layer, calls.arrangement.inputs(layer)[0].zero):
+                return (self._in_winograd(calls, layer),)
             case n.Conv2d():
                 made = self._convolution(calls, layer)
                 return None if made is None else (k.Conv2dHalves(as_one_row(made[0]), *made[1:]),)
@@ -163,7 +213,7 @@ class FasterWithDsp:
         Taps of a row must be adjacent in memory, sums of bytes (zero point not subtracted) must fit 32 bits, and four
         windows must fit the stack.
         """
-        x, *others = calls.arrangement.inputs(layer)
+        x, *_ = calls.arrangement.inputs(layer)
         out_c, in_c, kernel_h, kernel_w = layer.weight.shape
         edge = kernel_h * (kernel_w + 3 * layer.stride[1]) * in_c
         if layer.groups != 1 or (layer.dilation[1] != 1 and kernel_w != 1) or edge > _LARGEST_EDGE:
@@ -172,21 +222,43 @@ class FasterWithDsp:
         halves = _halves_of(rows, folded_biases(layer, x.zero))
         if halves is None or 16 * halves.words.shape[1] > _LARGEST_WINDOWS:
             return None
+        return self._params(calls, layer, halves.words, halves.biases, halves.part), *operands(layer)
+
+    def _in_winograd(self, calls: PortableCalls, layer: n.Conv2d) -> k.Conv2dWinograd:
+        """Return the call of a convolution with transformed weights."""
+        x, *_ = calls.arrangement.inputs(layer)
+        words = winograd_weights(layer.weight)
+        biases = np.zeros(2 * len(words), np.int32)
+        biases[: len(layer.weight)] = 4 * folded_biases(layer, x.zero)
+        return k.Conv2dWinograd(self._params(calls, layer, words, biases, words.shape[2]), *operands(layer))
+
+    def _params(
+        self, calls: PortableCalls, layer: n.Conv2d, words: NDArray[np.int32], biases: NDArray[np.int32], part: int
+    ) -> k.Conv2dHalvesParams:
+        """Return the parameters of a convolution.
+
+        Args:
+            calls: of the network.
+            layer: the convolution.
+            words: its weights, (pairs of channels, words of a window) or those of ``winograd_weights``.
+            biases: of an even number of channels.
+            part: largest number of words to take at once.
+        """
+        x, *others = calls.arrangement.inputs(layer)
         bound, added = bounds(layer, x)
-        params = k.Conv2dHalvesParams(
+        return k.Conv2dHalvesParams(
             **window_sizes(layer, x),
-            in_c=in_c,
-            out_c=out_c,
+            in_c=layer.weight.shape[1],
+            out_c=len(layer.weight),
             dilation_h=layer.dilation[0],
-            words=halves.words.shape[1],
-            part=halves.part,
-            weight=calls.constants.add("weight", "int32_t", halves.words, halves.words.shape),
-            bias=calls.constants.add("bias", "int32_t", halves.biases, halves.biases.shape),
+            words=words.shape[1] if words.ndim == 2 else words.shape[2],
+            part=part,
+            weight=calls.constants.add("weight", "int32_t", words, words.shape),
+            bias=calls.constants.add("bias", "int32_t", biases, biases.shape),
             **residual(layer, others),
             clamp_bits=self.clamp_bits if sums_clamp(self.network, layer, self.clamp_bits) else None,
             to=calls.requantization(layer, layer.multiplier, bound, added),
         )
-        return params, *operands(layer)
 
     def _depthwise(
         self, calls: PortableCalls, layer: n.Conv2d

@@ -43,6 +43,7 @@ __all__ = [
     "Conv2dHelium",
     "Conv2dHeliumParams",
     "Conv2dHeliumRow",
+    "Conv2dWinograd",
     "DepthwiseHalves",
     "DepthwiseHalvesParams",
     "DepthwiseHalvesRow",
@@ -68,13 +69,13 @@ _HALVES_WINDOW = Kernel("halves_window", (_HALVES,), folder=_FOLDER)
 _REGISTERS = Kernel("registers", (INLINED,), folder=_FOLDER)
 _HALVES_TILE = Kernel("halves_tile", (_HALVES_WINDOW, _REGISTERS), folder=_FOLDER)
 _HALVES_ROUND = Kernel("halves_round", (_HALVES,), folder=_FOLDER)
-_CONV2D_HALVES_ROW = Kernel(
-    "conv2d_halves_row",
-    (_HALVES_TILE, _HALVES_ROUND, REQUANTIZE, MULTIPLIER_OF, ROWS),
-    fixed_point=True,
-    folder=_FOLDER,
+_HALVES_STORE = Kernel(
+    "halves_store", (_REGISTERS, _HALVES_ROUND, REQUANTIZE, MULTIPLIER_OF), fixed_point=True, folder=_FOLDER
 )
+_CONV2D_HALVES_ROW = Kernel("conv2d_halves_row", (_HALVES_TILE, _HALVES_STORE, ROWS), folder=_FOLDER)
 _CONV2D_HALVES = Kernel("conv2d_halves", (_CONV2D_HALVES_ROW,), folder=_FOLDER)
+_WINOGRAD = Kernel("winograd", (_HALVES, _REGISTERS), folder=_FOLDER)
+_CONV2D_WINOGRAD = Kernel("conv2d_winograd", (_WINOGRAD, _HALVES_STORE), folder=_FOLDER)
 _HELIUM = Kernel("helium", (_REGISTERS,), folder=_FOLDER)
 _HELIUM_TILE = Kernel("helium_tile", (_HELIUM, REQUANTIZE), folder=_FOLDER)
 _HELIUM_STORE = Kernel("helium_store", (_HELIUM_TILE, MULTIPLIER_OF), fixed_point=True, folder=_FOLDER)
@@ -119,6 +120,12 @@ class Conv2dHalves(Convolution[Conv2dHalvesParams]):
     """A convolution, with or without a residual."""
 
     kernel: ClassVar = _CONV2D_HALVES
+
+
+class Conv2dWinograd(Convolution[Conv2dHalvesParams]):
+    """A convolution of 3×3 with a stride of 1, in fewer products."""
+
+    kernel: ClassVar = _CONV2D_WINOGRAD
 
 
 class Conv2dHalvesRow(RowCall, Convolution[Conv2dHalvesParams]):
@@ -305,13 +312,14 @@ class MaxPool2dHeliumRow(MaxPool2dRow):
 def _halves_definitions(calls: Sequence[Call]) -> list[Macro]:
     """Return the macros of the kernels with the DSP extension, which are sizes of arrays on the stack."""
     convolutions = [call.parameters for call in calls if isinstance(call, Conv2dHalves | Conv2dHalvesRow)]
+    winograd = [call.parameters for call in calls if isinstance(call, Conv2dWinograd)]
     linear = [call.parameters for call in calls if isinstance(call, LinearHalves)]
     depthwise = [call.parameters for call in calls if isinstance(call, DepthwiseHalves | DepthwiseHalvesRow)]
     macros = tile_definitions(calls)
     words = [4 * p.words for p in convolutions] + [p.words for p in linear]
     if words:
         macros.append(Macro("HALVES_WORDS", max(words), "the largest number of words of four windows"))
-    clamping = [p.clamp_bits for p in convolutions] + [p.clamp_bits for p in depthwise]
+    clamping = [p.clamp_bits for p in convolutions + winograd] + [p.clamp_bits for p in depthwise]
     if clamping:
         bits = max((bits for bits in clamping if bits is not None), default=31)
         macros.append(Macro("HALVES_BITS", bits, "to which sums may be clamped"))
@@ -319,6 +327,10 @@ def _halves_definitions(calls: Sequence[Call]) -> list[Macro]:
         edge = max(p.kernel_h * (p.kernel_w + 3 * p.stride_w) * p.in_c for p in convolutions)
         macros.append(Macro("HALVES_ROWS", max(p.kernel_h for p in convolutions), "the same of rows of a window"))
         macros.append(Macro("HALVES_EDGE_BYTES", edge, "the same of bytes of four windows at an edge"))
+    if winograd:
+        in_c = max(p.in_c for p in winograd)
+        macros.append(Macro("WINOGRAD_WORDS", 16 * 4 * in_c // 2, "the largest number of words of four tiles' inputs"))
+        macros.append(Macro("WINOGRAD_EDGE_BYTES", 4 * 10 * in_c, "the same of bytes of four tiles at an edge"))
     if depthwise:
         taps = max(p.kernel_h * p.kernel_w for p in depthwise)
         macros.append(Macro("HALVES_TAPS", taps, "the largest number of taps of a depthwise convolution"))
@@ -334,8 +346,11 @@ DSP = Library(
         _REGISTERS,
         _HALVES_TILE,
         _HALVES_ROUND,
+        _HALVES_STORE,
         _CONV2D_HALVES_ROW,
         _CONV2D_HALVES,
+        _WINOGRAD,
+        _CONV2D_WINOGRAD,
         _DEPTHWISE_HALVES_ROW,
         _DEPTHWISE_HALVES,
         _BYTES,

@@ -21,7 +21,11 @@ def source_of(network: IntegerNetwork, name: str, target: Target, *, binary: boo
     Raises:
         ConfigurationError: integers alone cannot compute it; names the layer and what to do.
     """
-    faster, library = (FasterWithHelium(network), HELIUM) if target.helium else (FasterWithDsp(network), DSP)
+    faster: FasterWithDsp | FasterWithHelium
+    if target.helium:
+        faster, library = FasterWithHelium(network), HELIUM
+    else:
+        faster, library = FasterWithDsp(network, winograd=target.weights_in_flash == "winograd"), DSP
     if target.little_ram:
         return RowSource(lower_rows(network, faster), name, target, binary, library)
     return Source(lower(network, faster), name, target, binary, library)

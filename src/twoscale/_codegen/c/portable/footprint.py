@@ -26,7 +26,7 @@ KERNEL_COSTS = {
     "average_pool2d_row": (290, 80),
     "conv2d": (80, 48),
     "conv2d_halves": (104, 56),
-    "conv2d_halves_row": (2460, 440),
+    "conv2d_halves_row": (1460, 340),
     "conv2d_helium": (180, 80),
     "conv2d_helium_kept": (1800, 220),
     "conv2d_helium_row": (140, 60),
@@ -36,6 +36,7 @@ KERNEL_COSTS = {
     "conv2d_tile_4": (620, 80),
     "conv2d_tiles": (104, 56),
     "conv2d_tiles_row": (1440, 280),
+    "conv2d_winograd": (800, 800),
     "copy": (140, 64),
     "depthwise_halves": (80, 40),
     "depthwise_halves_row": (1320, 312),
@@ -43,6 +44,7 @@ KERNEL_COSTS = {
     "depthwise_helium_row": (700, 180),
     "dot_packed": (300, 32),
     "fixed_point": (160, 48),
+    "halves_store": (1000, 100),
     "halves_tile": (480, 48),
     "halves_window": (100, 16),
     "helium_tile": (2500, 280),
@@ -67,6 +69,7 @@ KERNEL_COSTS = {
     "softmax_fixed": (560, 96),
     "softmax_matmul": (640, 120),
     "store": (340, 40),
+    "winograd": (2760, 152),
 }
 """Bytes of code and of stack, without the arrays whose sizes are macros. Other kernels are inlined where they are
 called."""
@@ -84,6 +87,8 @@ _STACK_ARRAYS = {
     "HALVES_WORDS": 4,
     "HALVES_ROWS": 8,
     "HALVES_EDGE_BYTES": 1,
+    "WINOGRAD_WORDS": 4,
+    "WINOGRAD_EDGE_BYTES": 1,
     "HALVES_TAPS": 8,
     "HALVES_CHANNELS": 1,
     "HELIUM_ROWS_BYTES": 1,
@@ -100,6 +105,7 @@ _STACK_ARRAYS = {
 _ARRAYS_OF: dict[str, tuple[str, ...]] = {
     "conv2d_tiles_row": ("TILE_",),
     "conv2d_halves_row": ("HALVES_WORDS", "HALVES_ROWS", "HALVES_EDGE_BYTES"),
+    "conv2d_winograd": ("WINOGRAD_WORDS", "WINOGRAD_EDGE_BYTES"),
     "linear_halves": ("HALVES_WORDS",),
     "depthwise_halves_row": ("HALVES_TAPS", "HALVES_CHANNELS"),
     "conv2d_helium_kept": ("HELIUM_ROWS_BYTES", "HELIUM_WINDOW", "HELIUM_SUMS", "HELIUM_PLACES", "HELIUM_OUTPUTS"),

@@ -1,103 +1,5 @@
 /* One row of a convolution with the DSP extension, equations (2) and (3); with a residual (2) and (7b). Tiles have four
  * windows and two channels. Windows at an edge are copied, and their taps outside the image filled with the zero point. */
-typedef struct {
-    int32_t in_h, in_w, in_c;
-    int32_t out_h, out_w, out_c;
-    int32_t kernel_h, kernel_w;
-    int32_t stride_h, stride_w;
-    int32_t dilation_h;
-    int32_t pad_top, pad_left;
-    int32_t in_zero;
-    int32_t words, part;   /* words of a window, a multiple of 8 with zeros at the end; the largest number to take at once */
-    const int32_t *weight; /* [out_c / 2, rounded up][words] */
-    const int32_t *bias;   /* [out_c, even], without in_zero times the sum of the channel's weights */
-    int32_t residual_zero, residual_multiplier;
-    int32_t clamp_bits; /* 0, or HALVES_BITS: sums may be clamped to this many bits */
-    requantization to;
-} conv2d_halves_params;
-
-/* Write the sums of `pixels` windows and `channels` channels, with biases. A residual, if any, is at the same index. */
-static IN_REGISTERS void halves_store(const conv2d_halves_params *p, uint8_t *y, const uint8_t *joins, int32_t channel, int32_t pixels,
-                         int32_t channels, const int32_t sums[8])
-{
-    for (int32_t j = 0; j < channels; j++) {
-        for (int32_t i = 0; i < pixels; i++) {
-            const int32_t acc = sums[2 * i + j], index = i * p->out_c + j;
-
-            if (p->to.multiplier == NULL) {
-                memcpy(y + 4 * index, &acc, 4);
-                continue;
-            }
-#ifdef FIXED_POINT
-            if (p->to.exponent != NULL) {
-                y[index] = requantize_fixed(&p->to, acc, channel + j);
-                continue;
-            }
-#endif
-            y[index] = requantize(&p->to, (int64_t)acc * multiplier_of(&p->to, channel + j) +
-                                              (joins == NULL ? 0 : (int64_t)(joins[index] - p->residual_zero) *
-                                                                       p->residual_multiplier));
-        }
-    }
-}
-
-/* The same for a whole tile of a layer whose sums may be clamped to HALVES_BITS: larger ones give lo or hi in any case, and
- * products of those that are left fit 32 bits. The shift is a constant where this is inlined. */
-static INLINED void halves_store_clamped(const conv2d_halves_params *p, uint8_t *y, const uint8_t *joins, int32_t channel,
-                                         const int32_t sums[8], int32_t shift)
-{
-    const int32_t m0 = multiplier_of(&p->to, channel), m1 = multiplier_of(&p->to, channel + 1);
-    const int32_t residual = p->residual_multiplier, shared = -residual * p->residual_zero, apart = p->out_c;
-    const int32_t zero_and_half = p->to.zero * ((int32_t)1 << shift) + (((int32_t)1 << (shift - 1)) - 1);
-    const int32_t *const end = sums + 8;
-    uint8_t *const first = y;
-
-    if (joins == NULL) {
-        do {
-            int32_t left = clamped(sums[0], HALVES_BITS) * m0, right = clamped(sums[1], HALVES_BITS) * m1;
-
-            HALVES_ROUND(left, shift)
-            HALVES_ROUND(right, shift)
-            y[0] = (uint8_t)left;
-            y[1] = (uint8_t)right;
-            sums += 2;
-            y += apart;
-        } while (sums != end);
-    } else {
-        do {
-            int32_t left = clamped(sums[0], HALVES_BITS) * m0 + shared + joins[0] * residual;
-            int32_t right = clamped(sums[1], HALVES_BITS) * m1 + shared + joins[1] * residual;
-
-            HALVES_ROUND(left, shift)
-            HALVES_ROUND(right, shift)
-            y[0] = (uint8_t)left;
-            y[1] = (uint8_t)right;
-            sums += 2;
-            y += apart;
-            joins += apart;
-        } while (sums != end);
-    }
-    if (p->to.hi - p->to.lo < 255) {
-        for (int32_t i = 0; i < 8; i++) {
-            uint8_t *const q = first + (i >> 1) * apart + (i & 1);
-
-            *q = (uint8_t)(*q < p->to.lo ? p->to.lo : *q > p->to.hi ? p->to.hi : *q);
-        }
-    }
-}
-
-static IN_REGISTERS void halves_store_16(const conv2d_halves_params *p, uint8_t *y, const uint8_t *joins, int32_t channel,
-                                         const int32_t sums[8])
-{
-    halves_store_clamped(p, y, joins, channel, sums, 16);
-}
-
-static IN_REGISTERS void halves_store_14(const conv2d_halves_params *p, uint8_t *y, const uint8_t *joins, int32_t channel,
-                                         const int32_t sums[8])
-{
-    halves_store_clamped(p, y, joins, channel, sums, 14);
-}
-
 /* The widened bytes of one window, or of four with their words in pairs. */
 typedef union {
     int32_t words[HALVES_WORDS];
@@ -169,10 +71,7 @@ static void halves_channels(const conv2d_halves_params *p, const widened *x, uin
         int32_t sums[8];
 
         halves_tile(x->pairs, w, p->words, p->bias + channel, sums);
-        if (p->to.shift == 16)
-            halves_store_16(p, y + channel, joins, channel, sums);
-        else
-            halves_store_14(p, y + channel, joins, channel, sums);
+        halves_store_two(p, y + channel, joins, channel, sums, 8);
         if (joins != NULL)
             joins += 2;
     }
@@ -199,20 +98,12 @@ static void conv2d_halves_row(const conv2d_halves_params *p, const kept_rows *x,
     for (int32_t column = 0, pixels; column < p->out_w; column += pixels) {
         const int32_t windows = column + 1 == p->out_w ? 1 : 4;
         const int32_t left = column * p->stride_w - p->pad_left, width = p->kernel_w + (windows - 1) * p->stride_w;
-        const int32_t before = left < 0 ? (-left < width ? -left : width) : 0;
-        const int32_t beyond = left + width - p->in_w, after = beyond > 0 ? (beyond < width ? beyond : width) : 0;
 
         pixels = p->out_w - column < windows ? p->out_w - column : windows;
         for (int32_t k = 0; k < p->kernel_h; k++) {
             uint8_t *const copy = edge + k * span;
 
-            rows[k] = inside[k] == NULL || before + after > 0 ? copy : inside[k] + left * p->in_c;
-            if (inside[k] == NULL || before + after == 0)
-                continue;
-            memset(copy, p->in_zero, (size_t)span);
-            if (before + after < width)
-                memcpy(copy + before * p->in_c, inside[k] + (left + before) * p->in_c,
-                       (size_t)((width - before - after) * p->in_c));
+            rows[k] = inside[k] == NULL ? copy : row_with_edges(p, inside[k], left, width, copy);
         }
         if (windows == 4) {
             widen_four(rows, p->kernel_h, run, apart, taps.pairs, taps.pairs + 2 * p->words);
