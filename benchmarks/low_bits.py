@@ -2,6 +2,7 @@
 
     python -m benchmarks.low_bits --models DIR [--networks resnet8,resnet20] [--bits W4A8,W4A4,W3A3,W2A4,W2A2]
                                   [--edges 8] [--images 1000] [--further 9000] [--tests 10000] [--seeds 1] [--effort 1]
+    python -m benchmarks.low_bits --models DIR --run DIR
     python -m benchmarks.low_bits --table      # the recorded figures as a table
 
 DIR holds the published weights NAME-cifar10.safetensors; TWOSCALE_BENCH_MODELS names it too. Networks take pixels.
@@ -9,7 +10,7 @@ Calibration images, and further ones for learning, are unlabelled training image
 is quantized by the default scheme and with learned rounding, and runs over the test images as integers. A simulation
 of it in float, which most other tools report, is beside. Over 100 images, integers of every layer are compared between
 reference, torch and ONNX Runtime. New rows replace recorded ones of the same network, bits, edges, images and effort.
-Seconds are processor time of one thread.
+Seconds are processor time of one thread. --run adds the network of `twoscale train --quantize`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import twoscale
 from benchmarks.common import RESULTS, write_result
 from twoscale import data, models
 from twoscale._calibration.profile import profile
@@ -44,6 +46,8 @@ from twoscale._runtimes.torch import TorchExecutor
 from twoscale._search import LearnedRounding
 from twoscale._search.learned_rounding import learn_network
 from twoscale._verification import verify
+from twoscale.training._quantized import scheme_of
+from twoscale.training._record import RunRecord
 
 BATCH = 250
 COMPARED = 100
@@ -59,15 +63,17 @@ class Row:
     edge_bits: int | None
     """Of the first and the last layer, where other than the rest."""
     rounding: str
-    """"feedback" or "learned"."""
+    """"feedback", "learned" or "trained"."""
     seed: int
     images: int
     """For calibration."""
     further: int
     """For learning, besides those for calibration."""
     effort: float
+    """Of learning; epochs of training."""
     seconds: float
-    """Processor time of one thread to quantize, capture and profile not included."""
+    """Processor time of one thread to quantize, capture and profile not included; of a training run its duration times
+    its threads."""
     top1: float
     """Of the integer network, 0..1."""
     float_top1: float
@@ -121,51 +127,76 @@ def logits(run: Any, images: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.concatenate(parts).astype(np.float64)
 
 
-def measure(
-    name: str, folder: Path, scheme: Scheme, images: int, further: int, tests: int, seeds: int, effort: float
-) -> Iterator[Row]:
-    """Quantize one network at one number of bits, in both ways."""
-    dataset = data.load("cifar10")
-    model = models.load(name, folder / f"{name}-cifar10.safetensors")
-    drawn = np.random.default_rng(0).permutation(len(dataset.train))[: images + further]
-    pixels, more = np.split(dataset.train.images[drawn].astype(np.float32), [images])
-    graph = float_graph(model, pixels[:64], scheme, normalization=models.normalization(name))
-    found = profile(graph, [pixels[i : i + 100] for i in range(0, len(pixels), 100)])
-    test, labels = dataset.test.images[:tests], dataset.test.labels[:tests]
-    expected = logits(lambda x: GraphModule(graph)(torch.from_numpy(x)).numpy(), test)
-    for rounding, seed in [("feedback", 0), *(("learned", seed) for seed in range(seeds))]:
+class Case:
+    """One network at one number of bits, what it learns from, and the test images.
+
+    Args:
+        name: of the network.
+        folder: of its weights.
+        scheme: the bits.
+        images: for calibration.
+        further: to learn from.
+        tests: test images.
+    """
+
+    def __init__(self, name: str, folder: Path, scheme: Scheme, images: int, further: int, tests: int) -> None:
+        dataset = data.load("cifar10")
+        drawn = np.random.default_rng(0).permutation(len(dataset.train))[: images + further]
+        self.name, self.scheme = name, scheme
+        self.pixels, self.more = np.split(dataset.train.images[drawn].astype(np.float32), [images])
+        model = models.load(name, folder / f"{name}-cifar10.safetensors")
+        self.graph = float_graph(model, self.pixels[:64], scheme, normalization=models.normalization(name))
+        self.test, self.labels = dataset.test.images[:tests], dataset.test.labels[:tests]
+        self.expected = logits(lambda x: GraphModule(self.graph)(torch.from_numpy(x)).numpy(), self.test)
+
+    def rounded(self, seeds: int, effort: float) -> Iterator[Row]:
+        """Quantize with error feedback, and with learned rounding from each seed."""
+        found = profile(self.graph, [self.pixels[i : i + 100] for i in range(0, len(self.pixels), 100)])
         clock = time.process_time()
-        if rounding == "learned":
+        network = quantize_graph(self.graph, found, self.scheme)
+        yield self._row(network, "feedback", 0, time.process_time() - clock, 1.0, further=0)
+        for seed in range(seeds):
             how = dataclasses.replace(LearnedRounding().scaled(effort), seed=seed)
-            network = learn_network(graph, found, pixels, scheme, how, further=more)
-        else:
-            network = quantize_graph(graph, found, scheme)
-        seconds = time.process_time() - clock
-        executor, simulated = TorchExecutor(network), simulation(graph, network)
+            clock = time.process_time()
+            network = learn_network(self.graph, found, self.pixels, self.scheme, how, further=self.more)
+            yield self._row(network, "learned", seed, time.process_time() - clock, effort, further=len(self.more))
 
-        def run(x: NDArray[np.float32], network: IntegerNetwork = network, executor: TorchExecutor = executor) -> Any:
-            return network.logits(executor.run(x, {network.output})[network.output])
+    def trained(self, run: Path) -> Row:
+        """Measure the network of a training run."""
+        record = read_record(run / "run.json", RunRecord)
+        config, images = record.config, len(data.load("cifar10").train)
+        network = twoscale.load(run / "network.onnx")
+        seconds = record.seconds * (config.threads or 1)
+        return self._row(
+            network, "trained", config.seed, seconds, config.epochs or 0, further=images - len(self.pixels)
+        )
 
-        integers = logits(run, test)
-        floats = logits(lambda x, simulated=simulated: simulated(torch.from_numpy(x)).numpy(), test)
-        result = verify(network, [test[:COMPARED].astype(np.float32)], executors=("reference", "torch", "onnxruntime"))
-        yield Row(
-            network=name,
-            weight_bits=scheme.weight_bits,
-            activation_bits=scheme.activation_bits,
-            edge_bits=scheme.edge_bits,
+    def _row(
+        self, network: IntegerNetwork, rounding: str, seed: int, seconds: float, effort: float, *, further: int
+    ) -> Row:
+        executor, simulated = TorchExecutor(network), simulation(self.graph, network)
+        integers = logits(lambda x: network.logits(executor.run(x, {network.output})[network.output]), self.test)
+        floats = logits(lambda x: simulated(torch.from_numpy(x)).numpy(), self.test)
+        few = self.test[:COMPARED].astype(np.float32)
+        result = verify(network, [few], executors=("reference", "torch", "onnxruntime"))
+        expected, labels = self.expected, self.labels
+        return Row(
+            network=self.name,
+            weight_bits=self.scheme.weight_bits,
+            activation_bits=self.scheme.activation_bits,
+            edge_bits=self.scheme.edge_bits,
             rounding=rounding,
             seed=seed,
-            images=images,
-            further=further if rounding == "learned" else 0,
-            effort=effort if rounding == "learned" else 1.0,
+            images=len(self.pixels),
+            further=further,
+            effort=effort,
             seconds=seconds,
             top1=float((integers.argmax(1) == labels).mean()),
             float_top1=float((expected.argmax(1) == labels).mean()),
             simulated_top1=float((floats.argmax(1) == labels).mean()),
             agreement=float((integers.argmax(1) == expected.argmax(1)).mean()),
             sqnr_db=10 * float(np.log10(np.square(expected).sum() / np.square(expected - integers).sum())),
-            tests=tests,
+            tests=len(labels),
             differing=result.mismatches,
             compared=result.compared,
         )
@@ -184,7 +215,8 @@ def table(rows: Iterable[Row]) -> str:
     for several in groups.values():
         one = several[0]
         top = [100 * row.top1 for row in several]
-        rounding = one.rounding if one.effort == 1 else f"{one.rounding}, effort {one.effort:g}"
+        how = f"{one.effort:g} epochs" if one.rounding == "trained" else f"effort {one.effort:g}"
+        rounding = one.rounding if one.effort == 1 else f"{one.rounding}, {how}"
         spread = f" ± {(max(top) - min(top)) / 2:.2f}, {len(top)} seeds" if len(top) > 1 else ""
 
         def mean(field: str, several: list[Row] = several) -> float:
@@ -207,6 +239,14 @@ def recorded() -> tuple[Row, ...]:
     return read_record(path, Record).rows if path.exists() else ()
 
 
+def keep(found: Iterable[Row]) -> None:
+    """Record and print rows as they are found."""
+    for row in found:
+        rows = {one.key: one for one in (*recorded(), row)}
+        write_result("low_bits", Record(tuple(rows.values())))
+        print(table([row]).splitlines()[-1], flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", type=Path, default=os.environ.get("TWOSCALE_BENCH_MODELS"))
@@ -218,6 +258,7 @@ def main() -> None:
     parser.add_argument("--tests", type=int, default=10_000, help="test images (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="of learned rounding (default: %(default)s)")
     parser.add_argument("--effort", type=float, default=1.0, help="of learned rounding (default: %(default)s)")
+    parser.add_argument("--run", type=Path, help="of twoscale train --quantize: measure its network instead")
     parser.add_argument("--table", action="store_true", help="print the recorded figures, and measure nothing")
     chosen = parser.parse_args()
     if chosen.table:
@@ -226,18 +267,19 @@ def main() -> None:
     if chosen.models is None:
         parser.error("give the folder of the published weights with --models")
     torch.set_num_threads(1)
+    if chosen.run is not None:
+        config = read_record(chosen.run / "run.json", RunRecord).config
+        scheme = scheme_of(config)
+        keep([Case(config.model, chosen.models, scheme, chosen.images, 0, chosen.tests).trained(chosen.run)])
+        return
     for name in chosen.networks.split(","):
         for bits in chosen.bits.split(","):
             match = re.fullmatch(r"W(\d)A(\d)", bits)
             if match is None:
                 parser.error(f"--bits has {bits}; expected bits of weights and activations, e.g. W4A4")
             scheme = Scheme(weight_bits=int(match[1]), activation_bits=int(match[2]), edge_bits=chosen.edges or None)
-            for row in measure(
-                name, chosen.models, scheme, chosen.images, chosen.further, chosen.tests, chosen.seeds, chosen.effort
-            ):
-                rows = {one.key: one for one in (*recorded(), row)}
-                write_result("low_bits", Record(tuple(rows.values())))
-                print(table([row]).splitlines()[-1], flush=True)
+            case = Case(name, chosen.models, scheme, chosen.images, chosen.further, chosen.tests)
+            keep(case.rounded(chosen.seeds, chosen.effort))
 
 
 if __name__ == "__main__":

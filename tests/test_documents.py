@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import accuracy, lab_answers
+from benchmarks import accuracy, lab_answers, low_bits
 from benchmarks.engine import Results, table
 from benchmarks.small_ram import Costs
 from tests import sweep
@@ -312,6 +312,13 @@ def test_readme_speeds_are_the_record() -> None:
 def test_what_choices_are_worth_is_the_record() -> None:
     choices = accuracy.table(read_record(accuracy.RECORD, accuracy.Record))
     assert choices in (ROOT / "docs" / "accuracy.md").read_text(), f"the table should be:\n{choices}"
+
+
+def test_what_bits_cost_is_the_record() -> None:
+    rows = low_bits.recorded()
+    bits = low_bits.table(rows)
+    assert bits in (ROOT / "docs" / "accuracy.md").read_text(), f"the table should be:\n{bits}"
+    assert not [row for row in rows if row.differing or not row.compared]
 
 
 def test_small_ram_figures_are_the_record() -> None:
