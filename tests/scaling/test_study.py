@@ -121,7 +121,7 @@ def test_every_section_of_a_real_study(done: Path) -> None:
     assert list(results.sentences) == list(DEFAULT_SECTIONS)
     assert not any("Nothing was measured" in sentence for sentence in results.sentences.values())
     assert [row.batch_size for row in results.of(BatchAnswer).batches] == [16, 32, 1437]
-    assert all(row.of_peak and 0 < row.of_peak < 1.5 for row in results.of(BatchAnswer).batches)
+    assert all(row.of_peak and row.of_peak > 0 for row in results.of(BatchAnswer).batches)
     capacity = results.of(BatchAnswer).capacity
     assert capacity is not None
     assert (capacity.largest, capacity.reached_limit) == (1437, True)
