@@ -71,9 +71,9 @@ class Row:
     """For learning, besides those for calibration."""
     effort: float
     """Of learning; epochs of training."""
-    seconds: float
-    """Processor time of one thread to quantize, capture and profile not included; of a training run its duration times
-    its threads."""
+    seconds: float | None
+    """Processor time of one thread to quantize, capture and profile not included; None for a training run, whose record
+    has wall-clock time only."""
     top1: float
     """Of the integer network, 0..1."""
     float_top1: float
@@ -163,16 +163,12 @@ class Case:
 
     def trained(self, run: Path) -> Row:
         """Measure the network of a training run."""
-        record = read_record(run / "run.json", RunRecord)
-        config, images = record.config, len(data.load("cifar10").train)
+        config, images = read_record(run / "run.json", RunRecord).config, len(data.load("cifar10").train)
         network = twoscale.load(run / "network.onnx")
-        seconds = record.seconds * (config.threads or 1)
-        return self._row(
-            network, "trained", config.seed, seconds, config.epochs or 0, further=images - len(self.pixels)
-        )
+        return self._row(network, "trained", config.seed, None, config.epochs or 0, further=images - len(self.pixels))
 
     def _row(
-        self, network: IntegerNetwork, rounding: str, seed: int, seconds: float, effort: float, *, further: int
+        self, network: IntegerNetwork, rounding: str, seed: int, seconds: float | None, effort: float, *, further: int
     ) -> Row:
         executor, simulated = TorchExecutor(network), simulation(self.graph, network)
         integers = logits(lambda x: network.logits(executor.run(x, {network.output})[network.output]), self.test)
@@ -227,7 +223,7 @@ def table(rows: Iterable[Row]) -> str:
             f"| {rounding} | {one.images + one.further:,} "
             f"| {statistics.fmean(top):.2f} %{spread} ({100 * one.float_top1:.2f}) "
             f"| {100 * mean('simulated_top1'):.2f} % | {100 * mean('agreement'):.2f} % | {mean('sqnr_db'):.1f} dB "
-            f"| {mean('seconds'):.0f} "
+            f"| {'–' if one.seconds is None else format(mean('seconds'), '.0f')} "
             f"| {sum(row.differing for row in several)} of {sum(row.compared for row in several):,} |"
         )
     return "\n".join(lines)
