@@ -171,7 +171,7 @@ def test_planted_faults_are_caught(fault: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("cpu", ["cortex-m4", "cortex-m33", "cortex-m7"])
 def test_the_cores_compute_the_same(cpu: str, tmp_path: Path) -> None:
     need(*TOOLS)
-    count_of(make("run", exported(wide((32, 5, 11), 5, 3, 1), tmp_path) / "net", cpu))
+    assert count_of(make("run", exported(wide((32, 5, 11), 5, 3, 1), tmp_path) / "net", cpu)) > 0
 
 
 @pytest.mark.skipif(not sweep.whole(), reason="runs QEMU: --sweep all")
@@ -182,7 +182,7 @@ def test_models_on_the_cores(name: str, cpu: str, tmp_path: Path) -> None:
     network = of_model(name)
     assert kernels_of(network).count("conv2d_winograd") == {"resnet8": 4, "resnet20": 16}[name]
     export_c(network, tmp_path, target="cortex-m4", name="net", weights_in_flash="winograd")
-    count_of(make("run", tmp_path / "net", cpu, *BIG))
+    assert count_of(make("run", tmp_path / "net", cpu, *BIG)) > 0
 
 
 def test_compiled_code_takes_what_the_report_says(tmp_path: Path) -> None:
