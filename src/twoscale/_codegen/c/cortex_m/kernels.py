@@ -30,6 +30,7 @@ from twoscale._codegen.c.portable.parameters import (
     OfOne,
     Requantization,
     RowCall,
+    WindowParams,
     tile_definitions,
 )
 
@@ -167,22 +168,11 @@ class Conv2dHeliumRow(RowCall, Convolution[Conv2dHeliumParams]):
 
 
 @dataclass(frozen=True)
-class DepthwiseParams(Params):
+class DepthwiseParams(WindowParams):
     """Sizes of a depthwise convolution, and the positions of its windows."""
 
-    in_h: int
-    in_w: int
-    channels: int
-    out_h: int
-    out_w: int
-    kernel_h: int
-    kernel_w: int
-    stride_h: int
-    stride_w: int
     dilation_h: int
     dilation_w: int
-    pad_top: int
-    pad_left: int
     in_zero: int
 
 

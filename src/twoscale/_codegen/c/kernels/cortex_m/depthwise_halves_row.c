@@ -5,8 +5,8 @@ typedef struct {
     int32_t out_h, out_w;
     int32_t kernel_h, kernel_w;
     int32_t stride_h, stride_w;
-    int32_t dilation_h, dilation_w;
     int32_t pad_top, pad_left;
+    int32_t dilation_h, dilation_w;
     int32_t in_zero;
     const int32_t *weight; /* [channels / 4, rounded up][taps][2]: of channels 0 and 2, and of 1 and 3 */
     const int32_t *bias;   /* [channels, rounded up], without in_zero times the sum of the channel's weights */

@@ -5,8 +5,8 @@ typedef struct {
     int32_t out_h, out_w;
     int32_t kernel_h, kernel_w;
     int32_t stride_h, stride_w;
-    int32_t dilation_h, dilation_w;
     int32_t pad_top, pad_left;
+    int32_t dilation_h, dilation_w;
     int32_t in_zero;
     const int8_t *weight;    /* [channels / 8][taps][8] */
     const int32_t *each;     /* [channels / 8][2][2][4]: biases, without in_zero times the sum of the channel's weights, and

@@ -79,13 +79,17 @@ static WITH_HELIUM void helium_windows(const int8_t *windows, const conv2d_heliu
     } while (w != last);
 }
 
+/* Where a row of the windows begins, and the weights of its three columns. */
+#define HELIUM_ROW_OF_WEIGHTS \
+    const int8_t *const x = *at++; \
+    const int8x16_t u0 = HELIUM_WEIGHTS(0), v0 = HELIUM_WEIGHTS(1), u1 = HELIUM_WEIGHTS(2), v1 = HELIUM_WEIGHTS(3); \
+    const int8x16_t u2 = HELIUM_WEIGHTS(4), v2 = HELIUM_WEIGHTS(5); \
+    int8x16_t bytes;
+
 /* Three columns of one kernel row. */
 #define HELIUM_COLUMNS(DO) \
     { \
-        const int8_t *const x = *at++; \
-        const int8x16_t u0 = HELIUM_WEIGHTS(0), v0 = HELIUM_WEIGHTS(1), u1 = HELIUM_WEIGHTS(2), v1 = HELIUM_WEIGHTS(3); \
-        const int8x16_t u2 = HELIUM_WEIGHTS(4), v2 = HELIUM_WEIGHTS(5); \
-        int8x16_t bytes; \
+        HELIUM_ROW_OF_WEIGHTS \
 \
         HELIUM_LOAD(0) DO(0, 0) \
         HELIUM_LOAD(1) HELIUM_ADD(0, 1) DO(1, 0) \
@@ -99,10 +103,7 @@ static WITH_HELIUM void helium_windows(const int8_t *windows, const conv2d_heliu
 /* The same with windows two columns apart. */
 #define HELIUM_COLUMNS_APART(DO) \
     { \
-        const int8_t *const x = *at++; \
-        const int8x16_t u0 = HELIUM_WEIGHTS(0), v0 = HELIUM_WEIGHTS(1), u1 = HELIUM_WEIGHTS(2), v1 = HELIUM_WEIGHTS(3); \
-        const int8x16_t u2 = HELIUM_WEIGHTS(4), v2 = HELIUM_WEIGHTS(5); \
-        int8x16_t bytes; \
+        HELIUM_ROW_OF_WEIGHTS \
 \
         HELIUM_LOAD(0) DO(0, 0) \
         HELIUM_LOAD(1) HELIUM_ADD(0, 1) \
