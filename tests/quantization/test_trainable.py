@@ -15,7 +15,7 @@ from tests.quantization.small_models import Model, images, residual_model, seede
 from twoscale._calibration.profile import profile
 from twoscale._ir.interpreter import interpret
 from twoscale._ir.reference import ReferenceExecutor
-from twoscale._quantization import COURSE, DEFAULT, Scheme, float_graph, quantize_graph, trainable
+from twoscale._quantization import COURSE, DEFAULT, Scheme, float_graph, quantize_graph, straight_through
 from twoscale._quantization.trainable import TrainableNetwork
 from twoscale.errors import ConfigurationError
 
@@ -99,7 +99,7 @@ def test_integers_are_those_of_the_reference(name: str, bits: tuple[int, int]) -
 
 def test_a_multiplier_off_the_grid_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     network = moved(made(residual_model(), Scheme(weight_bits=4, activation_bits=4)))
-    monkeypatch.setattr(trainable, "_multipliers", lambda ratio, shift: ratio * 2.0**shift)
+    monkeypatch.setattr(straight_through, "multipliers", lambda ratio, shift: ratio * 2.0**shift)
     found = integers(network)
     monkeypatch.undo()
     expected = ReferenceExecutor(network.to_network()).run(TEST, set(found))
@@ -128,7 +128,7 @@ def test_gradients_of_weights_and_their_scales() -> None:
         return ((steps + (steps.round().clamp(-2, 1) - steps).detach()) * scale * wanted).sum()
 
     expected = torch.autograd.grad(lsq(), [real, scale])
-    found = trainable._RoundWeights.apply(real, scale, -2, 1)  # type: ignore[no-untyped-call]
+    found = straight_through.rounded_weights(real, scale, -2, 1)
     gradients = torch.autograd.grad((found * scale * wanted).sum(), [real, scale])
     inside = ((real / scale) > -2.5) & ((real / scale) < 1.5)
     assert inside.any()
@@ -149,7 +149,7 @@ def test_gradients_of_requantization() -> None:
     value = x * m + residual * r
     clamped = value.clamp(0, 15)
     expected = clamped + (clamped.round() - clamped).detach()
-    found = trainable._Requantize.apply(0, 15, 0, None, x, m, residual, r)  # type: ignore[no-untyped-call]
+    found = straight_through.requantized(0, 15, 0, None, x, m, residual, r)
     assert torch.equal(found, expected)
     weights = torch.rand(x.shape, generator=generator)
     inputs = [x, m, residual, r]
@@ -170,7 +170,7 @@ def test_multipliers_of_their_own_are_refused() -> None:
 def test_masks_have_their_share() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        masks = trainable.Masks(0.25)
+        masks = straight_through.Masks(0.25)
         mask = masks.like(torch.empty(40, 30, 20).transpose(0, 2))
     assert set(mask.flatten().tolist()) == {0.0, 1.0}
     assert abs(float(mask.mean()) - 0.25) < 0.01

@@ -1,9 +1,8 @@
 """The integer network as a function with gradients: the integers of every executor, and scales that can be learned.
 
-A rounding passes its gradient on as if it were the identity (Bengio et al., "Estimating or propagating gradients
-through stochastic neurons", 2013), and a clamp passes on that of the values inside its bounds. Scales are parameters,
-as in LSQ (Esser et al., "Learned step size quantization", 2020), and every forward pass rounds the quotients of scales
-to the grid of equation (4). So the loss that is minimized is that of the network that ships, not of a simulation.
+Gradients pass straight through roundings (``straight_through``). Scales are parameters, as in LSQ (Esser et al.,
+"Learned step size quantization", 2020), and every forward pass rounds the quotients of scales to the grid of equation
+(4). So the loss that is minimized is that of the network that ships, not of a simulation.
 """
 
 from __future__ import annotations
@@ -21,17 +20,26 @@ from torch import nn
 
 from twoscale._ir import float_graph as g
 from twoscale._ir import layers as n
-from twoscale._ir.arithmetic import ADD_SHIFT, MULTIPLIER_LIMIT, REQUANTIZE_SHIFT
+from twoscale._ir.arithmetic import ADD_SHIFT, REQUANTIZE_SHIFT
 from twoscale._ir.float_module import GraphModule
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.interpreter import interpret
 from twoscale._quantization.layer_bits import with_layer_bits
 from twoscale._quantization.scales import quantize_bias
 from twoscale._quantization.scheme import Scheme
+from twoscale._quantization.straight_through import (
+    Masks,
+    instead,
+    multipliers,
+    on_grid,
+    requantized,
+    rounded,
+    rounded_weights,
+)
 from twoscale._runtimes.torch import TorchExecutor
 from twoscale.errors import ConfigurationError
 
-__all__ = ["Masks", "TrainableNetwork", "TrainableWeights"]
+__all__ = ["TrainableNetwork", "TrainableWeights"]
 
 Float = NDArray[np.float32] | NDArray[np.float64]
 
@@ -50,133 +58,6 @@ The first steps of Adam move every parameter alike, whatever its gradient. Weigh
 integers would then change by thousands at once: with 0.45, the error of ResNet-8 at W2A2 rose sevenfold in the first 40
 iterations, and 200 more did not make up for it.
 """
-
-
-class _Requantize(torch.autograd.Function):
-    """Sums of integers times multipliers, clamped and rounded.
-
-    One function with few passes over memory: activations take more time than arithmetic. Masks are float32, since
-    torch computes with them several times as fast as with booleans.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, lo: float, hi: float, zero_point: float, rounds: torch.Tensor | None, *terms: torch.Tensor
-    ) -> torch.Tensor:
-        value = terms[0] * terms[1]
-        for x, multiplier in zip(terms[2::2], terms[3::2], strict=True):
-            value.addcmul_(x, multiplier)
-        ctx.bounds = lo - zero_point, hi - zero_point
-        ctx.save_for_backward(value, *terms)
-        clamped = value.clamp(*ctx.bounds)
-        if rounds is None:
-            clamped.round_()
-        else:
-            clamped.lerp_(clamped.round(), rounds)
-        return clamped.add_(zero_point) if zero_point else clamped
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        value, *terms = ctx.saved_tensors
-        gradient = torch.ops.aten.hardtanh_backward(gradients[0], value, *ctx.bounds)
-        found: list[torch.Tensor | None] = [None, None, None, None]
-        for index in range(0, len(terms), 2):
-            x, multiplier = terms[index : index + 2]
-            needs_x, needs_multiplier = ctx.needs_input_grad[4 + index : 6 + index]
-            found.append(gradient * multiplier if needs_x else None)
-            if needs_multiplier:
-                axes = [axis for axis in range(gradient.ndim) if multiplier.shape[axis] == 1]
-                found.append((gradient * x).sum(axes, keepdim=True))
-            else:
-                found.append(None)
-        return tuple(found)
-
-
-class _RoundWeights(torch.autograd.Function):
-    """Weights in steps of their scales, rounded and clamped.
-
-    A weight beyond the last step keeps its gradient, or else it could never come back; it moves no scale.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, real: torch.Tensor, scale: torch.Tensor, lo: int, hi: int) -> torch.Tensor:
-        steps = real / scale
-        ctx.bounds = lo - 0.5, hi + 0.5
-        ctx.save_for_backward(steps, scale)
-        return steps.round().clamp_(lo, hi)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        steps, scale = ctx.saved_tensors
-        gradient = gradients[0] / scale
-        inside = torch.ops.aten.hardtanh_backward(gradient, steps, *ctx.bounds)
-        return gradient, -(inside * steps).sum_to_size(scale.shape), None, None
-
-
-class Masks:
-    """Random masks, float32: parts of one sequence of zeros and ones at random places, since drawing takes long."""
-
-    _LENGTH = 1 << 22
-
-    def __init__(self, share: float) -> None:
-        self._pool = (torch.rand(self._LENGTH) < share).float()
-
-    def like(self, x: torch.Tensor) -> torch.Tensor:
-        """Return a mask in the shape of ``x``, in which a share of the values is 1."""
-        while len(self._pool) < 2 * x.numel():
-            self._pool = torch.cat([self._pool, self._pool[torch.randperm(len(self._pool))]])
-        start = int(torch.randint(len(self._pool) - x.numel(), ()))
-        return self._pool[start : start + x.numel()].as_strided(x.shape, x.stride())
-
-
-class _Round(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.round()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        return gradients[0]
-
-
-class _Instead(torch.autograd.Function):
-    """Integers whose gradient is that of the function that they approximate."""
-
-    @staticmethod
-    def forward(ctx: Any, smooth: torch.Tensor, integers: torch.Tensor) -> torch.Tensor:
-        return integers.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradients[0], None
-
-
-class _Grid(torch.autograd.Function):
-    """Ratios of scales, float64, to the nearest multipliers, float32."""
-
-    @staticmethod
-    def forward(ctx: Any, ratio: torch.Tensor, shift: int) -> torch.Tensor:
-        return (_multipliers(ratio, shift) / 2.0**shift).float()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradients[0].double(), None
-
-
-def _multipliers(ratio: torch.Tensor, shift: int) -> torch.Tensor:
-    """Return the whole multipliers nearest to ratios of scales, float64."""
-    return (ratio * 2.0**shift).round().clamp(1, MULTIPLIER_LIMIT - 1)
-
-
-def _rounded(x: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = _Round.apply(x)  # type: ignore[no-untyped-call]
-    return found
-
-
-def _on_grid(ratio: torch.Tensor, shift: int, ndim: int) -> torch.Tensor:
-    """Return multipliers on the grid, in the shape of the channels of a tensor with ``ndim`` dimensions."""
-    values: torch.Tensor = _Grid.apply(ratio, shift)  # type: ignore[no-untyped-call]
-    return values.reshape((1, -1) + (1,) * (ndim - 2))
 
 
 class TrainableWeights(nn.Module):
@@ -236,8 +117,7 @@ class TrainableWeights(nn.Module):
 
     def integers(self) -> torch.Tensor:
         """Return the weights in steps of their scales, float32."""
-        found: torch.Tensor = _RoundWeights.apply(self.weight, self._scale(), self.lo, self.hi)  # type: ignore[no-untyped-call]
-        return found
+        return rounded_weights(self.weight, self._scale(), self.lo, self.hi)
 
 
 class TrainableNetwork(nn.Module):
@@ -399,7 +279,7 @@ class TrainableNetwork(nn.Module):
         if isinstance(layer, n.Mul):
             product = shifted[0] * shifted[1]
             ratio = self.scale(layer.inputs[0]) * self.scale(layer.inputs[1]) / self.scale(layer.name)
-            return self._finished(layer.output, rounds, product, _on_grid(ratio, REQUANTIZE_SHIFT, product.ndim))
+            return self._finished(layer.output, rounds, product, on_grid(ratio, REQUANTIZE_SHIFT, product.ndim))
         return self._by_executor(layer, x, shifted)
 
     def _by_executor(self, layer: n.Layer, x: list[torch.Tensor], shifted: list[torch.Tensor]) -> torch.Tensor:
@@ -408,13 +288,12 @@ class TrainableNetwork(nn.Module):
             integers = self.executor.compute(layer, [value.round() for value in x])
         reals = [value * self.scale(name).float() for value, name in zip(shifted, layer.inputs, strict=True)]
         smooth = self.module.compute(self.graph[layer.name], reals) / self.scale(layer.name).float()
-        found: torch.Tensor = _Instead.apply(smooth, integers.float())  # type: ignore[no-untyped-call]
-        return found
+        return instead(smooth, integers.float())
 
     def _accumulating(self, layer: n.Accumulating, shifted: list[torch.Tensor], rounds: Masks | None) -> torch.Tensor:
         weights, s_x = self.of(layer.name), self.scale(layer.inputs[0])
         integers = weights.integers()
-        bias = _rounded(weights.bias / (s_x * weights.scale))
+        bias = rounded(weights.bias / (s_x * weights.scale))
         reach = self.network.spec(layer.inputs[0]).reach
         bound = float((integers.detach().abs().flatten(1).sum(1) * reach + bias.detach().abs()).max())
         kind = torch.float32 if bound < 2**24 else torch.float64
@@ -432,9 +311,9 @@ class TrainableNetwork(nn.Module):
         s_y = self.scale(layer.name)
         residual = isinstance(layer, n.Conv2d) and layer.residual_multiplier is not None
         shift = ADD_SHIFT if residual else REQUANTIZE_SHIFT
-        terms = [accumulators.float(), _on_grid(s_x * weights.scale / s_y, shift, accumulators.ndim)]
+        terms = [accumulators.float(), on_grid(s_x * weights.scale / s_y, shift, accumulators.ndim)]
         if residual:
-            terms += [shifted[1], _on_grid(self.scale(layer.inputs[1]) / s_y, ADD_SHIFT, accumulators.ndim)]
+            terms += [shifted[1], on_grid(self.scale(layer.inputs[1]) / s_y, ADD_SHIFT, accumulators.ndim)]
         return self._finished(layer.output, rounds, *terms)
 
     def _requantized(
@@ -444,14 +323,13 @@ class TrainableNetwork(nn.Module):
         shift = ADD_SHIFT if isinstance(layer, n.Add) else REQUANTIZE_SHIFT
         factors: list[torch.Tensor] = []
         for value, name, factor in terms:
-            factors += [value, _on_grid(factor * self.scale(name) / self.scale(layer.name), shift, value.ndim)]
+            factors += [value, on_grid(factor * self.scale(name) / self.scale(layer.name), shift, value.ndim)]
         return self._finished(layer.output, rounds, *factors)
 
     def _finished(self, spec: n.TensorSpec, rounds: Masks | None, *terms: torch.Tensor) -> torch.Tensor:
         """Sum products, round, add the zero point, and clamp."""
         mask = None if rounds is None else rounds.like(terms[0])
-        found: torch.Tensor = _Requantize.apply(spec.lo, spec.hi, spec.zero_point, mask, *terms)  # type: ignore[no-untyped-call]
-        return found
+        return requantized(spec.lo, spec.hi, spec.zero_point, mask, *terms)
 
     def to_network(self) -> IntegerNetwork:
         """Return the integer network of the parameters as they are.
@@ -489,7 +367,7 @@ class TrainableNetwork(nn.Module):
         return layer
 
     def _multiplier(self, x: str, y: str, factor: float = 1.0, shift: int = ADD_SHIFT) -> n.Multiplier:
-        integers = _multipliers(factor * self.scale(x) / self.scale(y), shift)
+        integers = multipliers(factor * self.scale(x) / self.scale(y), shift)
         return n.Multiplier.on_grid(integers.numpy().astype(np.int64), shift)
 
     def _integer_weights(self, layer: n.Accumulating) -> n.Layer:
@@ -504,7 +382,7 @@ class TrainableNetwork(nn.Module):
             return dataclasses.replace(layer, **changes)
         residual = isinstance(layer, n.Conv2d) and layer.residual_multiplier is not None
         shift = ADD_SHIFT if residual else REQUANTIZE_SHIFT
-        integers = _multipliers(s_x * weights.scale / self.scale(layer.name), shift)
+        integers = multipliers(s_x * weights.scale / self.scale(layer.name), shift)
         changes["multiplier"] = n.Multiplier.on_grid(integers.numpy().astype(np.int64), shift)
         if residual:
             changes["residual_multiplier"] = self._multiplier(layer.inputs[1], layer.name)

@@ -38,7 +38,8 @@ from twoscale._ir.interpreter import interpret
 from twoscale._progress import report
 from twoscale._quantization.pipeline import quantize_graph
 from twoscale._quantization.scheme import Scheme
-from twoscale._quantization.trainable import Masks, TrainableNetwork, TrainableWeights
+from twoscale._quantization.straight_through import Masks
+from twoscale._quantization.trainable import TrainableNetwork, TrainableWeights
 from twoscale._runtimes.torch import TorchExecutor
 from twoscale._search.blocks import Block, blocks_of
 from twoscale._search.learning import LearnedRounding, Reach
