@@ -15,6 +15,7 @@ from twoscale.errors import ConfigurationError
 from twoscale.scaling._measure import large_batch
 from twoscale.scaling._measure.large_batch import Remedy, compare_remedies, gradient_noise, measure_large_batch
 from twoscale.scaling._measure.records import LargeBatchRecord, Workload
+from twoscale.scaling._measure.statistics import summarize
 from twoscale.scaling._measure.trials import ImageSet
 from twoscale.scaling._questions.answers import read_results
 from twoscale.scaling._questions.noise import (
@@ -136,6 +137,14 @@ def test_the_sentence_and_tables(record: LargeBatchRecord) -> None:
     assert text.startswith("The gradient noise scale is about ")
     assert "batch 4 ends at a training loss of " in text
     assert text.endswith(" (3 seeds).")
+    nothing, *remedies = record.remedies
+    unclear = next(one for one in remedies if one.name == "other seeds")
+    assert unclear.verdict == "not shown"
+    text = QUESTION.sentence(study.changed(NoiseAnswer(replace(record, remedies=(nothing, unclear)))))
+    assert "; against nothing changed at batch 40, no remedy is shown to be better or worse (3" in str(text)
+    worse = replace(unclear, name="planted", difference=summarize([0.5, 0.6, 0.55]))
+    text = QUESTION.sentence(study.changed(NoiseAnswer(replace(record, remedies=(nothing, unclear, worse)))))
+    assert "; against nothing changed at batch 40, worse: planted, the others not shown (3" in str(text)
     assert [row[0].text for row in batches_table(record).rows] == ["4", "40", "40"]
     assert len(noise_table(record).rows) == 2
     assert next(row[6].text for row in remedies_table(record).rows) == "–"

@@ -79,7 +79,8 @@ def _sentence(results: StudyResults) -> str | None:
     return "; ".join(parts) + f" ({len(small.losses)} seeds)."
 
 
-_VERDICTS = ("better", "worse", "diverged", "not shown")
+_VERDICTS = ("better", "worse", "diverged")
+"""That a sentence names; "not shown" is left."""
 
 
 def _by_batch(record: LargeBatchRecord) -> list[list[Remedied]]:
@@ -92,8 +93,12 @@ def _judged(compared: Sequence[Remedied]) -> str:
     """Return which remedies were better at a batch, and which were not."""
     nothing, *remedies = compared
     judged = [(verdict, [one.name for one in remedies if one.verdict == verdict]) for verdict in _VERDICTS]
-    shown = ", ".join(f"{verdict}: {joined(names)}" for verdict, names in judged if names)
-    return f"against nothing changed at batch {count(nothing.batch_size)}, {shown}"
+    shown = [f"{verdict}: {joined(names)}" for verdict, names in judged if names]
+    place = f"against nothing changed at batch {count(nothing.batch_size)}"
+    if not shown:
+        return f"{place}, no remedy is shown to be better or worse"
+    rest = [one for one in remedies if one.verdict not in _VERDICTS]
+    return f"{place}, {', '.join(shown)}{', the others not shown' if rest else ''}"
 
 
 def noise_table(record: LargeBatchRecord) -> Table:
