@@ -22,6 +22,7 @@ from twoscale.errors import ConfigurationError
 from twoscale.training import TrainConfig, TrainResult
 from twoscale.training._quantized import QuantizedModel
 from twoscale.training._record import NETWORK_FILE
+from twoscale.training._step import Gradient
 
 
 def run(dataset: Dataset, config: TrainConfig = QUANTIZED, **options: Any) -> TrainResult:
@@ -140,3 +141,66 @@ def test_what_is_no_number_of_bits_is_refused(text: str, small: Dataset) -> None
         ConfigurationError, match=r"expected bits of weights and activations, e.g. W4A4|expected 2 to 8"
     ):
         run(small, replace(QUANTIZED, quantize=text))
+
+
+def test_training_begins_with_learned_roundings(small: Dataset) -> None:
+    """The network that it begins with is nearer to the float network than the one rounded as by default."""
+    config = replace(QUANTIZED, quantize="W2A2", edge_bits=None, epochs=1, lr=1e-12)
+    images = small.train.images.astype(np.float32)  # that it learns from
+    model = seeded(Normed).eval()
+    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (small.mean, small.std))
+    with torch.no_grad():
+        wanted = model((torch.from_numpy(images) / 255 - mean) / std).double().numpy()
+    errors = {}
+    for rounding in ("feedback", "learned"):
+        network = begun(run(small, replace(config, rounding=rounding)))  # type: ignore[arg-type]
+        found = ReferenceExecutor(network).run(images, {network.output})[network.output]
+        errors[rounding] = np.square(network.logits(found) - wanted).mean()
+    assert errors["learned"] < errors["feedback"]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_distillation_mixes_labels_with_the_float_networks_predictions(share: float, reduction: str) -> None:
+    torch.manual_seed(0)
+    images, labels, weight = torch.randn(6, 5), torch.tensor([0, 1, 2, 0, 1, 2]), torch.randn(5, 3)
+    config = replace(QUANTIZED, distillation=share, precision="fp32")
+    gradient = Gradient.of(config, lambda x: x @ weight)
+    logits = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    found = gradient.loss(lambda _: logits, images, labels, reduction)
+    expected = torch.zeros((), dtype=torch.float64)
+    for own, image, label in zip(logits, images, labels, strict=True):
+        teacher = torch.exp((image @ weight).double() / 4)
+        p, q = teacher / teacher.sum(), torch.exp(own / 4) / torch.exp(own / 4).sum()
+        smooth = config.label_smoothing
+        target = torch.full((3,), smooth / 3, dtype=torch.float64)
+        target[label] += 1 - smooth
+        mixed = (1 - share) * -(target * torch.log_softmax(own, 0)).sum() + share * 16 * (p * (p / q).log()).sum()
+        expected = expected + mixed / (6 if reduction == "mean" else 1)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    (slope,) = torch.autograd.grad(found, logits)
+    (wanted,) = torch.autograd.grad(expected, logits)
+    assert torch.allclose(slope, wanted, rtol=1e-5, atol=1e-8)
+
+
+def test_the_teacher_is_the_float_network(small: Dataset) -> None:
+    images, _ = pixels(small)
+    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (small.mean, small.std))
+    normalized = (torch.from_numpy(images) / 255 - mean) / std
+    trained = run(small, replace(QUANTIZED, epochs=1, distillation=1.0)).model
+    assert isinstance(trained, QuantizedModel)
+    with torch.no_grad():
+        expected = seeded(Normed).eval()(normalized)
+        found = trained.teacher(normalized)
+    assert torch.allclose(found.float(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("option", [{"rounding": "learned"}, {"distillation": 0.5}])
+def test_options_of_integer_networks_need_one(option: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="is for integer networks; leave it out, or give quantize too"):
+        TrainConfig(**option)
+
+
+def test_a_share_of_the_loss_is_at_most_all() -> None:
+    with pytest.raises(ConfigurationError, match=r"distillation is 1.5; expected 0 to 1"):
+        TrainConfig(quantize="W4A4", distillation=1.5)

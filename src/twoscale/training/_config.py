@@ -35,6 +35,8 @@ _AT_MOST = dict.fromkeys(_AT_LEAST, 2**63 - 1) | {
     "crop": 127,
 }
 _POSITIVE = ("lr", "trust_coefficient", "epsilon", "decay", "clip_norm", "bias_lr", "head_lr")
+_OF_QUANTIZE = {"rounding": "feedback", "distillation": 0.0}
+"""Options that need quantize, with their defaults."""
 _BELOW_ONE = ("momentum", "beta2", "label_smoothing")
 
 
@@ -150,6 +152,12 @@ class TrainConfig:
     edge_bits: int | None = None
     """With quantize, bits of the weights of the first and the last layer, and of what the last one reads; papers keep
     8. Default: those of the other layers."""
+    rounding: Literal["feedback", "learned"] = "feedback"
+    """With quantize, how the network that training begins with is rounded: as by default, or learned from up to 10,000
+    training images, which takes minutes and matters below 4 bits."""
+    distillation: float = 0.0
+    """With quantize, share of the loss that compares with the float network's predictions instead of the labels: the
+    divergence at temperature 4 (Hinton et al. 2015), 0 to 1."""
     evaluate_every: int = 1
     """Epochs between two measurements of the test accuracy; the last epoch has one in any case."""
     test_views: Views = "one"
@@ -180,6 +188,12 @@ class TrainConfig:
             reject("milestones", "increasing fractions between 0 and 1")
         if not all(0 < place < 1 for place in self.freeze) or list(self.freeze) != sorted(self.freeze):
             reject("freeze", "fractions between 0 and 1 that do not decrease")
+        if not 0 <= self.distillation <= 1:
+            reject("distillation", "0 to 1")
+        if self.quantize is None:
+            for name, default in _OF_QUANTIZE.items():
+                if getattr(self, name) != default:
+                    raise ConfigurationError(f"{name} is for integer networks; leave it out, or give quantize too")
         if self.normalize_filters and self.optimizer != "muon":
             raise ConfigurationError("normalize_filters is for muon; leave it out, or choose that optimizer")
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):

@@ -17,7 +17,7 @@ from twoscale.training._images import DeviceImages
 from twoscale.training._initialization import whiten, zero_init_residual
 from twoscale.training._optimizers import create_optimizer
 from twoscale.training._parallel import ParallelStep
-from twoscale.training._quantized import quantized
+from twoscale.training._quantized import QuantizedModel, quantized
 from twoscale.training._ranks import Ranks
 from twoscale.training._schedule import warmup_updates
 from twoscale.training._step import Gradient, Step
@@ -110,7 +110,8 @@ def create_step(
                 "pictures that are decoded when they are used cannot be part of a CUDA graph: none is recorded"
             )
         how = "eager" if how == "cuda-graph" else how
-    optimizer, gradient = create_optimizer(config, model), Gradient.of(config)
+    teacher = model.teacher if isinstance(model, QuantizedModel) else None
+    optimizer, gradient = create_optimizer(config, model), Gradient.of(config, teacher)
     step: AnyStep
     if ranks.size > 1:
         if config.step in ("captured", "cuda-graph"):

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from twoscale._calibration.profile import profile
@@ -25,6 +26,8 @@ from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._quantization import Scheme, float_graph, quantize_graph, taking_pixels
 from twoscale._quantization.trainable import TrainableNetwork
 from twoscale._runtimes.torch import exact_convolutions
+from twoscale._search import LearnedRounding
+from twoscale._search.learned_rounding import learn_network
 from twoscale.data import Dataset, batches
 from twoscale.errors import ConfigurationError
 from twoscale.training._config import TrainConfig
@@ -33,6 +36,8 @@ from twoscale.training._ranks import Ranks
 __all__ = ["QuantizedModel", "quantized", "scheme_of"]
 
 _CALIBRATION_IMAGES = 512
+_LEARNED_IMAGES = 10_000
+"""The most that roundings are learned from."""
 
 
 def scheme_of(config: TrainConfig) -> Scheme:
@@ -67,12 +72,19 @@ class QuantizedModel(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits, float64 (N, classes), of normalized images (N, C, H, W)."""
-        mean, std = self._mean.to(images.device), self._std.to(images.device)
-        pixels = ((images.float() * std + mean) * 255).round().clamp(0, 255)
         # Neither bfloat16 nor TF32 holds the sums of integers.
         with exact_convolutions(images.device):
-            found: torch.Tensor = self.network(pixels)
+            found: torch.Tensor = self.network(self._pixels(images))
         return found
+
+    def teacher(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the float network's logits of normalized images."""
+        found: torch.Tensor = self.network.module(self._pixels(images))
+        return found
+
+    def _pixels(self, images: torch.Tensor) -> torch.Tensor:
+        mean, std = self._mean.to(images.device), self._std.to(images.device)
+        return ((images.float() * std + mean) * 255).round().clamp(0, 255)
 
     def get_extra_state(self) -> torch.Tensor:
         """Return the network that training began with, for checkpoints."""
@@ -113,17 +125,27 @@ def quantized(model: nn.Module, dataset: Dataset, config: TrainConfig, ranks: Ra
         ConfigurationError: ``quantize`` is not of the form W4A4.
     """
     scheme = scheme_of(config)
-    first = dataset.train.head(_CALIBRATION_IMAGES)
+    first = dataset.train.head(_CALIBRATION_IMAGES if config.rounding == "feedback" else _LEARNED_IMAGES)
     images = [part.astype(np.float32) for part, _ in batches(first.images, first.labels, 64)]
     normalization = (dataset.mean, dataset.std)
     graph = float_graph(model.eval(), images[0], scheme, normalization=normalization)
 
     def start() -> bytes:
-        found = profile(graph, images)
-        return FORMS["integer"].to_bytes(quantize_graph(graph, found, scheme))
+        some = images[: _CALIBRATION_IMAGES // 64]
+        found = profile(graph, some)
+        if config.rounding == "feedback":
+            return FORMS["integer"].to_bytes(quantize_graph(graph, found, scheme))
+        how = LearnedRounding(seed=config.seed)
+        with torch.enable_grad():
+            network = learn_network(graph, found, np.concatenate(some), scheme, how, further=_rest(images[len(some) :]))
+        return FORMS["integer"].to_bytes(network)
 
     with torch.no_grad():
         return QuantizedModel(ranks.from_leader(start, bytes), graph, scheme, dataset)
+
+
+def _rest(images: list[NDArray[np.float32]]) -> NDArray[np.float32] | None:
+    return np.concatenate(images) if images else None
 
 
 def _padded(content: bytes, graph: FloatGraph) -> torch.Tensor:

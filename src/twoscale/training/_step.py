@@ -23,6 +23,9 @@ from twoscale.training._optimizers import Optimizer, Rate, clip
 __all__ = ["Gradient", "Step", "numerics", "reason_of", "unchanged"]
 
 _NATIVE_CONVOLUTION_BATCH = 8
+_TEMPERATURE = 4.0
+"""Of the predictions that are compared in distillation. Its square keeps the size of gradients (Hinton et al.,
+"Distilling the knowledge in a neural network", 2015)."""
 
 
 @contextlib.contextmanager
@@ -74,11 +77,18 @@ class Gradient:
     accumulation: int = 1
     clip_norm: float | None = None
     bf16: bool = False
+    distillation: float = 0.0
+    """Share of the loss that is the divergence from the teacher's predictions."""
+    teacher: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """Maps images to logits."""
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Gradient:
+    def of(cls, config: TrainConfig, teacher: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Gradient:
         """Return the one of a configuration."""
-        return cls(config.label_smoothing, config.accumulation, config.clip_norm, config.precision == "bf16")
+        return cls(
+            config.label_smoothing, config.accumulation, config.clip_norm, config.precision == "bf16",
+            config.distillation, teacher if config.distillation else None,
+        )  # fmt: skip
 
     def loss(
         self,
@@ -87,12 +97,19 @@ class Gradient:
         labels: torch.Tensor,
         reduction: str = "mean",
     ) -> torch.Tensor:
-        """Return the cross-entropy of a batch, its logits in float32 or wider."""
+        """Return the cross-entropy of a batch, its logits in float32 or wider; with a teacher the mixture of losses."""
         # Without the cache of cast weights, which would outlive the recording of a step.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
             logits = forward(images)
         logits = logits.float() if self.bf16 else logits
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction=reduction)
+        own = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction=reduction)
+        if self.teacher is None:
+            return own
+        with torch.no_grad():
+            wanted = F.log_softmax(self.teacher(images).double() / _TEMPERATURE, 1)
+        found, how = F.log_softmax(logits / _TEMPERATURE, 1), "batchmean" if reduction == "mean" else reduction
+        distance = _TEMPERATURE**2 * F.kl_div(found, wanted.to(found.dtype), reduction=how, log_target=True)
+        return (1 - self.distillation) * own + self.distillation * distance
 
     def compute(
         self,
