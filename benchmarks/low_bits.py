@@ -5,12 +5,19 @@
     python -m benchmarks.low_bits --models DIR --run DIR
     python -m benchmarks.low_bits --table      # the recorded figures as a table
 
-DIR holds the published weights NAME-cifar10.safetensors; TWOSCALE_BENCH_MODELS names it too. Networks take pixels.
-Calibration images, and further ones for learning, are unlabelled training images, drawn with seed 0. Every network
-is quantized by the default scheme and with learned rounding, and runs over the test images as integers. A simulation
-of it in float, which most other tools report, is beside. Over 100 images, integers of every layer are compared between
-reference, torch and ONNX Runtime. New rows replace recorded ones of the same network, bits, edges, images and effort.
-Seconds are processor time of one thread. --run adds the network of `twoscale train --quantize`.
+DIR holds the published weights NAME-cifar10.safetensors; TWOSCALE_BENCH_MODELS names it too. A network whose weights
+are not published is trained first, into the folder DIR/NAME:
+
+    twoscale train resnet18 --recipe fast --epochs 7 --warmup-epochs 1.5 --test-views one -o DIR/resnet18
+    twoscale train mobilenetv2 --model-args width=0.35 --recipe standard --without zero-init-residual --epochs 10 \\
+        --warmup-epochs 1 --batch-size 250 --weight-decay 1e-4 --label-smoothing 0 --crop 3 -o DIR/mobilenetv2
+
+Networks take pixels. Calibration images, and further ones for learning, are unlabelled training images, drawn with
+seed 0. Every network is quantized by the default scheme and with learned rounding, and runs over the test images as
+integers. A simulation of it in float, which most other tools report, is beside. Over 100 images, integers of every
+layer are compared between reference, torch and ONNX Runtime. New rows replace recorded ones of the same network, bits,
+edges, images and effort. Seconds are processor time of one thread. --run adds the network of `twoscale train
+--quantize`.
 """
 
 from __future__ import annotations
@@ -127,6 +134,16 @@ def logits(run: Any, images: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.concatenate(parts).astype(np.float64)
 
 
+def read_model(name: str, folder: Path) -> tuple[str, torch.nn.Module, Any]:
+    """Return what a row calls a network, the network, and the mean and deviation of its images."""
+    published, run = folder / f"{name}-cifar10.safetensors", folder / name
+    if published.exists() or not run.exists():
+        return name, models.load(name, published), models.normalization(name)
+    model, info = models.load_checkpoint(run)
+    options = [f"{key} {value}" for key, value in info.options.items() if key != "classes"]
+    return ", ".join([name, *options]), model, (info.mean, info.std)
+
+
 class Case:
     """One network at one number of bits, what it learns from, and the test images.
 
@@ -142,10 +159,10 @@ class Case:
     def __init__(self, name: str, folder: Path, scheme: Scheme, images: int, further: int, tests: int) -> None:
         dataset = data.load("cifar10")
         drawn = np.random.default_rng(0).permutation(len(dataset.train))[: images + further]
-        self.name, self.scheme = name, scheme
+        self.scheme = scheme
         self.pixels, self.more = np.split(dataset.train.images[drawn].astype(np.float32), [images])
-        model = models.load(name, folder / f"{name}-cifar10.safetensors")
-        self.graph = float_graph(model, self.pixels[:64], scheme, normalization=models.normalization(name))
+        self.name, model, normalization = read_model(name, folder)
+        self.graph = float_graph(model, self.pixels[:64], scheme, normalization=normalization)
         self.test, self.labels = dataset.test.images[:tests], dataset.test.labels[:tests]
         self.expected = logits(lambda x: GraphModule(self.graph)(torch.from_numpy(x)).numpy(), self.test)
 

@@ -153,7 +153,7 @@ def test_training_begins_with_learned_roundings(small: Dataset) -> None:
         wanted = model((torch.from_numpy(images) / 255 - mean) / std).double().numpy()
     errors = {}
     for rounding in ("feedback", "learned"):
-        network = begun(run(small, replace(config, rounding=rounding)))  # type: ignore[arg-type]
+        network = begun(run(small, replace(config, rounding=rounding)))
         found = ReferenceExecutor(network).run(images, {network.output})[network.output]
         errors[rounding] = np.square(network.logits(found) - wanted).mean()
     assert errors["learned"] < errors["feedback"]
