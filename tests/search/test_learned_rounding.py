@@ -97,6 +97,18 @@ def test_what_learning_spoils_is_not_kept() -> None:
     assert network.fingerprint == plain.fingerprint
 
 
+@pytest.mark.parametrize("gains", [False, True])
+def test_it_stops_where_no_block_gains(gains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = itertools.chain([2.0, 1.0] if gains else [], itertools.repeat(2.0))
+    monkeypatch.setattr(learned_rounding._Learner, "_held_out_error", lambda *_: next(errors))
+    steps: list[str] = []
+    with listening(lambda step, done, total: steps.append(step)):
+        how = LearnedRounding(iterations=2, distillation=2)
+        twoscale.learn_rounding(small_cnn(), [CALIBRATION], scheme=FEW, how=how)
+    assert steps.count("learning the network") == (2 if gains else 0)
+    assert ("nothing to learn" in steps) != gains
+
+
 def test_factors_moved_between_branches_are_recorded() -> None:
     """verify compares channels with the model's by them."""
     graph = float_graph(small_cnn(), CALIBRATION, FEW)

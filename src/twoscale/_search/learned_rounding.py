@@ -174,7 +174,7 @@ class _Learner:
         return each * (self.how.iterations + self.how.distillation) * _BESIDES
 
     def learn(self) -> None:
-        """Learn all blocks, and then the whole network."""
+        """Learn all blocks and then, unless none of them gained anything, the whole network."""
         source = self.trainable.network.input
         self.real = self.images
         with torch.no_grad():
@@ -184,9 +184,10 @@ class _Learner:
                     for part in torch.split(self.images, _CHUNK)
                 ]
             )
-        for block in self.blocks:
-            self._learn_block(block)
-        if self.how.distillation:
+        gains = [self._learn_block(block) for block in self.blocks]
+        if not any(gains):
+            report("nothing to learn", self.steps, self.steps)
+        elif self.how.distillation:
             self._distill()
 
     def error_of(self, network: IntegerNetwork) -> float:
@@ -206,18 +207,20 @@ class _Learner:
         """Draw the images of a step."""
         return among[torch.randint(0, len(among), (min(self.how.batch_size, len(among)),))]
 
-    def _learn_block(self, block: Block) -> None:
-        """Learn a block and go on to its output."""
+    def _learn_block(self, block: Block) -> bool:
+        """Learn a block and go on to its output. Returns whether it gained anything."""
         trainable = self.trainable
         layers = [trainable.network[name] for name in block.names]
         weights = [trainable.of(layer.name) for layer in layers if isinstance(layer, n.Accumulating)]
-        target = self._float_output(block)
+        target, gains = self._float_output(block), False
         if weights:
             before, kept = self._held_out_error(block, layers, target), trainable.state()
             self._optimize(block, layers, weights, target)
-            if self._held_out_error(block, layers, target) >= before:
+            gains = self._held_out_error(block, layers, target) < before
+            if not gains:
                 trainable.restore(kept)
         self.integer, self.real = self._integer_output(block, layers), target
+        return gains
 
     def _optimize(
         self, block: Block, layers: Sequence[n.Layer], weights: Sequence[TrainableWeights], target: torch.Tensor
