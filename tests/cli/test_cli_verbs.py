@@ -149,6 +149,27 @@ def test_quantize_with_learned_rounding(run: Run, trained: Any, tmp_path: Path) 
     assert refused.err == "twoscale: error: effort is 0; expected a positive number such as 0.5 or 2\n"
 
 
+def test_the_network_that_sensitivity_chooses_is_learned(run: Run, trained: Any, tmp_path: Path) -> None:
+    words = ("sensitivity", trained.checkpoint, "--calibration-images", 100, "--max-samples", 50, "--bits", 2)
+    how = ("--activation-bits", "none", "--rounding", "learned", "--effort", 0.3, "--json")
+    out = tmp_path / "net.onnx"
+    outcome = run(*words, *how, "--budget", 0.3, "-o", out)
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"^twoscale: learning takes about \d+ (s|minutes)$", outcome.err, re.MULTILINE)
+    plain = run(*words, *how[:2], "--json", "--budget", 0.3)
+    assert outcome.json["choice"]["choice"] == plain.json["choice"]["choice"]
+    assert outcome.json["choice"]["sqnr_db"] > plain.json["choice"]["sqnr_db"]
+    network = twoscale.load(out)
+    limits = {name: 2 ** (bits - 1) for name, bits in outcome.json["choice"]["choice"]["layer_weight_bits"]}
+    assert all(
+        np.abs(layer.weight.astype(int)).max() <= limits[layer.name] for layer in network if hasattr(layer, "weight")
+    )
+    refused = run(*words, *how)
+    assert refused.code == 2
+    expected = "--rounding learned is for the network that --budget chooses; give a budget too"
+    assert refused.err == f"twoscale: error: {expected}\n"
+
+
 def test_quantize_measures_the_accuracy_of_both_networks(run: Run, trained: Any, tmp_path: Path) -> None:
     out = tmp_path / "net.onnx"
     words = (trained.checkpoint, "-o", out, "--calibration-images", 40)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -35,6 +34,7 @@ from twoscale._cli.common import (
     verify_with,
 )
 from twoscale._cli.export import require_on_grid
+from twoscale._cli.learning import announce, further_batches
 from twoscale.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -48,9 +48,6 @@ __all__ = ["QuantizeRecord", "quantize_command"]
 
 _TEST_IMAGES = 1000
 """Most test images over which accuracy is measured."""
-_FURTHER_IMAGES = 10_000
-"""Most training images that learned rounding learns from, besides those for calibration."""
-
 LayerBits = Annotated[str | None, tyro.conf.arg(metavar="LAYER=BITS,...")]
 Method = Annotated[str | None, tyro.conf.arg(metavar="METHOD")]
 
@@ -195,17 +192,15 @@ def quantize_command(
     if rounding == "learned":
         from twoscale._search import learn_rounding
 
-        more = slice(calibration_images, calibration_images + _FURTHER_IMAGES)
-        further = datasets.Split(dataset.train.images[more], dataset.train.labels[more])
         network = learn_rounding(
             network_float,
             batches,
             scheme=how,
             how=learning,
             normalization=normalization,
-            further=batches_of(further, inputs, batch_size=100),
+            further=further_batches(dataset, inputs, calibration_images),
             memory=budget,
-            announce=_announce,
+            announce=announce,
         )
     else:
         network = quantization.quantize(network_float, batches, scheme=how, normalization=normalization, memory=budget)
@@ -270,11 +265,6 @@ def _accuracy(
     top1, samples = accuracy(network, batches_of(test, inputs))
     float_top1 = evaluate(network_float, test, dataset.mean, dataset.std)
     return RecordedAccuracy(dataset.name, samples, top1, float_top1)
-
-
-def _announce(seconds: float) -> None:
-    about = f"{max(1, seconds):.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
-    sys.stderr.write(f"twoscale: learning takes about {about}\n")
 
 
 def _default_memory() -> int:

@@ -35,6 +35,7 @@ from twoscale._cli.common import (
     recorded,
     verify_with,
 )
+from twoscale._cli.learning import learning_from
 from twoscale.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def sensitivity_command(
     std: Channels = None,
     pictures: Pictures = AS_RECORDED,
     scheme: Literal["default", "fast", "course"] = "default",
+    rounding: Literal["feedback", "learned"] = "feedback",
+    effort: float = 1.0,
     json: bool = False,
 ) -> None:
     """Measure what fewer bits cost in each layer, and choose the bits of each layer for a given size.
@@ -106,10 +109,15 @@ def sensitivity_command(
         std: Standard deviation of pixels / 255, with the same defaults.
         pictures: How pictures of your own become pixels. Default: as the file records.
         scheme: Scheme of the quantization; see twoscale quantize.
+        rounding: How the chosen network is rounded. learned: weights, biases and scales are learned from the
+            calibration images and up to 10,000 more, in minutes; see twoscale quantize.
+        effort: How long learned rounding learns: 2 for twice the iterations, 0.1 for a tenth.
         json: Print JSON instead of tables.
     """
     at_least_one("--max-samples", max_samples)
     at_least_one("--calibration-images", calibration_images)
+    if rounding == "learned" and budget is None and max_flash is None and max_instructions is None:
+        raise ConfigurationError("--rounding learned is for the network that --budget chooses; give a budget too")
     weights = parse_bits("--bits", bits)
     activations = () if activation_bits == "none" else parse_bits("--activation-bits", activation_bits)
     size = None if budget is None else parse_size("--budget", budget)
@@ -125,8 +133,9 @@ def sensitivity_command(
         raise ConfigurationError(f"--out is {out}; expected a file name that ends in .onnx")
     from twoscale import _quantization as quantization
     from twoscale._calibration.profile import profile
-    from twoscale._search import choose_for_target, measure_choice, measure_sensitivity
+    from twoscale._search import LearnedRounding, choose_for_target, measure_choice, measure_sensitivity
 
+    learning = LearnedRounding().scaled(effort)
     network_float, info = load_float(file, model, model_args)
     dataset = dataset_for(data, recorded(info), mean, std, pictures)
     check_takes_pictures(network_float, dataset)
@@ -154,7 +163,8 @@ def sensitivity_command(
                 result, before, target=target, flash=flash, million_instructions=max_instructions
             )
         test = batches_of(dataset.test, dataset, limit=max_samples)
-        network, measured = measure_choice(choice, graph, found, test, scheme=how)
+        make = None if rounding == "feedback" else learning_from(dataset, calibration_images, learning)
+        network, measured = measure_choice(choice, graph, found, test, scheme=how, make=make)
         if out is not None:
             origin = {
                 **origin_of(dataset),

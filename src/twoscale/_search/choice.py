@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ def measure_choice(
     batches: Iterable[Any],
     *,
     scheme: Scheme = DEFAULT,
+    make: Callable[[FloatGraph, Profile, Scheme], IntegerNetwork] | None = None,
 ) -> tuple[IntegerNetwork, MeasuredChoice]:
     """Make the network of a choice, with each layer corrected for those before it, and measure it.
 
@@ -45,11 +46,12 @@ def measure_choice(
         found: as for ``measure_sensitivity``.
         batches: as for ``measure_sensitivity``. With the same images, measured and predicted figures are comparable.
         scheme: as for ``measure_sensitivity``.
+        make: makes the network. Default: ``quantize_graph``.
     """
     from twoscale._quantization import quantize_graph
     from twoscale._verification import verify
 
     how = dataclasses.replace(scheme, layer_weight_bits=choice.layer_weight_bits)
-    network = quantize_graph(graph, found, how)
+    network = (make or quantize_graph)(graph, found, how)
     result = verify(network, batches, executors=("torch",), model=graph)
     return network, MeasuredChoice(choice, result.samples, result.sqnr_db, result.agreement, result.top1)
