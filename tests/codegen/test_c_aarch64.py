@@ -72,7 +72,7 @@ FAULTS = {
         "vmmlaq_s32(sum[n][i + k], vreinterpretq_s8_u8(two[n]),",
     ),
     "i8mm: weights in the wrong place": ("vst1q_s8(to + 16,", "vst1q_s8(to + 15,"),
-    "i8mm: no zeros after the last word": ("words > 1 ? vld1q_s8(", "words > 0 ? vld1q_s8("),
+    "i8mm: no zeros after the last word": ("k + 1 < all ? at->stride : -1", "at->stride"),
 }
 """From name to (text, text with the fault) of one level."""
 

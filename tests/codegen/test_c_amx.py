@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.codegen.amx_emulation import make_runnable
 from tests.codegen.compiling import NOT_INLINED, build, compile_c, need, run
 from tests.codegen.test_c_vector import OWN_PARTS, convolutions
 from twoscale._codegen.c import export_c
@@ -23,13 +24,6 @@ QUICK = ("-std=gnu99", "-O0", NOT_INLINED, "-pthread")
 SOURCES = ["net_test.c", "net.c"]
 EXPECTED = "net: 4 images, all layers and outputs as expected ("
 (AMX, _) = TARGETS["amx"].instruction_sets
-
-
-def need_amx() -> None:
-    """Skip the test where AMX is missing or not permitted."""
-    known = processor.features()
-    if known is None or not known.issuperset(AMX.features):
-        pytest.skip("this CPU has no AMX, or the system does not permit it")
 
 
 @pytest.fixture
@@ -80,10 +74,10 @@ def strided(channels: int, out: int, size: int, kernel: int, stride: int) -> Int
 )
 def test_layers_of_all_shapes(channels: int, out: int, size: int, kernel: int, stride: int, tmp_path: Path) -> None:
     need("gcc")
-    need_amx()
     network = strided(channels, out, size, kernel, stride)
     assert any(call.parameters.matrix_words for call in convs(network))
     export_c(network, tmp_path, target="amx", name="net")
+    make_runnable(AMX, tmp_path, "net")
     done = run(build("gcc", tmp_path, SOURCES, *QUICK))
     assert done.stdout == f"{EXPECTED}amx)\n"
 
@@ -106,12 +100,12 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_show(fault: str, tmp_path: Path) -> None:
     need("gcc")
-    need_amx()
     export_c(strided(40, 40, 7, 3, 1), tmp_path, target="amx", name="net")
     kernels = tmp_path / "net_kernels.h"
     old, new = FAULTS[fault]
     assert old in kernels.read_text()
     kernels.write_text(kernels.read_text().replace(old, new))
+    make_runnable(AMX, tmp_path, "net")
     done = run(build("gcc", tmp_path, SOURCES, *QUICK))
     assert (done.returncode == 0) == (fault == "none")
 
@@ -122,7 +116,6 @@ def test_faults_show(fault: str, tmp_path: Path) -> None:
 def test_threads_that_share_an_image(fault: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No two threads write the same byte; the thread sanitizer finds it if they do."""
     need("gcc")
-    need_amx()
     monkeypatch.setattr(sharing, "_HANDOVER", -1e9)
     export_c(convolutions(16, 9, 2), tmp_path, target="amx", name="net")
     if fault:
@@ -135,6 +128,7 @@ def test_threads_that_share_an_image(fault: bool, tmp_path: Path, monkeypatch: p
     source.write_text(source.read_text().replace(old, new))
     if compile_c("gcc", tmp_path, ["-x", "c", "/dev/null"], "-fsanitize=thread", "-shared", "-fPIC").returncode:
         pytest.skip("gcc has no thread sanitizer")
+    make_runnable(AMX, tmp_path, "net")
     done = run(build("gcc", tmp_path, SOURCES, *QUICK, "-fsanitize=thread"))
     if fault:
         assert "WARNING: ThreadSanitizer: data race" in done.stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.codegen.amx_emulation import make_runnable
 from tests.codegen.compiling import NOT_INLINED, build, compile_c, every_kernel, need, run
 from tests.integer_networks import random_images, random_network
 from twoscale._codegen.c import export_c
@@ -21,7 +22,6 @@ from twoscale._codegen.targets import GENERIC, INSTRUCTION_SETS, TARGETS, WASM_S
 from twoscale._ir import layers as n
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._ir.reference import ReferenceExecutor
-from twoscale._runtimes import processor
 
 STRICT = (
     "-std=gnu99", "-O1", "-pthread", "-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wundef", "-Wstrict-prototypes",
@@ -247,13 +247,6 @@ def saturating() -> IntegerNetwork:
     return IntegerNetwork("n", (image, large, flat), network.outputs)
 
 
-def need_instructions(isa: InstructionSet) -> None:
-    """Skip a test that this CPU cannot run."""
-    known = processor.features()
-    if known is None or not known.issuperset(isa.features):
-        pytest.skip(f"this CPU has no {isa.title}")
-
-
 WRAPS_512 = (
     "_mm512_packs_epi32(_mm512_cvtps_epi32(a), ",
     "_mm512_packus_epi32(_mm512_and_si512(_mm512_cvtps_epi32(a), _mm512_set1_epi32(65535)), ",
@@ -287,9 +280,9 @@ PRODUCTS = {
     ),
     "sse41: saturation of pairs": ("EACH_WORD(3, ADD_EXACTLY)", "EACH_WORD(3, ADD_FIRST)"),
     "sse41: signed and unsigned": ("MULTIPLY_8(bytes, w.at[i])", "MULTIPLY_8(w.at[i], bytes)"),
-    "generic: a wrong lane": ("x.at[1] * w.at[4 * i + 1]", "x.at[1] * w.at[4 * i]"),
+    "generic: a wrong lane": ("x.at[1] * WEIGHT(w, 4 * i + 1)", "x.at[1] * WEIGHT(w, 4 * i)"),
     "generic: saturation": ("clamp_f(all[k], set_f(0.0f), set_f(255.0f))", "all[k]"),
-    "generic: signed and unsigned": ("x.at[3] * w.at[", "(int8_t)x.at[3] * w.at["),
+    "generic: signed and unsigned": ("x.at[3] * WEIGHT(", "(int8_t)x.at[3] * WEIGHT("),
 }
 """From name to (text, text with the fault) of the products and the conversion to bytes of one instruction set."""
 
@@ -301,14 +294,14 @@ def test_faults_in_products_show_on_every_instruction_set(fault: str, tmp_path: 
     name = fault.split(":")[0] if fault != "none" else "avx2"
     plain = name == GENERIC.name
     target = TARGETS["avx2" if plain else name]
-    if not plain:
-        need_instructions(target.instruction_sets[0])
     network = saturating() if fault.endswith(": saturation") else convolutions(20, 5, 1, deviation=45)
     export_c(network, tmp_path, target=target.name, name="fast")
     kernels = tmp_path / "fast_kernels.h"
     old, new = PRODUCTS[fault]
     assert old in kernels.read_text()
     kernels.write_text(kernels.read_text().replace(old, new))
+    if not plain:
+        make_runnable(target.instruction_sets[0], tmp_path, "fast")
     done = run(build("gcc", tmp_path, SOURCES, *QUICK, *(["-DFAST_GENERIC"] if plain else [])))
     assert (done.returncode == 0) == (fault == "none")
 
@@ -375,7 +368,6 @@ def always_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_matrices_of_any_shape_compute_the_same(seed: int, tmp_path: Path) -> None:
     """Alone, in blocks and shared by three threads. Some bands of rows are shorter than a matrix."""
     need("gcc")
-    need_instructions(TARGETS["amx"].instruction_sets[0])
     rng = np.random.default_rng(seed)
     network = random_network(
         rng, operators={"conv", "residual"}, length=6, widest=90, name="wide",
@@ -387,6 +379,7 @@ def test_matrices_of_any_shape_compute_the_same(seed: int, tmp_path: Path) -> No
     assert "matrix_words = " in (tmp_path / "fast.c").read_text()
     test = tmp_path / "fast_test.c"
     test.write_text(test.read_text().replace("pool_new(2)", "pool_new(3)"))
+    make_runnable(TARGETS["amx"].instruction_sets[0], tmp_path, "fast")
     done = run(build("gcc", tmp_path, SOURCES, *QUICK))
     assert done.stdout == "fast: 5 images, all layers and outputs as expected (amx)\n"
 

@@ -195,12 +195,12 @@ class InstructionSet:
 _ARM_NAMES = (
     "activations", "activations_of", "add_taps", "add_windows", "clamp_b", "four_f", "four_i", "interleave",
     "interleaved", "load_table", "look_up", "readable", "rounded_bytes", "saturated", "table256", "tap_weights",
-    "window",
+    "unpacked", "window",
 )  # fmt: skip
 _ASIMD = ("asimd_parts", "parts", "narrow", "asimd")
 _AVX512_NAMES = ("first_lanes", "load_table", "look_up", "quarter_of", "table256")
 _TILE_NAMES = ("add_products", "lanes", "readable", "round_part")
-_PAIR_NAMES = ("arranged", "arranged_weights", "dot_pairs")
+_PAIR_NAMES = ("arranged", "arranged_weights", "dot_few_bits", "dot_pairs")
 GENERIC = InstructionSet("generic", "any CPU", ("generic",), own_names=("lanes",))
 INSTRUCTION_SETS = (
     InstructionSet(
@@ -218,6 +218,7 @@ INSTRUCTION_SETS = (
             "end_matrices",
             "matrix_shapes",
             "store_sums",
+            "unpack_matrix",
         ),
         multiplies_matrices=True,
         compilers="defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11",
@@ -302,7 +303,7 @@ WASM = Architecture("defined(__wasm_simd128__)", "HAVE_WASM", ("wasm_simd128.h",
 
 _WASM_NAMES = (
     "activations", "activations_of", "add_half", "add_taps", "add_windows", "clamp_b", "four_f", "four_i",
-    "interleave", "interleaved", "readable", "rounded_bytes", "saturated", "tap_weights", "window",
+    "interleave", "interleaved", "readable", "rounded_bytes", "saturated", "tap_weights", "unpacked", "window",
 )  # fmt: skip
 _V128 = ("v128_parts", "parts", "narrow", "v128")
 WASM_SETS = (

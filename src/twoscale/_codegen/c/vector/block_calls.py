@@ -297,6 +297,8 @@ class ConvInstance(Instance):
     step: int
     is_short: int
     is_far: int
+    bits: int
+    """Of a stored weight."""
     end: int
 
 
@@ -319,6 +321,8 @@ class LinearInstance(Instance):
 
     pixels: int
     vectors: int
+    bits: int
+    """Of a stored weight."""
     end: int
 
 

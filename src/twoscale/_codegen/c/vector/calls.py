@@ -273,7 +273,9 @@ class VectorCalls:
                         row_pixels=matrices.row_pixels or None,
                     )
                 image_bytes, always = x.size + y.size, self.always_matrices
-                if shares_channels(params, packed.tile, packed.weight.nbytes, image_bytes, matrices=always):
+                if shares_channels(
+                    params, packed.tile, packed.bits, packed.weight.nbytes, image_bytes, matrices=always
+                ):
                     params = replace(params, by_channels=1)
                 instance = k.ConvInstance(
                     packed.tile.pixels,
@@ -282,6 +284,7 @@ class VectorCalls:
                     windows.pixel_step,
                     int(windows.is_short),
                     int(packed.is_far),
+                    packed.bits,
                     _end(layer),
                 )
                 calls.append(
@@ -378,7 +381,7 @@ class VectorCalls:
                 end=self.conv_end(layer, packed),
                 signed_bias=signed_bias,
             )
-            instance = k.LinearInstance(packed.tile.pixels, packed.tile.vectors, _end(layer))
+            instance = k.LinearInstance(packed.tile.pixels, packed.tile.vectors, packed.bits, _end(layer))
             calls.append(k.Linear(params, instance, Operand(x.name), Operand(layer.name, packed.first * y.item)))
         return calls
 

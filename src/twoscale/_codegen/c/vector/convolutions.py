@@ -1,7 +1,8 @@
 """Convolutions and linear layers for the vector kernels: windows as runs of bytes, weights in the order of reading.
 
 A window is a few runs of bytes. An undilated row of taps is one run, since pixels are adjacent in memory. If a run is
-not a whole number of four-byte words, the missing weights are zero. Bytes are multiplied without subtracting the zero
+not a whole number of four-byte words, the missing weights are zero. The weights of two successive words of a run are
+stored in one if they fit 4 bits each, of four words if they fit 2. Bytes are multiplied without subtracting the zero
 point. Instead, the bias is replaced by bias − zero point · Σ weights, modulo 2^32 like all int32 sums.
 """
 
@@ -9,12 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twoscale._codegen.c.common.calls import Constant, Inline, Name, Whole
+from twoscale._codegen.c.common.packing import few_bits, pack_words
 from twoscale._codegen.c.vector.block_calls import ConvParams
 from twoscale._codegen.c.vector.matrices import Matrices, choose_matrices
 from twoscale._codegen.c.vector.tiles import LANES, Tile, choose_tile, tile_cycles
@@ -100,15 +103,26 @@ class Windows:
     """Zero point of the input as stored."""
     merged: int = 1
 
+    @cached_property
+    def bits(self) -> int:
+        """Of a stored weight: 8, 4 or 2."""
+        return few_bits(self.weight)
+
     @property
     def words(self) -> int:
-        """Words of four bytes in a run."""
-        return -(-int(self.weight.shape[2]) // 4)
+        """Words of four bytes in a run, those whose weights are stored together counted once."""
+        return -(-int(self.weight.shape[2]) // (32 // self.bits))
+
+    @property
+    def all_words(self) -> int:
+        """Words of a window."""
+        return len(self.segments) * self.words * 8 // self.bits
 
     @property
     def starts(self) -> NDArray[np.int32]:
-        """Start of each word of a window, in bytes after the first."""
-        return (np.array(self.segments)[:, None] + 4 * np.arange(self.words)).ravel().astype(np.int32)
+        """Start of each word of a window, or of those stored together, in bytes after the first."""
+        steps = 32 // self.bits * np.arange(self.words)
+        return (np.array(self.segments)[:, None] + steps).ravel().astype(np.int32)
 
     @property
     def is_short(self) -> bool:
@@ -153,8 +167,12 @@ class Packed:
     """The first channel."""
     channels: int
     tile: Tile
+    bits: int
+    """Of a stored weight."""
     weight: NDArray[np.int8]
-    """[blocks][segments][words][channels of a block][4]."""
+    """[blocks][segments][words][channels of a block][4], of fewer bits packed."""
+    sums: NDArray[np.int64]
+    """Of the weights of each channel."""
     bias: NDArray[np.int32]
     scale: Scale | None
 
@@ -166,17 +184,17 @@ class Packed:
     @property
     def signed_bias(self) -> NDArray[np.int32]:
         """The bias for activations less 128."""
-        return signed_bias(self.bias, self.weight.sum((1, 2, 4), np.int64).ravel())
+        return signed_bias(self.bias, self.sums)
 
     def order(self) -> NDArray[np.uint16] | None:
-        """Return the words sorted by arrangement; None if there are too many.
+        """Return the words sorted by arrangement; None if there are too many, or if sums of few bits never saturate.
 
         Neighbours in an arrangement are multiplied with uint8 numbers and added in 16 bits. That saturates only if the
         weights of one sign have a sum beyond 128, since 128 · 255 < 2^15. Returns [vectors][4 numbers of words, words].
         """
         blocks, segments, words, lanes, _ = self.weight.shape
         vectors = lanes // LANES
-        if segments * words > np.iinfo(np.uint16).max:
+        if self.bits < 8 or segments * words > np.iinfo(np.uint16).max:
             return None
         each = self.weight.reshape(blocks, segments * words, vectors, LANES, 4).swapaxes(1, 2).astype(np.int16)
         each = each.reshape(blocks * vectors, segments * words, LANES, 4)
@@ -278,8 +296,7 @@ def cycles(windows: Windows) -> float:
 
 
 def _cycles(windows: Windows, parts: list[tuple[int, int]]) -> float:
-    words = len(windows.segments) * windows.words
-    return sum(choose_tile(windows.out_h, windows.out_w, count, words)[1] for _, count in parts)
+    return sum(choose_tile(windows.out_h, windows.out_w, count, windows.all_words)[1] for _, count in parts)
 
 
 def _split(windows: Windows) -> list[tuple[int, int]]:
@@ -295,12 +312,13 @@ def _split(windows: Windows) -> list[tuple[int, int]]:
 def pack(windows: Windows, tile: Tile | None = None) -> list[Packed]:
     """Return a layer's channels in the kernels' reading order."""
     out_c, segments, run = windows.weight.shape
-    words = windows.words
-    padded = np.zeros((windows.vectors * LANES, segments, words * 4), np.int8)
+    words, bits = windows.words, windows.bits
+    padded = np.zeros((windows.vectors * LANES, segments, words * 32 // bits), np.int8)
     padded[:out_c, :, :run] = windows.weight
-    sums = windows.weight.astype(np.int64).sum((1, 2))
+    sums = padded.sum((1, 2), np.int64)
     bias = np.zeros(windows.vectors * LANES, np.int64)
-    bias[:out_c] = windows.bias - windows.zero * sums
+    bias[:out_c] = windows.bias - windows.zero * sums[:out_c]
+    stored = pack_words(padded.reshape(*padded.shape[:2], -1, 4), bits)
     bias32 = bias.astype(np.uint32).view(np.int32)  # modulo 2^32
     scale = None
     if windows.scale is not None:
@@ -308,17 +326,19 @@ def pack(windows: Windows, tile: Tile | None = None) -> list[Packed]:
         scale[:out_c] = windows.scale
     parts = []
     for first, count in _split(windows):
-        chosen = tile or choose_tile(windows.out_h, windows.out_w, count, segments * words)[0]
+        chosen = tile or choose_tile(windows.out_h, windows.out_w, count, windows.all_words)[0]
         if count % chosen.vectors:
             chosen = Tile(chosen.pixels, chosen.rows, math.gcd(count, chosen.vectors))
         mine = slice(first * LANES, (first + count) * LANES)
-        blocks = padded[mine].reshape(count // chosen.vectors, chosen.vectors * LANES, segments, words, 4)
+        blocks = stored[mine].reshape(count // chosen.vectors, chosen.vectors * LANES, segments, words, 4)
         parts.append(
             Packed(
                 first * LANES,
                 min(out_c - first * LANES, count * LANES),
                 chosen,
+                bits,
                 np.ascontiguousarray(blocks.transpose(0, 2, 3, 1, 4)),
+                sums[mine],
                 bias32[mine],
                 None if scale is None else scale[mine],
             )
@@ -337,8 +357,9 @@ def matrices_for(windows: Windows, packed: Packed) -> Matrices | None:
         words=windows.words,
         row_step=windows.row_step,
         pixel_step=windows.pixel_step,
+        parts=8 // windows.bits,
     )
-    cycles = tile_cycles(packed.tile, windows.out_h, windows.out_w, vectors, segments * windows.words)
+    cycles = tile_cycles(packed.tile, windows.out_h, windows.out_w, vectors, windows.all_words)
     return matrices if matrices.cycles < cycles else None
 
 

@@ -44,7 +44,8 @@ HEADER_NAMES = (
 """The functions and types that the header of every instruction set defines."""
 TILE_NAMES = (
     "clamp_64", "dot", "dot_lanes", "load_taps", "load_weights", "load_word", "round_64", "round_taps", "set_64",
-    "store_64", "store_few", "store_first", "store_half", "store_quarter", "summed", "taps", "v64b", "weights", "word",
+    "store_64", "store_few", "store_first", "store_half", "store_quarter", "summed", "taps", "unpacked", "v64b",
+    "weights", "word",
 )  # fmt: skip
 """Those that only instruction sets with ``tiles`` define."""
 

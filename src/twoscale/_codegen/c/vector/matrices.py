@@ -32,7 +32,7 @@ class Matrices:
 
 
 def choose_matrices(
-    out_h: int, out_w: int, vectors: int, *, segments: int, words: int, row_step: int, pixel_step: int
+    out_h: int, out_w: int, vectors: int, *, segments: int, words: int, row_step: int, pixel_step: int, parts: int = 1
 ) -> Matrices:
     """Return the matrices for a layer of ``vectors`` · 16 channels.
 
@@ -41,11 +41,12 @@ def choose_matrices(
         out_w: pixels of a row.
         vectors: of 16 channels.
         segments: runs of a window.
-        words: of a run.
+        words: of a run, those whose weights are packed together counted once.
         row_step: bytes between the windows of neighbouring rows.
         pixel_step: bytes between the windows of neighbouring pixels.
+        parts: words whose weights are packed together.
     """
-    at_once = max(size for size in range(1, min(words, _ROWS) + 1) if words % size == 0)
+    at_once = max(size for size in range(1, min(words, _ROWS // parts) + 1) if words % size == 0)
     steps = segments * words // at_once
     candidates = [0]
     if row_step % pixel_step == 0 and row_step >= out_w * pixel_step:
@@ -55,7 +56,7 @@ def choose_matrices(
         _, length = _bands(out_h, out_w, row_pixels)
         pixels = math.ceil(length / math.ceil(length / _ROWS))
         cycles = matrix_cycles(out_h, out_w, vectors, steps=steps, pixels=pixels, row_pixels=row_pixels)
-        found.append(Matrices(at_once, pixels, row_pixels, cycles))
+        found.append(Matrices(at_once * parts, pixels, row_pixels, cycles))
     return min(found, key=lambda matrices: matrices.cycles)
 
 

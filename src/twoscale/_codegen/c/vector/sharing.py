@@ -72,17 +72,20 @@ class Phase:
     """Threads that can share it; 0 if there is nothing to compute."""
 
 
-def shares_channels(params: k.ConvParams, tile: Tile, weight_bytes: int, image_bytes: int, *, matrices: bool) -> bool:
+def shares_channels(
+    params: k.ConvParams, tile: Tile, bits: int, weight_bytes: int, image_bytes: int, *, matrices: bool
+) -> bool:
     """Whether threads that share an image compute channels of a convolution each, not rows.
 
     Args:
         params: of the convolution.
         tile: what the kernel computes at a time.
+        bits: of a stored weight.
         weight_bytes: of all weights.
         image_bytes: of the input and the result.
         matrices: whether the target always multiplies matrices.
     """
-    cycles = _conv_cycles(params, tile, matrices)
+    cycles = _conv_cycles(params, tile, bits, matrices)
     groups = _groups(params, tile.vectors)
     boundary = groups // _THREADS * tile.vectors * LANES
     rows = cycles * _largest_of_rows(params.out_h, _tile_rows(params, tile, matrices)) + weight_bytes / _WEIGHT_BYTES
@@ -196,8 +199,8 @@ def _units(call: Call, matrices: bool) -> int:
     return 1
 
 
-def _conv_cycles(params: k.ConvParams, tile: Tile, matrices: bool) -> float:
-    vectors, words = _groups(params, tile.vectors) * tile.vectors, params.segments * params.words
+def _conv_cycles(params: k.ConvParams, tile: Tile, bits: int, matrices: bool) -> float:
+    vectors, words = _groups(params, tile.vectors) * tile.vectors, params.segments * params.words * 8 // bits
     if matrices and params.matrix_words is not None and params.matrix_pixels is not None:
         return matrix_cycles(
             params.out_h,
@@ -214,7 +217,7 @@ def _cycles(call: Call, matrices: bool) -> float:
     """Return the cycles of a call for one image on one thread."""
     match call:
         case k.Conv(parameters=conv, tile=tile):
-            return _conv_cycles(conv, Tile(tile.pixels, tile.rows, tile.vectors), matrices)
+            return _conv_cycles(conv, Tile(tile.pixels, tile.rows, tile.vectors), tile.bits, matrices)
         case k.Linear(parameters=linear):
             return linear.weight.size / _WEIGHT_BYTES
         case k.Depthwise(parameters=depthwise, compiled_for=taps):

@@ -43,10 +43,29 @@ INLINE void begin_sums(const int32_t *bias, int32_t two_a, int32_t two_b)
         _tile_loadd(3, bias + 16, 0);
 }
 
-/* Add the products of pixels, `step` bytes apart, and weights, whose words are `stride` bytes apart. */
-INLINE void add_matrices(const uint8_t *a0, const uint8_t *a1, int32_t step, const int8_t *b0, const int8_t *b1,
-                         int32_t stride, int32_t two_a, int32_t two_b)
+/* A matrix of `words` words from packed weights. */
+INLINE void unpack_matrix(int8_t *to, const int8_t *from, int32_t stride, int32_t words, int32_t bits)
 {
+    for (int32_t i = 0; i < words; i++)
+        _mm512_storeu_si512(to + 64 * i, unpacked(load_weights(from + i * bits / 8 * stride), i % (8 / bits), bits));
+}
+
+/* Add the products of pixels, `step` bytes apart, and weights of `bits` bits, whose words are `stride` bytes apart. */
+INLINE void add_matrices(const uint8_t *a0, const uint8_t *a1, int32_t step, const int8_t *b0, const int8_t *b1,
+                         int32_t stride, int32_t words, int32_t bits, int32_t two_a, int32_t two_b)
+{
+    int8_t some[2][1024] __attribute__((aligned(64)));
+
+    if (bits < 8) {
+        unpack_matrix(some[0], b0, stride, words, bits);
+        b0 = some[0];
+        if (two_b) {
+            unpack_matrix(some[1], b1, stride, words, bits);
+            b1 = some[1];
+        }
+        stride = 64;
+        __asm__ volatile("" ::: "memory"); /* what tiles read has been written */
+    }
     _tile_loadd(4, a0, step);
     _tile_loadd(6, b0, stride);
     _tile_dpbusd(0, 4, 6);

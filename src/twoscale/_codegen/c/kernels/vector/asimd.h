@@ -1,5 +1,13 @@
 /* What all AArch64 processors have. Products are in the headers of the levels. */
 
+/* The weights of word `part` of those that are packed with `bits` bits each. */
+INLINE int8x16_t unpacked(int8x16_t w, int32_t part, int32_t bits)
+{
+    if (bits == 8)
+        return w;
+    return vshlq_s8(vshlq_s8(w, vdupq_n_s8((int8_t)(8 - bits * (part + 1)))), vdupq_n_s8((int8_t)(bits - 8)));
+}
+
 /* Whether there is a NaN or an infinity. */
 INLINE int not_finite(v16f a)
 {

@@ -42,6 +42,19 @@ INLINE weights load_weights(const int8_t *from)
     return _mm512_loadu_si512(from);
 }
 
+/* The weights of word `part` of those that are packed with `bits` bits each. */
+INLINE weights unpacked(weights w, int32_t part, int32_t bits)
+{
+    const __m128i signs = bits == 4 ? _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1)
+                                    : _mm_setr_epi8(0, 1, -2, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m512i mask = _mm512_set1_epi8(bits == 4 ? 15 : 3);
+
+    if (bits == 8)
+        return w;
+    w = _mm512_and_si512(_mm512_srl_epi16(w, _mm_cvtsi32_si128(part * bits)), mask);
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(signs), w);
+}
+
 /* Add the four products of its weights to each lane. */
 INLINE v16i dot(v16i acc, word x, weights w)
 {

@@ -94,6 +94,11 @@ INLINE void conv_store(const conv_params *p, const conv_rows *at, const conv_end
 #define ADD(i) \
     if (i < used) \
         acc##i = dot(acc##i, load_word(from[ROW(i)] + PIXEL(i) * step), many[VECTOR(i)]);
+#ifdef HAS_PAIRS
+#define ADD_FEW_BITS(i) \
+    if (i < used) \
+        acc##i = dot_few_bits(acc##i, from[ROW(i)] + PIXEL(i) * step, w + 64 * VECTOR(i), bits);
+#endif
 /* The words of a window that are computed in one way, in the order of the list. */
 #define EACH_WORD(arrangement, DO) \
     for (int32_t n = counts[arrangement]; n > 0; n--, next++) { \
@@ -121,13 +126,13 @@ INLINE void conv_store(const conv_params *p, const conv_rows *at, const conv_end
     if (a < used) \
         conv_store(p, at, &e, acc##a, acc##b, acc##c, acc##d, a, channel, pixels, rows, vectors, end);
 
-/* A tile: `pixels` windows, `step` bytes apart, of each of `rows` rows, and 16 * `vectors` channels, whose weights for
- * successive words are `stride` bytes apart. Runs have `words` words or, if that is 0, p->words. If `fetch` is set,
+/* A tile: `pixels` windows, `step` bytes apart, of each of `rows` rows, and 16 * `vectors` channels, whose weights of `bits`
+ * bits for successive words are `stride` bytes apart. Runs have `words` words or, if that is 0, p->words. If `fetch` is set,
  * `ahead_step` bytes per word are prefetched, starting at `ahead`. All arguments but p, ahead_step and pointers are
  * compile-time constants. */
 INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w, const int8_t *ahead, int32_t ahead_step,
                       int32_t channel, int32_t pixels, int32_t rows, int32_t vectors, int32_t step, int32_t stride,
-                      int32_t words, int32_t fetch, int32_t end)
+                      int32_t words, int32_t fetch, int32_t bits, int32_t end)
 {
     const int32_t used = pixels * rows * vectors, run = words > 0 ? words : p->words;
     v16i acc0, acc1, acc2, acc3, acc4, acc5, acc6, acc7, acc8, acc9, acc10, acc11;
@@ -152,22 +157,34 @@ INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w
         for (int32_t i = 0; i < rows; i++)
             from[i] = at->x[i] + p->segment[s];
         for (int32_t k = 0; k < run; k++, w += stride) {
-            weights many[4];
+#ifdef HAS_PAIRS
+            if (bits < 8) {
+                EACH_ACCUMULATOR(ADD_FEW_BITS)
+                for (int32_t i = 0; i < rows; i++)
+                    from[i] += 32 / bits;
+            } else
+#endif
+            UNROLL
+            for (int32_t part = 0; part < 4; part++) {
+                weights many[4];
 
-            many[0] = load_weights(w);
-            if (vectors > 1)
-                many[1] = load_weights(w + 64);
-            if (vectors > 2)
-                many[2] = load_weights(w + 128);
-            if (vectors > 3)
-                many[3] = load_weights(w + 192);
-            EACH_ACCUMULATOR(ADD)
+                if (part >= 8 / bits)
+                    continue;
+                many[0] = unpacked(load_weights(w), part, bits);
+                if (vectors > 1)
+                    many[1] = unpacked(load_weights(w + 64), part, bits);
+                if (vectors > 2)
+                    many[2] = unpacked(load_weights(w + 128), part, bits);
+                if (vectors > 3)
+                    many[3] = unpacked(load_weights(w + 192), part, bits);
+                EACH_ACCUMULATOR(ADD)
+                for (int32_t i = 0; i < rows; i++)
+                    from[i] += 4;
+            }
             if (fetch) {
                 __builtin_prefetch(ahead);
                 ahead += ahead_step;
             }
-            for (int32_t i = 0; i < rows; i++)
-                from[i] += 4;
         }
     }
     EACH_ACCUMULATOR(SUMMED)
@@ -197,6 +214,9 @@ INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w
 #undef STORE_FEW
 #undef BEGIN
 #undef ADD
+#ifdef HAS_PAIRS
+#undef ADD_FEW_BITS
+#endif
 #undef EACH_WORD
 #undef WORD
 #undef ADD_FIRST
@@ -209,7 +229,7 @@ INLINE void conv_tile(const conv_params *p, const conv_rows *at, const int8_t *w
 /* A thread's part where the registers do not hold the tile: ACCUMULATORS successive pixels, which may be in different rows
  * and images, and 16 channels. The last pixel of the part fills the last tile. Arguments are those of conv_images. */
 INLINE void conv_pixels(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count,
-                        share part, int32_t vectors, int32_t step, int32_t words, int32_t end)
+                        share part, int32_t vectors, int32_t step, int32_t words, int32_t bits, int32_t end)
 {
     const int32_t stride = 64 * vectors, block_bytes = stride * p->segments * p->words;
     const int32_t groups = (p->out_c + 15) / 16;
@@ -238,7 +258,7 @@ INLINE void conv_pixels(const conv_params *p, const uint8_t *x, const uint8_t *r
                     pixel = 0;
                 }
             }
-            conv_tile(p, &at, w, w, 0, 16 * group, 1, ACCUMULATORS, 1, step, stride, words, 0, end);
+            conv_tile(p, &at, w, w, 0, 16 * group, 1, ACCUMULATORS, 1, step, stride, words, 0, bits, end);
         }
     }
 }
@@ -250,7 +270,7 @@ INLINE void conv_pixels(const conv_params *p, const uint8_t *x, const uint8_t *r
  * the right or the end of the part is moved back and computes some pixels again. */
 INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count,
                         share part, int32_t pixels, int32_t rows, int32_t vectors, int32_t step, int32_t words,
-                        int32_t fetch, int32_t end)
+                        int32_t fetch, int32_t bits, int32_t end)
 {
     const int32_t stride = 64 * vectors, block_bytes = stride * p->segments * p->words;
     const int32_t groups = (p->out_c + 16 * vectors - 1) / (16 * vectors);
@@ -284,7 +304,8 @@ INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *r
                         at.residual[r] = end == JOINED ? row[r].residual + pixel * p->residual_pixel : NULL;
                         at.y[r] = row[r].y + pixel * p->out_pixel;
                     }
-                    conv_tile(p, &at, w, ahead, ahead_step, c, pixels, rows, vectors, step, stride, words, fetch, end);
+                    conv_tile(p, &at, w, ahead, ahead_step, c, pixels, rows, vectors, step, stride, words, fetch, bits,
+                              end);
                     ahead += ahead_step * p->segments * p->words;
                 }
             }
@@ -442,29 +463,30 @@ INLINE void conv_finish(const conv_params *p, const conv_product *product, const
 
 /* Begin the sums and add all products of a window. After each step `ahead_lines` cache lines are prefetched. */
 INLINE void conv_multiply(const conv_params *p, const conv_product *product, const int8_t *w0, const int8_t *w1,
-                          const int8_t **ahead, int32_t ahead_lines, int32_t step, int32_t stride, int32_t two_a,
-                          int32_t two_b)
+                          const int8_t **ahead, int32_t ahead_lines, int32_t step, int32_t stride, int32_t bits,
+                          int32_t two_a, int32_t two_b)
 {
-    const int32_t words = p->matrix_words, runs = p->words == 1 ? words : 1, steps = p->words == 1 ? 1 : p->words / words;
+    const int32_t words = p->matrix_words, stored = words * bits / 8, listed = p->words == 1;
+    const int32_t runs = listed ? stored : 1, steps = listed ? 1 : p->words / stored;
 
     begin_sums(p->bias + product->channel, two_a, two_b);
     for (int32_t s = 0; s < p->segments; s += runs) {
         const uint8_t *a0 = product->at[0].x + p->segment[s], *a1 = two_a ? product->at[1].x + p->segment[s] : a0;
 
         for (int32_t k = 0; k < steps; k++) {
-            add_matrices(a0, a1, step, w0, w1, stride, two_a, two_b);
+            add_matrices(a0, a1, step, w0, w1, stride, words, bits, two_a, two_b);
             for (int32_t i = 0; i < ahead_lines; i++, *ahead += 64)
                 __builtin_prefetch(*ahead, 0, 2);
             a0 += 4 * words;
             a1 += 4 * words;
-            w0 += words * stride;
-            w1 += words * stride;
+            w0 += stored * stride;
+            w1 += stored * stride;
         }
     }
 }
 
 /* Cache lines of weights to prefetch with each step, so that the next `channels` channels arrive while these are computed. */
-INLINE int32_t conv_ahead_lines(const conv_params *p, conv_part mine, int32_t pixels, int32_t channels)
+INLINE int32_t conv_ahead_lines(const conv_params *p, conv_part mine, int32_t pixels, int32_t channels, int32_t bits)
 {
     const int32_t words = p->segments * p->words;
     int32_t tiles = 0, steps;
@@ -475,7 +497,7 @@ INLINE int32_t conv_ahead_lines(const conv_params *p, conv_part mine, int32_t pi
         tiles += (conv_band_pixels(p, band.rows) + pixels - 1) / pixels;
         row += band.rows;
     }
-    steps = (tiles + 1) / 2 * ((channels + 31) / 32) * (words / p->matrix_words);
+    steps = (tiles + 1) / 2 * ((channels + 31) / 32) * (words * 8 / bits / p->matrix_words);
     return (channels / 16 * words + steps - 1) / steps;
 }
 
@@ -483,7 +505,7 @@ INLINE int32_t conv_ahead_lines(const conv_params *p, conv_part mine, int32_t pi
  * two matrices of pixels. Otherwise some channels are computed for all pixels, and the weights of the next ones are
  * prefetched meanwhile: matrices are multiplied faster than weights arrive without it. */
 INLINE void conv_matrices(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count,
-                          share part, int32_t vectors, int32_t step, int32_t end)
+                          share part, int32_t vectors, int32_t step, int32_t bits, int32_t end)
 {
     const int32_t stride = 64 * vectors, block_bytes = stride * p->segments * p->words;
     const int32_t groups = (p->out_c + 16 * vectors - 1) / (16 * vectors);
@@ -506,7 +528,7 @@ INLINE void conv_matrices(const conv_params *p, const uint8_t *x, const uint8_t 
         pixels = length < pixels ? length : pixels;
         row = p->row_pixels > 0 ? row + band.rows : mine.end;
     }
-    ahead_lines = near ? 0 : conv_ahead_lines(p, mine, pixels, together);
+    ahead_lines = near ? 0 : conv_ahead_lines(p, mine, pixels, together, bits);
     begin_matrices(pixels, p->matrix_words);
     for (int32_t first = first_channel; first < end_channel; first += together) {
         const int32_t channels_end = end_channel - first < together ? end_channel : first + together;
@@ -528,13 +550,13 @@ INLINE void conv_matrices(const conv_params *p, const uint8_t *x, const uint8_t 
                 product.channel = c;
                 product.two_b = c + 16 < channels_end;
                 if (product.two_a && product.two_b)
-                    conv_multiply(p, &product, w0, w1, &ahead, ahead_lines, step, stride, 1, 1);
+                    conv_multiply(p, &product, w0, w1, &ahead, ahead_lines, step, stride, bits, 1, 1);
                 else if (product.two_b)
-                    conv_multiply(p, &product, w0, w1, &ahead, ahead_lines, step, stride, 0, 1);
+                    conv_multiply(p, &product, w0, w1, &ahead, ahead_lines, step, stride, bits, 0, 1);
                 else if (product.two_a)
-                    conv_multiply(p, &product, w0, w0, &ahead, ahead_lines, step, stride, 1, 0);
+                    conv_multiply(p, &product, w0, w0, &ahead, ahead_lines, step, stride, bits, 1, 0);
                 else
-                    conv_multiply(p, &product, w0, w0, &ahead, ahead_lines, step, stride, 0, 0);
+                    conv_multiply(p, &product, w0, w0, &ahead, ahead_lines, step, stride, bits, 0, 0);
                 store_sums(sums, product.two_a, product.two_b);
 #ifdef FIXED_POINT
                 for (int32_t t = 0; end == FIXED && t <= product.two_a; t++)
@@ -559,9 +581,9 @@ INLINE void conv_matrices(const conv_params *p, const uint8_t *x, const uint8_t 
 /* Once for each form of the results. */
 #define CONV_MATRICES(name, end) \
     KERNEL void name(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count, \
-                     share part, int32_t vectors, int32_t step) \
+                     share part, int32_t vectors, int32_t step, int32_t bits) \
     { \
-        conv_matrices(p, x, residual, y, count, part, vectors, step, end); \
+        conv_matrices(p, x, residual, y, count, part, vectors, step, bits, end); \
     }
 
 CONV_MATRICES(ISA(conv_to_numbers), NUMBERS)
@@ -576,36 +598,36 @@ CONV_MATRICES(ISA(conv_to_fixed), FIXED)
 
 /* Compute a layer by matrices, if that is faster on this instruction set. Returns whether it is. */
 INLINE int conv_by_matrices(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count,
-                            share part, int32_t vectors, int32_t step, int32_t end)
+                            share part, int32_t vectors, int32_t step, int32_t bits, int32_t end)
 {
 #ifdef HAS_MATRICES
     if (p->matrix_words == 0)
         return 0;
     if (end == NUMBERS)
-        ISA(conv_to_numbers)(p, x, residual, y, count, part, vectors, step);
+        ISA(conv_to_numbers)(p, x, residual, y, count, part, vectors, step, bits);
     else if (end == BYTES)
-        ISA(conv_to_bytes)(p, x, residual, y, count, part, vectors, step);
+        ISA(conv_to_bytes)(p, x, residual, y, count, part, vectors, step, bits);
 #ifdef FIXED_POINT
     else if (end == FIXED)
-        ISA(conv_to_fixed)(p, x, residual, y, count, part, vectors, step);
+        ISA(conv_to_fixed)(p, x, residual, y, count, part, vectors, step, bits);
 #endif
     else
-        ISA(conv_to_joined)(p, x, residual, y, count, part, vectors, step);
+        ISA(conv_to_joined)(p, x, residual, y, count, part, vectors, step, bits);
     return 1;
 #else
-    (void)p, (void)x, (void)residual, (void)y, (void)count, (void)part, (void)vectors, (void)step, (void)end;
+    (void)p, (void)x, (void)residual, (void)y, (void)count, (void)part, (void)vectors, (void)step, (void)bits, (void)end;
     return 0;
 #endif
 }
 
 /* A kernel for one shape of tile. */
-#define CONV(name, pixels, rows, vectors, step, words, fetch, end) \
+#define CONV(name, pixels, rows, vectors, step, words, fetch, bits, end) \
     KERNEL void name(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count, share part) \
     { \
-        if (conv_by_matrices(p, x, residual, y, count, part, vectors, step, end)) \
+        if (conv_by_matrices(p, x, residual, y, count, part, vectors, step, bits, end)) \
             return; \
         if (pixels * rows * vectors <= ACCUMULATORS) \
-            conv_images(p, x, residual, y, count, part, pixels, rows, vectors, step, words, fetch, end); \
+            conv_images(p, x, residual, y, count, part, pixels, rows, vectors, step, words, fetch, bits, end); \
         else \
-            conv_pixels(p, x, residual, y, count, part, vectors, step, words, end); \
+            conv_pixels(p, x, residual, y, count, part, vectors, step, words, bits, end); \
     }

@@ -1,7 +1,8 @@
 /* Convolution, equations (2) and (3); with a residual, which is added before rounding, (2) and (7b).
  *
  * A window is `segments` runs of 4 * `words` bytes, each `segment[i]` bytes after the window's first byte. Bytes of
- * the last word that belong to no tap have weights of 0. Borders hold the zero point. Biases have the zero point times the
+ * the last word that belong to no tap have weights of 0. Weights of 4 or 2 bits are packed: the bytes of a word have those of
+ * two or four successive words of the window, the first in the lowest bits, and a run has two or four times the bytes. Borders hold the zero point. Biases have the zero point times the
  * sum of the weights subtracted, so bytes are multiplied without subtracting it. */
 typedef struct {
     int32_t out_h, out_w, out_c;

@@ -57,13 +57,13 @@ INLINE void conv_results(const conv_params *p, const conv_tile_rows *at, const v
 
 /* A tile: 1 or PIXELS windows, and 16 channels. */
 INLINE void conv_tile(const conv_params *p, const window *at, const conv_tile_rows *rows, const int8_t *w, int32_t channel,
-                      int32_t pixels, int32_t end)
+                      int32_t pixels, int32_t bits, int32_t end)
 {
     const v16i bias = load_i(p->BIAS + channel);
     v16i acc[PIXELS];
 
     EACH_PIXEL acc[n] = bias;
-    add_windows(acc, at, rows->x, w, pixels);
+    add_windows(acc, at, rows->x, w, pixels, bits);
     if (p->out_c - channel >= 16)
         conv_results(p, rows, acc, channel, pixels, 16, end);
     else
@@ -96,7 +96,7 @@ INLINE void conv_next(const conv_params *p, conv_place *at, const uint8_t *x, co
 /* A thread's part of a block of images: some rows, or some groups of 16 channels. The pixels of a tile follow each other, and
  * may be in different rows and images. The last ones are computed one by one. */
 INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count,
-                        share part, int32_t vectors, int32_t step, int32_t end)
+                        share part, int32_t vectors, int32_t step, int32_t bits, int32_t end)
 {
     window at = conv_window(p, vectors);
     const int32_t block_bytes = at.stride * p->segments * p->words;
@@ -114,7 +114,7 @@ INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *r
         int32_t left = (mine.end - mine.first) * p->out_w;
 
 #ifdef ARRANGED_BYTES
-        at.arranged = arrange(arranged, &at, w);
+        at.arranged = arrange(arranged, &at, w, bits);
 #endif
         for (; left >= PIXELS; left -= PIXELS) {
             conv_tile_rows rows;
@@ -136,20 +136,20 @@ INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *r
                     conv_next(p, &here, x, residual, y, 1, step, end);
                 }
             }
-            conv_tile(p, &at, &rows, w, 16 * group, PIXELS, end);
+            conv_tile(p, &at, &rows, w, 16 * group, PIXELS, bits, end);
         }
         for (; left > 0; left--) {
             const conv_tile_rows rows = {{here.start.x}, {here.start.residual}, {here.start.y}};
 
-            conv_tile(p, &at, &rows, w, 16 * group, 1, end);
+            conv_tile(p, &at, &rows, w, 16 * group, 1, bits, end);
             conv_next(p, &here, x, residual, y, 1, step, end);
         }
     }
 }
 
 /* A kernel for one distance between windows. The shape of the tile is that of other instruction sets. */
-#define CONV(name, pixels, rows, vectors, step, words, fetch, end) \
+#define CONV(name, pixels, rows, vectors, step, words, fetch, bits, end) \
     KERNEL void name(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count, share part) \
     { \
-        conv_images(p, x, residual, y, count, part, vectors, step, end); \
+        conv_images(p, x, residual, y, count, part, vectors, step, bits, end); \
     }

@@ -12,18 +12,22 @@ INLINE activations activations_of(uint8x16_t bytes)
 #define ADD_WORD(lane) \
     { \
         const int8x16x4_t four = vld1q_s8_x4(w); \
+        int8x16_t some[4]; \
+        EACH some[i] = unpacked(four.val[i], PART(lane, bits), bits); \
         EACH_PIXEL \
-        EACH acc[n].at[i] = vdotq_laneq_s32(acc[n].at[i], four.val[i], x[n], lane); \
-        w += at->stride; \
+        EACH acc[n].at[i] = vdotq_laneq_s32(acc[n].at[i], some[i], x[n], lane); \
+        if (ENDS_WORD(lane, bits)) \
+            w += at->stride; \
         IN_ORDER \
     }
 
 /* Add the dot products of 1 or PIXELS windows with the weights of 16 channels. */
-INLINE void add_windows(v16i *acc, const window *at, const uint8_t *const *from, const int8_t *w, int32_t pixels)
+INLINE void add_windows(v16i *acc, const window *at, const uint8_t *const *from, const int8_t *w, int32_t pixels,
+                        int32_t bits)
 {
     for (int32_t run = 0; run < at->runs; run++) {
         ptrdiff_t offset = at->start[run * at->step];
-        int32_t words = at->words;
+        int32_t words = WORDS(at, bits);
 
         for (; words >= 4; words -= 4, offset += 16) {
             activations x[PIXELS];

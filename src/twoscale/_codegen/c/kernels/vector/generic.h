@@ -13,6 +13,7 @@ typedef struct {
 } word; /* four activations of one pixel, for all lanes */
 typedef struct {
     const int8_t *at;
+    int32_t left, right; /* bits by which to shift a byte, which may have several weights */
 } weights; /* four weights for each lane */
 
 #define ACCUMULATORS 1 /* of a tile */
@@ -63,18 +64,28 @@ INLINE word load_word(const uint8_t *from)
 
 INLINE weights load_weights(const int8_t *from)
 {
-    const weights w = {from};
+    const weights w = {from, 0, 0};
 
     return w;
 }
+
+/* The weights of word `part` of those that are packed with `bits` bits each. */
+INLINE weights unpacked(weights w, int32_t part, int32_t bits)
+{
+    w.left = 8 - bits * (part + 1);
+    w.right = 8 - bits;
+    return w;
+}
+
+#define WEIGHT(w, i) ((int8_t)(uint8_t)((uint8_t)(w).at[i] << (w).left) >> (w).right)
 
 /* Add the four products of its weights to each lane. Partial sums may wrap around; the final sum is right. */
 INLINE v16i dot(v16i acc, word x, weights w)
 {
     EACH
     {
-        const int32_t products = x.at[0] * w.at[4 * i] + x.at[1] * w.at[4 * i + 1] + x.at[2] * w.at[4 * i + 2] +
-                                 x.at[3] * w.at[4 * i + 3];
+        const int32_t products = x.at[0] * WEIGHT(w, 4 * i) + x.at[1] * WEIGHT(w, 4 * i + 1) +
+                                 x.at[2] * WEIGHT(w, 4 * i + 2) + x.at[3] * WEIGHT(w, 4 * i + 3);
 
         acc.at[i] = (int32_t)((uint32_t)acc.at[i] + (uint32_t)products);
     }

@@ -30,21 +30,28 @@ INLINE int8x16_t channels_of(int8x16_t word, int8x16_t next_word, int32_t last)
 #define ARRANGED_BYTES 40960
 
 /* Arrange the weights of 16 channels: two words of two channels side by side. A word left over is followed by zeros. */
-INLINE const int8_t *arrange(int8_t *to, const window *at, const int8_t *w)
+INLINE const int8_t *arrange(int8_t *to, const window *at, const int8_t *w, int32_t bits)
 {
     const int8_t *const arranged = to;
+    const int32_t all = WORDS(at, bits);
 
-    if (at->runs * ((at->words + 1) / 2) * 128 > ARRANGED_BYTES)
+    if (at->runs * ((all + 1) / 2) * 128 > ARRANGED_BYTES)
         return NULL;
     for (int32_t run = 0; run < at->runs; run++)
-        for (int32_t words = at->words; words > 0; w += (words > 1 ? 2 : 1) * at->stride, words -= 2)
+        for (int32_t k = 0; k < all; k += 2) {
+            const int32_t next = bits < 8 ? 0 : k + 1 < all ? at->stride : -1;
+
             for (int32_t i = 0; i < 4; i++, to += 32) {
-                const int8x16_t word = vld1q_s8(w + 16 * i);
-                const int8x16_t second = words > 1 ? vld1q_s8(w + at->stride + 16 * i) : vdupq_n_s8(0);
+                const int8x16_t word = unpacked(vld1q_s8(w + 16 * i), PART(k, bits), bits);
+                const int8x16_t second = next < 0 ? vdupq_n_s8(0)
+                                                  : unpacked(vld1q_s8(w + next + 16 * i), PART(k + 1, bits), bits);
 
                 vst1q_s8(to, channels_of(word, second, 0));
                 vst1q_s8(to + 16, channels_of(word, second, 1));
             }
+            if (ENDS_WORD(k + 1, bits))
+                w += next > 0 ? 2 * at->stride : at->stride;
+        }
     return arranged;
 }
 
@@ -57,8 +64,9 @@ INLINE const int8_t *arrange(int8_t *to, const window *at, const int8_t *w)
         EACH_TWO two[n] = of_two(x[2 * n], x[2 * n + 1], last); \
         UNROLL \
         for (int32_t i = 0; i < 4; i += 2) { \
-            const int8x16_t word[2] = {vld1q_s8(w + 16 * i), vld1q_s8(w + 16 * i + 16)}; \
-            const int8x16_t second[2] = {next_word(i), next_word(i + 1)}; \
+            const int8x16_t word[2] = {unpacked(vld1q_s8(w + 16 * i), PART(2 * (last), bits), bits), \
+                                       unpacked(vld1q_s8(w + 16 * i + 16), PART(2 * (last), bits), bits)}; \
+            const int8x16_t second[2] = {next_word(i, last), next_word(i + 1, last)}; \
             IN_ORDER \
             UNROLL \
             for (int32_t k = 0; k < 2; k++) { \
@@ -72,11 +80,13 @@ INLINE const int8_t *arrange(int8_t *to, const window *at, const int8_t *w)
             } \
         } \
     }
-#define SECOND_WORD(i) vld1q_s8(w + at->stride + 16 * (i))
-#define NO_WORD(i) vdupq_n_s8(0)
+#define SECOND_WORD(i, last) \
+    unpacked(vld1q_s8(w + (bits == 8 ? at->stride : 0) + 16 * (i)), PART(2 * (last) + 1, bits), bits)
+#define NO_WORD(i, last) vdupq_n_s8(0)
 #define ADD_TWO_WORDS(last) \
     ADD_PRODUCTS(last, SECOND_WORD) \
-    w += 2 * at->stride;
+    if (ENDS_WORD(2 * (last) + 1, bits)) \
+        w += (bits == 8 ? 2 : 1) * at->stride;
 #define ADD_LAST_WORD(last) \
     ADD_PRODUCTS(last, NO_WORD) \
     w += at->stride;
@@ -103,7 +113,7 @@ INLINE const int8_t *arrange(int8_t *to, const window *at, const int8_t *w)
         x[n] = activations_of(vld1q_u8(from[n] + offset));
 
 /* Add the dot products of PIXELS windows with the weights of 16 channels. A sum holds two channels of two pixels. */
-INLINE void add_many_windows(v16i *acc, const window *at, const uint8_t *const *from, const int8_t *w)
+INLINE void add_many_windows(v16i *acc, const window *at, const uint8_t *const *from, const int8_t *w, int32_t bits)
 {
     int32x4_t sum[PIXELS / 2][8];
 
@@ -119,7 +129,7 @@ INLINE void add_many_windows(v16i *acc, const window *at, const uint8_t *const *
         w = at->arranged;
         for (int32_t run = 0; run < at->runs; run++) {
             ptrdiff_t offset = at->start[run * at->step];
-            int32_t words = at->words;
+            int32_t words = WORDS(at, bits);
             activations x[PIXELS];
 
             for (; words >= 3; words -= 4, offset += 16) {
@@ -135,7 +145,7 @@ INLINE void add_many_windows(v16i *acc, const window *at, const uint8_t *const *
     } else {
         for (int32_t run = 0; run < at->runs; run++) {
             ptrdiff_t offset = at->start[run * at->step];
-            int32_t words = at->words;
+            int32_t words = WORDS(at, bits);
             activations x[PIXELS];
 
             for (; words >= 4; words -= 4, offset += 16) {
@@ -145,12 +155,12 @@ INLINE void add_many_windows(v16i *acc, const window *at, const uint8_t *const *
             }
             if (words > 0) {
                 LOAD_PIXELS
-                if (words == 1) {
+                if (bits == 8 && words == 1) {
                     ADD_LAST_WORD(0)
                 } else {
                     ADD_TWO_WORDS(0)
                 }
-                if (words == 3) {
+                if (bits == 8 && words == 3) {
                     ADD_LAST_WORD(1)
                 }
             }
@@ -170,21 +180,23 @@ INLINE void add_many_windows(v16i *acc, const window *at, const uint8_t *const *
 #define ADD_WORD(lane) \
     { \
         const int8x16x4_t four = vld1q_s8_x4(w); \
-        EACH acc->at[i] = vsudotq_laneq_s32(acc->at[i], four.val[i], x, lane); \
-        w += at->stride; \
+        EACH acc->at[i] = vsudotq_laneq_s32(acc->at[i], unpacked(four.val[i], PART(lane, bits), bits), x, lane); \
+        if (ENDS_WORD(lane, bits)) \
+            w += at->stride; \
     }
 
 /* Add the dot products of 1 or PIXELS windows with the weights of 16 channels. */
-INLINE void add_windows(v16i *acc, const window *at, const uint8_t *const *from, const int8_t *w, int32_t pixels)
+INLINE void add_windows(v16i *acc, const window *at, const uint8_t *const *from, const int8_t *w, int32_t pixels,
+                        int32_t bits)
 {
     if (pixels > 1) {
-        add_many_windows(acc, at, from, w);
+        add_many_windows(acc, at, from, w, bits);
         return;
     }
     for (int32_t run = 0; run < at->runs; run++) {
         const uint8_t *bytes = from[0] + at->start[run * at->step];
 
-        for (int32_t words = at->words; words > 0; words -= 4, bytes += 16) {
+        for (int32_t words = WORDS(at, bits); words > 0; words -= 4, bytes += 16) {
             const activations x = activations_of(vld1q_u8(bytes));
 
             ADD_WORD(0)

@@ -1,6 +1,6 @@
 /* For layers whose window is the whole image: the images of a block are the pixels of one row. Threads share channels. */
 INLINE void linear_images(const conv_params *p, const uint8_t *x, uint8_t *y, int32_t count, share part, int32_t vectors,
-                          int32_t end)
+                          int32_t bits, int32_t end)
 {
     const window at = conv_window(p, vectors);
     const int32_t block_bytes = at.stride * p->segments * p->words;
@@ -19,19 +19,19 @@ INLINE void linear_images(const conv_params *p, const uint8_t *x, uint8_t *y, in
                 rows.residual[n] = NULL;
                 rows.y[n] = y + (image + n) * IMAGE_BYTES;
             }
-            conv_tile(p, &at, &rows, w, 16 * group, PIXELS, end);
+            conv_tile(p, &at, &rows, w, 16 * group, PIXELS, bits, end);
         }
         for (; image < count; image++) {
             const conv_tile_rows rows = {{x + image * IMAGE_BYTES}, {NULL}, {y + image * IMAGE_BYTES}};
 
-            conv_tile(p, &at, &rows, w, 16 * group, 1, end);
+            conv_tile(p, &at, &rows, w, 16 * group, 1, bits, end);
         }
     }
 }
 
 /* A kernel for one form of results. The shape of the tile is that of other instruction sets. */
-#define LINEAR(name, pixels, vectors, end) \
+#define LINEAR(name, pixels, vectors, bits, end) \
     KERNEL void name(const conv_params *p, const uint8_t *x, uint8_t *y, int32_t count, share part) \
     { \
-        linear_images(p, x, y, count, part, vectors, end); \
+        linear_images(p, x, y, count, part, vectors, bits, end); \
     }

@@ -4,12 +4,18 @@
 
 /* The runs of a window: bytes that are neighbours in the image. */
 typedef struct {
-    int32_t runs, words;  /* each of so many words of four bytes */
+    int32_t runs, words;  /* each of so many words of four bytes, those whose weights are packed together counted once */
     const int32_t *start; /* of every `step`-th run or word, in bytes after the window's first */
     int32_t step;
     int32_t stride; /* bytes between the weights of two words */
     const int8_t *arranged; /* weights in the order of the instruction set; NULL if they have no other order */
 } window;
+
+/* The words of a run. */
+#define WORDS(at, bits) ((at)->words * (8 / (bits)))
+/* Which of the words that are packed together has a lane, and whether it is the last of them. */
+#define PART(lane, bits) ((lane) % (8 / (bits)))
+#define ENDS_WORD(lane, bits) (PART(lane, bits) == 8 / (bits) - 1)
 
 /* The number is a constant before functions are inlined, so that all compilers unroll the loop. */
 #define EACH_PIXEL UNROLL for (int32_t n = 0; n < PIXELS; n++) if (n < pixels)

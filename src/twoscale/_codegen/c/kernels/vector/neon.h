@@ -41,9 +41,11 @@ INLINE int32x4_t add_words(int32x4_t acc, int8x16_t x, int8x16_t next_x, int8x16
         } \
         UNROLL \
         for (int32_t i = 0; i < 4; i += 2) { \
-            const int8_t *const next_w = w + at->stride; \
-            const int8x16_t four[2] = {vld1q_s8(w + 16 * i), vld1q_s8(w + 16 * i + 16)}; \
-            const int8x16_t second[2] = {vld1q_s8(next_w + 16 * i), vld1q_s8(next_w + 16 * i + 16)}; \
+            const int8_t *const next_w = bits == 8 ? w + at->stride : w; \
+            const int8x16_t four[2] = {unpacked(vld1q_s8(w + 16 * i), PART(lane, bits), bits), \
+                                       unpacked(vld1q_s8(w + 16 * i + 16), PART(lane, bits), bits)}; \
+            const int8x16_t second[2] = {unpacked(vld1q_s8(next_w + 16 * i), PART(next_lane, bits), bits), \
+                                         unpacked(vld1q_s8(next_w + 16 * i + 16), PART(next_lane, bits), bits)}; \
             IN_ORDER \
             UNROLL \
             for (int32_t k = 0; k < 2; k++) { \
@@ -55,7 +57,8 @@ INLINE int32x4_t add_words(int32x4_t acc, int8x16_t x, int8x16_t next_x, int8x16
                 } \
             } \
         } \
-        w += 2 * at->stride; \
+        if (ENDS_WORD(next_lane, bits)) \
+            w += (bits == 8 ? 2 : 1) * at->stride; \
     }
 #define ADD_LAST_WORD(lane) \
     { \
@@ -74,7 +77,8 @@ INLINE int32x4_t add_words(int32x4_t acc, int8x16_t x, int8x16_t next_x, int8x16
     }
 
 /* Add the dot products of 1 or PIXELS windows with the weights of 16 channels. */
-INLINE void add_windows(v16i *acc, const window *at, const uint8_t *const *from, const int8_t *w, int32_t pixels)
+INLINE void add_windows(v16i *acc, const window *at, const uint8_t *const *from, const int8_t *w, int32_t pixels,
+                        int32_t bits)
 {
     int32x4_t sum[PIXELS][8];
 
@@ -82,7 +86,7 @@ INLINE void add_windows(v16i *acc, const window *at, const uint8_t *const *from,
     EACH sum[n][2 * i] = sum[n][2 * i + 1] = vdupq_n_s32(0);
     for (int32_t run = 0; run < at->runs; run++) {
         ptrdiff_t offset = at->start[run * at->step];
-        int32_t words = at->words;
+        int32_t words = WORDS(at, bits);
 
         for (; words >= 4; words -= 4, offset += 16) {
             activations x[PIXELS];

@@ -26,3 +26,23 @@ INLINE v16i dot_pairs(v16i acc, word x, weights w, int32_t arrangement)
     EACH acc.at[i] = ADD_I(acc.at[i], MULTIPLY_16(MULTIPLY_8(bytes, w.at[i]), ones));
     return acc;
 }
+
+/* The same for the packed weights at `w`, of `bits` bits, and the windows' words that they belong to. Products with them
+ * are so small that 16 bits hold the sums of all these words. */
+INLINE v16i dot_few_bits(v16i acc, const uint8_t *x, const int8_t *w, int32_t bits)
+{
+    const weights all = load_weights(w);
+    weights sums;
+
+    EACH sums.at[i] = SET_I(0);
+    UNROLL
+    for (int32_t part = 0; part < 4; part++)
+        if (part < 8 / bits) {
+            const word bytes = load_word(x + 4 * part);
+            const weights some = unpacked(all, part, bits);
+
+            EACH sums.at[i] = ADD_16(sums.at[i], MULTIPLY_8(bytes, some.at[i]));
+        }
+    EACH acc.at[i] = ADD_I(acc.at[i], MULTIPLY_16(sums.at[i], SET_I(0x00010001)));
+    return acc;
+}

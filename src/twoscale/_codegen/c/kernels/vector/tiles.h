@@ -27,6 +27,18 @@ INLINE weights load_weights(const int8_t *from)
     return w;
 }
 
+/* The weights of word `part` of those that are packed with `bits` bits each. */
+INLINE weights unpacked(weights w, int32_t part, int32_t bits)
+{
+    const __m128i signs = bits == 4 ? _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1)
+                                    : _mm_setr_epi8(0, 1, -2, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    const INT_PART mask = SET_I(bits == 4 ? 0x0f0f0f0f : 0x03030303);
+
+    if (bits < 8)
+        EACH w.at[i] = SHUFFLE(REPEAT(signs), AND_I(DOWN_16(w.at[i], part * bits), mask));
+    return w;
+}
+
 /* Add the four products of its weights to each lane. */
 INLINE v16i dot(v16i acc, word x, weights w)
 {

@@ -96,11 +96,12 @@ INLINE activations activations_of(v16b bytes)
 /* The first and third of four bytes, and the others, in 16 bits. */
 #define EVEN_BYTES(x) wasm_v128_and(x, wasm_i16x8_splat(255))
 #define ODD_BYTES(x) wasm_u16x8_shr(x, 8)
-#define EVEN_WEIGHTS(w) wasm_i16x8_shr(wasm_i16x8_shl(w, 8), 8)
-#define ODD_WEIGHTS(w) wasm_i16x8_shr(w, 8)
+/* The same of the weights of word `part` of those that are packed with `bits` bits each. */
+#define EVEN_WEIGHTS(w, part, bits) wasm_i16x8_shr(wasm_i16x8_shl(w, 16 - (bits) * ((part) + 1)), 16 - (bits))
+#define ODD_WEIGHTS(w, part, bits) wasm_i16x8_shr(wasm_i16x8_shl(w, 8 - (bits) * ((part) + 1)), 16 - (bits))
 
-/* Add the products of one word, `place` bytes after `offset`. */
-#define ADD_WORD(place) \
+/* Add the products of one word, `place` bytes after `offset`, with the weights of word `part` of those at `w`. */
+#define ADD_PART(place, part) \
     { \
         v128_t even[PIXELS], odd[PIXELS]; \
         EACH_PIXEL \
@@ -112,18 +113,17 @@ INLINE activations activations_of(v16b bytes)
         EACH \
         { \
             const v128_t four = wasm_v128_load(w + 16 * i); \
-            const v128_t even_w = EVEN_WEIGHTS(four), odd_w = ODD_WEIGHTS(four); \
+            const v128_t even_w = EVEN_WEIGHTS(four, part, bits), odd_w = ODD_WEIGHTS(four, part, bits); \
             EACH_PIXEL acc[n].at[i] = wasm_i32x4_add(acc[n].at[i], wasm_i32x4_dot_i16x8(even[n], even_w)); \
             EACH_PIXEL acc[n].at[i] = wasm_i32x4_add(acc[n].at[i], wasm_i32x4_dot_i16x8(odd[n], odd_w)); \
         } \
-        w += at->stride; \
     }
 
 /* Add four products of taps to each lane. */
 INLINE v128_t add_taps(v128_t acc, activations x, v128_t w)
 {
-    acc = wasm_i32x4_add(acc, wasm_i32x4_dot_i16x8(EVEN_BYTES(x), EVEN_WEIGHTS(w)));
-    return wasm_i32x4_add(acc, wasm_i32x4_dot_i16x8(ODD_BYTES(x), ODD_WEIGHTS(w)));
+    acc = wasm_i32x4_add(acc, wasm_i32x4_dot_i16x8(EVEN_BYTES(x), EVEN_WEIGHTS(w, 0, 8)));
+    return wasm_i32x4_add(acc, wasm_i32x4_dot_i16x8(ODD_BYTES(x), ODD_WEIGHTS(w, 0, 8)));
 }
 
 #else
@@ -131,17 +131,29 @@ INLINE v128_t add_taps(v128_t acc, activations x, v128_t w)
 #define RELAXED_DOT wasm_i32x4_relaxed_dot_i8x16_i7x16_add
 #endif
 
-/* Add the products of one word, `place` bytes after `offset`, to half of the channels. */
-#define ADD_WORD(place) \
+/* The weights of word `part` of those that are packed with `bits` bits each. */
+INLINE v128_t unpacked(v128_t w, int32_t part, int32_t bits)
+{
+    const v128_t signs = bits == 4 ? wasm_i8x16_const(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1)
+                                   : wasm_i8x16_const(0, 1, -2, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+
+    if (bits == 8)
+        return w;
+    w = wasm_v128_and(wasm_u16x8_shr(w, (uint32_t)(part * bits)), wasm_i8x16_splat(bits == 4 ? 15 : 3));
+    return wasm_i8x16_swizzle(signs, w);
+}
+
+/* Add the products of one word, `place` bytes after `offset`, with the weights of word `part` of those at `w`, to half of the
+ * channels. */
+#define ADD_PART(place, part) \
     { \
-        const v128_t w0 = wasm_v128_load(w), w1 = wasm_v128_load(w + 16); \
+        const v128_t w0 = unpacked(wasm_v128_load(w), part, bits), w1 = unpacked(wasm_v128_load(w + 16), part, bits); \
         EACH_PIXEL \
         { \
             const activations x = activations_of(wasm_v128_load32_splat(from[n] + offset + place)); \
             acc[n].at[half] = RELAXED_DOT(w0, x, acc[n].at[half]); \
             acc[n].at[half + 1] = RELAXED_DOT(w1, x, acc[n].at[half + 1]); \
         } \
-        w += at->stride; \
     }
 
 /* Add four products of taps to each lane. */
@@ -152,14 +164,30 @@ INLINE v128_t add_taps(v128_t acc, activations x, v128_t w)
 
 #endif
 
+#define ADD_WORD(place) \
+    { \
+        ADD_PART(place, 0) \
+        w += at->stride; \
+    }
+
 /* Add the products of 1 or PIXELS windows with the weights of 16 channels, or of half of them. */
-INLINE void add_half(v16i *acc, const window *at, const uint8_t *const *from, const int8_t *w, int32_t pixels, int32_t half)
+INLINE void add_half(v16i *acc, const window *at, const uint8_t *const *from, const int8_t *w, int32_t pixels, int32_t bits,
+                     int32_t half)
 {
     (void)half;
     for (int32_t run = 0; run < at->runs; run++) {
         ptrdiff_t offset = at->start[run * at->step];
         int32_t words = at->words;
 
+        for (; bits < 8 && words > 0; words--, offset += 32 / bits) {
+            ADD_PART(0, 0)
+            ADD_PART(4, 1)
+            if (bits == 2) {
+                ADD_PART(8, 2)
+                ADD_PART(12, 3)
+            }
+            w += at->stride;
+        }
         for (; words >= 2; words -= 2, offset += 8) {
             ADD_WORD(0)
             ADD_WORD(4)
@@ -169,10 +197,11 @@ INLINE void add_half(v16i *acc, const window *at, const uint8_t *const *from, co
     }
 }
 
-INLINE void add_windows(v16i *acc, const window *at, const uint8_t *const *from, const int8_t *w, int32_t pixels)
+INLINE void add_windows(v16i *acc, const window *at, const uint8_t *const *from, const int8_t *w, int32_t pixels,
+                        int32_t bits)
 {
-    add_half(acc, at, from, w, pixels, 0);
+    add_half(acc, at, from, w, pixels, bits, 0);
 #ifndef FOR_SIMD128
-    add_half(acc, at, from, w + 32, pixels, 2);
+    add_half(acc, at, from, w + 32, pixels, bits, 2);
 #endif
 }

@@ -32,6 +32,8 @@ typedef __m128i v16b;
 #define PACK_16(a, b) MM(packus_epi16)(a, b)
 #define LEFT_16(a, bits) MM(slli_epi16)(a, bits)
 #define RIGHT_16(a, bits) MM(srai_epi16)(a, bits)
+#define DOWN_16(a, bits) MM(srl_epi16)(a, _mm_cvtsi32_si128(bits)) /* unsigned, by any number */
+#define ADD_16(a, b) MM(add_epi16)(a, b)
 #define UNSIGNED_RIGHT_16(a, bits) MM(srli_epi16)(a, bits)
 #define MULTIPLY_16(a, b) MM(madd_epi16)(a, b)
 #define MULTIPLY_8(a, b) MM(maddubs_epi16)(a, b)
