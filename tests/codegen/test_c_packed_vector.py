@@ -40,7 +40,7 @@ def test_words_read_back(bits: int) -> None:
     ("lowest", "highest", "bits"), [(-2, 1, 2), (-2, 2, 4), (-3, 1, 4), (-8, 7, 4), (-8, 8, 8), (-9, 7, 8), (0, 0, 2)]
 )
 def test_bits_come_from_the_integers(lowest: int, highest: int, bits: int) -> None:
-    assert few_bits(np.array([lowest, 0, highest], np.int8)) == bits
+    assert few_bits(np.array([[lowest, 0, highest]], np.int8)) == bits
 
 
 def layers_of(bits: int) -> IntegerNetwork:

@@ -277,7 +277,7 @@ def one_more(match: re.Match[str]) -> str:
     [
         ("kernels", r"almost_half \+ floor_is_odd", "almost_half + 1", "pool"),
         ("kernels", r"\(left < lo \? lo : left > hi \? hi : left\)", "left", "conv"),
-        ("kernels", r"sum1 \+= a \* v", "sum1 += b * v", "conv"),
+        ("kernels", r"sum1 \+= a \* v", "sum1 += u * v", "conv"),
         ("kernels", r"v = w\[other\]", "v = (uint8_t)w[other]", "conv"),
         ("kernels", r"in_row < 0 \|\|", "in_row < -1 ||", "conv"),
         ("kernels", r"left < 0 \?", "left < -1 ?", "conv"),

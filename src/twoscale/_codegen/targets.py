@@ -195,7 +195,7 @@ class InstructionSet:
 _ARM_NAMES = (
     "activations", "activations_of", "add_taps", "add_windows", "clamp_b", "four_f", "four_i", "interleave",
     "interleaved", "load_table", "look_up", "readable", "rounded_bytes", "saturated", "table256", "tap_weights",
-    "unpacked", "window",
+    "unpack_words", "unpacked", "window",
 )  # fmt: skip
 _ASIMD = ("asimd_parts", "parts", "narrow", "asimd")
 _AVX512_NAMES = ("first_lanes", "load_table", "look_up", "quarter_of", "table256")

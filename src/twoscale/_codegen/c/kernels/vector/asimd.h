@@ -8,6 +8,23 @@ INLINE int8x16_t unpacked(int8x16_t w, int32_t part, int32_t bits)
     return vshlq_s8(vshlq_s8(w, vdupq_n_s8((int8_t)(8 - bits * (part + 1)))), vdupq_n_s8((int8_t)(bits - 8)));
 }
 
+/* Bytes for the unpacked weights of 16 channels, which are unpacked once for all pixels; those of larger windows are unpacked
+ * whenever they are loaded. */
+#ifndef FOR_I8MM
+#define UNPACKED_BYTES 40960
+#endif
+
+/* Unpack the weights of 16 channels, word by word. */
+INLINE void unpack_words(int8_t *to, const window *at, const int8_t *w, int32_t bits)
+{
+    for (int32_t k = at->runs * at->words; k > 0; k--, w += at->stride) {
+        const int8x16x4_t all = vld1q_s8_x4(w);
+
+        for (int32_t part = 0; part < 8 / bits; part++, to += 64)
+            EACH vst1q_s8(to + 16 * i, unpacked(all.val[i], part, bits));
+    }
+}
+
 /* Whether there is a NaN or an infinity. */
 INLINE int not_finite(v16f a)
 {

@@ -6,6 +6,7 @@ typedef __m512i word; /* four activations of one pixel, for all lanes */
 typedef __m512i weights; /* four weights for each lane */
 
 #define ACCUMULATORS 24 /* of 32 registers; the others hold weights and an activation */
+#define PACKED_ACCUMULATORS ACCUMULATORS
 #define STEP_ROWS 3 /* of depthwise convolutions */
 
 INLINE v16i set_i(int32_t value)

@@ -232,7 +232,7 @@ INLINE void conv_pixels(const conv_params *p, const uint8_t *x, const uint8_t *r
                         share part, int32_t vectors, int32_t step, int32_t words, int32_t bits, int32_t end)
 {
     const int32_t stride = 64 * vectors, block_bytes = stride * p->segments * p->words;
-    const int32_t groups = (p->out_c + 15) / 16;
+    const int32_t groups = (p->out_c + 15) / 16, pixels = bits == 8 ? ACCUMULATORS : PACKED_ACCUMULATORS;
     const share whole = {0, 1}, of_rows = p->by_channels ? whole : part, of_groups = p->by_channels ? part : whole;
     const conv_part mine = conv_rows_of(p, count, of_rows, 1);
     const int32_t last = start_of(groups, next(of_groups));
@@ -245,7 +245,7 @@ INLINE void conv_pixels(const conv_params *p, const uint8_t *x, const uint8_t *r
         while (row < mine.end) {
             conv_rows at;
 
-            for (int32_t i = 0; i < ACCUMULATORS; i++) {
+            for (int32_t i = 0; i < pixels; i++) {
                 at.x[i] = here.x;
                 at.residual[i] = here.residual;
                 at.y[i] = here.y;
@@ -258,7 +258,7 @@ INLINE void conv_pixels(const conv_params *p, const uint8_t *x, const uint8_t *r
                     pixel = 0;
                 }
             }
-            conv_tile(p, &at, w, w, 0, 16 * group, 1, ACCUMULATORS, 1, step, stride, words, 0, bits, end);
+            conv_tile(p, &at, w, w, 0, 16 * group, 1, pixels, 1, step, stride, words, 0, bits, end);
         }
     }
 }

@@ -4,10 +4,11 @@ typedef struct {
     uint8_t *y[PIXELS];
 } conv_tile_rows;
 
-INLINE window conv_window(const conv_params *p, int32_t vectors)
+INLINE window conv_window(const conv_params *p, int32_t vectors, int32_t bits)
 {
     const int32_t words = p->segments * p->words;
-    const window at = {words / p->run_words, p->run_words, p->segment, p->run_words / p->words, 64 * vectors, NULL};
+    const window at = {words / p->run_words, p->run_words, p->segment, p->run_words / p->words, 64 * vectors, NULL,
+                       bits < 8};
 
     return at;
 }
@@ -93,12 +94,22 @@ INLINE void conv_next(const conv_params *p, conv_place *at, const uint8_t *x, co
     }
 }
 
+#ifdef UNPACKED_BYTES
+#define CONV_TILE(pixels) \
+    if (unpacks) \
+        conv_tile(p, &at, &rows, w, 16 * group, pixels, 8, end); \
+    else \
+        conv_tile(p, &at, &rows, w, 16 * group, pixels, bits, end);
+#else
+#define CONV_TILE(pixels) conv_tile(p, &at, &rows, w, 16 * group, pixels, bits, end);
+#endif
+
 /* A thread's part of a block of images: some rows, or some groups of 16 channels. The pixels of a tile follow each other, and
  * may be in different rows and images. The last ones are computed one by one. */
 INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *residual, uint8_t *y, int32_t count,
                         share part, int32_t vectors, int32_t step, int32_t bits, int32_t end)
 {
-    window at = conv_window(p, vectors);
+    window at = conv_window(p, vectors, bits);
     const int32_t block_bytes = at.stride * p->segments * p->words;
     const int32_t groups = (p->out_c + 15) / 16;
     const share whole = {0, 1}, of_rows = p->by_channels ? whole : part, of_groups = p->by_channels ? part : whole;
@@ -106,6 +117,17 @@ INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *r
     const int32_t last = start_of(groups, next(of_groups));
 #ifdef ARRANGED_BYTES
     int8_t arranged[ARRANGED_BYTES];
+#endif
+#ifdef UNPACKED_BYTES
+    const window packed = at;
+    const int32_t unpacks = bits < 8 && at.runs * WORDS(&at, bits) * 64 <= UNPACKED_BYTES;
+    int8_t bytes[UNPACKED_BYTES];
+
+    if (unpacks) {
+        at.words = WORDS(&at, bits);
+        at.step = p->run_words / p->words;
+        at.stride = 64;
+    }
 #endif
 
     for (int32_t group = start_of(groups, of_groups); group < last && mine.first < mine.end; group++) {
@@ -115,6 +137,12 @@ INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *r
 
 #ifdef ARRANGED_BYTES
         at.arranged = arrange(arranged, &at, w, bits);
+#endif
+#ifdef UNPACKED_BYTES
+        if (unpacks) {
+            unpack_words(bytes, &packed, w, bits);
+            w = bytes;
+        }
 #endif
         for (; left >= PIXELS; left -= PIXELS) {
             conv_tile_rows rows;
@@ -136,16 +164,18 @@ INLINE void conv_images(const conv_params *p, const uint8_t *x, const uint8_t *r
                     conv_next(p, &here, x, residual, y, 1, step, end);
                 }
             }
-            conv_tile(p, &at, &rows, w, 16 * group, PIXELS, bits, end);
+            CONV_TILE(PIXELS)
         }
         for (; left > 0; left--) {
             const conv_tile_rows rows = {{here.start.x}, {here.start.residual}, {here.start.y}};
 
-            conv_tile(p, &at, &rows, w, 16 * group, 1, bits, end);
+            CONV_TILE(1)
             conv_next(p, &here, x, residual, y, 1, step, end);
         }
     }
 }
+
+#undef CONV_TILE
 
 /* A kernel for one distance between windows. The shape of the tile is that of other instruction sets. */
 #define CONV(name, pixels, rows, vectors, step, words, fetch, bits, end) \

@@ -17,6 +17,7 @@ typedef struct {
 } weights; /* four weights for each lane */
 
 #define ACCUMULATORS 1 /* of a tile */
+#define PACKED_ACCUMULATORS ACCUMULATORS
 
 #define EACH ROLLED for (int32_t i = 0; i < 16; i++)
 

@@ -2,7 +2,7 @@
 INLINE void linear_images(const conv_params *p, const uint8_t *x, uint8_t *y, int32_t count, share part, int32_t vectors,
                           int32_t bits, int32_t end)
 {
-    const window at = conv_window(p, vectors);
+    const window at = conv_window(p, vectors, bits);
     const int32_t block_bytes = at.stride * p->segments * p->words;
     const int32_t groups = (p->out_c + 15) / 16, last = start_of(groups, next(part));
 

@@ -9,6 +9,7 @@ typedef struct {
     int32_t step;
     int32_t stride; /* bytes between the weights of two words */
     const int8_t *arranged; /* weights in the order of the instruction set; NULL if they have no other order */
+    int32_t small; /* whether all weights fit 4 bits */
 } window;
 
 /* The words of a run. */

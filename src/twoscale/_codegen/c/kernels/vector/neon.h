@@ -60,6 +60,39 @@ INLINE int32x4_t add_words(int32x4_t acc, int8x16_t x, int8x16_t next_x, int8x16
         if (ENDS_WORD(next_lane, bits)) \
             w += (bits == 8 ? 2 : 1) * at->stride; \
     }
+/* Four words of weights that fit 4 bits: 16 bits hold the sums of their products, 4 * 128 * 8 at most. */
+#define ADD_FOUR_WORDS \
+    { \
+        int8x16_t a[PIXELS][4]; \
+        EACH_PIXEL \
+        { \
+            a[n][0] = LANE(x[n], 0); \
+            a[n][1] = LANE(x[n], 1); \
+            a[n][2] = LANE(x[n], 2); \
+            a[n][3] = LANE(x[n], 3); \
+        } \
+        EACH \
+        { \
+            int8x16_t four[4]; \
+            UNROLL \
+            for (int32_t k = 0; k < 4; k++) \
+                four[k] = unpacked(vld1q_s8(w + k / (8 / bits) * at->stride + 16 * i), PART(k, bits), bits); \
+            EACH_PIXEL \
+            { \
+                int16x8_t low = vmull_s8(vget_low_s8(four[0]), vget_low_s8(a[n][0])); \
+                int16x8_t high = vmull_high_s8(four[0], a[n][0]); \
+                UNROLL \
+                for (int32_t k = 1; k < 4; k++) { \
+                    low = vmlal_s8(low, vget_low_s8(four[k]), vget_low_s8(a[n][k])); \
+                    high = vmlal_high_s8(high, four[k], a[n][k]); \
+                } \
+                sum[n][2 * i] = vpadalq_s16(sum[n][2 * i], low); \
+                sum[n][2 * i + 1] = vpadalq_s16(sum[n][2 * i + 1], high); \
+                __asm__ volatile("" : "+w"(sum[n][2 * i]), "+w"(sum[n][2 * i + 1])::"memory"); /* as IN_ORDER */ \
+            } \
+        } \
+        w += 4 * bits / 8 * at->stride; \
+    }
 #define ADD_LAST_WORD(lane) \
     { \
         int8x16_t a[PIXELS]; \
@@ -92,8 +125,12 @@ INLINE void add_windows(v16i *acc, const window *at, const uint8_t *const *from,
             activations x[PIXELS];
 
             EACH_PIXEL x[n] = activations_of(vld1q_u8(from[n] + offset));
-            ADD_TWO_WORDS(0, 1)
-            ADD_TWO_WORDS(2, 3)
+            if (at->small) {
+                ADD_FOUR_WORDS
+            } else {
+                ADD_TWO_WORDS(0, 1)
+                ADD_TWO_WORDS(2, 3)
+            }
         }
         if (words > 0) {
             activations x[PIXELS];

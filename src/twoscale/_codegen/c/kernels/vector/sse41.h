@@ -1,5 +1,6 @@
 /* Numbers in registers of 128 bits: SSE4.1. */
 #define ACCUMULATORS 2 /* of four registers, of 16; the others hold weights and an activation */
+#define PACKED_ACCUMULATORS ACCUMULATORS
 
 /* Whether there is a NaN or an infinity. */
 INLINE int not_finite(v16f a)

@@ -1,5 +1,10 @@
 /* Numbers in registers of 256 bits: what AVX2 and AVX-VNNI share. */
 #define ACCUMULATORS 6 /* of two registers, of 16; the others hold weights and an activation */
+#ifdef FOR_AVXVNNI
+#define PACKED_ACCUMULATORS 5 /* with packed weights, which take two more registers to unpack */
+#else
+#define PACKED_ACCUMULATORS ACCUMULATORS
+#endif
 
 /* Whether there is a NaN or an infinity. */
 INLINE int not_finite(v16f a)
