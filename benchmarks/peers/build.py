@@ -129,16 +129,23 @@ def build(name: str, files: Files, models_folder: Path | None, batches: tuple[in
         scheme = twoscale.Scheme(name="quick", tune_ranges=False, error_feedback=False, bias_correction=False)
         calibration = images[:2]
     twoscale.quantize(model, [torch.from_numpy(calibration)], name=name, scheme=scheme).save(files.twoscale)
-    torch.onnx.export(
-        model, (torch.from_numpy(images[:2]),), str(files.onnx), input_names=["images"], output_names=["logits"],
-        dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}}, opset_version=17, dynamo=False,
-    )  # fmt: skip
-    _onnxruntime_int8(files, images)
+    build_onnxruntime(model, files, images)
     _openvino_int8(files, images)
     for write in (_executorch, _inductor, _litert):
         with contextlib.suppress(ImportError):
             for batch in batches:
                 write(model, files, images, batch)
+
+
+def build_onnxruntime(model: nn.Module, files: Files, images: NDArray[np.float32]) -> None:
+    """Write the float network, and the one that ONNX Runtime quantizes."""
+    import torch
+
+    torch.onnx.export(
+        model, (torch.from_numpy(images[:2]),), str(files.onnx), input_names=["images"], output_names=["logits"],
+        dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}}, opset_version=17, dynamo=False,
+    )  # fmt: skip
+    _onnxruntime_int8(files, images)
 
 
 def _onnxruntime_int8(files: Files, images: NDArray[np.float32]) -> None:
