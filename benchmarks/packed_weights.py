@@ -148,36 +148,47 @@ def counted(counter: Counter, name: str, network: IntegerNetwork) -> Iterator[Co
                 yield Counted(name, isa.name, compiler, bits, row.instructions)
 
 
-def tables(record: Record) -> str:
-    """Return the figures as Markdown."""
+def timed_table(record: Record, batch: int) -> str:
+    """Return the times of one batch size as Markdown."""
     lines = [
-        "| network | instruction set | images | 8 bits | 4 bits | of 8 | 2 bits | of 8 | constants of 4, 2 bits |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| network | instruction set | 8 bits | 4 bits | of 8 | 2 bits | of 8 | constants of 4, 2 bits |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
-    rows = {(row.network, row.runtime, row.batch, row.bits): row for row in record.timed}
-    for network, runtime, batch, bits in rows:
+    rows = {(row.network, row.runtime, row.bits): row for row in record.timed if row.batch == batch}
+    for network, runtime, bits in rows:
         if bits != 8:
             continue
-        eight, four, two = (rows.get((network, runtime, batch, bits)) for bits in BITS)
-        assert eight is not None
-        if four is None or two is None:
-            lines.append(f"| {network} | {runtime} | {batch} | {eight.microseconds:,.0f} µs | – | – | – | – | – |")
-            continue
+        eight, *fewer = (row for bits in BITS if (row := rows.get((network, runtime, bits))))
         cells = [
-            f"{one.microseconds:,.0f} µs | {one.ratio:.2f} ({one.spread[0]:.2f}–{one.spread[1]:.2f})"
-            for one in (four, two)
+            f"{one.microseconds:,.0f} µs | {one.ratio:.2f} ({one.spread[0]:.2f}–{one.spread[1]:.2f})" for one in fewer
         ]
-        shares = ", ".join(f"{100 * (one.constants or 0) / (eight.constants or 1):.0f} %" for one in (four, two))
-        lines.append(
-            f"| {network} | {runtime} | {batch} | {eight.microseconds:,.0f} µs | {' | '.join(cells)} | {shares} |"
-        )
-    lines += ["", "| network | level | compiler | 8 bits | 4 bits | 2 bits |", "|---|---|---|--:|--:|--:|"]
+        shares = ", ".join(f"{100 * (one.constants or 0) / (eight.constants or 1):.0f} %" for one in fewer)
+        cells = [*cells, shares] if fewer else ["–"] * 5
+        lines.append(f"| {network} | {runtime} | {eight.microseconds:,.0f} µs | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def counted_table(record: Record) -> str:
+    """Return the counts as Markdown, in millions."""
+    lines = ["| network | level | compiler | 8 bits | 4 bits | 2 bits |", "|---|---|---|--:|--:|--:|"]
     counts = {(row.network, row.level, row.compiler, row.bits): row.instructions for row in record.counted}
     for network, level, compiler, bits in counts:
         if bits == 8:
             each = [f"{counts[network, level, compiler, bits] / 1e6:.2f}" for bits in BITS]
             lines.append(f"| {network} | {level} | {compiler} | {' | '.join(each)} |")
     return "\n".join(lines)
+
+
+def recorded() -> Record:
+    """Return the recorded figures."""
+    path = RESULTS / "packed_weights.json"
+    return read_record(path, Record) if path.exists() else Record((), ())
+
+
+def tables(record: Record) -> str:
+    """Return all figures as Markdown."""
+    times = [f"Batches of {batch}:\n\n{timed_table(record, batch)}" for batch in BATCHES]
+    return "\n\n".join([*times, f"Million instructions:\n\n{counted_table(record)}"])
 
 
 def main() -> None:
@@ -187,10 +198,9 @@ def main() -> None:
     parser.add_argument("--only", choices=("timed", "counted"), help="keep the recorded figures of the other kind")
     parser.add_argument("--table", action="store_true", help="print the recorded figures, and measure nothing")
     chosen = parser.parse_args()
-    path = RESULTS / "packed_weights.json"
-    recorded = read_record(path, Record) if path.exists() else Record((), ())
+    before = recorded()
     if chosen.table:
-        print(tables(recorded))
+        print(tables(before))
         return
     torch.set_num_threads(1)
     times: list[Timed] = []
@@ -211,7 +221,7 @@ def main() -> None:
             counter = Counter(Path(folder))
             for name, network, _, _ in prepared:
                 counts += counted(counter, name, network)
-    record = Record(tuple(times) or recorded.timed, tuple(counts) or recorded.counted)
+    record = Record(tuple(times) or before.timed, tuple(counts) or before.counted)
     write_result("packed_weights", record, "onnxruntime")
     print(tables(record))
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import accuracy, lab_answers, low_bits
+from benchmarks import accuracy, lab_answers, low_bits, packed_weights
 from benchmarks.engine import Results, table
 from benchmarks.small_ram import Costs
 from tests import sweep
@@ -319,6 +319,12 @@ def test_what_bits_cost_is_the_record() -> None:
     bits = low_bits.table(rows)
     assert bits in (ROOT / "docs" / "accuracy.md").read_text(), f"the table should be:\n{bits}"
     assert not [row for row in rows if row.differing or not row.compared]
+
+
+def test_times_of_packed_weights_are_the_record() -> None:
+    record, text = packed_weights.recorded(), (ROOT / "docs" / "engine.md").read_text()
+    for expected in (packed_weights.timed_table(record, 1), packed_weights.counted_table(record)):
+        assert expected in text, f"the table should be:\n{expected}"
 
 
 def test_small_ram_figures_are_the_record() -> None:
