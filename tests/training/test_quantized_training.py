@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import twoscale
@@ -204,3 +205,44 @@ def test_options_of_integer_networks_need_one(option: dict[str, Any]) -> None:
 def test_a_share_of_the_loss_is_at_most_all() -> None:
     with pytest.raises(ConfigurationError, match=r"distillation is 1.5; expected 0 to 1"):
         TrainConfig(quantize="W4A4", distillation=1.5)
+
+
+def test_images_are_normalized_as_the_weights_expect(tmp_path: Path) -> None:
+    """Weights of a run on other numbers, or published ones, would be useless to begin with otherwise."""
+    dataset = dataset_of(64, 32)
+    training.train(TrainConfig(epochs=2, device="cpu", batch_size=8), dataset, out=tmp_path / "one", progress=False)
+    weights = tmp_path / "one" / "model.safetensors"
+    other = replace(dataset, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
+    config = TrainConfig(epochs=1, lr=1e-12, device="cpu", start=str(weights))
+    result = training.train(config, other, out=tmp_path / "two", progress=False)
+    _, info = models.load_checkpoint(tmp_path / "two")
+    assert (info.mean, info.std) == (dataset.mean, dataset.std)
+    before = models.load_checkpoint(weights)[1].test_accuracy
+    assert result.record.test_accuracy == before
+    given = replace(config, mean=(0.0, 0.0, 0.0), std=(0.5, 0.5, 0.5))
+    training.train(given, other, out=tmp_path / "three", progress=False)
+    _, info = models.load_checkpoint(tmp_path / "three")
+    assert (info.mean, info.std) == (given.mean, given.std)
+
+
+def test_published_weights_expect_their_own(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(models.create("resnet8").state_dict(), weights)
+    dataset = dataset_of(32, 16)
+    config = TrainConfig(model="resnet8", epochs=1, lr=1e-12, batch_size=32, device="cpu", start=str(weights))
+    training.train(config, dataset, out=tmp_path / "run", progress=False)
+    _, info = models.load_checkpoint(tmp_path / "run")
+    assert (info.mean, info.std) == models.normalization("resnet8")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mean": (0.5,)}, "mean has 1 numbers, and images of digits have 3 channels; give one per channel"),
+        ({"std": (1.0, 0.0, 1.0)}, "std is .*; expected positive numbers"),
+        ({"mean": (float("nan"),) * 3}, "mean is .*; expected finite numbers"),
+    ],
+)
+def test_normalizations_that_do_not_fit(given: dict[str, Any], message: str, small: Dataset) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        run(small, replace(QUANTIZED, **given))

@@ -104,6 +104,8 @@ def train_command(
         ("--without", without),
         ("--milestones", options.milestones),  # type: ignore[attr-defined]
         ("--freeze", options.freeze),  # type: ignore[attr-defined]
+        ("--mean", options.mean),  # type: ignore[attr-defined]
+        ("--std", options.std),  # type: ignore[attr-defined]
     ):
         if values == ():
             raise ConfigurationError(f"{option} needs a value; leave it out, or say at least one")

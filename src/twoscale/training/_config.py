@@ -146,6 +146,11 @@ class TrainConfig:
     """Begin with a first convolution that whitens the patches of the training images."""
     start: str | None = None
     """Weights to begin with, of the same model: .safetensors, .pt or .pth. Default: random ones."""
+    mean: tuple[float, ...] = ()
+    """Mean per channel, of pixels / 255, that images are normalized with. Default: what the weights of --from expect,
+    if they are twoscale's or the model's published ones; else 0.5."""
+    std: tuple[float, ...] = ()
+    """Standard deviation likewise."""
     quantize: str | None = None
     """Train the integer-only network of so many bits, such as W4A4: its weights, biases and scales, so that
     network.onnx has the accuracy that training measures. Begin with trained weights."""
@@ -194,6 +199,10 @@ class TrainConfig:
             for name, default in _OF_QUANTIZE.items():
                 if getattr(self, name) != default:
                     raise ConfigurationError(f"{name} is for integer networks; leave it out, or give quantize too")
+        if not all(map(math.isfinite, self.mean)):
+            reject("mean", "finite numbers")
+        if not all(math.isfinite(value) and value > 0 for value in self.std):
+            reject("std", "positive numbers")
         if self.normalize_filters and self.optimizer != "muon":
             raise ConfigurationError("normalize_filters is for muon; leave it out, or choose that optimizer")
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from twoscale.training._ranks import Ranks
 from twoscale.training._schedule import warmup_updates
 from twoscale.training._step import Gradient, Step
 
-__all__ = ["AnyStep", "create_model", "create_step"]
+__all__ = ["AnyStep", "as_expected", "create_model", "create_step"]
 
 AnyStep = Step | GraphedStep | ParallelStep
 
@@ -69,6 +71,27 @@ def create_model(
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model, next((value.device for value in model.parameters()), torch.device("cpu"))
+
+
+def as_expected(dataset: Dataset, config: TrainConfig) -> Dataset:
+    """Return a data set whose images are normalized as a run's configuration says, or as its weights expect.
+
+    Raises:
+        ConfigurationError: not one mean and one deviation per channel.
+    """
+    known = None
+    if config.start is not None:
+        known = models.read_info(Path(config.start)) or models.published(config.model)
+        known = known if known is not None and len(known.mean) == len(dataset.mean) else None
+    mean = config.mean or (dataset.mean if known is None else tuple(known.mean))
+    std = config.std or (dataset.std if known is None else tuple(known.std))
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != len(dataset.mean):
+            raise ConfigurationError(
+                f"{name} has {len(values)} numbers, and images of {dataset.name} have {len(dataset.mean)} channels; "
+                "give one per channel"
+            )
+    return dataclasses.replace(dataset, mean=mean, std=std)
 
 
 def create_step(

@@ -33,7 +33,7 @@ from twoscale.training._accuracy import check_takes, correct, picture_options
 from twoscale.training._batch_norm import alone, check_batches, synchronized
 from twoscale.training._checkpoint import Position, SavedState, begun_here, noted, read_state, write_state
 from twoscale.training._config import TrainConfig
-from twoscale.training._construction import create_model, create_step
+from twoscale.training._construction import as_expected, create_model, create_step
 from twoscale.training._flops import training_flops, work_of
 from twoscale.training._freezing import frozen_at
 from twoscale.training._graphed import GraphedStep
@@ -116,6 +116,7 @@ def train(
         reporter = create_reporter(enabled=progress and ranks.leads)
         stack.callback(reporter.close)
         config = dataclasses.replace(config, data=dataset.name, preprocessing=dataset.preprocessing).resolved()
+        dataset = as_expected(dataset, config)
         assert config.threads is not None
         # Computed initial weights must have the same bits for every OMP_NUM_THREADS.
         stack.enter_context(numerics(threads=config.threads, batch_size=config.batch_size))
