@@ -14,9 +14,9 @@ are not published is trained first, into the folder DIR/NAME:
 
 Networks take pixels. Calibration images, and further ones for learning, are unlabelled training images, drawn with
 seed 0. Every network is quantized by the default scheme and with learned rounding, and runs over the test images as
-integers. A simulation of it in float, which most other tools report, is beside. Over 100 images, integers of every
-layer are compared between reference, torch and ONNX Runtime. New rows replace recorded ones of the same network, bits,
-edges, images and effort. Seconds are processor time of one thread. --run adds the network of `twoscale train
+integers, in C. A simulation of it in float, which most other tools report, is beside. Over 100 images, integers of
+every layer are compared between reference, torch and ONNX Runtime. New rows replace recorded ones of the same network,
+bits, edges, images and effort. Seconds are processor time of one thread. --run adds the network of `twoscale train
 --quantize`.
 """
 
@@ -49,7 +49,6 @@ from twoscale._ir.float_module import GraphModule
 from twoscale._ir.integer_network import IntegerNetwork
 from twoscale._quantization import Scheme, float_graph, quantize_graph
 from twoscale._quantization.simulate import with_activations_quantized
-from twoscale._runtimes.torch import TorchExecutor
 from twoscale._search import LearnedRounding
 from twoscale._search.learned_rounding import learn_network
 from twoscale._verification import verify
@@ -57,7 +56,6 @@ from twoscale.training._quantized import scheme_of
 from twoscale.training._record import RunRecord
 
 BATCH = 250
-COMPARED = 100
 
 
 @dataclass(frozen=True)
@@ -154,12 +152,15 @@ class Case:
         images: for calibration.
         further: to learn from.
         tests: test images.
+        compared: test images over which integers are compared.
     """
 
-    def __init__(self, name: str, folder: Path, scheme: Scheme, images: int, further: int, tests: int) -> None:
+    def __init__(
+        self, name: str, folder: Path, scheme: Scheme, images: int, further: int, tests: int, compared: int
+    ) -> None:
         dataset = data.load("cifar10")
         drawn = np.random.default_rng(0).permutation(len(dataset.train))[: images + further]
-        self.scheme = scheme
+        self.scheme, self.compared = scheme, compared
         self.pixels, self.more = np.split(dataset.train.images[drawn].astype(np.float32), [images])
         self.name, model, normalization = read_model(name, folder)
         self.graph = float_graph(model, self.pixels[:64], scheme, normalization=normalization)
@@ -187,10 +188,10 @@ class Case:
     def _row(
         self, network: IntegerNetwork, rounding: str, seed: int, seconds: float | None, effort: float, *, further: int
     ) -> Row:
-        executor, simulated = TorchExecutor(network), simulation(self.graph, network)
-        integers = logits(lambda x: network.logits(executor.run(x, {network.output})[network.output]), self.test)
+        run, simulated = network.compile(threads=1), simulation(self.graph, network)
+        integers = logits(run, self.test)
         floats = logits(lambda x: simulated(torch.from_numpy(x)).numpy(), self.test)
-        few = self.test[:COMPARED].astype(np.float32)
+        few = self.test[: self.compared].astype(np.float32)
         result = verify(network, [few], executors=("reference", "torch", "onnxruntime"))
         expected, labels = self.expected, self.labels
         return Row(
@@ -269,6 +270,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="for calibration (default: %(default)s)")
     parser.add_argument("--further", type=int, default=9000, help="more images to learn from (default: %(default)s)")
     parser.add_argument("--tests", type=int, default=10_000, help="test images (default: %(default)s)")
+    parser.add_argument("--compared", type=int, default=100, help="of them, for all integers (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="of learned rounding (default: %(default)s)")
     parser.add_argument("--effort", type=float, default=1.0, help="of learned rounding (default: %(default)s)")
     parser.add_argument("--run", type=Path, help="of twoscale train --quantize: measure its network instead")
@@ -283,7 +285,13 @@ def main() -> None:
     if chosen.run is not None:
         config = read_record(chosen.run / "run.json", RunRecord).config
         scheme = scheme_of(config)
-        keep([Case(config.model, chosen.models, scheme, chosen.images, 0, chosen.tests).trained(chosen.run)])
+        keep(
+            [
+                Case(config.model, chosen.models, scheme, chosen.images, 0, chosen.tests, chosen.compared).trained(
+                    chosen.run
+                )
+            ]
+        )
         return
     for name in chosen.networks.split(","):
         for bits in chosen.bits.split(","):
@@ -291,7 +299,7 @@ def main() -> None:
             if match is None:
                 parser.error(f"--bits has {bits}; expected bits of weights and activations, e.g. W4A4")
             scheme = Scheme(weight_bits=int(match[1]), activation_bits=int(match[2]), edge_bits=chosen.edges or None)
-            case = Case(name, chosen.models, scheme, chosen.images, chosen.further, chosen.tests)
+            case = Case(name, chosen.models, scheme, chosen.images, chosen.further, chosen.tests, chosen.compared)
             keep(case.rounded(chosen.seeds, chosen.effort))
 
 
