@@ -11,6 +11,8 @@ are not published is trained first, into the folder DIR/NAME:
     twoscale train resnet18 --recipe fast --epochs 7 --warmup-epochs 1.5 --test-views one -o DIR/resnet18
     twoscale train mobilenetv2 --model-args width=0.35 --recipe standard --without zero-init-residual --epochs 10 \\
         --warmup-epochs 1 --batch-size 250 --weight-decay 1e-4 --label-smoothing 0 --crop 3 -o DIR/mobilenetv2
+    twoscale train net --data cifar10 --epochs 20 --batch-size 125 --lr 0.02 --nesterov --weight-decay 5e-4 \\
+        --schedule cosine --crop 2 --flip random -o DIR/net
 
 Networks take pixels. Calibration images, and further ones for learning, are unlabelled training images, drawn with
 seed 0. Every network is quantized by the default scheme and with learned rounding, and runs over the test images as
