@@ -15,9 +15,11 @@ import pytest
 
 import twoscale
 from twoscale import data
+from twoscale._cli import sensitivity
 from twoscale._cli.evaluate import EvalRecord
 from twoscale._cli.quantize import QuantizeRecord
 from twoscale._lab.records import LabResults
+from twoscale._quantization import quantize_graph
 from twoscale._runtimes import create
 from twoscale._verification.results import VerifyResult
 from twoscale.training import RunRecord
@@ -168,6 +170,37 @@ def test_the_network_that_sensitivity_chooses_is_learned(run: Run, trained: Any,
     assert refused.code == 2
     expected = "--rounding learned is for the network that --budget chooses; give a budget too"
     assert refused.err == f"twoscale: error: {expected}\n"
+
+
+def test_learned_weights_keep_to_the_flash(
+    run: Run, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of 2 bits may reach −2, which the portable C cannot store beside a negative one."""
+    words = ("sensitivity", trained.checkpoint, "--calibration-images", 40, "--max-samples", 50, "--bits", 2)
+    plain = run(*words, "--activation-bits", "none", "--max-flash", "28K", "--json").json
+    limit = plain["choice"]["choice"]["flash_bytes"]
+    out = tmp_path / "net.onnx"
+
+    def make(graph: Any, found: Any, scheme: Any) -> Any:
+        network = quantize_graph(graph, found, scheme)
+        lowest = {
+            layer.name: np.full_like(layer.weight, -2)
+            for layer in network
+            if hasattr(layer, "weight") and np.abs(layer.weight.astype(int)).max() == 1
+        }
+        assert lowest
+        layers = (
+            dataclasses.replace(layer, weight=lowest[layer.name]) if layer.name in lowest else layer  # type: ignore[call-arg]
+            for layer in network
+        )
+        return dataclasses.replace(network, layers=tuple(layers))
+
+    monkeypatch.setattr(sensitivity, "learning_from", lambda *_: make)
+    how = ("--activation-bits", "none", "--rounding", "learned", "-o", out)
+    refused = run(*words, *how, "--max-flash", limit)
+    assert refused.code == 2
+    assert "learned weights pack less well than the chosen bits: " in refused.err
+    assert not out.exists()
 
 
 def test_quantize_measures_the_accuracy_of_both_networks(run: Run, trained: Any, tmp_path: Path) -> None:

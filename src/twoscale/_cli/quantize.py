@@ -48,6 +48,7 @@ __all__ = ["QuantizeRecord", "quantize_command"]
 
 _TEST_IMAGES = 1000
 """Most test images over which accuracy is measured."""
+
 LayerBits = Annotated[str | None, tyro.conf.arg(metavar="LAYER=BITS,...")]
 Method = Annotated[str | None, tyro.conf.arg(metavar="METHOD")]
 

@@ -39,6 +39,7 @@ from twoscale._cli.learning import learning_from
 from twoscale.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from twoscale._ir.integer_network import IntegerNetwork
     from twoscale._page.tables import Table
     from twoscale._search import MeasuredChoice, Sensitivity
 
@@ -165,6 +166,8 @@ def sensitivity_command(
         test = batches_of(dataset.test, dataset, limit=max_samples)
         make = None if rounding == "feedback" else learning_from(dataset, calibration_images, learning)
         network, measured = measure_choice(choice, graph, found, test, scheme=how, make=make)
+        if flash is not None and make is not None:
+            _require_flash(network, target, flash)
         if out is not None:
             origin = {
                 **origin_of(dataset),
@@ -186,6 +189,22 @@ def sensitivity_command(
         print_line(line)
     if out is not None:
         print_line(f"Wrote {out}. Check it: {verify_with(out, file, model, model_args, pictures)}")
+
+
+def _require_flash(network: IntegerNetwork, target: str, flash: int) -> None:
+    """Check that learned weights still fit: −8 and −2 beside a negative weight take more bits (see ``packing``).
+
+    Raises:
+        ConfigurationError: they do not.
+    """
+    from twoscale._codegen.c import sizes_of
+
+    taken = sizes_of(network, target).flash_bytes
+    if taken > flash:
+        raise ConfigurationError(
+            f"learned weights pack less well than the chosen bits: {taken:,} bytes of flash with target {target}, "
+            f"and --max-flash is {flash:,}; give less to choose from, or leave out --rounding learned"
+        )
 
 
 def parse_size(option: str, text: str) -> float:

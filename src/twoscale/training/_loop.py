@@ -88,7 +88,8 @@ def train(
 
     Args:
         config: the run's configuration. Its data and preprocessing are replaced by those of ``dataset``.
-        dataset: its training images are used.
+        dataset: its training images are used, normalized as the configuration says, or as the weights that training
+            begins with expect; else as it says itself.
         out: folder for ``model.safetensors`` (weights, once finished; with ``quantize`` the integer network,
             ``network.onnx``), ``run.json`` (:class:`RunRecord`) and
             ``training-state.safetensors`` (the checkpoint, written at the end of every epoch). What an earlier run left
